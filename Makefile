@@ -1,0 +1,64 @@
+# One line a task; `make demo` and `make test` need only python3 (3.11 or newer), pip and git.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+.PHONY: help demo test stat lint protos drift bench jaeger ci clean
+
+help:  ## what there is
+	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+# Without ensurepip, which some distributions leave out: the outer pip fills the environment.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv --without-pip $(VENV)
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet pip
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[otel,tools]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --group test
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --group lint
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --group bench
+	@touch $@
+
+demo: $(VENV)/.demo  ## the main job on a real fleet's reports
+	$(BIN)/dpmesh demo
+
+test: $(VENV)/.test  ## unit, contract, small statistical and integration tests
+	$(BIN)/python -m pytest
+
+stat: $(VENV)/.test  ## the statistical tests at full size
+	$(BIN)/python -m pytest tests/statistical -m 'full or not full'
+
+lint: $(VENV)/.lint  ## format, lint, types, import contracts, proto lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint
+
+protos: $(VENV)/.lint  ## generate the code of all .proto files
+	$(BIN)/python protos/generate.py
+
+drift: $(VENV)/.lint  ## fail if the committed generated code is not what the .proto files give
+	$(BIN)/python protos/generate.py --check
+
+bench: $(VENV)/.bench  ## every speed figure of the README, side by side with its peers
+	$(BIN)/python -m benchmarks
+
+jaeger:  ## find or build a Jaeger binary (needs Go to build)
+	deploy/jaeger/get.sh
+
+ci:  ## what CI runs
+	.ci/run
+
+clean:  ## remove what the other tasks made
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

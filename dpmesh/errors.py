@@ -1,0 +1,64 @@
+"""Everything that dpmesh raises: one root, a short tree.
+
+No message of any of these carries a field's value, a unit's id or noise: they name fields, keys and budgets.
+"""
+
+from __future__ import annotations
+
+
+class DpmeshError(Exception):
+    """The root of all errors that dpmesh raises."""
+
+
+class ConfigError(DpmeshError):
+    """A wrong key or value in the configuration; the text names both and says what is allowed."""
+
+
+class AnnotationError(DpmeshError):
+    """A bad annotation or overlay, found before any message is released.
+
+    Attributes:
+        rule: The rule's id, as `dpmesh check` prints it.
+        element: The full name of the field, oneof, message or method.
+        fix: What to write instead.
+    """
+
+    def __init__(self, rule: str, element: str, text: str, fix: str = "") -> None:
+        super().__init__(f"{element}: {text} [{rule}]" + (f" Fix: {fix}" if fix else ""))
+        self.rule = rule
+        self.element = element
+        self.fix = fix
+
+
+class ProtectionError(DpmeshError):
+    """A message that can't be protected, and so can't be sent.
+
+    Attributes:
+        reason: UPPER_SNAKE_CASE, one of MISSING_UNIT, NOT_A_NUMBER, WRONG_TYPE, BAD_ANNOTATION, NOT_PROTECTED,
+            INTERNAL.
+        field: The field's full name, or the message's where no field is to blame.
+    """
+
+    def __init__(self, reason: str, field: str, text: str) -> None:
+        super().__init__(f"{field}: {text} [{reason}]")
+        self.reason = reason
+        self.field = field
+
+
+class BudgetExhaustedError(DpmeshError):
+    """The budget does not cover the release, which was refused and charged to nothing.
+
+    Attributes:
+        budget: The budget's name.
+        retry_after: Seconds until its window renews, or None for a lifetime budget.
+    """
+
+    def __init__(self, budget: str, retry_after: float | None) -> None:
+        when = "it never renews" if retry_after is None else f"it renews in {retry_after:.0f} s"
+        super().__init__(f"privacy budget {budget!r} does not cover this release; {when}")
+        self.budget = budget
+        self.retry_after = retry_after
+
+
+class LedgerError(DpmeshError):
+    """The ledger can't answer, so nothing may leave."""
