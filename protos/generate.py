@@ -24,7 +24,7 @@ CACHE = ROOT / ".cache" / f"grpcio-tools-{COMPILER}"
 def sources() -> list[tuple[Path, Path, bool]]:
     """(.proto file, the folder that its imports and its output start from, has services) of all of them."""
     found = []
-    for folder in (ROOT / "protos", ROOT / "examples", ROOT / "tests"):
+    for folder in (ROOT / "protos", ROOT / "examples", ROOT / "tests", ROOT / "benchmarks"):
         for proto in sorted(folder.rglob("*.proto")):
             services = "\nservice " in proto.read_text(encoding="utf-8")
             # The schema's package path is its module path; other protos lie beside their code.
@@ -46,7 +46,17 @@ def package_root(proto: Path) -> Path:
 def compiler() -> dict[str, str]:
     """The environment in which `python -m grpc_tools.protoc` is the pinned compiler."""
     if not CACHE.exists():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-warn-conflicts", "--target", str(CACHE), f"grpcio-tools=={COMPILER}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-warn-conflicts",
+            "--target",
+            str(CACHE),
+            f"grpcio-tools=={COMPILER}",
+        ]
         subprocess.run(command, check=True)
     return {**os.environ, "PYTHONPATH": str(CACHE)}
 

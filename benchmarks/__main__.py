@@ -1,0 +1,20 @@
+"""Runs all benchmarks, or those named: `python -m benchmarks [release noise rpc ledger imports]`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from benchmarks.table import show
+
+ALL = ("imports", "release", "noise", "ledger", "rpc")
+
+
+def main(names: list[str]) -> None:
+    """Prints one table per benchmark, as each is done."""
+    for name in names or ALL:
+        show(importlib.import_module(f"benchmarks.{name}").rows())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

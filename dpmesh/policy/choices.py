@@ -1,0 +1,114 @@
+"""Choices: which member of a oneof is set is data too, so it is randomized, or public on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from google.protobuf.descriptor import FieldDescriptor, OneofDescriptor
+from google.protobuf.message_factory import GetMessageClass
+
+from dpmesh.accounting import Cost
+from dpmesh.noise import categorical
+from dpmesh.policy import steps
+from dpmesh.policy.fields import checked_epsilon
+from dpmesh.policy.findings import Findings
+from dpmesh.policy.node import Node
+from dpmesh.policy.plan import FieldPlan, Kind, Model
+from dpmesh.policy.problem import BadRuleError
+from dpmesh.policy.rules import Ruling
+from dpmesh.policy.steps import Step
+
+Member = tuple[FieldDescriptor, Node]
+
+
+def add(
+    node: Node,
+    oneof: OneofDescriptor,
+    members: Sequence[Member],
+    *,
+    path: str,
+    instances: int,
+    share: Fraction | None,
+    findings: Findings,
+) -> None:
+    """Adds a oneof, whose members are compiled already, to the node of its message."""
+    ruling = findings.oneof(oneof)
+    node.adopt([part for _, part in members])
+    if not any(findings.changes(field) for field, _ in members):
+        for _, part in members:
+            node.steps += part.steps
+            node.bare += part.bare
+    elif ruling.rules.public:
+        runs = [(field.name, steps.run_all(part.steps)) for field, part in members if part.steps]
+        node.steps.append(steps.open_choice(oneof.name, runs))
+        for _, part in members:
+            node.bare += part.bare
+    else:
+        epsilon = _epsilon(oneof, ruling, share, findings)
+        if epsilon is not None:
+            _hide(node, oneof, members, epsilon, path, instances, ruling, findings)
+
+
+def _epsilon(
+    oneof: OneofDescriptor, ruling: Ruling, share: Fraction | None, findings: Findings
+) -> Fraction | None:
+    try:
+        epsilon = checked_epsilon(ruling.rules.epsilon) if ruling.rules.HasField("epsilon") else share
+    except BadRuleError as bad:
+        findings.bad(oneof.full_name, bad)
+        return None
+    if epsilon is None:
+        findings.error(
+            oneof.full_name,
+            "oneof-choice",
+            "which member is set is data too",
+            "option (dpmesh.v1.oneof) = {epsilon: ...}, or {public: true} if it may be seen",
+        )
+    return epsilon
+
+
+def _hide(
+    node: Node,
+    oneof: OneofDescriptor,
+    members: Sequence[Member],
+    epsilon: Fraction,
+    path: str,
+    instances: int,
+    ruling: Ruling,
+    findings: Findings,
+) -> None:
+    """Randomizes the choice: k-ary randomized response over the members and "none"."""
+    runs = [(field.name, _run(field, part, findings)) for field, part in members]
+    mechanism = categorical.make(len(runs) + 1, epsilon)
+    blank = GetMessageClass(oneof.containing_type)()
+    node.steps.append(steps.choice(oneof.name, runs, mechanism.draw, blank))
+    cost = Cost.pure(epsilon)
+    node.local += cost
+    node.fields.append(
+        FieldPlan(
+            path=path + oneof.name,
+            name=oneof.full_name,
+            kind=Kind.ONEOF,
+            origin=ruling.origin,
+            model=Model.LOCAL,
+            epsilon=epsilon,
+            instances=instances,
+            cost=cost,
+            domain=(*(name for name, _ in runs), "none"),
+            mechanism=mechanism,
+        )
+    )
+
+
+def _run(field: FieldDescriptor, part: Node, findings: Findings) -> Step:
+    if part.units:
+        findings.error(field.full_name, "oneof-choice", "holds a unit, so its oneof must be {public: true}")
+    elif any(plan.kind is Kind.PUBLIC for plan in part.fields):
+        findings.error(
+            field.full_name,
+            "oneof-choice",
+            "leaves (partly) as it is, which would show the choice that its oneof hides",
+            "protect or suppress it, or make the oneof {public: true}",
+        )
+    return steps.run_all(part.steps) if part.steps else steps.emptied(field)

@@ -1,0 +1,340 @@
+"""Compiler: a message type and the rules that hold for it become a Plan, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from dpmesh.accounting import Cost
+from dpmesh.errors import AnnotationError
+from dpmesh.policy import choices, steps
+from dpmesh.policy.fields import Place, checked_items, plan_categorical, plan_numeric
+from dpmesh.policy.findings import Findings, is_protected
+from dpmesh.policy.node import Node, Walk, into_child, over_elements, over_entries
+from dpmesh.policy.plan import Alias, FieldPlan, Kind, Model, Plan, Scope
+from dpmesh.policy.problem import BadRuleError, Problem, Severity
+from dpmesh.policy.rules import UNANNOTATED, Rulebook, Ruling
+from dpmesh.policy.shares import share
+from dpmesh.policy.steps import Step
+from dpmesh.policy.types import INTEGER_RANGES, F, choice_of, held, is_map, type_name
+from dpmesh.v1 import privacy_pb2 as pb
+
+DEFAULT_EPOCH = 86_400.0
+_NOT_YET = {"location", "time", "vector", "histogram", "pseudonym"}
+
+
+def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, list[Problem]]:
+    """Compiles one message type.
+
+    Args:
+        message: The type.
+        book: The rules that hold.
+
+    Returns:
+        The plan (None when nothing is to be protected, or when a problem is an error), and all problems found.
+    """
+    findings = Findings(book)
+    try:
+        if not is_protected(message, book):
+            return None, []
+    except AnnotationError as error:
+        findings.refused(error)
+        return None, findings.problems
+    node = _Compiler(findings).message(message, "", 1, ())
+    if any(problem.severity is Severity.ERROR for problem in findings.problems):
+        return None, findings.problems
+    return _plan(message, node, findings.version()), findings.problems
+
+
+def _plan(message: Descriptor, node: Node, version: str) -> Plan:
+    new = GetMessageClass(message)
+    scopes = [Scope(path, cost) for path, cost, _ in node.units]
+    ownerless = node.local + node.central
+    if ownerless != Cost.ZERO:
+        scopes.append(Scope("", ownerless))
+    noised = [entry for entry in node.fields if entry.mechanism is not None]
+    return Plan(
+        descriptor=message,
+        version=version,
+        fields=tuple(node.fields),
+        scopes=tuple(scopes),
+        owners=_owners([walk for _, _, walk in node.units], ownerless != Cost.ZERO),
+        protect=_builder(new, node.steps, node.copies),
+        blank=_builder(new, node.bare, node.copies),
+        mechanisms=tuple(sorted({entry.mechanism_name for entry in noised})),
+        protected=sum(entry.kind not in (Kind.PUBLIC, Kind.UNIT) for entry in node.fields),
+        cost=sum((scope.cost for scope in scopes), Cost.ZERO),
+        delta=sum(entry.delta * entry.instances for entry in noised),
+    )
+
+
+def _builder(
+    new: type[Message], compiled: Sequence[Step], copies: bool
+) -> Callable[[Message, Alias], Message]:
+    compiled = tuple(compiled)
+
+    def build(source: Message, alias: Alias) -> Message:
+        target = new()
+        for step in compiled:
+            step(source, target, alias)
+        if copies:
+            target.DiscardUnknownFields()
+        return target
+
+    return build
+
+
+def _owners(walks: Sequence[Walk], ownerless: bool) -> Callable[[Message], Sequence[tuple[int, bytes]]]:
+    last = len(walks)
+    if last == 1 and not ownerless:
+        only = walks[0]
+        return lambda message: [(0, unit) for unit in only(message)]
+
+    def owners(message: Message) -> Sequence[tuple[int, bytes]]:
+        found = [(index, unit) for index, walk in enumerate(walks) for unit in walk(message)]
+        if ownerless:
+            found.append((last, b""))
+        return found
+
+    return owners
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """Where the compiler stands: a message type at a place of the root message.
+
+    Attributes:
+        path: What comes before the names of its fields.
+        instances: How often it occurs in one root message.
+        stack: The types that it stands in, itself included.
+        share: Each field's part of its epsilon.
+        unannotated: Its rule for fields without one.
+    """
+
+    path: str
+    instances: int
+    stack: tuple[str, ...]
+    share: Fraction | None
+    unannotated: int
+
+
+class _Compiler:
+    """Walks a message type depth first."""
+
+    def __init__(self, findings: Findings) -> None:
+        self.findings = findings
+
+    def message(self, message: Descriptor, path: str, instances: int, stack: tuple[str, ...]) -> Node:
+        """Compiles a message type at a place."""
+        findings, node = self.findings, Node()
+        rules = findings.message(message).rules
+        site = _Site(
+            path, instances, (*stack, message.full_name), share(message, findings), rules.unannotated
+        )
+        units = [entry for entry in message.fields if findings.kind(entry) == "unit"]
+        if len(units) > 1:
+            names = " and ".join(entry.name for entry in units)
+            findings.error(
+                message.full_name, "unit-duplicate", f"has more than one unit: {names}", "mark one"
+            )
+        read = self._unit(units[0], node, path) if units else None
+        for entry in message.fields:
+            if choice_of(entry) is None:
+                self._field(entry, node, site)
+        for oneof in message.oneofs:
+            if len(oneof.fields) > 1:
+                members = [(entry, self._member(entry, site)) for entry in oneof.fields]
+                choices.add(
+                    node, oneof, members, path=path, instances=instances, share=site.share, findings=findings
+                )
+        if read is not None:
+            node.own(read, path + units[0].name)
+        return node
+
+    def _member(self, entry: FieldDescriptor, site: _Site) -> Node:
+        node = Node()
+        self._field(entry, node, site)
+        return node
+
+    def _field(self, entry: FieldDescriptor, node: Node, site: _Site) -> None:
+        ruling = self.findings.field(entry)
+        kind = ruling.rules.WhichOneof("kind")
+        place = Place(
+            entry, site.path + entry.name, ruling.origin, site.share, ruling.rules.max_items, site.instances
+        )
+        if kind in ("numeric", "categorical"):
+            self._noised(place, ruling.rules, kind, node)
+        elif kind == "suppress":
+            node.fields.append(FieldPlan(place.path, entry.full_name, Kind.SUPPRESS, ruling.origin))
+        elif kind == "public":
+            self._pass(entry, node, place.path, ruling.origin)
+        elif kind in _NOT_YET:
+            self.findings.error(
+                entry.full_name,
+                "kind-not-available",
+                f"{kind} does not work yet",
+                "use suppress until it does",
+            )
+        elif kind is None and self.findings.holds_rules(entry):
+            self._nested(place, node, site)
+        elif kind is None:
+            self._unruled(place, node, site)
+
+    def _noised(self, place: Place, rules: Any, kind: str, node: Node) -> None:
+        name = place.field.full_name
+        try:
+            plan = (plan_numeric if kind == "numeric" else plan_categorical)(place, getattr(rules, kind))
+        except BadRuleError as bad:
+            self.findings.bad(name, bad)
+            return
+        except ValueError as error:
+            # The samplers have limits of their own, which only extreme resolutions and epsilons reach.
+            self.findings.error(name, "resolution", str(error), "use a coarser resolution")
+            return
+        node.fields.append(plan)
+        if plan.model is Model.CENTRAL:
+            node.central += plan.cost
+        else:
+            node.local += plan.cost
+        transform = _transform(plan, rules)
+        if place.field.is_repeated:
+            node.steps.append(steps.repeated(place.field, transform, plan.repeats))
+        else:
+            node.steps.append(steps.single(place.field, transform))
+
+    def _pass(self, entry: FieldDescriptor, node: Node, path: str, origin: str) -> None:
+        step = steps.passed(entry)
+        node.steps.append(step)
+        node.bare.append(step)
+        node.copies = node.copies or entry.message_type is not None
+        node.fields.append(FieldPlan(path, entry.full_name, Kind.PUBLIC, origin))
+
+    def _unruled(self, place: Place, node: Node, site: _Site) -> None:
+        """A field of no kind, with nothing in it that has one: the message decides."""
+        entry, name = place.field, place.field.full_name
+        if place.max_items:
+            self.findings.error(name, "max-items", "max_items protects nothing here", "remove it")
+        if site.unannotated == pb.MessageRules.REJECT:
+            self.findings.error(
+                name, "unannotated", "has no annotation, and its message rejects that", "annotate it"
+            )
+        elif site.unannotated == pb.MessageRules.SUPPRESS:
+            node.fields.append(FieldPlan(place.path, name, Kind.SUPPRESS, UNANNOTATED))
+        else:
+            self.findings.warn(
+                name, "unannotated", "has no annotation and leaves as it is", "say `public` if that is right"
+            )
+            self._pass(entry, node, place.path, UNANNOTATED)
+
+    # -- messages in messages -----------------------------------------------------------------------------------
+
+    def _nested(self, place: Place, node: Node, site: _Site) -> None:
+        entry = place.field
+        inside = held(entry)
+        if is_map(entry):
+            value = inside.fields_by_name["value"]
+            inside = held(value)
+        if inside.full_name in site.stack:
+            text = f"{type_name(entry)} holds itself, so its loss has no bound"
+            self.findings.error(entry.full_name, "recursive", text, "use suppress")
+        elif is_map(entry):
+            self._map(place, inside, node, site)
+        elif entry.is_repeated:
+            self._repeated(place, inside, node, site)
+        else:
+            self._single(place, inside, node, site)
+
+    def _single(self, place: Place, inside: Descriptor, node: Node, site: _Site) -> None:
+        name = place.field.name
+        if place.max_items:
+            self.findings.error(
+                place.field.full_name, "max-items", "max_items is for repeated fields and maps", "remove it"
+            )
+        inner = self.message(inside, place.path + ".", place.instances, site.stack)
+        node.steps.append(steps.child(name, steps.run_all(inner.steps), when_set=inner.scoped))
+        node.absorb(inner, 1, into_child(name))
+
+    def _repeated(self, place: Place, inside: Descriptor, node: Node, site: _Site) -> None:
+        name = place.field.name
+        items, inner = self._elements(place, inside, "[].", site)
+        blank = GetMessageClass(inside)()
+        run = steps.run_all(inner.steps)
+        node.steps.append(steps.children(name, run, items, blank, fill=not inner.scoped))
+        node.absorb(inner, max(items, 1), over_elements(name, items))
+
+    def _map(self, place: Place, inside: Descriptor, node: Node, site: _Site) -> None:
+        name = place.field.name
+        items, inner = self._elements(place, inside, "{}.", site)
+        self.findings.warn(
+            place.field.full_name,
+            "map-keys",
+            "the keys and their number leave as they are",
+            "use a repeated message if they are data",
+        )
+        node.steps.append(steps.entries(name, steps.run_all(inner.steps), items))
+        node.absorb(inner, max(items, 1), over_entries(name, items))
+
+    def _elements(self, place: Place, inside: Descriptor, mark: str, site: _Site) -> tuple[int, Node]:
+        """The element's node and the public length, which elements that bring a unit of their own don't need."""
+        items = place.max_items
+        inner = self.message(inside, place.path + mark, place.instances * max(items, 1), site.stack)
+        if items or not inner.scoped or inner.local + inner.central != Cost.ZERO:
+            try:
+                items = checked_items(items)
+            except BadRuleError as bad:
+                self.findings.bad(place.field.full_name, bad)
+        return items, inner
+
+    # -- the unit -----------------------------------------------------------------------------------------------
+
+    def _unit(self, entry: FieldDescriptor, node: Node, path: str) -> Callable[[Any], bytes] | None:
+        name = entry.full_name
+        ruling = self.findings.field(entry)
+        fits = entry.type in INTEGER_RANGES or entry.type in (F.TYPE_STRING, F.TYPE_BYTES)
+        if entry.is_repeated or not fits:
+            text = f"unit does not fit {type_name(entry)}"
+            self.findings.error(name, "kind-type", text, "string, bytes or integer")
+            return None
+        if choice_of(entry) is not None:
+            self.findings.error(name, "kind-type", "a unit can't be one of a oneof", "move it out")
+            return None
+        node.fields.append(FieldPlan(path + entry.name, name, Kind.UNIT, ruling.origin))
+        read = steps.unit_reader(entry)
+        step = self._unit_step(entry, ruling, read)
+        node.steps.append(step)
+        node.bare.append(step)
+        return read
+
+    def _unit_step(self, entry: FieldDescriptor, ruling: Ruling, read: Callable[[Any], bytes]) -> Step:
+        name, rules = entry.full_name, ruling.rules.unit
+        if rules.form == pb.Unit.SUPPRESSED:
+            return steps.required(read)
+        if rules.form == pb.Unit.RAW:
+            self.findings.warn(name, "unit-raw", "the unit's id leaves as it is", "form: PSEUDONYM hides it")
+            return steps.passed(entry)
+        epoch = rules.epoch.ToTimedelta().total_seconds() if rules.HasField("epoch") else DEFAULT_EPOCH
+        if epoch < 1:
+            self.findings.error(name, "epoch", "epoch must be at least 1 s")
+        if INTEGER_RANGES.get(entry.type, (0, 2**63))[1] < 2**33:
+            self.findings.warn(
+                name,
+                "unit-collision",
+                "32-bit pseudonyms of different units collide",
+                "use a string or int64",
+            )
+        return steps.pseudonym(entry, read, epoch)
+
+
+def _transform(plan: FieldPlan, rules: Any) -> steps.Transform:
+    assert plan.mechanism is not None
+    if plan.domain is not None:
+        return steps.categorical(plan.domain, plan.mechanism.draw)
+    assert plan.grid is not None
+    refuse = rules.numeric.nan == pb.Numeric.REJECT
+    return steps.numeric(plan.grid, plan.mechanism.draw, plan.name, in_range=plan.in_range, refuse_nan=refuse)

@@ -1,0 +1,97 @@
+"""Node: what compiling one message type at one place gave, before it becomes a Plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dpmesh.accounting import Cost
+from dpmesh.policy.plan import FieldPlan
+from dpmesh.policy.steps import Step
+
+# From a message to every instance of something within it.
+Enter = Callable[[Any], Iterable[Any]]
+# From a message to the id of the unit at every instance of a scope within it.
+Walk = Callable[[Any], Iterable[bytes]]
+
+
+@dataclass(slots=True)
+class Node:
+    """What is known of one message type at one place.
+
+    Attributes:
+        steps: What writes the protected message.
+        bare: The same for on_exhausted = "suppress": only what needs no noise.
+        fields: Everything decided, for people and estimators.
+        local: What the unit's own values cost that have no unit yet.
+        central: What aggregates cost.
+        units: The scopes of units within: each one's path, cost, and the walk to its instances.
+        copies: It copies whole messages, whose unknown fields must go.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    bare: list[Step] = field(default_factory=list)
+    fields: list[FieldPlan] = field(default_factory=list)
+    local: Cost = Cost.ZERO
+    central: Cost = Cost.ZERO
+    units: list[tuple[str, Cost, Walk]] = field(default_factory=list)
+    copies: bool = False
+
+    @property
+    def scoped(self) -> bool:
+        """Whether an instance of this message brings its own unit, so that its presence is a report."""
+        return bool(self.units)
+
+    def own(self, read: Callable[[Any], bytes], path: str) -> None:
+        """A unit pays for all local values here that no deeper unit pays for."""
+        self.units.insert(0, (path, self.local, lambda message: (read(message),)))
+        self.local = Cost.ZERO
+
+    def absorb(self, inner: Node, items: int, enter: Enter) -> None:
+        """Takes over a nested message that occurs `items` times."""
+        self.fields += inner.fields
+        self.local += inner.local.times(items)
+        self.central += inner.central.times(items)
+        self.copies = self.copies or inner.copies
+        self.units += [(path, cost, _through(enter, walk)) for path, cost, walk in inner.units]
+
+    def adopt(self, members: Sequence[Node]) -> None:
+        """Takes over the members of a oneof, of which at most one leaves: the dearest covers all."""
+        for member in members:
+            self.fields += member.fields
+            self.units += member.units
+            self.copies = self.copies or member.copies
+        self.local += _dearest([member.local for member in members])
+        self.central += _dearest([member.central for member in members])
+
+
+def _dearest(costs: Sequence[Cost]) -> Cost:
+    pure = [cost.epsilon for cost in costs if cost.epsilon is not None]
+    return Cost(epsilon=max(pure) if len(pure) == len(costs) else None, rho=max(cost.rho for cost in costs))
+
+
+def _through(enter: Enter, walk: Walk) -> Walk:
+    return lambda message: (unit for inner in enter(message) for unit in walk(inner))
+
+
+def into_child(name: str) -> Enter:
+    """To a message in a message, if it is set."""
+    return lambda message: (getattr(message, name),) if message.HasField(name) else ()
+
+
+def over_elements(name: str, items: int) -> Enter:
+    """To the elements of a repeated message that are shown; 0 shows all."""
+    end = items or None
+    return lambda message: getattr(message, name)[:end]
+
+
+def over_entries(name: str, items: int) -> Enter:
+    """To the values of a map of messages that are shown; 0 shows all."""
+    end = items or None
+
+    def enter(message: Any) -> Iterator[Any]:
+        held = getattr(message, name)
+        return (held[key] for key in sorted(held)[:end])
+
+    return enter

@@ -1,0 +1,161 @@
+"""Plan: what is done to each field of one message type, decided once, frozen, and cheap to run."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+
+from dpmesh.accounting import Cost
+from dpmesh.noise.categorical import CategoricalMechanism
+from dpmesh.noise.numeric import NumericMechanism
+
+# A unit's canonical bytes and the length of an epoch in seconds -> the unit's pseudonym (16 bytes) in this epoch.
+Alias = Callable[[bytes, float], bytes]
+
+
+class Kind(enum.StrEnum):
+    """What a plan does to a field; the names of the annotation's kinds."""
+
+    UNIT = "unit"
+    NUMERIC = "numeric"
+    CATEGORICAL = "categorical"
+    ONEOF = "oneof"
+    SUPPRESS = "suppress"
+    PUBLIC = "public"
+
+
+class Model(enum.StrEnum):
+    """Whose value a number is: the unit's own, or an aggregate over many units."""
+
+    LOCAL = "local"
+    CENTRAL = "central"
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The public grid of a numeric field: lower + i * step for i = 0..size.
+
+    Attributes:
+        lower: The value of index 0, in the field's own units.
+        upper: The declared upper bound; the last index may lie a fraction of a step above it.
+        step: The distance of two neighbours, in the field's own units.
+        size: The index of the last point.
+        integral: The field holds integers, so all points are integers.
+    """
+
+    lower: float
+    upper: float
+    step: float
+    size: int
+    integral: bool
+
+    def value(self, index: int) -> float:
+        """The value of a grid index (which may lie outside 0..size)."""
+        return self.lower + index * self.step
+
+    def index(self, value: float) -> int:
+        """The index nearest to a value, clamped to 0..size; the middle for NaN."""
+        if value != value:
+            return self.size // 2
+        if value <= self.lower:
+            return 0
+        if value >= self.upper:
+            return self.size
+        return min(int((value - self.lower) / self.step + 0.5), self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class FieldPlan:
+    """One field, oneof choice or unit id, and what is done to it.
+
+    Attributes:
+        path: From the root message: names joined by dots; "[]" marks repeated, "{}" a map ("rows[].delay").
+        name: The full name of the field or oneof, "package.Message.field".
+        kind: What is done.
+        origin: Who decided: "annotation", "overlay", or "unannotated".
+        model: Local or central, for numbers; None otherwise.
+        epsilon: The loss of one release of the whole field in one message instance, or None for the Gaussian.
+        rho: The Gaussian's zCDP cost, else None.
+        delta: The Gaussian's declared delta, else 0.
+        repeats: How many elements of this field one message instance shows (1 unless repeated).
+        instances: How often the field's message occurs in one root message (the product of max_items above it).
+        cost: What one message instance pays for it, all repeats together.
+        grid: Of a numeric field.
+        in_range: A numeric field's output mode.
+        domain: Of a categorical field, in order: enum numbers, bools, strings or integers.
+        mechanism: What draws each element.
+    """
+
+    path: str
+    name: str
+    kind: Kind
+    origin: str
+    model: Model | None = None
+    epsilon: Fraction | None = None
+    rho: Fraction | None = None
+    delta: float = 0.0
+    repeats: int = 1
+    instances: int = 1
+    cost: Cost = Cost.ZERO
+    grid: Grid | None = None
+    in_range: bool = False
+    domain: tuple[Any, ...] | None = None
+    mechanism: NumericMechanism | CategoricalMechanism | None = None
+
+    @property
+    def mechanism_name(self) -> str:
+        """The mechanism's name, "" where nothing is drawn."""
+        if isinstance(self.mechanism, NumericMechanism):
+            return str(self.mechanism.kind)
+        return "" if self.mechanism is None else "k_randomized_response"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """A part of a message whose loss belongs to one owner.
+
+    Attributes:
+        path: Where the unit's id stands, or "" when the loss belongs to no unit (global budgets pay).
+        cost: What one instance of the scope costs.
+    """
+
+    path: str
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How messages of one type leave.
+
+    Attributes:
+        descriptor: The message type.
+        version: The digest of everything that decided this plan.
+        fields: All fields that the plan names, in order of declaration, depth first.
+        scopes: Who pays what; a scope inside a repeated field is paid once an instance.
+        owners: Maps a message to (scope index, unit's canonical bytes) pairs. Raises ProtectionError.
+        protect: Maps a message and the pseudonym function to a new, protected message of the same type. The
+            argument is never changed. Raises ProtectionError.
+        blank: The same, as if every value were absent: what leaves under on_exhausted = "suppress".
+        mechanisms: The names of all mechanisms, sorted, for telemetry.
+        protected: How many fields are noised or suppressed.
+        cost: The most that one message can cost all owners together.
+        delta: The sum of the deltas that its Gaussians were declared with.
+    """
+
+    descriptor: Descriptor
+    version: str
+    fields: tuple[FieldPlan, ...]
+    scopes: tuple[Scope, ...]
+    owners: Callable[[Message], Sequence[tuple[int, bytes]]]
+    protect: Callable[[Message, Alias], Message]
+    blank: Callable[[Message, Alias], Message]
+    mechanisms: tuple[str, ...]
+    protected: int
+    cost: Cost
+    delta: float

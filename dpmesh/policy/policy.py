@@ -1,0 +1,88 @@
+"""Policy: the rules in force, and the plans compiled from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
+
+from dpmesh.policy import overlay
+from dpmesh.policy.compiler import compile_message
+from dpmesh.policy.plan import Plan
+from dpmesh.policy.problem import Problem, Severity
+from dpmesh.policy.rules import Rulebook
+from dpmesh.v1 import policy_pb2
+
+
+class Policy:
+    """Annotations, overlays, and a cache of compiled plans (failures too).
+
+    Args:
+        overlays: A policy file's path, a dpmesh.v1.Policy message, or None for annotations alone.
+
+    Raises:
+        ConfigError: The file can't be read or does not fit the schema.
+    """
+
+    def __init__(self, overlays: str | Path | policy_pb2.Policy | None = None) -> None:
+        if isinstance(overlays, (str, Path)):
+            overlays = overlay.load(overlays)
+        self.rules = Rulebook(overlays)
+        self._compiled: dict[Descriptor, tuple[Plan | None, list[Problem]]] = {}
+
+    @property
+    def digest(self) -> str:
+        """What names this policy on the wire: SHA-256 of its overlays, in hex."""
+        return self.rules.digest
+
+    def plan(self, message: Descriptor) -> Plan | None:
+        """The plan of a message type, or None when nothing of it is protected.
+
+        Raises:
+            AnnotationError: One of its annotations is bad.
+        """
+        plan, problems = self._compile(message)
+        for problem in problems:
+            if problem.severity is Severity.ERROR:
+                raise problem.error()
+        return plan
+
+    def problems(self, message: Descriptor) -> list[Problem]:
+        """Everything that is wrong or worth a look in a message type's annotations."""
+        return list(self._compile(message)[1])
+
+    def requires(self, method: MethodDescriptor) -> bool:
+        """Whether a receiver refuses requests of this method that no dpmesh sender has protected."""
+        return bool(self.rules.method(method).rules.require)
+
+    def stray(self, pool: DescriptorPool | None = None) -> list[str]:
+        """The overlays' names that no loaded proto has: misspelled, or imported too late.
+
+        Args:
+            pool: Where to look; protobuf's default pool when absent.
+        """
+        pool = pool or descriptor_pool.Default()
+        overlays = self.rules.overlay
+        finders = (
+            (overlays.fields, pool.FindFieldByName),
+            (overlays.messages, pool.FindMessageTypeByName),
+            (overlays.oneofs, pool.FindOneofByName),
+            (overlays.methods, lambda name: pool.FindMethodByName(name.lstrip("/").replace("/", "."))),
+        )
+        return sorted(name for names, find in finders for name in names if not _found(find, name))
+
+    def _compile(self, message: Descriptor) -> tuple[Plan | None, list[Problem]]:
+        done = self._compiled.get(message)
+        if done is None:
+            done = self._compiled[message] = compile_message(message, self.rules)
+        return done
+
+
+def _found(find, name: str) -> bool:  # type: ignore[no-untyped-def]
+    try:
+        find(name)
+    except KeyError:
+        return False
+    return True

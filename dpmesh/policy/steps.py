@@ -1,0 +1,293 @@
+"""The compiled inside of a plan: small functions that read one field of a message and write it to another.
+
+A protected message is built from nothing, field by field, so what no step writes does not leave: unknown fields,
+extensions and suppressed fields need no code to stop them. The caller's message is only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from dpmesh.errors import ProtectionError
+from dpmesh.policy.plan import Alias, Grid
+from dpmesh.policy.types import INTEGER_RANGES, F, is_wrapper
+
+# What reads one field of the first message and writes it, protected, to the second.
+Step = Callable[[Any, Any, Alias], None]
+Draw = Callable[[int], int]
+# One value in, one protected value out.
+Transform = Callable[[Any], Any]
+
+
+def numeric(grid: Grid, draw: Draw, field_name: str, *, in_range: bool, refuse_nan: bool) -> Transform:
+    """Clamp, round to the grid, draw, and back to the field's units."""
+    if grid.integral:
+        return _integers(grid, draw, in_range=in_range)
+    lower, upper, step, size = grid.lower, grid.upper, grid.step, grid.size
+    middle = size // 2
+    # The last point may lie above the upper bound, which an output IN_RANGE may not pass.
+    clamp = in_range and grid.value(size) > upper
+
+    def transform(value: float) -> float:
+        if lower < value < upper:
+            index = int((value - lower) / step + 0.5)
+            if index > size:
+                index = size
+        elif value <= lower:
+            index = 0
+        elif value >= upper:
+            index = size
+        elif refuse_nan:
+            raise ProtectionError("NOT_A_NUMBER", field_name, "is NaN, which its rule refuses")
+        else:
+            index = middle
+        out = lower + draw(index) * step
+        return upper if clamp and out > upper else out
+
+    return transform
+
+
+def _integers(grid: Grid, draw: Draw, *, in_range: bool) -> Transform:
+    lower, upper, step, size = int(grid.lower), int(grid.upper), int(grid.step), grid.size
+    half = step // 2
+    clamp = in_range and lower + size * step > upper
+
+    def transform(value: int) -> int:
+        if lower < value < upper:
+            index = (value - lower + half) // step
+        else:
+            index = 0 if value <= lower else size
+        out = lower + draw(index) * step
+        return upper if clamp and out > upper else out
+
+    return transform
+
+
+def categorical(domain: Sequence[Any], draw: Draw) -> Transform:
+    """Randomized response over the domain; what is outside of it counts as its first value."""
+    index_of = {value: index for index, value in enumerate(domain)}.get
+    values = tuple(domain)
+
+    def transform(value: Any) -> Any:
+        return values[draw(index_of(value, 0))]
+
+    return transform
+
+
+def single(field: FieldDescriptor, transform: Transform) -> Step:
+    """Applies a transform to a field that is always emitted, whether it was set or not."""
+    name = field.name
+    if is_wrapper(field):
+
+        def wrapped(source: Any, target: Any, _alias: Alias) -> None:
+            box = getattr(target, name)
+            box.value = transform(getattr(source, name).value)
+            box.SetInParent()
+
+        return wrapped
+
+    def plain(source: Any, target: Any, _alias: Alias) -> None:
+        setattr(target, name, transform(getattr(source, name)))
+
+    return plain
+
+
+def repeated(field: FieldDescriptor, transform: Transform, items: int) -> Step:
+    """Applies a transform to each of exactly `items` elements: cut, or filled up with defaults."""
+    name = field.name
+    if is_wrapper(field):
+
+        def boxes(source: Any, target: Any, _alias: Alias) -> None:
+            values = [box.value for box in getattr(source, name)[:items]]
+            values += [0] * (items - len(values))
+            into = getattr(target, name)
+            for value in values:
+                into.add(value=transform(value))
+
+        return boxes
+    filler = "" if field.type == F.TYPE_STRING else 0
+
+    def plain(source: Any, target: Any, _alias: Alias) -> None:
+        values = getattr(source, name)[:items]
+        values += [filler] * (items - len(values))
+        getattr(target, name).extend([transform(value) for value in values])
+
+    return plain
+
+
+def run_all(steps: Sequence[Step]) -> Step:
+    """All steps of one message type, in order."""
+    steps = tuple(steps)
+
+    def run(source: Any, target: Any, alias: Alias) -> None:
+        for step in steps:
+            step(source, target, alias)
+
+    return run
+
+
+def child(name: str, run: Step, *, when_set: bool) -> Step:
+    """A message in a message: always emitted, or only when it was set."""
+
+    def step(source: Any, target: Any, alias: Alias) -> None:
+        if when_set and not source.HasField(name):
+            return
+        into = getattr(target, name)
+        into.SetInParent()
+        run(getattr(source, name), into, alias)
+
+    return step
+
+
+def children(name: str, run: Step, items: int, blank: Message, *, fill: bool) -> Step:
+    """A repeated message: cut at `items` (0: as many as there are), and filled up with protected defaults."""
+
+    def step(source: Any, target: Any, alias: Alias) -> None:
+        elements = getattr(source, name)
+        into = getattr(target, name)
+        shown = elements[:items] if items else elements
+        for element in shown:
+            run(element, into.add(), alias)
+        if fill:
+            for _ in range(items - len(shown)):
+                run(blank, into.add(), alias)
+
+    return step
+
+
+def entries(name: str, run: Step, items: int) -> Step:
+    """A map of messages: cut at `items` in order of key (0: as many as there are)."""
+
+    def step(source: Any, target: Any, alias: Alias) -> None:
+        held = getattr(source, name)
+        into = getattr(target, name)
+        for key in sorted(held)[: items or None]:
+            run(held[key], into[key], alias)
+
+    return step
+
+
+def choice(oneof_name: str, members: Sequence[tuple[str, Step]], draw: Draw, blank: Message) -> Step:
+    """A oneof whose choice is randomized: the drawn member leaves, with a default's output if it was not the one."""
+    positions = {name: position for position, (name, _) in enumerate(members)}
+    runs = [run for _, run in members]
+    nothing = len(runs)
+
+    def step(source: Any, target: Any, alias: Alias) -> None:
+        actual = positions.get(source.WhichOneof(oneof_name), nothing)
+        drawn = draw(actual)
+        if drawn != nothing:
+            runs[drawn](source if drawn == actual else blank, target, alias)
+
+    return step
+
+
+def open_choice(oneof_name: str, members: Sequence[tuple[str, Step]]) -> Step:
+    """A oneof whose choice is public: the member that is set leaves, protected."""
+    runs = dict(members)
+
+    def step(source: Any, target: Any, alias: Alias) -> None:
+        name = source.WhichOneof(oneof_name)
+        if name in runs:
+            runs[name](source, target, alias)
+
+    return step
+
+
+def emptied(field: FieldDescriptor) -> Step:
+    """A suppressed member of a oneof whose choice is randomized: it shows as set, and holds nothing."""
+    name = field.name
+    if field.message_type is not None:
+        return lambda _source, target, _alias: getattr(target, name).SetInParent()
+    default = field.default_value
+    return lambda _source, target, _alias: setattr(target, name, default)
+
+
+def passed(field: FieldDescriptor) -> Step:
+    """Copies a field as it is."""
+    name = field.name
+    if field.is_repeated:
+        return lambda source, target, _alias: getattr(target, name).MergeFrom(getattr(source, name))
+    if field.message_type is not None:
+
+        def message(source: Any, target: Any, _alias: Alias) -> None:
+            if source.HasField(name):
+                getattr(target, name).CopyFrom(getattr(source, name))
+
+        return message
+    if field.has_presence:
+
+        def optional(source: Any, target: Any, _alias: Alias) -> None:
+            if source.HasField(name):
+                setattr(target, name, getattr(source, name))
+
+        return optional
+    return lambda source, target, _alias: setattr(target, name, getattr(source, name))
+
+
+def unit_reader(field: FieldDescriptor) -> Callable[[Any], bytes]:
+    """Reads a unit's id as canonical bytes: text in UTF-8, bytes as they are, integers in decimal.
+
+    So one device has one budget, whether a message spells its id "42" or 42. An id that is empty (or 0, where the
+    field can't tell 0 from absent) is missing.
+    """
+    name, full_name, presence = field.name, field.full_name, field.has_presence
+
+    def missing() -> ProtectionError:
+        return ProtectionError("MISSING_UNIT", full_name, "the privacy unit's id is missing")
+
+    if field.type in INTEGER_RANGES:
+
+        def integer(message: Any) -> bytes:
+            value = getattr(message, name)
+            if not value and not (presence and message.HasField(name)):
+                raise missing()
+            return b"%d" % value
+
+        return integer
+    if field.type == F.TYPE_STRING:
+
+        def text(message: Any) -> bytes:
+            value: str = getattr(message, name)
+            if not value:
+                raise missing()
+            return value.encode()
+
+        return text
+
+    def raw(message: Any) -> bytes:
+        value: bytes = getattr(message, name)
+        if not value:
+            raise missing()
+        return value
+
+    return raw
+
+
+def required(read: Callable[[Any], bytes]) -> Step:
+    """A unit's id that must be there, and does not leave."""
+
+    def step(source: Any, _target: Any, _alias: Alias) -> None:
+        read(source)
+
+    return step
+
+
+def pseudonym(field: FieldDescriptor, read: Callable[[Any], bytes], epoch: float) -> Step:
+    """Writes the unit's keyed hash of this epoch in the field's own type."""
+    name = field.name
+    if field.type == F.TYPE_STRING:
+        return lambda source, target, alias: setattr(target, name, alias(read(source), epoch).hex())
+    if field.type == F.TYPE_BYTES:
+        return lambda source, target, alias: setattr(target, name, alias(read(source), epoch))
+    mask = INTEGER_RANGES[field.type][1]
+
+    def integer(source: Any, target: Any, alias: Alias) -> None:
+        # 0 would read as absent.
+        setattr(target, name, int.from_bytes(alias(read(source), epoch), "big") & mask or 1)
+
+    return integer

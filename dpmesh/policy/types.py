@@ -1,0 +1,85 @@
+"""What the compiler asks of protobuf field types."""
+
+from __future__ import annotations
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
+
+F = FieldDescriptor
+
+# Inclusive ranges of what a field can hold.
+INTEGER_RANGES: dict[int, tuple[int, int]] = {
+    **dict.fromkeys((F.TYPE_INT32, F.TYPE_SINT32, F.TYPE_SFIXED32), (-(2**31), 2**31 - 1)),
+    **dict.fromkeys((F.TYPE_INT64, F.TYPE_SINT64, F.TYPE_SFIXED64), (-(2**63), 2**63 - 1)),
+    **dict.fromkeys((F.TYPE_UINT32, F.TYPE_FIXED32), (0, 2**32 - 1)),
+    **dict.fromkeys((F.TYPE_UINT64, F.TYPE_FIXED64), (0, 2**64 - 1)),
+}
+FLOAT_LIMITS: dict[int, float] = {F.TYPE_FLOAT: 3.4028234e38, F.TYPE_DOUBLE: 1.7976931348623157e308}
+
+_WRAPPERS = frozenset(
+    f"google.protobuf.{name}Value"
+    for name in ("Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes")
+)
+
+
+def is_wrapper(field: FieldDescriptor) -> bool:
+    """Whether the field is one of google.protobuf's wrappers (DoubleValue and so on)."""
+    return field.message_type is not None and field.message_type.full_name in _WRAPPERS
+
+
+def held(field: FieldDescriptor) -> Descriptor:
+    """The message type of a field that has one."""
+    assert field.message_type is not None
+    return field.message_type
+
+
+def scalar(field: FieldDescriptor) -> FieldDescriptor:
+    """The field that holds the value: the wrapper's own, or the field itself."""
+    return held(field).fields_by_name["value"] if is_wrapper(field) else field
+
+
+def choice_of(field: FieldDescriptor) -> OneofDescriptor | None:
+    """The oneof that a field is one choice of, or None.
+
+    A oneof of one member (proto3 `optional` is one too) is no choice, only presence.
+    """
+    oneof = field.containing_oneof
+    return oneof if oneof is not None and len(oneof.fields) > 1 else None
+
+
+def is_map(field: FieldDescriptor) -> bool:
+    """Whether the field is a map<key, value>."""
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
+
+
+def type_name(field: FieldDescriptor) -> str:
+    """How a .proto file spells the field's type."""
+    if is_map(field):
+        return "a map"
+    label = "repeated " if field.is_repeated else ""
+    if field.message_type is not None:
+        return label + field.message_type.full_name
+    if field.enum_type is not None:
+        return label + field.enum_type.full_name
+    return label + _NAMES[field.type]
+
+
+_NAMES = {
+    F.TYPE_DOUBLE: "double",
+    F.TYPE_FLOAT: "float",
+    F.TYPE_INT64: "int64",
+    F.TYPE_UINT64: "uint64",
+    F.TYPE_INT32: "int32",
+    F.TYPE_FIXED64: "fixed64",
+    F.TYPE_FIXED32: "fixed32",
+    F.TYPE_BOOL: "bool",
+    F.TYPE_STRING: "string",
+    F.TYPE_BYTES: "bytes",
+    F.TYPE_UINT32: "uint32",
+    F.TYPE_SFIXED32: "sfixed32",
+    F.TYPE_SFIXED64: "sfixed64",
+    F.TYPE_SINT32: "sint32",
+    F.TYPE_SINT64: "sint64",
+    F.TYPE_GROUP: "group",
+    F.TYPE_MESSAGE: "message",
+    F.TYPE_ENUM: "enum",
+}

@@ -1,0 +1,209 @@
+"""Recording: what spans and metrics say of releases. It sees decisions, costs and names; never a message."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from dpmesh.accounting import AMOUNT
+from dpmesh.errors import BudgetExhaustedError
+from dpmesh.ledger import Charge, Ledger
+from dpmesh.routes import Route
+from dpmesh.telemetry import Telemetry, names
+
+# A budget of which more than this is spent is low.
+_LOW = 0.8
+# The span's hash of a unit changes with the budget's window; a lifetime budget has one window of this length.
+_LIFETIME = 2.0**40
+
+
+class Recording:
+    """Makes one record for each release, and one for each stream.
+
+    Args:
+        telemetry: Where records go.
+        ledger: Who knows how much of a budget is spent.
+        alias: Hashes a unit with a key that changes with every epoch of the given length.
+    """
+
+    def __init__(self, telemetry: Telemetry, ledger: Ledger, alias: Callable[[bytes, float], bytes]) -> None:
+        self.telemetry = telemetry
+        self._ledger = ledger
+        self._alias = alias
+
+    def release(self, route: Route, method: str, direction: str, started: int) -> ReleaseRecord:
+        """The record of one message, to be entered with `with`; `started` in ns since 1970."""
+        return ReleaseRecord(self, route, method, direction, started)
+
+    def stream(self, method: str, direction: str) -> StreamRecord:
+        """The record of one direction of a stream."""
+        return StreamRecord(self, method, direction)
+
+    def standing(self, charges: Sequence[Charge]) -> dict[str, Any]:
+        """The attributes of the budget that is nearest to its end, among those that a release touched.
+
+        Spent and cap are in the budget's own accounting: epsilon if pure, rho if zcdp.
+        """
+        tightest, found = -1.0, None
+        for index, unit, _ in charges:
+            known = self._ledger.standing(index, unit)
+            if known is not None and known[0] > tightest * known[1]:
+                tightest, found = known[0] / known[1], (index, unit, known)
+        if found is None:
+            return {}
+        index, unit, (spent, cap) = found
+        budget = self._ledger.budgets[index]
+        attributes: dict[str, Any] = {
+            names.BUDGET_NAME: budget.name,
+            names.BUDGET_SPENT: spent / AMOUNT,
+            names.BUDGET_CAP: cap / AMOUNT,
+            names.BUDGET_STATE: names.STATE_LOW if tightest > _LOW else names.STATE_OK,
+        }
+        if unit:
+            attributes[names.UNIT] = self._alias(b"dpmesh.unit\0" + unit, budget.window or _LIFETIME)[
+                :8
+            ].hex()
+        return attributes
+
+
+class ReleaseRecord:
+    """What is known of one release; leaving its block records it, as refused unless it was settled."""
+
+    __slots__ = (
+        "_charges",
+        "_decision",
+        "_direction",
+        "_epsilon",
+        "_method",
+        "_recording",
+        "_rho",
+        "_route",
+        "_started",
+    )
+
+    def __init__(self, recording: Recording, route: Route, method: str, direction: str, started: int) -> None:
+        self._recording = recording
+        self._route = route
+        self._method = method
+        self._direction = direction
+        self._started = started
+        self._decision = names.REFUSED
+        self._epsilon = 0.0
+        self._rho = 0.0
+        self._charges: Sequence[Charge] = ()
+
+    def settled(self, decision: str, epsilon: float, rho: float, charges: Sequence[Charge]) -> None:
+        """The release was not refused."""
+        self._decision, self._epsilon, self._rho, self._charges = decision, epsilon, rho, charges
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        telemetry = self._recording.telemetry
+        standing = exhausted(error) if error is not None else self._recording.standing(self._charges)
+        if telemetry.metering:
+            seconds = (time.time_ns() - self._started) * 1e-9
+            budget = standing.get(names.BUDGET_NAME, "")
+            telemetry.add(
+                self._method, self._route.mechanisms, self._decision, budget, 1, self._epsilon, seconds
+            )
+        if telemetry.tracing:
+            attributes = {
+                **self._route.attributes,
+                names.RPC_METHOD: self._method,
+                names.DIRECTION: self._direction,
+                names.DECISION: self._decision,
+                names.EPSILON: self._epsilon,
+                names.RHO: self._rho,
+                names.MESSAGES_COUNT: 1,
+                **standing,
+            }
+            telemetry.span(attributes, self._started)
+
+
+def exhausted(error: BaseException) -> dict[str, Any]:
+    """The attributes of the budget that refused, if one did."""
+    if not isinstance(error, BudgetExhaustedError):
+        return {}
+    return {names.BUDGET_NAME: error.budget, names.BUDGET_STATE: names.STATE_EXHAUSTED}
+
+
+class StreamRecord:
+    """One span for all messages of one direction of a stream, opened by the first and ended by close()."""
+
+    def __init__(self, recording: Recording, method: str, direction: str) -> None:
+        self._recording = recording
+        self._method = method
+        self._direction = direction
+        self._span: Any = None
+        self._route: Route | None = None
+        self._started = 0
+        self._state = names.STATE_OK
+        self._decision = names.REFUSED
+        self._messages = 0
+        self._epsilon = 0.0
+        self._rho = 0.0
+        self._standing: dict[str, Any] = {}
+
+    def message(self, route: Route, started: int) -> Self:
+        """The next message, to be entered with `with`."""
+        if self._route is None and self._recording.telemetry.tracing:
+            self._span = self._recording.telemetry.open_span({names.RPC_METHOD: self._method}, started)
+        self._route = route
+        self._started = started
+        self._decision = names.REFUSED
+        return self
+
+    def settled(self, decision: str, epsilon: float, rho: float, charges: Sequence[Charge]) -> None:
+        """The message at hand was not refused."""
+        self._decision = decision
+        self._messages += 1
+        self._epsilon += epsilon
+        self._rho += rho
+        self._standing = self._recording.standing(charges)
+        self._count(epsilon)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._standing = exhausted(error)
+            self._count(0.0)
+        state = self._standing.get(names.BUDGET_STATE, self._state)
+        if state != self._state:
+            self._state = state
+            if self._span is not None:
+                self._span.add_event(names.BUDGET_EVENT, {names.BUDGET_STATE: state})
+
+    def _count(self, epsilon: float) -> None:
+        telemetry = self._recording.telemetry
+        if telemetry.metering and self._route is not None:
+            seconds = (time.time_ns() - self._started) * 1e-9
+            budget = self._standing.get(names.BUDGET_NAME, "")
+            telemetry.add(self._method, self._route.mechanisms, self._decision, budget, 1, epsilon, seconds)
+
+    def close(self) -> None:
+        """Ends the span; calling it again does nothing."""
+        span, self._span = self._span, None
+        if span is None or self._route is None:
+            return
+        span.set_attributes(
+            {
+                **self._route.attributes,
+                names.DIRECTION: self._direction,
+                names.DECISION: self._decision,
+                names.EPSILON: self._epsilon,
+                names.RHO: self._rho,
+                names.MESSAGES_COUNT: self._messages,
+                **self._standing,
+            }
+        )
+        span.end()

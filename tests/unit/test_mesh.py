@@ -1,0 +1,236 @@
+"""The corridor: check, charge, sample. What a mesh refuses, what it charges, and what it never lets out."""
+
+import asyncio
+import logging
+import multiprocessing
+import os
+
+import pytest
+
+import dpmesh
+from dpmesh.errors import AnnotationError, BudgetExhaustedError, ConfigError, LedgerError, ProtectionError
+from tests.support.protos import compiled
+
+NUM = "(dpmesh.v1.field).numeric"
+CAT = "(dpmesh.v1.field).categorical"
+TYPES = compiled(
+    f"""message Report {{ string id = 1 [(dpmesh.v1.field).unit = {{}}]; double a = 2 [{NUM} = {{lower: 0 upper: 100 epsilon: 0.5}}];
+    bool b = 3 [{CAT} = {{epsilon: 0.5}}]; string kept = 4 [(dpmesh.v1.field).public = {{}}]; }}
+    message Total {{ double sum = 1 [{NUM} = {{lower: 0 upper: 1e6 epsilon: 1 sensitivity: 100}}]; }}
+    message Batch {{ repeated Report reports = 1; }}
+    message Plain {{ string s = 1; }}
+    message Noisy {{ double g = 1 [{NUM} = {{lower: 0 upper: 100 epsilon: 1 delta: 1e-6 mechanism: DISCRETE_GAUSSIAN}}]; }}"""
+)
+DAY = 86_400.0
+
+
+def settings(**changes):
+    unit = {"name": "unit-day", "key": "unit", "epsilon": 3.0, "accounting": "pure", "window": "24h"}
+    fleet = {"name": "fleet-day", "key": "global", "epsilon": 2.0, "accounting": "pure", "window": "24h"}
+    return {"ledger": {"url": "memory:"}, "budget": [{**unit, **changes.pop("unit", {})}, fleet], **changes}
+
+
+def report(unit="N1", **values):
+    return TYPES.Report(id=unit, a=50, kept="k", **values)
+
+
+async def test_a_release_is_charged_to_its_unit_until_the_budget_is_spent():
+    async with dpmesh.open(settings()) as mesh:
+        for _ in range(3):
+            receipt = await mesh.release(report())
+            assert (receipt.decision, receipt.epsilon, receipt.message.kept) == ("released", 1.0, "k")
+            assert receipt.message.id not in ("N1", "")
+        with pytest.raises(BudgetExhaustedError) as caught:
+            await mesh.release(report())
+        assert caught.value.budget == "unit-day"
+        assert 0 < caught.value.retry_after <= DAY
+        assert (await mesh.release(report("N2"))).decision == "released"
+
+
+async def test_aggregates_are_charged_to_the_global_budget():
+    async with dpmesh.open(settings()) as mesh:
+        for _ in range(2):
+            await mesh.release(TYPES.Total(sum=5))
+        with pytest.raises(BudgetExhaustedError, match="fleet-day"):
+            await mesh.release(TYPES.Total(sum=5))
+
+
+async def test_a_batch_is_all_or_nothing():
+    async with dpmesh.open(settings()) as mesh:
+        for _ in range(3):
+            await mesh.release(report("busy"))
+        with pytest.raises(BudgetExhaustedError):
+            await mesh.release(TYPES.Batch(reports=[report("fresh"), report("busy")]))
+        for _ in range(3):
+            await mesh.release(report("fresh"))
+
+
+async def test_one_unit_twice_in_a_batch_pays_twice():
+    async with dpmesh.open(settings()) as mesh:
+        await mesh.release(TYPES.Batch(reports=[report(), report()]))
+        await mesh.release(report())
+        with pytest.raises(BudgetExhaustedError):
+            await mesh.release(report())
+
+
+async def test_the_budget_renews_with_its_window_and_never_when_the_clock_goes_back():
+    now = [10 * DAY + 5]
+    async with dpmesh.open(settings(), clock=lambda: now[0]) as mesh:
+        for _ in range(3):
+            await mesh.release(report())
+        first = (await mesh.release(report("other"))).message.id
+        for moment in (now[0] - 3 * DAY, now[0] + 10):
+            now[0] = moment
+            with pytest.raises(BudgetExhaustedError):
+                await mesh.release(report())
+        now[0] += DAY
+        assert (await mesh.release(report())).decision == "released"
+        assert (await mesh.release(report("other"))).message.id != first, "the pseudonym outlived its epoch"
+
+
+async def test_suppress_sends_what_needs_no_noise_and_costs_nothing():
+    async with dpmesh.open(settings(unit={"on_exhausted": "suppress"})) as mesh:
+        for _ in range(3):
+            await mesh.release(report())
+        receipt = await mesh.release(report(b=True))
+        assert (receipt.decision, receipt.epsilon) == ("suppressed", 0.0)
+        assert receipt.message == TYPES.Report(id=receipt.message.id, kept="k")
+
+
+async def test_observe_changes_nothing_and_says_so(caplog):
+    with caplog.at_level(logging.WARNING, logger="dpmesh"):
+        async with dpmesh.open(settings(mode="observe")) as mesh:
+            message = report()
+            for _ in range(5):
+                receipt = await mesh.release(message)
+                assert receipt.message is message
+                assert receipt.decision == "observed"
+            assert (await mesh.release(TYPES.Report())).decision == "observed"
+    assert "UNPROTECTED" in caplog.text
+    assert "would have been refused" in caplog.text
+    assert "N1" not in caplog.text
+
+
+async def test_types_without_annotations_pass_untouched():
+    async with dpmesh.open(settings()) as mesh:
+        message = TYPES.Plain(s="x")
+        receipt = await mesh.release(message)
+        assert receipt.message is message
+        assert receipt.decision == "unprotected"
+        assert (mesh.protects(TYPES.Plain), mesh.protects(TYPES.Report)) == (False, True)
+
+
+async def test_nothing_leaves_before_opening_or_after_closing():
+    mesh = dpmesh.open(settings())
+    with pytest.raises(LedgerError, match="not open"):
+        await mesh.release(report())
+    async with mesh:
+        await mesh.release(report())
+    with pytest.raises(LedgerError, match="not open"):
+        await mesh.release(report())
+
+
+async def test_a_release_that_no_budget_pays_for_is_refused():
+    only_global = {"ledger": {"url": "memory:"}, "budget": [settings()["budget"][1]]}
+    async with dpmesh.open(only_global) as mesh:
+        for _ in range(2):
+            with pytest.raises(AnnotationError, match="no-budget"):
+                await mesh.release(report())
+
+
+async def test_a_gaussian_does_not_fit_pure_accounting():
+    async with dpmesh.open(settings()) as mesh:
+        with pytest.raises(AnnotationError, match="accounting"):
+            await mesh.release(TYPES.Noisy(g=1))
+
+
+async def test_a_message_dearer_than_its_budget_is_a_configuration_error():
+    async with dpmesh.open(settings(unit={"epsilon": 0.9})) as mesh:
+        with pytest.raises(AnnotationError, match="over-budget"):
+            await mesh.release(report())
+
+
+async def test_a_wrong_type_is_refused():
+    async with dpmesh.open(settings()) as mesh:
+        with pytest.raises(ProtectionError, match="WRONG_TYPE"):
+            await mesh.release(b"raw bytes")
+
+
+async def test_a_bad_annotation_of_a_loaded_module_fails_at_start(monkeypatch):
+    bad = compiled(f"message M {{ double a = 1 [{NUM} = {{lower: 2 upper: 1 epsilon: 1}}]; }}")
+    module = type(os)("bad_pb2")
+    module.DESCRIPTOR = bad.M.DESCRIPTOR.file
+    monkeypatch.setitem(__import__("sys").modules, "bad_pb2", module)
+    with pytest.raises(AnnotationError, match="bounds"):
+        async with dpmesh.open(settings()):
+            pass
+
+
+async def test_a_policy_that_names_nothing_fails_at_start(tmp_path):
+    (tmp_path / "p.yaml").write_text("fields: {acme.Nothing.here: {suppress: {}}}\n")
+    with pytest.raises(ConfigError, match="acme.Nothing.here"):
+        async with dpmesh.open(settings(), policy=tmp_path / "p.yaml"):
+            pass
+
+
+async def test_an_exception_while_protecting_carries_no_value(monkeypatch):
+    async with dpmesh.open(settings()) as mesh:
+        await mesh.release(report())
+
+        def explode(message, alias):
+            raise ValueError(f"temperature was {message.a}")
+
+        route = mesh._routes.of(TYPES.Report)
+        object.__setattr__(route.plan, "protect", explode)
+        with pytest.raises(ProtectionError) as caught:
+            await mesh.release(report())
+        error = caught.value
+        assert "50" not in f"{error!r} {error.__cause__!r} {error.__context__!r}"
+
+
+async def test_a_thousand_at_once_against_a_budget_for_a_hundred():
+    async with dpmesh.open(settings(unit={"epsilon": 100.0})) as mesh:
+        outcomes = await asyncio.gather(
+            *(mesh.release(report()) for _ in range(1000)), return_exceptions=True
+        )
+    assert sum(isinstance(outcome, dpmesh.Receipt) for outcome in outcomes) == 100
+    assert sum(isinstance(outcome, BudgetExhaustedError) for outcome in outcomes) == 900
+
+
+def _release_in_child(mesh, pipe):
+    async def release():
+        values = [(await mesh.release(report("N3"))).message.a for _ in range(2)]
+        try:
+            await mesh.release(report("N3"))
+        except BudgetExhaustedError:
+            return values
+        raise AssertionError("the child spent more than the budget")
+
+    pipe.send(asyncio.run(release()))
+
+
+async def test_a_forked_child_draws_its_own_noise_and_shares_the_budget(tmp_path):
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    async with dpmesh.open(settings(ledger={"url": url}, unit={"epsilon": 4.0})) as mesh:
+        await mesh.release(report("N3"))
+        await mesh.release(report("N3"))
+        context = multiprocessing.get_context("fork")
+        here, there = context.Pipe()
+        child = context.Process(target=_release_in_child, args=(mesh, there))
+        child.start()
+        values = await asyncio.to_thread(here.recv)
+        child.join()
+        assert len(values) == 2
+        with pytest.raises(BudgetExhaustedError):
+            await mesh.release(report("N3"))
+
+
+async def test_a_stream_releases_each_message():
+    async with dpmesh.open(settings()) as mesh:
+        stream = mesh.stream(method="/s/M", direction="request")
+        for _ in range(3):
+            assert (await stream.release(report())).decision == "released"
+        with pytest.raises(BudgetExhaustedError):
+            await stream.release(report())
+        stream.close()
+        stream.close()
