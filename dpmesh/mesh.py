@@ -18,7 +18,7 @@ from dpmesh.config import Config
 from dpmesh.errors import BudgetExhaustedError, ConfigError, DpmeshError, LedgerError, ProtectionError
 from dpmesh.ledger import Charge, Ledger, open_store
 from dpmesh.policy import Policy, loaded
-from dpmesh.recording import Recording
+from dpmesh.recording import Record, Recording
 from dpmesh.routes import Route, Routes
 from dpmesh.telemetry import Telemetry, configure_from_environment, names
 from dpmesh.v1 import policy_pb2
@@ -28,7 +28,6 @@ log = logging.getLogger("dpmesh")
 Direction = Literal["request", "response"]
 
 _REFRESH_SECONDS = 1.0
-_EPOCHS_KEPT = 16
 
 
 class Receipt(NamedTuple):
@@ -43,8 +42,8 @@ class Receipt(NamedTuple):
 
     message: Any
     decision: str
-    epsilon: float = 0.0
-    rho: float = 0.0
+    epsilon: float
+    rho: float
 
 
 def open(
@@ -91,7 +90,8 @@ class Mesh:
         self._recording = Recording(self._telemetry, self.ledger, self._alias)
         self._suppressing = {entry.name for entry in config.budget if entry.on_exhausted == "suppress"}
         self._clock = clock
-        self._keys: dict[tuple[float, int], Any] = {}
+        # By length of epoch: the epoch at hand, and the hash keyed for it.
+        self._keys: dict[float, tuple[float, hashlib.blake2b]] = {}
         self._next_refresh = 0.0
         self._stop_exporting: Callable[[], None] | None = None
         self._is_open = False
@@ -184,18 +184,15 @@ class Mesh:
         """
         route = self._routes.of(type(message))
         if route is None:
-            return Receipt(message, names.UNPROTECTED)
+            return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
         started = time.time_ns()
         if started > self._next_refresh:
             self._refresh(started)
         telemetry = self._telemetry
         if not (telemetry.tracing or telemetry.metering):
-            return (await self._settle(route, message))[0]
-        recorded = self._recording.release(route, method, direction, started)
-        with recorded:
-            receipt, charges = await self._settle(route, message)
-            recorded.settled(receipt.decision, receipt.epsilon, receipt.rho, charges)
-        return receipt
+            return await self._settle(route, message)
+        with self._recording.release(route, method, direction, started) as record:
+            return await self._settle(route, message, record)
 
     def stream(self, *, method: str = "", direction: Direction = "request") -> ReleaseStream:
         """One direction of a stream, whose messages share a span.
@@ -208,12 +205,12 @@ class Mesh:
 
     # -- the corridor: check, charge, sample --------------------------------------------------------------------------
 
-    async def _settle(self, route: Route, message: Message) -> tuple[Receipt, Sequence[Charge]]:
+    async def _settle(self, route: Route, message: Message, record: Record | None = None) -> Receipt:
         """Releases one message; what it returns may be sent."""
         if not self._is_open:
             raise LedgerError("the mesh is not open: use `async with dpmesh.open(...) as mesh`")
         if self.observing:
-            return await self._observe(route, message)
+            return await self._observe(route, message, record)
         charges = route.charges(message)
         try:
             if not self.ledger.spend(charges):
@@ -221,11 +218,12 @@ class Mesh:
         except BudgetExhaustedError as error:
             if error.budget not in self._suppressing:
                 raise
-            return Receipt(self._build(route, route.plan.blank, message), names.SUPPRESSED), charges
+            blank = Receipt(self._build(route, route.plan.blank, message), names.SUPPRESSED, 0.0, 0.0)
+            return _settled(blank, charges, record)
         protected = self._build(route, route.plan.protect, message)
-        return Receipt(protected, names.RELEASED, route.epsilon, route.rho), charges
+        return _settled(Receipt(protected, names.RELEASED, route.epsilon, route.rho), charges, record)
 
-    async def _observe(self, route: Route, message: Message) -> tuple[Receipt, Sequence[Charge]]:
+    async def _observe(self, route: Route, message: Message, record: Record | None) -> Receipt:
         """Accounts for a message and lets it go as it is, whatever happens."""
         charges: Sequence[Charge] = ()
         try:
@@ -235,7 +233,7 @@ class Mesh:
             log.warning(
                 "observe mode: %s would have been refused: %s", route.plan.descriptor.full_name, error
             )
-        return Receipt(message, names.OBSERVED, route.epsilon, route.rho), charges
+        return _settled(Receipt(message, names.OBSERVED, route.epsilon, route.rho), charges, record)
 
     def _build(self, route: Route, build: Callable[..., Message], message: Message) -> Message:
         """Runs a plan. Any exception but our own may quote a value: its text ends here."""
@@ -250,18 +248,15 @@ class Mesh:
 
     def _alias(self, unit: bytes, epoch: float) -> bytes:
         """The unit's pseudonym: BLAKE2b (RFC 7693) keyed with this epoch's key, 16 bytes."""
-        number = int(self._clock() // epoch)
-        keyed = self._keys.get((epoch, number))
-        if keyed is None:
-            label = b"dpmesh pseudonym %d %d" % (int(epoch * 1e6), number)
+        number = self._clock() // epoch
+        known = self._keys.get(epoch)
+        if known is None or known[0] != number:
+            label = b"dpmesh pseudonym %d %d" % (epoch * 1e6, number)
             key = hashlib.blake2b(label, key=self.ledger.secret, digest_size=32).digest()
-            if len(self._keys) >= _EPOCHS_KEPT:
-                self._keys.clear()
-            keyed = self._keys[epoch, number] = hashlib.blake2b(key=key, digest_size=16)
-        hashed = keyed.copy()
+            known = self._keys[epoch] = (number, hashlib.blake2b(key=key, digest_size=16))
+        hashed = known[1].copy()
         hashed.update(unit)
-        digest: bytes = hashed.digest()
-        return digest
+        return hashed.digest()
 
     # -- telemetry ----------------------------------------------------------------------------------------------------
 
@@ -273,6 +268,12 @@ class Mesh:
     def _committed(self, seconds: float) -> None:
         if self._telemetry.metering:
             self._telemetry.ledger(seconds)
+
+
+def _settled(receipt: Receipt, charges: Sequence[Charge], record: Record | None) -> Receipt:
+    if record is not None:
+        record.settled(receipt.decision, receipt.epsilon, receipt.rho, charges)
+    return receipt
 
 
 class ReleaseStream:
@@ -293,16 +294,14 @@ class ReleaseStream:
         mesh = self._mesh
         route = mesh._routes.of(type(message))
         if route is None:
-            return Receipt(message, names.UNPROTECTED)
+            return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
         started = time.time_ns()
         if started > mesh._next_refresh:
             mesh._refresh(started)
         if not (mesh._telemetry.tracing or mesh._telemetry.metering):
-            return (await mesh._settle(route, message))[0]
-        with self._recorded.message(route, started):
-            receipt, charges = await mesh._settle(route, message)
-            self._recorded.settled(receipt.decision, receipt.epsilon, receipt.rho, charges)
-        return receipt
+            return await mesh._settle(route, message)
+        with self._recorded.message(route, started) as record:
+            return await mesh._settle(route, message, record)
 
     def close(self) -> None:
         """Ends the stream's span; calling it again does nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import BudgetExhaustedError
@@ -17,6 +17,13 @@ from dpmesh.telemetry import Telemetry, names
 _LOW = 0.8
 # The span's hash of a unit changes with the budget's window; a lifetime budget has one window of this length.
 _LIFETIME = 2.0**40
+
+
+class Record(Protocol):
+    """What the corridor tells of a release that was not refused."""
+
+    def settled(self, decision: str, epsilon: float, rho: float, charges: Sequence[Charge]) -> None:
+        """The release was decided like this, and cost that."""
 
 
 class Recording:

@@ -44,8 +44,11 @@ class Route:
         """
         owners = self.plan.owners(message)
         amounts = self.amounts
+        if len(owners) == 1:
+            scope, unit = owners[0]
+            return [(budget, unit, amount) for budget, amount in amounts[scope]]
         charges = [(budget, unit, amount) for scope, unit in owners for budget, amount in amounts[scope]]
-        return charges if len(owners) < 2 else _merged(charges)
+        return _merged(charges)
 
 
 def _merged(charges: Sequence[Charge]) -> Sequence[Charge]:

@@ -17,7 +17,7 @@ from dpmesh.policy.node import Node
 from dpmesh.policy.plan import FieldPlan, Kind, Model
 from dpmesh.policy.problem import BadRuleError
 from dpmesh.policy.rules import Ruling
-from dpmesh.policy.steps import Step
+from dpmesh.policy.steps import Run
 
 Member = tuple[FieldDescriptor, Node]
 
@@ -101,7 +101,7 @@ def _hide(
     )
 
 
-def _run(field: FieldDescriptor, part: Node, findings: Findings) -> Step:
+def _run(field: FieldDescriptor, part: Node, findings: Findings) -> Run:
     if part.units:
         findings.error(field.full_name, "oneof-choice", "holds a unit, so its oneof must be {public: true}")
     elif any(plan.kind is Kind.PUBLIC for plan in part.fields):

@@ -77,12 +77,11 @@ def _plan(message: Descriptor, node: Node, version: str) -> Plan:
 def _builder(
     new: type[Message], compiled: Sequence[Step], copies: bool
 ) -> Callable[[Message, Alias], Message]:
-    compiled = tuple(compiled)
+    run = steps.run_all(compiled)
 
     def build(source: Message, alias: Alias) -> Message:
         target = new()
-        for step in compiled:
-            step(source, target, alias)
+        run(source, target, alias)
         if copies:
             target.DiscardUnknownFields()
         return target

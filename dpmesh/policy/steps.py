@@ -17,10 +17,12 @@ from dpmesh.policy.plan import Alias, Grid
 from dpmesh.policy.types import INTEGER_RANGES, F, is_wrapper
 
 # What reads one field of the first message and writes it, protected, to the second.
-Step = Callable[[Any, Any, Alias], None]
+Run = Callable[[Any, Any, Alias], None]
 Draw = Callable[[int], int]
 # One value in, one protected value out.
 Transform = Callable[[Any], Any]
+# Most fields only need a transform between reading and writing: (name, transform) spares them a call of their own.
+Step = Run | tuple[str, Transform]
 
 
 def numeric(grid: Grid, draw: Draw, field_name: str, *, in_range: bool, refuse_nan: bool) -> Transform:
@@ -90,10 +92,7 @@ def single(field: FieldDescriptor, transform: Transform) -> Step:
 
         return wrapped
 
-    def plain(source: Any, target: Any, _alias: Alias) -> None:
-        setattr(target, name, transform(getattr(source, name)))
-
-    return plain
+    return name, transform
 
 
 def repeated(field: FieldDescriptor, transform: Transform, items: int) -> Step:
@@ -119,18 +118,21 @@ def repeated(field: FieldDescriptor, transform: Transform, items: int) -> Step:
     return plain
 
 
-def run_all(steps: Sequence[Step]) -> Step:
-    """All steps of one message type, in order."""
-    steps = tuple(steps)
+def run_all(steps: Sequence[Step]) -> Run:
+    """All steps of one message type."""
+    plain = tuple(step for step in steps if isinstance(step, tuple))
+    runs = tuple(step for step in steps if not isinstance(step, tuple))
 
     def run(source: Any, target: Any, alias: Alias) -> None:
-        for step in steps:
+        for name, transform in plain:
+            setattr(target, name, transform(getattr(source, name)))
+        for step in runs:
             step(source, target, alias)
 
     return run
 
 
-def child(name: str, run: Step, *, when_set: bool) -> Step:
+def child(name: str, run: Run, *, when_set: bool) -> Step:
     """A message in a message: always emitted, or only when it was set."""
 
     def step(source: Any, target: Any, alias: Alias) -> None:
@@ -143,7 +145,7 @@ def child(name: str, run: Step, *, when_set: bool) -> Step:
     return step
 
 
-def children(name: str, run: Step, items: int, blank: Message, *, fill: bool) -> Step:
+def children(name: str, run: Run, items: int, blank: Message, *, fill: bool) -> Step:
     """A repeated message: cut at `items` (0: as many as there are), and filled up with protected defaults."""
 
     def step(source: Any, target: Any, alias: Alias) -> None:
@@ -159,7 +161,7 @@ def children(name: str, run: Step, items: int, blank: Message, *, fill: bool) ->
     return step
 
 
-def entries(name: str, run: Step, items: int) -> Step:
+def entries(name: str, run: Run, items: int) -> Step:
     """A map of messages: cut at `items` in order of key (0: as many as there are)."""
 
     def step(source: Any, target: Any, alias: Alias) -> None:
@@ -171,7 +173,7 @@ def entries(name: str, run: Step, items: int) -> Step:
     return step
 
 
-def choice(oneof_name: str, members: Sequence[tuple[str, Step]], draw: Draw, blank: Message) -> Step:
+def choice(oneof_name: str, members: Sequence[tuple[str, Run]], draw: Draw, blank: Message) -> Step:
     """A oneof whose choice is randomized: the drawn member leaves, with a default's output if it was not the one."""
     positions = {name: position for position, (name, _) in enumerate(members)}
     runs = [run for _, run in members]
@@ -186,7 +188,7 @@ def choice(oneof_name: str, members: Sequence[tuple[str, Step]], draw: Draw, bla
     return step
 
 
-def open_choice(oneof_name: str, members: Sequence[tuple[str, Step]]) -> Step:
+def open_choice(oneof_name: str, members: Sequence[tuple[str, Run]]) -> Step:
     """A oneof whose choice is public: the member that is set leaves, protected."""
     runs = dict(members)
 
@@ -198,7 +200,7 @@ def open_choice(oneof_name: str, members: Sequence[tuple[str, Step]]) -> Step:
     return step
 
 
-def emptied(field: FieldDescriptor) -> Step:
+def emptied(field: FieldDescriptor) -> Run:
     """A suppressed member of a oneof whose choice is randomized: it shows as set, and holds nothing."""
     name = field.name
     if field.message_type is not None:
