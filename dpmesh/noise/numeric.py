@@ -1,0 +1,293 @@
+"""Mechanisms for a number on a public grid, known by its index 0..size.
+
+The caller has clamped the value to the grid; a mechanism's guarantee is for indexes in 0..size.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from dpmesh.noise import checks, discrete_gaussian, discrete_laplace, pool, thresholds
+from dpmesh.noise.coins import Coins
+from dpmesh.noise.discrete_gaussian import DiscreteGaussian
+from dpmesh.noise.discrete_laplace import DiscreteLaplace
+from dpmesh.noise.duchi import Duchi
+from dpmesh.noise.piecewise import Piecewise
+
+MAX_SIZE = 1 << 40
+# Wang et al. 2019, section 3.3: below this epsilon the Hybrid mechanism is Duchi's alone.
+HYBRID_FROM = Fraction(61, 100)
+# Beyond so many scales lies less than 1e-17 of discrete Laplace noise, beyond so many sigma less than 1e-22
+# of discrete Gaussian noise. The output is clamped there, so that its range is public and finite; the mean
+# moves by less than 1e-17 scales.
+_LAPLACE_REACH = 40
+_GAUSSIAN_REACH = 10
+
+
+class Kind(enum.StrEnum):
+    """The mechanisms for numbers."""
+
+    DISCRETE_LAPLACE = "discrete_laplace"
+    DISCRETE_GAUSSIAN = "discrete_gaussian"
+    DUCHI = "duchi"
+    PIECEWISE = "piecewise"
+    HYBRID = "hybrid"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NumericMechanism:
+    """One mechanism with its parameters.
+
+    Attributes:
+        kind: Which one.
+        epsilon: The loss of one draw, at most; None for the discrete Gaussian.
+        rho: The discrete Gaussian's zCDP loss, else None.
+        draw: Maps an index 0..size to the released index in low..high. Safe in threads, tasks and forked
+            children.
+        low: The smallest output, in grid steps from index 0.
+        high: The largest output.
+        variance: Maps an index to the variance of its unbiased estimate, in squared grid steps.
+        worst_variance: The largest of these.
+        unbiased_low: With IN_RANGE output: what an estimate must put in place of output 0 (and unbiased_high
+            in place of `size`) to be unbiased for every index. None with UNBIASED output.
+        unbiased_high: See unbiased_low.
+    """
+
+    kind: Kind
+    epsilon: Fraction | None
+    rho: Fraction | None
+    draw: Callable[[int], int]
+    low: int
+    high: int
+    variance: Callable[[int], float]
+    worst_variance: float
+    unbiased_low: float | None = None
+    unbiased_high: float | None = None
+
+
+def make(
+    kind: Kind,
+    size: int,
+    sensitivity: int,
+    epsilon: Fraction | None,
+    *,
+    rho: Fraction | None = None,
+    in_range: bool = False,
+) -> NumericMechanism:
+    """Makes the mechanism of a numeric field.
+
+    Args:
+        kind: Which one.
+        size: The grid's last index, 1 to 2^40.
+        sensitivity: How far a unit can move the index, at least 1. Duchi, Piecewise and Hybrid do not use it:
+            their guarantee holds for any two indexes.
+        epsilon: Above 0 and at most 64; not used by the discrete Gaussian.
+        rho: The discrete Gaussian's zCDP loss, above 0 and at most 2048; refused elsewhere.
+        in_range: Outputs lie in 0..size. Only discrete Laplace and Duchi can: elsewhere no estimate could
+            undo the bias.
+
+    Raises:
+        ValueError: An argument is out of range, or does not go with the others.
+        TypeError: A number is not exact.
+    """
+    kind = Kind(kind)
+    checks.integer("size", size, 1, MAX_SIZE)
+    checks.integer("sensitivity", sensitivity, 1, MAX_SIZE)
+    if kind is Kind.DISCRETE_GAUSSIAN:
+        if rho is None:
+            raise ValueError("the discrete Gaussian needs rho")
+        checks.rational("rho", rho, checks.MAX_EPSILON**2 // 2)
+        _refuse(in_range, kind)
+        return _gaussian(size, sensitivity, rho)
+    if rho is not None:
+        raise ValueError("rho is for the discrete Gaussian alone")
+    if epsilon is None:
+        raise ValueError(f"{kind} needs epsilon")
+    checks.epsilon(epsilon)
+    if kind is Kind.DISCRETE_LAPLACE:
+        return _laplace(size, sensitivity, epsilon, in_range)
+    if kind is Kind.DUCHI:
+        return _duchi(size, epsilon, in_range)
+    _refuse(in_range, kind)
+    return _piecewise(size, epsilon) if kind is Kind.PIECEWISE else _hybrid(size, epsilon)
+
+
+def best(size: int, sensitivity: int, epsilon: Fraction, in_range: bool, local: bool) -> Kind:
+    """The mechanism with the smallest worst-case variance.
+
+    Args:
+        size: The grid's last index.
+        sensitivity: How far a unit can move the index.
+        epsilon: Above 0 and at most 64.
+        in_range: Whether outputs must lie in 0..size.
+        local: Whether the value is the unit's own. For an aggregate the answer is always discrete Laplace.
+
+    Raises:
+        ValueError: An argument is out of range.
+        TypeError: A number is not exact.
+    """
+    checks.integer("size", size, 1, MAX_SIZE)
+    checks.integer("sensitivity", sensitivity, 1, MAX_SIZE)
+    checks.epsilon(epsilon)
+    if not local:
+        return Kind.DISCRETE_LAPLACE
+    kinds = [Kind.DISCRETE_LAPLACE, Kind.DUCHI]
+    if not in_range and epsilon > HYBRID_FROM:
+        kinds += [Kind.PIECEWISE, Kind.HYBRID]
+
+    def worst(kind: Kind) -> float:
+        try:
+            return make(kind, size, sensitivity, epsilon, in_range=in_range).worst_variance
+        except ValueError:
+            return math.inf  # its noise does not fit 64 bits
+
+    return min(kinds, key=worst)
+
+
+def padded(scale: Fraction) -> Fraction:
+    """The scale, or squared scale, enlarged by 2^-60 of itself.
+
+    It pays for the samplers' 128-bit thresholds: they change the logarithm of a probability's ratio by less
+    than 1e-28 (1 + epsilon), the padding makes it smaller by 8e-19 epsilon.
+    """
+    return scale * (1 + Fraction(1, 1 << 60))
+
+
+def _refuse(in_range: bool, kind: Kind) -> None:
+    if in_range:
+        raise ValueError(f"{kind} can't be in range without a bias; use discrete_laplace or duchi")
+
+
+def _laplace(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> NumericMechanism:
+    scale = padded(Fraction(sensitivity) / epsilon)
+    law = DiscreteLaplace(scale)
+    noise = pool.shared((DiscreteLaplace, scale), law.block)
+    reach = 0 if in_range else math.ceil(_LAPLACE_REACH * scale)
+    rate = 1 / float(scale)
+    full = discrete_laplace.variance(scale)
+    # What the clamp cuts off is geometric whatever the index, with mean a/(1-a): putting that mean in its
+    # place keeps the estimate unbiased (Ghosh, Roughgarden, Sundararajan 2009) and removes its variance,
+    # a/(1-a)^2.
+    tail = 1 / math.expm1(rate)
+
+    def variance(x: int) -> float:
+        if not in_range:
+            return full
+        cut = (math.exp(-rate * x) + math.exp(-rate * (size - x))) / (1 + math.exp(-rate))
+        return full - cut * full / 2
+
+    return NumericMechanism(
+        kind=Kind.DISCRETE_LAPLACE,
+        epsilon=epsilon,
+        rho=None,
+        draw=_add(noise, -reach, size + reach),
+        low=-reach,
+        high=size + reach,
+        variance=variance,
+        worst_variance=variance(size // 2),
+        unbiased_low=-tail if in_range else None,
+        unbiased_high=size + tail if in_range else None,
+    )
+
+
+def _gaussian(size: int, sensitivity: int, rho: Fraction) -> NumericMechanism:
+    sigma2 = padded(Fraction(sensitivity) ** 2 / (2 * rho))
+    law = DiscreteGaussian(sigma2)
+    noise = pool.shared((DiscreteGaussian, sigma2), law.block)
+    reach = _GAUSSIAN_REACH * (math.isqrt(int(sigma2)) + 1)
+    full = discrete_gaussian.variance(sigma2)
+    return NumericMechanism(
+        kind=Kind.DISCRETE_GAUSSIAN,
+        epsilon=None,
+        rho=rho,
+        draw=_add(noise, -reach, size + reach),
+        low=-reach,
+        high=size + reach,
+        variance=lambda x: full,
+        worst_variance=full,
+    )
+
+
+def _duchi(size: int, epsilon: Fraction, in_range: bool) -> NumericMechanism:
+    law = Duchi(size, epsilon, in_range=in_range)
+    codes = pool.shared((Duchi, size, epsilon, in_range), law.block)
+    return NumericMechanism(
+        kind=Kind.DUCHI,
+        epsilon=epsilon,
+        rho=None,
+        draw=law.draw(codes),
+        low=law.low,
+        high=law.high,
+        variance=law.variance,
+        worst_variance=law.worst_variance(),
+        unbiased_low=float(-law.margin) if in_range else None,
+        unbiased_high=float(size + law.margin) if in_range else None,
+    )
+
+
+def _piecewise(size: int, epsilon: Fraction) -> NumericMechanism:
+    law = Piecewise(size, epsilon)
+    codes = pool.shared((Piecewise, size, epsilon), law.block)
+    return NumericMechanism(
+        kind=Kind.PIECEWISE,
+        epsilon=epsilon,
+        rho=None,
+        draw=law.draw(codes),
+        low=law.low,
+        high=law.high,
+        variance=law.variance,
+        worst_variance=law.worst_variance(),
+    )
+
+
+def _hybrid(size: int, epsilon: Fraction) -> NumericMechanism:
+    """Piecewise with probability 1 - exp(-epsilon/2), else Duchi: a coin that knows nothing of the value."""
+    duchi = _duchi(size, epsilon, in_range=False)
+    if epsilon <= HYBRID_FROM:
+        return replace(duchi, kind=Kind.HYBRID)
+    piecewise = _piecewise(size, epsilon)
+    threshold = thresholds.exponential(epsilon / 2)
+    coin = Coins([threshold])
+    coins = pool.shared((Coins, threshold), lambda count, stream: coin.toss(count, stream)[0])
+    pop, refill, from_duchi, from_piecewise = coins.pop, coins.refill, duchi.draw, piecewise.draw
+    share = threshold / thresholds.ONE
+
+    def draw(x: int) -> int:
+        try:
+            heads = pop()
+        except IndexError:
+            heads = refill()
+        return from_duchi(x) if heads else from_piecewise(x)
+
+    def variance(x: int) -> float:
+        return share * duchi.variance(x) + (1 - share) * piecewise.variance(x)
+
+    return NumericMechanism(
+        kind=Kind.HYBRID,
+        epsilon=epsilon,
+        rho=None,
+        draw=draw,
+        low=min(duchi.low, piecewise.low),
+        high=max(duchi.high, piecewise.high),
+        variance=variance,
+        worst_variance=max(variance(0), variance(size // 2)),
+    )
+
+
+def _add(noise: pool.Pool, low: int, high: int) -> Callable[[int], int]:
+    pop, refill = noise.pop, noise.refill
+
+    def draw(x: int) -> int:
+        try:
+            y = x + pop()
+        except IndexError:
+            y = x + refill()
+        if low <= y <= high:
+            return y
+        return low if y < low else high
+
+    return draw

@@ -1,0 +1,92 @@
+"""Draws made ahead of time in blocks and handed out once.
+
+A pool is a plain list: `list.pop` is atomic, so threads and tasks share a pool without a lock, and no draw is
+handed out twice. A forked child empties every pool before it runs on, and drops a block that was being made
+when it was forked: parent and child never hand out the same draw.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable
+from weakref import WeakSet, WeakValueDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpmesh.noise.entropy import KeyStream
+
+Block = Callable[[int, KeyStream], NDArray[np.int64]]
+
+# A device that sends one message pays for a small block; a busy one soon amortises the cost of a large one. A
+# full pool is 160 kB of Python integers.
+_FIRST_BLOCK = 1 << 10
+_LAST_BLOCK = 1 << 12
+
+_generation = 0
+_pools: WeakSet[Pool] = WeakSet()
+_shared: WeakValueDictionary[Hashable, Pool] = WeakValueDictionary()
+
+
+class Pool:
+    """A stock of draws from one distribution.
+
+    Hot code binds `pop` once, catches its IndexError, and calls `refill` then:
+
+        try:
+            draw = pop()
+        except IndexError:
+            draw = refill()
+
+    Args:
+        block: Makes that many independent draws from a stream.
+    """
+
+    __slots__ = ("__weakref__", "_block", "_items", "_size", "pop")
+
+    def __init__(self, block: Block) -> None:
+        self._block = block
+        self._items: list[int] = []
+        self._size = _FIRST_BLOCK
+        self.pop = self._items.pop
+        _pools.add(self)
+
+    def refill(self) -> int:
+        """Adds a block and takes one draw."""
+        while True:
+            generation = _generation
+            self._items.extend(self._block(self._size, KeyStream()).tolist())
+            # This thread may have been forked meanwhile (by a signal handler): what it was making is its
+            # parent's. Other threads may have taken the whole block: make another.
+            if generation != _generation:
+                self._items.clear()
+                continue
+            self._size = min(2 * self._size, _LAST_BLOCK)
+            try:
+                return self.pop()
+            except IndexError:
+                continue
+
+    def clear(self) -> None:
+        """Throws all draws away."""
+        self._items.clear()
+
+
+def shared(key: Hashable, block: Block) -> Pool:
+    """The pool of a distribution, one for all who use it.
+
+    Args:
+        key: The distribution and its parameters.
+        block: Makes draws, should the pool be new.
+    """
+    return _shared.setdefault(key, Pool(block))
+
+
+def _forget() -> None:
+    global _generation
+    _generation += 1
+    for pool in _pools:
+        pool.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

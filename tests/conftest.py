@@ -1,0 +1,25 @@
+"""What all tests share: the large statistical sizes run only when asked for."""
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="also run the tests marked `full` (large sizes)")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves the tests marked `full` out, unless --full or an -m expression that names the marker asks for them."""
+    if config.getoption("--full") or "full" in config.option.markexpr:
+        return
+    large = [item for item in items if item.get_closest_marker("full")]
+    if large:
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=large)
+
+
+@pytest.fixture(scope="session")
+def vectors(pytestconfig):
+    """Reads a file of reference values by its name."""
+    import json
+
+    return lambda name: json.loads((pytestconfig.rootpath / "tests" / "vectors" / name).read_text())

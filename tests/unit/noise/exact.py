@@ -1,0 +1,41 @@
+"""The exact laws of the samplers, with all digits: what their thresholds really give, in mpmath or Fractions."""
+
+from fractions import Fraction
+
+import mpmath
+
+from dpmesh.noise.discrete_laplace import DiscreteLaplace
+from dpmesh.noise.thresholds import ONE, logistic
+
+
+def geometric(law: DiscreteLaplace, count: int) -> list[Fraction]:
+    """P(G = 0..count-1) of one of the two geometric variables, from the law's own integer thresholds."""
+    digits = law._rows - 1
+    ones = [Fraction(logistic(2**k / law.scale), ONE) for k in range(digits)]
+    carry = Fraction(law._carry, ONE)
+    low = [Fraction(1)]
+    for one in ones:
+        low = [p * (1 - one) for p in low] + [p * one for p in low]
+    return [low[g % len(low)] * (1 - carry) * carry ** (g // len(low)) for g in range(count)]
+
+
+def laplace(law: DiscreteLaplace, reach: int, cut: int) -> dict[int, mpmath.mpf]:
+    """P(Z = z) for |z| <= reach; sums over geometric variables up to `cut`."""
+    p = [mpmath.mpf(g.numerator) / g.denominator for g in geometric(law, cut + reach + 1)]
+    half = [mpmath.fsum(p[g] * p[g + z] for g in range(cut)) for z in range(reach + 1)]
+    return {z: half[abs(z)] for z in range(-reach, reach + 1)}
+
+
+def clamped(noise: dict[int, mpmath.mpf], x: int, low: int, high: int) -> dict[int, mpmath.mpf]:
+    """The law of x + noise clamped to low..high. What `noise` leaves out counts as lying at the ends."""
+    table = {y: mpmath.mpf(0) for y in range(low, high + 1)}
+    for z, p in noise.items():
+        table[min(max(x + z, low), high)] += p
+    return table
+
+
+def worst_ratio(tables: list[dict]) -> object:
+    """The largest ratio of one output's probabilities under two inputs. All must have the same support."""
+    support = {y for y, p in tables[0].items() if p > 0}
+    assert all({y for y, p in table.items() if p > 0} == support for table in tables)
+    return max(max(table[y] for table in tables) / min(table[y] for table in tables) for y in support)
