@@ -1,0 +1,253 @@
+"""Ledger: charges privacy budgets durably, and mostly without I/O."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from dpmesh.errors import ConfigError, LedgerError
+from dpmesh.ledger.budget import Budget, Charge, check_names
+from dpmesh.ledger.holdings import Holdings, Key
+from dpmesh.ledger.queue import CommitQueue
+from dpmesh.ledger.store import Account, AccountId, Store, account_hash
+
+_GRACE = 1.0  # seconds that another event loop gets beyond its own time limit
+
+_log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """Budgets, charged before anything leaves: what is released never exceeds what is durably debited.
+
+    A charge is paid from a lease: a slice of the account's budget that is debited durably and then spent in
+    memory. Charges that no lease covers wait for the next commit, and all that wait go into one. A crash
+    wastes what is left of the slices, and never overspends. A charge whose commit times out, fails or is
+    cancelled counts as spent.
+
+    All methods but `spend` and `standing` belong to the event loop that opened the ledger; `charge` may be
+    awaited in others too. A forked child starts with no lease and may charge for itself.
+
+    Args:
+        store: Where the debits are kept.
+        budgets: What charges refer to by index.
+        clock: Seconds since the epoch. Windows follow it, but never move back.
+        timeout: The longest that a charge waits for the store, in seconds.
+
+    Raises:
+        ConfigError: Two budgets share a name, or the timeout is not a positive number.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        budgets: Sequence[Budget],
+        *,
+        clock: Callable[[], float] = time.time,
+        timeout: float = 5.0,
+    ) -> None:
+        check_names(budgets)
+        if not 0 < timeout < math.inf:
+            raise ConfigError(f"the ledger's timeout must be a positive number of seconds, not {timeout}")
+        self.budgets = tuple(budgets)
+        self.on_commit: Callable[[float], None] | None = None
+        """Called with the seconds that each commit took."""
+        self._store = store
+        self._clock = clock
+        self._timeout = timeout
+        self._holdings = Holdings(clock)
+        self._secret = b""
+        self._open = False
+        self._owning = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._queue = self._new_queue()
+        self.spend: Callable[[Sequence[Charge]], bool] = self._holdings.spend
+        """Pays for all charges from held leases, or for none; says which. No I/O; safe in threads."""
+        self.standing: Callable[[int, bytes], tuple[int, int] | None] = self._holdings.standing
+        """What an account (budget index, unit) has (spent, cap) in this window, as this process knows it."""
+        _LEDGERS.add(self)
+
+    @property
+    def secret(self) -> bytes:
+        """32 bytes made with the ledger and as durable as it; they key account names and pseudonyms.
+
+        Raises:
+            LedgerError: The ledger was never opened.
+        """
+        if not self._secret:
+            raise LedgerError("the ledger was never opened")
+        return self._secret
+
+    async def open(self) -> None:
+        """Opens the store.
+
+        Raises:
+            ConfigError: A budget's key, accounting or window is not what the ledger was made with.
+            LedgerError: The store can't be opened, or the clock shows no time.
+        """
+        if self._open:
+            return
+        self._loop = asyncio.get_running_loop()
+        self._queue = self._new_queue()
+        try:
+            opened = await self._store.open(self.budgets)
+            self._holdings.start(self.budgets, opened.windows)
+            self._queue.roll()
+        except BaseException:
+            await self._store.close()
+            raise
+        self._secret = opened.secret
+        self._open = True
+
+    async def close(self) -> None:
+        """Refuses what waits, returns what is left of the leases, and closes the store.
+
+        Raises:
+            LedgerError: Another event loop owns the ledger and doesn't answer.
+        """
+        if self._open:
+            await self._in_owner(self._close, 4 * self._timeout)
+
+    async def charge(self, charges: Sequence[Charge]) -> None:
+        """Charges all accounts, or none: from held leases, or else durably.
+
+        Args:
+            charges: (budget index, the unit's canonical bytes or b"", ledger amount) each.
+
+        Raises:
+            BudgetExhaustedError: A budget doesn't cover it; nothing is charged. Also when the rest of the
+                budget is in the hands of other holders.
+            LedgerError: The ledger can't answer in time; what was charged may stay charged.
+        """
+        if not self.spend(charges):
+            await self._in_owner(lambda: self._charge_durably(charges), self._timeout)
+
+    async def accounts(self, budget: str | None = None, unit: bytes | None = None) -> list[Account]:
+        """What the ledger holds, as of the last window in which each account was charged.
+
+        Args:
+            budget: Only this budget's accounts.
+            unit: Only this unit's accounts (canonical bytes).
+
+        Raises:
+            LedgerError: The ledger can't answer.
+        """
+        if not self._open:
+            raise LedgerError("the ledger is not open")
+        account = None if unit is None else account_hash(self._secret, unit)
+        return await self._store.accounts(budget, account)
+
+    # Event loops: one owns the queue; others hand over to it.
+
+    async def _in_owner(self, function: Callable[[], Coroutine[Any, Any, None]], seconds: float) -> None:
+        """Runs a coroutine in the event loop that owns the ledger."""
+        loop = asyncio.get_running_loop()
+        if self._owner(loop) is loop:
+            return await function()
+        work = function()
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._owner(loop))
+        except RuntimeError as error:
+            work.close()
+            raise LedgerError("the event loop that owns the ledger has just closed") from error
+        try:
+            # The owner keeps its own deadline; this one is for an owner that has stopped running.
+            return await asyncio.wait_for(asyncio.wrap_future(future), seconds + _GRACE)
+        except TimeoutError as error:
+            raise LedgerError("the event loop that owns the ledger does not answer") from error
+
+    def _owner(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+        """The loop that owns the ledger: `loop`, if there is no other (a forked child, a closed loop)."""
+        with self._owning:
+            if self._loop is None or self._loop.is_closed():
+                self._loop, self._queue = loop, self._new_queue()
+            return self._loop
+
+    async def _close(self) -> None:
+        self._open = False
+        await self._queue.stop()
+        starts, left = self._holdings.clear()
+        if left:
+            unspent = {self._account(key): amount for key, amount in left.items()}
+            await self._last_call(self._store.credit(starts, unspent), "return its unspent leases")
+        await self._last_call(self._store.close(), "close its store")
+
+    async def _last_call(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        """Runs a step of closing within the time limit. A failure wastes leases at most: log it."""
+        task = asyncio.get_running_loop().create_task(work)
+        await asyncio.wait({task}, timeout=self._timeout)
+        if not task.done():
+            _log.warning("the ledger could not %s within %g s", what, self._timeout)
+        elif not task.cancelled() and (error := task.exception()) is not None:
+            _log.warning("the ledger could not %s: %s", what, error)
+
+    async def _charge_durably(self, charges: Sequence[Charge]) -> None:
+        needs = self._needs(charges)
+        if needs:
+            await self._queue.wait(needs)
+
+    def _needs(self, charges: Sequence[Charge]) -> dict[Key, int]:
+        """The sum for each account.
+
+        Raises:
+            BudgetExhaustedError: An amount exceeds the whole cap.
+            LedgerError: A charge is malformed, or the ledger is not open.
+        """
+        if not self._open:
+            raise LedgerError("the ledger is not open")
+        needs: dict[Key, int] = {}
+        for index, key, amount in charges:
+            if type(index) is not int or not 0 <= index < len(self.budgets):
+                raise LedgerError(f"a charge's budget must be an index below {len(self.budgets)}")
+            if type(key) is not bytes:
+                raise LedgerError(f"a charge's account key must be bytes, not {type(key).__name__}")
+            if type(amount) is not int or amount < 0:
+                raise LedgerError("a charge's amount must be a non-negative integer of 1e-9")
+            if amount:
+                needs[index, key] = needs.get((index, key), 0) + amount
+        for (index, _), amount in needs.items():
+            if amount > self.budgets[index].cap:
+                raise self._queue.exhausted(index)
+        return needs
+
+    def _account(self, key: Key) -> AccountId:
+        return key[0], account_hash(self._secret, key[1])
+
+    def _new_queue(self) -> CommitQueue:
+        return CommitQueue(
+            self._store,
+            self.budgets,
+            self._holdings,
+            self._account,
+            self._committed,
+            clock=self._clock,
+            timeout=self._timeout,
+        )
+
+    def _committed(self, seconds: float) -> None:
+        if self.on_commit is not None:
+            self.on_commit(seconds)
+
+    def _forked(self) -> None:
+        """In a forked child: the leases, the waiting charges and the loop are the parent's."""
+        self._owning = threading.Lock()
+        self._loop, self._queue = None, self._new_queue()
+        self._holdings.forked()
+        self._store.forked()
+
+
+_LEDGERS: weakref.WeakSet[Ledger] = weakref.WeakSet()
+
+
+def _forget_parents() -> None:
+    for ledger in list(_LEDGERS):
+        ledger._forked()
+
+
+os.register_at_fork(after_in_child=_forget_parents)

@@ -1,0 +1,97 @@
+"""MemoryStore: budgets that live as long as the process, for tests and trials."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+
+from dpmesh.accounting import window_end
+from dpmesh.errors import LedgerError
+from dpmesh.ledger.budget import Budget, check_names, check_unchanged
+from dpmesh.ledger.store import SECRET_BYTES, Account, AccountId, Batch, Opened, Outcome, decide
+
+
+class MemoryStore:
+    """Keeps debits in this process's memory; a restart refills every budget."""
+
+    def __init__(self) -> None:
+        self._secret = secrets.token_bytes(SECRET_BYTES)
+        self._stored: dict[str, Budget] = {}
+        self._windows: dict[str, int] = {}
+        self._rows: dict[
+            tuple[str, bytes], tuple[int, int]
+        ] = {}  # (budget, account): (window start, debited)
+        self._budgets: tuple[Budget, ...] = ()
+        self._process = os.getpid()
+
+    async def open(self, budgets: Sequence[Budget]) -> Opened:
+        """See Store."""
+        self._check_process()
+        check_names(budgets)
+        for budget in budgets:
+            check_unchanged(self._stored.get(budget.name, budget), budget)
+        for budget in budgets:
+            self._stored[budget.name] = budget
+            self._windows.setdefault(budget.name, 0)
+        self._budgets = tuple(budgets)
+        return Opened(self._secret, tuple(self._windows[budget.name] for budget in budgets))
+
+    async def debit(self, batch: Batch) -> Outcome:
+        """See Store."""
+        self._check_process()
+        windows = tuple(
+            max(start, self._windows[budget.name])
+            for start, budget in zip(batch.windows, self._budgets, strict=True)
+        )
+        debited = {a: self._debited(a, windows[a[0]]) for a in batch.held}
+        outcome = decide(batch, [budget.cap for budget in self._budgets], windows, debited)
+        for budget, start in zip(self._budgets, windows, strict=True):
+            self._windows[budget.name] = start
+        for a in outcome.debits:
+            self._rows[self._row(a)] = (windows[a[0]], outcome.debited[a])
+        return outcome
+
+    async def credit(self, windows: tuple[int, ...], unspent: Mapping[AccountId, int]) -> None:
+        """See Store."""
+        self._check_process()
+        for a, amount in unspent.items():
+            debited = self._debited(a, windows[a[0]])
+            if 0 < amount <= debited:
+                self._rows[self._row(a)] = (windows[a[0]], debited - amount)
+
+    async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
+        """See Store."""
+        order = list(self._stored)
+        return [
+            self._account(name, key, start, debited)
+            for (name, key), (start, debited) in sorted(
+                self._rows.items(), key=lambda row: (order.index(row[0][0]), row[0][1])
+            )
+            if budget in (None, name) and account in (None, key)
+        ]
+
+    async def close(self) -> None:
+        """See Store. What was debited stays, for whoever opens this object again."""
+
+    def forked(self) -> None:
+        """See Store. Two copies of one budget would spend it twice, so the child's refuses to answer."""
+
+    def _account(self, name: str, key: bytes, start: int, debited: int) -> Account:
+        budget = self._stored[name]
+        end = window_end(start, budget.window)
+        return Account(name, key.hex(), start, end, debited, budget.cap)
+
+    def _row(self, account: AccountId) -> tuple[str, bytes]:
+        return self._budgets[account[0]].name, account[1]
+
+    def _debited(self, account: AccountId, window: int) -> int:
+        start, debited = self._rows.get(self._row(account), (window, 0))
+        return debited if start == window else 0
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise LedgerError(
+                "a ledger in memory belongs to the process that made it, and this is a forked child. "
+                "Set ledger.url to an SQLite file, which both can share"
+            )

@@ -1,0 +1,199 @@
+"""CommitQueue: charges that wait for the store; all that wait during one commit go into the next."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from dpmesh.errors import BudgetExhaustedError, LedgerError
+from dpmesh.ledger.budget import Budget
+from dpmesh.ledger.holdings import Holdings, Key
+from dpmesh.ledger.store import AccountId, Batch, Outcome, Store
+
+MAX_WAITING = 16_384
+"""How many charges may wait for a commit; one more is refused at once."""
+
+MAX_BATCH = 4096
+"""How many of them one commit takes along."""
+
+
+class _Waiter:
+    """A charge that needs the store, its deadline on the event loop's clock, and where the answer goes."""
+
+    __slots__ = ("answer", "deadline", "needs")
+
+    def __init__(self, needs: Mapping[Key, int], deadline: float, answer: asyncio.Future[None]) -> None:
+        self.needs = needs
+        self.deadline = deadline
+        self.answer = answer
+
+    def admit(self) -> None:
+        if not self.answer.done():
+            self.answer.set_result(None)
+
+    def refuse(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class CommitQueue:
+    """Commits what waits, batch by batch. It belongs to one event loop.
+
+    Args:
+        store: Where the debits are kept.
+        budgets: The ledger's budgets.
+        holdings: What this process holds already, and where it puts what is left of new slices.
+        account: The name under which an account is stored.
+        committed: Called with the seconds that each commit took.
+        clock: Seconds since the epoch.
+        timeout: The longest that a charge waits, in seconds.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        budgets: Sequence[Budget],
+        holdings: Holdings,
+        account: Callable[[Key], AccountId],
+        committed: Callable[[float], None],
+        *,
+        clock: Callable[[], float],
+        timeout: float,
+    ) -> None:
+        self._store = store
+        self._budgets = budgets
+        self._holdings = holdings
+        self._account = account
+        self._committed = committed
+        self._clock = clock
+        self._timeout = timeout
+        self._waiting: deque[_Waiter] = deque()
+        self._flusher: asyncio.Task[None] | None = None
+
+    async def wait(self, needs: Mapping[Key, int]) -> None:
+        """Waits until the amounts are debited durably, all or nothing.
+
+        Raises:
+            BudgetExhaustedError: A budget doesn't cover it.
+            LedgerError: Too many wait already, or the store can't answer in time.
+        """
+        if len(self._waiting) >= MAX_WAITING:
+            raise LedgerError(f"the ledger is too slow: {MAX_WAITING} charges are waiting already")
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(needs, loop.time() + self._timeout, loop.create_future())
+        self._waiting.append(waiter)
+        if self._flusher is None:
+            self._flusher = loop.create_task(self._flush())
+        await waiter.answer
+
+    async def stop(self) -> None:
+        """Refuses who waits, and lets the commit under way finish."""
+        self._refuse_waiting(LedgerError("the ledger is closing"))
+        if self._flusher is not None:
+            await asyncio.wait({self._flusher}, timeout=self._timeout)
+
+    def roll(self) -> None:
+        """Begins the windows that are due.
+
+        Raises:
+            LedgerError: The clock shows no time.
+        """
+        try:
+            self._holdings.roll(self._clock())
+        except ValueError as error:
+            raise LedgerError(f"the ledger's clock is broken: {error}") from error
+
+    def exhausted(self, index: int) -> BudgetExhaustedError:
+        """The refusal of a budget, with the time until its window ends."""
+        end = self._holdings.end(index)
+        return BudgetExhaustedError(
+            self._budgets[index].name, None if end == math.inf else max(0.0, end - self._clock())
+        )
+
+    async def _flush(self) -> None:
+        """Commits what waits, batch by batch, until nothing does."""
+        waiters: list[_Waiter] = []
+        try:
+            while self._waiting:
+                waiters = self._next_batch()
+                if waiters:
+                    await self._commit(waiters)
+        except BaseException as error:
+            # Whatever went wrong, nobody may wait for ever, and nobody may release.
+            self._refuse_waiting(error, waiters)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._flusher = None
+
+    def _next_batch(self) -> list[_Waiter]:
+        """Those that wait, less those that gave up or that a lease covers by now."""
+        waiters: list[_Waiter] = []
+        while self._waiting and len(waiters) < MAX_BATCH:
+            waiter = self._waiting.popleft()
+            if waiter.answer.done():
+                continue
+            if self._holdings.spend([(index, key, amount) for (index, key), amount in waiter.needs.items()]):
+                waiter.admit()
+            else:
+                waiters.append(waiter)
+        return waiters
+
+    async def _commit(self, waiters: list[_Waiter]) -> None:
+        """Has the store decide, and tells every waiter."""
+        self.roll()
+        ids = {key: self._account(key) for waiter in waiters for key in waiter.needs}
+        starts, held = self._holdings.take(ids)
+        batch = Batch(
+            windows=starts,
+            held={ids[key]: left for key, (left, _) in held.items()},
+            requests=[{ids[key]: amount for key, amount in waiter.needs.items()} for waiter in waiters],
+        )
+        try:
+            outcome = await self._debit(batch, waiters)
+        except BaseException:
+            # What was held is debited already. What was to be debited now may be, so it counts as spent.
+            self._holdings.put(starts, {key: lease for key, lease in held.items() if lease[0]})
+            raise
+        after = {key: (outcome.left[account], outcome.debited[account]) for key, account in ids.items()}
+        self._holdings.put(outcome.windows, after)
+        for waiter, lacking in zip(waiters, outcome.lacking, strict=True):
+            if lacking is None:
+                waiter.admit()
+            else:
+                waiter.refuse(self.exhausted(lacking))
+
+    async def _debit(self, batch: Batch, waiters: list[_Waiter]) -> Outcome:
+        """Waits for the store, and meanwhile refuses whoever waited too long."""
+        loop = asyncio.get_running_loop()
+        began = time.perf_counter()
+        debit = loop.create_task(self._store.debit(batch))
+        deadline = waiters[0].deadline
+        while not debit.done():
+            await asyncio.wait({debit}, timeout=max(0.0, deadline - loop.time()))
+            if not debit.done():
+                deadline = self._expire([*waiters, *self._waiting], loop.time())
+        self._committed(time.perf_counter() - began)
+        return debit.result()
+
+    def _expire(self, waiters: Iterable[_Waiter], now: float) -> float:
+        """Refuses those whose deadline is over; returns the next deadline."""
+        following = now + self._timeout
+        for waiter in waiters:
+            if waiter.deadline <= now:
+                waiter.refuse(LedgerError(f"the ledger did not answer within {self._timeout:g} s"))
+            elif not waiter.answer.done():
+                following = min(following, waiter.deadline)
+        return following
+
+    def _refuse_waiting(self, error: BaseException, others: Iterable[_Waiter] = ()) -> None:
+        """Refuses all that wait, each with an error of its own."""
+        text = str(error) if isinstance(error, LedgerError) else f"the ledger failed: {type(error).__name__}"
+        for waiter in (*others, *self._waiting):
+            refusal = LedgerError(text)
+            refusal.__cause__ = error
+            waiter.refuse(refusal)
+        self._waiting.clear()

@@ -1,0 +1,303 @@
+"""SQLiteStore: budgets in one file, shared by the processes of one machine."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import secrets
+import sqlite3
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from dpmesh.errors import DpmeshError, LedgerError
+from dpmesh.ledger import schema
+from dpmesh.ledger.budget import Budget, check_names, check_unchanged
+from dpmesh.ledger.store import SECRET_BYTES, Account, AccountId, Batch, Opened, Outcome, decide
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_FORK_WAIT = 10.0  # seconds that a fork waits for a commit under way
+
+
+class SQLiteStore:
+    """Keeps debits in an SQLite file: write-ahead log, synchronous=FULL, so a commit survives a power cut.
+
+    One worker thread makes all calls. Every transaction begins with the write lock, so processes that share
+    the file never overspend together. The file holds keyed hashes of units, never their ids, and only its
+    owner may read it.
+
+    SQLite can't be carried across a fork: the child would believe in locks that only the parent holds. So the
+    connection is closed before a fork, and parent and child each open one of their own when they need it.
+
+    Args:
+        path: The file. It is made, with its directory, where there is none.
+        busy_timeout: How long to wait for another process's lock, in seconds.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 4.0) -> None:
+        self.path = Path(path).absolute()  # a later chdir must not lead to another ledger
+        self._busy_timeout = busy_timeout
+        self._budgets: tuple[Budget, ...] = ()
+        self._rows: tuple[int, ...] = ()  # for each budget, its id in the file
+        self._secret = b""
+        self._file: tuple[int, int] | None = None  # device and inode
+        self._connection: sqlite3.Connection | None = None
+        self._executor: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()  # held while SQLite works, and during a fork
+        self._lost = False
+        _STORES.add(self)
+
+    async def open(self, budgets: Sequence[Budget]) -> Opened:
+        """See Store."""
+        return await self._run(self._open, tuple(budgets))
+
+    async def debit(self, batch: Batch) -> Outcome:
+        """See Store."""
+        return await self._run(self._debit, batch)
+
+    async def credit(self, windows: tuple[int, ...], unspent: Mapping[AccountId, int]) -> None:
+        """See Store."""
+        await self._run(self._credit, windows, unspent)
+
+    async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
+        """See Store."""
+        return await self._run(self._accounts, budget, account)
+
+    async def close(self) -> None:
+        """See Store."""
+        await self._run(self._disconnect)
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
+            self._executor = None
+
+    def forked(self) -> None:
+        """See Store. The connection was closed before the fork, by the hook below."""
+
+    # Everything below runs in the worker thread.
+
+    async def _run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="dpmesh-ledger")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, lambda: self._guard(function, *args, **kwargs))
+
+    def _guard(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with self._lock:
+            try:
+                return function(*args, **kwargs)
+            except (sqlite3.Error, OSError) as error:
+                # After anything but a lock held elsewhere, start afresh: the fault may pass.
+                if not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+                    self._disconnect()
+                raise schema.explain(error, self.path) from error
+
+    def _open(self, budgets: tuple[Budget, ...]) -> Opened:
+        check_names(budgets)
+        self._disconnect()
+        self._file, self._secret = None, b""
+        if not self.path.exists():
+            _create(self.path)
+        connection = self._connect()
+        try:
+            with schema.transaction(connection):
+                stored = schema.read_budgets(connection)
+                for budget in budgets:
+                    check_unchanged(stored.get(budget.name, budget), budget)
+                # Written even where nothing changes: a file that can't be written is found now, not later.
+                written = [schema.write_budget(connection, budget) for budget in budgets]
+                connection.execute("UPDATE meta SET schema_version = schema_version")
+        except DpmeshError:
+            self._disconnect()
+            raise
+        self._budgets = budgets
+        self._rows = tuple(row for row, _ in written)
+        return Opened(self._secret, tuple(start for _, start in written))
+
+    def _connect(self) -> sqlite3.Connection:
+        """The connection, made when there is none; always to the file that was opened first."""
+        if self._lost:
+            raise LedgerError(f"{self.path} was being written when this process was forked: start it afresh")
+        file = self._identity()
+        if self._file not in (None, file):
+            raise self._replaced()
+        if self._connection is None:
+            if not os.access(self.path, os.R_OK | os.W_OK):
+                # Asked before SQLite is, which would leave a log beside the file that is read-only as well.
+                raise LedgerError(
+                    f"{self.path} is read-only: make it and its directory writable for this user"
+                )
+            connection = schema.connect(self.path, "mode=rw", self._busy_timeout)
+            try:
+                self._secret = self._prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection, self._file = connection, file
+        return self._connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> bytes:
+        """Makes commits durable, and returns the secret of the ledger that this is."""
+        connection.execute("PRAGMA synchronous = FULL")
+        # The mode is in the file; asking again costs nothing, and repairs one that somebody changed.
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise LedgerError(f"{self.path} can't have a write-ahead log: put it on a local file system")
+        secret = schema.read_secret(connection, self.path)
+        if self._secret not in (b"", secret):
+            raise self._replaced()
+        return secret
+
+    def _replaced(self) -> LedgerError:
+        return LedgerError(
+            f"{self.path} was replaced while in use: restore it, or restart to use the new one"
+        )
+
+    def _identity(self) -> tuple[int, int]:
+        """The file's device and inode."""
+        try:
+            status = schema.plain_file(self.path)
+        except FileNotFoundError as error:
+            raise LedgerError(f"{self.path} was removed while in use: restore it, or restart") from error
+        if status.st_size == 0:
+            raise LedgerError(
+                f"{self.path} is empty, so what was spent is lost: restore it from a backup, "
+                "or remove it to start all budgets anew"
+            )
+        return status.st_dev, status.st_ino
+
+    def _disconnect(self) -> None:
+        if self._lost:
+            return  # it is the parent's
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+    def _debit(self, batch: Batch) -> Outcome:
+        connection = self._connect()
+        with schema.transaction(connection):
+            windows = self._advance(connection, batch.windows)
+            debited = {a: self._debited(connection, a, windows[a[0]]) for a in batch.held}
+            outcome = decide(batch, [budget.cap for budget in self._budgets], windows, debited)
+            connection.executemany(
+                "INSERT INTO accounts (budget, account, window_start, debited) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (budget, account) "
+                "DO UPDATE SET window_start = excluded.window_start, debited = excluded.debited",
+                [(self._rows[a[0]], a[1], windows[a[0]], outcome.debited[a]) for a in outcome.debits],
+            )
+        return outcome
+
+    def _advance(self, connection: sqlite3.Connection, wanted: tuple[int, ...]) -> tuple[int, ...]:
+        """The windows in force: the later of the wanted and the latest ever, which becomes the wanted."""
+        stored: dict[int, int] = dict(connection.execute("SELECT id, window_start FROM budgets"))
+        later = [(start, row) for start, row in zip(wanted, self._rows, strict=True) if start > stored[row]]
+        if later:
+            connection.executemany("UPDATE budgets SET window_start = ? WHERE id = ?", later)
+            stored.update((row, start) for start, row in later)
+        return tuple(stored[row] for row in self._rows)
+
+    def _debited(self, connection: sqlite3.Connection, account: AccountId, window: int) -> int:
+        row = connection.execute(
+            "SELECT debited FROM accounts WHERE budget = ? AND account = ? AND window_start = ?",
+            (self._rows[account[0]], account[1], window),
+        ).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def _credit(self, windows: tuple[int, ...], unspent: Mapping[AccountId, int]) -> None:
+        connection = self._connect()
+        with schema.transaction(connection):
+            connection.executemany(
+                "UPDATE accounts SET debited = debited - :amount WHERE budget = :budget "
+                "AND account = :account AND window_start = :window AND :amount BETWEEN 0 AND debited",
+                [
+                    {"budget": self._rows[a[0]], "account": a[1], "window": windows[a[0]], "amount": amount}
+                    for a, amount in unspent.items()
+                ],
+            )
+
+    def _accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
+        return schema.read_accounts(self._connect(), budget, account)
+
+    # Forks: see the class.
+
+    def before_fork(self) -> None:
+        """Waits for the transaction under way, and closes the connection."""
+        self._lost = not self._lock.acquire(timeout=_FORK_WAIT)
+        if not self._lost:
+            self._disconnect()
+
+    def after_fork_in_parent(self) -> None:
+        """Goes on; the next call connects again."""
+        if not self._lost:
+            self._lock.release()
+        self._lost = False
+
+    def after_fork_in_child(self) -> None:
+        """Starts without thread or connection; if SQLite was at work during the fork, without hope too."""
+        self._lock = threading.Lock()
+        self._executor = None
+
+
+def _create(path: Path) -> None:
+    """Makes an empty ledger, complete or not at all, also when several processes do so at once."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        if path.exists():
+            return
+        new.unlink(missing_ok=True)
+        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        _write_tables(new)
+        new.rename(path)
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(OSError):
+                new.with_name(new.name + suffix).unlink(missing_ok=True)
+
+
+def _write_tables(path: Path) -> None:
+    connection = schema.connect(path, "mode=rw", timeout=0)
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA journal_mode = WAL")
+        secret = secrets.token_bytes(SECRET_BYTES)
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in schema.TABLES.split(";\n"):
+            connection.execute(statement)
+        connection.execute("INSERT INTO meta VALUES (1, ?, ?)", (schema.VERSION, secret))
+        connection.execute("COMMIT")
+    finally:
+        connection.close()
+
+
+_STORES: weakref.WeakSet[SQLiteStore] = weakref.WeakSet()
+_PAUSED: list[SQLiteStore] = []
+
+
+def _before_fork() -> None:
+    for store in list(_STORES):
+        store.before_fork()
+        _PAUSED.append(store)
+
+
+def _after_fork(step: Callable[[SQLiteStore], None]) -> None:
+    while _PAUSED:
+        step(_PAUSED.pop())
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=lambda: _after_fork(SQLiteStore.after_fork_in_parent),
+    after_in_child=lambda: _after_fork(SQLiteStore.after_fork_in_child),
+)

@@ -1,0 +1,450 @@
+"""What every ledger store must do. A store's test class inherits this and says how to make one."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from dpmesh.accounting import AMOUNT, Accounting
+from dpmesh.errors import BudgetExhaustedError, ConfigError, LedgerError
+from dpmesh.ledger import Account, Batch, Budget, Ledger, Store, account_hash
+
+DAY = 86_400
+MAX = 2**63 - 1
+
+
+class Clock:
+    """A clock that the test sets."""
+
+    def __init__(self, now: float = 1000.5 * DAY) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def pure(name: str, epsilon: float = 1.0, **changes) -> Budget:
+    return Budget(name, epsilon=epsilon, delta=0.0, accounting=Accounting.PURE, **changes)
+
+
+UNIT = pure("unit", 1.0)
+GLOBAL = pure("all", 10.0, key="global")
+LIFE = pure("life", 5.0, window=None)
+BUDGETS = [UNIT, GLOBAL, LIFE]
+TENTH = AMOUNT // 10
+
+
+class LedgerSuite:
+    """Inherited by the tests of each store."""
+
+    def store(self, place: Path) -> Store:
+        """A new store at a place; where the place is shared, on what an earlier one left there."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def clock(self):
+        return Clock()
+
+    @pytest.fixture
+    def make(self, tmp_path, clock):
+        """Makes ledgers on one store, as the processes of one machine would."""
+        return lambda budgets=BUDGETS, **changes: Ledger(
+            self.store(tmp_path), budgets, **{"clock": clock, **changes}
+        )
+
+    @pytest.fixture
+    async def ledger(self, make):
+        ledger = make()
+        await ledger.open()
+        yield ledger
+        await ledger.close()
+
+    # Caps
+
+    async def test_a_budget_is_spent_exactly(self, ledger):
+        for _ in range(10):
+            await ledger.charge([(0, b"a", TENTH)])
+        with pytest.raises(BudgetExhaustedError, match="'unit'") as caught:
+            await ledger.charge([(0, b"a", 1)])
+        assert (caught.value.budget, caught.value.retry_after) == ("unit", DAY / 2)
+        await ledger.charge([(0, b"b", AMOUNT)])
+
+    @pytest.mark.parametrize("cost", [7_000_001, 99_999_999, 333_333_334, AMOUNT])
+    async def test_slices_never_cost_the_last_charge(self, ledger, cost):
+        for _ in range(AMOUNT // cost):
+            await ledger.charge([(0, b"a", cost)])
+        with pytest.raises(BudgetExhaustedError):
+            await ledger.charge([(0, b"a", cost)])
+
+    async def test_a_thousand_at_once_against_a_budget_for_a_hundred(self, ledger):
+        charges = [ledger.charge([(1, b"", TENTH), (0, bytes([i // 250, i % 250]), 5)]) for i in range(1000)]
+        results = await asyncio.gather(*charges, return_exceptions=True)
+        assert results.count(None) == 100
+        assert sum(isinstance(result, BudgetExhaustedError) for result in results) == 900
+        await ledger.close()
+
+    async def test_mixed_costs_at_once_fill_the_budget(self, ledger):
+        for rounds in range(1, 40):
+            charges = [ledger.charge([(1, b"", AMOUNT // 7 + i)]) for i in range(rounds % 5 + 1)]
+            await asyncio.gather(*charges, return_exceptions=True)
+        with pytest.raises(BudgetExhaustedError):
+            await ledger.charge([(1, b"", AMOUNT // 7)])
+        assert 10 * AMOUNT - AMOUNT // 7 < ledger.standing(1, b"")[0] <= 10 * AMOUNT
+
+    async def test_more_than_the_cap_never_fits(self, ledger):
+        for amount in (AMOUNT + 1, MAX, MAX + 1, 10**40):
+            with pytest.raises(BudgetExhaustedError):
+                await ledger.charge([(0, b"a", amount)])
+        assert await ledger.accounts() == []
+
+    async def test_the_largest_cap(self, make, clock):
+        most = pure("most", 9_223_372_036.0)
+        ledger = make([most])
+        await ledger.open()
+        await ledger.charge([(0, b"a", most.cap - 1)])
+        await ledger.charge([(0, b"a", 1)])
+        with pytest.raises(BudgetExhaustedError):
+            await ledger.charge([(0, b"a", 1)])
+        await ledger.close()
+
+    async def test_a_cap_lowered_below_what_is_spent_admits_nothing(self, make):
+        ledger = make()
+        await ledger.open()
+        await ledger.charge([(0, b"a", AMOUNT)])
+        await ledger.close()
+        lower = make([pure("unit", 0.5)])
+        await lower.open()
+        with pytest.raises(BudgetExhaustedError):
+            await lower.charge([(0, b"a", 1)])
+        await lower.charge([(0, b"b", AMOUNT // 2)])
+        await lower.close()
+
+    async def test_a_cap_raised_admits_the_difference(self, make):
+        ledger = make()
+        await ledger.open()
+        await ledger.charge([(0, b"a", AMOUNT)])
+        await ledger.close()
+        higher = make([pure("unit", 1.5)])
+        await higher.open()
+        await higher.charge([(0, b"a", AMOUNT // 2)])
+        with pytest.raises(BudgetExhaustedError):
+            await higher.charge([(0, b"a", 1)])
+        await higher.close()
+
+    # All or nothing
+
+    async def test_several_budgets_all_or_nothing(self, ledger):
+        await ledger.charge([(0, b"a", AMOUNT), (1, b"", TENTH)])
+        for _ in range(3):
+            with pytest.raises(BudgetExhaustedError, match="'unit'"):
+                await ledger.charge([(1, b"", TENTH), (0, b"a", 1), (2, b"a", 1)])
+        spent = {(a.budget, a.spent) for a in await ledger.accounts()}
+        assert spent == {("unit", AMOUNT), ("all", TENTH)}
+
+    async def test_the_first_budget_that_lacks_is_named(self, ledger):
+        await ledger.charge([(0, b"a", AMOUNT), (2, b"a", 5 * AMOUNT)])
+        with pytest.raises(BudgetExhaustedError, match="'life'") as caught:
+            await ledger.charge([(1, b"", 1), (2, b"a", 1), (0, b"a", 1)])
+        assert caught.value.retry_after is None
+
+    async def test_one_account_named_twice_pays_twice(self, ledger):
+        await ledger.charge([(0, b"a", 4 * TENTH), (0, b"a", 4 * TENTH)])
+        with pytest.raises(BudgetExhaustedError):
+            await ledger.charge([(0, b"a", 2 * TENTH), (0, b"a", 1)])
+        await ledger.charge([(0, b"a", TENTH), (0, b"a", TENTH)])
+        assert [a.spent for a in await ledger.accounts("unit")] == [AMOUNT]
+
+    async def test_nothing_to_pay(self, ledger):
+        await ledger.charge([])
+        await ledger.charge([(0, b"a", 0), (1, b"", 0)])
+        assert await ledger.accounts() == []
+
+    async def test_malformed_charges_are_refused(self, ledger):
+        await ledger.charge([(0, b"a", 1)])
+        await ledger.charge([(0, b"a", 2)])
+        for charge in [
+            (3, b"a", 1),
+            (-1, b"a", 1),
+            (True, b"a", 1),
+            (b"secret unit", 0, 1),
+            (0, "a", 1),
+            (0, None, 1),
+            (0, b"a", -1),
+            (0, b"a", 0.5),
+            (0, b"a", float("nan")),
+            (0, b"a", True),
+        ]:
+            with pytest.raises(LedgerError, match="charge") as caught:
+                await ledger.charge([(1, b"", 1), charge])
+            assert "secret" not in str(caught.value)
+        assert [a.budget for a in await ledger.accounts()] == ["unit"]
+
+    # Leases
+
+    async def test_a_unit_that_sends_once_wastes_nothing(self, ledger):
+        await asyncio.gather(*[ledger.charge([(0, bytes([i]), TENTH)]) for i in range(50)])
+        assert [a.spent for a in await ledger.accounts()] == [TENTH] * 50
+
+    async def test_a_hot_account_soon_needs_no_commit(self, make):
+        ledger = make([pure("all", 1e6, key="global")])
+        await ledger.open()
+        commits: list[float] = []
+        ledger.on_commit = commits.append
+        for _ in range(10_000):
+            await ledger.charge([(0, b"", TENTH)])
+        assert len(commits) < 20
+        assert all(seconds > 0 for seconds in commits)
+        assert ledger.standing(0, b"") == (10_000 * TENTH, 10**6 * AMOUNT)
+        await ledger.close()
+
+    async def test_spend_pays_from_leases_only_and_all_or_nothing(self, ledger):
+        assert not ledger.spend([(0, b"a", 1)])
+        for _ in range(3):
+            await ledger.charge([(0, b"a", TENTH)])  # debits 1 + 1 + 2 tenths
+        assert not ledger.spend([(0, b"a", TENTH + 1)])
+        assert not ledger.spend([(0, b"a", TENTH), (0, b"a", 1)])
+        assert not ledger.spend([(0, b"a", TENTH), (1, b"", 1)])
+        assert ledger.spend([(0, b"a", TENTH)])
+        assert not ledger.spend([(0, b"a", 1)])
+        assert [a.spent for a in await ledger.accounts()] == [4 * TENTH]
+
+    async def test_a_closed_ledger_returned_its_leases(self, make):
+        ledger = make()
+        await ledger.open()
+        for _ in range(3):
+            await ledger.charge([(0, b"a", TENTH)])
+        assert [a.spent for a in await ledger.accounts()] == [4 * TENTH]
+        await ledger.close()
+        assert not ledger.spend([(0, b"a", 1)])
+        with pytest.raises(LedgerError, match="not open"):
+            await ledger.charge([(0, b"a", 1)])
+        with pytest.raises(LedgerError, match="not open"):
+            await ledger.accounts()
+        await ledger.close()
+        again = make()
+        await again.open()
+        assert [a.spent for a in await again.accounts()] == [3 * TENTH]
+        for _ in range(7):
+            await again.charge([(0, b"a", TENTH)])
+        with pytest.raises(BudgetExhaustedError):
+            await again.charge([(0, b"a", 1)])
+        await again.close()
+
+    async def test_two_holders_share_one_budget(self, make):
+        holders = [make(), make()]
+        for holder in holders:
+            await holder.open()
+        admitted = 0
+        for i in range(400):
+            try:
+                await holders[i % 2].charge([(1, b"", TENTH)])
+            except BudgetExhaustedError:
+                continue
+            admitted += 1
+        # All slices end up spent, for each holder went on until it was refused.
+        assert admitted == 100
+        for holder in holders:
+            await holder.close()
+
+    async def test_what_another_holds_is_refused_and_comes_back(self, make):
+        first, second = make(), make()
+        await first.open()
+        await second.open()
+        for _ in range(3):
+            await first.charge([(0, b"a", TENTH)])  # holds one more tenth
+        await second.charge([(0, b"a", 6 * TENTH)])
+        with pytest.raises(BudgetExhaustedError) as caught:
+            await second.charge([(0, b"a", 1)])
+        assert caught.value.retry_after == DAY / 2
+        await first.close()
+        await second.charge([(0, b"a", TENTH)])
+        await second.close()
+
+    # Windows
+
+    async def test_a_new_window_renews_and_a_lifetime_does_not(self, ledger, clock):
+        await ledger.charge([(0, b"a", AMOUNT), (2, b"a", 5 * AMOUNT)])
+        clock.now += DAY / 2 - 1
+        with pytest.raises(BudgetExhaustedError) as caught:
+            await ledger.charge([(0, b"a", 1)])
+        assert caught.value.retry_after == 1.0
+        clock.now += 1
+        await ledger.charge([(0, b"a", AMOUNT)])
+        with pytest.raises(BudgetExhaustedError):
+            await ledger.charge([(2, b"a", 1)])
+        unit, life = await ledger.accounts()
+        assert (unit.window_start, unit.window_end) == (1001 * DAY, 1002 * DAY)
+        assert (life.window_start, life.window_end) == (0, None)
+        assert (unit.spent_at(clock.now), unit.spent_at(clock.now + DAY)) == (AMOUNT, 0)
+        assert life.spent_at(clock.now + 1e9) == 5 * AMOUNT
+
+    async def test_an_old_lease_is_worthless_in_a_new_window(self, ledger, clock):
+        for _ in range(3):
+            await ledger.charge([(0, b"a", TENTH)])
+        clock.now += DAY
+        assert ledger.standing(0, b"a") is None
+        assert not ledger.spend([(0, b"a", TENTH)])
+        clock.now -= DAY
+        assert not ledger.spend([(0, b"a", TENTH)])
+        await ledger.charge([(0, b"a", AMOUNT)])
+        (account,) = await ledger.accounts()
+        assert (account.window_start, account.spent) == (1001 * DAY, AMOUNT)
+
+    async def test_a_clock_set_back_refills_nothing(self, make, clock):
+        ledger = make()
+        await ledger.open()
+        clock.now += DAY
+        await ledger.charge([(0, b"a", AMOUNT)])
+        clock.now -= 10 * DAY
+        for reopened in (False, True):
+            if reopened:
+                await ledger.close()
+                ledger = make()
+                await ledger.open()
+            with pytest.raises(BudgetExhaustedError) as caught:
+                await ledger.charge([(0, b"a", 1)])
+            assert caught.value.retry_after == 10.5 * DAY
+        await ledger.close()
+
+    async def test_time_is_what_the_latest_holder_saw(self, make, clock):
+        early, late = make(), make(clock=Clock(clock.now + DAY))
+        await early.open()
+        await late.open()
+        await early.charge([(0, b"a", AMOUNT)])
+        await late.charge([(0, b"b", 1)])
+        await early.charge([(0, b"a", AMOUNT)])  # in the new window, whatever its own clock says
+        with pytest.raises(BudgetExhaustedError):
+            await early.charge([(0, b"a", 1)])
+        with pytest.raises(BudgetExhaustedError):
+            await late.charge([(0, b"a", 1)])
+        await early.close()
+        await late.close()
+
+    @pytest.mark.parametrize("now", [float("nan"), float("inf"), -1.0])
+    async def test_a_clock_that_shows_no_time_refuses(self, make, ledger, clock, now):
+        for _ in range(3):
+            await ledger.charge([(0, b"a", TENTH), (2, b"a", TENTH)])
+        good, clock.now = clock.now, now
+        with pytest.raises(LedgerError, match="clock"):
+            await ledger.charge([(0, b"new", 1)])
+        with pytest.raises(LedgerError, match="clock"):
+            await make().open()
+        clock.now = good
+        await ledger.charge([(0, b"new", 1)])
+
+    # What is stored
+
+    async def test_accounts_are_found_by_budget_and_unit_and_show_no_id(self, ledger):
+        await ledger.charge([(0, b"tail-N14228", 5), (1, b"", 7), (2, b"tail-N14228", 9)])
+        await ledger.charge([(0, b"tail-N24211", 11)])
+        everything = await ledger.accounts()
+        assert [(a.budget, a.spent, a.cap) for a in everything if a.budget != "unit"] == [
+            ("all", 7, 10 * AMOUNT),
+            ("life", 9, 5 * AMOUNT),
+        ]
+        assert sorted(a.spent for a in await ledger.accounts("unit")) == [5, 11]
+        mine = await ledger.accounts(unit=b"tail-N14228")
+        assert [(a.budget, a.spent) for a in mine] == [("unit", 5), ("life", 9)]
+        assert await ledger.accounts("unit", b"tail-N14228") == mine[:1]
+        assert await ledger.accounts("other") == await ledger.accounts(unit=b"?") == []
+        assert mine[0].account == account_hash(ledger.secret, b"tail-N14228").hex()
+        assert all(isinstance(a, Account) and "N14228" not in repr(a) for a in everything)
+        assert everything == await ledger.accounts()
+
+    async def test_the_secret_stays(self, make):
+        secrets = []
+        for _ in range(2):
+            ledger = make()
+            with pytest.raises(LedgerError, match="never opened"):
+                ledger.secret  # noqa: B018
+            await ledger.open()
+            secrets.append(ledger.secret)
+            await ledger.close()
+        assert len(secrets[0]) == 32
+        assert secrets[0] == secrets[1]
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            pure("unit", window=7 * DAY),
+            pure("unit", window=None),
+            pure("unit", key="global"),
+            Budget("unit", epsilon=1.0),
+        ],
+        ids=["window", "lifetime", "key", "accounting"],
+    )
+    async def test_a_budget_that_means_something_else_is_refused(self, make, ledger, changed):
+        await ledger.charge([(0, b"a", AMOUNT)])
+        with pytest.raises(ConfigError, match=r"budget\.(window|key|accounting).*'unit'.*refill"):
+            await make([GLOBAL, changed]).open()
+
+    async def test_budgets_may_be_added_dropped_and_reordered(self, make):
+        ledger = make()
+        await ledger.open()
+        await ledger.charge([(0, b"a", AMOUNT), (2, b"a", AMOUNT)])
+        await ledger.close()
+        other = make([LIFE, pure("new"), UNIT])
+        await other.open()
+        await other.charge([(0, b"a", 4 * AMOUNT), (1, b"a", AMOUNT)])
+        for index in range(3):
+            with pytest.raises(BudgetExhaustedError):
+                await other.charge([(index, b"a", 1)])
+        await other.close()
+
+    async def test_two_budgets_of_one_name_are_refused(self, make):
+        with pytest.raises(ConfigError, match=r"budget\.name.*'unit'"):
+            make([UNIT, LIFE, pure("unit", 2.0)])
+
+    # Standing
+
+    async def test_standing_is_what_is_spent_not_what_is_held(self, ledger, clock):
+        assert ledger.standing(0, b"a") is None
+        for spent in range(1, 11):
+            await ledger.charge([(0, b"a", TENTH)])
+            assert ledger.standing(0, b"a") == (spent * TENTH, AMOUNT)
+        assert ledger.standing(0, b"b") is None
+        assert ledger.standing(7, b"a") is None
+        clock.now += DAY
+        assert ledger.standing(0, b"a") is None
+
+    async def test_a_refusal_tells_the_standing_too(self, make):
+        first, second = make(), make()
+        await first.open()
+        await second.open()
+        await first.charge([(0, b"a", AMOUNT)])
+        with pytest.raises(BudgetExhaustedError):
+            await second.charge([(0, b"a", 1)])
+        assert second.standing(0, b"a") == (AMOUNT, AMOUNT)
+        await first.close()
+        await second.close()
+
+    # The store itself
+
+    async def test_a_store_never_goes_back_in_time(self, tmp_path):
+        store = self.store(tmp_path)
+        assert (await store.open([UNIT, LIFE])).windows == (0, 0)
+        a = (0, b"a" * 16)
+        await store.debit(Batch((2 * DAY, 0), {a: 0}, [{a: AMOUNT}]))
+        outcome = await store.debit(Batch((DAY, 0), {a: TENTH}, [{a: TENTH}]))
+        assert outcome.windows == (2 * DAY, 0)
+        assert outcome.lacking == [0]  # what it held was of an older window
+        assert outcome.left == {a: 0}
+        await store.close()
+        assert (await store.open([UNIT, LIFE])).windows == (2 * DAY, 0)
+        await store.close()
+
+    async def test_credits_count_in_their_own_window_only(self, tmp_path):
+        store = self.store(tmp_path)
+        await store.open([UNIT])
+        a, never = (0, b"a" * 16), (0, b"n" * 16)
+        await store.debit(Batch((DAY,), {a: 0}, [{a: AMOUNT}]))
+        await store.credit((0,), {a: TENTH})
+        await store.credit((DAY,), {a: 2 * AMOUNT})
+        await store.credit((DAY,), {a: 0, never: 1})
+        assert [account.spent for account in await store.accounts(None, None)] == [AMOUNT]
+        await store.credit((DAY,), {a: TENTH})
+        assert [account.spent for account in await store.accounts(None, None)] == [9 * TENTH]
+        await store.debit(Batch((2 * DAY,), {a: 0}, [{a: TENTH}]))
+        await store.credit((DAY,), {a: TENTH})
+        assert [account.spent for account in await store.accounts(None, None)] == [TENTH]
+        await store.close()

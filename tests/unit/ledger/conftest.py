@@ -1,0 +1,15 @@
+"""A place that every user may enter."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def anyones():
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place)
+        path.chmod(0o777)
+        yield path
+        path.chmod(0o777)

@@ -1,0 +1,90 @@
+"""Leases in memory: threads, memory, and what the hot path must not do."""
+
+import gc
+import sys
+import threading
+
+from dpmesh.ledger.holdings import Holdings
+from tests.contract.suite import AMOUNT, DAY, Clock, pure
+
+BUDGETS = [pure("unit"), pure("all", key="global")]
+
+
+def holding(left: dict[tuple[int, bytes], int]) -> Holdings:
+    holdings = Holdings(Clock(0.0))
+    holdings.start(BUDGETS, [0, 0])
+    holdings.put((0, 0), {key: (amount, amount) for key, amount in left.items()})
+    return holdings
+
+
+def test_threads_never_spend_more_than_is_held():
+    holdings = holding({(0, b"a"): 20_000, (1, b""): 30_000})
+    spent = [0] * 4
+
+    def worker(me):
+        while holdings.spend([(1, b"", 1), (0, b"a", 1)]):
+            spent[me] += 1
+            if spent[me] % 100 == 0:
+                holdings.standing(0, b"a")
+
+    old = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=worker, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(old)
+    assert sum(spent) == 20_000
+    assert holdings.clear()[1] == {(1, b""): 10_000}
+
+
+def test_a_payment_that_fails_in_the_middle_gives_back():
+    holdings = holding({(0, b"a"): 10, (0, b"b"): 10, (1, b""): 10})
+    for last in [(0, b"b", 11), (0, b"c", 1), (9, b"", 1), (0, b"b", -1), (0, b"b", 0.5), (0, b"a", 1)]:
+        assert not holdings.spend([(1, b"", 10), (0, b"a", 4), (0, b"a", 6), last])
+    assert holdings.clear()[1] == {(0, b"a"): 10, (0, b"b"): 10, (1, b""): 10}
+
+
+def test_a_window_that_ends_during_a_payment_takes_its_leases_along():
+    clock = Clock(0.0)
+    holdings = Holdings(clock)
+    holdings.start([pure("day"), pure("two", window=2 * DAY)], [0, 0])
+    holdings.put((0, 0), {(0, b"a"): (10, 10), (1, b"a"): (10, 10)})
+    clock.now = DAY
+    assert not holdings.spend([(1, b"a", 5), (0, b"a", 5)])
+    assert holdings.clear() == ((DAY, 0), {(1, b"a"): 10})
+
+
+def test_what_is_used_up_takes_no_memory():
+    holdings = holding({})
+    for i in range(10_000):
+        key = i.to_bytes(4, "big")
+        holdings.put((0, 0), {(0, key): (5, 5)})
+        assert holdings.spend([(0, key, 5)])
+    gc.collect()
+    window = holdings._windows[0]
+    assert len(window.leases) == 0
+    assert len(window.used_up) <= 4096
+    assert holdings.standing(0, key) == (5, AMOUNT)
+    assert holdings.standing(0, bytes(4)) is None
+
+
+def test_leases_of_another_window_are_not_put_back():
+    holdings = holding({})
+    holdings.roll(DAY)
+    holdings.put((0, 0), {(0, b"a"): (5, 5)})
+    assert not holdings.spend([(0, b"a", 1)])
+    holdings.put((2 * DAY, 2 * DAY), {(0, b"a"): (5, 5)})
+    assert holdings.take([(0, b"a")]) == ((2 * DAY, 2 * DAY), {(0, b"a"): (5, 5)})
+
+
+def test_nothing_can_be_spent_after_clear():
+    holdings = holding({(0, b"a"): 10})
+    assert holdings.clear() == ((0, 0), {(0, b"a"): 10})
+    holdings.put((0, 0), {(0, b"a"): (10, 10)})
+    assert not holdings.spend([(0, b"a", 1)])
+    assert holdings.standing(0, b"a") is None
+    assert holdings.clear() == ((), {})
