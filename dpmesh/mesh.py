@@ -211,7 +211,7 @@ class Mesh:
             raise LedgerError("the mesh is not open: use `async with dpmesh.open(...) as mesh`")
         if self.observing:
             return await self._observe(route, message, record)
-        charges = route.charges(message)
+        charges, epsilon, rho = route.bill(message)
         try:
             if not self.ledger.spend(charges):
                 await self.ledger.charge(charges)
@@ -221,19 +221,20 @@ class Mesh:
             blank = Receipt(self._build(route, route.plan.blank, message), names.SUPPRESSED, 0.0, 0.0)
             return _settled(blank, charges, record)
         protected = self._build(route, route.plan.protect, message)
-        return _settled(Receipt(protected, names.RELEASED, route.epsilon, route.rho), charges, record)
+        return _settled(Receipt(protected, names.RELEASED, epsilon, rho), charges, record)
 
     async def _observe(self, route: Route, message: Message, record: Record | None) -> Receipt:
         """Accounts for a message and lets it go as it is, whatever happens."""
         charges: Sequence[Charge] = ()
+        epsilon = rho = 0.0
         try:
-            charges = route.charges(message)
+            charges, epsilon, rho = route.bill(message)
             await self.ledger.charge(charges)
         except DpmeshError as error:
             log.warning(
                 "observe mode: %s would have been refused: %s", route.plan.descriptor.full_name, error
             )
-        return _settled(Receipt(message, names.OBSERVED, route.epsilon, route.rho), charges, record)
+        return _settled(Receipt(message, names.OBSERVED, epsilon, rho), charges, record)
 
     def _build(self, route: Route, build: Callable[..., Message], message: Message) -> Message:
         """Runs a plan. Any exception but our own may quote a value: its text ends here."""

@@ -15,6 +15,9 @@ from dpmesh.ledger import Budget, Charge
 from dpmesh.policy import Plan, Policy
 from dpmesh.telemetry import names
 
+# What a message costs: charges, and the epsilon and rho of all owners together.
+Bill = tuple[Sequence[Charge], float, float]
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -23,20 +26,19 @@ class Route:
     Attributes:
         plan: What is done to it.
         amounts: For each of the plan's scopes, (budget's index, ledger amount) pairs.
-        epsilon: The most that one message can lose, over all owners together.
-        rho: The same as zCDP.
+        losses: For each of the plan's scopes, what one instance loses: epsilon (of what is not pure, at the smallest
+            budget's delta) and rho.
         mechanisms: Their names, joined by commas, for metrics.
         attributes: What all its spans have in common.
     """
 
     plan: Plan
     amounts: tuple[tuple[tuple[int, int], ...], ...]
-    epsilon: float
-    rho: float
+    losses: tuple[tuple[float, float], ...]
     mechanisms: str
     attributes: Mapping[str, Any]
 
-    def charges(self, message: Message) -> Sequence[Charge]:
+    def bill(self, message: Message) -> Bill:
         """Who pays what for this message; an account that occurs twice is charged once, for both.
 
         Raises:
@@ -46,9 +48,10 @@ class Route:
         amounts = self.amounts
         if len(owners) == 1:
             scope, unit = owners[0]
-            return [(budget, unit, amount) for budget, amount in amounts[scope]]
+            return [(budget, unit, amount) for budget, amount in amounts[scope]], *self.losses[scope]
         charges = [(budget, unit, amount) for scope, unit in owners for budget, amount in amounts[scope]]
-        return _merged(charges)
+        losses = [self.losses[scope] for scope, _ in owners]
+        return _merged(charges), sum(epsilon for epsilon, _ in losses), sum(rho for _, rho in losses)
 
 
 def _merged(charges: Sequence[Charge]) -> Sequence[Charge]:
@@ -101,8 +104,7 @@ class Routes:
             amounts=tuple(
                 self._pay(plan, scope.cost, "unit" if scope.path else "global") for scope in plan.scopes
             ),
-            epsilon=self._epsilon(plan.cost),
-            rho=plan.cost.rho / AMOUNT,
+            losses=tuple((self._epsilon(scope.cost), scope.cost.rho / AMOUNT) for scope in plan.scopes),
             mechanisms=",".join(plan.mechanisms),
             attributes={
                 names.MESSAGE: plan.descriptor.full_name,

@@ -42,7 +42,8 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
     findings = Findings(book)
     try:
         if not is_protected(message, book):
-            return None, []
+            _refuse_idle(message, findings)
+            return None, findings.problems
     except AnnotationError as error:
         findings.refused(error)
         return None, findings.problems
@@ -50,6 +51,23 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
     if any(problem.severity is Severity.ERROR for problem in findings.problems):
         return None, findings.problems
     return _plan(message, node, findings.version()), findings.problems
+
+
+def _refuse_idle(message: Descriptor, findings: Findings) -> None:
+    """Rules that protect nothing, in a type that would leave as it is: somebody meant to protect it."""
+    idle = [(message.full_name, "epsilon", findings.message(message).rules.HasField("epsilon"))]
+    idle += [
+        (o.full_name, "oneof-choice", findings.oneof(o).rules.HasField("epsilon")) for o in message.oneofs
+    ]
+    idle += [(f.full_name, "max-items", findings.field(f).rules.max_items > 0) for f in message.fields]
+    for element, rule, found in idle:
+        if found:
+            findings.error(
+                element,
+                rule,
+                "has a rule, but nothing here is protected",
+                "annotate the fields, or remove it",
+            )
 
 
 def _plan(message: Descriptor, node: Node, version: str) -> Plan:

@@ -19,6 +19,8 @@ from dpmesh.v1 import privacy_pb2 as pb
 
 # e^64 to one is no protection; whoever wants none writes `public`.
 EPSILON_LIMIT = 64.0
+# A thousand times what ledgers can count.
+EPSILON_FLOOR = 1e-6
 # Repeated fields are filled up to max_items in every message.
 ITEMS_LIMIT = 100_000
 _GRID_LIMIT = 2**40
@@ -86,12 +88,12 @@ def checked_epsilon(value: float) -> Fraction:
     """An epsilon that means something.
 
     Raises:
-        BadRuleError: It is not a number in (0, EPSILON_LIMIT].
+        BadRuleError: It is not a number from EPSILON_FLOOR to EPSILON_LIMIT.
     """
-    if not 0 < value <= EPSILON_LIMIT:
+    if not EPSILON_FLOOR <= value <= EPSILON_LIMIT:
         raise BadRuleError(
             "epsilon",
-            f"epsilon must be above 0 and at most {EPSILON_LIMIT:g}, not {value:g}",
+            f"epsilon must be from {EPSILON_FLOOR:g} to {EPSILON_LIMIT:g}, not {value:g}",
             "0.1 to 4 is usual; a field that needs no protection is `public`",
         )
     return exact(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from google.protobuf import descriptor_pool
-from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 
 from dpmesh.policy import overlay
@@ -66,10 +66,10 @@ class Policy:
         pool = pool or descriptor_pool.Default()
         overlays = self.rules.overlay
         finders = (
-            (overlays.fields, pool.FindFieldByName),
+            (overlays.fields, lambda name: _ruled_field(pool.FindFieldByName(name))),
             (overlays.messages, pool.FindMessageTypeByName),
             (overlays.oneofs, pool.FindOneofByName),
-            (overlays.methods, lambda name: pool.FindMethodByName(name.lstrip("/").replace("/", "."))),
+            (overlays.methods, lambda name: pool.FindMethodByName(_dotted(name))),
         )
         return sorted(name for names, find in finders for name in names if not _found(find, name))
 
@@ -78,6 +78,21 @@ class Policy:
         if done is None:
             done = self._compiled[message] = compile_message(message, self.rules)
         return done
+
+
+def _dotted(method: str) -> str:
+    """How descriptor pools spell "/package.Service/Method", the only form that is a rule's name."""
+    service, slash, name = method.removeprefix("/").partition("/")
+    if not (method.startswith("/") and slash):
+        raise KeyError(method)
+    return f"{service}.{name}"
+
+
+def _ruled_field(field: FieldDescriptor) -> None:
+    """Fields for which no rule is ever looked up: extensions never leave, and a map's entries are no message."""
+    inside = field.containing_type
+    if field.is_extension or inside is None or inside.GetOptions().map_entry:
+        raise KeyError(field.full_name)
 
 
 def _found(find, name: str) -> bool:  # type: ignore[no-untyped-def]

@@ -67,7 +67,8 @@ async def test_a_batch_is_all_or_nothing():
 
 async def test_one_unit_twice_in_a_batch_pays_twice():
     async with dpmesh.open(settings()) as mesh:
-        await mesh.release(TYPES.Batch(reports=[report(), report()]))
+        receipt = await mesh.release(TYPES.Batch(reports=[report(), report()]))
+        assert receipt.epsilon == 2.0
         await mesh.release(report())
         with pytest.raises(BudgetExhaustedError):
             await mesh.release(report())

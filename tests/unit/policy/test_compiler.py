@@ -127,6 +127,7 @@ def test_unannotated_fields_pass_with_a_finding_or_follow_the_message():
         ("epsilon", f"double a = 1 [{NUM} = {{lower: 0 upper: 1 epsilon: nan}}];"),
         ("epsilon", f"double a = 1 [{NUM} = {{lower: 0 upper: 1 epsilon: inf}}];"),
         ("epsilon", f"double a = 1 [{NUM} = {{lower: 0 upper: 1 epsilon: 1e9}}];"),
+        ("epsilon", f"double a = 1 [{NUM} = {{lower: 0 upper: 1 epsilon: 5e-324}}];"),
         ("epsilon", f"double a = 1 [{NUM} = {{lower: 0 upper: 1}}];"),
         ("epsilon", f"bool a = 1 [{CAT} = {{epsilon: 0}}];"),
         ("bounds", f"double a = 1 [{NUM} = {{epsilon: 1}}];"),
@@ -279,6 +280,25 @@ def test_a_broken_policy_file_is_refused(tmp_path, text, words):
 def test_a_missing_policy_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="can't be read"):
         Policy(tmp_path / "none.yaml")
+
+
+def test_rules_that_protect_nothing_are_refused():
+    """A type that would leave as it is, though somebody gave it a privacy loss."""
+    idle = [
+        "message M { option (dpmesh.v1.message) = {epsilon: 1}; double a = 1; }",
+        "message M { repeated double a = 1 [(dpmesh.v1.field).max_items = 3]; }",
+        "message M { oneof o { option (dpmesh.v1.oneof).epsilon = 1; bool a = 1; bool b = 2; } }",
+    ]
+    assert [error_of(body).rule for body in idle] == ["epsilon", "max-items", "oneof-choice"]
+
+
+def test_overlay_names_that_no_rule_is_looked_up_under_are_stray():
+    types = compiled("message M { map<string, double> m = 1; }")
+    rules = {
+        "fields": {f"{types.package}.M.MEntry.value": {"suppress": {}}},
+        "methods": {"grpc.reflection.v1.ServerReflection.ServerReflectionInfo": {"require": True}},
+    }
+    assert len(Policy(parse(rules, "test")).stray()) == 2
 
 
 def test_stray_overlays_are_named():
