@@ -1,0 +1,114 @@
+"""Where a field stands in a message: reads received values by the plan's paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from dpmesh.estimate.result import EstimateError
+from dpmesh.policy.plan import FieldPlan, Kind, Plan
+from dpmesh.policy.types import is_map, is_wrapper, scalar
+
+Read = Callable[[Message], Iterator[Any]]
+
+
+def plain(path: str) -> str:
+    """A path without the marks of repetition: what people type."""
+    return path.replace("[]", "").replace("{}", "")
+
+
+def find(plan: Plan, path: str) -> FieldPlan:
+    """The field that a path names; marks of repetition may be left out.
+
+    Raises:
+        EstimateError: The plan has no such field, or it carries no noise. The text lists those that do.
+    """
+    wanted = plain(path)
+    for field in plan.fields:
+        if plain(field.path) == wanted:
+            if field.mechanism is None:
+                raise EstimateError(path, f"is {field.kind} and carries no noise; {_noised(plan)}")
+            _refuse_hidden(plan, field)
+            return field
+    raise EstimateError(path, f"{plan.descriptor.full_name} has no such field with noise; {_noised(plan)}")
+
+
+def _noised(plan: Plan) -> str:
+    names = [plain(field.path) for field in plan.fields if field.mechanism is not None]
+    return f"fields with noise: {', '.join(names)}"
+
+
+def _refuse_hidden(plan: Plan, field: FieldPlan) -> None:
+    """A member of a oneof whose choice is randomized also holds defaults of senders that chose another."""
+    hidden = {entry.name for entry in plan.fields if entry.kind is Kind.ONEOF}
+    for step in walk(plan.descriptor, field):
+        oneof = step.containing_oneof
+        if oneof is not None and oneof.full_name in hidden:
+            raise EstimateError(
+                field.path,
+                f"is in the oneof {oneof.name}, whose choice is noised too: only frequencies of that",
+            )
+
+
+def walk(descriptor: Descriptor, field: FieldPlan) -> list[FieldDescriptor]:
+    """The fields from the root message to a field; for a oneof's choice, to the message that holds it."""
+    names = field.path.split(".")
+    steps = []
+    for name in names[:-1] if field.kind is Kind.ONEOF else names:
+        step = descriptor.fields_by_name[plain(name)]
+        steps.append(step)
+        descriptor = _held(step) or descriptor
+    return steps
+
+
+def _held(field: FieldDescriptor) -> Descriptor | None:
+    """The message type that a field, or a map's value, holds."""
+    inner: Descriptor | None = field.message_type
+    if inner is not None and is_map(field):
+        inner = inner.fields_by_name["value"].message_type
+    return inner
+
+
+def enum_of(descriptor: Descriptor, field: FieldPlan) -> EnumDescriptor | None:
+    """The enum whose numbers a field holds, if it holds an enum."""
+    found: EnumDescriptor | None = scalar(walk(descriptor, field)[-1]).enum_type
+    return found
+
+
+def reader(descriptor: Descriptor, field: FieldPlan) -> Read:
+    """What reads all values of a field out of a received message."""
+    if field.kind is Kind.ONEOF:
+        name = field.path.split(".")[-1]
+        parents = _children(walk(descriptor, field))
+        return lambda message: (parent.WhichOneof(name) or "none" for parent in parents(message))
+    *above, last = walk(descriptor, field)
+    parents = _children(above)
+    name, repeated, wrapped = last.name, last.is_repeated, is_wrapper(last)
+
+    def read(message: Message) -> Iterator[Any]:
+        for parent in parents(message):
+            held = getattr(parent, name)
+            for value in held if repeated else (held,):
+                yield value.value if wrapped else value
+
+    return read
+
+
+def _children(above: list[FieldDescriptor]) -> Callable[[Message], Iterator[Message]]:
+    def children(message: Message) -> Iterator[Message]:
+        level = [message]
+        for step in above:
+            level = [inner for parent in level for inner in _inside(parent, step)]
+        yield from level
+
+    return children
+
+
+def _inside(parent: Message, step: FieldDescriptor) -> list[Message]:
+    held: Any = getattr(parent, step.name)
+    if not step.is_repeated:
+        return [held] if parent.HasField(step.name) else []
+    return list(held.values()) if is_map(step) else list(held)

@@ -1,0 +1,203 @@
+"""Reader: what a receiver of noisy messages can tell, from the policy alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+
+from dpmesh.estimate import numbers, paths, shares
+from dpmesh.estimate.laws import Law, law_of
+from dpmesh.estimate.ratio import fieller
+from dpmesh.estimate.result import Estimate, EstimateError
+from dpmesh.noise.categorical import CategoricalMechanism
+from dpmesh.policy import Policy
+from dpmesh.policy.plan import FieldPlan, Plan
+from dpmesh.v1 import policy_pb2
+
+# Numbers, or messages that hold them.
+Values = Iterable[float] | Iterable[Message]
+
+
+class Reader:
+    """Estimates from received values of one message type.
+
+    Everything is computed from the annotations (and overlays) that the senders used; no secret of theirs is
+    needed. Fields are named by their path: names joined by dots, such as "air_time" or "origins.flights".
+
+    Args:
+        message_type: The generated class, its descriptor, or a plan that is already compiled.
+        policy: The senders' overlays: a policy file's path, a dpmesh.v1.Policy message, or a compiled Policy.
+
+    Raises:
+        AnnotationError: The type's annotations are bad.
+        ConfigError: The policy file is.
+        EstimateError: Nothing of the type is protected, so there is nothing to estimate.
+    """
+
+    def __init__(
+        self,
+        message_type: type[Message] | Descriptor | Plan,
+        policy: str | Path | policy_pb2.Policy | Policy | None = None,
+    ) -> None:
+        self.plan = message_type if isinstance(message_type, Plan) else _compile(message_type, policy)
+        self._fields: dict[str, FieldPlan] = {}
+
+    def mean(self, path: str, values: Values, *, confidence: float = 0.95) -> Estimate:
+        """The mean of a numeric field, unbiased.
+
+        Args:
+            path: The field.
+            values: What was received: numbers in the field's units, or messages that hold it.
+            confidence: How often the interval holds the mean of what the senders held, clamped to the bounds.
+
+        Returns:
+            The mean and its normal interval; see `numbers.mean`.
+
+        Raises:
+            EstimateError: An unknown field, one that is not numeric, no values, or values that it can't have.
+        """
+        field = self._field(path)
+        return numbers.mean(field, self._values(field, values), confidence)
+
+    def sum(self, path: str, values: Values, *, confidence: float = 0.95) -> Estimate:
+        """The sum of what the senders of the values held: n times `mean`, arguments likewise.
+
+        Raises:
+            EstimateError: As for `mean`.
+        """
+        mean = self.mean(path, values, confidence=confidence)
+        return Estimate(mean.value * mean.n, mean.low * mean.n, mean.high * mean.n, mean.n, confidence)
+
+    def frequencies(
+        self, path: str, values: Iterable[Any], *, confidence: float = 0.95
+    ) -> dict[Any, Estimate]:
+        """The share of each category of a field, or of each choice of a randomized oneof, unbiased.
+
+        Args:
+            path: The field or oneof.
+            values: What was received: members of the domain (enums by number or name), or messages.
+            confidence: How often each interval, by itself, holds its share.
+
+        Returns:
+            Estimates by category, in the domain's order: enums by name, others by value, a oneof's choices by
+            the member's name or "none". They sum to 1; single ones may be below 0.
+
+        Raises:
+            EstimateError: An unknown field, one that is not categorical, no values, or an unknown category.
+        """
+        field = self._field(path)
+        if not isinstance(field.mechanism, CategoricalMechanism) or field.domain is None:
+            raise EstimateError(path, f"is {field.kind}, not categorical: it has no frequencies")
+        labels = self._labels(field)
+        received: Iterable[Any] = self._values(field, values)
+        if labels:
+            numbered = {name: number for number, name in labels.items()}
+            received = (numbered.get(value, value) if isinstance(value, str) else value for value in received)
+        found = shares.shares(path, received, field.domain, field.mechanism.truth, confidence)
+        return {labels.get(value, value): entry for value, entry in zip(field.domain, found, strict=True)}
+
+    def value(self, path: str, value: float | Message, *, confidence: float = 0.95) -> Estimate:
+        """One noisy number, such as an aggregate of the central model, and the interval its noise gives.
+
+        Args:
+            path: A numeric field whose mechanism is discrete Laplace or discrete Gaussian.
+            value: What was received: the number, or a message that holds it once.
+            confidence: How often, at least, the interval holds the number before noise as clamped.
+                (It ends on grid points, and covers the rounding to the grid.)
+
+        Raises:
+            EstimateError: An unknown field, one with another mechanism, or a value that it can't have.
+        """
+        field, law, index, at = self._single(path, value)
+        grid, _ = numbers.parts(field)
+        exact = grid.integral and grid.step == 1
+        # The clamp at the ends of a field IN_RANGE only moves outputs towards the truth, so the law's margin
+        # around what was received holds there as well.
+        margin = (law.margin(numbers.checked(confidence)) + (0 if exact else 0.5)) * grid.step
+        return Estimate(grid.value(0) + index * grid.step, at - margin, at + margin, 1, confidence)
+
+    def ratio(
+        self,
+        numerator: str,
+        dividend: float | Message,
+        denominator: str,
+        divisor: float | Message,
+        *,
+        confidence: float = 0.95,
+    ) -> Estimate:
+        """The ratio of two aggregates with independent noise, such as a mean from a sum and a count.
+
+        The interval is Fieller's, with the noises' own laws (see `dpmesh.estimate.ratio`), and infinite where
+        the divisor can't be told from 0. The ratio of unbiased numbers is itself only nearly unbiased.
+
+        Args:
+            numerator: The path of the field that is divided; as for `value`.
+            dividend: What was received of it.
+            denominator: The path of the field that divides.
+            divisor: What was received of it.
+            confidence: How often the interval holds the ratio of the numbers before noise.
+
+        Raises:
+            EstimateError: As for `value`; or the divisor is exactly 0.
+        """
+        above, law_a, index_a, _ = self._single(numerator, dividend)
+        below, law_b, index_b, _ = self._single(denominator, divisor)
+        grid_a, grid_b = numbers.parts(above)[0], numbers.parts(below)[0]
+        a, b = grid_a.lower / grid_a.step + index_a, grid_b.lower / grid_b.step + index_b
+        if b == 0:
+            raise EstimateError(denominator, "is 0, which nothing can be divided by")
+        low, high = fieller(a, b, law_a, law_b, numbers.checked(confidence))
+        unit = grid_a.step / grid_b.step
+        return Estimate(a / b * unit, low * unit, high * unit, 1, confidence)
+
+    def _single(self, path: str, value: float | Message) -> tuple[FieldPlan, Law, float, float]:
+        """The field, its noise's law, the unbiased grid index, and the number as it was received."""
+        field = self._field(path)
+        _, mechanism = numbers.parts(field)
+        law = law_of(mechanism)
+        if law is None:
+            raise EstimateError(path, f"{mechanism.kind} does not simply add noise, so use mean")
+        received = list(self._values(field, [value]))
+        if len(received) != 1:
+            raise EstimateError(path, f"the message holds it {len(received)} times; pass one of the numbers")
+        return field, law, float(numbers.indexes(field, received)[0]), float(received[0])
+
+    def _field(self, path: str) -> FieldPlan:
+        found = self._fields.get(path)
+        if found is None:
+            found = self._fields[path] = paths.find(self.plan, path)
+        return found
+
+    def _labels(self, field: FieldPlan) -> dict[Any, str]:
+        """Names of enum numbers; empty for everything else, which is its own label."""
+        enum = None if field.kind == "oneof" else paths.enum_of(self.plan.descriptor, field)
+        return {number: value.name for number, value in enum.values_by_number.items()} if enum else {}
+
+    def _values(self, field: FieldPlan, values: Iterable[Any]) -> Iterable[Any]:
+        """Numbers as they are; messages are read."""
+        each = iter(values)
+        first = list(itertools.islice(each, 1))
+        rest = itertools.chain(first, each)
+        return self._read(field, rest) if first and isinstance(first[0], Message) else rest
+
+    def _read(self, field: FieldPlan, messages: Iterable[Any]) -> Iterable[Any]:
+        wanted = self.plan.descriptor.full_name
+        read: Callable[[Message], Iterable[Any]] = paths.reader(self.plan.descriptor, field)
+        for message in messages:
+            if not isinstance(message, Message) or message.DESCRIPTOR.full_name != wanted:
+                raise EstimateError(field.path, f"one of the values is not a {wanted}, as the first is")
+            yield from read(message)
+
+
+def _compile(message_type: type[Message] | Descriptor, policy: Any) -> Plan:
+    descriptor: Any = message_type if isinstance(message_type, Descriptor) else message_type.DESCRIPTOR
+    rules = policy if isinstance(policy, Policy) else Policy(policy)
+    plan = rules.plan(descriptor)
+    if plan is None:
+        raise EstimateError(descriptor.full_name, "nothing of it is protected: nothing to estimate")
+    return plan

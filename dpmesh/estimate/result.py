@@ -1,0 +1,50 @@
+"""What an estimator answers, and what it raises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dpmesh.errors import DpmeshError
+
+
+class EstimateError(DpmeshError):
+    """An estimate that can't be made; the text names the field and never holds a value.
+
+    Attributes:
+        field: The field's path, or the message type where no field is to blame.
+    """
+
+    def __init__(self, field: str, text: str) -> None:
+        super().__init__(f"{field}: {text}")
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """An unbiased estimate with a confidence interval, in the field's own units.
+
+    Attributes:
+        value: The estimate. Being unbiased it may leave the range of possible values (a share below 0).
+        low: The interval's lower end.
+        high: The interval's upper end.
+        n: How many noisy values it rests on.
+        confidence: How often such an interval holds the true figure.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    confidence: float
+
+    @property
+    def margin(self) -> float:
+        """Half the interval's width."""
+        return (self.high - self.low) / 2
+
+    def covers(self, figure: float) -> bool:
+        """Whether a figure lies in the interval."""
+        return self.low <= figure <= self.high
+
+    def __str__(self) -> str:
+        return f"{self.value:.6g} [{self.low:.6g}, {self.high:.6g}]"
