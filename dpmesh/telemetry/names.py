@@ -1,0 +1,65 @@
+"""Every name that dpmesh gives to spans, attributes, events, metrics, labels and their values.
+
+These are what people type into a tracing back end or a dashboard: renaming one breaks their searches.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# The instrumentation scope of all of them.
+SCOPE: Final = "dpmesh"
+
+# -- spans ---------------------------------------------------------------------------------------------------------
+RELEASE: Final = "dpmesh.release"
+
+# Attributes of the span.
+RPC_METHOD: Final = "rpc.method"
+DIRECTION: Final = "dpmesh.direction"
+MESSAGE: Final = "dpmesh.message"
+DECISION: Final = "dpmesh.decision"
+EPSILON: Final = "dpmesh.epsilon"
+DELTA: Final = "dpmesh.delta"
+RHO: Final = "dpmesh.rho"
+MECHANISMS: Final = "dpmesh.mechanisms"
+FIELDS_COUNT: Final = "dpmesh.fields.count"
+MESSAGES_COUNT: Final = "dpmesh.messages.count"
+BUDGET_NAME: Final = "dpmesh.budget.name"
+BUDGET_SPENT: Final = "dpmesh.budget.spent"
+BUDGET_CAP: Final = "dpmesh.budget.cap"
+BUDGET_STATE: Final = "dpmesh.budget.state"
+POLICY_VERSION: Final = "dpmesh.policy.version"
+UNIT: Final = "dpmesh.unit"
+
+# The event on a stream's span when the budget's state changes; it carries BUDGET_STATE.
+BUDGET_EVENT: Final = "dpmesh.budget"
+
+# Values of DECISION. No span is made for what is unprotected.
+RELEASED: Final = "released"
+REFUSED: Final = "refused"
+REPLAYED: Final = "replayed"
+SUPPRESSED: Final = "suppressed"
+OBSERVED: Final = "observed"
+UNPROTECTED: Final = "unprotected"
+
+# Values of DIRECTION.
+REQUEST: Final = "request"
+RESPONSE: Final = "response"
+
+# Values of BUDGET_STATE.
+STATE_OK: Final = "ok"
+STATE_LOW: Final = "low"
+STATE_EXHAUSTED: Final = "exhausted"
+
+# -- metrics -------------------------------------------------------------------------------------------------------
+PRIVACY_LOSS: Final = "dpmesh.privacy.loss"
+RELEASES: Final = "dpmesh.releases"
+RELEASE_DURATION: Final = "dpmesh.release.duration"
+LEDGER_DURATION: Final = "dpmesh.ledger.duration"
+IDENTITY_AGE: Final = "dpmesh.identity.age"
+
+# Their labels; there are no others.
+LABEL_METHOD: Final = "method"
+LABEL_MECHANISM: Final = "mechanism"
+LABEL_DECISION: Final = "decision"
+LABEL_BUDGET: Final = "budget"

@@ -1,0 +1,137 @@
+"""Telemetry: what the mesh calls to record a release, on OpenTelemetry's global providers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from dpmesh.telemetry import meters, names
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span, Tracer
+
+Attributes = Mapping[str, str | int | float | Sequence[str]]
+
+
+class Telemetry:
+    """Records releases. Does nothing, and imports nothing of OpenTelemetry, before refresh() finds who listens.
+
+    Threads, event loops and other Telemetry objects may record at the same time.
+
+    Attributes:
+        tracing: Somebody listens to spans.
+        metering: Somebody listens to metrics.
+    """
+
+    def __init__(self) -> None:
+        self.tracing = False
+        self.metering = False
+        self._tracer: Tracer | None = None
+        self._meters: meters.Meters | None = None
+        self._providers: tuple[object, object] = (None, None)
+
+    def refresh(self) -> None:
+        """Looks whether global providers were set since; cheap when they were not."""
+        from opentelemetry import metrics, trace
+
+        tracing, metering = trace.get_tracer_provider(), metrics.get_meter_provider()
+        if self._providers == (tracing, metering):
+            return
+        version = _version()
+        if is_api_only(tracing):
+            self._tracer = None
+        else:
+            tracer = tracing.get_tracer(names.SCOPE, version)
+            self._tracer = None if isinstance(tracer, trace.NoOpTracer) else tracer
+        self._meters = None if is_api_only(metering) else meters.of(metering, version)
+        self.tracing = self._tracer is not None
+        self.metering = self._meters is not None
+        self._providers = (tracing, metering)
+
+    def span(
+        self,
+        attributes: Attributes,
+        start_ns: int,
+        *,
+        context: Context | None = None,
+        events: Iterable[tuple[str, Attributes]] = (),
+    ) -> None:
+        """Records a release that has just ended, as a child of the context's span.
+
+        Args:
+            attributes: All of the span's attributes.
+            start_ns: When it began, in ns since 1970.
+            context: OpenTelemetry's context; the current one by default.
+            events: Names and attributes of what happened on the way.
+        """
+        tracer = self._tracer
+        if tracer is None:
+            return
+        # All attributes at the start: one check of them instead of one a call. The kind is INTERNAL by default.
+        span = tracer.start_span(names.RELEASE, context, attributes=attributes, start_time=start_ns)
+        for name, details in events:
+            span.add_event(name, details)
+        span.end()
+
+    def open_span(
+        self, attributes: Attributes, start_ns: int | None = None, *, context: Context | None = None
+    ) -> Span:
+        """Begins a release that takes a while, such as a stream; the caller adds to it and ends it.
+
+        Args:
+            attributes: What is known at the start.
+            start_ns: When it began, in ns since 1970; now by default.
+            context: OpenTelemetry's context; the current one by default.
+        """
+        tracer = self._tracer
+        if tracer is None:
+            from opentelemetry.trace import INVALID_SPAN
+
+            return INVALID_SPAN
+        return tracer.start_span(names.RELEASE, context, attributes=attributes, start_time=start_ns)
+
+    def add(
+        self,
+        method: str,
+        mechanisms: str,
+        decision: str,
+        budget: str,
+        count: int,
+        epsilon: float,
+        seconds: float,
+    ) -> None:
+        """Counts releases.
+
+        Args:
+            method: The RPC's full method.
+            mechanisms: Their names, joined by commas.
+            decision: One of the names' decisions.
+            budget: The name of the budget that decided, or "".
+            count: How many messages.
+            epsilon: What they cost together.
+            seconds: How long one took.
+        """
+        shared = self._meters
+        if shared is not None:
+            shared.add((method, mechanisms, decision, budget), count, epsilon, seconds)
+
+    def ledger(self, seconds: float) -> None:
+        """Records how long one durable write to the ledger took, in seconds."""
+        shared = self._meters
+        if shared is not None:
+            shared.ledger(seconds)
+
+
+def is_api_only(provider: object) -> bool:
+    """Whether a provider is one of the API's own, which record nothing."""
+    return type(provider).__module__.startswith(("opentelemetry.trace", "opentelemetry.metrics"))
+
+
+def _version() -> str | None:
+    import importlib.metadata  # takes milliseconds
+
+    try:
+        return importlib.metadata.version("dpmesh")
+    except importlib.metadata.PackageNotFoundError:
+        return None
