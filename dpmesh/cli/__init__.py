@@ -1,0 +1,69 @@
+"""The command `dpmesh`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command and ends the process: 0 ok, 1 findings or refused, 2 usage or unreadable input.
+
+    Args:
+        arguments: Instead of the process's own.
+    """
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; whatever goes wrong becomes one line on stderr.
+
+    Args:
+        arguments: Instead of the process's own.
+
+    Returns:
+        The exit code.
+    """
+    import typer
+
+    from dpmesh.cli import console
+    from dpmesh.cli.app import app
+    from dpmesh.errors import ConfigError, DpmeshError, LedgerError
+
+    # Typer brings its own click, or uses the installed one: this is the root of either's usage errors.
+    usage_error: type[Exception] = typer.BadParameter.__mro__[2]
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(arguments, prog_name="dpmesh", standalone_mode=False)
+    except usage_error as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context is not None else ""
+        console.fail(error.format_message() + hint)  # type: ignore[attr-defined]
+        return console.UNUSABLE
+    except (console.InputError, ConfigError, LedgerError) as error:
+        console.fail(str(error))
+        return console.UNUSABLE
+    except DpmeshError as error:
+        console.fail(str(error))
+        return console.FOUND
+    except (KeyboardInterrupt, typer.Abort):
+        code = console.INTERRUPTED
+    except BrokenPipeError:
+        # The reader has seen enough; Python would complain once more when it flushes stdout at exit.
+        sys.stdout = None
+        return console.OK
+    except Exception as error:
+        console.fail(f"a mistake of dpmesh, please report it: {_summary(error)}")
+        return console.UNUSABLE
+    if code == console.INTERRUPTED:
+        console.fail("interrupted")
+    return code if isinstance(code, int) else console.OK
+
+
+def _summary(error: Exception) -> str:
+    """An unexpected exception on one line: its type, its text, and where it came from."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" at {trace.tb_frame.f_globals.get('__name__')}:{trace.tb_lineno}" if trace is not None else ""
+    return f"{type(error).__name__}: {error}{where}"

@@ -1,0 +1,194 @@
+"""How `dpmesh plan` looks on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon
+from dpmesh.cli.comparing import FieldChange, MessageChange
+from dpmesh.cli.console import stdout
+from dpmesh.cli.planning import FieldReport, MessageReport, Payment, duration, is_central, number
+from dpmesh.ledger import Budget
+
+if TYPE_CHECKING:
+    from dpmesh.cli.plan import Outlook
+
+# As many windows as the example of a lifetime unit has.
+_WINDOWS = 30
+
+
+def write(outlook: Outlook) -> None:
+    """Writes the whole outlook to stdout."""
+    console = stdout()
+    if outlook.changes is not None:
+        _changes(console, outlook.changes)
+        return
+    shown: set[str] = set()
+    for rpc in outlook.rpcs:
+        console.print(Text(rpc.method, "bold"))
+        for direction, name, streams in (
+            ("request", rpc.request, rpc.client_streaming),
+            ("response", rpc.response, rpc.server_streaming),
+        ):
+            _message(console, outlook, direction + (" stream" if streams else ""), name, name in shown)
+            shown.add(name)
+        console.print()
+    if not outlook.rpcs:
+        for name in outlook.messages:
+            _message(console, outlook, "message", name, False)
+            console.print()
+        if not outlook.messages:
+            console.print("No service and no protected message type in these files.")
+            return
+    console.print(
+        "Error: a number's worst-case standard deviation, per element; how often a category is true."
+    )
+    for budget in outlook.budgets:
+        console.print(_lifetime(budget), soft_wrap=True)
+    if outlook.config is None:
+        console.print("These budgets are the embedded defaults; --config shows yours.")
+
+
+def _message(console: Console, outlook: Outlook, role: str, name: str, again: bool) -> None:
+    report = outlook.messages[name]
+    head = Text.assemble(f"  {role} ", (name, "bold"))
+    if not report.protected:
+        console.print(head.append(": nothing to protect"), soft_wrap=True)
+        return
+    if again:
+        console.print(head.append(": as above"), soft_wrap=True)
+        return
+    if report.refused is None or report.epsilon is not None:
+        head.append(f": at most ε {number(report.epsilon)}, ρ {number(report.rho)} per message")
+    console.print(head, soft_wrap=True)
+    if report.fields:
+        console.print(_table(report.fields))
+    if report.refused:
+        console.print(Text.assemble("    ", ("refused", "red"), f": {report.refused}"), soft_wrap=True)
+    budgets = {budget.name: budget for budget in outlook.budgets}
+    for payment in report.payments:
+        console.print("    " + _payment(payment, budgets[payment.budget], outlook.rate), soft_wrap=True)
+
+
+def _new_table(*columns: str) -> Table:
+    """A plain table; where the terminal is narrow, words are broken before names and numbers are."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for name in columns:
+        words = name in ("kind", "mechanism", "what leaves", "decided by")
+        table.add_column(name, overflow="fold", no_wrap=not words)
+    return table
+
+
+def _table(fields: Sequence[FieldReport]) -> Table:
+    table = _new_table("    field", "kind", "mechanism", "ε", "ρ", "error", "what leaves", "decided by")
+    for entry in fields:
+        table.add_row(
+            "    " + entry.path + (f" ×{entry.elements}" if entry.elements > 1 else ""),
+            entry.kind + (" (central)" if is_central(entry) else ""),
+            entry.mechanism or "",
+            _epsilon(entry),
+            "" if entry.rho is None else number(entry.rho),
+            _error(entry),
+            entry.output,
+            entry.origin,
+        )
+    return table
+
+
+def _epsilon(entry: FieldReport) -> str:
+    if entry.epsilon is None:
+        return ""
+    return number(entry.epsilon) + (f" (δ {entry.delta:g})" if entry.delta else "")
+
+
+def _error(entry: FieldReport) -> str:
+    if entry.error is not None:
+        return f"sd {number(entry.error)}"
+    return "" if entry.truth is None else f"true {entry.truth:.1%}"
+
+
+def _payment(payment: Payment, budget: Budget, rate: str) -> str:
+    """One budget's part: what one message takes of it, and how long a window's budget lasts."""
+    who = payment.unit or "everyone"
+    if "[]" in payment.unit or "{}" in payment.unit:
+        who = f"each {who}"
+    window = "lifetime" if budget.window is None else f"window of {duration(budget.window)}"
+    covers = f"{payment.messages} message{'' if payment.messages == 1 else 's'} per {window}"
+    if payment.seconds is not None:
+        lasts = f"at {rate} it is spent after {duration(payment.seconds)}"
+    else:
+        lasts = f"at {rate} it is never spent"
+    return f"{budget.name} pays, account of {who}: {100 * payment.share:.3g} % a message, {covers}; {lasts}"
+
+
+def _lifetime(budget: Budget) -> str:
+    loss = f"ε {number(budget.epsilon)}"
+    if budget.accounting is Accounting.ZCDP:
+        loss += f" at δ {budget.delta:g} (ρ {number(budget.cap / AMOUNT)})"
+    head = f"Budget {budget.name}: {loss} for {'each unit' if budget.key == 'unit' else 'everyone together'}"
+    if budget.window is None:
+        return head + " in all."
+    if budget.accounting is Accounting.ZCDP:
+        rho = _WINDOWS * budget.cap / AMOUNT
+        total = f"ρ {number(rho)}, ε {number(rho_to_epsilon(rho, budget.delta))} at δ {budget.delta:g}"
+    else:
+        total = f"ε {number(_WINDOWS * budget.epsilon)}"
+    return (
+        f"{head} in each window of {duration(budget.window)}. T windows cost a lifetime unit T times that "
+        f"({_WINDOWS}: {total}), and as long a time across an edge up to twice."
+    )
+
+
+def _changes(console: Console, changes: Sequence[MessageChange]) -> None:
+    if not changes:
+        console.print("Nothing changes: the same fields leave at the same loss and error.")
+    for change in changes:
+        console.print(Text.assemble((change.message, "bold"), f": {_whole(change)}"), soft_wrap=True)
+        if change.fields:
+            console.print(_change_table(change.fields))
+        console.print()
+
+
+def _whole(change: MessageChange) -> str:
+    before, after = (_loss_in_words(report) for report in (change.old, change.new))
+    return f"{before}, unchanged in all" if before == after else f"{before} -> {after}"
+
+
+def _loss_in_words(report: MessageReport | None) -> str:
+    if report is None:
+        return "not there"
+    if report.refused:
+        return f"refused ({report.refused})"
+    if not report.protected:
+        return "unprotected"
+    return f"ε {number(report.epsilon)}, ρ {number(report.rho)}"
+
+
+def _change_table(fields: Sequence[FieldChange]) -> Table:
+    table = _new_table("  field", "mechanism", "ε", "ρ", "error", "what leaves", "decided by")
+    for change in fields:
+        cells = [_cells(side) for side in (change.old, change.new)]
+        pairs = [
+            before if before == after else f"{before} -> {after}"
+            for before, after in zip(*cells, strict=True)
+        ]
+        table.add_row("  " + change.path, *pairs)
+    return table
+
+
+def _cells(entry: FieldReport | None) -> tuple[str, ...]:
+    if entry is None:
+        return ("not there", "-", "-", "-", "nothing", "-")
+    return (
+        entry.mechanism or entry.kind,
+        _epsilon(entry) or "-",
+        "-" if entry.rho is None else number(entry.rho),
+        _error(entry) or "-",
+        entry.output,
+        entry.origin,
+    )

@@ -1,0 +1,169 @@
+"""`dpmesh budget`: what it reads from a real ledger file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon
+from dpmesh.cli.budget import _quantile
+from dpmesh.ledger import Budget, Ledger, open_store
+
+URL = "sqlite:///ledger.db"
+# So long that no window ends while the tests run.
+CENTURY = 36_500 * 86_400.0
+BUDGETS = [
+    Budget("century", "unit", 8.0, 1e-6, Accounting.ZCDP, CENTURY),
+    Budget("lifetime", "unit", 100.0, 0.0, Accounting.PURE, None),
+    Budget("analysts", "global", 2.0, 0.0, Accounting.PURE, CENTURY),
+]
+
+
+@pytest.fixture
+async def ledger(workplace: Path) -> None:
+    """20 units that spent 0.01 to 0.20 rho and 1 epsilon each, and one aggregate."""
+    ledger = Ledger(open_store(URL), BUDGETS)
+    await ledger.open()
+    for number in range(1, 21):
+        unit = b"unit-%d" % number
+        await ledger.charge([(0, unit, number * AMOUNT // 100), (1, unit, AMOUNT)])
+    await ledger.charge([(2, b"", AMOUNT // 2)])
+    await ledger.close()
+
+
+@pytest.fixture
+async def yesterday(workplace: Path) -> None:
+    """A unit that spent something two days ago, and nothing since."""
+    import time
+
+    ledger = Ledger(
+        open_store(URL), [Budget("daily", window=86_400.0)], clock=lambda: time.time() - 2 * 86_400
+    )
+    await ledger.open()
+    await ledger.charge([(0, b"unit-1", AMOUNT // 10)])
+    await ledger.close()
+
+
+def test_list(dpmesh, ledger: None) -> None:
+    ran = dpmesh("budget", "list", "--ledger", URL)
+    assert (ran.code, ran.err) == (0, "")
+    head, century, lifetime, analysts = (" ".join(line.split()) for line in ran.out.splitlines())
+    assert head == "budget window cap accounts median 95 % most least left"
+    assert century.endswith(
+        "UTC ρ 1.052 (ε 8) 20 ρ 0.1 (ε 2.14) ρ 0.19 (ε 3.04) ρ 0.2 (ε 3.13) ρ 0.8524 (ε 7.08)"
+    )
+    assert lifetime == "lifetime lifetime ε 100 20 ε 1 ε 1 ε 1 ε 99"
+    assert analysts.endswith("UTC ε 2 1 ε 0.5 ε 0.5 ε 0.5 ε 1.5")
+
+
+def test_list_names_no_unit(dpmesh, ledger: None) -> None:
+    for flags in ([], ["--json"]):
+        out = dpmesh("budget", "list", "--ledger", URL, *flags).out
+        assert "unit-" not in out
+        assert not any(len(word.strip('",')) >= 32 for word in out.split())  # nor a hash of one
+
+
+def test_list_json(dpmesh, ledger: None) -> None:
+    century, lifetime, _ = json.loads(dpmesh("budget", "list", "--ledger", URL, "--json").out)
+    assert (century["budget"], century["accounts"], century["accounting"], century["key"]) == (
+        "century",
+        20,
+        "zcdp",
+        "unit",
+    )
+    assert century["window_end"] - century["window_start"] == CENTURY
+    assert century["most"] == {"value": 0.2, "epsilon": pytest.approx(rho_to_epsilon(0.2, 1e-6))}
+    assert century["least_remaining"]["value"] == pytest.approx(century["cap"]["value"] - 0.2)
+    assert (lifetime["window_start"], lifetime["window_end"]) == (0, None)
+
+
+def test_show(dpmesh, ledger: None) -> None:
+    ran = dpmesh("budget", "show", "unit-7", "--ledger", URL)
+    assert (ran.code, ran.err) == (0, "")
+    _, century, lifetime = (" ".join(line.split()) for line in ran.out.splitlines())
+    assert century.startswith("century 1970-01-01 00:00 to 2069-12-07 00:00 UTC ")
+    assert "UTC ρ 0.07 (ε 1.76) ρ 1.052 (ε 8) ρ 0.9824" in century
+    assert lifetime == "lifetime lifetime ε 1 ε 100 ε 99"
+
+
+def test_show_json_and_hex(dpmesh, ledger: None) -> None:
+    plain = dpmesh("budget", "show", "unit-7", "--ledger", URL, "--json").out
+    coded = dpmesh("budget", "show", b"unit-7".hex(), "--hex", "--ledger", URL, "--json").out
+    assert plain == coded
+    century = json.loads(plain)[0]
+    assert century["spent"]["value"] == 0.07
+    assert century["remaining"]["value"] == pytest.approx(century["cap"]["value"] - 0.07)
+
+
+def test_a_unit_that_never_sent_has_all_left(dpmesh, ledger: None) -> None:
+    for entry in json.loads(dpmesh("budget", "show", "nobody", "--ledger", URL, "--json").out):
+        assert entry["spent"]["value"] == 0
+        assert entry["remaining"] == entry["cap"]
+
+
+def test_an_old_window_is_not_the_current_one(dpmesh, yesterday: None) -> None:
+    (daily,) = json.loads(dpmesh("budget", "list", "--ledger", URL, "--json").out)
+    assert daily["accounts"] == 0
+    assert daily["least_remaining"] == daily["cap"]
+    (shown,) = json.loads(dpmesh("budget", "show", "unit-1", "--ledger", URL, "--json").out)
+    assert shown["spent"]["value"] == 0
+    assert " - " in dpmesh("budget", "list", "--ledger", URL).out
+
+
+def test_the_ledger_of_the_configuration(
+    dpmesh, ledger: None, write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write("dpmesh.toml", f'[ledger]\nurl = "{URL}"\n')
+    assert dpmesh("budget", "list", "--config", config).code == 0
+    assert dpmesh("budget", "list").code == 0  # dpmesh.toml of the working directory
+    config.unlink()
+    monkeypatch.setenv("DPMESH_LEDGER_URL", URL)
+    assert dpmesh("budget", "list").code == 0
+
+
+def test_reading_changes_nothing(dpmesh, ledger: None) -> None:
+    before = {path.name: path.read_bytes() for path in Path().iterdir()}
+    assert dpmesh("budget", "list", "--ledger", URL).code == 0
+    assert dpmesh("budget", "show", "unit-1", "--ledger", URL).code == 0
+    assert {path.name: path.read_bytes() for path in Path().iterdir()} == before
+
+
+def test_a_missing_ledger_is_not_made(dpmesh) -> None:
+    ran = dpmesh("budget", "list")
+    assert (ran.code, ran.out) == (2, "")
+    assert "there is no ledger at" in ran.err
+    assert "--ledger" in ran.err
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["list", "--ledger", "memory:"], "memory:"),
+        (["list", "--ledger", "mysql://x"], "mysql://x"),
+        (["list", "--ledger", "sqlite:///garbage.db"], "garbage.db"),
+        (["list", "--config", "nowhere.toml"], "nowhere.toml"),
+        (["show"], "UNIT"),
+        (["show", ""], "UNIT is empty"),
+        (["show", "xyz", "--hex", "--ledger", URL], "not hexadecimal"),
+        (["shwo"], "No such command"),
+    ],
+)
+def test_unusable_input_is_one_line_and_exit_2(dpmesh, write, arguments: list[str], words: str) -> None:
+    write("garbage.db", "this is no database, however long one reads it" * 100)
+    ran = dpmesh("budget", *arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("dpmesh: ")
+    assert len(ran.err.splitlines()) == 1
+    assert words in ran.err
+
+
+def test_quantiles_are_the_smallest_value_that_enough_do_not_exceed() -> None:
+    values = list(range(1, 101))
+    assert [_quantile(values, percent) for percent in (1, 50, 95, 100)] == [1, 50, 95, 100]
+    assert [_quantile([7], percent) for percent in (50, 95, 100)] == [7, 7, 7]
+    assert [_quantile([1, 2], percent) for percent in (50, 51, 100)] == [1, 2, 2]
+    assert _quantile([], 50) == 0

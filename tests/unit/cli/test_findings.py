@@ -1,0 +1,157 @@
+"""Findings: overlays and where they stand, imports, duplicates, newer schemas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+
+from dpmesh.cli import findings, sources
+from dpmesh.cli.findings import Finding
+from dpmesh.policy import Policy, Severity
+from dpmesh.v1 import privacy_pb2
+
+Write = Callable[[str, str], Path]
+
+READING = """syntax = "proto3";
+package acme;
+message Reading {
+  string id = 1;
+  double temperature = 2;
+  oneof place {
+    double height = 3;
+    double depth = 4;
+  }
+}
+service Telemetry {
+  rpc Push(Reading) returns (Reading);
+}
+"""
+
+
+def _check(files: list[Path], policy: Path | None = None) -> list[Finding]:
+    return findings.of_sources(sources.from_protos(files, []), Policy(policy), policy)
+
+
+def _lines(found: list[Finding]) -> list[tuple[str, int, str]]:
+    return [(entry.place.file, entry.place.line, entry.rule) for entry in found]
+
+
+def test_a_proto_without_annotations_has_no_findings(write: Write) -> None:
+    assert _check([write("reading.proto", READING)]) == []
+
+
+def test_a_misspelled_overlay_field_is_an_error_on_its_own_line(write: Write) -> None:
+    policy = write(
+        "policy.yaml",
+        "version: '1'\nfields:\n"
+        "  acme.Reading.id: {unit: {}}\n"
+        "  acme.Reading.temprature: {numeric: {lower: -40, upper: 120, epsilon: 0.5}}\n",
+    )
+    found = _check([write("reading.proto", READING)], policy)
+    stray = [entry for entry in found if entry.rule == "stray"]
+    assert _lines(stray) == [("policy.yaml", 4, "stray")]
+    assert stray[0].severity is Severity.ERROR
+    assert stray[0].fix == "did you mean acme.Reading.temperature?"
+    assert stray[0].element == "acme.Reading.temprature"
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        ("messages", "acme.Raeding"),
+        ("methods", "/acme.Telemetry/Pull"),
+        ("oneofs", "acme.Reading.where"),
+        ("fields", "Reading.id"),
+    ],
+)
+def test_every_section_finds_its_strays(write: Write, section: str, name: str) -> None:
+    policy = write("policy.yaml", f"{section}:\n\n  {name}: {{}}\n")
+    assert _lines(_check([write("reading.proto", READING)], policy)) == [("policy.yaml", 3, "stray")]
+
+
+def test_a_bad_overlay_is_found_where_it_is_written(write: Write) -> None:
+    policy = write(
+        "policy.json",
+        '{"fields": {\n  "acme.Reading.id": {"unit": {}},\n'
+        '  "acme.Reading.temperature": {"numeric": {"lower": 1, "upper": 0, "epsilon": 1}}\n}}',
+    )
+    found = _check([write("reading.proto", READING)], policy)
+    assert ("policy.json", 3, "bounds") in _lines(found)
+    # What the overlay does not mention is at fault in the .proto.
+    assert ("reading.proto", 7, "unannotated") in _lines(found)
+
+
+def test_a_type_that_only_an_overlay_names_is_checked(write: Write) -> None:
+    write("lib.proto", READING)
+    user = write(
+        "user.proto",
+        'syntax = "proto3";\npackage user;\nimport "lib.proto";\nmessage M { acme.Reading r = 1; }\n',
+    )
+    assert _check([user]) == []
+    alone = write(
+        "alone.proto", 'syntax = "proto3";\npackage alone;\nimport "lib.proto";\nmessage N { int32 n = 1; }\n'
+    )
+    policy = write("policy.yaml", "fields:\n  acme.Reading.temperature: {numeric: {lower: 0, upper: 1}}\n")
+    assert ("policy.yaml", 2, "epsilon") in _lines(_check([alone], policy))
+
+
+def test_types_of_imports_are_looked_at_only_where_they_are_used(write: Write) -> None:
+    write(
+        "lib.proto",
+        'syntax = "proto3";\npackage lib;\nimport "dpmesh/v1/privacy.proto";\n'
+        "message Used {\n  double v = 1 [(dpmesh.v1.field).numeric = {lower: 0 upper: 1 epsilon: 0}];\n}\n"
+        "message Unused {\n  double v = 1 [(dpmesh.v1.field).numeric = {lower: 0 upper: 1 epsilon: 0}];\n}\n",
+    )
+    user = write(
+        "user.proto",
+        'syntax = "proto3";\npackage user;\nimport "lib.proto";\n'
+        "message A { lib.Used u = 1; }\nmessage B { lib.Used u = 1; }\n",
+    )
+    # Both messages hold it; it is reported once.
+    assert _lines(_check([user])) == [("lib.proto", 5, "epsilon")]
+
+
+def test_findings_come_in_order_of_file_and_line(write: Write) -> None:
+    text = (
+        'syntax = "proto3";\npackage {0};\nimport "dpmesh/v1/privacy.proto";\nmessage M {{\n'
+        "  double a = 1 [(dpmesh.v1.field).numeric = {{lower: 0 upper: 1}}];\n"
+        "  double b = 2 [(dpmesh.v1.field).numeric = {{epsilon: 1}}];\n}}\n"
+    )
+    files = [write(f"{name}.proto", text.format(name)) for name in ("b", "a")]
+    lines = [
+        ("a.proto", 5, "epsilon"),
+        ("a.proto", 6, "bounds"),
+        ("b.proto", 5, "epsilon"),
+        ("b.proto", 6, "bounds"),
+    ]
+    assert _lines(_check(files)) == lines
+
+
+def test_annotations_of_a_newer_schema_are_errors() -> None:
+    file = FileDescriptorProto(name="new.proto", package="new", syntax="proto3")
+    file.dependency.append("dpmesh/v1/privacy.proto")
+    message = file.message_type.add(name="M")
+    field = message.field.add(name="v", number=1, type="TYPE_DOUBLE", label="LABEL_OPTIONAL", json_name="v")
+    rules = privacy_pb2.FieldRules()
+    rules.ParseFromString(b"\xfa\x01\x00")  # field 31: a kind that no version has yet
+    field.options.Extensions[privacy_pb2.field].CopyFrom(rules)
+    Path("new.binpb").write_bytes(FileDescriptorSet(file=[file]).SerializeToString())
+    found = findings.of_sources(sources.from_descriptor_sets([Path("new.binpb")]), Policy())
+    assert [(str(entry.place), entry.rule, entry.element) for entry in found] == [
+        ("new.proto", "newer-schema", "new.M.v")
+    ]
+
+
+def test_a_finding_without_source_info_names_the_file_alone() -> None:
+    bad = Path(__file__).parent / "protos/bad.proto"
+    compiled = sources.protoc.compile_files([bad], [])
+    for file in compiled.descriptors.file:
+        file.ClearField("source_code_info")
+    Path("bad.binpb").write_bytes(compiled.descriptors.SerializeToString())
+    found = findings.of_sources(sources.from_descriptor_sets([Path("bad.binpb")]), Policy())
+    assert len(found) > 50
+    assert {str(entry.place) for entry in found} == {"bad.proto"}
+    assert found[0].document()["line"] is None

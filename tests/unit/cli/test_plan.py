@@ -1,0 +1,208 @@
+"""`dpmesh plan`: what it shows, its JSON, --against and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+FLEET = """syntax = "proto3";
+package acme.v1;
+import "dpmesh/v1/privacy.proto";
+message Report {
+  string tail = 1 [(dpmesh.v1.field).unit = {}];
+  double delay = 2 [(dpmesh.v1.field).numeric = {lower: 0 upper: 60 epsilon: 1}];
+  bool late = 3 [(dpmesh.v1.field).categorical = {epsilon: 1}];
+}
+message Ack {}
+message Mean {
+  double delay = 1 [(dpmesh.v1.field).numeric = {lower: 0 upper: 60 epsilon: 0.5 sensitivity: 1}];
+}
+service Fleet {
+  rpc Push(stream Report) returns (Ack);
+  rpc Echo(Report) returns (Report);
+  rpc Ask(Ack) returns (Mean);
+}
+"""
+CONFIG = """
+[[budget]]
+name = "daily"
+key = "unit"
+epsilon = 4.0
+accounting = "pure"
+
+[[budget]]
+name = "analysts"
+key = "global"
+epsilon = 2.0
+accounting = "pure"
+window = "lifetime"
+"""
+
+
+@pytest.fixture
+def fleet(write) -> Path:
+    write("dpmesh.toml", CONFIG)
+    return write("fleet.proto", FLEET)
+
+
+def test_every_rpc_with_its_request_and_response(dpmesh, fleet: Path) -> None:
+    ran = dpmesh("plan", fleet, "--rate", "2/h")
+    assert (ran.code, ran.err) == (0, "")
+    lines = [" ".join(line.split()) for line in ran.out.splitlines()]
+    assert lines[:3] == [
+        "/acme.v1.Fleet/Push",
+        "request stream acme.v1.Report: at most ε 2, ρ 0.9242 per message",
+        "field kind mechanism ε ρ error what leaves decided by",
+    ]
+    assert lines[3] == "tail unit pseudonym per 1 d annotation"
+    assert lines[4].startswith("delay numeric hybrid 1 0.4621 sd 62.")
+    assert lines[5] == "late categorical k_randomized_response 1 0.4621 true 73.1% one of 2 annotation"
+    assert (
+        lines[6]
+        == "daily pays, account of tail: 50 % a message, 2 messages per window of 1 d; at 2/h it is spent after 1 h"
+    )
+    assert "response acme.v1.Ack: nothing to protect" in lines
+    assert "request acme.v1.Report: as above" in lines
+    assert (
+        "analysts pays, account of everyone: 25 % a message, 4 messages per lifetime; at 2/h it is spent after 2 h"
+        in lines
+    )
+    assert any(
+        line.startswith(
+            "Budget daily: ε 4 for each unit in each window of 1 d. T windows cost a lifetime unit T times"
+        )
+        and "(30: ε 120)" in line
+        for line in lines
+    )
+    assert "Budget analysts: ε 2 for everyone together in all." in lines
+
+
+def test_without_a_service_every_protected_message(dpmesh, write) -> None:
+    ran = dpmesh("plan", write("fleet.proto", FLEET[: FLEET.index("service")]))
+    heads = [line.strip() for line in ran.out.splitlines() if "  message " in line]
+    assert [head.split(":")[0] for head in heads] == ["message acme.v1.Report", "message acme.v1.Mean"]
+    assert "embedded defaults" in ran.out
+
+
+def test_without_anything_to_protect(dpmesh, write) -> None:
+    ran = dpmesh("plan", write("plain.proto", 'syntax = "proto3";\nmessage A {}\n'))
+    assert (ran.code, ran.out) == (0, "No service and no protected message type in these files.\n")
+
+
+def test_json(dpmesh, fleet: Path) -> None:
+    ran = dpmesh("plan", fleet, "--json", "--config", "dpmesh.toml")
+    document = json.loads(ran.out)
+    assert ran.code == 0
+    assert document["rpcs"][0] == {
+        "method": "/acme.v1.Fleet/Push",
+        "request": "acme.v1.Report",
+        "response": "acme.v1.Ack",
+        "client_streaming": True,
+        "server_streaming": False,
+    }
+    messages = {entry["message"]: entry for entry in document["messages"]}
+    assert sorted(messages) == ["acme.v1.Ack", "acme.v1.Mean", "acme.v1.Report"]
+    delay = messages["acme.v1.Report"]["fields"][1]
+    assert (delay["path"], delay["epsilon"], delay["mechanism"]) == ("delay", 1.0, "hybrid")
+    assert messages["acme.v1.Report"]["payments"][0]["messages"] == 2
+    assert [budget["cap"] for budget in document["budgets"]] == [4.0, 2.0]
+
+
+def test_an_overlay_decides(dpmesh, fleet: Path, write) -> None:
+    policy = write("policy.yaml", "fields:\n  acme.v1.Report.late: {suppress: {}}\n")
+    document = json.loads(dpmesh("plan", fleet, "--policy", policy, "--json").out)
+    report = next(entry for entry in document["messages"] if entry["message"] == "acme.v1.Report")
+    late = next(field for field in report["fields"] if field["path"] == "late")
+    assert (late["kind"], late["origin"], late["output"]) == ("suppress", "overlay", "nothing")
+
+
+def test_the_configurations_policy_is_used(dpmesh, fleet: Path, write) -> None:
+    write("overlay.yaml", "fields:\n  acme.v1.Report.late: {suppress: {}}\n")
+    write("dpmesh.toml", '[policy]\nfile = "overlay.yaml"\n' + CONFIG)
+    assert "overlay" in dpmesh("plan", fleet).out
+
+
+def test_what_can_not_be_released_exits_1(dpmesh, write) -> None:
+    ran = dpmesh(
+        "plan", write("fleet.proto", FLEET.replace("epsilon: 1}];\n  bool", "epsilon: 60}];\n  bool"))
+    )
+    assert ran.code == 1
+    assert "refused: acme.v1.Report: one message costs more than budget 'unit-daily' has in all" in ran.out
+    ran = dpmesh("plan", write("fleet.proto", FLEET.replace("upper: 60", "upper: -60")))
+    assert ran.code == 1
+    assert "[bounds]" in ran.out
+
+
+@pytest.mark.parametrize("kind", ["proto", "package", "set", "policy"])
+def test_against(dpmesh, fleet: Path, write, kind: str) -> None:
+    before = FLEET.replace("epsilon: 1}];\n  bool", "epsilon: 2}];\n  bool")
+    if kind == "proto":
+        old = write("old.proto", before)
+    elif kind == "package":
+        old = write("old/acme/v1/fleet.proto", before)
+    elif kind == "set":
+        from dpmesh.cli import protoc
+
+        compiled = protoc.compile_files([write("before/fleet.proto", before)], [])
+        old = Path("old.binpb")
+        old.write_bytes(compiled.descriptors.SerializeToString())
+    else:
+        rules = "{numeric: {lower: 0, upper: 60, epsilon: 2}}"
+        old = write("old.yaml", f"fields:\n  acme.v1.Report.delay: {rules}\n")
+    ran = dpmesh("plan", fleet, "--against", old)
+    assert (ran.code, ran.err) == (0, "")
+    lines = [" ".join(line.split()) for line in ran.out.splitlines() if line]
+    assert lines[0] == "acme.v1.Report: ε 3, ρ 1.985 -> ε 2, ρ 0.9242"
+    assert lines[2].startswith("delay hybrid 2 -> 1 1.523 -> 0.4621 sd ")
+    assert len(lines) == 3
+    document = json.loads(dpmesh("plan", fleet, "--against", old, "--json").out)
+    (change,) = document["changes"]
+    assert change["fields"][0]["old"]["error"] < change["fields"][0]["new"]["error"]
+
+
+def test_against_itself(dpmesh, fleet: Path) -> None:
+    ran = dpmesh("plan", fleet, "--against", fleet)
+    assert (ran.code, ran.out) == (0, "Nothing changes: the same fields leave at the same loss and error.\n")
+
+
+def test_against_a_state_without_the_message(dpmesh, fleet: Path, write) -> None:
+    old = write("old.proto", FLEET.replace("Mean", "Average"))
+    ran = dpmesh("plan", fleet, "--against", old)
+    assert "acme.v1.Mean: not there -> ε 0.5" in ran.out
+    assert "acme.v1.Average: ε 0.5" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rate", "fast"], "--rate 'fast'"),
+        (["--rate", "0/s"], "--rate '0/s'"),
+        (["--rate", "-1/s"], "--rate '-1/s'"),
+        (["--config", "nowhere.toml"], "nowhere.toml: can't be read"),
+        (["--config", "misspelled.toml"], "budgett"),
+        (["--policy", "stray.yaml"], "acme.v1.Nothing"),
+        (["--against", "nowhere.proto"], "nowhere.proto: no such file"),
+        (["--against", "nowhere.yaml"], "nowhere.yaml: can't be read"),
+        (["--against", "nowhere.binpb"], "nowhere.binpb: can't be read"),
+        (["--against", "broken.proto"], "broken.proto:1:1:"),
+    ],
+)
+def test_unusable_input_is_one_line_and_exit_2(
+    dpmesh, fleet: Path, write, arguments: list[str], words: str
+) -> None:
+    write("misspelled.toml", "[[budgett]]\nname = 'a'\n")
+    write("stray.yaml", "messages: {acme.v1.Nothing: {}}")
+    write("broken.proto", "nonsense")
+    ran = dpmesh("plan", fleet, *arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("dpmesh: ")
+    assert len(ran.err.splitlines()) == 1
+    assert words in ran.err
+
+
+def test_a_broken_proto_is_one_line_and_exit_2(dpmesh, write) -> None:
+    ran = dpmesh("plan", write("broken.proto", 'syntax = "proto3";\nmessage A { strin a = 1; }\n'))
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("dpmesh: broken.proto:2:13:")
