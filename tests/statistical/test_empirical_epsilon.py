@@ -1,0 +1,107 @@
+"""An attacker's view: what leaves through real RPCs, in the worst pair of worlds, shows the promised epsilon and no more.
+
+A device's every field is at one end of its range in one world and at the other end in the other. A lower bound on
+epsilon is ln(p / q) for an event with Clopper-Pearson bounds p (from below, first world) and q (from above, second
+world), each wrong with probability ALPHA / 2; the event is chosen on other messages than those that are counted.
+
+False alarms: a bound above epsilon, at most ALPHA = 1e-4 for each of three fields. A bound below 0.94 epsilon, below
+1e-4 for each: with COUNT messages a world its expectation is 0.966 epsilon or more, and its deviation 0.006.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import grpc
+import numpy as np
+import pytest
+from scipy.stats import beta
+
+import dpmesh
+from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors
+from tests.support.protos import compiled
+
+ALPHA = 1e-4
+TRAIN, COUNT = 10_000, 80_000
+EPSILON = 1.0
+NUM = "(dpmesh.v1.field).numeric"
+CAT = "(dpmesh.v1.field).categorical"
+TYPES = compiled(
+    f"""message M {{ string id = 1 [(dpmesh.v1.field).unit = {{form: SUPPRESSED}}];
+    double number = 2 [{NUM} = {{lower: 0 upper: 1 epsilon: 1 mechanism: DISCRETE_LAPLACE}}];
+    Color color = 3 [{CAT} = {{epsilon: 1}}]; bool flag = 4 [{CAT} = {{epsilon: 1}}]; }}
+    enum Color {{ RED = 0; GREEN = 1; BLUE = 2; VIOLET = 3; }}
+    message Ack {{ int32 n = 1; }}"""
+)
+WORLDS = ({"number": 1.0, "color": 1, "flag": True}, {"number": 0.0, "color": 0, "flag": False})
+METHOD = "/test.Empirical/Report"
+
+
+async def received(world: dict, count: int, config: dict) -> list:
+    """Sends `count` messages of one world over a real channel; returns what the handler got."""
+    got = []
+
+    async def report(requests, context):
+        async for request in requests:
+            got.append((request.number, request.color, request.flag))
+        return TYPES.Ack(n=len(got))
+
+    handler = grpc.stream_unary_rpc_method_handler(
+        report, request_deserializer=TYPES.M.FromString, response_serializer=TYPES.Ack.SerializeToString
+    )
+    async with dpmesh.open(config) as mesh:
+        server = grpc.aio.server(interceptors=aio_server_interceptors(mesh))
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("test.Empirical", {"Report": handler}),)
+        )
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        target = f"127.0.0.1:{port}"
+        async with grpc.aio.insecure_channel(target, interceptors=aio_client_interceptors(mesh)) as channel:
+            call = channel.stream_unary(METHOD, TYPES.M.SerializeToString, TYPES.Ack.FromString)
+            message = TYPES.M(id="device", **world)
+            ack = await call(message for _ in range(count))
+        await server.stop(None)
+    assert ack.n == count
+    return got
+
+
+def lower_bound(event: Callable[[np.ndarray], np.ndarray], one: np.ndarray, other: np.ndarray) -> float:
+    """The Clopper-Pearson lower bound on epsilon that an event gives."""
+    n = len(one)
+    hits, misses = int(event(one).sum()), int(event(other).sum())
+    p = beta.ppf(ALPHA / 2, hits, n - hits + 1)
+    q = beta.ppf(1 - ALPHA / 2, misses + 1, n - misses)
+    return math.log(p / q)
+
+
+def best_event(candidates: Iterable[float], one: np.ndarray, other: np.ndarray, number: bool) -> Callable:
+    """The event with the largest bound on training data: at least c for numbers, equal to c for categories."""
+
+    def event(c: float) -> Callable[[np.ndarray], np.ndarray]:
+        return (lambda values: values >= c) if number else (lambda values: values == c)
+
+    return max((event(c) for c in candidates), key=lambda e: lower_bound(e, one, other))
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory) -> Sequence[np.ndarray]:
+    import asyncio
+
+    config = {
+        "ledger": {"url": f"sqlite:///{tmp_path_factory.mktemp('ledger')}/ledger.db"},
+        "budget": [{"name": "b", "epsilon": 1e7, "accounting": "pure", "window": "lifetime"}],
+    }
+    return [np.array(asyncio.run(received(world, TRAIN + COUNT, config)), dtype=float) for world in WORLDS]
+
+
+@pytest.mark.parametrize(("field", "column"), [("number", 0), ("color", 1), ("flag", 2)])
+def test_the_worst_pair_shows_epsilon_and_no_more(worlds, field, column):
+    one, other = (world[:, column] for world in worlds)
+    train_one, train_other = one[:TRAIN], other[:TRAIN]
+    candidates = (
+        np.quantile(train_one, np.linspace(0.05, 0.95, 19)) if field == "number" else np.unique(train_one)
+    )
+    event = best_event(candidates, train_one, train_other, number=field == "number")
+    bound = lower_bound(event, one[TRAIN:], other[TRAIN:])
+    assert bound <= EPSILON, "more is lost than was promised"
+    assert bound >= 0.94 * EPSILON, "more noise was added than was promised"

@@ -1,0 +1,78 @@
+"""Parent and children, and threads, never hand out the same noise.
+
+False alarms: two vectors of 8 draws agree by chance with a probability far below 1e-12, whatever the mechanism.
+"""
+
+import json
+import os
+import threading
+from fractions import Fraction
+
+import pytest
+
+from dpmesh.noise import categorical, numeric
+from dpmesh.noise.numeric import Kind
+
+CHILDREN = 64
+SIZE = 1 << 40
+
+
+def mechanisms():
+    """One of each, with a huge range so that single draws hardly ever agree."""
+    for kind in Kind:
+        rho = Fraction(1, 10) if kind is Kind.DISCRETE_GAUSSIAN else None
+        yield kind.value, numeric.make(kind, SIZE, SIZE, None if rho else Fraction(1), rho=rho).draw
+    yield "k-rr", categorical.make(2**31, Fraction(1, 1000)).draw
+
+
+# Duchi's outputs are near two points only: 64 of them make a vector of 128 bits.
+DRAWS = {"duchi": 64}
+
+
+@pytest.mark.parametrize("warm", [True, False], ids=["full-pools", "empty-pools"])
+def test_64_forked_children_hand_out_64_different_noise_vectors(warm):
+    draws = dict(mechanisms())
+    if warm:
+        for draw in draws.values():
+            draw(SIZE // 2 % 2**31)
+    readers = []
+    for _ in range(CHILDREN):
+        reader, writer = os.pipe()
+        if not os.fork():
+            try:
+                os.write(writer, json.dumps(_vectors(draws)).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        readers.append(reader)
+    answers = [_vectors(draws)]
+    for reader in readers:
+        with os.fdopen(reader) as pipe:
+            answers.append(json.loads(pipe.read()))
+        os.wait()
+    for name in draws:
+        assert len({tuple(answer[name]) for answer in answers}) == CHILDREN + 1, name
+
+
+def _vectors(draws):
+    return {
+        name: [draw(SIZE // 2 if name != "k-rr" else 7) for _ in range(DRAWS.get(name, 8))]
+        for name, draw in draws.items()
+    }
+
+
+def test_threads_never_share_a_draw():
+    """Any of 32,000 draws of scale 2^40 / (1/1000) agree by chance with a probability of 1.2e-7."""
+    draw = numeric.make(Kind.DISCRETE_LAPLACE, SIZE, SIZE, Fraction(1, 1000)).draw
+    taken = [[] for _ in range(8)]
+
+    def work(mine):
+        mine.extend(draw(0) for _ in range(4000))
+
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in taken]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    everything = [y for mine in taken for y in mine]
+    assert len(everything) == len(set(everything)) == 32_000

@@ -1,0 +1,158 @@
+"""Mechanisms as the engine uses them, draw by draw: mean, variance, truth rate, support.
+
+False alarms: a mean is allowed 5 standard errors (6e-7). A variance is allowed 1 %, which is at least 5 standard
+errors of the sample's variance (asserted, from its fourth moment), so below 6e-7 too.
+"""
+
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dpmesh.noise import categorical, numeric
+from dpmesh.noise.numeric import Kind
+from dpmesh.policy.plan import Grid
+
+SIZE = 10_000
+EPSILONS = [Fraction(1, 2), Fraction(1), Fraction(3)]
+CASES = [
+    (Kind.DISCRETE_LAPLACE, False, 1_500_000),
+    (Kind.DISCRETE_LAPLACE, True, 1_000_000),
+    (Kind.DISCRETE_GAUSSIAN, False, 600_000),
+    (Kind.DUCHI, False, 1_000_000),
+    (Kind.DUCHI, True, 1_000_000),
+    (Kind.PIECEWISE, False, 1_500_000),
+    (Kind.HYBRID, False, 1_500_000),
+]
+
+
+def make(kind, epsilon, *, in_range=False, size=SIZE):
+    gaussian = kind is Kind.DISCRETE_GAUSSIAN
+    return numeric.make(
+        kind,
+        size,
+        size,
+        None if gaussian else epsilon,
+        rho=epsilon**2 / 2 if gaussian else None,
+        in_range=in_range,
+    )
+
+
+def estimates(mechanism, x, count, size=SIZE):
+    """Unbiased estimates of x, one from each output."""
+    outputs = np.fromiter(map(mechanism.draw, itertools.repeat(x)), np.float64, count)
+    if mechanism.unbiased_low is not None:
+        low, high = outputs == 0, outputs == size
+        outputs[low], outputs[high] = mechanism.unbiased_low, mechanism.unbiased_high
+    return outputs
+
+
+def wrong(values, mean, variance):
+    """Whether the estimates' mean or variance is not what it should be."""
+    centred = values - mean
+    off = abs(centred.mean()) > 5 * math.sqrt(variance / len(values))
+    return off or abs(np.mean(centred**2) / variance - 1) > 0.01
+
+
+@pytest.mark.parametrize("epsilon", EPSILONS, ids=str)
+@pytest.mark.parametrize(("kind", "in_range", "count"), CASES, ids=str)
+def test_mean_and_variance(kind, in_range, count, epsilon):
+    x = 1500 if kind is not Kind.PIECEWISE else 0
+    mechanism = make(kind, epsilon, in_range=in_range)
+    values = estimates(mechanism, x, count)
+    variance = mechanism.variance(x)
+    squares = (values - x) ** 2
+    assert 5 * squares.std() / math.sqrt(count) < 0.01 * variance
+    assert not wrong(values, x, variance)
+
+
+@pytest.mark.parametrize("factor", [Fraction(97, 100), Fraction(103, 100)], ids=["too-small", "too-large"])
+@pytest.mark.parametrize(("kind", "in_range", "count"), CASES, ids=str)
+def test_three_percent_more_or_less_epsilon_is_rejected(kind, in_range, count, factor):
+    """3 % in epsilon is 6 % in variance at small epsilon, where the formulas are near 1/epsilon^2."""
+    x, epsilon = 1500, Fraction(1, 2)
+    values = estimates(make(kind, epsilon * factor, in_range=in_range), x, count // 2)
+    assert wrong(values, x, make(kind, epsilon, in_range=in_range).variance(x))
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+@pytest.mark.parametrize("kind", [Kind.DUCHI, Kind.PIECEWISE, Kind.HYBRID])
+def test_small_grids(kind, size):
+    mechanism = make(kind, Fraction(1), size=size)
+    for x in {0, size // 2, size}:
+        values = estimates(mechanism, x, 200_000, size)
+        assert not wrong(values, x, mechanism.variance(x))
+
+
+@pytest.mark.parametrize(("k", "epsilon"), [(2, Fraction(1, 2)), (5, Fraction(1)), (16, Fraction(3))])
+def test_randomized_response_tells_the_truth_as_often_as_it_should_and_lies_evenly(k, epsilon):
+    """Truth within 5 standard errors, the lies by chi-square at p >= 1e-6."""
+    mechanism, count = categorical.make(k, epsilon), 500_000
+    e = math.exp(epsilon)
+    truth = e / (e + k - 1)
+    for i in (0, k - 1):
+        counts = np.bincount(
+            np.fromiter(map(mechanism.draw, itertools.repeat(i)), np.int64, count), minlength=k
+        )
+        assert abs(counts[i] - count * truth) < 5 * math.sqrt(count * truth * (1 - truth))
+        lies = np.delete(counts, i)
+        assert len(lies) == k - 1
+        if k > 2:
+            assert stats.chisquare(lies).pvalue >= 1e-6
+
+
+@pytest.mark.parametrize("factor", [Fraction(97, 100), Fraction(103, 100)], ids=["too-small", "too-large"])
+def test_a_wrong_truth_rate_is_rejected(factor):
+    count, truth = 500_000, categorical.make(5, Fraction(1)).truth
+    draw = categorical.make(5, factor).draw
+    told = sum(draw(2) == 2 for _ in range(count))
+    assert abs(told - count * truth) > 5 * math.sqrt(count * truth * (1 - truth))
+
+
+AWKWARD = [
+    0.1,
+    1 / 3,
+    -0.0,
+    0.0,
+    5e-324,
+    1e308,
+    -1e308,
+    math.inf,
+    -math.inf,
+    math.nan,
+    2 / 3,
+    math.nextafter(0.5, 1),
+]
+# Mechanism, range mode, and the outputs that every input shows often enough.
+LATTICES = [
+    (Kind.DISCRETE_LAPLACE, True, range(13)),
+    (Kind.DISCRETE_LAPLACE, False, range(-12, 25)),
+    (Kind.DISCRETE_GAUSSIAN, False, range(-6, 19)),
+    (Kind.DUCHI, True, (0, 12)),
+    (Kind.DUCHI, False, None),
+    (Kind.PIECEWISE, False, None),
+    (Kind.HYBRID, False, None),
+]
+
+
+@pytest.mark.parametrize(("kind", "in_range", "common"), LATTICES, ids=str)
+def test_outputs_of_all_inputs_have_the_same_support(kind, in_range, common):
+    """No input shows in which outputs are possible, whatever float it was.
+
+    `common` outputs have a probability above 1e-3 for every input. None: the whole support is compared; the rarest
+    output has one of 4.99e-4. That one is missing in 60,000 draws has a probability below 1e-12.
+    """
+    grid = Grid(lower=0.0, upper=1.0, step=1 / 12, size=12, integral=False)
+    mechanism = make(kind, Fraction(1), in_range=in_range, size=grid.size)
+    supports = set()
+    for value in AWKWARD:
+        index = grid.index(value)
+        assert 0 <= index <= grid.size
+        outputs = {mechanism.draw(index) for _ in range(60_000)}
+        supports.add(frozenset(outputs if common is None else outputs & set(common)))
+    assert len(supports) == 1
+    if common is not None:
+        assert supports == {frozenset(common)}
