@@ -59,7 +59,7 @@ class BudgetConfig(_Section, frozen=True):
 
 # What `dpmesh.open()` uses without a configuration: a day's budget per unit, and one for aggregates.
 DEFAULT_BUDGETS = (
-    BudgetConfig(name="unit-daily", key="unit", epsilon=8.0, delta=1e-6),
+    BudgetConfig(name="unit-daily", key="unit", epsilon=8.0, accounting="pure"),
     BudgetConfig(name="global-daily", key="global", epsilon=8.0, delta=1e-6),
 )
 

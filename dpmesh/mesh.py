@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from google.protobuf import descriptor_pool
 from google.protobuf.message import Message
@@ -19,13 +20,14 @@ from dpmesh.errors import BudgetExhaustedError, ConfigError, DpmeshError, Ledger
 from dpmesh.ledger import Charge, Ledger, open_store
 from dpmesh.policy import Policy, loaded
 from dpmesh.recording import Record, Recording
-from dpmesh.routes import Route, Routes
+from dpmesh.routes import Bill, Route, Routes
 from dpmesh.telemetry import Telemetry, configure_from_environment, names
 from dpmesh.v1 import policy_pb2
 
 log = logging.getLogger("dpmesh")
 
 Direction = Literal["request", "response"]
+_Result = TypeVar("_Result")
 
 _REFRESH_SECONDS = 1.0
 
@@ -211,9 +213,11 @@ class Mesh:
             raise LedgerError("the mesh is not open: use `async with dpmesh.open(...) as mesh`")
         if self.observing:
             return await self._observe(route, message, record)
-        charges, epsilon, rho = route.bill(message)
+        charges, epsilon, rho = self._bill(route, message)
         try:
             if not self.ledger.spend(charges):
+                # The caller may go on with its message while this one waits: what leaves is what was charged for.
+                message = copy.deepcopy(message)
                 await self.ledger.charge(charges)
         except BudgetExhaustedError as error:
             if error.budget not in self._suppressing:
@@ -228,7 +232,7 @@ class Mesh:
         charges: Sequence[Charge] = ()
         epsilon = rho = 0.0
         try:
-            charges, epsilon, rho = route.bill(message)
+            charges, epsilon, rho = self._bill(route, message)
             await self.ledger.charge(charges)
         except DpmeshError as error:
             log.warning(
@@ -236,16 +240,13 @@ class Mesh:
             )
         return _settled(Receipt(message, names.OBSERVED, epsilon, rho), charges, record)
 
+    def _bill(self, route: Route, message: Message) -> Bill:
+        """Who pays what for a message."""
+        return _discreetly(route, lambda: route.bill(message))
+
     def _build(self, route: Route, build: Callable[..., Message], message: Message) -> Message:
-        """Runs a plan. Any exception but our own may quote a value: its text ends here."""
-        try:
-            return build(message, self._alias)
-        except DpmeshError:
-            raise
-        except Exception as error:
-            kind = type(error).__name__
-        # Raised outside of the handler, so that the original is not even its context.
-        raise ProtectionError("INTERNAL", route.plan.descriptor.full_name, f"could not be protected ({kind})")
+        """Runs a plan."""
+        return _discreetly(route, lambda: build(message, self._alias))
 
     def _alias(self, unit: bytes, epoch: float) -> bytes:
         """The unit's pseudonym: BLAKE2b (RFC 7693) keyed with this epoch's key, 16 bytes."""
@@ -269,6 +270,18 @@ class Mesh:
     def _committed(self, seconds: float) -> None:
         if self._telemetry.metering:
             self._telemetry.ledger(seconds)
+
+
+def _discreetly(route: Route, call: Callable[[], _Result]) -> _Result:
+    """Reads a message. Any exception but our own may quote a value: its text ends here."""
+    try:
+        return call()
+    except DpmeshError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+    # Raised outside of the handler, so that the original is not even its context.
+    raise ProtectionError("INTERNAL", route.plan.descriptor.full_name, f"could not be protected ({kind})")
 
 
 def _settled(receipt: Receipt, charges: Sequence[Charge], record: Record | None) -> Receipt:

@@ -10,7 +10,7 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 
-from dpmesh.accounting import Cost, epsilon_delta_to_rho, exact
+from dpmesh.accounting import AMOUNT, Cost, epsilon_delta_to_rho, exact
 from dpmesh.noise import categorical, numeric
 from dpmesh.policy.plan import FieldPlan, Grid, Kind, Model
 from dpmesh.policy.problem import BadRuleError
@@ -99,6 +99,18 @@ def checked_epsilon(value: float) -> Fraction:
     return exact(value)
 
 
+def split(epsilon: Fraction, parts: int) -> Fraction:
+    """One of several equal parts of a loss, in whole ledger amounts: so that all of them cost no more than it.
+
+    Raises:
+        BadRuleError: A part would be less than ledgers can count.
+    """
+    amount = int(epsilon * AMOUNT / parts)
+    if amount < 1:
+        raise BadRuleError("epsilon", f"{float(epsilon):g} is too little for {parts} parts", "raise it")
+    return Fraction(amount, AMOUNT)
+
+
 def field_epsilon(rules: Any, share: Fraction | None) -> Fraction:
     """The field's own epsilon, or its share of the message's.
 
@@ -169,7 +181,7 @@ def _draws(
             "use DISCRETE_LAPLACE or DISCRETE_GAUSSIAN",
         )
     total = field_epsilon(rules, place.share)
-    each = total / repeats
+    each = split(total, repeats)
     if chosen == pb.Numeric.DISCRETE_GAUSSIAN:
         rho = Fraction(epsilon_delta_to_rho(float(total), _delta(rules)))
         draws = numeric.make(
@@ -212,12 +224,14 @@ def _grid(holder: FieldDescriptor, rules: pb.Numeric) -> Grid:
         )
     if not integral:
         _within(holder, rules.lower, rules.upper)
-        return Grid(rules.lower, rules.upper, step, math.ceil(span / step), integral=False)
+        # Computed as steps.numeric computes the index of a value, so that the upper bound is where its
+        # neighbours are: a last point of its own would be further from them than the sensitivity tells.
+        return Grid(rules.lower, rules.upper, step, int(span / step + 0.5), integral=False)
     if not all(float(x).is_integer() for x in (rules.lower, rules.upper, step)):
         raise BadRuleError("bounds", "lower, upper and resolution of an integer field must be whole numbers")
     lower, upper, whole = int(rules.lower), int(rules.upper), int(step)
     _within(holder, lower, upper)
-    return Grid(lower, upper, whole, -(-(upper - lower) // whole), integral=True)
+    return Grid(lower, upper, whole, (upper - lower + whole // 2) // whole, integral=True)
 
 
 def _default_step(span: float, integral: bool) -> float:
@@ -233,11 +247,17 @@ def _within(holder: FieldDescriptor, low: float, high: float) -> None:
 
 
 def _sensitivity(declared: float, grid: Grid) -> int:
-    """In grid steps. Rounding to the grid can add one step, except that whole numbers on a unit grid stay put."""
+    """In grid steps: how far apart the indexes of two values can be that are `declared` apart.
+
+    Whole numbers d apart have indexes at most ceil(d / step) apart. Floats may have one more, because rounding to
+    the nearest point is computed with an error, three roundings each of numbers up to the grid's size: what is
+    within it of the next step counts as the next step (Casacuberta et al. 2022 attack what leaves it out).
+    """
     if not (math.isfinite(declared) and declared > 0):
         raise BadRuleError("sensitivity", f"must be a finite number above 0, not {declared:g}")
     exact = Fraction(declared) / Fraction(grid.step)
-    steps = math.ceil(exact) if grid.integral and grid.step == 1 else math.floor(exact) + 1
+    rounding = Fraction(grid.size + 1, 2**50)
+    steps = math.ceil(exact) if grid.integral else math.floor(exact + rounding) + 1
     return min(steps, grid.size)
 
 
@@ -264,6 +284,7 @@ def plan_categorical(place: Place, rules: pb.Categorical) -> FieldPlan:
     repeats = place.repeats()
     domain = _domain(scalar(place.field), tuple(rules.domain), place.field)
     total = field_epsilon(rules, place.share)
+    each = split(total, repeats)
     return FieldPlan(
         path=place.path,
         name=place.field.full_name,
@@ -273,9 +294,9 @@ def plan_categorical(place: Place, rules: pb.Categorical) -> FieldPlan:
         epsilon=total,
         repeats=repeats,
         instances=place.instances,
-        cost=Cost.pure(total / repeats).times(repeats),
+        cost=Cost.pure(each).times(repeats),
         domain=domain,
-        mechanism=categorical.make(len(domain), total / repeats),
+        mechanism=categorical.make(len(domain), each),
     )
 
 

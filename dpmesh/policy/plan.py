@@ -43,7 +43,7 @@ class Grid:
 
     Attributes:
         lower: The value of index 0, in the field's own units.
-        upper: The declared upper bound; the last index may lie a fraction of a step above it.
+        upper: The declared upper bound; the last point is the nearest to it, above or below.
         step: The distance of two neighbours, in the field's own units.
         size: The index of the last point.
         integral: The field holds integers, so all points are integers.

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from google.protobuf.descriptor import Descriptor
 
-from dpmesh.policy.fields import checked_epsilon
+from dpmesh.policy.fields import checked_epsilon, split
 from dpmesh.policy.findings import Findings
 from dpmesh.policy.problem import BadRuleError
 from dpmesh.policy.types import choice_of
@@ -21,16 +21,15 @@ def share(message: Descriptor, findings: Findings) -> Fraction | None:
     rules = findings.message(message).rules
     if not rules.HasField("epsilon"):
         return None
-    try:
-        epsilon = checked_epsilon(rules.epsilon)
-    except BadRuleError as bad:
-        findings.bad(message.full_name, bad)
-        return None
     takers = set(_takers(message, findings))
     if not takers:
         findings.warn(message.full_name, "epsilon", "no field takes a part of this epsilon", "remove it")
         return None
-    return epsilon / len(takers)
+    try:
+        return split(checked_epsilon(rules.epsilon), len(takers))
+    except BadRuleError as bad:
+        findings.bad(message.full_name, bad)
+        return None
 
 
 def _takers(message: Descriptor, findings: Findings) -> Iterator[str]:

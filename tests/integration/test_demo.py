@@ -14,17 +14,17 @@ from pathlib import Path
 
 import grpc
 import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+import dpmesh
+from dpmesh.estimate import Reader
+from dpmesh.policy import Kind
 from dpmesh_fleet import fleet_pb2, fleet_pb2_grpc
 from dpmesh_fleet.compare import compare
 from dpmesh_fleet.data import Flight, load
 from dpmesh_fleet.fly import configuration, fly
 from dpmesh_fleet.service import Collector, summarize
 from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
-
-import dpmesh
-from dpmesh.estimate import Reader
-from dpmesh.policy import Kind
 
 # The first three days; some aircraft fly more than three times on one of them.
 REPORTS = 2500

@@ -151,6 +151,14 @@ async def test_a_message_dearer_than_its_budget_is_a_configuration_error():
             await mesh.release(report())
 
 
+async def test_zcdp_says_when_pure_accounting_would_do():
+    budget = {"epsilon": 8.0, "delta": 1e-6, "accounting": "zcdp"}
+    big = compiled(f"message M {{ string id = 1 [(dpmesh.v1.field).unit = {{}}]; bool b = 2 [{CAT} = {{epsilon: 4}}]; }}")
+    async with dpmesh.open(settings(unit=budget)) as mesh:
+        with pytest.raises(AnnotationError, match="accounting = 'pure' admits it"):
+            await mesh.release(big.M(id="x"))
+
+
 async def test_a_wrong_type_is_refused():
     async with dpmesh.open(settings()) as mesh:
         with pytest.raises(ProtectionError, match="WRONG_TYPE"):

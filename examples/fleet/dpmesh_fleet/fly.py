@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors
 from google.rpc import error_details_pb2, status_pb2
 
 import dpmesh
@@ -25,6 +24,7 @@ from dpmesh_fleet import fleet_pb2
 from dpmesh_fleet import fleet_pb2_grpc as _generated
 from dpmesh_fleet.data import DAY, Flight
 from dpmesh_fleet.service import Collector, FleetStatistics
+from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors
 
 # protoc writes the stubs without types.
 fleet_pb2_grpc: Any = _generated

@@ -52,6 +52,14 @@ def test_message_epsilon_is_split_over_the_fields_that_set_none():
     assert [(scope.path, scope.cost) for scope in plan.scopes] == [("id", plan.cost)]
 
 
+def test_thirds_of_an_epsilon_never_cost_more_than_the_whole():
+    fields = " ".join(f"bool b{n} = {n} [{CAT} = {{}}];" for n in (1, 2, 3))
+    shared = plan_of(f"message M {{ option (dpmesh.v1.message) = {{epsilon: 2}}; {fields} }}")
+    repeated = plan_of(f"message M {{ repeated bool b = 1 [{CAT} = {{epsilon: 2}}, (dpmesh.v1.field).max_items = 3]; }}")
+    for plan in (shared, repeated):
+        assert 2 * AMOUNT - 3 <= plan.cost.epsilon <= 2 * AMOUNT
+
+
 def test_central_costs_go_to_no_unit():
     plan = plan_of(
         f"""message M {{ string id = 1 {UNIT};
