@@ -143,7 +143,7 @@ def seconds(window: str, key: str) -> float | None:
     """
     if window == "lifetime":
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d)", window.strip())
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|m|h|d)", window.strip())
     length = float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else 0.0
     if length <= 0:
         raise ConfigError(
@@ -186,7 +186,9 @@ def _override(document: dict[str, Any], environment: Mapping[str, str]) -> None:
                         [f"{_ENV_PREFIX}{section}_{k}".upper() for k in _SECTIONS[section].__struct_fields__],
                     )
                 )
-            document.setdefault(section, {})[key] = _typed(_SECTIONS[section], key, text, variable)
+            into = document.setdefault(section, {})
+            if isinstance(into, dict):  # if not, the document is refused for that
+                into[key] = _typed(_SECTIONS[section], key, text, variable)
         else:
             known = [f"{_ENV_PREFIX}{name}_..." for name in ("LEDGER", "POLICY", "GRPC", "BUDGET")]
             raise ConfigError(_unknown(variable, text, [f"{_ENV_PREFIX}MODE", *known]))
@@ -200,12 +202,15 @@ def _override_budget(document: dict[str, Any], variable: str, rest: str, text: s
     slug = rest.removesuffix(f"_{key}")
     if "budget" not in document:
         document["budget"] = [msgspec.to_builtins(entry) for entry in DEFAULT_BUDGETS]
-    for entry in document["budget"]:
-        if re.sub(r"[^a-z0-9]", "_", str(entry.get("name", "")).lower()) == slug:
-            entry[key] = _typed(BudgetConfig, key, text, variable)
-            return
-    names = [str(entry.get("name")) for entry in document["budget"]]
-    raise ConfigError(f"{variable}: no budget has this name; there are {', '.join(names)}")
+    if not isinstance(document["budget"], list):
+        return  # the document is refused for that
+    entries = [entry for entry in document["budget"] if isinstance(entry, dict)]
+    meant = [e for e in entries if re.sub(r"[^a-z0-9]", "_", str(e.get("name", "")).lower()) == slug]
+    if len(meant) != 1:
+        names = ", ".join(str(entry.get("name")) for entry in entries)
+        found = "two budgets have" if meant else "no budget has"
+        raise ConfigError(f"{variable}: {found} this name; there are {names}")
+    meant[0][key] = _typed(BudgetConfig, key, text, variable)
 
 
 def _typed(section: type[msgspec.Struct], key: str, text: str, variable: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import hashlib
 import logging
@@ -20,7 +21,7 @@ from dpmesh.errors import BudgetExhaustedError, ConfigError, DpmeshError, Ledger
 from dpmesh.ledger import Charge, Ledger, open_store
 from dpmesh.policy import Policy, loaded
 from dpmesh.recording import Record, Recording
-from dpmesh.routes import Bill, Route, Routes
+from dpmesh.routes import Route, Routes
 from dpmesh.telemetry import Telemetry, configure_from_environment, names
 from dpmesh.v1 import policy_pb2
 
@@ -95,7 +96,7 @@ class Mesh:
         # By length of epoch: the epoch at hand, and the hash keyed for it.
         self._keys: dict[float, tuple[float, hashlib.blake2b]] = {}
         self._next_refresh = 0.0
-        self._stop_exporting: Callable[[], None] | None = None
+        self._flush: Callable[[], None] | None = None
         self._is_open = False
 
     @property
@@ -114,7 +115,7 @@ class Mesh:
         self._check_loaded()
         await self.ledger.open()
         self._is_open = True
-        self._stop_exporting = configure_from_environment()
+        self._flush = configure_from_environment()
         self._telemetry.refresh()
         if self.observing:
             log.warning(
@@ -128,8 +129,8 @@ class Mesh:
         """Returns unspent leases and closes the ledger; what is released later is refused."""
         self._is_open = False
         await self.ledger.close()
-        if self._stop_exporting is not None:
-            self._stop_exporting()
+        if self._flush is not None:
+            await asyncio.to_thread(self._flush)
 
     def _check_loaded(self) -> None:
         """Compiles every annotated type that is loaded: a bad annotation fails now, not with the first message."""
@@ -213,7 +214,7 @@ class Mesh:
             raise LedgerError("the mesh is not open: use `async with dpmesh.open(...) as mesh`")
         if self.observing:
             return await self._observe(route, message, record)
-        charges, epsilon, rho = self._bill(route, message)
+        charges, epsilon, rho = _discreetly(route, route.bill, message)
         try:
             if not self.ledger.spend(charges):
                 # The caller may go on with its message while this one waits: what leaves is what was charged for.
@@ -222,9 +223,11 @@ class Mesh:
         except BudgetExhaustedError as error:
             if error.budget not in self._suppressing:
                 raise
-            blank = Receipt(self._build(route, route.plan.blank, message), names.SUPPRESSED, 0.0, 0.0)
-            return _settled(blank, charges, record)
-        protected = self._build(route, route.plan.protect, message)
+            blank = _discreetly(route, route.plan.blank, message, self._alias)
+            if not blank.IsInitialized():
+                raise  # a required field needs noise, and the message can't go without it
+            return _settled(Receipt(blank, names.SUPPRESSED, 0.0, 0.0), charges, record)
+        protected = _discreetly(route, route.plan.protect, message, self._alias)
         return _settled(Receipt(protected, names.RELEASED, epsilon, rho), charges, record)
 
     async def _observe(self, route: Route, message: Message, record: Record | None) -> Receipt:
@@ -232,21 +235,13 @@ class Mesh:
         charges: Sequence[Charge] = ()
         epsilon = rho = 0.0
         try:
-            charges, epsilon, rho = self._bill(route, message)
+            charges, epsilon, rho = _discreetly(route, route.bill, message)
             await self.ledger.charge(charges)
         except DpmeshError as error:
             log.warning(
                 "observe mode: %s would have been refused: %s", route.plan.descriptor.full_name, error
             )
         return _settled(Receipt(message, names.OBSERVED, epsilon, rho), charges, record)
-
-    def _bill(self, route: Route, message: Message) -> Bill:
-        """Who pays what for a message."""
-        return _discreetly(route, lambda: route.bill(message))
-
-    def _build(self, route: Route, build: Callable[..., Message], message: Message) -> Message:
-        """Runs a plan."""
-        return _discreetly(route, lambda: build(message, self._alias))
 
     def _alias(self, unit: bytes, epoch: float) -> bytes:
         """The unit's pseudonym: BLAKE2b (RFC 7693) keyed with this epoch's key, 16 bytes."""
@@ -272,10 +267,10 @@ class Mesh:
             self._telemetry.ledger(seconds)
 
 
-def _discreetly(route: Route, call: Callable[[], _Result]) -> _Result:
-    """Reads a message. Any exception but our own may quote a value: its text ends here."""
+def _discreetly(route: Route, read: Callable[..., _Result], *message: Any) -> _Result:
+    """Runs what reads a message. Any exception but our own may quote a value: its text ends here."""
     try:
-        return call()
+        return read(*message)
     except DpmeshError:
         raise
     except Exception as error:

@@ -156,6 +156,10 @@ def _amount(plan: Plan, budget: Budget, cost: Cost) -> int:
 
 def _cheaper(budget: Budget, cost: Cost) -> str:
     """What helps a message that costs more than its whole budget."""
-    if budget.accounting is Accounting.ZCDP and cost.epsilon is not None and cost.epsilon <= budget.epsilon * AMOUNT:
+    if (
+        budget.accounting is Accounting.ZCDP
+        and cost.epsilon is not None
+        and cost.epsilon <= budget.epsilon * AMOUNT
+    ):
         return "accounting = 'pure' admits it: zcdp is for many releases of small epsilon"
     return "lower the epsilons, or raise the budget"

@@ -35,7 +35,12 @@ def add(
     """Adds a oneof, whose members are compiled already, to the node of its message."""
     ruling = findings.oneof(oneof)
     node.adopt([part for _, part in members])
+    if ruling.rules.public and ruling.rules.HasField("epsilon"):
+        findings.error(
+            oneof.full_name, "oneof-choice", "is public and has an epsilon", "choose one of the two"
+        )
     if not any(findings.changes(field) for field, _ in members):
+        refuse_idle(oneof, ruling, findings)
         for _, part in members:
             node.steps += part.steps
             node.bare += part.bare
@@ -48,6 +53,17 @@ def add(
         epsilon = _epsilon(oneof, ruling, share, findings)
         if epsilon is not None:
             _hide(node, oneof, members, epsilon, path, instances, ruling, findings)
+
+
+def refuse_idle(oneof: OneofDescriptor, ruling: Ruling, findings: Findings) -> None:
+    """Refuses an epsilon for a choice that is not randomized: somebody meant to protect it."""
+    if ruling.rules.HasField("epsilon"):
+        findings.error(
+            oneof.full_name,
+            "oneof-choice",
+            "has an epsilon, but there is no choice to be protected",
+            "annotate the fields, or remove it",
+        )
 
 
 def _epsilon(
@@ -110,5 +126,13 @@ def _run(field: FieldDescriptor, part: Node, findings: Findings) -> Run:
             "oneof-choice",
             "leaves (partly) as it is, which would show the choice that its oneof hides",
             "protect or suppress it, or make the oneof {public: true}",
+        )
+    elif (
+        not part.steps
+        and field.message_type
+        and any(inner.is_required for inner in field.message_type.fields)
+    ):
+        findings.error(
+            field.full_name, "required", "would leave without its required fields", "protect these"
         )
     return steps.run_all(part.steps) if part.steps else steps.emptied(field)

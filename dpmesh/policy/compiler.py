@@ -22,10 +22,12 @@ from dpmesh.policy.problem import BadRuleError, Problem, Severity
 from dpmesh.policy.rules import UNANNOTATED, Rulebook, Ruling
 from dpmesh.policy.shares import share
 from dpmesh.policy.steps import Step
-from dpmesh.policy.types import INTEGER_RANGES, F, choice_of, held, is_map, type_name
+from dpmesh.policy.types import INTEGER_RANGES, METHODS, F, choice_of, extensions, held, is_map, type_name
 from dpmesh.v1 import privacy_pb2 as pb
 
 DEFAULT_EPOCH = 86_400.0
+# What a Duration may be, by its own rules.
+LONGEST_EPOCH = 315_576_000_000
 _NOT_YET = {"location", "time", "vector", "histogram", "pseudonym"}
 
 
@@ -160,19 +162,44 @@ class _Compiler:
             findings.error(
                 message.full_name, "unit-duplicate", f"has more than one unit: {names}", "mark one"
             )
+        self._odd(message)
         read = self._unit(units[0], node, path) if units else None
         for entry in message.fields:
             if choice_of(entry) is None:
                 self._field(entry, node, site)
         for oneof in message.oneofs:
-            if len(oneof.fields) > 1:
+            if len(oneof.fields) == 1:
+                choices.refuse_idle(oneof, findings.oneof(oneof), findings)
+            else:
                 members = [(entry, self._member(entry, site)) for entry in oneof.fields]
                 choices.add(
                     node, oneof, members, path=path, instances=instances, share=site.share, findings=findings
                 )
         if read is not None:
             node.own(read, path + units[0].name)
+        elif node.units and node.local != Cost.ZERO:
+            self._unowned(message, node, path)
         return node
+
+    def _unowned(self, message: Descriptor, node: Node, path: str) -> None:
+        """Values beside a unit that stands deeper: it does not pay for them, nor does their message's presence hide."""
+        found = self.findings.error if path else self.findings.warn
+        found(
+            message.full_name,
+            "unit-deeper",
+            f"has values that are not charged to the unit in {node.units[0][0].removeprefix(path)}, but to no unit",
+            "mark the unit's id in the message that holds the values",
+        )
+
+    def _odd(self, message: Descriptor) -> None:
+        """What protobuf allows, and a protected message can't have."""
+        for entry in message.fields:
+            if entry.name in METHODS:
+                text = "has the name of a method of Python's messages, which it hides"
+                self.findings.error(entry.full_name, "field-name", text, "rename it")
+        for entry in extensions(message):
+            text = f"extends {message.full_name}, which is protected, so it never leaves"
+            self.findings.warn(entry.full_name, "extension", text, "make it a field if it is needed")
 
     def _member(self, entry: FieldDescriptor, site: _Site) -> Node:
         node = Node()
@@ -188,9 +215,9 @@ class _Compiler:
         if kind in ("numeric", "categorical"):
             self._noised(place, ruling.rules, kind, node)
         elif kind == "suppress":
-            node.fields.append(FieldPlan(place.path, entry.full_name, Kind.SUPPRESS, ruling.origin))
+            self._drop(entry, node, place.path, ruling.origin)
         elif kind == "public":
-            self._pass(entry, node, place.path, ruling.origin)
+            self._public(place, node)
         elif kind in _NOT_YET:
             self.findings.error(
                 entry.full_name,
@@ -225,11 +252,29 @@ class _Compiler:
         else:
             node.steps.append(steps.single(place.field, transform))
 
+    def _public(self, place: Place, node: Node) -> None:
+        entry = place.field
+        if place.max_items:
+            text = "max_items cuts nothing that leaves as it is"
+            self.findings.error(entry.full_name, "max-items", text, "remove it")
+        if self.findings.holds_rules(entry):
+            text = "leaves as it is, with fields in it whose own rules protect them elsewhere"
+            self.findings.warn(entry.full_name, "public", text, "remove `public`, and these rules hold")
+        self._pass(entry, node, place.path, place.origin)
+
+    def _drop(self, entry: FieldDescriptor, node: Node, path: str, origin: str) -> None:
+        if entry.is_required:
+            text = "is required, so its message can't be sent without it"
+            self.findings.error(entry.full_name, "required", text, "protect it, or make it optional")
+        node.fields.append(FieldPlan(path, entry.full_name, Kind.SUPPRESS, origin))
+
     def _pass(self, entry: FieldDescriptor, node: Node, path: str, origin: str) -> None:
         step = steps.passed(entry)
         node.steps.append(step)
         node.bare.append(step)
         node.copies = node.copies or entry.message_type is not None
+        if entry.is_required:
+            node.gaps.append(entry.full_name)
         node.fields.append(FieldPlan(path, entry.full_name, Kind.PUBLIC, origin))
 
     def _unruled(self, place: Place, node: Node, site: _Site) -> None:
@@ -242,7 +287,7 @@ class _Compiler:
                 name, "unannotated", "has no annotation, and its message rejects that", "annotate it"
             )
         elif site.unannotated == pb.MessageRules.SUPPRESS:
-            node.fields.append(FieldPlan(place.path, name, Kind.SUPPRESS, UNANNOTATED))
+            self._drop(entry, node, place.path, UNANNOTATED)
         else:
             self.findings.warn(
                 name, "unannotated", "has no annotation and leaves as it is", "say `public` if that is right"
@@ -274,12 +319,27 @@ class _Compiler:
                 place.field.full_name, "max-items", "max_items is for repeated fields and maps", "remove it"
             )
         inner = self.message(inside, place.path + ".", place.instances, site.stack)
+        self._always(inner)
         node.steps.append(steps.child(name, steps.run_all(inner.steps), when_set=inner.scoped))
         node.absorb(inner, 1, into_child(name))
+
+    def _always(self, inner: Node) -> None:
+        """A message that leaves even where there was none needs a value for each of its required fields."""
+        for name in () if inner.scoped else inner.gaps:
+            text = "is required, and has no value where its message leaves without having been set"
+            self.findings.error(name, "required", text, "protect it, or make it optional")
 
     def _repeated(self, place: Place, inside: Descriptor, node: Node, site: _Site) -> None:
         name = place.field.name
         items, inner = self._elements(place, inside, "[].", site)
+        self._always(inner)
+        if not inner.scoped and any(plan.kind is Kind.PUBLIC for plan in inner.fields):
+            self.findings.warn(
+                place.field.full_name,
+                "length-shown",
+                "what leaves as it is of its elements shows how many there are",
+                "protect or suppress all of their fields, if the number is data",
+            )
         blank = GetMessageClass(inside)()
         run = steps.run_all(inner.steps)
         node.steps.append(steps.children(name, run, items, blank, fill=not inner.scoped))
@@ -335,9 +395,9 @@ class _Compiler:
         if rules.form == pb.Unit.RAW:
             self.findings.warn(name, "unit-raw", "the unit's id leaves as it is", "form: PSEUDONYM hides it")
             return steps.passed(entry)
-        epoch = rules.epoch.ToTimedelta().total_seconds() if rules.HasField("epoch") else DEFAULT_EPOCH
-        if epoch < 1:
-            self.findings.error(name, "epoch", "epoch must be at least 1 s")
+        epoch = rules.epoch.seconds + rules.epoch.nanos / 1e9 if rules.HasField("epoch") else DEFAULT_EPOCH
+        if not 1 <= epoch <= LONGEST_EPOCH:
+            self.findings.error(name, "epoch", "epoch must be from 1 s to 10,000 years")
         if INTEGER_RANGES.get(entry.type, (0, 2**63))[1] < 2**33:
             self.findings.warn(
                 name,

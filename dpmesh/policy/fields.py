@@ -215,12 +215,19 @@ def _grid(holder: FieldDescriptor, rules: pb.Numeric) -> Grid:
             "bounds", f"lower {rules.lower:g} and upper {rules.upper:g} are not a finite range"
         )
     integral = holder.type in INTEGER_RANGES
-    step = rules.resolution if rules.HasField("resolution") else _default_step(span, integral)
+    finest = _finest(holder, max(abs(rules.lower), abs(rules.upper)))
+    step = rules.resolution if rules.HasField("resolution") else max(finest, _default_step(span, integral))
     if not (math.isfinite(step) and 0 < step <= span):
         raise BadRuleError("resolution", f"must be above 0 and at most the range {span:g}, not {step:g}")
     if span / step > _GRID_LIMIT:
         raise BadRuleError(
             "resolution", f"{step:g} is too fine for the range {span:g}", f"{span / 2**20:.2g} will do"
+        )
+    if step < finest:
+        raise BadRuleError(
+            "resolution",
+            f"{type_name(holder)} can't tell values {step:g} apart near its bounds",
+            f"{finest:g} will do, or a field that holds more digits",
         )
     if not integral:
         _within(holder, rules.lower, rules.upper)
@@ -232,6 +239,13 @@ def _grid(holder: FieldDescriptor, rules: pb.Numeric) -> Grid:
     lower, upper, whole = int(rules.lower), int(rules.upper), int(step)
     _within(holder, lower, upper)
     return Grid(lower, upper, whole, (upper - lower + whole // 2) // whole, integral=True)
+
+
+def _finest(holder: FieldDescriptor, largest: float) -> float:
+    """The distance of neighbours among the largest numbers of a field: a finer grid would not survive in it."""
+    if holder.type in INTEGER_RANGES:
+        return 1.0
+    return math.ulp(largest) * (2.0**29 if holder.type == F.TYPE_FLOAT else 1.0)
 
 
 def _default_step(span: float, integral: bool) -> float:

@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescrip
 from dpmesh.errors import AnnotationError
 from dpmesh.policy.problem import BadRuleError, Problem, Severity
 from dpmesh.policy.rules import UNANNOTATED, Rulebook, Ruling
-from dpmesh.policy.types import is_wrapper
+from dpmesh.policy.types import extensions, is_map_entry
 from dpmesh.v1 import privacy_pb2 as pb
 
 _EMPTY: tuple[tuple[type, Any], ...] = (
@@ -22,7 +22,7 @@ _EMPTY: tuple[tuple[type, Any], ...] = (
 
 
 def is_protected(message: Descriptor, book: Rulebook) -> bool:
-    """Whether any field reachable from a message type is to be noised, replaced or suppressed.
+    """Whether any field reachable from a message type is to be noised, replaced or suppressed; extensions too.
 
     Raises:
         AnnotationError: A rule was written by a newer schema.
@@ -34,8 +34,12 @@ def is_protected(message: Descriptor, book: Rulebook) -> bool:
         if at.full_name in seen:
             continue
         seen.add(at.full_name)
+        if is_map_entry(at):
+            # Nobody can rule for an entry, only for the map and for what it holds.
+            todo += [entry.message_type for entry in at.fields if entry.message_type is not None]
+            continue
         drops = book.message(at).rules.unannotated != pb.MessageRules.PASS
-        for entry in at.fields:
+        for entry in (*at.fields, *extensions(at)):
             kind = book.field(entry).rules.WhichOneof("kind")
             if kind not in (None, "public") or (kind is None and drops):
                 return True
@@ -85,7 +89,7 @@ class Findings:
 
     def holds_rules(self, field: FieldDescriptor) -> bool:
         """Whether the field is a message with something to protect in it."""
-        if field.message_type is None or is_wrapper(field):
+        if field.message_type is None:
             return False
         try:
             return is_protected(field.message_type, self._book)

@@ -28,6 +28,7 @@ class Node:
         central: What aggregates cost.
         units: The scopes of units within: each one's path, cost, and the walk to its instances.
         copies: It copies whole messages, whose unknown fields must go.
+        gaps: Required fields that leave only where they were set, so that the message must have been there.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -37,6 +38,7 @@ class Node:
     central: Cost = Cost.ZERO
     units: list[tuple[str, Cost, Walk]] = field(default_factory=list)
     copies: bool = False
+    gaps: list[str] = field(default_factory=list)
 
     @property
     def scoped(self) -> bool:

@@ -13,6 +13,7 @@ from dpmesh.policy.compiler import compile_message
 from dpmesh.policy.plan import Plan
 from dpmesh.policy.problem import Problem, Severity
 from dpmesh.policy.rules import Rulebook
+from dpmesh.policy.types import is_map_entry
 from dpmesh.v1 import policy_pb2
 
 
@@ -67,7 +68,7 @@ class Policy:
         overlays = self.rules.overlay
         finders = (
             (overlays.fields, lambda name: _ruled_field(pool.FindFieldByName(name))),
-            (overlays.messages, pool.FindMessageTypeByName),
+            (overlays.messages, lambda name: _ruled_message(pool.FindMessageTypeByName(name))),
             (overlays.oneofs, pool.FindOneofByName),
             (overlays.methods, lambda name: pool.FindMethodByName(_dotted(name))),
         )
@@ -91,8 +92,14 @@ def _dotted(method: str) -> str:
 def _ruled_field(field: FieldDescriptor) -> None:
     """Fields for which no rule is ever looked up: extensions never leave, and a map's entries are no message."""
     inside = field.containing_type
-    if field.is_extension or inside is None or inside.GetOptions().map_entry:
+    if field.is_extension or inside is None or is_map_entry(inside):
         raise KeyError(field.full_name)
+
+
+def _ruled_message(message: Descriptor) -> None:
+    """A map's entries are no message whose rules are looked up."""
+    if is_map_entry(message):
+        raise KeyError(message.full_name)
 
 
 def _found(find, name: str) -> bool:  # type: ignore[no-untyped-def]

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from dpmesh.errors import ProtectionError
 from dpmesh.policy.plan import Alias, Grid
-from dpmesh.policy.types import INTEGER_RANGES, F, is_wrapper
+from dpmesh.policy.types import INTEGER_RANGES, F, is_map, is_wrapper, may_extend, scalar
 
 # What reads one field of the first message and writes it, protected, to the second.
 Run = Callable[[Any, Any, Alias], None]
@@ -98,17 +98,17 @@ def single(field: FieldDescriptor, transform: Transform) -> Step:
 def repeated(field: FieldDescriptor, transform: Transform, items: int) -> Step:
     """Applies a transform to each of exactly `items` elements: cut, or filled up with defaults."""
     name = field.name
+    filler = "" if scalar(field).type == F.TYPE_STRING else 0
     if is_wrapper(field):
 
         def boxes(source: Any, target: Any, _alias: Alias) -> None:
             values = [box.value for box in getattr(source, name)[:items]]
-            values += [0] * (items - len(values))
+            values += [filler] * (items - len(values))
             into = getattr(target, name)
             for value in values:
                 into.add(value=transform(value))
 
         return boxes
-    filler = "" if field.type == F.TYPE_STRING else 0
 
     def plain(source: Any, target: Any, _alias: Alias) -> None:
         values = getattr(source, name)[:items]
@@ -210,7 +210,36 @@ def emptied(field: FieldDescriptor) -> Run:
 
 
 def passed(field: FieldDescriptor) -> Step:
-    """Copies a field as it is."""
+    """Copies a field as it is, but for extensions."""
+    copy, name = _copied(field), field.name
+    if field.message_type is None or not may_extend(field.message_type):
+        return copy
+
+    def bare(source: Any, target: Any, alias: Alias) -> None:
+        copy(source, target, alias)
+        _drop_extensions(target, only=name)
+
+    return bare
+
+
+def _drop_extensions(message: Any, only: str = "") -> None:
+    """Clears the extensions in a message and in all messages within; or only those within one field."""
+    for field, value in message.ListFields():
+        if only and field.name != only:
+            continue
+        if field.is_extension:
+            message.ClearExtension(field)
+        elif is_map(field):
+            if field.message_type.fields_by_name["value"].message_type is not None:
+                for inner in value.values():
+                    _drop_extensions(inner)
+        elif field.message_type is not None:
+            for inner in value if field.is_repeated else (value,):
+                _drop_extensions(inner)
+
+
+def _copied(field: FieldDescriptor) -> Run:
+    """Copies a field with all that is in it."""
     name = field.name
     if field.is_repeated:
         return lambda source, target, _alias: getattr(target, name).MergeFrom(getattr(source, name))
@@ -235,7 +264,7 @@ def unit_reader(field: FieldDescriptor) -> Callable[[Any], bytes]:
     """Reads a unit's id as canonical bytes: text in UTF-8, bytes as they are, integers in decimal.
 
     So one device has one budget, whether a message spells its id "42" or 42. An id that is empty (or 0, where the
-    field can't tell 0 from absent) is missing.
+    field can't tell 0 from absent) is missing, and so is a declared default.
     """
     name, full_name, presence = field.name, field.full_name, field.has_presence
 
@@ -246,7 +275,7 @@ def unit_reader(field: FieldDescriptor) -> Callable[[Any], bytes]:
 
         def integer(message: Any) -> bytes:
             value = getattr(message, name)
-            if not value and not (presence and message.HasField(name)):
+            if not (message.HasField(name) if presence else value):
                 raise missing()
             return b"%d" % value
 
@@ -254,16 +283,17 @@ def unit_reader(field: FieldDescriptor) -> Callable[[Any], bytes]:
     if field.type == F.TYPE_STRING:
 
         def text(message: Any) -> bytes:
-            value: str = getattr(message, name)
-            if not value:
+            value: str | bytes = getattr(message, name)
+            if not value or (presence and not message.HasField(name)):
                 raise missing()
-            return value.encode()
+            # Text that came over the wire and is no UTF-8 reads as bytes.
+            return value.encode() if isinstance(value, str) else value
 
         return text
 
     def raw(message: Any) -> bytes:
         value: bytes = getattr(message, name)
-        if not value:
+        if not value or (presence and not message.HasField(name)):
             raise missing()
         return value
 

@@ -46,9 +46,48 @@ def choice_of(field: FieldDescriptor) -> OneofDescriptor | None:
     return oneof if oneof is not None and len(oneof.fields) > 1 else None
 
 
+# A field of such a name hides a method that protecting a message needs.
+METHODS = frozenset(
+    {
+        "HasField",
+        "WhichOneof",
+        "SetInParent",
+        "CopyFrom",
+        "ListFields",
+        "ClearExtension",
+        "DiscardUnknownFields",
+    }
+    | {"IsInitialized", "__deepcopy__"}
+)
+
+
+def is_map_entry(message: Descriptor) -> bool:
+    """Whether the message type is what protoc makes for the entries of a map."""
+    return bool(message.GetOptions().map_entry)
+
+
+def extensions(message: Descriptor) -> list[FieldDescriptor]:
+    """The extensions of a message type that this process knows."""
+    return list(message.file.pool.FindAllExtensions(message)) if message.is_extendable else []
+
+
+def may_extend(message: Descriptor) -> bool:
+    """Whether a message of this type, or any within it, can have extensions."""
+    seen: set[str] = set()
+    todo = [message]
+    while todo:
+        at = todo.pop()
+        if at.is_extendable:
+            return True
+        if at.full_name not in seen:
+            seen.add(at.full_name)
+            todo += [field.message_type for field in at.fields if field.message_type is not None]
+    return False
+
+
 def is_map(field: FieldDescriptor) -> bool:
     """Whether the field is a map<key, value>."""
-    return field.message_type is not None and field.message_type.GetOptions().map_entry
+    return field.message_type is not None and is_map_entry(field.message_type)
 
 
 def type_name(field: FieldDescriptor) -> str:

@@ -115,3 +115,21 @@ def test_files_that_are_missing_or_not_toml_are_refused(tmp_path):
 )
 def test_windows(text, length):
     assert seconds(text, "window") == length
+
+
+@pytest.mark.parametrize(
+    ("document", "variable", "words"),
+    [
+        ({"ledger": "x"}, "DPMESH_LEDGER_URL", "ledger = 'x'"),
+        ({"budget": "x"}, "DPMESH_BUDGET_X_EPSILON", "budget = 'x'"),
+        ({"budget": ["x"]}, "DPMESH_BUDGET_X_EPSILON", "no budget has this name"),
+        (
+            {"budget": [{"name": "a-b", "epsilon": 1.0}, {"name": "a_b", "epsilon": 1.0}]},
+            "DPMESH_BUDGET_A_B_EPSILON",
+            "two budgets have this name; there are a-b, a_b",
+        ),
+    ],
+)
+def test_a_variable_that_meets_a_document_it_does_not_fit_is_refused_by_name(document, variable, words):
+    with pytest.raises(ConfigError, match=words):
+        load(document, {variable: "3"})

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool
 
 import dpmesh
 from dpmesh.errors import AnnotationError, BudgetExhaustedError, ConfigError, LedgerError, ProtectionError
@@ -153,7 +154,9 @@ async def test_a_message_dearer_than_its_budget_is_a_configuration_error():
 
 async def test_zcdp_says_when_pure_accounting_would_do():
     budget = {"epsilon": 8.0, "delta": 1e-6, "accounting": "zcdp"}
-    big = compiled(f"message M {{ string id = 1 [(dpmesh.v1.field).unit = {{}}]; bool b = 2 [{CAT} = {{epsilon: 4}}]; }}")
+    big = compiled(
+        f"message M {{ string id = 1 [(dpmesh.v1.field).unit = {{}}]; bool b = 2 [{CAT} = {{epsilon: 4}}]; }}"
+    )
     async with dpmesh.open(settings(unit=budget)) as mesh:
         with pytest.raises(AnnotationError, match="accounting = 'pure' admits it"):
             await mesh.release(big.M(id="x"))
@@ -243,3 +246,68 @@ async def test_a_stream_releases_each_message():
             await stream.release(report())
         stream.close()
         stream.close()
+
+
+async def test_what_leaves_is_what_was_charged_for_though_the_caller_goes_on_with_its_message():
+    async with dpmesh.open(settings()) as mesh:
+        batch = TYPES.Batch(reports=[report("first")])
+        waiting = asyncio.create_task(mesh.release(batch))
+        await asyncio.sleep(0)  # the charge is on its way to the store
+        assert not waiting.done()
+        batch.reports.add(id="uncharged")
+        batch.reports[0].id = "other"
+        receipt = await waiting
+        assert len(receipt.message.reports) == 1
+        fresh = await mesh.release(TYPES.Batch(reports=[report("first")]))
+        assert receipt.message.reports[0].id == fresh.message.reports[0].id
+
+
+async def test_an_exception_while_charging_carries_no_id(monkeypatch):
+    async with dpmesh.open(settings()) as mesh:
+        await mesh.release(report())
+
+        def explode(message):
+            raise ValueError(f"unit was {message.id}")
+
+        object.__setattr__(mesh._routes.of(TYPES.Report).plan, "owners", explode)
+        with pytest.raises(ProtectionError) as caught:
+            await mesh.release(report())
+        error = caught.value
+        assert "N1" not in f"{error!r} {error.__cause__!r} {error.__context__!r}"
+
+
+async def test_suppress_refuses_what_would_lack_a_required_field():
+    types = compiled(
+        f"message M {{ required string id = 1 [(dpmesh.v1.field).unit = {{}}]; required bool b = 2 [{CAT} = {{epsilon: 2}}]; }}",
+        "proto2",
+    )
+    async with dpmesh.open(settings(unit={"on_exhausted": "suppress"})) as mesh:
+        await mesh.release(types.M(id="a", b=True))
+        with pytest.raises(BudgetExhaustedError):
+            await mesh.release(types.M(id="a", b=True))
+
+
+async def test_a_module_that_loads_lazily_does_not_keep_a_mesh_from_opening(monkeypatch):
+    class Lazy(type(os)):
+        def __getattr__(self, name):
+            raise ImportError(name)
+
+    monkeypatch.setitem(__import__("sys").modules, "lazy", Lazy("lazy"))
+    async with dpmesh.open(settings()):
+        pass
+
+
+async def test_a_type_that_holds_an_annotated_one_of_another_file_is_checked_at_start(monkeypatch):
+    inner = compiled(f"message Inner {{ bool b = 1 [{CAT} = {{epsilon: 1}}]; }}")
+    file = descriptor_pb2.FileDescriptorProto(
+        name="holder.proto", package="holder", dependency=[inner.Inner.DESCRIPTOR.file.name]
+    )
+    field = file.message_type.add(name="Holder").field.add(name="many", number=1, label=3, type=11)
+    field.type_name = f".{inner.Inner.DESCRIPTOR.full_name}"
+    module = type(os)("holder_pb2")
+    descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
+    module.DESCRIPTOR = descriptor_pool.Default().FindFileByName("holder.proto")
+    monkeypatch.setitem(__import__("sys").modules, "holder_pb2", module)
+    with pytest.raises(AnnotationError, match="max-items"):
+        async with dpmesh.open(settings()):
+            pass

@@ -1,5 +1,6 @@
 """What the compiler makes of annotations: costs, scopes, and every rule it refuses."""
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -55,7 +56,9 @@ def test_message_epsilon_is_split_over_the_fields_that_set_none():
 def test_thirds_of_an_epsilon_never_cost_more_than_the_whole():
     fields = " ".join(f"bool b{n} = {n} [{CAT} = {{}}];" for n in (1, 2, 3))
     shared = plan_of(f"message M {{ option (dpmesh.v1.message) = {{epsilon: 2}}; {fields} }}")
-    repeated = plan_of(f"message M {{ repeated bool b = 1 [{CAT} = {{epsilon: 2}}, (dpmesh.v1.field).max_items = 3]; }}")
+    repeated = plan_of(
+        f"message M {{ repeated bool b = 1 [{CAT} = {{epsilon: 2}}, (dpmesh.v1.field).max_items = 3]; }}"
+    )
     for plan in (shared, repeated):
         assert 2 * AMOUNT - 3 <= plan.cost.epsilon <= 2 * AMOUNT
 
@@ -151,7 +154,13 @@ def test_unannotated_fields_pass_with_a_finding_or_follow_the_message():
         ("resolution", f"double a = 1 [{NUM} = {{lower: 0 upper: 1 epsilon: 1 resolution: 0}}];"),
         ("resolution", f"double a = 1 [{NUM} = {{lower: 0 upper: 1 epsilon: 1 resolution: nan}}];"),
         ("resolution", f"double a = 1 [{NUM} = {{lower: 0 upper: 1 epsilon: 1 resolution: 1e-300}}];"),
-        ("resolution", f"double a = 1 [{NUM} = {{lower: 0 upper: 5e-324 epsilon: 1}}];"),
+        ("resolution", f"double a = 1 [{NUM} = {{lower: 0 upper: 5e-324 epsilon: 1 resolution: 1e-400}}];"),
+        ("resolution", f"float a = 1 [{NUM} = {{lower: 1e8 upper: 100001000 resolution: 1 epsilon: 1}}];"),
+        (
+            "resolution",
+            f"double a = 1 [{NUM} = {{lower: 1e17 upper: 100000000000001000 resolution: 1 epsilon: 1}}];",
+        ),
+        ("resolution", f"int64 a = 1 [{NUM} = {{lower: 0 upper: 100 resolution: 0.5 epsilon: 1}}];"),
         ("output-range", f"uint32 a = 1 [{NUM} = {{lower: 0 upper: 10 epsilon: 1}}];"),
         ("output-range", f"int32 a = 1 [{NUM} = {{lower: -2000000000 upper: 2000000000 epsilon: 1}}];"),
         ("output-range", f"float a = 1 [{NUM} = {{lower: 0 upper: 3e38 epsilon: 0.1}}];"),
@@ -208,6 +217,24 @@ def test_unannotated_fields_pass_with_a_finding_or_follow_the_message():
         ("kind-not-available", "string a = 1 [(dpmesh.v1.field).pseudonym = {}];"),
         ("kind-not-available", f"bool a = 1 [{CAT} = {{epsilon: 1 mechanism: SUBSET_SELECTION}}];"),
         ("epoch", "string a = 1 [(dpmesh.v1.field).unit = {epoch: {seconds: -1}}];"),
+        ("epoch", "string a = 1 [(dpmesh.v1.field).unit = {epoch: {seconds: 400000000000}}];"),
+        (
+            "max-items",
+            "repeated string a = 1 [(dpmesh.v1.field) = {public: {} max_items: 1}]; string b = 2 [(dpmesh.v1.field).suppress = {}];",
+        ),
+        ("field-name", f"bool HasField = 1 [{CAT} = {{epsilon: 1}}];"),
+        (
+            "oneof-choice",
+            f"bool z = 9 [{CAT} = {{epsilon: 1}}]; oneof o {{ option (dpmesh.v1.oneof).epsilon = 1; string a = 1; string b = 2; }}",
+        ),
+        (
+            "oneof-choice",
+            f"oneof o {{ option (dpmesh.v1.oneof).epsilon = 1; bool a = 1 [{CAT} = {{epsilon: 1}}]; }}",
+        ),
+        (
+            "oneof-choice",
+            f"oneof o {{ option (dpmesh.v1.oneof) = {{epsilon: 1 public: true}}; bool a = 1 [{CAT} = {{epsilon: 1}}]; bool b = 2; }}",
+        ),
     ],
 )
 def test_every_bad_rule_is_refused_and_named(rule, field):
@@ -316,3 +343,130 @@ def test_stray_overlays_are_named():
         parse({"fields": {**good, "no.such.field": {"suppress": {}}}, "methods": {"/no.S/M": {}}}, "test")
     )
     assert policy.stray() == ["/no.S/M", "no.such.field"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "message M { required string a = 1 [(dpmesh.v1.field).suppress = {}]; }",
+        "message M { option (dpmesh.v1.message).unannotated = SUPPRESS; required string a = 1; }",
+        f"message M {{ optional E e = 1; }} message E {{ required string a = 1; optional bool b = 2 [{CAT} = {{epsilon: 1}}]; }}",
+        f"""message M {{ repeated E e = 1 [(dpmesh.v1.field).max_items = 2]; }}
+        message E {{ required string a = 1; optional bool b = 2 [{CAT} = {{epsilon: 1}}]; }}""",
+        f"""message M {{ oneof o {{ option (dpmesh.v1.oneof).epsilon = 1; bool b = 2 [{CAT} = {{epsilon: 1}}];
+        E e = 1 [(dpmesh.v1.field).suppress = {{}}]; }} }} message E {{ required string a = 1; }}""",
+    ],
+)
+def test_a_required_field_that_would_leave_empty_is_refused(body):
+    assert error_of(body, syntax="proto2").rule == "required"
+
+
+def test_required_fields_that_are_protected_or_as_present_as_their_message_are_fine():
+    body = f"""message M {{ required string p = 1; required bool b = 2 [{CAT} = {{epsilon: 1}}]; repeated R r = 3; }}
+    message R {{ required string id = 1 {UNIT}; required string a = 2; }}"""
+    assert plan_of(body, syntax="proto2") is not None
+
+
+@pytest.mark.parametrize(
+    ("field", "rule"),
+    [
+        ("double", "lower: 0 upper: 10.3 resolution: 1 sensitivity: 0.9"),
+        ("double", "lower: 0 upper: 10.6 resolution: 1 sensitivity: 1.2"),
+        ("double", "lower: 0 upper: 1 resolution: 1e-12 sensitivity: 2.9999999e-12"),
+        ("double", "lower: 0 upper: 700 resolution: 0.7 sensitivity: 2.1"),
+        ("int64", "lower: 0 upper: 13 resolution: 10 sensitivity: 9"),
+        ("int64", "lower: -7 upper: 20 resolution: 5 sensitivity: 6"),
+        ("int64", "lower: 0 upper: 20 resolution: 5 sensitivity: 5"),
+    ],
+)
+def test_no_two_values_within_the_sensitivity_are_further_apart_on_the_grid_than_it_says(field, rule):
+    """The worst neighbours are found among values beside every rounding boundary near both ends and in between."""
+    plan = plan_of(f"message M {{ {field} a = 1 [{NUM} = {{{rule} epsilon: 1}}]; }}")
+    grid, mechanism = plan.fields[0].grid, plan.fields[0].mechanism
+    declared = Fraction(float(rule.partition("sensitivity: ")[2]))
+    whole = field == "int64"
+    starts = range(int(grid.lower), int(grid.upper) + 1) if whole else _boundaries(grid)
+    worst = 0
+    for start in starts:
+        end = start + int(declared) if whole else start + float(declared)
+        while Fraction(end) - Fraction(start) > declared:
+            end = math.nextafter(end, -math.inf)
+        worst = max(worst, grid.index(min(end, grid.upper)) - grid.index(start))
+    # exp(-1/scale) is the ratio of neighbouring outcomes; the scale is the steps that the mechanism hides.
+    hidden = next(steps for steps in range(1, 9) if mechanism.worst_variance < _laplace_variance(steps + 0.5))
+    assert worst <= hidden <= worst + 1
+
+
+def _boundaries(grid):
+    picked = {*range(min(grid.size, 20)), *range(max(0, grid.size - 20), grid.size)}
+    picked |= {grid.size * part // 997 for part in range(997)}
+    for index in picked:
+        edge = grid.lower + (index + 0.5) * grid.step
+        yield from (math.nextafter(edge, -math.inf), edge, edge - grid.step / 1000)
+
+
+def _laplace_variance(scale):
+    return 0.5 / math.sinh(0.5 / scale) ** 2
+
+
+def test_a_grid_ends_at_the_point_nearest_to_the_upper_bound():
+    grids = [
+        plan_of(f"message M {{ {field} a = 1 [{NUM} = {{{rule} epsilon: 1}}]; }}").fields[0].grid
+        for field, rule in (
+            ("double", "lower: 0 upper: 10.3 resolution: 1"),
+            ("double", "lower: 0 upper: 10.5 resolution: 1"),
+            ("int64", "lower: 0 upper: 13 resolution: 10"),
+            ("int64", "lower: 0 upper: 15 resolution: 10"),
+        )
+    ]
+    assert [grid.size for grid in grids] == [10, 11, 1, 2]
+    assert all(grid.index(grid.upper) == grid.size for grid in grids)
+
+
+def test_public_over_rules_and_elements_that_show_their_number_are_found():
+    types = compiled(
+        f"""message M {{ N n = 1 [(dpmesh.v1.field).public = {{}}]; repeated E e = 2 [(dpmesh.v1.field).max_items = 2]; }}
+        message N {{ string s = 1 [(dpmesh.v1.field).suppress = {{}}]; }}
+        message E {{ string a = 1 [(dpmesh.v1.field).public = {{}}]; bool b = 2 [{CAT} = {{epsilon: 1}}]; }}"""
+    )
+    found = {(f.severity, f.rule, f.element) for f in Policy().problems(types.M.DESCRIPTOR)}
+    assert found == {
+        (Severity.WARNING, "public", f"{types.package}.M.n"),
+        (Severity.WARNING, "length-shown", f"{types.package}.M.e"),
+    }
+
+
+def test_rules_for_a_maps_entries_are_stray():
+    types = compiled(
+        f"message M {{ map<string, double> m = 1; bool b = 2 [{CAT} = {{epsilon: 1}}]; }} message N {{ map<string, double> m = 1; }}"
+    )
+    field, message = f"{types.package}.M.MEntry.value", f"{types.package}.N.MEntry"
+    policy = Policy(
+        parse(
+            {"fields": {field: {"suppress": {}}}, "messages": {message: {"unannotated": "SUPPRESS"}}}, "test"
+        )
+    )
+    assert policy.stray() == sorted([field, message])
+    assert policy.plan(types.M.DESCRIPTOR) is not None
+    assert policy.plan(types.N.DESCRIPTOR) is None
+
+
+def test_an_overlay_on_a_wrapper_holds():
+    types = compiled("message M { google.protobuf.StringValue w = 1; }")
+    policy = Policy(parse({"fields": {"google.protobuf.StringValue.value": {"suppress": {}}}}, "test"))
+    out = policy.plan(types.M.DESCRIPTOR).protect(types.M(w={"value": "secret"}), lambda *_: b"")
+    assert out == types.M(w={})
+
+
+def test_the_default_grid_is_no_finer_than_the_field_can_hold():
+    plan = plan_of(f"message M {{ float a = 1 [{NUM} = {{lower: 1e8 upper: 100001000 epsilon: 1}}]; }}")
+    assert plan.fields[0].grid.step == 8
+
+
+def test_values_beside_a_deeper_unit_are_found_and_refused_where_their_presence_would_show():
+    body = f"""message M {{ Row one = 1; repeated Row many = 2 [(dpmesh.v1.field).max_items = 3]; }}
+    message Row {{ Head head = 1; bool b = 2 [{CAT} = {{epsilon: 1}}]; }} message Head {{ string id = 1 {UNIT}; }}"""
+    error = error_of(body)
+    assert (error.rule, error.element.rpartition(".")[2]) == ("unit-deeper", "Row")
+    findings = Policy().problems(compiled(body).Row.DESCRIPTOR)
+    assert [(f.severity, f.rule) for f in findings] == [(Severity.WARNING, "unit-deeper")]

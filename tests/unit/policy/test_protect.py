@@ -306,3 +306,58 @@ def test_proto2_messages_are_protected_too():
     out = protect(types.M(id="u"))
     assert out.HasField("a")
     assert not out.HasField("s")
+
+
+def test_extensions_never_leave_in_whatever_is_copied():
+    types = compiled(
+        f"""message M {{ optional bool b = 1 [{CAT} = {{epsilon: 1}}]; optional Raw raw = 2; repeated Raw more = 3;
+        map<string, Raw> named = 4; optional Outer outer = 5 [(dpmesh.v1.field).public = {{}}]; }}
+        message Raw {{ optional string s = 1; extensions 100 to 200; }} message Outer {{ optional Raw raw = 1; }}
+        extend Raw {{ optional string x = 100; repeated Raw y = 101; }}""",
+        "proto2",
+    )
+    raw = types.Raw(s="fine")
+    raw.MergeFromString(b"\xa2\x06\x06secret\xaa\x06\x09\xa2\x06\x06secret")
+    message = types.M(raw=raw, more=[raw], named={"k": raw}, outer=types.Outer(raw=raw))
+    assert message.SerializeToString().count(b"secret") == 8
+    out = protect(message).SerializeToString()
+    assert b"secret" not in out
+    assert out.count(b"fine") == 4
+
+
+def test_an_annotated_extension_makes_its_message_a_protected_one():
+    types = compiled(
+        """message M { optional string s = 1; extensions 100 to 200; }
+        extend M { optional string x = 100 [(dpmesh.v1.field).suppress = {}]; }""",
+        "proto2",
+    )
+    message = types.M(s="fine")
+    message.MergeFromString(b"\xa2\x06\x06secret")
+    assert protect(message) == types.M(s="fine")
+
+
+def test_a_units_declared_default_is_not_an_id():
+    types = compiled(
+        """message S { optional string id = 1 [(dpmesh.v1.field).unit = {}, default = "x"]; }
+        message I { optional int64 id = 1 [(dpmesh.v1.field).unit = {}, default = 7]; }
+        message B { optional bytes id = 1 [(dpmesh.v1.field).unit = {}, default = "x"]; }""",
+        "proto2",
+    )
+    for name in "SIB":
+        with pytest.raises(ProtectionError, match="MISSING_UNIT"):
+            protect(getattr(types, name)())
+
+
+def test_a_unit_that_is_no_utf8_is_an_id_like_any_other():
+    types = compiled(f"message M {{ optional string id = 1 {UNIT}; }}", "proto2")
+    message = types.M.FromString(b"\x0a\x03\xff\xfeA")
+    assert Policy().plan(types.M.DESCRIPTOR).owners(message) == [(0, b"\xff\xfeA")]
+    assert protect(message).id == alias(b"\xff\xfeA", 0).hex()
+
+
+def test_missing_elements_are_filled_with_the_types_default():
+    types = compiled(
+        f"""message M {{ repeated google.protobuf.StringValue s = 1
+        [{CAT} = {{epsilon: 60 domain: ["x", ""]}}, (dpmesh.v1.field).max_items = 1]; }}"""
+    )
+    assert protect(types.M()).s[0].value == ""  # truth exceeds 1 - 1e-26
