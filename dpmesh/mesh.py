@@ -31,6 +31,7 @@ Direction = Literal["request", "response"]
 _Result = TypeVar("_Result")
 
 _REFRESH_SECONDS = 1.0
+_ALIASES_KEPT = 1024
 
 
 class Receipt(NamedTuple):
@@ -93,8 +94,8 @@ class Mesh:
         self._recording = Recording(self._telemetry, self.ledger, self._alias)
         self._suppressing = {entry.name for entry in config.budget if entry.on_exhausted == "suppress"}
         self._clock = clock
-        # By length of epoch: the epoch at hand, and the hash keyed for it.
-        self._keys: dict[float, tuple[float, hashlib.blake2b]] = {}
+        # By length: the epoch at hand.
+        self._epochs: dict[float, _Epoch] = {}
         self._next_refresh = 0.0
         self._flush: Callable[[], None] | None = None
         self._is_open = False
@@ -214,7 +215,18 @@ class Mesh:
             raise LedgerError("the mesh is not open: use `async with dpmesh.open(...) as mesh`")
         if self.observing:
             return await self._observe(route, message, record)
-        charges, epsilon, rho = _discreetly(route, route.bill, message)
+        try:
+            return await self._protect(route, message, record)
+        except DpmeshError:
+            raise
+        except Exception as error:
+            # It may quote a value: its text ends here.
+            kind = type(error).__name__
+        # Raised outside of the handler, so that the original is not even its context.
+        raise ProtectionError("INTERNAL", route.plan.descriptor.full_name, f"could not be protected ({kind})")
+
+    async def _protect(self, route: Route, message: Message, record: Record | None) -> Receipt:
+        charges, epsilon, rho = route.bill(message)
         try:
             if not self.ledger.spend(charges):
                 # The caller may go on with its message while this one waits: what leaves is what was charged for.
@@ -223,11 +235,11 @@ class Mesh:
         except BudgetExhaustedError as error:
             if error.budget not in self._suppressing:
                 raise
-            blank = _discreetly(route, route.plan.blank, message, self._alias)
+            blank = route.plan.blank(message, self._alias)
             if not blank.IsInitialized():
                 raise  # a required field needs noise, and the message can't go without it
             return _settled(Receipt(blank, names.SUPPRESSED, 0.0, 0.0), charges, record)
-        protected = _discreetly(route, route.plan.protect, message, self._alias)
+        protected = route.plan.protect(message, self._alias)
         return _settled(Receipt(protected, names.RELEASED, epsilon, rho), charges, record)
 
     async def _observe(self, route: Route, message: Message, record: Record | None) -> Receipt:
@@ -235,25 +247,25 @@ class Mesh:
         charges: Sequence[Charge] = ()
         epsilon = rho = 0.0
         try:
-            charges, epsilon, rho = _discreetly(route, route.bill, message)
+            charges, epsilon, rho = route.bill(message)
             await self.ledger.charge(charges)
-        except DpmeshError as error:
-            log.warning(
-                "observe mode: %s would have been refused: %s", route.plan.descriptor.full_name, error
-            )
+        except Exception as error:
+            # Any exception but our own may quote a value.
+            why = error if isinstance(error, DpmeshError) else type(error).__name__
+            log.warning("observe mode: %s would have been refused: %s", route.plan.descriptor.full_name, why)
         return _settled(Receipt(message, names.OBSERVED, epsilon, rho), charges, record)
 
     def _alias(self, unit: bytes, epoch: float) -> bytes:
         """The unit's pseudonym: BLAKE2b (RFC 7693) keyed with this epoch's key, 16 bytes."""
         number = self._clock() // epoch
-        known = self._keys.get(epoch)
-        if known is None or known[0] != number:
+        known = self._epochs.get(epoch)
+        if known is None or known.number != number:
             label = b"dpmesh pseudonym %d %d" % (epoch * 1e6, number)
-            key = hashlib.blake2b(label, key=self.ledger.secret, digest_size=32).digest()
-            known = self._keys[epoch] = (number, hashlib.blake2b(key=key, digest_size=16))
-        hashed = known[1].copy()
-        hashed.update(unit)
-        return hashed.digest()
+            known = self._epochs[epoch] = _Epoch(
+                number, hashlib.blake2b(label, key=self.ledger.secret).digest()
+            )
+        found = known.aliases.get(unit)
+        return known.alias(unit) if found is None else found
 
     # -- telemetry ----------------------------------------------------------------------------------------------------
 
@@ -267,16 +279,19 @@ class Mesh:
             self._telemetry.ledger(seconds)
 
 
-def _discreetly(route: Route, read: Callable[..., _Result], *message: Any) -> _Result:
-    """Runs what reads a message. Any exception but our own may quote a value: its text ends here."""
-    try:
-        return read(*message)
-    except DpmeshError:
-        raise
-    except Exception as error:
-        kind = type(error).__name__
-    # Raised outside of the handler, so that the original is not even its context.
-    raise ProtectionError("INTERNAL", route.plan.descriptor.full_name, f"could not be protected ({kind})")
+class _Epoch:
+    """One epoch's key for pseudonyms, and those of the units that were just seen: most senders are few units."""
+
+    def __init__(self, number: float, key: bytes) -> None:
+        self.number = number
+        self.aliases: dict[bytes, bytes] = {}
+        self._key = key
+
+    def alias(self, unit: bytes) -> bytes:
+        if len(self.aliases) >= _ALIASES_KEPT:
+            self.aliases.clear()
+        found = self.aliases[unit] = hashlib.blake2b(unit, key=self._key, digest_size=16).digest()
+        return found
 
 
 def _settled(receipt: Receipt, charges: Sequence[Charge], record: Record | None) -> Receipt:
