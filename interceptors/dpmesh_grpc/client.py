@@ -1,0 +1,195 @@
+"""Client interceptors: requests are protected before they leave."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Iterator
+from typing import Any
+
+import grpc.aio
+
+from dpmesh.errors import DpmeshError
+from dpmesh.mesh import Mesh
+from dpmesh_grpc import status
+from dpmesh_grpc.calls import GuardedStreamStreamCall, GuardedStreamUnaryCall, Outcome
+from dpmesh_grpc.lanes import Lane, Methods
+
+# The metadata key that says that a sender protects, with its policy's digest as the value.
+POLICY_KEY = "dpmesh-policy"
+# Chooses a call's compression in gRPC; the size of what was compressed tells what it said.
+COMPRESSION_KEY = "grpc-internal-encoding-request"
+_PLAIN = (COMPRESSION_KEY, "identity")
+_OURS = (POLICY_KEY, COMPRESSION_KEY)
+
+
+class Sender:
+    """What the interceptors of all four arities do.
+
+    Args:
+        mesh: Who releases.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._methods = Methods(mesh)
+
+    async def send_one(self, continuation: Any, details: Any, request: Any) -> Any:
+        """Releases the request, and only then lets the RPC begin."""
+        lane = self._methods[details.method].request
+        if lane.passes(type(request)):
+            return await continuation(details, request)
+        left = details.timeout
+        try:
+            if left is None:
+                protected = await lane.protect(request, lane.release)
+            else:
+                protected, left = await _in_time(lane, request, left)
+        except DpmeshError as error:
+            raise status.rpc_error(status.refusal(error)) from error
+        metadata = details.metadata if protected is request else self._marked(details.metadata, attest=True)
+        return await continuation(_changed(details, left, metadata), protected)
+
+    async def send_many(self, continuation: Any, details: Any, requests: Any, call_type: Any) -> Any:
+        """Lets the RPC begin with a stream in which each request is released as gRPC asks for it."""
+        lane = self._methods[details.method].request
+        if lane.protected is False:
+            return await continuation(details, requests)
+        if not self._mesh.observing:
+            metadata = self._marked(details.metadata, attest=lane.protected is True)
+            details = _changed(details, details.timeout, metadata)
+        outcome = Outcome()
+        return call_type(await continuation(details, _released(lane, requests, outcome)), outcome)
+
+    def _marked(self, metadata: Any, *, attest: bool) -> grpc.aio.Metadata:
+        """Metadata that turns compression off, and may carry the mark of a sender that protects."""
+        mark = ((POLICY_KEY, self._mesh.policy_digest), _PLAIN) if attest else (_PLAIN,)
+        return LazyMetadata(
+            (*(pair for pair in metadata if pair[0] not in _OURS), *mark) if metadata else mark
+        )
+
+
+class LazyMetadata(grpc.aio.Metadata):  # type: ignore[misc]
+    """The same as its base, which takes as long to fill as a message takes to be released.
+
+    Args:
+        pairs: Keys and values.
+    """
+
+    def __init__(self, pairs: tuple[tuple[str, str | bytes], ...]) -> None:
+        self._pairs = pairs
+
+    def __getattr__(self, name: str) -> Any:
+        # The base keeps everything in this attribute; whoever looks a key up or changes one gets it filled.
+        if name != "_metadata":
+            raise AttributeError(name)
+        super().__init__(*self._pairs)
+        return self._metadata
+
+    def __len__(self) -> int:
+        return super().__len__() if "_metadata" in self.__dict__ else len(self._pairs)
+
+    def __iter__(self) -> Iterator[tuple[str, str | bytes]]:
+        return super().__iter__() if "_metadata" in self.__dict__ else iter(self._pairs)
+
+
+def _changed(details: Any, seconds: float | None, metadata: Any) -> grpc.aio.ClientCallDetails:
+    return grpc.aio.ClientCallDetails(
+        details.method, seconds, metadata, details.credentials, details.wait_for_ready
+    )
+
+
+async def _in_time(lane: Lane, request: Any, seconds: float) -> tuple[Any, float]:
+    """Releases a request within the call's deadline, which gRPC starts to count only when it has the request.
+
+    Returns:
+        The protected request, and how many seconds are left.
+
+    Raises:
+        DpmeshError: It was refused.
+        grpc.aio.AioRpcError: No time is left.
+    """
+    if seconds <= 0:
+        raise status.deadline()
+    ends = time.monotonic() + seconds
+    try:
+        async with asyncio.timeout(seconds):
+            protected = await lane.protect(request, lane.release)
+    except TimeoutError:
+        raise status.deadline() from None
+    left = ends - time.monotonic()
+    if left <= 0:
+        raise status.deadline()
+    return protected, left
+
+
+async def _released(
+    lane: Lane, requests: AsyncIterable[Any] | Iterable[Any], outcome: Outcome
+) -> AsyncIterator[Any]:
+    """The stream as it may leave; the first refusal ends it."""
+    stream = lane.stream()
+    release = stream.release
+    try:
+        async for request in requests if isinstance(requests, AsyncIterable) else _each(requests):
+            yield await lane.protect(request, release)
+    except DpmeshError as error:
+        failure = status.refusal(error)
+        outcome.refuse(failure)
+        raise status.rpc_error(failure) from error
+    finally:
+        stream.close()
+
+
+async def _each(requests: Iterable[Any]) -> AsyncIterator[Any]:
+    for request in requests:
+        yield request
+
+
+class _Interceptor:
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+
+
+# What these return is awaited by gRPC; a coroutine of their own would only pass it on.
+class UnaryUnaryInterceptor(_Interceptor, grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
+    """Protects the request of unary RPCs."""
+
+    def intercept_unary_unary(
+        self, continuation: Any, client_call_details: Any, request: Any
+    ) -> Awaitable[Any]:
+        """See grpc.aio.UnaryUnaryClientInterceptor."""
+        return self._sender.send_one(continuation, client_call_details, request)
+
+
+class UnaryStreamInterceptor(_Interceptor, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc]
+    """Protects the request of response-streaming RPCs."""
+
+    def intercept_unary_stream(
+        self, continuation: Any, client_call_details: Any, request: Any
+    ) -> Awaitable[Any]:
+        """See grpc.aio.UnaryStreamClientInterceptor."""
+        return self._sender.send_one(continuation, client_call_details, request)
+
+
+class StreamUnaryInterceptor(_Interceptor, grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[misc]
+    """Protects the requests of request-streaming RPCs."""
+
+    def intercept_stream_unary(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Awaitable[Any]:
+        """See grpc.aio.StreamUnaryClientInterceptor."""
+        return self._sender.send_many(
+            continuation, client_call_details, request_iterator, GuardedStreamUnaryCall
+        )
+
+
+class StreamStreamInterceptor(_Interceptor, grpc.aio.StreamStreamClientInterceptor):  # type: ignore[misc]
+    """Protects the requests of RPCs that stream both ways."""
+
+    def intercept_stream_stream(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Awaitable[Any]:
+        """See grpc.aio.StreamStreamClientInterceptor."""
+        return self._sender.send_many(
+            continuation, client_call_details, request_iterator, GuardedStreamStreamCall
+        )

@@ -1,0 +1,158 @@
+"""Lanes: one for each direction of each method. What may leave on it is decided here, for all arities alike."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf.message import Message
+
+from dpmesh.errors import AnnotationError, DpmeshError, ProtectionError
+from dpmesh.mesh import Direction, Mesh, Receipt, ReleaseStream
+
+log = logging.getLogger("dpmesh.grpc")
+
+Release = Callable[[Any], Awaitable[Receipt]]
+
+# Peers choose the names of methods where a generic handler serves any: the table must not grow for ever.
+METHODS_KEPT = 4096
+
+
+class Lane:
+    """What leaves a sender on one direction of one method.
+
+    Args:
+        mesh: Who releases.
+        method: "/package.Service/Method".
+        direction: Which way the messages go.
+        declared: The type that the method declares, or None for a method that no loaded proto has.
+
+    Attributes:
+        protected: Whether the declared type has anything to protect; None as long as there is no declared type, so
+            that each message's own type decides.
+        release: Releases one message on its own. Messages of a stream share a `stream()`.
+    """
+
+    def __init__(self, mesh: Mesh, method: str, direction: Direction, declared: Descriptor | None) -> None:
+        self.method = method
+        self.protected = None if declared is None else _protected(mesh, declared)
+        self.release: Release = functools.partial(mesh.release, method=method, direction=direction)
+        self._mesh = mesh
+        self._direction = direction
+        self._declared = declared
+        self._guarded: dict[type, bool] = {}
+
+    def stream(self) -> ReleaseStream:
+        """What releases the messages of one RPC that is a stream in this direction."""
+        return self._mesh.stream(method=self.method, direction=self._direction)
+
+    def guards(self, kind: type) -> bool:
+        """Whether a message of this class has to be released; otherwise it passes.
+
+        Raises:
+            ProtectionError: The lane is for another, protected type.
+            AnnotationError: The type's annotations are bad.
+        """
+        guarded = self._guarded.get(kind)
+        if guarded is None:
+            guarded = self._guarded[kind] = self._judge(kind)
+        return guarded
+
+    def passes(self, kind: type) -> bool:
+        """Whether a message of this class can go as it is, without being looked at any further."""
+        try:
+            return not self.guards(kind)
+        except DpmeshError:
+            return False
+
+    async def protect(self, message: Any, release: Release) -> Any:
+        """What may leave instead of `message`.
+
+        Args:
+            message: What the application wants to send.
+            release: The lane's `release`, or that of one of its streams.
+
+        Raises:
+            DpmeshError: Nothing may leave. In observe mode the message leaves all the same.
+        """
+        try:
+            return (await release(message)).message if self.guards(type(message)) else message
+        except DpmeshError as error:
+            if not self._mesh.observing:
+                raise
+            log.warning("observe mode: a message of %s would have been refused: %s", self.method, error)
+            return message
+        except Exception as error:  # Whatever it is, its text stays here.
+            kind = type(error).__name__
+        # Raised outside of the handler, so that the original is not even its context.
+        raise ProtectionError("INTERNAL", self.method, f"a message could not be protected ({kind})")
+
+    def _judge(self, kind: type) -> bool:
+        if (
+            self.protected
+            and self._declared is not None
+            and getattr(kind, "DESCRIPTOR", None) is not self._declared
+        ):
+            if kind is type(None) and self._direction == "response":
+                return False  # A handler's None is no message, and gRPC says so.
+            name = self._declared.full_name
+            raise ProtectionError("WRONG_TYPE", name, f"{self.method} was given something else to send")
+        return issubclass(kind, Message) and self._mesh.protects(kind)
+
+
+def _protected(mesh: Mesh, declared: Descriptor) -> bool:
+    try:
+        return mesh.protects(message_factory.GetMessageClass(declared))
+    except AnnotationError:
+        return True  # Releasing a message says what is wrong with it.
+
+
+class Method:
+    """The two lanes of a method.
+
+    Args:
+        mesh: Who releases.
+        name: "/package.Service/Method".
+
+    Attributes:
+        name: The same.
+        request: What clients send.
+        response: What servers send.
+        requires: Servers refuse requests that no dpmesh sender has protected.
+    """
+
+    def __init__(self, mesh: Mesh, name: str) -> None:
+        found = _find(name)
+        self.name = name
+        self.request = Lane(mesh, name, "request", None if found is None else found.input_type)
+        self.response = Lane(mesh, name, "response", None if found is None else found.output_type)
+        self.requires = mesh.requires(name)
+
+
+class Methods(dict[str | bytes, Method]):
+    """All methods that were seen, by name as gRPC gives it; decided at the first RPC and kept.
+
+    Args:
+        mesh: Who releases.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        super().__init__()
+        self._mesh = mesh
+
+    def __missing__(self, key: str | bytes) -> Method:
+        if len(self) >= METHODS_KEPT:
+            self.clear()
+        method = self[key] = Method(self._mesh, key.decode() if isinstance(key, bytes) else key)
+        return method
+
+
+def _find(name: str) -> MethodDescriptor | None:
+    try:
+        return descriptor_pool.Default().FindMethodByName(name.lstrip("/").replace("/", "."))
+    except KeyError:
+        return None

@@ -1,0 +1,109 @@
+"""Status: every refusal as the status that the caller sees. The one file with gRPC codes for errors of dpmesh.
+
+Texts and details name methods, fields, keys and budgets; never a value, and never another exception's text.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import error_details_pb2, status_pb2
+
+from dpmesh.errors import (
+    AnnotationError,
+    BudgetExhaustedError,
+    DpmeshError,
+    LedgerError,
+    ProtectionError,
+)
+
+DOMAIN = "dpmesh"
+# Where gRPC carries a serialized google.rpc.Status (grpc_status.rpc_status reads it).
+DETAILS_KEY = "grpc-status-details-bin"
+# What a peer reads instead of a handler's own words.
+HANDLER_FAILED = "the handler failed; dpmesh keeps its exception's text from the peer"
+WITHHELD = "dpmesh keeps the handler's details from the peer ([grpc] pass_status_details)"
+
+_NANOSECONDS = 1_000_000_000
+
+
+class Failure(NamedTuple):
+    """How an RPC ends.
+
+    Attributes:
+        code: A grpc.StatusCode, or what a handler has set as one.
+        text: The status message.
+        trailing: Trailing metadata, as pairs.
+    """
+
+    code: Any
+    text: str
+    trailing: tuple[tuple[str, str | bytes], ...] = ()
+
+
+def refusal(error: DpmeshError) -> Failure:
+    """The status of a message that was refused, with google.rpc.ErrorInfo in its details.
+
+    Args:
+        error: Why it was refused.
+    """
+    if isinstance(error, BudgetExhaustedError):
+        retry = () if error.retry_after is None else (_retry(error.retry_after),)
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED
+        return _failure(code, "PRIVACY_BUDGET_EXHAUSTED", str(error), {"budget": error.budget}, *retry)
+    if isinstance(error, LedgerError):
+        return _failure(grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE", str(error), {})
+    if isinstance(error, ProtectionError):
+        inside = error.reason == "INTERNAL"
+        code = grpc.StatusCode.INTERNAL if inside else grpc.StatusCode.FAILED_PRECONDITION
+        return _failure(code, error.reason, str(error), {"field": error.field})
+    if isinstance(error, AnnotationError):
+        where = {"field": error.element, "rule": error.rule}
+        return _failure(grpc.StatusCode.FAILED_PRECONDITION, "BAD_ANNOTATION", str(error), where)
+    return _failure(grpc.StatusCode.INTERNAL, "INTERNAL", str(error), {})
+
+
+def not_protected(method: str, key: str) -> Failure:
+    """The status of a request that came without a dpmesh sender's mark where one is required."""
+    text = f"{method} takes requests only from senders that protect them: metadata key {key!r} is missing"
+    return _failure(grpc.StatusCode.FAILED_PRECONDITION, "NOT_PROTECTED", text, {"method": method})
+
+
+def rpc_error(failure: Failure) -> grpc.aio.AioRpcError:
+    """The same as an exception, for a call that never reached the peer."""
+    return grpc.aio.AioRpcError(
+        failure.code,
+        initial_metadata=grpc.aio.Metadata(),
+        trailing_metadata=grpc.aio.Metadata(*failure.trailing),
+        details=failure.text,
+        debug_error_string=f"dpmesh: {failure.text}",
+    )
+
+
+def deadline() -> grpc.aio.AioRpcError:
+    """What a caller sees whose time ran out while its message was being protected."""
+    return rpc_error(Failure(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"))
+
+
+def _retry(seconds: float) -> error_details_pb2.RetryInfo:
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromNanoseconds(int(seconds * _NANOSECONDS))
+    return retry
+
+
+def _failure(
+    code: grpc.StatusCode,
+    reason: str,
+    text: str,
+    metadata: dict[str, str],
+    *more: error_details_pb2.RetryInfo,
+) -> Failure:
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
+    status = status_pb2.Status(code=code.value[0], message=text)
+    for detail in (info, *more):
+        packed = AnyMessage()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return Failure(code, text, ((DETAILS_KEY, status.SerializeToString()),))

@@ -1,0 +1,63 @@
+"""The tests' own service is imported as the package `stations`, as its generated code wants it."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from stations import rig
+
+import dpmesh
+
+
+@pytest.fixture
+async def stack():
+    """Whatever a test enters here is left when it ends, in reverse order."""
+    async with AsyncExitStack() as entered:
+        yield entered
+
+
+@pytest.fixture
+async def open_mesh(stack, tmp_path):
+    """Opens meshes with a SQLite ledger; keywords are sections of dpmesh.toml, `epsilon` is each unit's budget."""
+    count = 0
+
+    async def opened(*, epsilon: float = 1e6, **sections) -> dpmesh.Mesh:
+        nonlocal count
+        count += 1
+        budget = {"name": "station", "epsilon": epsilon, "accounting": "pure", "window": "24h"}
+        url = f"sqlite:///{tmp_path}/ledger-{count}.db"
+        config = {"ledger": {"url": url}, "budget": [budget], **sections}
+        return await stack.enter_async_context(dpmesh.open(config))
+
+    return opened
+
+
+@pytest.fixture
+async def mesh(open_mesh):
+    return await open_mesh()
+
+
+@pytest.fixture
+async def serve(stack):
+    """Starts servers; see rig.serving."""
+
+    async def started(**arguments) -> str:
+        return await stack.enter_async_context(rig.serving(**arguments))
+
+    return started
+
+
+@pytest.fixture
+async def connect(stack):
+    """Opens channels and returns their stubs; see rig.connected."""
+
+    async def connected(target: str, mesh=None, **arguments):
+        return await stack.enter_async_context(rig.connected(target, mesh, **arguments))
+
+    return connected

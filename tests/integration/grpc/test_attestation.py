@@ -1,0 +1,123 @@
+"""Attestation: senders that protect say so, and receivers that require it refuse all others."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from stations import rig
+from stations import stations_pb2 as pb
+from stations.rig import is_protected, reading, stream
+
+from dpmesh_grpc.client import COMPRESSION_KEY, POLICY_KEY
+
+
+class Marks(rig.Seen):
+    """Handlers that keep the metadata of their RPCs."""
+
+    def keep(self, context):
+        self.append(dict(context.invocation_metadata()))
+
+    async def one(self, request, context):
+        self.keep(context)
+        return pb.Plain()
+
+    async def chat(self, requests, context):
+        self.keep(context)
+        async for _ in requests:
+            yield pb.Plain()
+
+    async def all(self, requests, context):
+        self.keep(context)
+        return pb.Plain(text=str(len([request async for request in requests])))
+
+
+async def test_protected_requests_are_marked_and_others_are_not(mesh, serve, connect):
+    seen = Marks()
+    handlers = {
+        "Report": seen.one,
+        "ReportAll": seen.all,
+        "ReportChat": seen.chat,
+        "Echo": seen.one,
+        "EchoAll": seen.all,
+    }
+    stub = await connect(await serve(handlers=handlers), mesh)
+    forged = ((POLICY_KEY, "forged"), ("other", "stays"))
+    await stub.Report(reading(), metadata=forged)
+    await stub.ReportAll(stream(reading()), metadata=forged)
+    await drained(stub.ReportChat(stream(reading()), metadata=forged))
+    assert [metadata[POLICY_KEY] for metadata in seen] == [mesh.policy_digest] * 3
+    assert [metadata["other"] for metadata in seen] == ["stays"] * 3
+    seen.clear()
+    await stub.Echo(pb.Plain(), metadata=(("other", "stays"),))
+    await stub.EchoAll(stream(pb.Plain()))
+    assert [POLICY_KEY in metadata for metadata in seen] == [False] * 2
+
+
+STRICT = {
+    "Strict": lambda stub: stub.Strict(reading()),
+    "StrictChat": lambda stub: drained(stub.StrictChat(stream(reading()))),
+}
+
+
+async def drained(call):
+    return [response async for response in call]
+
+
+@pytest.mark.parametrize("method", STRICT)
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_a_receiver_that_requires_it_refuses_unmarked_requests(mesh, serve, connect, method, kind):
+    seen = rig.Seen()
+
+    def sync_one(request, context):
+        seen.append(request)
+        return pb.Plain()
+
+    def sync_chat(requests, context):
+        for request in requests:
+            seen.append(request)
+            yield pb.Plain()
+
+    handlers = seen.handlers() if kind == "async" else {"Strict": sync_one, "StrictChat": sync_chat}
+    target = await serve(mesh=mesh, handlers=handlers)
+    bare = await connect(target)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await STRICT[method](bare)
+    found = rig.status(caught.value)
+    assert found.code == grpc.StatusCode.FAILED_PRECONDITION
+    assert (found.info.domain, found.info.reason) == ("dpmesh", "NOT_PROTECTED")
+    assert POLICY_KEY in found.text
+    assert not seen
+    await STRICT[method](await connect(target, mesh))
+    assert len(seen) == 1
+    assert is_protected(seen[0])
+
+
+async def test_any_policy_will_do(mesh, serve, connect):
+    """During a roll-out, sender and receiver have different policies."""
+    stub = await connect(await serve(mesh=mesh, handlers=rig.Seen().handlers()))
+    await stub.Strict(reading(), metadata=((POLICY_KEY, "another"),))
+
+
+async def test_a_method_that_does_not_require_it_takes_unmarked_requests(mesh, serve, connect):
+    stub = await connect(await serve(mesh=mesh, handlers=rig.Seen().handlers()))
+    assert (await stub.Report(reading())).text == "1"
+
+
+async def test_the_metadata_of_a_protected_call(mesh, serve, connect):
+    """What interceptors behind dpmesh see."""
+    details = []
+
+    class Last(grpc.aio.UnaryUnaryClientInterceptor):
+        async def intercept_unary_unary(self, continuation, client_call_details, request):
+            details.append(client_call_details)
+            assert is_protected(request)
+            return await continuation(client_call_details, request)
+
+    stub = await connect(await serve(handlers=rig.Seen().handlers()), mesh, after=[Last()])
+    await stub.Report(reading(), wait_for_ready=True, timeout=9, compression=grpc.Compression.Gzip)
+    (found,) = details
+    assert isinstance(found, grpc.aio.ClientCallDetails)
+    assert isinstance(found.metadata, grpc.aio.Metadata)
+    assert found.metadata.get_all(COMPRESSION_KEY) == ["identity"]
+    assert found.wait_for_ready is True
+    assert 8 < found.timeout <= 9
