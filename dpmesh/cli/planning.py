@@ -16,7 +16,7 @@ from dpmesh.ledger import Budget
 from dpmesh.noise.categorical import CategoricalMechanism
 from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy import FieldPlan, Kind, Model, Plan, Policy
-from dpmesh.policy.compiler import DEFAULT_EPOCH
+from dpmesh.policy.units import DEFAULT_EPOCH
 from dpmesh.routes import Route, Routes
 from dpmesh.v1 import privacy_pb2 as pb
 
@@ -259,7 +259,7 @@ def _unit_output(rules: pb.Unit) -> str:
         return "nothing"
     if rules.form == pb.Unit.RAW:
         return "as it is"
-    epoch = rules.epoch.ToTimedelta().total_seconds() if rules.HasField("epoch") else DEFAULT_EPOCH
+    epoch = rules.epoch.seconds + rules.epoch.nanos / 1e9 if rules.HasField("epoch") else DEFAULT_EPOCH
     return f"pseudonym per {duration(epoch)}"
 
 

@@ -127,6 +127,13 @@ def _run(field: FieldDescriptor, part: Node, findings: Findings) -> Run:
             "leaves (partly) as it is, which would show the choice that its oneof hides",
             "protect or suppress it, or make the oneof {public: true}",
         )
+    elif any(plan.refuses_nan for plan in part.fields):
+        findings.error(
+            field.full_name,
+            "oneof-choice",
+            "refuses NaN, and a refusal would show the choice that its oneof hides",
+            "use nan: MIDDLE, or make the oneof {public: true}",
+        )
     elif (
         not part.steps
         and field.message_type

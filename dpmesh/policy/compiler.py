@@ -13,21 +13,18 @@ from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.accounting import Cost
 from dpmesh.errors import AnnotationError
-from dpmesh.policy import choices, steps
+from dpmesh.policy import choices, steps, transforms, units
 from dpmesh.policy.fields import Place, checked_items, plan_categorical, plan_numeric
 from dpmesh.policy.findings import Findings, is_protected
 from dpmesh.policy.node import Node, Walk, into_child, over_elements, over_entries
 from dpmesh.policy.plan import Alias, FieldPlan, Kind, Model, Plan, Scope
 from dpmesh.policy.problem import BadRuleError, Problem, Severity
-from dpmesh.policy.rules import UNANNOTATED, Rulebook, Ruling
+from dpmesh.policy.rules import UNANNOTATED, Rulebook
 from dpmesh.policy.shares import share
 from dpmesh.policy.steps import Step
-from dpmesh.policy.types import INTEGER_RANGES, METHODS, F, choice_of, extensions, held, is_map, type_name
+from dpmesh.policy.types import METHODS, choice_of, extensions, held, is_map, type_name
 from dpmesh.v1 import privacy_pb2 as pb
 
-DEFAULT_EPOCH = 86_400.0
-# What a Duration may be, by its own rules.
-LONGEST_EPOCH = 315_576_000_000
 _NOT_YET = {"location", "time", "vector", "histogram", "pseudonym"}
 
 
@@ -156,14 +153,14 @@ class _Compiler:
         site = _Site(
             path, instances, (*stack, message.full_name), share(message, findings), rules.unannotated
         )
-        units = [entry for entry in message.fields if findings.kind(entry) == "unit"]
-        if len(units) > 1:
-            names = " and ".join(entry.name for entry in units)
+        marked = [entry for entry in message.fields if findings.kind(entry) == "unit"]
+        if len(marked) > 1:
+            names = " and ".join(entry.name for entry in marked)
             findings.error(
                 message.full_name, "unit-duplicate", f"has more than one unit: {names}", "mark one"
             )
         self._odd(message)
-        read = self._unit(units[0], node, path) if units else None
+        read = units.add(node, marked[0], path, findings) if marked else None
         for entry in message.fields:
             if choice_of(entry) is None:
                 self._field(entry, node, site)
@@ -176,7 +173,7 @@ class _Compiler:
                     node, oneof, members, path=path, instances=instances, share=site.share, findings=findings
                 )
         if read is not None:
-            node.own(read, path + units[0].name)
+            node.own(read, path + marked[0].name)
         elif node.units and node.local != Cost.ZERO:
             self._unowned(message, node, path)
         return node
@@ -246,7 +243,7 @@ class _Compiler:
             node.central += plan.cost
         else:
             node.local += plan.cost
-        transform = _transform(plan, rules)
+        transform = transforms.of(plan)
         if place.field.is_repeated:
             node.steps.append(steps.repeated(place.field, transform, plan.repeats))
         else:
@@ -367,51 +364,3 @@ class _Compiler:
             except BadRuleError as bad:
                 self.findings.bad(place.field.full_name, bad)
         return items, inner
-
-    # -- the unit -----------------------------------------------------------------------------------------------
-
-    def _unit(self, entry: FieldDescriptor, node: Node, path: str) -> Callable[[Any], bytes] | None:
-        name = entry.full_name
-        ruling = self.findings.field(entry)
-        fits = entry.type in INTEGER_RANGES or entry.type in (F.TYPE_STRING, F.TYPE_BYTES)
-        if entry.is_repeated or not fits:
-            text = f"unit does not fit {type_name(entry)}"
-            self.findings.error(name, "kind-type", text, "string, bytes or integer")
-            return None
-        if choice_of(entry) is not None:
-            self.findings.error(name, "kind-type", "a unit can't be one of a oneof", "move it out")
-            return None
-        node.fields.append(FieldPlan(path + entry.name, name, Kind.UNIT, ruling.origin))
-        read = steps.unit_reader(entry)
-        step = self._unit_step(entry, ruling, read)
-        node.steps.append(step)
-        node.bare.append(step)
-        return read
-
-    def _unit_step(self, entry: FieldDescriptor, ruling: Ruling, read: Callable[[Any], bytes]) -> Step:
-        name, rules = entry.full_name, ruling.rules.unit
-        if rules.form == pb.Unit.SUPPRESSED:
-            return steps.required(read)
-        if rules.form == pb.Unit.RAW:
-            self.findings.warn(name, "unit-raw", "the unit's id leaves as it is", "form: PSEUDONYM hides it")
-            return steps.passed(entry)
-        epoch = rules.epoch.seconds + rules.epoch.nanos / 1e9 if rules.HasField("epoch") else DEFAULT_EPOCH
-        if not 1 <= epoch <= LONGEST_EPOCH:
-            self.findings.error(name, "epoch", "epoch must be from 1 s to 10,000 years")
-        if INTEGER_RANGES.get(entry.type, (0, 2**63))[1] < 2**33:
-            self.findings.warn(
-                name,
-                "unit-collision",
-                "32-bit pseudonyms of different units collide",
-                "use a string or int64",
-            )
-        return steps.pseudonym(entry, read, epoch)
-
-
-def _transform(plan: FieldPlan, rules: Any) -> steps.Transform:
-    assert plan.mechanism is not None
-    if plan.domain is not None:
-        return steps.categorical(plan.domain, plan.mechanism.draw)
-    assert plan.grid is not None
-    refuse = rules.numeric.nan == pb.Numeric.REJECT
-    return steps.numeric(plan.grid, plan.mechanism.draw, plan.name, in_range=plan.in_range, refuse_nan=refuse)

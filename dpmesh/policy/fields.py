@@ -157,6 +157,7 @@ def plan_numeric(place: Place, rules: pb.Numeric) -> FieldPlan:
         cost=cost,
         grid=grid,
         in_range=in_range,
+        refuses_nan=rules.nan == pb.Numeric.REJECT,
         mechanism=mechanism,
     )
 
@@ -231,7 +232,7 @@ def _grid(holder: FieldDescriptor, rules: pb.Numeric) -> Grid:
         )
     if not integral:
         _within(holder, rules.lower, rules.upper)
-        # Computed as steps.numeric computes the index of a value, so that the upper bound is where its
+        # Computed as transforms.numeric computes the index of a value, so that the upper bound is where its
         # neighbours are: a last point of its own would be further from them than the sensitivity tells.
         return Grid(rules.lower, rules.upper, step, int(span / step + 0.5), integral=False)
     if not all(float(x).is_integer() for x in (rules.lower, rules.upper, step)):

@@ -88,6 +88,7 @@ class FieldPlan:
         cost: What one message instance pays for it, all repeats together.
         grid: Of a numeric field.
         in_range: A numeric field's output mode.
+        refuses_nan: A message whose value is NaN is refused.
         domain: Of a categorical field, in order: enum numbers, bools, strings or integers.
         mechanism: What draws each element.
     """
@@ -105,6 +106,7 @@ class FieldPlan:
     cost: Cost = Cost.ZERO
     grid: Grid | None = None
     in_range: bool = False
+    refuses_nan: bool = False
     domain: tuple[Any, ...] | None = None
     mechanism: NumericMechanism | CategoricalMechanism | None = None
 

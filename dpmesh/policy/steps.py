@@ -13,72 +13,14 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from dpmesh.errors import ProtectionError
-from dpmesh.policy.plan import Alias, Grid
-from dpmesh.policy.types import INTEGER_RANGES, F, is_map, is_wrapper, may_extend, scalar
+from dpmesh.policy.plan import Alias
+from dpmesh.policy.transforms import Draw, Transform
+from dpmesh.policy.types import F, is_map, is_wrapper, may_extend, scalar
 
 # What reads one field of the first message and writes it, protected, to the second.
 Run = Callable[[Any, Any, Alias], None]
-Draw = Callable[[int], int]
-# One value in, one protected value out.
-Transform = Callable[[Any], Any]
 # Most fields only need a transform between reading and writing: (name, transform) spares them a call of their own.
 Step = Run | tuple[str, Transform]
-
-
-def numeric(grid: Grid, draw: Draw, field_name: str, *, in_range: bool, refuse_nan: bool) -> Transform:
-    """Clamp, round to the grid, draw, and back to the field's units."""
-    if grid.integral:
-        return _integers(grid, draw, in_range=in_range)
-    lower, upper, step, size = grid.lower, grid.upper, grid.step, grid.size
-    middle = size // 2
-    # The last point may lie above the upper bound, which an output IN_RANGE may not pass.
-    clamp = in_range and grid.value(size) > upper
-
-    def transform(value: float) -> float:
-        if lower < value < upper:
-            index = int((value - lower) / step + 0.5)
-            if index > size:
-                index = size
-        elif value <= lower:
-            index = 0
-        elif value >= upper:
-            index = size
-        elif refuse_nan:
-            raise ProtectionError("NOT_A_NUMBER", field_name, "is NaN, which its rule refuses")
-        else:
-            index = middle
-        out = lower + draw(index) * step
-        return upper if clamp and out > upper else out
-
-    return transform
-
-
-def _integers(grid: Grid, draw: Draw, *, in_range: bool) -> Transform:
-    lower, upper, step, size = int(grid.lower), int(grid.upper), int(grid.step), grid.size
-    half = step // 2
-    clamp = in_range and lower + size * step > upper
-
-    def transform(value: int) -> int:
-        if lower < value < upper:
-            index = (value - lower + half) // step
-        else:
-            index = 0 if value <= lower else size
-        out = lower + draw(index) * step
-        return upper if clamp and out > upper else out
-
-    return transform
-
-
-def categorical(domain: Sequence[Any], draw: Draw) -> Transform:
-    """Randomized response over the domain; what is outside of it counts as its first value."""
-    index_of = {value: index for index, value in enumerate(domain)}.get
-    values = tuple(domain)
-
-    def transform(value: Any) -> Any:
-        return values[draw(index_of(value, 0))]
-
-    return transform
 
 
 def single(field: FieldDescriptor, transform: Transform) -> Step:
@@ -268,68 +210,3 @@ def _copied(field: FieldDescriptor) -> Run:
 
         return optional
     return lambda source, target, _alias: setattr(target, name, getattr(source, name))
-
-
-def unit_reader(field: FieldDescriptor) -> Callable[[Any], bytes]:
-    """Reads a unit's id as canonical bytes: text in UTF-8, bytes as they are, integers in decimal.
-
-    So one device has one budget, whether a message spells its id "42" or 42. An id that is empty (or 0, where the
-    field can't tell 0 from absent) is missing, and so is a declared default.
-    """
-    name, full_name, presence = field.name, field.full_name, field.has_presence
-
-    def missing() -> ProtectionError:
-        return ProtectionError("MISSING_UNIT", full_name, "the privacy unit's id is missing")
-
-    if field.type in INTEGER_RANGES:
-
-        def integer(message: Any) -> bytes:
-            value = getattr(message, name)
-            if not (message.HasField(name) if presence else value):
-                raise missing()
-            return b"%d" % value
-
-        return integer
-    if field.type == F.TYPE_STRING:
-
-        def text(message: Any) -> bytes:
-            value: str | bytes = getattr(message, name)
-            if not value or (presence and not message.HasField(name)):
-                raise missing()
-            # Text that came over the wire and is no UTF-8 reads as bytes.
-            return value.encode() if isinstance(value, str) else value
-
-        return text
-
-    def raw(message: Any) -> bytes:
-        value: bytes = getattr(message, name)
-        if not value or (presence and not message.HasField(name)):
-            raise missing()
-        return value
-
-    return raw
-
-
-def required(read: Callable[[Any], bytes]) -> Step:
-    """A unit's id that must be there, and does not leave."""
-
-    def step(source: Any, _target: Any, _alias: Alias) -> None:
-        read(source)
-
-    return step
-
-
-def pseudonym(field: FieldDescriptor, read: Callable[[Any], bytes], epoch: float) -> Step:
-    """Writes the unit's keyed hash of this epoch in the field's own type."""
-    name = field.name
-    if field.type == F.TYPE_STRING:
-        return lambda source, target, alias: setattr(target, name, alias(read(source), epoch).hex())
-    if field.type == F.TYPE_BYTES:
-        return lambda source, target, alias: setattr(target, name, alias(read(source), epoch))
-    mask = INTEGER_RANGES[field.type][1]
-
-    def integer(source: Any, target: Any, alias: Alias) -> None:
-        # 0 would read as absent.
-        setattr(target, name, int.from_bytes(alias(read(source), epoch), "big") & mask or 1)
-
-    return integer

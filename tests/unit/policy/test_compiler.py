@@ -208,6 +208,10 @@ def test_unannotated_fields_pass_with_a_finding_or_follow_the_message():
             "oneof-choice",
             f"oneof o {{ option (dpmesh.v1.oneof).epsilon = 1; bool a = 1 [{CAT} = {{epsilon: 1}}]; string b = 2; }}",
         ),
+        (
+            "oneof-choice",
+            f"oneof o {{ option (dpmesh.v1.oneof).epsilon = 1; bool a = 1 [{CAT} = {{epsilon: 1}}]; double b = 2 [{NUM} = {{lower: 0 upper: 1 epsilon: 1 nan: REJECT}}]; }}",
+        ),
         ("recursive", f"bool a = 1 [{CAT} = {{epsilon: 1}}]; M m = 2;"),
         ("recursive", f"bool a = 1 [{CAT} = {{epsilon: 1}}]; map<string, M> m = 2;"),
         ("kind-not-available", "M a = 1 [(dpmesh.v1.field).location = {epsilon_per_km: 0.1}];"),
