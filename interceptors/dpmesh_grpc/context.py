@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from grpc._cython import cygrpc
 
-from dpmesh.errors import DpmeshError
+from dpmesh.errors import BudgetExhaustedError, DpmeshError
 from dpmesh.mesh import Mesh
 from dpmesh_grpc.lanes import Lane, Method, Release
 from dpmesh_grpc.status import DETAILS_KEY, HANDLER_FAILED, WITHHELD, Failure, refusal
@@ -86,6 +86,8 @@ class _Context:
         aborted: The handler, or dpmesh, has ended the RPC.
     """
 
+    __slots__ = ("_code", "_context", "_guard", "_release", "aborted")
+
     def __init__(self, context: Any, guard: Guard, release: Release) -> None:
         self.aborted = False
         self._context = context
@@ -146,6 +148,8 @@ class _Context:
     def failure(self, error: BaseException) -> Failure:
         """How the RPC ends when its handler raised something that does not pass."""
         if isinstance(error, DpmeshError):
+            if not isinstance(error, BudgetExhaustedError):  # Those are everyday, and there can be many.
+                log.warning("%s: a response was refused: %s", self._guard.lane.method, error)
             return refusal(error)
         log.error(
             "%s: the handler failed with %s %s; the text is left out, it could quote a protected message",
@@ -166,6 +170,8 @@ def _place(error: BaseException) -> str:
 class AsyncContext(_Context):
     """The context of asynchronous handlers."""
 
+    __slots__ = ()
+
     async def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> None:
         """Ends the RPC with a deliberate status, whose code always reaches the peer."""
         await self._abort(code, self._guard.details(details), self._guard.metadata(trailing_metadata))
@@ -183,7 +189,7 @@ class AsyncContext(_Context):
         try:
             protected = await self.protect(message)
         except DpmeshError as error:
-            failure = refusal(error)
+            failure = self.failure(error)
         else:
             await self._context.write(protected)
             return
@@ -208,6 +214,8 @@ class SyncContext(_Context):
     gRPC writes a generator's messages behind its back, and an abort that overtakes one of them can hang the RPC.
     So here the RPC ends by the status that its handler leaves behind when it is done, in all cases.
     """
+
+    __slots__ = ()
 
     def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> None:
         """Ends the RPC with a deliberate status, whose code always reaches the peer."""

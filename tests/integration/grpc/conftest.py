@@ -24,16 +24,17 @@ async def stack():
 
 @pytest.fixture
 async def open_mesh(stack, tmp_path):
-    """Opens meshes with a SQLite ledger; keywords are sections of dpmesh.toml, `epsilon` is each unit's budget."""
+    """Opens meshes with a SQLite ledger; keywords are sections of dpmesh.toml, `epsilon` is each unit's budget,
+    `policy` an overlay."""
     count = 0
 
-    async def opened(*, epsilon: float = 1e6, **sections) -> dpmesh.Mesh:
+    async def opened(*, epsilon: float = 1e6, policy=None, **sections) -> dpmesh.Mesh:
         nonlocal count
         count += 1
         budget = {"name": "station", "epsilon": epsilon, "accounting": "pure", "window": "24h"}
         url = f"sqlite:///{tmp_path}/ledger-{count}.db"
         config = {"ledger": {"url": url}, "budget": [budget], **sections}
-        return await stack.enter_async_context(dpmesh.open(config))
+        return await stack.enter_async_context(dpmesh.open(config, policy=policy))
 
     return opened
 

@@ -8,7 +8,8 @@ from stations import rig
 from stations import stations_pb2 as pb
 from stations.rig import is_protected, reading, stream
 
-from dpmesh_grpc.client import COMPRESSION_KEY, POLICY_KEY
+from dpmesh.v1 import policy_pb2
+from dpmesh_grpc.client import COMPRESSION_KEY, POLICY_KEY, LazyMetadata
 
 
 class Marks(rig.Seen):
@@ -121,3 +122,43 @@ async def test_the_metadata_of_a_protected_call(mesh, serve, connect):
     assert found.metadata.get_all(COMPRESSION_KEY) == ["identity"]
     assert found.wait_for_ready is True
     assert 8 < found.timeout <= 9
+
+
+async def test_overlays_protect_and_require_what_no_annotation_does(open_mesh, serve, connect):
+    policy = policy_pb2.Policy()
+    policy.fields["dpmesh.test.stations.v1.Plain.text"].suppress.SetInParent()
+    policy.methods[rig.PREFIX + "Echo"].require = True
+    mesh = await open_mesh(policy=policy)
+    seen = Marks()
+    texts = []
+
+    async def echo(request, context):
+        texts.append(request.text)
+        return await seen.one(request, context)
+
+    target = await serve(mesh=mesh, handlers={"Echo": echo})
+    await (await connect(target, mesh)).Echo(pb.Plain(text="41.7"))
+    assert texts == [""]
+    assert seen[0][POLICY_KEY] == mesh.policy_digest
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await (await connect(target)).Echo(pb.Plain(text="41.7"))
+    assert rig.status(caught.value).info.reason == "NOT_PROTECTED"
+
+
+def test_the_metadata_is_like_grpcs_own():
+    pairs = (("a", "1"), ("b", "2"), ("a", "3"))
+    theirs = grpc.aio.Metadata(*pairs)
+    assert tuple(LazyMetadata(pairs)) == pairs
+    assert len(LazyMetadata(pairs)) == 3
+    assert LazyMetadata(pairs) == theirs
+    assert theirs == LazyMetadata(pairs)
+    changed = LazyMetadata(pairs)
+    changed.add("c", "4")
+    theirs.add("c", "4")
+    assert tuple(changed) == tuple(theirs)
+    assert len(changed) == 4
+    assert changed["a"] == "1"
+    assert "c" in changed
+    assert "c" not in LazyMetadata(pairs)
+    with pytest.raises(AttributeError):
+        _ = changed.nothing

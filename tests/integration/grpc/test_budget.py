@@ -10,6 +10,8 @@ from stations import rig
 from stations import stations_pb2 as pb
 from stations.rig import is_protected, reading, stream
 
+import dpmesh
+
 
 def check_exhausted(error):
     found = rig.status(error)
@@ -69,8 +71,6 @@ async def test_a_stream_ends_where_its_budget_does(open_mesh, serve, connect):
 
 
 async def test_a_lifetime_budget_has_no_time_to_retry(stack, serve, connect, tmp_path):
-    import dpmesh
-
     budget = {"name": "station", "epsilon": 1.0, "accounting": "pure", "window": "lifetime"}
     mesh = dpmesh.open({"ledger": {"url": f"sqlite:///{tmp_path}/once.db"}, "budget": [budget]})
     await stack.enter_async_context(mesh)
@@ -84,8 +84,6 @@ async def test_a_lifetime_budget_has_no_time_to_retry(stack, serve, connect, tmp
 
 
 async def test_a_budget_that_suppresses_sends_blanks(stack, serve, connect, tmp_path):
-    import dpmesh
-
     budget = {"name": "station", "epsilon": 1.0, "accounting": "pure", "on_exhausted": "suppress"}
     mesh = dpmesh.open({"ledger": {"url": f"sqlite:///{tmp_path}/blank.db"}, "budget": [budget]})
     await stack.enter_async_context(mesh)
@@ -105,4 +103,27 @@ async def test_a_ledger_that_does_not_answer_is_unavailable(mesh, serve, connect
     found = rig.status(caught.value)
     assert (found.code, found.info.reason) == (grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE")
     await asyncio.sleep(0.1)
+    assert not seen
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+async def test_a_message_that_no_budget_could_ever_cover_is_a_bad_annotation(open_mesh, serve, connect, side):
+    async def ask(request, context):
+        return reading()
+
+    mesh = await open_mesh(epsilon=0.5)
+    seen = rig.Seen()
+    guards = (mesh, None) if side == "client" else (None, mesh)
+    stub = await connect(await serve(mesh=guards[1], handlers={**seen.handlers(), "Ask": ask}), guards[0])
+    calls = (
+        [stub.Report(reading()), stub.ReportAll(stream(reading()))]
+        if side == "client"
+        else [stub.Ask(pb.Plain())]
+    )
+    for call in calls:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        found = rig.status(caught.value)
+        assert (found.code, found.info.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "BAD_ANNOTATION")
+        assert found.info.metadata["field"] == "dpmesh.test.stations.v1.Reading"
     assert not seen

@@ -241,6 +241,8 @@ async def test_an_iterators_own_exception_cancels_as_without_dpmesh(mesh, seen, 
 
 async def test_a_servers_status_reaches_the_caller_as_it_is(mesh, serve, connect):
     async def fail(requests, context):
+        async for _ in requests:
+            pass
         await context.abort(grpc.StatusCode.NOT_FOUND, "no such station", (("hint", "look elsewhere"),))
 
     async def fail_stream(requests, context):

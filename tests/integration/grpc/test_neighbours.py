@@ -34,7 +34,9 @@ async def watch(request, context):
         yield reading()
 
 
-async def abort(request, context):
+async def abort(requests, context):
+    async for _ in requests:
+        pass
     await context.abort(grpc.StatusCode.NOT_FOUND, f"temperature was {rig.RAW}")
 
 

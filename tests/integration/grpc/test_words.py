@@ -37,14 +37,15 @@ class Station:
         raise ValueError(TEXT)
 
 
+# Nothing is sent to handlers that read nothing: gRPC fails a call whose peer ends it while it sends.
 CALLS = {
     "Ask": lambda stub: stub.Ask(pb.Plain()),
-    "AskAll": lambda stub: stub.AskAll(stream(pb.Plain())),
+    "AskAll": lambda stub: stub.AskAll(),
     "Watch": lambda stub: stub.Watch(pb.Plain()),
-    "Chat": lambda stub: stub.Chat(stream(pb.Plain())),
+    "Chat": lambda stub: stub.Chat(),
     "Report": lambda stub: stub.Report(reading()),
-    "ReportAll": lambda stub: stub.ReportAll(stream(reading())),
-    "ReportChat": lambda stub: stub.ReportChat(stream(reading())),
+    "ReportAll": lambda stub: stub.ReportAll(),
+    "ReportChat": lambda stub: stub.ReportChat(),
 }
 
 
@@ -129,7 +130,7 @@ async def test_suppressing_an_abort_and_raising_something_else(mesh, serve, conn
             return reading()
 
     stub = await connect(await serve(mesh=mesh, handlers={"Ask": ask, "AskAll": quiet}))
-    for call in (stub.Ask(pb.Plain()), stub.AskAll(stream())):
+    for call in (stub.Ask(pb.Plain()), stub.AskAll()):
         assert (await failed(call)).code() == grpc.StatusCode.NOT_FOUND
     assert "41.7" not in caplog.text
 
