@@ -1,7 +1,8 @@
-"""Calls: what a client holds of an RPC whose requests are a protected stream.
+"""Calls: what a client holds of an RPC that dpmesh refused, or whose requests are a protected stream.
 
-gRPC polls the stream in a task of its own and answers any exception there by cancelling the RPC, so the caller
-would see CancelledError. These calls remember the refusal and end with it.
+gRPC polls a stream of requests in a task of its own and answers any exception there by cancelling the RPC, so the
+caller would see CancelledError. The guarded calls remember the refusal and end with it. The refused ones are over
+before they began: other interceptors expect a call with a status, and lose their spans over an exception.
 """
 
 from __future__ import annotations
@@ -43,6 +44,66 @@ class Outcome:
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             return  # It is the caller that is being cancelled.
         raise rpc_error(self.failure) from None
+
+
+class _RefusedCall:
+    """An RPC that never began, and ends with the status that refused it."""
+
+    def __init__(self, error: grpc.aio.AioRpcError) -> None:
+        self._error = error
+
+    def cancel(self) -> bool:
+        return False
+
+    def cancelled(self) -> bool:
+        return False
+
+    def done(self) -> bool:
+        return True
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        callback(self)
+
+    def time_remaining(self) -> Any:
+        return None
+
+    async def initial_metadata(self) -> Any:
+        return self._error.initial_metadata()
+
+    async def trailing_metadata(self) -> Any:
+        return self._error.trailing_metadata()
+
+    async def code(self) -> Any:
+        return self._error.code()
+
+    async def details(self) -> Any:
+        return self._error.details()
+
+    async def debug_error_string(self) -> Any:
+        return self._error.debug_error_string()
+
+    async def wait_for_connection(self) -> None:
+        raise self._error
+
+
+class RefusedUnaryUnaryCall(_RefusedCall, grpc.aio.UnaryUnaryCall):  # type: ignore[misc]
+    """A refused call with one response."""
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from ()
+        raise self._error
+
+
+class RefusedUnaryStreamCall(_RefusedCall, grpc.aio.UnaryStreamCall):  # type: ignore[misc]
+    """A refused call with a stream of responses."""
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        raise self._error
+        yield
+
+    async def read(self) -> Any:
+        """There is nothing to read."""
+        raise self._error
 
 
 class _GuardedCall:

@@ -12,7 +12,13 @@ import grpc.aio
 from dpmesh.errors import DpmeshError
 from dpmesh.mesh import Mesh
 from dpmesh_grpc import status
-from dpmesh_grpc.calls import GuardedStreamStreamCall, GuardedStreamUnaryCall, Outcome
+from dpmesh_grpc.calls import (
+    GuardedStreamStreamCall,
+    GuardedStreamUnaryCall,
+    Outcome,
+    RefusedUnaryStreamCall,
+    RefusedUnaryUnaryCall,
+)
 from dpmesh_grpc.lanes import Lane, Methods
 
 # The metadata key that says that a sender protects, with its policy's digest as the value.
@@ -34,7 +40,7 @@ class Sender:
         self._mesh = mesh
         self._methods = Methods(mesh)
 
-    async def send_one(self, continuation: Any, details: Any, request: Any) -> Any:
+    async def send_one(self, continuation: Any, details: Any, request: Any, refused_type: Any) -> Any:
         """Releases the request, and only then lets the RPC begin."""
         lane = self._methods[details.method].request
         if lane.passes(type(request)):
@@ -46,7 +52,11 @@ class Sender:
             else:
                 protected, left = await _in_time(lane, request, left)
         except DpmeshError as error:
-            raise status.rpc_error(status.refusal(error)) from error
+            refusal = status.rpc_error(status.refusal(error))
+            refusal.__cause__ = error
+            return refused_type(refusal)
+        except grpc.aio.AioRpcError as late:
+            return refused_type(late)
         metadata = details.metadata if protected is request else self._marked(details.metadata, attest=True)
         return await continuation(_changed(details, left, metadata), protected)
 
@@ -158,7 +168,7 @@ class UnaryUnaryInterceptor(_Interceptor, grpc.aio.UnaryUnaryClientInterceptor):
         self, continuation: Any, client_call_details: Any, request: Any
     ) -> Awaitable[Any]:
         """See grpc.aio.UnaryUnaryClientInterceptor."""
-        return self._sender.send_one(continuation, client_call_details, request)
+        return self._sender.send_one(continuation, client_call_details, request, RefusedUnaryUnaryCall)
 
 
 class UnaryStreamInterceptor(_Interceptor, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc]
@@ -168,7 +178,7 @@ class UnaryStreamInterceptor(_Interceptor, grpc.aio.UnaryStreamClientInterceptor
         self, continuation: Any, client_call_details: Any, request: Any
     ) -> Awaitable[Any]:
         """See grpc.aio.UnaryStreamClientInterceptor."""
-        return self._sender.send_one(continuation, client_call_details, request)
+        return self._sender.send_one(continuation, client_call_details, request, RefusedUnaryStreamCall)
 
 
 class StreamUnaryInterceptor(_Interceptor, grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[misc]

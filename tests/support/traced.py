@@ -22,7 +22,6 @@ from opentelemetry.instrumentation import grpc as instrumented
 import dpmesh
 from dpmesh_fleet import fleet_pb2, fleet_pb2_grpc
 from dpmesh_fleet.data import Flight
-from dpmesh_fleet.ended import EndedInterceptor
 from dpmesh_fleet.fly import configuration
 from dpmesh_fleet.service import Collector, summarize
 from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors
@@ -67,7 +66,7 @@ async def server(ledger: str) -> None:
 async def client(ledger: str, target: str) -> None:
     codes: list[str] = []
     async with dpmesh.open(configuration(Path(ledger)), clock=lambda: NOW) as mesh:
-        outer = [*instrumented.aio_client_interceptors(), EndedInterceptor()]
+        outer = instrumented.aio_client_interceptors()
         interceptors = [*outer, *aio_client_interceptors(mesh)]
         async with grpc.aio.insecure_channel(target, interceptors=interceptors) as channel:
             collector = fleet_pb2_grpc.CollectorStub(channel)

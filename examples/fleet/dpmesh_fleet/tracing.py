@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from dpmesh_fleet.ended import EndedInterceptor
 from dpmesh_fleet.fly import Outer
 
 # Spans that may wait for the collector; the whole month has fewer.
@@ -107,7 +106,7 @@ def _interceptors() -> Outer:
     except ImportError:
         return Outer()
     otel: Any = instrumented
-    client = [*otel.aio_client_interceptors(), EndedInterceptor()]
+    client = otel.aio_client_interceptors()
     return Outer(client=client, server=[otel.aio_server_interceptor()])
 
 

@@ -121,7 +121,7 @@ async def test_the_metadata_of_a_protected_call(mesh, serve, connect):
     assert isinstance(found.metadata, grpc.aio.Metadata)
     assert found.metadata.get_all(COMPRESSION_KEY) == ["identity"]
     assert found.wait_for_ready is True
-    assert 8 < found.timeout <= 9
+    assert 8 < found.timeout < 9
 
 
 async def test_overlays_protect_and_require_what_no_annotation_does(open_mesh, serve, connect):

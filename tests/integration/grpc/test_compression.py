@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 import pytest
 from stations import rig
 from stations import stations_pb2 as pb
 from stations.rig import reading, stream
 
+from dpmesh_grpc.server import ServerInterceptor
+
 SIZE = 20_000
 # Compresses a thousandfold; the annotation passes it on purpose.
 PAYLOAD = bytes(SIZE)
 BIG = reading(payload=PAYLOAD)
 PLAIN = pb.Plain(payload=PAYLOAD)
+MANY = 3
 SMALL = 6_000  # Everything else that passes on a connection in these tests.
 
 
@@ -77,25 +82,25 @@ async def ask_with_metadata(request, context):
 
 async def watch(request, context):
     context.set_compression(grpc.Compression.Gzip)
-    for _ in range(3):
+    for _ in range(MANY):
         yield BIG
 
 
 async def write(request, context):
     context.set_compression(grpc.Compression.Gzip)
-    for _ in range(3):
+    for _ in range(MANY):
         await context.write(BIG)
 
 
 def sync_watch(request, context):
     context.set_compression(grpc.Compression.Gzip)
-    for _ in range(3):
+    for _ in range(MANY):
         yield BIG
 
 
 ASKS = {
     "Ask": (lambda stub: stub.Ask(pb.Plain()), [ask, sync_ask, ask_with_metadata], 1),
-    "Watch": (lambda stub: stub.Watch(pb.Plain()), [watch, write, sync_watch], 3),
+    "Watch": (lambda stub: stub.Watch(pb.Plain()), [watch, write, sync_watch], MANY),
 }
 
 
@@ -134,3 +139,38 @@ async def test_public_methods_are_compressed_as_before(mesh, serve, through):
     await finished(stub.EchoChat(stream(PLAIN)))
     assert wire.sent < SMALL
     assert wire.received < SMALL
+
+
+@pytest.mark.parametrize("function", [watch, write, sync_watch])
+async def test_a_streams_compression_is_settled_before_its_first_message(mesh, function):
+    """gRPC may write a generator's messages late, when what was said of one would hold for another."""
+    told = []
+
+    class Context:
+        def set_compression(self, compression):
+            told.append(compression)
+
+        def disable_next_message_compression(self):
+            told.append("next")
+
+        async def write(self, message):
+            told.append("message")
+
+    class Details:
+        method = rig.PREFIX + "Watch"
+        invocation_metadata = ()
+
+    async def found(details):
+        return grpc.unary_stream_rpc_method_handler(function)
+
+    handler = await ServerInterceptor(mesh).intercept_service(found, Details)
+    running = handler.unary_stream(pb.Plain(), Context())
+    if function is sync_watch:
+        await asyncio.to_thread(list, running)
+    elif function is watch:
+        assert len([message async for message in running]) == MANY
+    else:
+        await running
+    assert told[0] == grpc.Compression.NoCompression
+    assert told.count("next") == MANY
+    assert grpc.Compression.Gzip not in told

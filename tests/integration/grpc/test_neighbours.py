@@ -186,6 +186,25 @@ async def test_users_interceptors(mesh, serve, connect, place):
     assert rig.status(caught.value).info.reason == "MISSING_UNIT"
 
 
+async def test_interceptors_before_dpmesh_see_a_refusal_as_the_calls_status(mesh, serve, connect):
+    calls, done = [], []
+
+    class First(grpc.aio.StreamUnaryClientInterceptor):
+        async def intercept_stream_unary(self, continuation, client_call_details, request_iterator):
+            call = await continuation(client_call_details, request_iterator)
+            call.add_done_callback(done.append)
+            calls.append(call)
+            return call
+
+    stub = await connect(await serve(handlers=rig.Seen().handlers()), mesh, before=[First()])
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.ReportAll(stream(reading(), rig.BAD), timeout=9)
+    assert calls == done
+    assert await done[0].code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert "station" in await done[0].details()
+    assert 0 < done[0].time_remaining() < 9
+
+
 class Buffering(grpc.aio.StreamStreamClientInterceptor):
     """Collects the whole request stream before it begins, and answers with an iterator of its own."""
 

@@ -101,7 +101,7 @@ async def test_the_handler_and_the_call_are_the_very_same(mesh):
         return details, request
 
     request, requests = pb.Plain(), stream()
-    assert await Sender(mesh).send_one(begin, Details, request) == (Details, request)
+    assert await Sender(mesh).send_one(begin, Details, request, None) == (Details, request)
     Details.method = (rig.PREFIX + "EchoAll").encode()
     assert await Sender(mesh).send_many(begin, Details, requests, None) == (Details, requests)
 
