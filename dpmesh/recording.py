@@ -48,6 +48,14 @@ class Recording:
         """The record of one direction of a stream."""
         return StreamRecord(self, method, direction)
 
+    def state(self, charges: Sequence[Charge]) -> str:
+        """Whether one of the budgets that a release touched is low."""
+        for index, unit, _ in charges:
+            known = self._ledger.standing(index, unit)
+            if known is not None and known[0] > _LOW * known[1]:
+                return names.STATE_LOW
+        return names.STATE_OK
+
     def standing(self, charges: Sequence[Charge]) -> dict[str, Any]:
         """The attributes of the budget that is nearest to its end, among those that a release touched.
 
@@ -141,7 +149,11 @@ def exhausted(error: BaseException) -> dict[str, Any]:
 
 
 class StreamRecord:
-    """One span for all messages of one direction of a stream, opened by the first and ended by close()."""
+    """One span for all messages of one direction of a stream, opened by the first and ended by close().
+
+    Metrics are added up and handed over about once a second: a message of a stream takes no longer than it takes to
+    record one.
+    """
 
     def __init__(self, recording: Recording, method: str, direction: str) -> None:
         self._recording = recording
@@ -152,28 +164,37 @@ class StreamRecord:
         self._started = 0
         self._state = names.STATE_OK
         self._decision = names.REFUSED
+        self._charges: Sequence[Charge] = ()
+        self._refusal: dict[str, Any] = {}
         self._messages = 0
         self._epsilon = 0.0
         self._rho = 0.0
-        self._standing: dict[str, Any] = {}
+        # What no metric has counted yet: messages, their epsilon, their seconds; and since when.
+        self._uncounted = (0, 0.0, 0.0)
+        self._counted = 0
 
     def message(self, route: Route, started: int) -> Self:
         """The next message, to be entered with `with`."""
         if self._route is None and self._recording.telemetry.tracing:
             self._span = self._recording.telemetry.open_span({names.RPC_METHOD: self._method}, started)
+        if route is not self._route:
+            self._count()
         self._route = route
         self._started = started
-        self._decision = names.REFUSED
         return self
 
     def settled(self, decision: str, epsilon: float, rho: float, charges: Sequence[Charge]) -> None:
         """The message at hand was not refused."""
+        if decision != self._decision or self._started > self._counted + 1e9:
+            self._count()
         self._decision = decision
+        self._charges = charges
         self._messages += 1
         self._epsilon += epsilon
         self._rho += rho
-        self._standing = self._recording.standing(charges)
-        self._count(epsilon)
+        count, lost, seconds = self._uncounted
+        self._uncounted = (count + 1, lost + epsilon, seconds + (time.time_ns() - self._started) * 1e-9)
+        self._turn(self._recording.state(charges))
 
     def __enter__(self) -> Self:
         return self
@@ -181,24 +202,37 @@ class StreamRecord:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            self._standing = exhausted(error)
-            self._count(0.0)
-        state = self._standing.get(names.BUDGET_STATE, self._state)
+        if error is None:
+            return
+        self._count()
+        self._decision = names.REFUSED
+        self._refusal = exhausted(error)
+        self._uncounted = (1, 0.0, (time.time_ns() - self._started) * 1e-9)
+        self._count()
+        self._turn(self._refusal.get(names.BUDGET_STATE, self._state))
+
+    def _turn(self, state: str) -> None:
         if state != self._state:
             self._state = state
             if self._span is not None:
                 self._span.add_event(names.BUDGET_EVENT, {names.BUDGET_STATE: state})
 
-    def _count(self, epsilon: float) -> None:
+    def _standing(self) -> dict[str, Any]:
+        return self._refusal or self._recording.standing(self._charges)
+
+    def _count(self) -> None:
+        """Hands over what no metric has counted yet."""
+        (count, epsilon, seconds), self._uncounted = self._uncounted, (0, 0.0, 0.0)
+        self._counted = self._started
         telemetry = self._recording.telemetry
-        if telemetry.metering and self._route is not None:
-            seconds = (time.time_ns() - self._started) * 1e-9
-            budget = self._standing.get(names.BUDGET_NAME, "")
-            telemetry.add(self._method, self._route.mechanisms, self._decision, budget, 1, epsilon, seconds)
+        if count and telemetry.metering and self._route is not None:
+            budget = self._standing().get(names.BUDGET_NAME, "")
+            mechanisms = self._route.mechanisms
+            telemetry.add(self._method, mechanisms, self._decision, budget, count, epsilon, seconds / count)
 
     def close(self) -> None:
         """Ends the span; calling it again does nothing."""
+        self._count()
         span, self._span = self._span, None
         if span is None or self._route is None:
             return
@@ -210,7 +244,7 @@ class StreamRecord:
                 names.EPSILON: self._epsilon,
                 names.RHO: self._rho,
                 names.MESSAGES_COUNT: self._messages,
-                **self._standing,
+                **self._standing(),
             }
         )
         span.end()

@@ -142,6 +142,8 @@ def _unary(function: Any, guard: Guard) -> Any:
         guarded = AsyncContext(context, guard, guard.lane.release)
         try:
             response = await function(request, guarded)
+            if guard.lane.passes(type(response)):
+                return response
             return None if guarded.drops() else await guarded.protect(response)
         except BaseException as error:
             if guarded.passes(error):
@@ -202,6 +204,8 @@ def _sync_unary(function: Any, guard: Guard) -> Any:
         guarded = SyncContext(context, guard, guard.lane.release)
         try:
             response = function(request, guarded)
+            if guard.lane.passes(type(response)):
+                return response
             return None if guarded.aborted or guarded.drops() else _on(loop, guarded, response)
         except BaseException as error:
             if guarded.passes(error):

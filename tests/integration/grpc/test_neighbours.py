@@ -120,6 +120,24 @@ async def test_releases_lie_under_their_rpcs_spans(otel_stub, spans):
     assert {span.attributes["dpmesh.decision"] for span in releases} == {"released"}
 
 
+async def test_refused_rpcs_have_spans_too(otel_stub, spans):
+    stub = await otel_stub(rig.Seen().handlers(), first=True)
+    calls = [stub.Report(rig.BAD), stub.ReportWatch(rig.BAD), stub.ReportAll(stream(rig.BAD))]
+    for call in (*calls, stub.ReportChat(stream(rig.BAD))):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await (anext(aiter(call)) if hasattr(call, "read") else call)
+    found = [span for span in spans.get_finished_spans() if span.kind == trace.SpanKind.CLIENT]
+    assert sorted(span.name.split("/")[-1] for span in found) == [
+        "Report",
+        "ReportAll",
+        "ReportChat",
+        "ReportWatch",
+    ]
+    refused = [span for span in spans.get_finished_spans() if span.name == "dpmesh.release"]
+    assert {span.parent.span_id for span in refused} == {span.context.span_id for span in found}
+    assert {span.attributes["dpmesh.decision"] for span in refused} == {"refused"}
+
+
 async def test_no_span_quotes_a_handler_when_dpmesh_stands_next_to_it(otel_stub, spans):
     stub = await otel_stub({"Ask": fail, "AskAll": abort}, first=True)
     for call in (stub.Ask(pb.Plain()), stub.AskAll(stream())):

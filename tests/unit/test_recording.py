@@ -1,0 +1,110 @@
+"""What spans and metrics say of releases: of single messages, of streams, and of refusals."""
+
+import pytest
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import dpmesh
+from dpmesh.errors import BudgetExhaustedError
+from tests.support.protos import compiled
+
+CAT = "(dpmesh.v1.field).categorical"
+TYPES = compiled(
+    f"""message Report {{ string id = 1 [(dpmesh.v1.field).unit = {{}}]; bool b = 2 [{CAT} = {{epsilon: 1}}]; }}"""
+)
+METHOD = "/acme.Reports/Send"
+BUDGET = {"name": "unit-day", "epsilon": 6.0, "accounting": "pure", "window": "24h"}
+
+
+@pytest.fixture
+def sdk(monkeypatch):
+    """Global providers that keep what they get in memory."""
+    exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    tracers = TracerProvider()
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    meters = MeterProvider([reader])
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: tracers)
+    monkeypatch.setattr(metrics, "get_meter_provider", lambda: meters)
+    return exporter, reader
+
+
+def counted(reader):
+    """(decision, budget) -> (releases, epsilon) of METHOD, and how many durations were recorded."""
+    found, durations = {}, 0
+    for scope in reader.get_metrics_data().resource_metrics[0].scope_metrics:
+        for metric in scope.metrics:
+            for point in metric.data.data_points:
+                if metric.name == "dpmesh.release.duration":
+                    durations += point.count
+                    continue
+                if metric.name not in ("dpmesh.releases", "dpmesh.privacy.loss"):
+                    continue
+                key = (point.attributes["decision"], point.attributes["budget"])
+                found.setdefault(key, {})[metric.name] = point.value
+    return {
+        key: (v.get("dpmesh.releases", 0), v.get("dpmesh.privacy.loss", 0)) for key, v in found.items()
+    }, durations
+
+
+async def test_each_message_has_a_span_with_its_cost_and_its_budget(sdk):
+    exporter, reader = sdk
+    async with dpmesh.open({"ledger": {"url": "memory:"}, "budget": [BUDGET]}) as mesh:
+        for _ in range(6):
+            await mesh.release(TYPES.Report(id="N1"), method=METHOD)
+        with pytest.raises(BudgetExhaustedError):
+            await mesh.release(TYPES.Report(id="N1"), method=METHOD)
+        counts, _ = counted(reader)
+    spans = [dict(span.attributes) for span in exporter.get_finished_spans()]
+    assert [span["dpmesh.budget.state"] for span in spans] == ["ok"] * 4 + ["low"] * 2 + ["exhausted"]
+    assert [span["dpmesh.decision"] for span in spans] == ["released"] * 6 + ["refused"]
+    assert (spans[0]["dpmesh.epsilon"], spans[0]["dpmesh.budget.spent"], spans[0]["dpmesh.budget.cap"]) == (
+        1,
+        1,
+        6,
+    )
+    assert spans[0]["rpc.method"] == METHOD
+    assert len({span["dpmesh.unit"] for span in spans[:6]}) == 1
+    assert "N1" not in str(spans)
+    assert counts[("released", "unit-day")] == (6, 6.0)
+    assert counts[("refused", "unit-day")][0] == 1
+
+
+async def test_a_stream_has_one_span_with_the_sum_and_an_event_when_the_state_changes(sdk):
+    exporter, reader = sdk
+    async with dpmesh.open({"ledger": {"url": "memory:"}, "budget": [BUDGET]}) as mesh:
+        stream = mesh.stream(method=METHOD)
+        for _ in range(6):
+            await stream.release(TYPES.Report(id="N1"))
+        assert exporter.get_finished_spans() == ()
+        with pytest.raises(BudgetExhaustedError):
+            await stream.release(TYPES.Report(id="N1"))
+        stream.close()
+        stream.close()
+        counts, durations = counted(reader)
+    (span,) = exporter.get_finished_spans()
+    assert (span.attributes["dpmesh.messages.count"], span.attributes["dpmesh.epsilon"]) == (6, 6.0)
+    assert (span.attributes["dpmesh.decision"], span.attributes["dpmesh.budget.state"]) == (
+        "refused",
+        "exhausted",
+    )
+    assert [event.attributes["dpmesh.budget.state"] for event in span.events] == ["low", "exhausted"]
+    assert counts[("released", "unit-day")] == (6, 6.0)
+    assert counts[("refused", "unit-day")][0] == 1
+    assert durations == 2, "a stream's messages are recorded together"
+
+
+async def test_a_finished_stream_says_how_its_budget_stands(sdk):
+    exporter, _ = sdk
+    async with dpmesh.open({"ledger": {"url": "memory:"}, "budget": [BUDGET]}) as mesh:
+        stream = mesh.stream(method=METHOD, direction="response")
+        for unit in ("N1", "N2"):
+            await stream.release(TYPES.Report(id=unit))
+        stream.close()
+    (span,) = exporter.get_finished_spans()
+    assert span.attributes["dpmesh.direction"] == "response"
+    assert (span.attributes["dpmesh.decision"], span.attributes["dpmesh.budget.spent"]) == ("released", 1.0)
+    assert span.events == ()
