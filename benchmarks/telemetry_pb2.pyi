@@ -39,28 +39,6 @@ class Reading(_message.Message):
     zone: str
     def __init__(self, device: _Optional[str] = ..., temperature: _Optional[float] = ..., pressure: _Optional[float] = ..., humidity: _Optional[float] = ..., altitude: _Optional[int] = ..., satellites: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., charging: bool = ..., zone: _Optional[str] = ...) -> None: ...
 
-class PlainReading(_message.Message):
-    __slots__ = ("device", "temperature", "pressure", "humidity", "altitude", "satellites", "status", "charging", "zone")
-    DEVICE_FIELD_NUMBER: _ClassVar[int]
-    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
-    PRESSURE_FIELD_NUMBER: _ClassVar[int]
-    HUMIDITY_FIELD_NUMBER: _ClassVar[int]
-    ALTITUDE_FIELD_NUMBER: _ClassVar[int]
-    SATELLITES_FIELD_NUMBER: _ClassVar[int]
-    STATUS_FIELD_NUMBER: _ClassVar[int]
-    CHARGING_FIELD_NUMBER: _ClassVar[int]
-    ZONE_FIELD_NUMBER: _ClassVar[int]
-    device: str
-    temperature: float
-    pressure: float
-    humidity: float
-    altitude: int
-    satellites: int
-    status: Status
-    charging: bool
-    zone: str
-    def __init__(self, device: _Optional[str] = ..., temperature: _Optional[float] = ..., pressure: _Optional[float] = ..., humidity: _Optional[float] = ..., altitude: _Optional[int] = ..., satellites: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., charging: bool = ..., zone: _Optional[str] = ...) -> None: ...
-
 class Ack(_message.Message):
     __slots__ = ("received",)
     RECEIVED_FIELD_NUMBER: _ClassVar[int]

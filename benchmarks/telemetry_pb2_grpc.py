@@ -44,16 +44,6 @@ class TelemetryStub(object):
                 request_serializer=benchmarks_dot_telemetry__pb2.Reading.SerializeToString,
                 response_deserializer=benchmarks_dot_telemetry__pb2.Ack.FromString,
                 _registered_method=True)
-        self.ReportPlain = channel.unary_unary(
-                '/dpmesh.bench.v1.Telemetry/ReportPlain',
-                request_serializer=benchmarks_dot_telemetry__pb2.PlainReading.SerializeToString,
-                response_deserializer=benchmarks_dot_telemetry__pb2.Ack.FromString,
-                _registered_method=True)
-        self.ReportAllPlain = channel.stream_unary(
-                '/dpmesh.bench.v1.Telemetry/ReportAllPlain',
-                request_serializer=benchmarks_dot_telemetry__pb2.PlainReading.SerializeToString,
-                response_deserializer=benchmarks_dot_telemetry__pb2.Ack.FromString,
-                _registered_method=True)
 
 
 class TelemetryServicer(object):
@@ -71,18 +61,6 @@ class TelemetryServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ReportPlain(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ReportAllPlain(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_TelemetryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,16 +72,6 @@ def add_TelemetryServicer_to_server(servicer, server):
             'ReportAll': grpc.stream_unary_rpc_method_handler(
                     servicer.ReportAll,
                     request_deserializer=benchmarks_dot_telemetry__pb2.Reading.FromString,
-                    response_serializer=benchmarks_dot_telemetry__pb2.Ack.SerializeToString,
-            ),
-            'ReportPlain': grpc.unary_unary_rpc_method_handler(
-                    servicer.ReportPlain,
-                    request_deserializer=benchmarks_dot_telemetry__pb2.PlainReading.FromString,
-                    response_serializer=benchmarks_dot_telemetry__pb2.Ack.SerializeToString,
-            ),
-            'ReportAllPlain': grpc.stream_unary_rpc_method_handler(
-                    servicer.ReportAllPlain,
-                    request_deserializer=benchmarks_dot_telemetry__pb2.PlainReading.FromString,
                     response_serializer=benchmarks_dot_telemetry__pb2.Ack.SerializeToString,
             ),
     }
@@ -160,60 +128,6 @@ class Telemetry(object):
             target,
             '/dpmesh.bench.v1.Telemetry/ReportAll',
             benchmarks_dot_telemetry__pb2.Reading.SerializeToString,
-            benchmarks_dot_telemetry__pb2.Ack.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ReportPlain(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/dpmesh.bench.v1.Telemetry/ReportPlain',
-            benchmarks_dot_telemetry__pb2.PlainReading.SerializeToString,
-            benchmarks_dot_telemetry__pb2.Ack.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ReportAllPlain(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_unary(
-            request_iterator,
-            target,
-            '/dpmesh.bench.v1.Telemetry/ReportAllPlain',
-            benchmarks_dot_telemetry__pb2.PlainReading.SerializeToString,
             benchmarks_dot_telemetry__pb2.Ack.FromString,
             options,
             channel_credentials,
