@@ -154,8 +154,9 @@ def test_a_ratio_of_aggregates():
     reader = Reader(fleet_pb2.FleetSummary)
     fields = {field.path: field.mechanism for field in reader.plan.fields}
     total, count = fields["origins[].dep_delay"], fields["origins[].flights"]
-    # A small airport, so that the divisor's noise matters; index 0 of dep_delay is -1,000,000.
-    minutes, flights, repetitions = 4000, 260, 2000
+    # A small airport, so that the divisor's noise (scale 30) matters, and yet is never -700: that has probability
+    # 1e-12. Index 0 of dep_delay is -1,000,000.
+    minutes, flights, repetitions = 10_000, 700, 2000
     held = 0
     for _ in range(repetitions):
         told_minutes = total.draw(minutes + 1_000_000) - 1_000_000
