@@ -293,8 +293,8 @@ async def test_a_module_that_loads_lazily_does_not_keep_a_mesh_from_opening(monk
             raise ImportError(name)
 
     monkeypatch.setitem(__import__("sys").modules, "lazy", Lazy("lazy"))
-    async with dpmesh.open(settings()):
-        pass
+    async with dpmesh.open(settings()) as mesh:
+        assert (await mesh.release(report())).decision == "released"
 
 
 async def test_a_type_that_holds_an_annotated_one_of_another_file_is_checked_at_start(monkeypatch):
