@@ -29,7 +29,7 @@ CONCURRENCY = 32
 CALLS = 1500
 MESSAGES = 4000
 ROUNDS = 11
-VARIANTS = ("bare", "no-op", "dpmesh", "dpmesh and SDK", "opentelemetry")
+VARIANTS = ("bare", "no-op", "no-op that marks", "dpmesh", "dpmesh and SDK", "opentelemetry")
 
 
 def reading(number: int) -> pb.Reading:
@@ -68,6 +68,23 @@ class NoOpUnary(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         """Goes on."""
         return await continuation(client_call_details, request)
+
+
+class MarkingUnary(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
+    """The least that an interceptor can do which adds the metadata that dpmesh's contract asks for."""
+
+    marks = (("dpmesh-policy", "0123456789abcdef"), ("grpc-internal-encoding-request", "identity"))
+
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Goes on, with the same metadata for every RPC."""
+        details = grpc.aio.ClientCallDetails(
+            client_call_details.method,
+            client_call_details.timeout,
+            self.marks,
+            client_call_details.credentials,
+            client_call_details.wait_for_ready,
+        )
+        return await continuation(details, request)
 
 
 class NoOpStream(grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[misc]
@@ -116,6 +133,8 @@ async def interceptors(variant: str, folder: str, stack: AsyncExitStack) -> tupl
     """The client's and the server's interceptors of a variant."""
     if variant == "no-op":
         return [NoOpUnary(), NoOpStream()], [NoOpServer()]
+    if variant == "no-op that marks":
+        return [MarkingUnary(), NoOpStream()], [NoOpServer()]
     if variant.startswith("dpmesh"):
         config = {
             "ledger": {"url": f"sqlite:///{folder}/{variant}.db"},

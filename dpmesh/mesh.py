@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import hashlib
 import logging
 import time
@@ -28,7 +29,6 @@ from dpmesh.v1 import policy_pb2
 log = logging.getLogger("dpmesh")
 
 Direction = Literal["request", "response"]
-_Result = TypeVar("_Result")
 
 _REFRESH_SECONDS = 1.0
 _ALIASES_KEPT = 1024
@@ -48,6 +48,10 @@ class Receipt(NamedTuple):
     decision: str
     epsilon: float
     rho: float
+
+
+# What the class's own constructor does, in one call.
+_receipt: Callable[[tuple[Any, str, float, float]], Receipt] = functools.partial(tuple.__new__, Receipt)
 
 
 def open(
@@ -96,9 +100,11 @@ class Mesh:
         self._clock = clock
         # By length: the epoch at hand.
         self._epochs: dict[float, _Epoch] = {}
-        self._next_refresh = 0.0
+        self._refreshing: asyncio.TimerHandle | None = None
         self._flush: Callable[[], None] | None = None
         self._is_open = False
+        # Open, and messages leave protected: the one state in which a message may be released without waiting.
+        self._enforcing = False
 
     @property
     def policy_digest(self) -> str:
@@ -116,8 +122,9 @@ class Mesh:
         self._check_loaded()
         await self.ledger.open()
         self._is_open = True
+        self._enforcing = not self.observing
         self._flush = configure_from_environment()
-        self._telemetry.refresh()
+        self._refresh()
         if self.observing:
             log.warning(
                 "dpmesh is in observe mode: messages leave UNPROTECTED, they are accounted and traced only"
@@ -128,7 +135,9 @@ class Mesh:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Returns unspent leases and closes the ledger; what is released later is refused."""
-        self._is_open = False
+        self._is_open = self._enforcing = False
+        if self._refreshing is not None:
+            self._refreshing.cancel()
         await self.ledger.close()
         if self._flush is not None:
             await asyncio.to_thread(self._flush)
@@ -189,14 +198,32 @@ class Mesh:
         route = self._routes.of(type(message))
         if route is None:
             return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
-        started = time.time_ns()
-        if started > self._next_refresh:
-            self._refresh(started)
-        telemetry = self._telemetry
-        if not (telemetry.tracing or telemetry.metering):
-            return await self._settle(route, message)
-        with self._recording.release(route, method, direction, started) as record:
-            return await self._settle(route, message, record)
+        record = self._recording.release(route, method, direction) if self._telemetry.listening else None
+        receipt = self._release_now(route, message, record)
+        return await self._release(route, message, record) if receipt is None else receipt
+
+    def release_now(
+        self, message: Message, *, method: str = "", direction: Direction = "request"
+    ) -> Receipt | None:
+        """Protects one message as `release` does, if what it costs is paid for by a lease that is held already.
+
+        Args:
+            message: What is to be sent; it is never changed.
+            method: The RPC's full method, for telemetry.
+            direction: Which way it goes, for telemetry.
+
+        Returns:
+            The receipt, or None where only `release` can tell: nothing is charged then.
+
+        Raises:
+            ProtectionError: The message can't be protected.
+            AnnotationError: Its type's annotations are bad, or no budget covers it.
+        """
+        route = self._routes.of(type(message))
+        if route is None:
+            return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
+        record = self._recording.release(route, method, direction) if self._telemetry.listening else None
+        return self._release_now(route, message, record)
 
     def stream(self, *, method: str = "", direction: Direction = "request") -> ReleaseStream:
         """One direction of a stream, whose messages share a span.
@@ -209,40 +236,60 @@ class Mesh:
 
     # -- the corridor: check, charge, sample --------------------------------------------------------------------------
 
-    async def _settle(self, route: Route, message: Message, record: Record | None = None) -> Receipt:
-        """Releases one message; what it returns may be sent."""
+    def _release_now(self, route: Route, message: Message, record: Record | None) -> Receipt | None:
+        """Releases one message if a held lease pays for it; what it returns may be sent."""
+        if not self._enforcing:
+            return None
+        try:
+            charges, epsilon, rho = route.bill(message)
+            if not self.ledger.spend(charges):
+                return None
+            receipt = _receipt((route.plan.protect(message, self._alias), names.RELEASED, epsilon, rho))
+        except Exception as error:
+            failed = _refusal(error, route)
+        else:
+            if record is not None:
+                record.settled(names.RELEASED, epsilon, rho, charges)
+            return receipt
+        # Raised outside of the handler, so that an exception that may quote a value is not even its context.
+        if record is not None:
+            record.refused(failed)
+        raise failed
+
+    async def _release(self, route: Route, message: Message, record: Record | None) -> Receipt:
+        """Releases one message, whatever has to be waited for; what it returns may be sent."""
+        try:
+            receipt, charges = await self._settle(route, message)
+        except BaseException as error:
+            failed = _refusal(error, route)
+        else:
+            if record is not None:
+                record.settled(receipt.decision, receipt.epsilon, receipt.rho, charges)
+            return receipt
+        if record is not None:
+            record.refused(failed)
+        raise failed
+
+    async def _settle(self, route: Route, message: Message) -> tuple[Receipt, Sequence[Charge]]:
         if not self._is_open:
             raise LedgerError("the mesh is not open: use `async with dpmesh.open(...) as mesh`")
         if self.observing:
-            return await self._observe(route, message, record)
-        try:
-            return await self._protect(route, message, record)
-        except DpmeshError:
-            raise
-        except Exception as error:
-            # It may quote a value: its text ends here.
-            kind = type(error).__name__
-        # Raised outside of the handler, so that the original is not even its context.
-        raise ProtectionError("INTERNAL", route.plan.descriptor.full_name, f"could not be protected ({kind})")
-
-    async def _protect(self, route: Route, message: Message, record: Record | None) -> Receipt:
+            return await self._observe(route, message)
         charges, epsilon, rho = route.bill(message)
+        # The caller may go on with its message while this one waits: what leaves is what was charged for.
+        message = copy.deepcopy(message)
         try:
-            if not self.ledger.spend(charges):
-                # The caller may go on with its message while this one waits: what leaves is what was charged for.
-                message = copy.deepcopy(message)
-                await self.ledger.charge(charges)
+            await self.ledger.charge(charges)
         except BudgetExhaustedError as error:
             if error.budget not in self._suppressing:
                 raise
             blank = route.plan.blank(message, self._alias)
             if not blank.IsInitialized():
                 raise  # a required field needs noise, and the message can't go without it
-            return _settled(Receipt(blank, names.SUPPRESSED, 0.0, 0.0), charges, record)
-        protected = route.plan.protect(message, self._alias)
-        return _settled(Receipt(protected, names.RELEASED, epsilon, rho), charges, record)
+            return Receipt(blank, names.SUPPRESSED, 0.0, 0.0), charges
+        return Receipt(route.plan.protect(message, self._alias), names.RELEASED, epsilon, rho), charges
 
-    async def _observe(self, route: Route, message: Message, record: Record | None) -> Receipt:
+    async def _observe(self, route: Route, message: Message) -> tuple[Receipt, Sequence[Charge]]:
         """Accounts for a message and lets it go as it is, whatever happens."""
         charges: Sequence[Charge] = ()
         epsilon = rho = 0.0
@@ -253,7 +300,7 @@ class Mesh:
             # Any exception but our own may quote a value.
             why = error if isinstance(error, DpmeshError) else type(error).__name__
             log.warning("observe mode: %s would have been refused: %s", route.plan.descriptor.full_name, why)
-        return _settled(Receipt(message, names.OBSERVED, epsilon, rho), charges, record)
+        return Receipt(message, names.OBSERVED, epsilon, rho), charges
 
     def _alias(self, unit: bytes, epoch: float) -> bytes:
         """The unit's pseudonym: BLAKE2b (RFC 7693) keyed with this epoch's key, 16 bytes."""
@@ -269,10 +316,10 @@ class Mesh:
 
     # -- telemetry ----------------------------------------------------------------------------------------------------
 
-    def _refresh(self, now: int) -> None:
-        """OpenTelemetry's providers may be set after the mesh was opened; looking is too dear for every message."""
-        self._next_refresh = now + _REFRESH_SECONDS * 1e9
+    def _refresh(self) -> None:
+        """Looks for OpenTelemetry's providers, which may be set after the mesh was opened, from time to time."""
         self._telemetry.refresh()
+        self._refreshing = asyncio.get_running_loop().call_later(_REFRESH_SECONDS, self._refresh)
 
     def _committed(self, seconds: float) -> None:
         if self._telemetry.metering:
@@ -294,10 +341,15 @@ class _Epoch:
         return found
 
 
-def _settled(receipt: Receipt, charges: Sequence[Charge], record: Record | None) -> Receipt:
-    if record is not None:
-        record.settled(receipt.decision, receipt.epsilon, receipt.rho, charges)
-    return receipt
+_Failure = TypeVar("_Failure", bound=BaseException)
+
+
+def _refusal(error: _Failure, route: Route) -> _Failure | ProtectionError:
+    """What is raised for an exception on the way: dpmesh's own, or one without its text, which may quote a value."""
+    if isinstance(error, DpmeshError) or not isinstance(error, Exception):
+        return error
+    name, kind = route.plan.descriptor.full_name, type(error).__name__
+    return ProtectionError("INTERNAL", name, f"could not be protected ({kind})")
 
 
 class ReleaseStream:
@@ -319,13 +371,9 @@ class ReleaseStream:
         route = mesh._routes.of(type(message))
         if route is None:
             return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
-        started = time.time_ns()
-        if started > mesh._next_refresh:
-            mesh._refresh(started)
-        if not (mesh._telemetry.tracing or mesh._telemetry.metering):
-            return await mesh._settle(route, message)
-        with self._recorded.message(route, started) as record:
-            return await mesh._settle(route, message, record)
+        record = self._recorded.message(route) if mesh._telemetry.listening else None
+        receipt = mesh._release_now(route, message, record)
+        return await mesh._release(route, message, record) if receipt is None else receipt
 
     def close(self) -> None:
         """Ends the stream's span; calling it again does nothing."""

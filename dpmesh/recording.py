@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from dpmesh.accounting import AMOUNT
@@ -20,10 +19,13 @@ _LIFETIME = 2.0**40
 
 
 class Record(Protocol):
-    """What the corridor tells of a release that was not refused."""
+    """What the corridor tells of a release, once."""
 
     def settled(self, decision: str, epsilon: float, rho: float, charges: Sequence[Charge]) -> None:
         """The release was decided like this, and cost that."""
+
+    def refused(self, error: BaseException) -> None:
+        """The release was refused, or what waited for it was cancelled."""
 
 
 class Recording:
@@ -40,9 +42,9 @@ class Recording:
         self._ledger = ledger
         self._alias = alias
 
-    def release(self, route: Route, method: str, direction: str, started: int) -> ReleaseRecord:
-        """The record of one message, to be entered with `with`; `started` in ns since 1970."""
-        return ReleaseRecord(self, route, method, direction, started)
+    def release(self, route: Route, method: str, direction: str) -> ReleaseRecord:
+        """The record of one message, which begins now."""
+        return ReleaseRecord(self, route, method, direction)
 
     def stream(self, method: str, direction: str) -> StreamRecord:
         """The record of one direction of a stream."""
@@ -84,61 +86,43 @@ class Recording:
 
 
 class ReleaseRecord:
-    """What is known of one release; leaving its block records it, as refused unless it was settled."""
+    """What is known of one release at its beginning."""
 
-    __slots__ = (
-        "_charges",
-        "_decision",
-        "_direction",
-        "_epsilon",
-        "_method",
-        "_recording",
-        "_rho",
-        "_route",
-        "_started",
-    )
+    __slots__ = ("_direction", "_method", "_recording", "_route", "_started")
 
-    def __init__(self, recording: Recording, route: Route, method: str, direction: str, started: int) -> None:
+    def __init__(self, recording: Recording, route: Route, method: str, direction: str) -> None:
         self._recording = recording
         self._route = route
         self._method = method
         self._direction = direction
-        self._started = started
-        self._decision = names.REFUSED
-        self._epsilon = 0.0
-        self._rho = 0.0
-        self._charges: Sequence[Charge] = ()
+        self._started = time.time_ns()
 
     def settled(self, decision: str, epsilon: float, rho: float, charges: Sequence[Charge]) -> None:
         """The release was not refused."""
-        self._decision, self._epsilon, self._rho, self._charges = decision, epsilon, rho, charges
+        self._write(decision, epsilon, rho, self._recording.standing(charges))
 
-    def __enter__(self) -> Self:
-        return self
+    def refused(self, error: BaseException) -> None:
+        """The release was refused."""
+        self._write(names.REFUSED, 0.0, 0.0, exhausted(error))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        telemetry = self._recording.telemetry
-        standing = exhausted(error) if error is not None else self._recording.standing(self._charges)
+    def _write(self, decision: str, epsilon: float, rho: float, standing: dict[str, Any]) -> None:
+        telemetry, ended = self._recording.telemetry, time.time_ns()
         if telemetry.metering:
-            seconds = (time.time_ns() - self._started) * 1e-9
             budget = standing.get(names.BUDGET_NAME, "")
-            telemetry.add(
-                self._method, self._route.mechanisms, self._decision, budget, 1, self._epsilon, seconds
-            )
+            seconds = (ended - self._started) * 1e-9
+            telemetry.add(self._method, self._route.mechanisms, decision, budget, 1, epsilon, seconds)
         if telemetry.tracing:
             attributes = {
                 **self._route.attributes,
                 names.RPC_METHOD: self._method,
                 names.DIRECTION: self._direction,
-                names.DECISION: self._decision,
-                names.EPSILON: self._epsilon,
-                names.RHO: self._rho,
+                names.DECISION: decision,
+                names.EPSILON: epsilon,
+                names.RHO: rho,
                 names.MESSAGES_COUNT: 1,
                 **standing,
             }
-            telemetry.span(attributes, self._started)
+            telemetry.span(attributes, self._started, ended)
 
 
 def exhausted(error: BaseException) -> dict[str, Any]:
@@ -169,12 +153,13 @@ class StreamRecord:
         self._messages = 0
         self._epsilon = 0.0
         self._rho = 0.0
-        # What no metric has counted yet: messages, their epsilon, their seconds; and since when.
+        # What no metric has counted yet: messages, their epsilon, and how many seconds the last one took; since when.
         self._uncounted = (0, 0.0, 0.0)
         self._counted = 0
 
-    def message(self, route: Route, started: int) -> Self:
-        """The next message, to be entered with `with`."""
+    def message(self, route: Route) -> Self:
+        """Goes on to the next message, which begins now."""
+        started = time.time_ns()
         if self._route is None and self._recording.telemetry.tracing:
             self._span = self._recording.telemetry.open_span({names.RPC_METHOD: self._method}, started)
         if route is not self._route:
@@ -192,18 +177,12 @@ class StreamRecord:
         self._messages += 1
         self._epsilon += epsilon
         self._rho += rho
-        count, lost, seconds = self._uncounted
-        self._uncounted = (count + 1, lost + epsilon, seconds + (time.time_ns() - self._started) * 1e-9)
+        count, lost, _ = self._uncounted
+        self._uncounted = (count + 1, lost + epsilon, (time.time_ns() - self._started) * 1e-9)
         self._turn(self._recording.state(charges))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            return
+    def refused(self, error: BaseException) -> None:
+        """The message at hand was refused."""
         self._count()
         self._decision = names.REFUSED
         self._refusal = exhausted(error)
@@ -228,7 +207,7 @@ class StreamRecord:
         if count and telemetry.metering and self._route is not None:
             budget = self._standing().get(names.BUDGET_NAME, "")
             mechanisms = self._route.mechanisms
-            telemetry.add(self._method, mechanisms, self._decision, budget, count, epsilon, seconds / count)
+            telemetry.add(self._method, mechanisms, self._decision, budget, count, epsilon, seconds)
 
     def close(self) -> None:
         """Ends the span; calling it again does nothing."""

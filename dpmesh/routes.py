@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ class Route:
             budget's delta) and rho.
         mechanisms: Their names, joined by commas, for metrics.
         attributes: What all its spans have in common.
+        bill: Who pays what for a message. Raises ProtectionError where a unit's id is missing.
     """
 
     plan: Plan
@@ -37,21 +38,24 @@ class Route:
     losses: tuple[tuple[float, float], ...]
     mechanisms: str
     attributes: Mapping[str, Any]
+    bill: Callable[[Message], Bill]
 
-    def bill(self, message: Message) -> Bill:
-        """Who pays what for this message; an account that occurs twice is charged once, for both.
 
-        Raises:
-            ProtectionError: A unit's id is missing.
-        """
-        owners = self.plan.owners(message)
-        amounts = self.amounts
-        if len(owners) == 1:
-            scope, unit = owners[0]
-            return [(budget, unit, amount) for budget, amount in amounts[scope]], *self.losses[scope]
+def _biller(
+    plan: Plan, amounts: Sequence[Sequence[tuple[int, int]]], losses: Sequence[tuple[float, float]]
+) -> Callable[[Message], Bill]:
+    """What bills messages of one class; an account that occurs twice is charged once, for both."""
+    if plan.unit is not None and len(amounts[0]) == 1:
+        read, ((budget, amount),), (epsilon, rho) = plan.unit, amounts[0], losses[0]
+        return lambda message: (((budget, read(message), amount),), epsilon, rho)
+
+    def bill(message: Message) -> Bill:
+        owners = plan.owners(message)
         charges = [(budget, unit, amount) for scope, unit in owners for budget, amount in amounts[scope]]
-        losses = [self.losses[scope] for scope, _ in owners]
-        return _merged(charges), sum(epsilon for epsilon, _ in losses), sum(rho for _, rho in losses)
+        lost = [losses[scope] for scope, _ in owners]
+        return _merged(charges), sum(epsilon for epsilon, _ in lost), sum(rho for _, rho in lost)
+
+    return bill
 
 
 def _merged(charges: Sequence[Charge]) -> Sequence[Charge]:
@@ -99,12 +103,15 @@ class Routes:
             return error
 
     def _route(self, plan: Plan) -> Route:
+        amounts = tuple(
+            self._pay(plan, scope.cost, "unit" if scope.path else "global") for scope in plan.scopes
+        )
+        losses = tuple((self._epsilon(scope.cost), scope.cost.rho / AMOUNT) for scope in plan.scopes)
         return Route(
             plan=plan,
-            amounts=tuple(
-                self._pay(plan, scope.cost, "unit" if scope.path else "global") for scope in plan.scopes
-            ),
-            losses=tuple((self._epsilon(scope.cost), scope.cost.rho / AMOUNT) for scope in plan.scopes),
+            amounts=amounts,
+            losses=losses,
+            bill=_biller(plan, amounts, losses),
             mechanisms=",".join(plan.mechanisms),
             attributes={
                 names.MESSAGE: plan.descriptor.full_name,

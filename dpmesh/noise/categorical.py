@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
-from dpmesh.noise import checks, pool
+from dpmesh.noise import checks
+from dpmesh.noise.codes import Codes
 from dpmesh.noise.randomized_response import RandomizedResponse
 from dpmesh.noise.thresholds import ONE
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class CategoricalMechanism:
     """k-ary randomized response.
 
     Attributes:
         k: The number of symbols.
         epsilon: The loss of one draw, at most.
-        draw: Maps a symbol's index to the index that is released, both 0..k-1. Safe in threads, tasks and
-            forked children.
+        codes: The offsets, and how an index takes one in.
         truth: The probability of releasing the symbol itself; every other one has (1 - truth)/(k - 1).
         worst_variance: n times the variance of the estimated frequency of a symbol that nobody has,
             (E+k-2)/(E-1)^2.
@@ -27,9 +28,14 @@ class CategoricalMechanism:
 
     k: int
     epsilon: Fraction
-    draw: Callable[[int], int]
+    codes: Codes
     truth: float
     worst_variance: float
+
+    @cached_property
+    def draw(self) -> Callable[[int], int]:
+        """Maps a symbol's index to the released one, both 0..k-1; safe in threads, tasks and forked children."""
+        return self.codes.draw()
 
 
 def make(k: int, epsilon: Fraction) -> CategoricalMechanism:
@@ -46,26 +52,12 @@ def make(k: int, epsilon: Fraction) -> CategoricalMechanism:
     checks.integer("the number of symbols", k, 2, 1 << 31)
     checks.epsilon(epsilon)
     law = RandomizedResponse(k, epsilon)
-    offsets = pool.shared((RandomizedResponse, k, epsilon), law.block)
     truth = Fraction(law.threshold, ONE)
     other = (1 - truth) / (k - 1)
     return CategoricalMechanism(
         k=k,
         epsilon=epsilon,
-        draw=_draw(k, offsets),
+        codes=law.codes,
         truth=float(truth),
         worst_variance=float(other * (1 - other) / (truth - other) ** 2),
     )
-
-
-def _draw(k: int, offsets: pool.Pool) -> Callable[[int], int]:
-    pop, refill = offsets.pop, offsets.refill
-
-    def draw(i: int) -> int:
-        try:
-            j = i + pop()
-        except IndexError:
-            j = i + refill()
-        return j if j < k else j - k
-
-    return draw

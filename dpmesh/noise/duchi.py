@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpmesh.noise import uniform
+from dpmesh.noise.codes import Codes
 from dpmesh.noise.coins import Coins
 from dpmesh.noise.entropy import KeyStream
-from dpmesh.noise.pool import Pool
 from dpmesh.noise.thresholds import ONE, logistic
 
 
@@ -30,7 +29,7 @@ class Duchi:
         in_range: Release 0 and size instead; who estimates puts the margin back.
     """
 
-    __slots__ = ("_coins", "above", "below", "high", "low", "margin", "q", "rounding", "size")
+    __slots__ = ("_coins", "codes", "high", "low", "margin", "q", "rounding", "size")
 
     def __init__(self, size: int, epsilon: Fraction, *, in_range: bool = False) -> None:
         lie = logistic(epsilon) + 1
@@ -43,10 +42,11 @@ class Duchi:
         self.rounding = float(Fraction(up, ONE) * (1 - Fraction(up, ONE)))
         self._coins = Coins([lie, up])
         lower, upper = (-floor, -floor - 1), (size + floor, size + floor + 1)
-        # What to release, by the last two bits of a code, for an x that was rounded to the upper or lower
-        # end.
-        self.above = (*upper, *lower)
-        self.below = (*lower, *upper)
+        # What to release, by the last two bits of a code, for an x that was rounded to the upper or lower end.
+        # x > u is 4x > code, because a code is below 4u + 4.
+        above, below = (*upper, *lower), (*lower, *upper)
+        decode = f"y = ({above} if 4 * x > code else {below})[code & 3]"
+        self.codes = Codes((Duchi, size, epsilon, in_range), self.block, decode)
         margin = floor + (up > 0)
         self.low, self.high = -margin, size + margin
 
@@ -57,23 +57,6 @@ class Duchi:
         codes += lie.view(np.int8) << 1
         codes += up
         return codes
-
-    def decode(self, x: int, code: int) -> int:
-        """What index x releases with a code. x > u is 4x > code, because a code is below 4u + 4."""
-        return (self.above if 4 * x > code else self.below)[code & 3]
-
-    def draw(self, pool: Pool) -> Callable[[int], int]:
-        """`decode` with codes from a pool, in one call."""
-        pop, refill, above, below = pool.pop, pool.refill, self.above, self.below
-
-        def draw(x: int) -> int:
-            try:
-                code = pop()
-            except IndexError:
-                code = refill()
-            return (above if 4 * x > code else below)[code & 3]
-
-        return draw
 
     def variance(self, x: int) -> float:
         """Of the unbiased estimate, in squared grid steps."""

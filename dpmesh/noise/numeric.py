@@ -10,12 +10,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
+from textwrap import indent
 
-from dpmesh.noise import checks, discrete_gaussian, discrete_laplace, pool, thresholds
+import numpy as np
+from numpy.typing import NDArray
+
+from dpmesh.noise import checks, discrete_gaussian, discrete_laplace, thresholds
+from dpmesh.noise.codes import Codes
 from dpmesh.noise.coins import Coins
 from dpmesh.noise.discrete_gaussian import DiscreteGaussian
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
 from dpmesh.noise.duchi import Duchi
+from dpmesh.noise.entropy import KeyStream
 from dpmesh.noise.piecewise import Piecewise
 
 MAX_SIZE = 1 << 40
@@ -38,7 +45,7 @@ class Kind(enum.StrEnum):
     HYBRID = "hybrid"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class NumericMechanism:
     """One mechanism with its parameters.
 
@@ -46,8 +53,7 @@ class NumericMechanism:
         kind: Which one.
         epsilon: The loss of one draw, at most; None for the discrete Gaussian.
         rho: The discrete Gaussian's zCDP loss, else None.
-        draw: Maps an index 0..size to the released index in low..high. Safe in threads, tasks and forked
-            children.
+        codes: What is drawn ahead of time, and how an index takes it in.
         low: The smallest output, in grid steps from index 0.
         high: The largest output.
         variance: Maps an index to the variance of its unbiased estimate, in squared grid steps.
@@ -60,13 +66,18 @@ class NumericMechanism:
     kind: Kind
     epsilon: Fraction | None
     rho: Fraction | None
-    draw: Callable[[int], int]
+    codes: Codes
     low: int
     high: int
     variance: Callable[[int], float]
     worst_variance: float
     unbiased_low: float | None = None
     unbiased_high: float | None = None
+
+    @cached_property
+    def draw(self) -> Callable[[int], int]:
+        """Maps an index 0..size to the released index in low..high. Safe in threads, tasks and forked children."""
+        return self.codes.draw()
 
 
 def make(
@@ -165,8 +176,8 @@ def _refuse(in_range: bool, kind: Kind) -> None:
 def _laplace(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> NumericMechanism:
     scale = padded(Fraction(sensitivity) / epsilon)
     law = DiscreteLaplace(scale)
-    noise = pool.shared((DiscreteLaplace, scale), law.block)
     reach = 0 if in_range else math.ceil(_LAPLACE_REACH * scale)
+    codes = Codes((DiscreteLaplace, scale), law.block, _add(-reach, size + reach))
     rate = 1 / float(scale)
     full = discrete_laplace.variance(scale)
     # What the clamp cuts off is geometric whatever the index, with mean a/(1-a): putting that mean in its
@@ -184,7 +195,7 @@ def _laplace(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> 
         kind=Kind.DISCRETE_LAPLACE,
         epsilon=epsilon,
         rho=None,
-        draw=_add(noise, -reach, size + reach),
+        codes=codes,
         low=-reach,
         high=size + reach,
         variance=variance,
@@ -197,14 +208,14 @@ def _laplace(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> 
 def _gaussian(size: int, sensitivity: int, rho: Fraction) -> NumericMechanism:
     sigma2 = padded(Fraction(sensitivity) ** 2 / (2 * rho))
     law = DiscreteGaussian(sigma2)
-    noise = pool.shared((DiscreteGaussian, sigma2), law.block)
     reach = _GAUSSIAN_REACH * (math.isqrt(int(sigma2)) + 1)
+    codes = Codes((DiscreteGaussian, sigma2), law.block, _add(-reach, size + reach))
     full = discrete_gaussian.variance(sigma2)
     return NumericMechanism(
         kind=Kind.DISCRETE_GAUSSIAN,
         epsilon=None,
         rho=rho,
-        draw=_add(noise, -reach, size + reach),
+        codes=codes,
         low=-reach,
         high=size + reach,
         variance=lambda x: full,
@@ -214,12 +225,11 @@ def _gaussian(size: int, sensitivity: int, rho: Fraction) -> NumericMechanism:
 
 def _duchi(size: int, epsilon: Fraction, in_range: bool) -> NumericMechanism:
     law = Duchi(size, epsilon, in_range=in_range)
-    codes = pool.shared((Duchi, size, epsilon, in_range), law.block)
     return NumericMechanism(
         kind=Kind.DUCHI,
         epsilon=epsilon,
         rho=None,
-        draw=law.draw(codes),
+        codes=law.codes,
         low=law.low,
         high=law.high,
         variance=law.variance,
@@ -231,12 +241,11 @@ def _duchi(size: int, epsilon: Fraction, in_range: bool) -> NumericMechanism:
 
 def _piecewise(size: int, epsilon: Fraction) -> NumericMechanism:
     law = Piecewise(size, epsilon)
-    codes = pool.shared((Piecewise, size, epsilon), law.block)
     return NumericMechanism(
         kind=Kind.PIECEWISE,
         epsilon=epsilon,
         rho=None,
-        draw=law.draw(codes),
+        codes=law.codes,
         low=law.low,
         high=law.high,
         variance=law.variance,
@@ -252,16 +261,26 @@ def _hybrid(size: int, epsilon: Fraction) -> NumericMechanism:
     piecewise = _piecewise(size, epsilon)
     threshold = thresholds.exponential(epsilon / 2)
     coin = Coins([threshold])
-    coins = pool.shared((Coins, threshold), lambda count, stream: coin.toss(count, stream)[0])
-    pop, refill, from_duchi, from_piecewise = coins.pop, coins.refill, duchi.draw, piecewise.draw
     share = threshold / thresholds.ONE
 
-    def draw(x: int) -> int:
-        try:
-            heads = pop()
-        except IndexError:
-            heads = refill()
-        return from_duchi(x) if heads else from_piecewise(x)
+    def block(count: int, stream: KeyStream) -> NDArray[np.int64]:
+        """Codes of the one or the other, twice their value, plus 1 for Duchi's."""
+        from_duchi = coin.toss(count, stream)[0]
+        drawn = np.where(from_duchi, duchi.codes.block(count, stream), piecewise.codes.block(count, stream))
+        codes: NDArray[np.int64] = drawn << 1 | from_duchi
+        return codes
+
+    decode = "\n".join(
+        (
+            "if code & 1:",
+            "    code >>= 1",
+            indent(duchi.codes.decode, "    "),
+            "else:",
+            "    code >>= 1",
+            indent(piecewise.codes.decode, "    "),
+        )
+    )
+    codes = Codes((Kind.HYBRID, size, epsilon), block, decode)
 
     def variance(x: int) -> float:
         return share * duchi.variance(x) + (1 - share) * piecewise.variance(x)
@@ -270,7 +289,7 @@ def _hybrid(size: int, epsilon: Fraction) -> NumericMechanism:
         kind=Kind.HYBRID,
         epsilon=epsilon,
         rho=None,
-        draw=draw,
+        codes=codes,
         low=min(duchi.low, piecewise.low),
         high=max(duchi.high, piecewise.high),
         variance=variance,
@@ -278,16 +297,8 @@ def _hybrid(size: int, epsilon: Fraction) -> NumericMechanism:
     )
 
 
-def _add(noise: pool.Pool, low: int, high: int) -> Callable[[int], int]:
-    pop, refill = noise.pop, noise.refill
-
-    def draw(x: int) -> int:
-        try:
-            y = x + pop()
-        except IndexError:
-            y = x + refill()
-        if low <= y <= high:
-            return y
-        return low if y < low else high
-
-    return draw
+def _add(low: int, high: int) -> str:
+    return f"""\
+y = x + code
+if not {low} <= y <= {high}:
+    y = {low} if y < {low} else {high}"""

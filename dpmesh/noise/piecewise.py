@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpmesh.noise import uniform
+from dpmesh.noise.codes import Codes
 from dpmesh.noise.coins import Coins
 from dpmesh.noise.entropy import KeyStream
-from dpmesh.noise.pool import Pool
 from dpmesh.noise.thresholds import ONE, logistic
 
 _WORD_BITS = 60
@@ -46,7 +45,19 @@ class Piecewise:
         ValueError: The range of outputs is too wide for 64-bit integers.
     """
 
-    __slots__ = ("_coin", "base", "cells", "high", "inside", "low", "shift", "size", "slope", "width")
+    __slots__ = (
+        "_coin",
+        "base",
+        "cells",
+        "codes",
+        "high",
+        "inside",
+        "low",
+        "shift",
+        "size",
+        "slope",
+        "width",
+    )
 
     def __init__(self, size: int, epsilon: Fraction) -> None:
         self.size = size
@@ -64,6 +75,7 @@ class Piecewise:
         self._coin = Coins([threshold])
         self.low = self.base >> self.shift
         self.high = -(-((self.cells - 1) * self.slope + self.base) >> self.shift)
+        self.codes = Codes((Piecewise, size, epsilon), self.block, self._decode())
 
     def block(self, count: int, stream: KeyStream) -> NDArray[np.int64]:
         """Makes codes: j slope + v for cell j of the window, ~(r 2^shift + v) for cell r of those out of it.
@@ -76,29 +88,17 @@ class Piecewise:
         rest = uniform.below(self.size, count, stream)
         return np.where(inside, window * self.slope + v, ~((rest << self.shift) | v))
 
-    def decode(self, x: int, code: int) -> int:
-        """What index x releases with a code."""
-        if code >= 0:
-            return (x * self.slope + self.base + code) >> self.shift
-        rest, v = divmod(~code, 1 << self.shift)
-        cell = rest if rest < x else rest + self.width
-        return (cell * self.slope + self.base + v) >> self.shift
-
-    def draw(self, pool: Pool) -> Callable[[int], int]:
-        """`decode` with codes from a pool, in one call."""
-        pop, refill, decode = pool.pop, pool.refill, self.decode
-        slope, base, shift = self.slope, self.base, self.shift
-
-        def draw(x: int) -> int:
-            try:
-                code = pop()
-            except IndexError:
-                code = refill()
-            if code >= 0:
-                return (x * slope + base + code) >> shift
-            return decode(x, code)
-
-        return draw
+    def _decode(self) -> str:
+        """A cell is j or, of those out of the window, r or r + width; its point is rounded by v."""
+        return f"""\
+if code >= 0:
+    y = (x * {self.slope} + {self.base} + code) >> {self.shift}
+else:
+    y = ~code >> {self.shift}
+    code = ~code & {(1 << self.shift) - 1}
+    if y >= x:
+        y += {self.width}
+    y = (y * {self.slope} + {self.base} + code) >> {self.shift}"""
 
     def variance(self, x: int) -> float:
         """Of the output, in squared grid steps."""

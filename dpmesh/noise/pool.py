@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable
+from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
 import numpy as np
@@ -39,19 +40,22 @@ class Pool:
             draw = refill()
 
     Args:
-        block: Makes that many independent draws from a stream.
+        block: Makes that many independent draws from a stream; a draw may be a row of several numbers.
+        first: How many it makes at first.
+        last: How many it makes at most, when it has come to be used much.
     """
 
-    __slots__ = ("__weakref__", "_block", "_items", "_size", "pop")
+    __slots__ = ("__weakref__", "_block", "_items", "_last", "_size", "pop")
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, *, first: int = _FIRST_BLOCK, last: int = _LAST_BLOCK) -> None:
         self._block = block
-        self._items: list[int] = []
-        self._size = _FIRST_BLOCK
+        self._items: list[Any] = []
+        self._size = first
+        self._last = last
         self.pop = self._items.pop
         _pools.add(self)
 
-    def refill(self) -> int:
+    def refill(self) -> Any:
         """Adds a block and takes one draw."""
         while True:
             generation = _generation
@@ -61,7 +65,7 @@ class Pool:
             if generation != _generation:
                 self._items.clear()
                 continue
-            self._size = min(2 * self._size, _LAST_BLOCK)
+            self._size = min(2 * self._size, self._last)
             try:
                 return self.pop()
             except IndexError:

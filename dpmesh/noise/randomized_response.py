@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmesh.noise import uniform
+from dpmesh.noise.codes import Codes
 from dpmesh.noise.coins import Coins
 from dpmesh.noise.entropy import KeyStream
 from dpmesh.noise.thresholds import logistic
@@ -25,12 +26,14 @@ class RandomizedResponse:
         epsilon: Above 0.
     """
 
-    __slots__ = ("_coin", "k", "threshold")
+    __slots__ = ("_coin", "codes", "k", "threshold")
 
     def __init__(self, k: int, epsilon: Fraction) -> None:
         self.k = k
         self.threshold = logistic(-epsilon, k - 1)
         self._coin = Coins([self.threshold])
+        decode = f"y = x + code\nif y >= {k}:\n    y -= {k}"
+        self.codes = Codes((RandomizedResponse, k, epsilon), self.block, decode)
 
     def block(self, count: int, stream: KeyStream | None = None) -> NDArray[np.int64]:
         """Makes independent offsets.

@@ -17,11 +17,10 @@ from dpmesh.policy import choices, steps, transforms, units
 from dpmesh.policy.fields import Place, checked_items, plan_categorical, plan_numeric
 from dpmesh.policy.findings import Findings, is_protected
 from dpmesh.policy.node import Node, Walk, into_child, over_elements, over_entries
-from dpmesh.policy.plan import Alias, FieldPlan, Kind, Model, Plan, Scope
+from dpmesh.policy.plan import FieldPlan, Kind, Model, Plan, Scope
 from dpmesh.policy.problem import BadRuleError, Problem, Severity
 from dpmesh.policy.rules import UNANNOTATED, Rulebook
 from dpmesh.policy.shares import share
-from dpmesh.policy.steps import Step
 from dpmesh.policy.types import METHODS, choice_of, extensions, held, is_map, type_name
 from dpmesh.v1 import privacy_pb2 as pb
 
@@ -82,8 +81,9 @@ def _plan(message: Descriptor, node: Node, version: str) -> Plan:
         fields=tuple(node.fields),
         scopes=tuple(scopes),
         owners=_owners([walk for _, _, walk in node.units], ownerless != Cost.ZERO),
-        protect=_builder(new, node.steps, node.copies),
-        blank=_builder(new, node.bare, node.copies),
+        unit=node.unit if len(scopes) == 1 else None,
+        protect=steps.build(new, node.steps, discard=node.copies),
+        blank=steps.build(new, node.bare, discard=node.copies),
         mechanisms=tuple(sorted({entry.mechanism_name for entry in noised})),
         protected=sum(entry.kind not in (Kind.PUBLIC, Kind.UNIT) for entry in node.fields),
         cost=sum((scope.cost for scope in scopes), Cost.ZERO),
@@ -91,26 +91,8 @@ def _plan(message: Descriptor, node: Node, version: str) -> Plan:
     )
 
 
-def _builder(
-    new: type[Message], compiled: Sequence[Step], copies: bool
-) -> Callable[[Message, Alias], Message]:
-    run = steps.run_all(compiled)
-
-    def build(source: Message, alias: Alias) -> Message:
-        target = new()
-        run(source, target, alias)
-        if copies:
-            target.DiscardUnknownFields()
-        return target
-
-    return build
-
-
 def _owners(walks: Sequence[Walk], ownerless: bool) -> Callable[[Message], Sequence[tuple[int, bytes]]]:
     last = len(walks)
-    if last == 1 and not ownerless:
-        only = walks[0]
-        return lambda message: [(0, unit) for unit in only(message)]
 
     def owners(message: Message) -> Sequence[tuple[int, bytes]]:
         found = [(index, unit) for index, walk in enumerate(walks) for unit in walk(message)]

@@ -27,6 +27,7 @@ class Node:
         local: What the unit's own values cost that have no unit yet.
         central: What aggregates cost.
         units: The scopes of units within: each one's path, cost, and the walk to its instances.
+        unit: Reads the id of the unit that this message itself names.
         copies: It copies whole messages, whose unknown fields must go.
         gaps: Required fields that leave only where they were set, so that the message must have been there.
     """
@@ -37,6 +38,7 @@ class Node:
     local: Cost = Cost.ZERO
     central: Cost = Cost.ZERO
     units: list[tuple[str, Cost, Walk]] = field(default_factory=list)
+    unit: Callable[[Any], bytes] | None = None
     copies: bool = False
     gaps: list[str] = field(default_factory=list)
 
@@ -47,6 +49,7 @@ class Node:
 
     def own(self, read: Callable[[Any], bytes], path: str) -> None:
         """A unit pays for all local values here that no deeper unit pays for."""
+        self.unit = read
         self.units.insert(0, (path, self.local, lambda message: (read(message),)))
         self.local = Cost.ZERO
 

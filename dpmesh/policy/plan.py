@@ -141,6 +141,8 @@ class Plan:
         fields: All fields that the plan names, in order of declaration, depth first.
         scopes: Who pays what; a scope inside a repeated field is paid once an instance.
         owners: Maps a message to (scope index, unit's canonical bytes) pairs. Raises ProtectionError.
+        unit: Where one unit, in the message itself, pays for all of it: reads its id. None otherwise. Raises
+            ProtectionError.
         protect: Maps a message and the pseudonym function to a new, protected message of the same type. The
             argument is never changed. Raises ProtectionError.
         blank: The same, as if every value were absent: what leaves under on_exhausted = "suppress".
@@ -155,6 +157,7 @@ class Plan:
     fields: tuple[FieldPlan, ...]
     scopes: tuple[Scope, ...]
     owners: Callable[[Message], Sequence[tuple[int, bytes]]]
+    unit: Callable[[Message], bytes] | None
     protect: Callable[[Message, Alias], Message]
     blank: Callable[[Message, Alias], Message]
     mechanisms: tuple[str, ...]

@@ -13,8 +13,9 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from dpmesh.noise.codes import function, joint, taking
 from dpmesh.policy.plan import Alias
-from dpmesh.policy.transforms import Draw, Transform
+from dpmesh.policy.transforms import Transform
 from dpmesh.policy.types import F, is_map, is_wrapper, may_extend, scalar
 
 # What reads one field of the first message and writes it, protected, to the second.
@@ -27,10 +28,11 @@ def single(field: FieldDescriptor, transform: Transform) -> Step:
     """Applies a transform to a field that is always emitted, whether it was set or not."""
     name = field.name
     if is_wrapper(field):
+        protect = transform.function()
 
         def wrapped(source: Any, target: Any, _alias: Alias) -> None:
             box = getattr(target, name)
-            box.value = transform(getattr(source, name).value)
+            box.value = protect(getattr(source, name).value)
             box.SetInParent()
 
         return wrapped
@@ -41,6 +43,7 @@ def single(field: FieldDescriptor, transform: Transform) -> Step:
 def repeated(field: FieldDescriptor, transform: Transform, items: int) -> Step:
     """Applies a transform to each of exactly `items` elements: cut, or filled up with defaults."""
     name = field.name
+    protect = transform.function()
     filler = "" if scalar(field).type == F.TYPE_STRING else 0
     if is_wrapper(field):
 
@@ -49,39 +52,72 @@ def repeated(field: FieldDescriptor, transform: Transform, items: int) -> Step:
             values += [filler] * (items - len(values))
             into = getattr(target, name)
             for value in values:
-                into.add(value=transform(value))
+                into.add(value=protect(value))
 
         return boxes
 
     def plain(source: Any, target: Any, _alias: Alias) -> None:
         values = getattr(source, name)[:items]
         values += [filler] * (items - len(values))
-        getattr(target, name).extend([transform(value) for value in values])
+        getattr(target, name).extend([protect(value) for value in values])
 
     return plain
 
 
-def run_all(steps: Sequence[Step]) -> Run:
-    """All steps of one message type, as one function with a line for each.
+def build(new: type[Message], steps: Sequence[Step], *, discard: bool) -> Callable[[Message, Alias], Message]:
+    """What makes a protected message from another one.
 
-    Every message goes through it; reading and writing attributes by name in a loop takes a tenth longer.
+    Args:
+        new: The message class.
+        steps: What writes its fields.
+        discard: The steps copy whole messages, whose unknown fields must go.
     """
-    lines = ["def run(source, target, alias):", "    pass"]
-    known: dict[str, Any] = {}
+    last = "target.DiscardUnknownFields()" if discard else ""
+    made: Callable[[Message, Alias], Message] = _compiled(
+        "source, alias", steps, "target = new()", last, "target", {"new": new}
+    )
+    return made
+
+
+def run_all(steps: Sequence[Step]) -> Run:
+    """What writes the protected fields of one message to another."""
+    run: Run = _compiled("source, target, alias", steps, "", "", "None", {})
+    return run
+
+
+def _compiled(
+    arguments: str, steps: Sequence[Step], first: str, last: str, result: str, known: dict[str, Any]
+) -> Any:
+    """All steps of one message type, as one function that takes all its randomness from one pool.
+
+    Every message goes through it: between two RPCs, when the processor's caches hold other things, each function and
+    each object that it touches costs more than what is done there.
+    """
+    inlined = [(number, step) for number, step in enumerate(steps) if isinstance(step, tuple)]
+    codes = {number: f"code{number}" for number, _ in inlined}
+    lines = [first]
     for number, step in enumerate(steps):
         if isinstance(step, tuple):
-            name, known[f"f{number}"] = step
-            if name.isidentifier() and not keyword.iskeyword(name):
-                lines.append(f"    target.{name} = f{number}(source.{name})")
-            else:
-                lines.append(f"    setattr(target, {name!r}, f{number}(getattr(source, {name!r})))")
+            name, transform = step
+            text, names = transform.marked(str(number))
+            read, write = _attribute(name)
+            lines += [f"value = {read}", f"code = {codes[number]}", text, write]
+            known.update(names)
         else:
-            known[f"f{number}"] = step
-            lines.append(f"    f{number}(source, target, alias)")
-    # What is compiled are the lines above; of a message type there is nothing in them but identifiers.
-    exec("\n".join(lines), known)  # noqa: S102
-    run: Run = known["run"]
-    return run
+            known[f"step{number}"] = step
+            lines.append(f"step{number}(source, target, alias)")
+    body = "\n".join([*lines, last])
+    if not inlined:
+        return function("protect", arguments, body, result, known)
+    stock = joint([transform.codes for _, (_, transform) in inlined])
+    return taking(stock, "protect", arguments, ", ".join(codes.values()) + ",", body, result, **known)
+
+
+def _attribute(name: str) -> tuple[str, str]:
+    """What reads a field of the source, and what writes it to the target."""
+    if name.isidentifier() and not keyword.iskeyword(name):
+        return f"source.{name}", f"target.{name} = out"
+    return f"getattr(source, {name!r})", f"setattr(target, {name!r}, out)"
 
 
 def child(name: str, run: Run, *, when_set: bool) -> Step:
@@ -125,7 +161,9 @@ def entries(name: str, run: Run, items: int) -> Step:
     return step
 
 
-def choice(oneof_name: str, members: Sequence[tuple[str, Run]], draw: Draw, blank: Message) -> Step:
+def choice(
+    oneof_name: str, members: Sequence[tuple[str, Run]], draw: Callable[[int], int], blank: Message
+) -> Step:
     """A oneof whose choice is randomized: the drawn member leaves, with a default's output if it was not the one."""
     positions = {name: position for position, (name, _) in enumerate(members)}
     runs = [run for _, run in members]

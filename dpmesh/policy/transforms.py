@@ -1,79 +1,101 @@
-"""Transforms: one value in, one protected value out. The hot path of every protected field."""
+"""Transforms: one value in, one protected value out. The hot path of every protected field.
+
+A transform is the text of a few statements, so that those of all fields of a message become one function.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from dpmesh.errors import ProtectionError
+from dpmesh.noise import pool
+from dpmesh.noise.codes import Codes, taking
 from dpmesh.policy.plan import FieldPlan, Grid
 
-Draw = Callable[[int], int]
-Transform = Callable[[Any], Any]
+# In the names that a transform's text refers to: what tells it from others in the same function.
+_MARK = "@"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Transform:
+    """What a field's plan does to each of its values.
+
+    Attributes:
+        codes: The randomness that one value takes.
+        text: Python statements from a `value` and a `code` to what leaves, `out`.
+        known: What they refer to, by names that end in "@".
+    """
+
+    codes: Codes
+    text: str
+    known: Mapping[str, Any]
+
+    def marked(self, mark: str) -> tuple[str, dict[str, Any]]:
+        """The text, and what it refers to, with names that end in `mark`."""
+        return self.text.replace(_MARK, mark), {
+            name.replace(_MARK, mark): held for name, held in self.known.items()
+        }
+
+    def function(self) -> Callable[[Any], Any]:
+        """The same as a function of the value alone."""
+        text, known = self.marked("")
+        stock = pool.shared(self.codes.key, self.codes.block)
+        transform: Callable[[Any], Any] = taking(stock, "transform", "value", "code", text, "out", **known)
+        return transform
 
 
 def of(plan: FieldPlan) -> Transform:
-    """What a field's plan does to each of its values."""
+    """The transform of a numeric or categorical field."""
     return numeric(plan) if plan.domain is None else categorical(plan)
 
 
 def numeric(plan: FieldPlan) -> Transform:
-    """Clamps to the bounds, rounds to the grid, draws, and goes back to the field's units."""
+    """Clamps to the bounds, rounds to the grid, takes the code in, and goes back to the field's units."""
     assert plan.grid is not None
     assert plan.mechanism is not None
-    grid, draw, field_name = plan.grid, plan.mechanism.draw, plan.name
-    in_range, refuse_nan = plan.in_range, plan.refuses_nan
-    if grid.integral:
-        return _integers(grid, draw, in_range=in_range)
-    lower, upper, step, size = grid.lower, grid.upper, grid.step, grid.size
-    middle = size // 2
+    grid, codes = plan.grid, plan.mechanism.codes
+    lower, upper, step = (_number(grid, held) for held in (grid.lower, grid.upper, grid.step))
+    nearest = f"(value - {lower} + {int(grid.step) // 2}) // {step}"
+    if not grid.integral:
+        nearest = f"int((value - {lower}) / {step} + 0.5)"
     # The last point may lie above the upper bound, which an output IN_RANGE may not pass.
-    clamp = in_range and grid.value(size) > upper
-
-    def transform(value: float) -> float:
-        if lower < value < upper:
-            index = int((value - lower) / step + 0.5)
-            if index > size:
-                index = size
-        elif value <= lower:
-            index = 0
-        elif value >= upper:
-            index = size
-        elif refuse_nan:
-            raise ProtectionError("NOT_A_NUMBER", field_name, "is NaN, which its rule refuses")
-        else:
-            index = middle
-        out = lower + draw(index) * step
-        return upper if clamp and out > upper else out
-
-    return transform
+    clamp = plan.in_range and grid.value(grid.size) > grid.upper
+    text = f"""\
+if {lower} < value < {upper}:
+    x = {nearest}
+    if x > {grid.size}:
+        x = {grid.size}
+elif value <= {lower}:
+    x = 0
+elif value >= {upper}:
+    x = {grid.size}
+else:
+    x = {"refuse@()" if plan.refuses_nan else grid.size // 2}
+{codes.decode}
+out = {lower} + y * {step}
+{f"if out > {upper}: out = {upper}" if clamp else ""}"""
+    return Transform(codes, text, {"refuse@": _refusal(plan.name)} if plan.refuses_nan else {})
 
 
-def _integers(grid: Grid, draw: Draw, *, in_range: bool) -> Transform:
-    lower, upper, step, size = int(grid.lower), int(grid.upper), int(grid.step), grid.size
-    half = step // 2
-    clamp = in_range and lower + size * step > upper
+def _number(grid: Grid, value: float) -> str:
+    """A number as Python reads it: of a grid of integers, an integer."""
+    return f"({(int(value) if grid.integral else float(value))!r})"
 
-    def transform(value: int) -> int:
-        if lower < value < upper:
-            index = (value - lower + half) // step
-        else:
-            index = 0 if value <= lower else size
-        out = lower + draw(index) * step
-        return upper if clamp and out > upper else out
 
-    return transform
+def _refusal(name: str) -> Callable[[], NoReturn]:
+    def refuse() -> NoReturn:
+        raise ProtectionError("NOT_A_NUMBER", name, "is NaN, which its rule refuses")
+
+    return refuse
 
 
 def categorical(plan: FieldPlan) -> Transform:
     """Randomizes over the domain; what is outside of it counts as its first value."""
     assert plan.domain is not None
     assert plan.mechanism is not None
-    domain, draw = plan.domain, plan.mechanism.draw
-    index_of = {value: index for index, value in enumerate(domain)}.get
-    values = tuple(domain)
-
-    def transform(value: Any) -> Any:
-        return values[draw(index_of(value, 0))]
-
-    return transform
+    codes = plan.mechanism.codes
+    text = f"x = index_of@(value, 0)\n{codes.decode}\nout = values@[y]"
+    indexes = {value: index for index, value in enumerate(plan.domain)}
+    return Transform(codes, text, {"index_of@": indexes.get, "values@": plan.domain})

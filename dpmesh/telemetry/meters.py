@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 # Seconds. A release from a held lease takes tens of microseconds, one that waits for a disk milliseconds.
 _BOUNDARIES = tuple(m * 10.0**e for e in range(-5, 1) for m in (1.0, 2.5, 5.0))
+# A series records its durations as long as they are no more than this many a second, and then as many of them: each
+# takes the SDK as long as it takes to release a message. What is counted is counted in full.
+_DURATIONS = 100
 
 
 class Series:
@@ -24,22 +28,25 @@ class Series:
         labels: Method, mechanism, decision, budget.
         releases: How many messages.
         loss: Their epsilon, summed.
+        times: When the durations recorded so far would have filled the time at an even rate.
     """
 
-    __slots__ = ("labels", "loss", "releases")
+    __slots__ = ("labels", "loss", "releases", "times")
 
     def __init__(self, key: tuple[str, str, str, str]) -> None:
         labels = (names.LABEL_METHOD, names.LABEL_MECHANISM, names.LABEL_DECISION, names.LABEL_BUDGET)
         self.labels = dict(zip(labels, key, strict=True))
         self.releases = 0
         self.loss = 0.0
+        self.times = 0.0
 
 
 class Meters:
     """The instruments of one meter provider.
 
     The counters add up in this process and are read when somebody exports: one addition under a lock, where the
-    SDK's own counters take 6 us. Durations go to real histograms, for which the API has no such way.
+    SDK's own counters take 6 us. Durations go to real histograms, for which the API has no such way; of a busy
+    series, a sample of them.
 
     Args:
         meter: Makes the instruments.
@@ -89,7 +96,13 @@ class Meters:
                 series = self._series[key] = Series(key)
             series.releases += count
             series.loss += epsilon
-        self._record_release(seconds, series.labels, self._context)
+            now = time.monotonic()
+            times = max(series.times, now - 1)
+            sampled = times <= now
+            if sampled:
+                series.times = times + 1 / _DURATIONS
+        if sampled:
+            self._record_release(seconds, series.labels, self._context)
 
     def ledger(self, seconds: float) -> None:
         """Records how long one durable write took."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dpmesh.telemetry import meters, names
+from dpmesh.telemetry import meters, names, spans
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -22,12 +22,15 @@ class Telemetry:
     Attributes:
         tracing: Somebody listens to spans.
         metering: Somebody listens to metrics.
+        listening: Somebody listens to either.
     """
 
     def __init__(self) -> None:
         self.tracing = False
         self.metering = False
+        self.listening = False
         self._tracer: Tracer | None = None
+        self._write: spans.Write | None = None
         self._meters: meters.Meters | None = None
         self._providers: tuple[object, object] = (None, None)
 
@@ -44,35 +47,31 @@ class Telemetry:
         else:
             tracer = tracing.get_tracer(names.SCOPE, version)
             self._tracer = None if isinstance(tracer, trace.NoOpTracer) else tracer
+        self._write = None if self._tracer is None else spans.writer(self._tracer)
         self._meters = None if is_api_only(metering) else meters.of(metering, version)
         self.tracing = self._tracer is not None
         self.metering = self._meters is not None
+        self.listening = self.tracing or self.metering
         self._providers = (tracing, metering)
 
     def span(
         self,
         attributes: Attributes,
         start_ns: int,
+        end_ns: int,
         *,
         context: Context | None = None,
-        events: Iterable[tuple[str, Attributes]] = (),
     ) -> None:
-        """Records a release that has just ended, as a child of the context's span.
+        """Records a release that has ended, as a child of the context's span.
 
         Args:
             attributes: All of the span's attributes.
             start_ns: When it began, in ns since 1970.
+            end_ns: When it ended, likewise.
             context: OpenTelemetry's context; the current one by default.
-            events: Names and attributes of what happened on the way.
         """
-        tracer = self._tracer
-        if tracer is None:
-            return
-        # All attributes at the start: one check of them instead of one a call. The kind is INTERNAL by default.
-        span = tracer.start_span(names.RELEASE, context, attributes=attributes, start_time=start_ns)
-        for name, details in events:
-            span.add_event(name, details)
-        span.end()
+        if self._write is not None:
+            self._write(names.RELEASE, attributes, start_ns, end_ns, context)
 
     def open_span(
         self, attributes: Attributes, start_ns: int | None = None, *, context: Context | None = None

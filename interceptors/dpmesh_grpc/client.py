@@ -40,11 +40,24 @@ class Sender:
         self._mesh = mesh
         self._methods = Methods(mesh)
 
-    async def send_one(self, continuation: Any, details: Any, request: Any, refused_type: Any) -> Any:
+    def send_one(self, continuation: Any, details: Any, request: Any, refused_type: Any) -> Awaitable[Any]:
         """Releases the request, and only then lets the RPC begin."""
         lane = self._methods[details.method].request
-        if lane.passes(type(request)):
-            return await continuation(details, request)
+        left = details.timeout
+        if left is None or left > 0:
+            try:
+                # Without waiting, next to nothing is taken from the call's time.
+                protected = lane.protect_now(request)
+            except DpmeshError as error:
+                return _done(_refused(refused_type, error))
+            if protected is not None:
+                return self._send(continuation, details, request, protected, left)
+        return self._send_later(lane, continuation, details, request, refused_type)
+
+    async def _send_later(
+        self, lane: Lane, continuation: Any, details: Any, request: Any, refused_type: Any
+    ) -> Any:
+        """The same where the ledger has to be waited for."""
         left = details.timeout
         try:
             if left is None:
@@ -52,13 +65,20 @@ class Sender:
             else:
                 protected, left = await _in_time(lane, request, left)
         except DpmeshError as error:
-            refusal = status.rpc_error(status.refusal(error))
-            refusal.__cause__ = error
-            return refused_type(refusal)
+            return _refused(refused_type, error)
         except grpc.aio.AioRpcError as late:
             return refused_type(late)
-        metadata = details.metadata if protected is request else self._marked(details.metadata, attest=True)
-        return await continuation(_changed(details, left, metadata), protected)
+        return await self._send(continuation, details, request, protected, left)
+
+    def _send(
+        self, continuation: Any, details: Any, request: Any, protected: Any, left: float | None
+    ) -> Awaitable[Any]:
+        if protected is not request:
+            details = _changed(details, left, self._marked(details.metadata, attest=True))
+        elif left != details.timeout:
+            details = _changed(details, left, details.metadata)
+        sent: Awaitable[Any] = continuation(details, protected)
+        return sent
 
     async def send_many(self, continuation: Any, details: Any, requests: Any, call_type: Any) -> Any:
         """Lets the RPC begin with a stream in which each request is released as gRPC asks for it."""
@@ -101,6 +121,17 @@ class LazyMetadata(grpc.aio.Metadata):  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[tuple[str, str | bytes]]:
         return super().__iter__() if "_metadata" in self.__dict__ else iter(self._pairs)
+
+
+async def _done(call: Any) -> Any:
+    return call
+
+
+def _refused(refused_type: Any, error: DpmeshError) -> Any:
+    """The call of an RPC whose request was refused."""
+    refusal = status.rpc_error(status.refusal(error))
+    refusal.__cause__ = error
+    return refused_type(refusal)
 
 
 def _changed(details: Any, seconds: float | None, metadata: Any) -> grpc.aio.ClientCallDetails:

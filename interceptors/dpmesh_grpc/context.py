@@ -132,7 +132,10 @@ class _Context:
         Raises:
             DpmeshError: Nothing may.
         """
-        protected = await self._guard.lane.protect(message, self._release)
+        lane = self._guard.lane
+        protected = lane.protect_now(message) if self._release is lane.release else None
+        if protected is None:
+            protected = await lane.protect(message, self._release)
         if protected is not message:
             self._context.disable_next_message_compression()
         return protected

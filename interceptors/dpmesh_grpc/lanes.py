@@ -69,6 +69,21 @@ class Lane:
         except DpmeshError:
             return False
 
+    def protect_now(self, message: Any) -> Any:
+        """What `protect` gives for a message on its own, or None where only `protect` can tell."""
+        try:
+            if not self.guards(type(message)):
+                return message
+            receipt = self._mesh.release_now(message, method=self.method, direction=self._direction)
+        except DpmeshError as error:
+            return self._refused(message, error)
+        except Exception as error:  # Whatever it is, its text stays here.
+            kind = type(error).__name__
+        else:
+            return None if receipt is None else receipt.message
+        # Raised outside of the handler, so that the original is not even its context.
+        raise self._failed(kind)
+
     async def protect(self, message: Any, release: Release) -> Any:
         """What may leave instead of `message`.
 
@@ -82,14 +97,19 @@ class Lane:
         try:
             return (await release(message)).message if self.guards(type(message)) else message
         except DpmeshError as error:
-            if not self._mesh.observing:
-                raise
-            log.warning("observe mode: a message of %s would have been refused: %s", self.method, error)
-            return message
-        except Exception as error:  # Whatever it is, its text stays here.
+            return self._refused(message, error)
+        except Exception as error:
             kind = type(error).__name__
-        # Raised outside of the handler, so that the original is not even its context.
-        raise ProtectionError("INTERNAL", self.method, f"a message could not be protected ({kind})")
+        raise self._failed(kind)
+
+    def _refused(self, message: Any, error: DpmeshError) -> Any:
+        if not self._mesh.observing:
+            raise error
+        log.warning("observe mode: a message of %s would have been refused: %s", self.method, error)
+        return message
+
+    def _failed(self, kind: str) -> ProtectionError:
+        return ProtectionError("INTERNAL", self.method, f"a message could not be protected ({kind})")
 
     def _judge(self, kind: type) -> bool:
         if (

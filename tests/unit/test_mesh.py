@@ -269,7 +269,7 @@ async def test_an_exception_while_charging_carries_no_id(monkeypatch):
         def explode(message):
             raise ValueError(f"unit was {message.id}")
 
-        object.__setattr__(mesh._routes.of(TYPES.Report).plan, "owners", explode)
+        object.__setattr__(mesh._routes.of(TYPES.Report), "bill", explode)
         with pytest.raises(ProtectionError) as caught:
             await mesh.release(report())
         error = caught.value
@@ -311,3 +311,48 @@ async def test_a_type_that_holds_an_annotated_one_of_another_file_is_checked_at_
     with pytest.raises(AnnotationError, match="max-items"):
         async with dpmesh.open(settings()):
             pass
+
+
+async def test_release_now_only_spends_what_is_held():
+    async with dpmesh.open(settings(unit={"epsilon": 100.0})) as mesh:
+        assert mesh.release_now(report()) is None  # nothing is held yet, and nothing was charged
+        assert await mesh.ledger.accounts() == []
+        released = 0
+        for _ in range(3):
+            await mesh.release(report())
+            released += 1
+        while (receipt := mesh.release_now(report())) is not None:
+            assert (receipt.decision, receipt.epsilon) == ("released", 1.0)
+            assert receipt.message.id not in ("N1", "")
+            released += 1
+        assert released > 3, "no lease was held"
+        (account,) = await mesh.ledger.accounts()
+        assert account.spent == released * 10**9
+
+
+async def test_release_now_charges_a_message_that_it_refuses_once():
+    types = compiled(
+        f"message M {{ string id = 1 [(dpmesh.v1.field).unit = {{}}]; double a = 2 [{NUM} = {{lower: 0 upper: 1 epsilon: 1 nan: REJECT}}]; }}"
+    )
+    async with dpmesh.open(settings(unit={"epsilon": 100.0})) as mesh:
+        for _ in range(3):
+            await mesh.release(types.M(id="a", a=1))
+        before = mesh.ledger.standing(0, b"a")[0]
+        with pytest.raises(ProtectionError, match="NaN"):
+            mesh.release_now(types.M(id="a", a=float("nan")))
+        assert mesh.ledger.standing(0, b"a")[0] - before == 10**9
+        with pytest.raises(ProtectionError, match="id is missing"):
+            mesh.release_now(types.M(a=1))
+
+
+async def test_release_now_leaves_everything_else_to_release():
+    mesh = dpmesh.open(settings())
+    assert mesh.release_now(report()) is None
+    async with mesh:
+        assert mesh.release_now(TYPES.Plain(s="x")).decision == "unprotected"
+        await mesh.release(report())
+    assert mesh.release_now(report()) is None
+    async with dpmesh.open(settings(mode="observe")) as observing:
+        for _ in range(2):
+            assert observing.release_now(report()) is None
+            assert (await observing.release(report())).decision == "observed"

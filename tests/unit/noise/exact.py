@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import mpmath
 
+from dpmesh.noise.codes import function
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
 from dpmesh.noise.thresholds import ONE, logistic
 
@@ -39,3 +40,8 @@ def worst_ratio(tables: list[dict]) -> object:
     support = {y for y, p in tables[0].items() if p > 0}
     assert all({y for y, p in table.items() if p > 0} == support for table in tables)
     return max(max(table[y] for table in tables) / min(table[y] for table in tables) for y in support)
+
+
+def decoding(law):
+    """What an index releases with a code: the law's own statements, as a function of both."""
+    return function("decode", "x, code", law.codes.decode, "y", {})

@@ -20,11 +20,11 @@ def table(law, x):
     """P(output | x) over all codes 4u + 2 lie + up."""
     rows = zip(law._coins._high[:, 0].tolist(), law._coins._low, strict=True)
     lie, up = (Fraction(high << 112 | low, ONE) for high, low in rows)
-    outputs = {}
+    outputs, decode = {}, exact.decoding(law)
     for u in range(law.size):
         for bits in range(4):
             p = (lie if bits & 2 else 1 - lie) * (up if bits & 1 else 1 - up) / law.size
-            y = law.decode(x, 4 * u + bits)
+            y = decode(x, 4 * u + bits)
             outputs[y] = outputs.get(y, Fraction(0)) + p
     return {y: p for y, p in outputs.items() if p}
 
@@ -60,11 +60,10 @@ def test_in_range_outputs_are_the_ends():
 def test_draw_decodes_the_pool():
     law = Duchi(9, Fraction(1, 2))
     codes = law.block(5000, KeyStream())
-    pool = Pool(lambda count, stream: codes)
-    draw = law.draw(pool)
+    draw, decode = law.codes.draw_from(Pool(lambda count, stream: codes)), exact.decoding(law)
     xs = [x % 10 for x in range(5000)]
     assert [draw(x) for x in xs] == [
-        law.decode(x, code) for x, code in zip(xs, codes[::-1].tolist(), strict=True)
+        decode(x, code) for x, code in zip(xs, codes[::-1].tolist(), strict=True)
     ]
 
 

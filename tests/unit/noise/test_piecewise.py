@@ -32,10 +32,10 @@ def codes_of(law, x, cell):
 
 def table(law, x):
     """P(output | x). v is uniform over 0..2^shift-1: the output is a floor, or one more from some v on."""
-    whole, outputs = 1 << law.shift, {}
+    whole, outputs, decode = 1 << law.shift, {}, exact.decoding(law)
     for cell, p in cells(law, x).items():
         code = codes_of(law, x, cell)
-        first = law.decode(x, code(0))
+        first = decode(x, code(0))
         point = cell * law.slope + law.base
         ups = point - first * whole
         assert 0 <= ups < whole
@@ -44,7 +44,7 @@ def table(law, x):
             (first + 1, ups, whole - ups, whole - 1),
         ):
             if share:
-                assert law.decode(x, code(v_low)) == law.decode(x, code(v_high)) == y
+                assert decode(x, code(v_low)) == decode(x, code(v_high)) == y
                 outputs[y] = outputs.get(y, Fraction(0)) + p * Fraction(share, whole)
     return outputs
 
@@ -86,8 +86,9 @@ def test_codes_fit_their_words(size):
     assert inside.max() < law.width * law.slope + (1 << law.shift)
     assert rest.min() >= 0
     assert rest.max() < size
+    decode = exact.decoding(law)
     for x in (0, size // 2, size):
-        outputs = [law.decode(x, code) for code in codes.tolist()]
+        outputs = [decode(x, code) for code in codes.tolist()]
         assert law.low <= min(outputs)
         assert max(outputs) <= law.high
     assert abs(len(inside) / 20_000 - float(law.inside)) < 6 * 0.5 / 141  # six standard errors
@@ -102,10 +103,10 @@ def test_draw_decodes_the_pool():
     law = Piecewise(9, Fraction(1))
     # 0 and -1 are the codes of the first cell of the window and of the rest, which chance will not show.
     codes = np.append(law.block(4998, KeyStream()), [0, -1])
-    draw = law.draw(Pool(lambda count, stream: codes))
+    draw, decode = law.codes.draw_from(Pool(lambda count, stream: codes)), exact.decoding(law)
     xs = [x % 10 for x in range(5000)]
     assert [draw(x) for x in xs] == [
-        law.decode(x, code) for x, code in zip(xs, codes[::-1].tolist(), strict=True)
+        decode(x, code) for x, code in zip(xs, codes[::-1].tolist(), strict=True)
     ]
 
 

@@ -6,6 +6,7 @@ import pytest
 from google.protobuf import any_pb2
 
 from dpmesh.errors import ProtectionError
+from dpmesh.noise.codes import function
 from dpmesh.policy import Policy
 from tests.support.protos import compiled
 
@@ -361,3 +362,48 @@ def test_missing_elements_are_filled_with_the_types_default():
         [{CAT} = {{epsilon: 60 domain: ["x", ""]}}, (dpmesh.v1.field).max_items = 1]; }}"""
     )
     assert protect(types.M()).s[0].value == ""  # truth exceeds 1 - 1e-26
+
+
+def test_every_field_takes_a_code_of_its_own():
+    """All fields of a message draw from one pool of rows; each must use its own column, and nothing else."""
+    types = compiled(
+        f"""enum E {{ A = 0; B = 1; C = 2; }}
+        message M {{ string id = 1 {UNIT}; double a = 2 [{NUM} = {{lower: 0 upper: 100 epsilon: 0.5}}];
+        float b = 3 [{NUM} = {{lower: 0 upper: 100 epsilon: 2}}];
+        int64 c = 4 [{NUM} = {{lower: 0 upper: 100 epsilon: 1 mechanism: DISCRETE_LAPLACE}}];
+        E e = 5 [{CAT} = {{epsilon: 1}}]; string z = 6 [{CAT} = {{epsilon: 1 domain: ["x", "y"]}}]; }}"""
+    )
+    plan = Policy().plan(types.M.DESCRIPTOR)
+    noised = [entry for entry in plan.fields if entry.mechanism is not None]
+    assert [entry.mechanism_name for entry in noised] == [
+        "duchi",
+        "hybrid",
+        "discrete_laplace",
+        "k_randomized_response",
+        "k_randomized_response",
+    ]
+    message = types.M(id="u", a=20, b=40, c=60, e="B", z="y")
+    pool = plan.protect.__globals__["pop"].__self__
+    plan.protect(message, alias)
+    rows = [list(row) for row in pool[:64]]
+
+    def outputs(row):
+        pool.append(list(row))
+        out = plan.protect(message, alias)
+        return [getattr(out, entry.path) for entry in noised]
+
+    def expected(entry, code):
+        decode = function("decode", "x, code", entry.mechanism.codes.decode, "y", {})
+        value = getattr(message, entry.path)
+        if entry.domain is not None:
+            return entry.domain[decode(entry.domain.index(value), code)]
+        return entry.grid.value(decode(entry.grid.index(value), code))
+
+    for row in rows:
+        for out, entry, code in zip(outputs(row), noised, row, strict=True):
+            wanted = expected(entry, code)
+            assert out == (wanted if isinstance(wanted, str) else pytest.approx(wanted, rel=1e-6))
+    columns = list(zip(*rows, strict=True))
+    for one in range(len(noised)):
+        for two in range(one):
+            assert columns[one] != columns[two]

@@ -78,7 +78,7 @@ from dpmesh.telemetry import Telemetry, configure_from_environment, names
 RECORD = """
 telemetry = Telemetry()
 telemetry.refresh()
-telemetry.span({names.DECISION: names.RELEASED}, time.time_ns())
+telemetry.span({names.DECISION: names.RELEASED}, time.time_ns(), time.time_ns())
 telemetry.add("/a.B/C", "hybrid", "released", "daily", 1, 1.0, 0.001)
 """
 
