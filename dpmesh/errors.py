@@ -62,3 +62,16 @@ class BudgetExhaustedError(DpmeshError):
 
 class LedgerError(DpmeshError):
     """The ledger can't answer, so nothing may leave."""
+
+
+class IdentityError(DpmeshError):
+    """An identity or a token that can't be had, read or trusted, so nothing is sent under it.
+
+    Attributes:
+        reason: UPPER_SNAKE_CASE: ISSUER_UNAVAILABLE (try again later), REFUSED (the issuer says no), RATE_LIMITED,
+            EXPIRED, UNTRUSTED, MALFORMED, TOKEN_MISSING, TOKEN_INVALID or TOKEN_SPENT.
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(f"{text} [{reason}]")
+        self.reason = reason

@@ -1,0 +1,133 @@
+"""Identity: a short-lived certificate, its key and the roots to check peers by; kept in memory only."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from dpmesh.errors import IdentityError
+
+# SPIFFE-ID, section 2: a trust domain is a lower-case host name; a path, if there is one, is made of these segments.
+_SPIFFE_ID = re.compile(r"spiffe://([a-z0-9._-]{1,255})((?:/[A-Za-z0-9._-]+)*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """An X.509-SVID (SPIFFE, X509-SVID section 2) with its private key. Nothing of it shows in its repr.
+
+    Attributes:
+        certificates: The chain in PEM, leaf first, without the root.
+        key: The leaf's private key in PEM (PKCS #8).
+        trust_bundle: The roots in PEM by which peers are checked.
+        trust_domain: What stands after "spiffe://" in the leaf's one URI.
+        not_before: When the leaf begins to be valid, in seconds since 1970.
+        not_after: When it ends, likewise.
+        obtained: When this process got it, by its own clock, likewise.
+    """
+
+    certificates: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+    trust_bundle: bytes = field(repr=False)
+    trust_domain: str
+    not_before: float
+    not_after: float
+    obtained: float
+
+    @classmethod
+    def load(cls, certificates: bytes, key: bytes, trust_bundle: bytes, now: float) -> Self:
+        """Reads an identity, and checks that its parts fit each other and that it is not over.
+
+        Args:
+            certificates: The chain in PEM, leaf first.
+            key: The leaf's private key in PEM.
+            trust_bundle: At least one root in PEM.
+            now: Seconds since 1970.
+
+        Raises:
+            IdentityError: MALFORMED, or EXPIRED. The text quotes nothing of what was read.
+        """
+        try:
+            leaf = x509.load_pem_x509_certificates(certificates)[0]
+            private = serialization.load_pem_private_key(key, password=None)
+            roots = x509.load_pem_x509_certificates(trust_bundle)
+        except (ValueError, TypeError, IndexError):
+            # The parser's own text could quote what it read.
+            roots = []
+        if not roots:
+            raise IdentityError("MALFORMED", "a certificate chain, key or trust bundle is not in PEM")
+        if private.public_key() != leaf.public_key():
+            raise IdentityError("MALFORMED", "the private key is not the certificate's")
+        not_after = leaf.not_valid_after_utc.timestamp()
+        if not now < not_after:
+            raise IdentityError("EXPIRED", "the certificate is over")
+        return cls(
+            certificates=certificates,
+            key=key,
+            trust_bundle=trust_bundle,
+            trust_domain=trust_domain(leaf),
+            not_before=leaf.not_valid_before_utc.timestamp(),
+            not_after=not_after,
+            obtained=now,
+        )
+
+
+def trust_domain(leaf: x509.Certificate) -> str:
+    """The trust domain of an X.509-SVID.
+
+    Raises:
+        IdentityError: MALFORMED: it has not exactly one URI, or that is no SPIFFE ID.
+    """
+    return split_spiffe_id(spiffe_id(leaf))[0]
+
+
+def spiffe_id(leaf: x509.Certificate) -> str:
+    """The URI that a certificate stands for. It names a device for as long as the certificate lives: never log it.
+
+    Raises:
+        IdentityError: MALFORMED: there is not exactly one.
+    """
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    except (x509.ExtensionNotFound, ValueError):
+        uris = []
+    if len(uris) != 1:
+        raise IdentityError("MALFORMED", "the certificate has not exactly one URI, as an X.509-SVID must")
+    return uris[0]
+
+
+def split_spiffe_id(uri: str) -> tuple[str, str]:
+    """A SPIFFE ID's trust domain and path.
+
+    Raises:
+        IdentityError: MALFORMED.
+    """
+    found = _SPIFFE_ID.fullmatch(uri)
+    if found is None or any(part in (".", "..") for part in found[2].split("/")):
+        raise IdentityError("MALFORMED", "the certificate's URI is no SPIFFE ID")
+    return found[1], found[2]
+
+
+class Source(Protocol):
+    """Where identities come from.
+
+    Attributes:
+        follows: Somebody else decides when there is a new identity (files, an agent); `fetch` gives the one in force.
+            Otherwise every call makes a new one, with a key that was never used before.
+    """
+
+    follows: bool
+
+    async def fetch(self) -> Identity:
+        """An identity, checked by `Identity.load`.
+
+        Raises:
+            IdentityError: There is none to be had now. Whoever asks may try again.
+        """
+
+    async def close(self) -> None:
+        """Lets go of connections and files."""
