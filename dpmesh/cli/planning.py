@@ -187,6 +187,8 @@ class Planner:
     def _output(self, entry: FieldPlan, pool: DescriptorPool, low: float | None, high: float | None) -> str:
         if entry.kind is Kind.UNIT:
             return _unit_output(self._policy.rules.field(pool.FindFieldByName(entry.name)).rules.unit)
+        if entry.kind is Kind.MESSAGE_ID:
+            return "128 random bits"
         if entry.kind is Kind.SUPPRESS:
             return "nothing"
         if entry.kind is Kind.PUBLIC:

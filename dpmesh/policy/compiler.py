@@ -21,7 +21,7 @@ from dpmesh.policy.plan import FieldPlan, Kind, Model, Plan, Scope
 from dpmesh.policy.problem import BadRuleError, Problem, Severity
 from dpmesh.policy.rules import UNANNOTATED, Rulebook
 from dpmesh.policy.shares import share
-from dpmesh.policy.types import METHODS, choice_of, extensions, held, is_map, type_name
+from dpmesh.policy.types import METHODS, F, choice_of, extensions, held, is_map, type_name
 from dpmesh.v1 import privacy_pb2 as pb
 
 _NOT_YET = {"location", "time", "vector", "histogram", "pseudonym"}
@@ -193,6 +193,8 @@ class _Compiler:
         )
         if kind in ("numeric", "categorical"):
             self._noised(place, ruling.rules, kind, node)
+        elif kind == "message_id":
+            self._message_id(place, node)
         elif kind == "suppress":
             self._drop(entry, node, place.path, ruling.origin)
         elif kind == "public":
@@ -240,6 +242,17 @@ class _Compiler:
             text = "leaves as it is, with fields in it whose own rules protect them elsewhere"
             self.findings.warn(entry.full_name, "public", text, "remove `public`, and these rules hold")
         self._pass(entry, node, place.path, place.origin)
+
+    def _message_id(self, place: Place, node: Node) -> None:
+        entry = place.field
+        if entry.is_repeated or entry.type not in (F.TYPE_STRING, F.TYPE_BYTES):
+            text = f"message_id does not fit {type_name(entry)}"
+            self.findings.error(entry.full_name, "kind-type", text, "string or bytes")
+            return
+        step = steps.random_id(entry)
+        node.steps.append(step)
+        node.bare.append(step)
+        node.fields.append(FieldPlan(place.path, entry.full_name, Kind.MESSAGE_ID, place.origin))
 
     def _drop(self, entry: FieldDescriptor, node: Node, path: str, origin: str) -> None:
         if entry.is_required:

@@ -26,6 +26,7 @@ class Kind(enum.StrEnum):
     NUMERIC = "numeric"
     CATEGORICAL = "categorical"
     ONEOF = "oneof"
+    MESSAGE_ID = "message_id"
     SUPPRESS = "suppress"
     PUBLIC = "public"
 

@@ -7,6 +7,7 @@ extensions and suppressed fields need no code to stop them. The caller's message
 from __future__ import annotations
 
 import keyword
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from dpmesh.policy.types import F, is_map, is_wrapper, may_extend, scalar
 Run = Callable[[Any, Any, Alias], None]
 # Most fields only need a transform between reading and writing: (name, transform) spares them a call of their own.
 Step = Run | tuple[str, Transform]
+
+_ID_BYTES = 16
 
 
 def single(field: FieldDescriptor, transform: Transform) -> Step:
@@ -197,6 +200,15 @@ def emptied(field: FieldDescriptor) -> Run:
         return lambda _source, target, _alias: getattr(target, name).SetInParent()
     default = field.default_value
     return lambda _source, target, _alias: setattr(target, name, default)
+
+
+def random_id(field: FieldDescriptor) -> Run:
+    """Writes 128 bits from the operating system, whatever the source holds."""
+    name = field.name
+    draw: Callable[[int], str | bytes] = (
+        secrets.token_hex if field.type == F.TYPE_STRING else secrets.token_bytes
+    )
+    return lambda _source, target, _alias: setattr(target, name, draw(_ID_BYTES))
 
 
 def passed(field: FieldDescriptor) -> Step:

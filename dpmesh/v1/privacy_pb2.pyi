@@ -20,7 +20,7 @@ ONEOF_FIELD_NUMBER: _ClassVar[int]
 oneof: _descriptor.FieldDescriptor
 
 class FieldRules(_message.Message):
-    __slots__ = ("unit", "numeric", "categorical", "location", "time", "vector", "histogram", "pseudonym", "suppress", "public", "max_items")
+    __slots__ = ("unit", "numeric", "categorical", "location", "time", "vector", "histogram", "pseudonym", "suppress", "public", "message_id", "max_items")
     UNIT_FIELD_NUMBER: _ClassVar[int]
     NUMERIC_FIELD_NUMBER: _ClassVar[int]
     CATEGORICAL_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class FieldRules(_message.Message):
     PSEUDONYM_FIELD_NUMBER: _ClassVar[int]
     SUPPRESS_FIELD_NUMBER: _ClassVar[int]
     PUBLIC_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_ID_FIELD_NUMBER: _ClassVar[int]
     MAX_ITEMS_FIELD_NUMBER: _ClassVar[int]
     unit: Unit
     numeric: Numeric
@@ -42,8 +43,9 @@ class FieldRules(_message.Message):
     pseudonym: Pseudonym
     suppress: Suppress
     public: Public
+    message_id: MessageId
     max_items: int
-    def __init__(self, unit: _Optional[_Union[Unit, _Mapping]] = ..., numeric: _Optional[_Union[Numeric, _Mapping]] = ..., categorical: _Optional[_Union[Categorical, _Mapping]] = ..., location: _Optional[_Union[Location, _Mapping]] = ..., time: _Optional[_Union[Time, _Mapping]] = ..., vector: _Optional[_Union[Vector, _Mapping]] = ..., histogram: _Optional[_Union[Histogram, _Mapping]] = ..., pseudonym: _Optional[_Union[Pseudonym, _Mapping]] = ..., suppress: _Optional[_Union[Suppress, _Mapping]] = ..., public: _Optional[_Union[Public, _Mapping]] = ..., max_items: _Optional[int] = ...) -> None: ...
+    def __init__(self, unit: _Optional[_Union[Unit, _Mapping]] = ..., numeric: _Optional[_Union[Numeric, _Mapping]] = ..., categorical: _Optional[_Union[Categorical, _Mapping]] = ..., location: _Optional[_Union[Location, _Mapping]] = ..., time: _Optional[_Union[Time, _Mapping]] = ..., vector: _Optional[_Union[Vector, _Mapping]] = ..., histogram: _Optional[_Union[Histogram, _Mapping]] = ..., pseudonym: _Optional[_Union[Pseudonym, _Mapping]] = ..., suppress: _Optional[_Union[Suppress, _Mapping]] = ..., public: _Optional[_Union[Public, _Mapping]] = ..., message_id: _Optional[_Union[MessageId, _Mapping]] = ..., max_items: _Optional[int] = ...) -> None: ...
 
 class MessageRules(_message.Message):
     __slots__ = ("epsilon", "unannotated")
@@ -248,5 +250,9 @@ class Suppress(_message.Message):
     def __init__(self) -> None: ...
 
 class Public(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class MessageId(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -165,6 +165,8 @@ def test_unannotated_fields_pass_with_a_finding_or_follow_the_message():
         ("output-range", f"int32 a = 1 [{NUM} = {{lower: -2000000000 upper: 2000000000 epsilon: 1}}];"),
         ("output-range", f"float a = 1 [{NUM} = {{lower: 0 upper: 3e38 epsilon: 0.1}}];"),
         ("kind-type", f"string a = 1 [{NUM} = {{lower: 0 upper: 1 epsilon: 1}}];"),
+        ("kind-type", "int64 a = 1 [(dpmesh.v1.field).message_id = {}];"),
+        ("kind-type", "repeated string a = 1 [(dpmesh.v1.field).message_id = {}];"),
         ("kind-type", f"map<string, double> a = 1 [{NUM} = {{lower: 0 upper: 1 epsilon: 1}}];"),
         ("kind-type", f"double a = 1 [{CAT} = {{epsilon: 1}}];"),
         ("kind-type", f"bytes a = 1 [{CAT} = {{epsilon: 1}}];"),

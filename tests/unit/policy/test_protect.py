@@ -407,3 +407,20 @@ def test_every_field_takes_a_code_of_its_own():
     for one in range(len(noised)):
         for two in range(one):
             assert columns[one] != columns[two]
+
+
+def test_a_message_id_is_random_whatever_was_there():
+    types = compiled(
+        """message M { string id = 1 [(dpmesh.v1.field).message_id = {}]; bytes raw = 2 [(dpmesh.v1.field).message_id = {}];
+        optional string maybe = 3 [(dpmesh.v1.field).message_id = {}]; }"""
+    )
+    plan = Policy().plan(types.M.DESCRIPTOR)
+    found = [plan.protect(types.M(id="device-7/1", raw=b"7", maybe="x"), alias) for _ in range(500)]
+    found += [plan.protect(types.M(), alias) for _ in range(500)]
+    found += [plan.blank(types.M(id="device-7/2"), alias) for _ in range(500)]
+    ids = [value for out in found for value in (out.id, out.raw.hex(), out.maybe)]
+    assert all(len(value) == 32 and int(value, 16) >= 0 for value in ids)
+    assert len(set(ids)) == 4500, "128 random bits do not collide"
+    # Each bit is fair: 4,500 coins, six standard errors on each of 128, false alarms below 3e-7.
+    ones = [sum(int(value, 16) >> bit & 1 for value in ids) for bit in range(128)]
+    assert max(abs(count - 2250) for count in ones) < 6 * 33.6
