@@ -1,0 +1,277 @@
+"""WorkloadSource: identities from the SPIFFE Workload API, which SPIRE's agent serves on a local socket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from dpmesh.errors import ConfigError, IdentityError
+from dpmesh.identity.identity import Identity
+
+if TYPE_CHECKING:
+    from spiffe.workloadapi.x509_context import X509Context
+
+# All in seconds.
+ANSWER = 10.0  # what an agent has for its first answer on a connection
+SHORTEST, LONGEST = 0.1, 5.0  # between two connections
+HOUR = 3600.0
+CLOSING = 5.0
+
+_logger = logging.getLogger("dpmesh")
+
+
+class _Failure(NamedTuple):
+    """What an IdentityError is made of. Nothing that the agent or the package `spiffe` said is in the text."""
+
+    reason: str
+    text: str
+
+
+_ABSENT = _Failure("ISSUER_UNAVAILABLE", "there is no SPIFFE Workload API at its address")
+_SILENT = _Failure("ISSUER_UNAVAILABLE", "the SPIFFE Workload API did not answer in time")
+_STALE = _Failure(
+    "ISSUER_UNAVAILABLE", "the last certificate is over, and the SPIFFE Workload API gave no newer one"
+)
+_BROKEN = _Failure("ISSUER_UNAVAILABLE", "following the SPIFFE Workload API failed")
+_CLOSED = _Failure("ISSUER_UNAVAILABLE", "this source of identities is closed")
+_UNUSABLE = "what the SPIFFE Workload API gave is no usable X.509-SVID with its key and bundle"
+
+_Inbox = queue.SimpleQueue["X509Context | _Failure | None"]
+
+
+class WorkloadSource:
+    """The default X.509-SVID of this process, as its agent has it (SPIFFE Workload API, sections 5.2 and 5.3).
+
+    The agent decides when there is a new one, and pushes it. A thread follows it, and comes back by itself after any
+    failure; until then `fetch` gives the last good identity, for as long as its certificate lives. Peers are checked
+    by the roots of the identity's own trust domain: those of federated ones are not trusted.
+
+    It belongs to the event loop of its first `fetch`, and runs until it is closed.
+
+    Args:
+        address: The agent's socket, such as "unix:///run/spire/agent/public/api.sock"; what SPIFFE_ENDPOINT_SOCKET
+            says by default.
+        clock: Seconds since 1970.
+
+    Raises:
+        ConfigError: The address is missing or wrong, or the package `spiffe` is not installed.
+    """
+
+    follows = True
+
+    def __init__(self, address: str | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        self._endpoint = _endpoint(address)
+        self._clock = clock
+        self._follower: _Follower | None = None
+        self._told = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._closed = False
+        self._identity: Identity | None = None
+        self._failure = _SILENT
+
+    async def fetch(self) -> Identity:
+        """The identity in force; waits only while the agent has not answered yet, and not for long.
+
+        Raises:
+            IdentityError: There is none. ISSUER_UNAVAILABLE: the agent is not there, does not answer, refuses, or
+                let the last certificate end; MALFORMED or EXPIRED: what it gives is not usable.
+        """
+        self._follow()
+        # The thread's own limit comes first. This one is for a machine that does not let it run.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER + LONGEST):
+                await self._told.wait()
+        identity = self._identity
+        if identity is not None and self._clock() < identity.not_after:
+            return identity
+        raise IdentityError(*self._failure)
+
+    async def close(self) -> None:
+        """Ends the thread and its connection, and forgets the identity; waiting calls of `fetch` fail."""
+        self._closed = True
+        self._identity, self._failure = None, _CLOSED
+        self._told.set()
+        if self._follower is not None:
+            self._follower.stop()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSING):
+                    await self._ended.wait()
+
+    def _follow(self) -> None:
+        if self._follower is not None or self._closed:
+            return
+        loop = asyncio.get_running_loop()
+        self._follower = _Follower(
+            self._endpoint,
+            self._clock,
+            tell=lambda outcome: loop.call_soon_threadsafe(self._take, outcome),
+            end=lambda: loop.call_soon_threadsafe(self._ended.set),
+        )
+        self._follower.start()
+
+    def _take(self, outcome: Identity | _Failure) -> None:
+        """Runs in the event loop, as all that touches this object does."""
+        if self._closed:
+            return
+        if isinstance(outcome, Identity):
+            if self._identity is None or not _same(self._identity, outcome):
+                self._identity = outcome
+            self._failure = _STALE
+        else:
+            if outcome != self._failure:
+                _logger.warning("%s [%s]; asking again", outcome.text, outcome.reason)
+            self._failure = outcome
+        self._told.set()
+
+
+class _Follower(threading.Thread):
+    """Follows the agent on one connection after the other. All that may block happens here, off the event loop.
+
+    The package's X509Source would do this too, but blocks while it is made and ends for good on some failures. So does
+    its own reconnection; hence every stream here has a client of its own, and ends with it.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        clock: Callable[[], float],
+        tell: Callable[[Identity | _Failure], object],
+        end: Callable[[], object],
+    ) -> None:
+        super().__init__(name="dpmesh-workload-api", daemon=True)
+        self._endpoint = endpoint
+        self._clock = clock
+        self._tell = tell
+        self._end = end
+        self._stopped = threading.Event()
+        self._inbox: _Inbox = queue.SimpleQueue()
+
+    def stop(self) -> None:
+        """Asks the thread to end; does not wait."""
+        self._stopped.set()
+        self._inbox.put(None)
+
+    def run(self) -> None:
+        """Connects again and again, with growing pauses while connections don't last."""
+        pause = SHORTEST
+        with suppress(RuntimeError):  # the event loop is closed: there is nobody left to tell
+            while not self._stopped.is_set():
+                began = time.monotonic()
+                failure = self._attempt()
+                if failure is not None:
+                    self._tell(failure)
+                pause = SHORTEST if time.monotonic() - began > LONGEST else min(2 * pause, LONGEST)
+                # Not in step with the other processes that lost the same agent.
+                self._stopped.wait(pause * secrets.SystemRandom().uniform(0.5, 1.0))
+            self._end()
+
+    def _attempt(self) -> _Failure | None:
+        try:
+            return self._connect()
+        except Exception:
+            # None is expected, and its text could quote a name. The thread lives on; another attempt may do better.
+            return _BROKEN
+
+    def _connect(self) -> _Failure | None:
+        """Opens a stream and follows it to its end.
+
+        Returns:
+            Why there is nothing (more) to be had from it, or None if that is not the agent's fault.
+        """
+        from spiffe import WorkloadApiClient
+        from spiffe.errors import PySpiffeError
+
+        inbox = self._inbox = queue.SimpleQueue()
+        if self._stopped.is_set():  # before `stop` could see this inbox
+            return None
+        try:
+            client = WorkloadApiClient(self._endpoint)
+        except PySpiffeError:
+            return _ABSENT
+        with client:
+            stream = client.stream_x509_contexts(
+                inbox.put,
+                # It gets an error made of a text; what really happened is the exception being handled.
+                lambda _: inbox.put(_why(sys.exception())),
+                retry_connect=False,
+            )
+            try:
+                return self._listen(inbox)
+            finally:
+                stream.cancel()
+
+    def _listen(self, inbox: _Inbox) -> _Failure | None:
+        patience = ANSWER
+        silence: _Failure | None = _SILENT
+        while True:
+            try:
+                said = inbox.get(timeout=patience)
+            except queue.Empty:
+                return silence
+            if said is None or isinstance(said, _Failure):
+                return said
+            try:
+                identity = _read(said, self._clock())
+            except IdentityError as error:
+                return _Failure(error.reason, _UNUSABLE)
+            self._tell(identity)
+            # A stream may fall silent without ending. So ask again before the certificate is over.
+            left = identity.not_after - self._clock()
+            patience, silence = min(max(left / 2, LONGEST), HOUR), None
+
+
+def _endpoint(address: str | None) -> str:
+    try:
+        from spiffe.config import ConfigSetter
+        from spiffe.errors import ArgumentError
+    except ImportError:
+        raise ConfigError(
+            "identities from the SPIFFE Workload API need one more package: pip install 'dpmesh[spiffe]'"
+        ) from None
+    allowed = "it must be a unix socket, such as unix:///run/spire/agent/public/api.sock"
+    try:
+        endpoint = str(ConfigSetter(address).get_config().spiffe_endpoint_socket)
+    except (ArgumentError, ValueError) as error:
+        raise ConfigError(f"SPIFFE_ENDPOINT_SOCKET or the given address: {error}; {allowed}") from None
+    if not endpoint.startswith("unix:"):
+        raise ConfigError(f"SPIFFE_ENDPOINT_SOCKET or the given address: {endpoint!r}; {allowed}")
+    return endpoint
+
+
+def _why(cause: BaseException | None) -> _Failure:
+    """Why a stream ended, by the exception that ended it; None if the agent ended it in good order."""
+    from spiffe.errors import PySpiffeError
+
+    if isinstance(cause, PySpiffeError):
+        return _Failure("MALFORMED", _UNUSABLE)
+    code = getattr(cause, "code", None)  # a grpc.RpcError's; its details are the peer's words
+    status = code().name if callable(code) else "OK"
+    return _Failure("ISSUER_UNAVAILABLE", f"the SPIFFE Workload API ended its stream with {status}")
+
+
+def _read(context: X509Context, now: float) -> Identity:
+    """The default SVID, which is the first, with the roots of its trust domain."""
+    svid = context.default_svid
+    bundle = context.x509_bundle_set.get_bundle_for_trust_domain(svid.spiffe_id.trust_domain)
+    roots = bundle.x509_authorities if bundle is not None else ()
+    return Identity.load(
+        certificates=b"".join(each.public_bytes(Encoding.PEM) for each in svid.cert_chain),
+        key=svid.private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        # A set: in one order, so that the same roots are the same bytes.
+        trust_bundle=b"".join(sorted(each.public_bytes(Encoding.PEM) for each in roots)),
+        now=now,
+    )
+
+
+def _same(one: Identity, other: Identity) -> bool:
+    return (one.certificates, one.trust_bundle) == (other.certificates, other.trust_bundle)
