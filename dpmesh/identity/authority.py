@@ -29,6 +29,8 @@ ROOT_LIFE = 3650 * DAY
 INTERMEDIATE_LIFE = 365 * DAY
 LEAF_LIFE = 1800.0
 
+AUTHORITY_OVER = "the certificate of the authority is over: replace it"
+
 _DOMAIN = re.compile(r"(?!.*\.[0-9]+$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_][a-z0-9_-]{0,62})*")
 _USAGES = (
     "digital_signature",
@@ -307,7 +309,7 @@ def _end(certificate: x509.Certificate, now: float) -> float:
     """When a CA certificate ends, if that is to come."""
     end = certificate.not_valid_after_utc.timestamp()
     if not now < end:
-        raise IdentityError("EXPIRED", "the certificate of the authority is over: replace it")
+        raise IdentityError("EXPIRED", AUTHORITY_OVER)
     return end
 
 
