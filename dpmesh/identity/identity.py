@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from dpmesh.errors import IdentityError
 
 # SPIFFE-ID, section 2: a trust domain is a lower-case host name; a path, if there is one, is made of these segments.
 _SPIFFE_ID = re.compile(r"spiffe://([a-z0-9._-]{1,255})((?:/[A-Za-z0-9._-]+)*)")
+
+# What looking for an extension raises. The texts could quote a certificate.
+_UNREADABLE = (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +36,11 @@ class Identity:
     certificates: bytes = field(repr=False)
     key: bytes = field(repr=False)
     trust_bundle: bytes = field(repr=False)
-    trust_domain: str
-    not_before: float
-    not_after: float
-    obtained: float
+    # A life's ends, to the second, tell certificates apart almost as well as serials do.
+    trust_domain: str = field(repr=False)
+    not_before: float = field(repr=False)
+    not_after: float = field(repr=False)
+    obtained: float = field(repr=False)
 
     @classmethod
     def load(cls, certificates: bytes, key: bytes, trust_bundle: bytes, now: float) -> Self:
@@ -54,13 +59,16 @@ class Identity:
             leaf = x509.load_pem_x509_certificates(certificates)[0]
             private = serialization.load_pem_private_key(key, password=None)
             roots = x509.load_pem_x509_certificates(trust_bundle)
-        except (ValueError, TypeError, IndexError):
+            paired = private.public_key() == leaf.public_key()
+        except (ValueError, TypeError, IndexError, AttributeError, UnsupportedAlgorithm):
             # The parser's own text could quote what it read.
             roots = []
         if not roots:
-            raise IdentityError("MALFORMED", "a certificate chain, key or trust bundle is not in PEM")
-        if private.public_key() != leaf.public_key():
+            raise IdentityError("MALFORMED", "a certificate chain, key or trust bundle can't be read as PEM")
+        if not paired:
             raise IdentityError("MALFORMED", "the private key is not the certificate's")
+        if _is_authority(leaf):
+            raise IdentityError("MALFORMED", "the certificate is an authority's, which nobody may present")
         not_after = leaf.not_valid_after_utc.timestamp()
         if not now < not_after:
             raise IdentityError("EXPIRED", "the certificate is over")
@@ -93,7 +101,7 @@ def spiffe_id(leaf: x509.Certificate) -> str:
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (x509.ExtensionNotFound, ValueError):
+    except _UNREADABLE:
         uris = []
     if len(uris) != 1:
         raise IdentityError("MALFORMED", "the certificate has not exactly one URI, as an X.509-SVID must")
@@ -110,6 +118,14 @@ def split_spiffe_id(uri: str) -> tuple[str, str]:
     if found is None or any(part in (".", "..") for part in found[2].split("/")):
         raise IdentityError("MALFORMED", "the certificate's URI is no SPIFFE ID")
     return found[1], found[2]
+
+
+def _is_authority(leaf: x509.Certificate) -> bool:
+    """Whether a certificate may issue others; an X.509-SVID that is presented must not (X509-SVID, section 4.1)."""
+    try:
+        return leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except _UNREADABLE:
+        return False
 
 
 class Source(Protocol):

@@ -51,15 +51,33 @@ STATE_OK: Final = "ok"
 STATE_LOW: Final = "low"
 STATE_EXHAUSTED: Final = "exhausted"
 
+# -- the span of an identity that comes into force -------------------------------------------------------------------
+IDENTITY_ROTATE: Final = "dpmesh.identity.rotate"
+
+# Its attributes: 1 for the first identity of a process; why it was asked for; for how many seconds the one before is
+# still valid.
+IDENTITY_GENERATION: Final = "dpmesh.identity.generation"
+IDENTITY_REASON: Final = "dpmesh.identity.reason"
+IDENTITY_OVERLAP: Final = "dpmesh.identity.overlap"
+
+# Values of IDENTITY_REASON; who calls RotatingIdentity.renew() gives others.
+IDENTITY_OPENED: Final = "opened"
+IDENTITY_DUE: Final = "due"
+IDENTITY_EXPIRED: Final = "expired"
+IDENTITY_CHANGED: Final = "changed"
+
 # -- metrics -------------------------------------------------------------------------------------------------------
 PRIVACY_LOSS: Final = "dpmesh.privacy.loss"
 RELEASES: Final = "dpmesh.releases"
 RELEASE_DURATION: Final = "dpmesh.release.duration"
 LEDGER_DURATION: Final = "dpmesh.ledger.duration"
 IDENTITY_AGE: Final = "dpmesh.identity.age"
+IDENTITY_FAILURES: Final = "dpmesh.identity.failures"
 
 # Their labels; there are no others.
 LABEL_METHOD: Final = "method"
 LABEL_MECHANISM: Final = "mechanism"
 LABEL_DECISION: Final = "decision"
 LABEL_BUDGET: Final = "budget"
+# Of IDENTITY_FAILURES alone: a reason of IdentityError.
+LABEL_REASON: Final = "reason"

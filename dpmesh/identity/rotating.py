@@ -1,0 +1,420 @@
+"""RotatingIdentity: the identity in force, renewed before it ends, whatever its source does meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import enum
+import logging
+import math
+import os
+import secrets
+import time
+import weakref
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from dpmesh.errors import ConfigError, IdentityError
+from dpmesh.identity import asking, rotation
+from dpmesh.identity.identity import Identity, Source
+from dpmesh.identity.waiters import Waiters
+from dpmesh.telemetry import names
+from dpmesh.telemetry.identity import IdentityTelemetry
+
+log = logging.getLogger("dpmesh")
+
+_T = TypeVar("_T")
+_random = secrets.SystemRandom()
+
+# Seconds that tasks and the source get to end when the identity is closed.
+_CLOSING = 5.0
+# A source that speaks to a peer might pass on what the peer calls its reason: only these are logged and counted.
+_REASONS: Final = frozenset(
+    {"ISSUER_UNAVAILABLE", "REFUSED", "RATE_LIMITED", "EXPIRED", "UNTRUSTED", "MALFORMED"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityStatus:
+    """How rotation stands.
+
+    Attributes:
+        generation: How many identities there were, the one in force included.
+        not_after: When the one in force ends, in seconds since 1970.
+        renews_at: When the next one is asked for, likewise; None where the source decides when there is one.
+        failures: How many attempts failed since the last that did not.
+        last_error: The reason of the last of them, or None.
+    """
+
+    generation: int
+    not_after: float
+    renews_at: float | None
+    failures: int
+    last_error: str | None
+
+
+class _Phase(enum.Enum):
+    GOOD = "the source of identities works again"
+    FAILING = "no new identity could be had; the last one is used until it ends"
+    OVER = "no new identity could be had and the last one is over; nothing is sent until there is one"
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An identity in force. Since it never changes, other threads read it without a lock.
+
+    Attributes:
+        identity: It.
+        obtained: When it came into force, in monotonic seconds.
+        ends: When it is over, likewise.
+        renews_at: When it is to be renewed, in seconds since 1970.
+    """
+
+    identity: Identity
+    obtained: float
+    ends: float
+    renews_at: float
+
+
+class RotatingIdentity:
+    """The identity in force: fetched when opened, renewed at about half of its life, refused when it is over.
+
+    A source that fails is asked again with back-off, and the last good identity stays in force until it ends. Then
+    `current` raises, until the source has another. An identity is over as soon as either the given clock or the
+    monotonic clock says so, and is renewed likewise: a clock that is set neither stops rotation nor prolongs a life.
+
+    `current`, `generation` and `status` may be read in any thread, `wait` and `renew` awaited in any event loop.
+    A forked child has no identity: one that two processes present would tie them to each other.
+
+    Use it with `async with`, once.
+
+    Args:
+        source: Where identities come from. It is closed with this.
+        every: Rotate after so many seconds, give or take a tenth, where that is sooner than about half of the life.
+            Not for a source that follows what somebody else decides.
+        clock: Seconds since 1970.
+
+    Raises:
+        ConfigError: `every` is not a positive number, or the source is one that follows.
+    """
+
+    def __init__(
+        self, source: Source, *, every: float | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        if every is not None and not 0 < every < math.inf:
+            raise ConfigError(f"an identity's `every` must be a positive number of seconds, not {every}")
+        if every is not None and source.follows:
+            raise ConfigError(
+                "an identity's `every` has no effect with a source that others renew: leave it out"
+            )
+        self._source = source
+        self._every = every
+        self._clock = clock
+        self._monotonic = time.monotonic
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._opened = self._open = False
+        self._held: _Held | None = None
+        self._generation = 0
+        self._failures = 0
+        self._last_error: str | None = None
+        self._phase = _Phase.GOOD
+        self._next = 0.0  # When the source is asked next, in monotonic seconds.
+        self._turn = asyncio.Lock()  # Held by who asks the source.
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._waiters = Waiters()
+        self._telemetry = IdentityTelemetry(self._age)
+
+    async def __aenter__(self) -> Self:
+        """Fetches the first identity.
+
+        Raises:
+            IdentityError: There is none to be had, so nothing can start; or it was opened before.
+        """
+        if self._opened:
+            raise IdentityError("EXPIRED", "a rotating identity can't be opened twice: make a new one")
+        self._loop = asyncio.get_running_loop()
+        self._monotonic = self._loop.time
+        self._opened = self._open = True
+        _all.add(self)
+        try:
+            await self._apart(self._first())
+        except BaseException:
+            await self._close()
+            raise
+        self._start(self._keep())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends rotation, closes the source and lets go of the identity."""
+        await self._close()
+
+    @property
+    def current(self) -> Identity:
+        """The identity in force. It is at least as new as a `generation` that was read before it.
+
+        Raises:
+            IdentityError: EXPIRED: the last good one is over and there is no new one yet, or this is not open.
+        """
+        held = self._in_force()
+        if not self._left(held) > 0:
+            raise IdentityError("EXPIRED", "the last identity is over, and no new one could be had yet")
+        return held.identity
+
+    @property
+    def generation(self) -> int:
+        """How many identities there were: 1 for the first, 0 before it."""
+        return self._generation
+
+    def status(self) -> IdentityStatus:
+        """How rotation stands.
+
+        Raises:
+            IdentityError: This is not open.
+        """
+        held = self._in_force()
+        wait = max(0.0, self._next - self._monotonic())
+        return IdentityStatus(
+            generation=self._generation,
+            not_after=held.identity.not_after,
+            renews_at=None if self._source.follows else self._clock() + wait,
+            failures=self._failures,
+            last_error=self._last_error,
+        )
+
+    async def wait(self, generation: int) -> int:
+        """Waits for an identity that is newer than the given generation; returns the newest one's generation.
+
+        Raises:
+            IdentityError: This is not open, or is closed meanwhile.
+        """
+        while True:
+            with self._waiters.waiter() as woken:
+                # Looked at after the waiter is in place, so that nothing is missed.
+                if not self._open:
+                    raise _not_open()
+                if self._generation > generation:
+                    return self._generation
+                await woken
+
+    async def renew(self, reason: str) -> None:
+        """Rotates now. Calls that overlap share one rotation.
+
+        Args:
+            reason: Why, in a constant word or two: spans carry it.
+
+        Raises:
+            IdentityError: The source has no new identity now. The one in force stays so.
+        """
+        loop = self._loop
+        if not self._open or loop is None:
+            raise _not_open()
+        work = self._apart(self._renew(reason, self._generation))
+        if loop is asyncio.get_running_loop():
+            await work
+        else:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+
+    # -- asking the source ---------------------------------------------------------------------------------------------
+
+    async def _first(self) -> None:
+        async with self._turn:
+            await self._rotate(names.IDENTITY_OPENED)
+
+    async def _renew(self, reason: str, generation: int) -> None:
+        async with self._turn:
+            if self._generation == generation and not await self._rotate(reason):
+                raise IdentityError(
+                    "ISSUER_UNAVAILABLE", "the source has no other identity than the one in force"
+                )
+
+    async def _keep(self) -> None:
+        """Renews for as long as this is open. Wakes at least once a second, because the clock may be set any time."""
+        while self._open:  # It ends by itself in a forked child that runs on with its parent's event loop.
+            await asyncio.sleep(max(0.0, min(self._next - self._monotonic(), rotation.POLL)))
+            if not self._open:
+                return
+            try:
+                await self._look()
+            except Exception as error:  # A clock or a span processor that raises must not end rotation.
+                self._retry()
+                log.warning("an identity could not be rotated (%s)", type(error).__name__)
+
+    async def _look(self) -> None:
+        """Renews if it is time to."""
+        self._telemetry.refresh()
+        if self._failures:
+            self._enter(self._failing())
+        async with self._turn:
+            reason = self._due()
+            if reason is None:
+                return
+            try:
+                await self._rotate(reason)
+            except IdentityError:
+                self._retry()
+
+    def _due(self) -> str | None:
+        """Why it is time to ask the source, or None when it is not."""
+        held = self._in_force()
+        # After a failure the back-off decides alone. Otherwise the given clock counts too: it may have been set
+        # forward, or gone on while the machine slept, which the monotonic clock does not.
+        past = not (self._source.follows or self._failures) and self._clock() >= held.renews_at
+        if not past and self._monotonic() < self._next:
+            return None
+        if not self._left(held) > 0:
+            return names.IDENTITY_EXPIRED
+        return names.IDENTITY_CHANGED if self._source.follows else names.IDENTITY_DUE
+
+    async def _rotate(self, reason: str) -> bool:
+        """Asks the source, and takes what it gives. The turn is the caller's.
+
+        Returns:
+            Whether there is a new identity. A source that follows may have none.
+
+        Raises:
+            IdentityError: It has none that is of use.
+        """
+        started = time.time_ns()
+        try:
+            found = await asking.ask(self._source, self._clock, rotation.time_limit(self._rest()))
+            changed = self._held is None or asking.differs(found, self._held.identity, self._source.follows)
+        except IdentityError as error:
+            self._failed(error.reason)
+            raise
+        if not self._open:
+            raise _not_open()
+        if changed:
+            self._take(found, reason, started)
+        else:
+            self._next = self._monotonic() + rotation.POLL
+        self._failures, self._last_error = 0, None
+        self._enter(_Phase.GOOD)
+        return changed
+
+    # -- what becomes of it --------------------------------------------------------------------------------------------
+
+    def _take(self, found: Identity, reason: str, started: int) -> None:
+        now, monotonic = self._clock(), self._monotonic()
+        overlap = max(0.0, self._rest())
+        life = found.not_after - now
+        delay = rotation.renew_after(life, self._every, _random.uniform(-1, 1))
+        self._held = _Held(found, monotonic, monotonic + life, now + delay)
+        self._generation += 1
+        self._next = monotonic + (rotation.POLL if self._source.follows else delay)
+        self._waiters.wake()
+        self._telemetry.refresh()
+        self._telemetry.rotated(self._generation, reason, overlap, started, time.time_ns())
+
+    def _failed(self, reason: str) -> None:
+        self._failures += 1
+        self._last_error = reason if reason in _REASONS else "ISSUER_UNAVAILABLE"
+        self._telemetry.refresh()
+        self._telemetry.failed(self._last_error)
+        if self._held is not None:
+            self._enter(self._failing())
+
+    def _retry(self) -> None:
+        delay = rotation.retry_after(max(1, self._failures), self._rest(), _random.uniform(-1, 1))
+        self._next = self._monotonic() + delay
+
+    def _failing(self) -> _Phase:
+        return _Phase.FAILING if self._rest() > 0 else _Phase.OVER
+
+    def _enter(self, phase: _Phase) -> None:
+        """Logs a change of state, once."""
+        if phase is not self._phase:
+            self._phase = phase
+            log.warning("identity: %s%s", phase.value, f" [{self._last_error}]" if self._last_error else "")
+
+    def _in_force(self) -> _Held:
+        held = self._held
+        if held is None or not self._open:
+            raise _not_open()
+        return held
+
+    def _left(self, held: _Held) -> float:
+        """Seconds that an identity has still to live, by the clock that gives it less; 0 or less when it is over."""
+        return min(held.identity.not_after - self._clock(), held.ends - self._monotonic())
+
+    def _rest(self) -> float:
+        """The same of the one in force; 0 when there is none."""
+        return 0.0 if self._held is None else self._left(self._held)
+
+    def _age(self) -> float | None:
+        held = self._held
+        return None if held is None else max(0.0, self._monotonic() - held.obtained)
+
+    # -- tasks ---------------------------------------------------------------------------------------------------------
+
+    def _start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        # In an empty context: what opens an identity or asks for a new one may run inside of a trace, which would else
+        # tie all rotations to each other, at the issuer too.
+        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _apart(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Runs work in a task of its own, which ends when this is closed or the caller is cancelled."""
+        caller = asyncio.current_task()
+        assert caller is not None
+        cancels = caller.cancelling()
+        try:
+            return await self._start(work)
+        except asyncio.CancelledError:
+            if self._open or caller.cancelling() > cancels:
+                raise
+        raise _not_open()
+
+    async def _close(self) -> None:
+        if not self._open:
+            return  # Also in a forked child, where the tasks and the source's connections are the parent's.
+        self._open = False
+        _all.discard(self)
+        self._telemetry.close()
+        tasks = set(self._tasks)
+        for task in tasks:
+            task.cancel()
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=_CLOSING)
+        finally:
+            self._held = None
+            self._waiters.wake()
+            await self._close_source()
+
+    async def _close_source(self) -> None:
+        try:
+            async with asyncio.timeout(_CLOSING):
+                await self._source.close()
+        except Exception as error:  # Closing must not break the program's end.
+            log.warning("a source of identities could not be closed (%s)", type(error).__name__)
+
+    def _forget_parent(self) -> None:
+        """In a forked child: the identity, its tasks and who waits are the parent's."""
+        self._open = False
+        self._held = None
+        self._tasks = set()
+        self._waiters = Waiters()
+        self._telemetry.close()
+
+
+def _not_open() -> IdentityError:
+    return IdentityError(
+        "EXPIRED", "there is no identity: it is not open, was closed, or is a parent process's"
+    )
+
+
+_all: weakref.WeakSet[RotatingIdentity] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for identity in list(_all):
+        identity._forget_parent()
+
+
+os.register_at_fork(after_in_child=_after_fork)

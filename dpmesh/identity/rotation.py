@@ -1,0 +1,71 @@
+"""When an identity is renewed, and when a renewal that failed is tried again.
+
+Pure: time and chance are arguments. The model is SPIRE's agent (pkg/agent/svid/rotator.go, pkg/common/rotationutil):
+renewal at half of the life, with jitter that is rolled once per certificate, so that a fleet which enrolled together
+does not renew together for ever, and so that nobody recognises a device by its schedule.
+
+A roll is a number drawn evenly from [-1, 1].
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Seconds between looks at a source that follows what somebody else decides, and between looks at a clock that may have
+# been set meanwhile.
+POLL: Final = 1.0
+
+_HALF = 0.5
+_JITTER = 0.1
+
+# Seconds. The floor keeps an issuer of certificates that live for milliseconds from being asked without end.
+_SHORTEST = 0.1
+_FIRST_RETRY = 1.0
+_LAST_RETRY = 30.0
+_DOUBLINGS = 5
+_FETCH = 10.0
+
+
+def renew_after(life: float, every: float | None, roll: float) -> float:
+    """How long an identity is used before the next one is asked for.
+
+    Args:
+        life: Seconds from when it was obtained to its end. Not from when the certificate begins: it is backdated.
+        every: Seconds after which to renew, if somebody wants it sooner.
+        roll: Of this identity.
+
+    Returns:
+        Seconds: half of the life, or `every` if that is sooner; give or take a tenth of the life or of `every`.
+    """
+    due = max(_SHORTEST, life * (_HALF + _JITTER * roll))
+    return due if every is None else min(due, every * (1 + _JITTER * roll))
+
+
+def retry_after(failures: int, left: float, roll: float) -> float:
+    """How long to wait after a failure: exponential back-off whose upper half is left to chance.
+
+    Args:
+        failures: How many in a row, this one included.
+        left: Seconds that the identity in force has still to live; 0 or less when it is over.
+        roll: Of this failure.
+
+    Returns:
+        Seconds: at most 1, 2, 4, ... 30, at most a tenth of what is left, and at least 0.1.
+    """
+    longest = min(_LAST_RETRY, _FIRST_RETRY * 2.0 ** min(failures - 1, _DOUBLINGS))
+    delay = longest * (0.75 + 0.25 * roll)
+    if left > 0:
+        delay = min(delay, left / 10)
+    return max(_SHORTEST, delay)
+
+
+def time_limit(left: float) -> float:
+    """How long a source may take for an identity.
+
+    Args:
+        left: Seconds that the identity in force has still to live; 0 or less when it is over, or when there is none.
+
+    Returns:
+        Seconds: 10, or half of what is left if that is less, so that a source that hangs can be asked again in time.
+    """
+    return min(_FETCH, max(_SHORTEST, left / 2)) if left > 0 else _FETCH

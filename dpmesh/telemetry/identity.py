@@ -1,0 +1,145 @@
+"""Telemetry of identities: a span for each that comes into force, how old the oldest one is, and what failed.
+
+No serial, no SPIFFE ID, and no trace that outlives an identity: every span is the root of its own trace.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from dpmesh.telemetry import names
+from dpmesh.telemetry.recorder import _version, is_api_only
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+    from opentelemetry.trace import Tracer
+
+
+class IdentityTelemetry:
+    """Records what becomes of one rotating identity, on OpenTelemetry's global providers.
+
+    Does nothing, and imports nothing of OpenTelemetry, before refresh() finds who listens. Any thread may call it.
+
+    Args:
+        age: Seconds since the identity in force was obtained, or None when there is none. Called by whichever thread
+            exports metrics, until close().
+    """
+
+    def __init__(self, age: Callable[[], float | None]) -> None:
+        self.age = age
+        self._tracer: Tracer | None = None
+        self._meters: _Meters | None = None
+        self._providers: tuple[object, object] = (None, None)
+        with _lock:
+            _watched.add(self)
+
+    def refresh(self) -> None:
+        """Looks whether global providers were set since; cheap when they were not."""
+        if "opentelemetry.trace" not in sys.modules and "opentelemetry.metrics" not in sys.modules:
+            return  # Nobody can have set one.
+        from opentelemetry import metrics, trace
+
+        tracing, metering = trace.get_tracer_provider(), metrics.get_meter_provider()
+        if self._providers == (tracing, metering):
+            return
+        self._tracer = None if is_api_only(tracing) else tracing.get_tracer(names.SCOPE, _version())
+        self._meters = None if is_api_only(metering) else _meters_of(metering)
+        self._providers = (tracing, metering)
+
+    def rotated(self, generation: int, reason: str, overlap: float, start_ns: int, end_ns: int) -> None:
+        """Records that an identity came into force.
+
+        Args:
+            generation: 1 for the first.
+            reason: Why it was asked for.
+            overlap: For how many seconds the one before is still valid.
+            start_ns: When it was asked for, in ns since 1970.
+            end_ns: When it came into force, likewise.
+        """
+        if self._tracer is None:
+            return
+        attributes: dict[str, str | int | float] = {
+            names.IDENTITY_GENERATION: generation,
+            names.IDENTITY_REASON: reason,
+            names.IDENTITY_OVERLAP: overlap,
+        }
+        context = _no_span()
+        span = self._tracer.start_span(
+            names.IDENTITY_ROTATE, context, attributes=attributes, start_time=start_ns
+        )
+        span.end(end_ns)
+
+    def failed(self, reason: str) -> None:
+        """Counts an attempt that brought no identity; the reason is an IdentityError's."""
+        if self._meters is not None:
+            self._meters.count_failure(reason)
+
+    def close(self) -> None:
+        """Ends the identity's part in the age."""
+        with _lock:
+            _watched.discard(self)
+
+
+class _Meters:
+    """The instruments of one meter provider."""
+
+    def __init__(self, meter: Meter) -> None:
+        from opentelemetry.metrics import Observation
+
+        self._observation = Observation
+        # A context without a span, so that no exemplar ties a measurement to a trace.
+        self._context = _no_span()
+        self._add = meter.create_counter(
+            names.IDENTITY_FAILURES,
+            unit="{failure}",
+            description="Attempts that brought no identity, by reason",
+        ).add
+        meter.create_observable_gauge(
+            names.IDENTITY_AGE,
+            callbacks=[self._observe],
+            unit="s",
+            description="Time since the identity in force was obtained; of several, the oldest",
+        )
+
+    def count_failure(self, reason: str) -> None:
+        self._add(1, {names.LABEL_REASON: reason}, self._context)
+
+    def _observe(self, _: CallbackOptions) -> Iterable[Observation]:
+        with _lock:
+            watched = list(_watched)
+        ages = [age for age in (telemetry.age() for telemetry in watched) if age is not None]
+        return [self._observation(max(ages), None, self._context)] if ages else []
+
+
+_watched: weakref.WeakSet[IdentityTelemetry] = weakref.WeakSet()
+_by_provider: weakref.WeakKeyDictionary[Any, _Meters] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def _meters_of(provider: MeterProvider) -> _Meters:
+    """The meters of a provider, made once, so that two identities in one process don't register them twice."""
+    with _lock:
+        meters = _by_provider.get(provider)
+        if meters is None:
+            meters = _by_provider[provider] = _Meters(provider.get_meter(names.SCOPE, _version()))
+        return meters
+
+
+def _no_span() -> Any:
+    """A context without a span. It holds something, because an empty one means the current one."""
+    from opentelemetry.context import Context
+
+    return Context({names.SCOPE: True})
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # Another thread may have held it. The identities themselves know of the fork.
+
+
+os.register_at_fork(after_in_child=_after_fork)
