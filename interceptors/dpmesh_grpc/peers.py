@@ -1,4 +1,4 @@
-"""Peers: each RPC's client certificate is checked again, because a connection outlives the certificate it began with."""
+"""Peers: each RPC checks its client's certificate again, because a connection outlives the one that it began with."""
 
 from __future__ import annotations
 
@@ -137,10 +137,12 @@ def _coroutine(function: Any, peers: _Peers) -> Any:
             limit = asyncio.timeout(until - time.time())
             try:
                 async with limit:
-                    return await function(request, context)
+                    response = await function(request, context)
             except TimeoutError:
                 if not limit.expired():
                     raise
+            if not limit.expired():
+                return response
         return await context.abort(*(failure or _OVER))
 
     return coroutine
@@ -162,6 +164,7 @@ def _generator(function: Any, peers: _Peers) -> Any:
                     except TimeoutError:
                         if not limit.expired():
                             raise
+                    if limit.expired():
                         break
                     yield response
         await context.abort(*(failure or _OVER))
