@@ -10,13 +10,16 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.ledger.budget import Budget, Charge, check_names
 from dpmesh.ledger.holdings import Holdings, Key
 from dpmesh.ledger.queue import CommitQueue
+from dpmesh.ledger.spending import SpendQueue
 from dpmesh.ledger.store import Account, AccountId, Store, account_hash
+
+_T = TypeVar("_T")
 
 _GRACE = 1.0  # seconds that another event loop gets beyond its own time limit
 
@@ -31,8 +34,8 @@ class Ledger:
     wastes what is left of the slices, and never overspends. A charge whose commit times out, fails or is
     cancelled counts as spent.
 
-    All methods but `spend` and `standing` belong to the event loop that opened the ledger; `charge` may be
-    awaited in others too. A forked child starts with no lease and may charge for itself.
+    All methods but `spend` and `standing` belong to the event loop that opened the ledger; `charge` and
+    `spend_once` may be awaited in others too. A forked child starts with no lease and may charge for itself.
 
     Args:
         store: Where the debits are kept.
@@ -67,6 +70,7 @@ class Ledger:
         self._owning = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queue = self._new_queue()
+        self._spends = self._new_spends()
         self.spend: Callable[[Sequence[Charge]], bool] = self._holdings.spend
         """Pays for all charges from held leases, or for none; says which. No I/O; safe in threads."""
         self.standing: Callable[[int, bytes], tuple[int, int] | None] = self._holdings.standing
@@ -94,7 +98,7 @@ class Ledger:
         if self._open:
             return
         self._loop = asyncio.get_running_loop()
-        self._queue = self._new_queue()
+        self._queue, self._spends = self._new_queue(), self._new_spends()
         try:
             opened = await self._store.open(self.budgets)
             self._holdings.start(self.budgets, opened.windows)
@@ -128,6 +132,27 @@ class Ledger:
         if not self.spend(charges):
             await self._in_owner(lambda: self._charge_durably(charges), self._timeout)
 
+    async def spend_once(self, name: bytes, until: float) -> bool:
+        """Spends a name durably: true for exactly one call, over all holders of the store and all time.
+
+        What times out, fails or is cancelled may be spent, and is true for nobody.
+
+        Args:
+            name: 32 bytes.
+            until: When the name may be forgotten, in seconds since the epoch: the same for a name each time. The name
+                counts as spent from then on, by the latest time that any holder of the store saw.
+
+        Raises:
+            LedgerError: The ledger can't tell, so whoever asks must refuse.
+        """
+
+        async def spend() -> bool:
+            if not self._open:
+                raise LedgerError("the ledger is not open")
+            return await self._spends.spend(name, until)
+
+        return await self._in_owner(spend, self._timeout)
+
     async def accounts(self, budget: str | None = None, unit: bytes | None = None) -> list[Account]:
         """What the ledger holds, as of the last window in which each account was charged.
 
@@ -145,7 +170,7 @@ class Ledger:
 
     # Event loops: one owns the queue; others hand over to it.
 
-    async def _in_owner(self, function: Callable[[], Coroutine[Any, Any, None]], seconds: float) -> None:
+    async def _in_owner(self, function: Callable[[], Coroutine[Any, Any, _T]], seconds: float) -> _T:
         """Runs a coroutine in the event loop that owns the ledger."""
         loop = asyncio.get_running_loop()
         if self._owner(loop) is loop:
@@ -166,12 +191,13 @@ class Ledger:
         """The loop that owns the ledger: `loop`, if there is no other (a forked child, a closed loop)."""
         with self._owning:
             if self._loop is None or self._loop.is_closed():
-                self._loop, self._queue = loop, self._new_queue()
+                self._loop, self._queue, self._spends = loop, self._new_queue(), self._new_spends()
             return self._loop
 
     async def _close(self) -> None:
         self._open = False
         await self._queue.stop()
+        await self._spends.stop()
         starts, left = self._holdings.clear()
         if left:
             unspent = {self._account(key): amount for key, amount in left.items()}
@@ -230,6 +256,9 @@ class Ledger:
             timeout=self._timeout,
         )
 
+    def _new_spends(self) -> SpendQueue:
+        return SpendQueue(self._store, clock=self._clock, timeout=self._timeout)
+
     def _committed(self, seconds: float) -> None:
         if self.on_commit is not None:
             self.on_commit(seconds)
@@ -237,7 +266,7 @@ class Ledger:
     def _forked(self) -> None:
         """In a forked child: the leases, the waiting charges and the loop are the parent's."""
         self._owning = threading.Lock()
-        self._loop, self._queue = None, self._new_queue()
+        self._loop, self._queue, self._spends = None, self._new_queue(), self._new_spends()
         self._holdings.forked()
         self._store.forked()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,9 @@ class MemoryStore:
         self._rows: dict[
             tuple[str, bytes], tuple[int, int]
         ] = {}  # (budget, account): (window start, debited)
+        self._spent: set[bytes] = set()
+        self._forgettable: list[tuple[int, bytes]] = []  # a heap: what is spent, by when it may be forgotten
+        self._now = 0
         self._budgets: tuple[Budget, ...] = ()
         self._process = os.getpid()
 
@@ -60,6 +64,14 @@ class MemoryStore:
             if 0 < amount <= debited:
                 self._rows[self._row(a)] = (windows[a[0]], debited - amount)
 
+    async def spend_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
+        """See Store."""
+        self._check_process()
+        self._now = max(self._now, now)
+        while self._forgettable and self._forgettable[0][0] <= self._now:
+            self._spent.discard(heapq.heappop(self._forgettable)[1])
+        return [self._spend(name, until) for name, until in spends]
+
     async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
         """See Store."""
         order = list(self._stored)
@@ -76,6 +88,13 @@ class MemoryStore:
 
     def forked(self) -> None:
         """See Store. Two copies of one budget would spend it twice, so the child's refuses to answer."""
+
+    def _spend(self, name: bytes, until: int) -> bool:
+        if until <= self._now or name in self._spent:
+            return False
+        self._spent.add(name)
+        heapq.heappush(self._forgettable, (until, name))
+        return True
 
     def _account(self, name: str, key: bytes, start: int, debited: int) -> Account:
         budget = self._stored[name]

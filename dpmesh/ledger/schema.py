@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -15,8 +15,8 @@ from dpmesh.errors import LedgerError
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.store import Account
 
-VERSION = 1
-"""The version of the tables below."""
+VERSION = 2
+"""The version of the tables below. Files of version 1 lack those of SPENT, and gain them when they are opened."""
 
 # STRICT came with SQLite 3.37; before that a column would take any type, but dpmesh only writes these.
 _STRICT = "STRICT" if sqlite3.sqlite_version_info >= (3, 37) else ""
@@ -48,6 +48,19 @@ CREATE TABLE accounts (
     PRIMARY KEY (budget, account)
 ) {_STRICT_KEYED};
 """
+# Names that were spent, and the latest time that any holder gave: when those that are over may be forgotten.
+SPENT = f"""
+CREATE TABLE clock (
+    id  INTEGER PRIMARY KEY CHECK (id = 1),
+    now INTEGER NOT NULL CHECK (now >= 0)
+) {_STRICT};
+CREATE TABLE spent (
+    name  BLOB    NOT NULL PRIMARY KEY CHECK (length(name) = 32),
+    until INTEGER NOT NULL
+) {_STRICT_KEYED};
+CREATE INDEX spent_until ON spent (until);
+INSERT INTO clock VALUES (1, 0);
+"""  # noqa: S608 - constants
 
 _BUDGET_COLUMNS = "name, key, epsilon, delta, accounting, window, on_exhausted"
 
@@ -99,7 +112,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def read_secret(connection: sqlite3.Connection, path: Path) -> bytes:
-    """Checks that the file is a ledger of this version, and returns its secret.
+    """Checks that the file is a ledger of this version or one that it knows, and returns its secret.
 
     Raises:
         LedgerError: It is not.
@@ -116,12 +129,47 @@ def read_secret(connection: sqlite3.Connection, path: Path) -> bytes:
             f"{path} is an SQLite database, but not a dpmesh ledger: set ledger.url to another path"
         )
     version = row[1]
-    if version != VERSION:
+    if version not in (1, VERSION):
         raise LedgerError(
             f"{path} was written by another version of dpmesh (tables {version}, this one knows {VERSION}): "
             "use that version"
         )
     return bytes(row[2])
+
+
+def execute_all(connection: sqlite3.Connection, statements: str) -> None:
+    """Executes statements within the transaction that is open, which sqlite3's executescript would commit."""
+    for statement in statements.split(";\n"):
+        connection.execute(statement)
+
+
+def upgrade(connection: sqlite3.Connection) -> None:
+    """Brings a file of version 1 up to date, all or nothing, also when several processes do so at once.
+
+    Raises:
+        sqlite3.Error: It can't be written.
+    """
+    if _version(connection) == VERSION:
+        return
+    with transaction(connection):
+        if _version(connection) == 1:
+            execute_all(connection, SPENT)
+            connection.execute("UPDATE meta SET schema_version = ?", (VERSION,))
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT schema_version FROM meta").fetchone()[0])
+
+
+def spend(connection: sqlite3.Connection, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
+    """Spends names within the transaction that is open; see Store.spend_once."""
+    connection.execute("UPDATE clock SET now = ? WHERE now < ?", (now, now))
+    (latest,) = connection.execute("SELECT now FROM clock").fetchone()
+    connection.execute("DELETE FROM spent WHERE until <= ?", (latest,))
+    insert = "INSERT INTO spent (name, until) VALUES (?, ?) ON CONFLICT (name) DO NOTHING"
+    return [
+        until > latest and connection.execute(insert, (name, until)).rowcount == 1 for name, until in spends
+    ]
 
 
 def read_budgets(connection: sqlite3.Connection) -> dict[str, Budget]:

@@ -66,6 +66,10 @@ class SQLiteStore:
         """See Store."""
         await self._run(self._credit, windows, unspent)
 
+    async def spend_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
+        """See Store."""
+        return await self._run(self._spend_once, now, spends)
+
     async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
         """See Store."""
         return await self._run(self._accounts, budget, account)
@@ -152,6 +156,7 @@ class SQLiteStore:
         secret = schema.read_secret(connection, self.path)
         if self._secret not in (b"", secret):
             raise self._replaced()
+        schema.upgrade(connection)
         return secret
 
     def _replaced(self) -> LedgerError:
@@ -222,6 +227,11 @@ class SQLiteStore:
                 ],
             )
 
+    def _spend_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
+        connection = self._connect()
+        with schema.transaction(connection):
+            return schema.spend(connection, now, spends)
+
     def _accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
         return schema.read_accounts(self._connect(), budget, account)
 
@@ -273,8 +283,8 @@ def _write_tables(path: Path) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
         secret = secrets.token_bytes(SECRET_BYTES)
         connection.execute("BEGIN IMMEDIATE")
-        for statement in schema.TABLES.split(";\n"):
-            connection.execute(statement)
+        schema.execute_all(connection, schema.TABLES)
+        schema.execute_all(connection, schema.SPENT)
         connection.execute("INSERT INTO meta VALUES (1, ?, ?)", (schema.VERSION, secret))
         connection.execute("COMMIT")
     finally:

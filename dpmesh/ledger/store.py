@@ -11,6 +11,9 @@ from dpmesh.ledger.budget import Budget
 
 ACCOUNT_BYTES = 16
 SECRET_BYTES = 32
+NAME_BYTES = 32
+LAST_SECOND = 1 << 62
+"""No time is later, whatever a clock or a caller says."""
 
 AccountId = tuple[int, bytes]
 """(index into the budgets the store was opened with, keyed hash of the unit)."""
@@ -144,8 +147,8 @@ def decide(
 class Store(Protocol):
     """Where debits are kept. Every store passes tests/contract.
 
-    The ledger calls one method at a time, except `accounts`. Each raises LedgerError if the store can't
-    answer; then it is unknown whether the call took effect, and the ledger counts it as spent.
+    The ledger calls one method at a time, except `accounts` and `spend_once`. Each raises LedgerError if the store
+    can't answer; then it is unknown whether the call took effect, and the ledger counts it as spent.
     """
 
     async def open(self, budgets: Sequence[Budget]) -> Opened:
@@ -167,6 +170,20 @@ class Store(Protocol):
 
     async def credit(self, windows: tuple[int, ...], unspent: Mapping[AccountId, int]) -> None:
         """Returns what a holder has left of its slices of these windows; ignored where a new one has begun.
+
+        Raises:
+            LedgerError: The store can't answer.
+        """
+
+    async def spend_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
+        """Spends names, and returns once that is durable. For each: whether it was not spent before, by anybody.
+
+        The store's time is the latest that any holder gave, and never moves back. A name may be forgotten once that
+        time has reached the second that came with it; from then on the name with that second counts as spent.
+
+        Args:
+            now: The holder's time, in seconds since the epoch.
+            spends: (32 bytes, the second in which they may be forgotten) each, the same second for a name each time.
 
         Raises:
             LedgerError: The store can't answer.

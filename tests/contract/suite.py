@@ -418,6 +418,101 @@ class LedgerSuite:
         await first.close()
         await second.close()
 
+    # Names that are spent once
+
+    async def test_a_name_is_spent_once(self, ledger, clock):
+        until = clock.now + 10
+        assert await ledger.spend_once(b"a" * 32, until)
+        assert not await ledger.spend_once(b"a" * 32, until)
+        assert await ledger.spend_once(b"b" * 32, until)
+        assert await ledger.accounts() == []
+
+    async def test_a_hundred_who_spend_one_name_at_once(self, ledger, clock):
+        names = [bytes([i]) * 32 for i in range(3)]
+        spends = [ledger.spend_once(name, clock.now + 10) for _ in range(100) for name in names]
+        won = await asyncio.gather(*spends)
+        assert [sum(won[i::3]) for i in range(3)] == [1, 1, 1]
+
+    async def test_holders_who_spend_one_name_at_once(self, make, clock):
+        holders = [make() for _ in range(3)]
+        for holder in holders:
+            await holder.open()
+        won = await asyncio.gather(
+            *[holders[i % 3].spend_once(b"a" * 32, clock.now + 10) for i in range(100)]
+        )
+        assert sum(won) == 1
+        for holder in holders:
+            await holder.close()
+
+    async def test_a_spent_name_stays_spent(self, make, clock):
+        until = clock.now + 10
+        for first in (True, False):
+            ledger = make()
+            await ledger.open()
+            assert await ledger.spend_once(b"a" * 32, until) is first
+            await ledger.close()
+
+    async def test_a_name_that_may_be_forgotten_counts_as_spent(self, make, ledger, clock):
+        start, until = clock.now, clock.now + 9.5  # kept for a whole second more
+        assert await ledger.spend_once(b"a" * 32, until)
+        clock.now = start + 9.75
+        assert await ledger.spend_once(b"b" * 32, until)
+        clock.now = start + 10
+        for name in (b"a" * 32, b"b" * 32, b"c" * 32):
+            assert not await ledger.spend_once(name, until)
+        clock.now = start  # set back, or another holder's is slow
+        other = make(clock=Clock(start - DAY))
+        await other.open()
+        for name in (b"a" * 32, b"b" * 32, b"c" * 32):
+            assert not await ledger.spend_once(name, until)
+            assert not await other.spend_once(name, until)
+        assert await other.spend_once(b"c" * 32, start + 11)
+        assert not await ledger.spend_once(b"c" * 32, start + 11)
+        await other.close()
+
+    async def test_what_is_over_is_forgotten_and_the_rest_is_not(self, tmp_path):
+        store = self.store(tmp_path)
+        await store.open([])
+        spends = [(bytes([i]) * 32, 100 + i) for i in range(50)]
+        assert await store.spend_once(50, spends) == [True] * 50
+        assert await store.spend_once(125, spends) == [False] * 50
+        assert await store.spend_once(60, [(name, 1000) for name, _ in spends]) == [True] * 26 + [False] * 24
+        await store.close()
+
+    @pytest.mark.parametrize("name", [b"", b"a" * 31, b"a" * 33, "a" * 32, None, bytearray(32)])
+    async def test_a_malformed_name_is_refused(self, ledger, clock, name):
+        with pytest.raises(LedgerError, match="32 bytes"):
+            await ledger.spend_once(name, clock.now + 10)
+
+    @pytest.mark.parametrize("until", [-1.0, float("nan"), float("inf"), 1e300, None, "9"])
+    async def test_a_malformed_time_is_refused(self, ledger, until):
+        with pytest.raises(LedgerError, match="until"):
+            await ledger.spend_once(b"a" * 32, until)
+
+    @pytest.mark.parametrize("now", [float("nan"), float("inf"), -1.0])
+    async def test_a_clock_that_shows_no_time_spends_no_name(self, ledger, clock, now):
+        good, clock.now = clock.now, now
+        with pytest.raises(LedgerError, match="clock"):
+            await ledger.spend_once(b"a" * 32, good + 10)
+        clock.now = good
+        assert await ledger.spend_once(b"a" * 32, good + 10)
+
+    async def test_a_ledger_that_is_not_open_spends_no_name(self, make, clock):
+        ledger = make()
+        with pytest.raises(LedgerError, match="not open"):
+            await ledger.spend_once(b"a" * 32, clock.now + 10)
+        await ledger.open()
+        await ledger.close()
+        with pytest.raises(LedgerError, match="not open"):
+            await ledger.spend_once(b"a" * 32, clock.now + 10)
+
+    async def test_another_event_loop_may_spend_a_name_too(self, ledger, clock):
+        def elsewhere():
+            return asyncio.run(ledger.spend_once(b"a" * 32, clock.now + 10))
+
+        assert await asyncio.to_thread(elsewhere)
+        assert not await asyncio.to_thread(elsewhere)
+
     # The store itself
 
     async def test_a_store_never_goes_back_in_time(self, tmp_path):
