@@ -44,9 +44,10 @@ def rotating_server_credentials(identity: RotatingIdentity) -> grpc.ServerCreden
         identity: An opened identity with a server's certificate, open for longer than the server.
 
     Raises:
-        IdentityError: It is not open, or over.
+        IdentityError: It is not open, over, or bad.
     """
     first = identity.current
+    _check(first)
     return grpc.dynamic_ssl_server_credentials(
         _configuration(first), _Fetcher(identity, first), require_client_authentication=True
     )
@@ -108,7 +109,7 @@ class _Fetcher:
 
     def _is_good(self, identity: Identity) -> bool:
         try:
-            Identity.load(identity.certificates, identity.key, identity.trust_bundle, time.time())
+            _check(identity)
         except IdentityError as error:
             reason = error.reason
         except Exception:  # Raised to gRPC, it would change nothing and be noticed by nobody.
@@ -126,6 +127,10 @@ class _Fetcher:
         log.error("%s: all handshakes fail until there is a new one", why)
         self._served = None
         return _nothing()
+
+
+def _check(identity: Identity) -> None:
+    Identity.load(identity.certificates, identity.key, identity.trust_bundle, time.time())
 
 
 def _configuration(identity: Identity) -> Any:

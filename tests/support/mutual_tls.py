@@ -62,7 +62,7 @@ class Service:
         self.metadata: list[tuple[str, Any]] = []
 
     def note(self, context: Any) -> None:
-        peer = {name: list(values)[0] for name, values in context.auth_context().items()}
+        peer = {name: next(iter(values)) for name, values in context.auth_context().items()}
         self.connections[context.peer()].add(hashlib.sha256(peer["x509_pem_cert"]).hexdigest())
         self.names.add(peer["peer_spiffe_id"].decode())
         self.resumed += peer["ssl_session_reused"] != b"false"
@@ -105,13 +105,23 @@ async def serving(
     port: int = 0,
     credentials: Any = None,
     checked: bool = True,
-    options: Any = (),
+    aged: bool = False,
     pool: Any = None,
 ) -> AsyncIterator[str]:
-    """A server under a rotating identity; gives its address."""
+    """A server under a rotating identity; gives its address.
+
+    Args:
+        identity: The server's.
+        handlers: By method name.
+        port: A free one by default.
+        credentials: Others than the identity's.
+        checked: Whether clients are checked at every RPC.
+        aged: Whether connections end before their certificates do.
+        pool: For handlers that are no coroutines.
+    """
     interceptors = [peer_interceptor(identity)] if checked else []
     server = grpc.aio.server(
-        pool, interceptors=interceptors, options=(*(server_options(identity) if checked else ()), *options)
+        pool, interceptors=interceptors, options=server_options(identity) if aged else ()
     )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))
     port = server.add_secure_port(f"127.0.0.1:{port}", credentials or rotating_server_credentials(identity))
@@ -142,9 +152,19 @@ def method(channel: grpc.aio.Channel, name: str, arity: str | None = None) -> An
     return getattr(channel, arity or name)(f"/test.Echo/{name}")
 
 
-async def call(channel: grpc.aio.Channel, arity: str, **options: Any) -> Any:
-    """One RPC of an arity, and what came back, joined."""
-    requests = stream(b"a", b"b") if arity.startswith("stream") else b"ab"
+async def silence() -> AsyncIterator[bytes]:
+    """A stream of requests that never come."""
+    await asyncio.Event().wait()
+    yield b""
+
+
+async def call(channel: grpc.aio.Channel, arity: str, *, silent: bool = False, **options: Any) -> Any:
+    """One RPC of an arity, and what came back, joined.
+
+    A stream can be silent: gRPC makes INTERNAL of the status with which a server ends an RPC during a write.
+    """
+    stream_of = silence() if silent else stream(b"a", b"b")
+    requests = stream_of if arity.startswith("stream") else b"ab"
     answer = method(channel, arity)(requests, **options)
     return b"".join([part async for part in answer]) if arity.endswith("stream") else await answer
 
