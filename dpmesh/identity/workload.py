@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import queue
 import secrets
 import sys
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from spiffe.workloadapi.x509_context import X509Context
 
 # All in seconds.
-ANSWER = 10.0  # what an agent has for its first answer on a connection
+ANSWER = 8.0  # what an agent has for its first answer on a connection; RotatingIdentity waits for 10
 SHORTEST, LONGEST = 0.1, 5.0  # between two connections
 HOUR = 3600.0
 CLOSING = 5.0
@@ -43,7 +44,7 @@ _STALE = _Failure(
     "ISSUER_UNAVAILABLE", "the last certificate is over, and the SPIFFE Workload API gave no newer one"
 )
 _BROKEN = _Failure("ISSUER_UNAVAILABLE", "following the SPIFFE Workload API failed")
-_CLOSED = _Failure("ISSUER_UNAVAILABLE", "this source of identities is closed")
+_CLOSED = _Failure("ISSUER_UNAVAILABLE", "this source of identities is closed, or is a parent process's")
 _UNUSABLE = "what the SPIFFE Workload API gave is no usable X.509-SVID with its key and bundle"
 
 _Inbox = queue.SimpleQueue["X509Context | _Failure | None"]
@@ -53,10 +54,16 @@ class WorkloadSource:
     """The default X.509-SVID of this process, as its agent has it (SPIFFE Workload API, sections 5.2 and 5.3).
 
     The agent decides when there is a new one, and pushes it. A thread follows it, and comes back by itself after any
-    failure; until then `fetch` gives the last good identity, for as long as its certificate lives. Peers are checked
-    by the roots of the identity's own trust domain: those of federated ones are not trusted.
+    failure; until then `fetch` gives the last good identity, for as long as its certificate lives. That holds for an
+    agent that begins to refuse, too. Peers are checked by the roots of the identity's own trust domain: those of
+    federated ones are not trusted.
 
-    It belongs to the event loop of its first `fetch`, and runs until it is closed.
+    What rotates is the key. An agent's SVIDs have one SPIFFE ID, and SPIRE's one subject, for as long as their entry
+    exists: peers recognise the workload. A server's SVID needs a DNS name too (`spire-server entry create -dns`),
+    because gRPC for Python looks for no other name; a client's does not.
+
+    It belongs to the event loop of its first `fetch`, and runs until it is closed. In a forked child there is nothing
+    to be had from it: an agent may know the child as somebody else.
 
     Args:
         address: The agent's socket, such as "unix:///run/spire/agent/public/api.sock"; what SPIFFE_ENDPOINT_SOCKET
@@ -72,6 +79,7 @@ class WorkloadSource:
     def __init__(self, address: str | None = None, *, clock: Callable[[], float] = time.time) -> None:
         self._endpoint = _endpoint(address)
         self._clock = clock
+        self._process = os.getpid()
         self._follower: _Follower | None = None
         self._told = asyncio.Event()
         self._ended = asyncio.Event()
@@ -86,6 +94,8 @@ class WorkloadSource:
             IdentityError: There is none. ISSUER_UNAVAILABLE: the agent is not there, does not answer, refuses, or
                 let the last certificate end; MALFORMED or EXPIRED: what it gives is not usable.
         """
+        if self._process != os.getpid():
+            raise IdentityError(*_CLOSED)
         self._follow()
         # The thread's own limit comes first. This one is for a machine that does not let it run.
         with suppress(TimeoutError):
@@ -101,7 +111,7 @@ class WorkloadSource:
         self._closed = True
         self._identity, self._failure = None, _CLOSED
         self._told.set()
-        if self._follower is not None:
+        if self._follower is not None and self._process == os.getpid():
             self._follower.stop()
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSING):

@@ -18,6 +18,7 @@ from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity import workload
 from dpmesh.identity.identity import spiffe_id
 from dpmesh.identity.workload import WorkloadSource
+from tests.support import children
 from tests.support.agent import DOMAIN, FakeAgent, Root, response
 
 PATIENCE = 20.0
@@ -146,11 +147,12 @@ async def test_the_bundle_rolls_over_while_the_svid_stays(agent, source, root, c
 
 
 async def test_the_order_of_roots_means_nothing(agent, source, root, clock):
-    other = Root.make(clock.now)
-    svid = root.svid("a", clock.now, bundle=root.der + other.der)
+    # So many that a set gives them in another order, but for one time in 720.
+    roots = [root.der, *(Root.make(clock.now).der for _ in range(5))]
+    svid = root.svid("a", clock.now, bundle=b"".join(roots))
     agent.say(response(svid))
     first = await source.fetch()
-    svid.bundle = other.der + root.der
+    svid.bundle = b"".join(reversed(roots))
     agent.say(response(svid))
     await agent_said_twice(agent)
     assert await source.fetch() is first
@@ -425,6 +427,24 @@ async def test_close_before_any_fetch(tmp_path):
     source = WorkloadSource(f"unix://{tmp_path}/none")
     await source.close()
     assert (await refusal(source)).reason == "ISSUER_UNAVAILABLE"
+
+
+async def test_a_forked_child_gets_nothing(agent, source, root, clock):
+    agent.say(response(root.svid("a", clock.now)))
+    await source.fetch()
+
+    def child() -> str:
+        """It has no event loop: neither call may wait for anything."""
+        try:
+            source.fetch().send(None)
+        except IdentityError as error:
+            reason = error.reason
+        with pytest.raises(StopIteration):
+            source.close().send(None)
+        return reason
+
+    assert children.run(child) == "ISSUER_UNAVAILABLE"
+    assert is_at("a")(await source.fetch())
 
 
 async def test_many_sources_leave_nothing_open(agent, root, clock):
