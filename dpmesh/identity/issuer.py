@@ -151,13 +151,14 @@ class Issuer:
         await self._write(self._enrolments.renew, used, _fingerprint(leaf), _end(leaf), now=now)
         return RenewResponse(certificate=certificate)
 
-    def token_key_list(self) -> GetTokenKeysResponse:
+    async def token_key_list(self) -> GetTokenKeysResponse:
         """The public keys of anonymous tokens.
 
         Raises:
             NotImplementedError: There are none.
+            IdentityError: ISSUER_UNAVAILABLE: they can't be read.
         """
-        published = self._keys().published(self.clock())
+        published = await _aside(self._keys().published, self.clock())
         keys = [TokenKey(public_key=der, not_before=int(a), not_after=int(b)) for der, a, b in published]
         return GetTokenKeysResponse(keys=keys)
 
@@ -167,18 +168,18 @@ class Issuer:
         Raises:
             NotImplementedError: There are no token keys.
             IdentityError: REFUSED: the proof or the device. MALFORMED: no such key, or a blinded message that is none.
-                RATE_LIMITED: more than the allowance. ISSUER_UNAVAILABLE: the records can't be written.
+                RATE_LIMITED: more than the allowance. ISSUER_UNAVAILABLE: the records or the keys can't be used.
         """
         keys, now = self._keys(), self.clock()
         proven = self._check(proof.SIGN_TOKENS, request, now)
-        epoch, not_after = _epoch(keys, request.truncated_token_key_id, now)
-        count = len(request.blinded_messages)
-        if not count:
+        key_id, blinded = request.truncated_token_key_id, request.blinded_messages
+        if not blinded:
             raise IdentityError("MALFORMED", BAD_BLINDED)
+        epoch, not_after = _epoch(await _aside(keys.published, now), key_id)
         used = _used(proven, request)
-        await self._write(self._enrolments.allow, used, epoch, count, self._allowance, not_after, now=now)
-        # RSA takes milliseconds a token, and the loop has others to serve.
-        signatures = await asyncio.to_thread(_sign_all, keys, request)
+        allowance = self._allowance
+        await self._write(self._enrolments.allow, used, epoch, len(blinded), allowance, not_after, now=now)
+        signatures = [await _aside(keys.sign, key_id, message) for message in blinded]
         return SignTokensResponse(blind_signatures=signatures)
 
     def server_certificate(self) -> tuple[bytes, bytes, float]:
@@ -237,18 +238,29 @@ def _used(proven: Proven, request: Provable) -> enrolment.Proof:
     return enrolment.Proof(proven.fingerprint, proven.digest, request.proof.time + proof.TOLERANCE + 1)
 
 
-def _epoch(keys: TokenKeys, truncated_key_id: int, now: float) -> tuple[bytes, float]:
+def _epoch(published: Sequence[tuple[bytes, float, float]], truncated_key_id: int) -> tuple[bytes, float]:
     """The name of the epoch whose key is asked for, which is the key's hash, and when it is over."""
-    for der, _, not_after in keys.published(now):
+    for der, _, not_after in published:
         name = hashlib.sha256(der).digest()
         if name[-1] == truncated_key_id:
             return name, not_after
     raise IdentityError("MALFORMED", BAD_EPOCH)
 
 
-def _sign_all(keys: TokenKeys, request: SignTokensRequest) -> list[bytes]:
-    key_id = request.truncated_token_key_id
+async def _aside(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """What token keys do, in a thread: to make or use an RSA key takes long, and the loop has others to serve.
+
+    Raises:
+        IdentityError: With a text that may be told: theirs name files.
+    """
     try:
-        return [keys.sign(key_id, blinded) for blinded in request.blinded_messages]
-    except (ValueError, IdentityError):
-        raise IdentityError("MALFORMED", BAD_BLINDED) from None
+        return await asyncio.to_thread(function, *args, **kwargs)
+    except ValueError:
+        reason = "MALFORMED"
+    except IdentityError as error:
+        reason = error.reason
+    if reason == "EXPIRED":
+        raise IdentityError("MALFORMED", BAD_EPOCH)
+    if reason == "MALFORMED":
+        raise IdentityError("MALFORMED", BAD_BLINDED)
+    raise IdentityError("ISSUER_UNAVAILABLE", enrolment.BROKEN)

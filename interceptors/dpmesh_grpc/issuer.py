@@ -44,6 +44,7 @@ _CONCURRENT = 1000  # RPCs that the server holds at once; more are told to come 
 _CONNECTION_AGE = 60_000  # milliseconds; a connection would outlive the certificate otherwise
 _GRACE = 5.0  # seconds that RPCs under way get when the server stops
 
+_FAILED = "the issuer failed"
 _STATUS = {
     "REFUSED": grpc.StatusCode.UNAUTHENTICATED,
     "MALFORMED": grpc.StatusCode.INVALID_ARGUMENT,
@@ -88,34 +89,32 @@ class IssuerService(rpc.IssuerServiceServicer):
 
     async def GetTokenKeys(self, request: GetTokenKeysRequest, context: Any) -> GetTokenKeysResponse:
         """See the proto."""
-        return await _answer(self._token_keys(), context)
+        return await _answer(self._issuer.token_key_list(), context)
 
     async def SignTokens(self, request: SignTokensRequest, context: Any) -> SignTokensResponse:
         """See the proto."""
         return await _answer(self._issuer.sign_tokens(request), context)
-
-    async def _token_keys(self) -> GetTokenKeysResponse:
-        return self._issuer.token_key_list()
 
 
 async def _answer(response: Awaitable[_T], context: Any) -> _T:
     try:
         return await response
     except IdentityError as error:
-        code, text = _STATUS[error.reason], _text(error)
+        code, text = _STATUS.get(error.reason, grpc.StatusCode.INTERNAL), _text(error)
     except NotImplementedError:
         code, text = grpc.StatusCode.UNIMPLEMENTED, NO_TOKENS
     except Exception as error:
         # Without its text and trace, which could quote the request.
         log.error("the issuer failed: %s", type(error).__name__)  # noqa: TRY400
-        code, text = grpc.StatusCode.INTERNAL, "the issuer failed"
+        code, text = grpc.StatusCode.INTERNAL, _FAILED
     # Outside of the handler of the exception, which would otherwise be the context of what abort raises.
     return await context.abort(code, text)  # type: ignore[no-any-return]
 
 
 def _text(error: IdentityError) -> str:
-    """What a client is told: without the reason, which its status says."""
-    return str(error).removesuffix(f" [{error.reason}]")
+    """What a client is told: one of the issuer's texts, without the reason, which the status says."""
+    text = str(error).removesuffix(f" [{error.reason}]")
+    return text if text in TEXTS else _FAILED
 
 
 @asynccontextmanager
