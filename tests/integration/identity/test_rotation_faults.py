@@ -1,0 +1,238 @@
+"""Rotation under load and under faults: no RPC fails that an identity would have carried, and none is sent without."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import time
+from contextlib import AsyncExitStack
+
+import grpc
+import grpc.aio
+import grpc.aio._channel
+import pytest
+
+from dpmesh.identity.authority import LocalSource
+from dpmesh.identity.rotating import RotatingIdentity
+from dpmesh_grpc.links import EXPIRED
+from dpmesh_grpc.rotating import rotating_channel
+from tests.support.mutual_tls import (
+    ANSWERS,
+    ARITIES,
+    Issuer,
+    Service,
+    authority,
+    call,
+    method,
+    serving,
+    until,
+)
+
+
+@pytest.fixture
+async def stack():
+    async with AsyncExitStack() as entered:
+        yield entered
+
+
+async def rotating(stack, source, **options) -> RotatingIdentity:
+    return await stack.enter_async_context(RotatingIdentity(source, **options))
+
+
+class Load:
+    """Workers in all four arities, as fast as they can.
+
+    Attributes:
+        count: RPCs that ended well.
+        failed: How the others ended.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, workers: int = 64) -> None:
+        self.count, self.failed = 0, []
+        self._going = True
+        self._tasks = [
+            asyncio.ensure_future(self._work(channel, ARITIES[number % len(ARITIES)]))
+            for number in range(workers)
+        ]
+
+    async def _work(self, channel, arity: str) -> None:
+        while self._going:
+            try:
+                assert await call(channel, arity) == ANSWERS[arity]
+            except BaseException as error:
+                self.failed.append(error)
+                raise
+            self.count += 1
+
+    async def stop(self) -> None:
+        self._going = False
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def follow(channel, identity) -> None:
+    """Rotates, and waits until the channel has followed."""
+    before = channel._link
+    await identity.renew("test")
+    await until(lambda: channel._link is not before)
+
+
+async def test_thirty_rotations_under_64_workers_in_all_arities(stack):
+    fleet, service = authority(), Service()
+    server = await rotating(stack, LocalSource(fleet, server=True))
+    device = await rotating(stack, LocalSource(fleet))
+    target = await stack.enter_async_context(serving(server, service.handlers()))
+    channel = await stack.enter_async_context(rotating_channel(target, device))
+    load = Load(channel)
+    for rotation in range(30):
+        if rotation % 2:  # The server's certificate changes under load too.
+            await server.renew("test")
+        count = load.count
+        await follow(channel, device)
+        await until(lambda count=count: load.count >= count + 64)
+    await load.stop()
+    assert load.failed == []
+    assert load.count > 30 * 64
+    # Each identity has a connection of its own, and each connection one identity; no TLS session was taken up again.
+    certificates = [certificate for seen in service.connections.values() for certificate in seen]
+    assert len(certificates) == len(set(certificates)) == len(service.connections) == 31
+    assert len(service.names) == 31
+    assert service.resumed == 0
+    await until(lambda: not channel._drains)
+
+
+async def test_connections_that_the_server_ends_are_made_again_under_the_same_identity(stack):
+    fleet, service = authority(), Service()
+    server = await rotating(stack, LocalSource(fleet, life=2.0, server=True))
+    device = await rotating(stack, LocalSource(fleet))
+    target = await stack.enter_async_context(serving(server, service.handlers(), aged=True))
+    channel = await stack.enter_async_context(rotating_channel(target, device))
+    load = Load(channel, workers=8)
+    await until(lambda: len(service.connections) >= 3)
+    await load.stop()
+    assert load.failed == []
+    assert len(service.names) == 1
+    assert service.resumed == 0
+
+
+@pytest.mark.parametrize("lifetimes", [1, 2, 3])
+async def test_the_issuer_is_down(stack, lifetimes):
+    life = 2.0
+    fleet, service = authority(), Service()
+    server = await rotating(stack, LocalSource(fleet, server=True))
+    issuer = Issuer(LocalSource(fleet, life=life))
+    device = await rotating(stack, issuer)
+    target = await stack.enter_async_context(serving(server, service.handlers()))
+    channel = await stack.enter_async_context(rotating_channel(target, device, drain=1.0))
+    assert await call(channel, "unary_unary") == b"ab"
+    stream = method(channel, "ticks", "unary_stream")(b"t")
+    assert await stream.read() == b"t"
+    issuer.down = True
+    back = time.time() + lifetimes * life
+    ends = device.current.not_after
+    outcomes = []
+    while time.time() < back or not outcomes:
+        begun = time.time()
+        outcomes.append((begun, time.time(), await outcome(channel)))
+        await asyncio.sleep(0.02)
+    for begun, ended, found in outcomes:
+        if ended < ends - 0.05:
+            assert found is None  # The last good identity serves until it is over,
+        elif begun > ends + 0.05:
+            assert (found.code(), found.details()) == (EXPIRED.code, EXPIRED.text)  # and not a moment longer.
+    assert outcomes[0][2] is None
+    assert (outcomes[-1][2] is not None) == (outcomes[-1][0] >= ends)
+    if lifetimes > 1:
+        # What was under way ended too: at the server's hands, or after the drain.
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            while await stream.read() is not grpc.aio.EOF:
+                pass
+        assert caught.value.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNAVAILABLE)
+    issuer.down = False
+    await device.renew("test")  # What would come by itself, after at most 30 s.
+    async with asyncio.timeout(20):
+        await channel.channel_ready()
+        while await outcome(channel) is not None:
+            await asyncio.sleep(0.02)
+    await follow(channel, device)
+    assert await call(channel, "unary_unary") == b"ab"
+    assert len(service.names) >= 2
+
+
+async def outcome(channel) -> grpc.aio.AioRpcError | None:
+    try:
+        await call(channel, "unary_unary", timeout=10)
+    except grpc.aio.AioRpcError as error:
+        return error
+    return None
+
+
+async def test_a_certificate_expires_in_the_middle_of_a_stream(stack):
+    fleet, service = authority(), Service()
+    server = await rotating(stack, LocalSource(fleet, server=True))
+    device = await rotating(stack, LocalSource(fleet, life=2.0))
+    target = await stack.enter_async_context(serving(server, service.handlers()))
+    channel = await stack.enter_async_context(rotating_channel(target, device, drain=30.0))
+    ends = device.current.not_after
+    ticks = method(channel, "ticks", "unary_stream")(b"t")
+    count = 0
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in ticks:
+            count += 1
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert 0 <= time.time() - ends < 10
+    assert count > 10
+    assert await call(channel, "unary_unary") == b"ab"  # The channel has long had another identity.
+    assert len(service.names) >= 2
+
+
+async def test_the_server_goes_away_and_comes_back_during_rotations(stack):
+    fleet, service = authority(), Service()
+    server = await rotating(stack, LocalSource(fleet, server=True))
+    device = await rotating(stack, LocalSource(fleet))
+    options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 200)]
+    async with serving(server, service.handlers()) as target:
+        channel = await stack.enter_async_context(rotating_channel(target, device, options=options))
+        assert await call(channel, "unary_unary") == b"ab"
+    await device.renew("test")
+    found = await outcome(channel)
+    assert found.code() is grpc.StatusCode.UNAVAILABLE
+    waiting = asyncio.ensure_future(call(channel, "unary_unary", wait_for_ready=True))
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
+    async with serving(server, service.handlers(), port=int(target.rpartition(":")[2])):
+        assert await asyncio.wait_for(waiting, 20) == b"ab"
+        await until(lambda: channel._link.generation == 2)
+        assert await call(channel, "unary_unary") == b"ab"
+
+
+async def test_nothing_is_left_of_40_rotations(stack):
+    fleet, service = authority(), Service()
+    server = await rotating(stack, LocalSource(fleet, server=True))
+    device = await rotating(stack, LocalSource(fleet))
+    target = await stack.enter_async_context(serving(server, service.handlers()))
+    channel = await stack.enter_async_context(rotating_channel(target, device))
+
+    async def rotate(times: int) -> tuple[int, int, int]:
+        for _ in range(times):
+            for arity in ARITIES:
+                assert await call(channel, arity) == ANSWERS[arity]
+            await follow(channel, device)
+        await until(lambda: not channel._drains)
+        await call(channel, "unary_unary")
+        if before:  # The server notices later than the client that a connection is over.
+            await until(lambda: descriptors() <= before)
+        gc.collect()
+        channels = sum(isinstance(thing, grpc.aio._channel.Channel) for thing in gc.get_objects())
+        return descriptors(), channels, len(asyncio.all_tasks())
+
+    before = 0
+    first = await rotate(5)
+    before = first[0]
+    second = await rotate(40)
+    assert all(later <= earlier for earlier, later in zip(first, second, strict=True)), (first, second)
+    assert second[1] <= 2
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
