@@ -120,6 +120,7 @@ class RotatingIdentity:
         self._failures = 0
         self._last_error: str | None = None
         self._phase = _Phase.GOOD
+        self._stumbled: str | None = None
         self._next = 0.0  # When the source is asked next, in monotonic seconds.
         self._turn = asyncio.Lock()  # Held by who asks the source.
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -240,8 +241,10 @@ class RotatingIdentity:
             try:
                 await self._look()
             except Exception as error:  # A clock or a span processor that raises must not end rotation.
-                self._retry()
-                log.warning("an identity could not be rotated (%s)", type(error).__name__)
+                self._next = max(self._next, self._monotonic() + rotation.POLL)
+                self._stumble(type(error).__name__)
+            else:
+                self._stumbled = None
 
     async def _look(self) -> None:
         """Renews if it is time to."""
@@ -329,6 +332,12 @@ class RotatingIdentity:
         if phase is not self._phase:
             self._phase = phase
             log.warning("identity: %s%s", phase.value, f" [{self._last_error}]" if self._last_error else "")
+
+    def _stumble(self, kind: str) -> None:
+        """Logs what nobody expected, once."""
+        if kind != self._stumbled:
+            self._stumbled = kind
+            log.warning("identity: rotation stumbled and goes on (%s)", kind)
 
     def _in_force(self) -> _Held:
         held = self._held

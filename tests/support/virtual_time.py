@@ -6,6 +6,8 @@ import asyncio
 import functools
 import selectors
 
+_PATIENCE = 20.0  # seconds
+
 
 class _Selector(selectors.DefaultSelector):
     """Doesn't wait for what is due later, but makes it later."""
@@ -13,8 +15,11 @@ class _Selector(selectors.DefaultSelector):
     loop: VirtualLoop
 
     def select(self, timeout=None):
-        if timeout is None:
-            return super().select()
+        if timeout is None:  # Only another thread can wake it now.
+            events = super().select(_PATIENCE)
+            if not events:
+                raise RuntimeError("all tasks wait for something that will never happen")
+            return events
         events = super().select(0)
         if not events and timeout > 0:
             self.loop.now += timeout
