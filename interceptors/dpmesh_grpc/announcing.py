@@ -1,0 +1,110 @@
+"""Announcing: how a ticket reaches the client, in the initial metadata of the RPC whose token bought it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+log = logging.getLogger("dpmesh.grpc")
+
+TICKET_KEY: Final = "dpmesh-ticket"
+
+# Seconds that a handler gets to send initial metadata of its own before the ticket goes without. The client's other
+# RPCs wait for it.
+_PATIENCE: Final = 0.05
+
+
+class Announcing:
+    """The context of a handler whose RPC brought a token: the ticket goes out with its initial metadata, or without."""
+
+    def __init__(self, context: Any, ticket: str) -> None:
+        self._context = context
+        self._pair = (TICKET_KEY, ticket)
+        self._sent = False
+        self._sending = asyncio.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def send_initial_metadata(self, initial_metadata: Any) -> None:
+        """Sends the handler's metadata with the ticket."""
+        async with self._sending:
+            if self._sent:
+                log.warning("a handler's initial metadata came after the ticket of its RPC, and is dropped")
+                return
+            self._sent = True
+            await self._context.send_initial_metadata((*initial_metadata, self._pair))
+
+    async def announce(self) -> None:
+        """Sends the ticket, if it was not sent."""
+        async with self._sending:
+            if not self._sent:
+                self._sent = True
+                await self._context.send_initial_metadata((self._pair,))
+
+    async def announce_after(self, seconds: float) -> None:
+        """Does the same after a while."""
+        await asyncio.sleep(seconds)
+        await self.announce()
+
+    async def write(self, message: Any) -> None:
+        """Sends a response, after the ticket."""
+        await self.announce()
+        await self._context.write(message)
+
+    async def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> None:
+        """Ends the RPC, after the ticket: the token is spent all the same."""
+        await self.announce()
+        await self._context.abort(code, details, trailing_metadata)
+
+    async def abort_with_status(self, rpc_status: Any) -> None:
+        """Does the same with a grpc.Status."""
+        await self.announce()
+        await self._context.abort_with_status(rpc_status)
+
+
+@asynccontextmanager
+async def announcing(context: Any, ticket: str) -> AsyncIterator[Announcing]:
+    """A handler's context, and the ticket's way out: at the latest when the handler ends."""
+    announced = Announcing(context, ticket)
+    later = asyncio.get_running_loop().create_task(announced.announce_after(_PATIENCE))
+    try:
+        yield announced
+    finally:
+        if not announced._sending.locked():
+            later.cancel()
+        await asyncio.wait({later})
+        if not later.cancelled() and later.exception() is not None:
+            log.debug("a ticket could not be sent: the RPC is over")
+        if not context.done():
+            await announced.announce()
+
+
+class SyncAnnouncing:
+    """The same for handlers that gRPC runs in an executor. The ticket goes out when the handler sends or is done."""
+
+    def __init__(self, context: Any, ticket: str) -> None:
+        self._context = context
+        self._pair = (TICKET_KEY, ticket)
+        self._sent = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def send_initial_metadata(self, initial_metadata: Any) -> None:
+        """Sends the handler's metadata with the ticket."""
+        self._sent = True
+        self._context.send_initial_metadata((*initial_metadata, self._pair))
+
+    def announce(self) -> None:
+        """Sends the ticket, if it was not sent."""
+        if not self._sent:
+            self.send_initial_metadata(())
+
+    def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> None:
+        """Ends the RPC, after the ticket."""
+        self.announce()
+        self._context.abort(code, details, trailing_metadata)
