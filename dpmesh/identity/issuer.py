@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +90,9 @@ class Issuer:
         allowance: Anonymous tokens for one device in one epoch.
         clock: Seconds since 1970.
 
+    Raises:
+        ConfigError: The life is not positive.
+
     Attributes:
         authority: Signs certificates. It may be replaced at any time, by a roll-over.
         life: See above.
@@ -105,7 +109,7 @@ class Issuer:
         allowance: int = ALLOWANCE,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        if not life > 0:
+        if not 0 < life < math.inf:
             raise ConfigError("a certificate's life must be a positive number of seconds")
         self.authority = authority
         self.life = life

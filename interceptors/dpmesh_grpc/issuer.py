@@ -280,7 +280,7 @@ def issuer_channel(target: str, trust_bundle: bytes) -> grpc.aio.Channel:
         IdentityError: MALFORMED: the trust bundle is not in PEM, or not an authority's.
     """
     options = (
-        # Two channels would share a connection otherwise, which ties what is asked on them together.
+        # Channels that share a connection tie what is asked on them together.
         ("grpc.use_local_subchannel_pool", 1),
         # The name that no other server of the trust domain has, wherever the issuer is.
         ("grpc.ssl_target_name_override", issuer_name(_domain(trust_bundle))),

@@ -94,7 +94,10 @@ def leaf_of(identity):
     return x509.load_pem_x509_certificate(identity.certificates)
 
 
-def request_for(key, algorithm=hashes.SHA256()):
+SHA256 = hashes.SHA256()
+
+
+def request_for(key, algorithm=SHA256):
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     return builder.sign(key, algorithm).public_bytes(Encoding.DER)
 
@@ -156,6 +159,22 @@ async def test_nothing_ties_two_fetches_together(place, monkeypatch):
         assert len({tuple(sorted(metadata.items())) for _, _, metadata in seen}) == 1
 
 
+async def test_devices_that_ask_at_the_same_time_share_no_connection(place, monkeypatch):
+    """Even in one process."""
+    peers, line = [], asyncio.Barrier(4)
+    answer = IssuerService.Enrol
+
+    async def enrol(self, request, context):
+        peers.append(context.peer())
+        await line.wait()
+        return await answer(self, request, context)
+
+    monkeypatch.setattr(IssuerService, "Enrol", enrol)
+    async with serving(place.issuer.authority, place.enrolments._path) as other, asyncio.timeout(10):
+        await asyncio.gather(*[other.source().fetch() for _ in range(4)])
+    assert len(set(peers)) == 4
+
+
 async def test_fetches_at_the_same_time_use_the_token_once(place):
     source = place.source()
     identities = await asyncio.gather(*[source.fetch() for _ in range(10)])
@@ -186,6 +205,14 @@ def test_a_source_has_a_token_or_an_identity(authority):
         with pytest.raises(IdentityError) as caught:
             IssuerSource("127.0.0.1:1", bundle, enrolment_token="x")
         assert caught.value.reason == "MALFORMED"
+
+
+@pytest.mark.parametrize("life", [0, -1, float("nan"), float("inf")])
+def test_a_life_is_a_positive_number(authority, tmp_path, life):
+    enrolments = Enrolments.create(tmp_path / "issuer.db")
+    with pytest.raises(ConfigError, match="life"):
+        Issuer(authority, enrolments, life=life)
+    enrolments.close()
 
 
 # Enrolment tokens.
@@ -245,6 +272,13 @@ def with_a_wrong_signature():
     return request_for(new_key())[:-1] + b"\x00"
 
 
+def with_much_to_say():
+    """A proper one, with an extension that only takes room."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    extension = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\0" * 10_000)
+    return builder.add_extension(extension, critical=False).sign(new_key(), SHA256).public_bytes(Encoding.DER)
+
+
 def with_the_key_of_another():
     """Of two requests of the same shape, the first one's key under the second one's signature."""
     mine, other = new_key(), new_key()
@@ -264,6 +298,7 @@ BAD_REQUESTS = {
     "Ed25519": lambda: request_for(ed25519.Ed25519PrivateKey.generate(), None),
     "wrong signature": with_a_wrong_signature,
     "the key of another": with_the_key_of_another,
+    "large": with_much_to_say,
     "huge": lambda: request_for(new_key()) + b"\0" * 100_000,
 }
 
@@ -318,44 +353,45 @@ async def test_requests_that_are_too_large_for_anything(place, stub):
 # Proofs.
 
 
-async def tampered(identity, other, kind):
-    request = renewal(identity)
-    if kind == "another request":
-        request.certificate_request = request_for(new_key())
-    elif kind == "another time":
-        request.proof.time += 1
-    elif kind == "another device's certificate":
-        request.proof.certificate = leaf_of(other).public_bytes(Encoding.DER)
-    elif kind == "a bit of the signature":
-        request.proof.signature = request.proof.signature[:-1] + bytes([request.proof.signature[-1] ^ 1])
-    elif kind == "no signature":
-        request.proof.signature = b""
-    elif kind == "no certificate":
-        request.proof.certificate = b""
-    elif kind == "a certificate with more behind it":
-        request.proof.certificate += b"\0"
-    elif kind == "garbage":
-        request.proof.certificate, request.proof.signature = b"x" * 500, b"x" * 70
-    elif kind == "a huge certificate":
-        request.proof.certificate += b"\0" * 100_000
-    elif kind == "a huge signature":
-        request.proof.signature += b"\0" * 100_000
-    elif kind == "an unknown field":
-        request.MergeFromString(b"\xfa\x07\x01x")
-    return request
+def flip(request, _):
+    signature = request.proof.signature
+    request.proof.signature = signature[:-1] + bytes([signature[-1] ^ 1])
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["another request", "another time", "another device's certificate", "a bit of the signature"]
-    + ["no signature", "no certificate", "a certificate with more behind it", "garbage"]
-    + ["a huge certificate", "a huge signature", "an unknown field"],
-)
+def with_(**fields):
+    """Sets fields of the proof; a function of the one there is gives the new one."""
+
+    def change(request, _):
+        for name, new in fields.items():
+            setattr(request.proof, name, new(getattr(request.proof, name)) if callable(new) else new)
+
+    return change
+
+
+TAMPERED = {
+    "another request": lambda request, _: setattr(request, "certificate_request", request_for(new_key())),
+    "another time": with_(time=lambda time: time + 1),
+    "another device's certificate": lambda request, other: setattr(
+        request.proof, "certificate", leaf_of(other).public_bytes(Encoding.DER)
+    ),
+    "a bit of the signature": flip,
+    "no signature": with_(signature=b""),
+    "no certificate": with_(certificate=b""),
+    "a certificate with more behind it": with_(certificate=lambda der: der + b"\0"),
+    "garbage": with_(certificate=b"x" * 500, signature=b"x" * 70),
+    "a huge certificate": with_(certificate=lambda der: der + b"\0" * 100_000),
+    "a huge signature": with_(signature=lambda signature: signature + b"\0" * 100_000),
+    "an unknown field": lambda request, _: request.MergeFromString(b"\xfa\x07\x01x"),
+}
+
+
+@pytest.mark.parametrize("kind", TAMPERED)
 async def test_tampered_proofs(place, stub, kind):
     identity, other = await place.identity(), await place.identity()
-    request = await tampered(identity, other, kind)
+    request = renewal(identity)
+    TAMPERED[kind](request, other)
     assert await status(stub.Renew(request)) == (Code.UNAUTHENTICATED, proof.BAD_PROOF)
-    await stub.Renew(await tampered(identity, other, "nothing"))
+    await stub.Renew(renewal(identity))
 
 
 async def test_a_request_without_a_proof(place, stub):
@@ -617,6 +653,17 @@ async def test_a_defect_shows_neither_to_the_peer_nor_in_the_log(place, stub, mo
     assert token not in str(caught.value)
     assert "RuntimeError" in caplog.text
     assert token not in caplog.text
+
+
+async def test_a_refusal_in_other_words_is_not_passed_on(place, stub, monkeypatch):
+    def stumble(*_, **__):
+        raise IdentityError("REFUSED", "device 42 is banned")
+
+    monkeypatch.setattr(place.enrolments, "enrol", stumble)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Enrol(EnrolRequest(enrolment_token="x", certificate_request=request_for(new_key())))
+    assert caught.value.code() is Code.UNAUTHENTICATED
+    assert "42" not in caught.value.details()
 
 
 async def test_nothing_of_a_device_is_logged(place, caplog):
