@@ -23,6 +23,7 @@ from dpmesh.identity.enrolment import Enrolments
 from dpmesh.identity.issuer import Issuer
 from dpmesh.identity.keys import key_pem, new_key
 from dpmesh.identity.proof import RENEW, SIGN_TOKENS, prove
+from dpmesh.identity.rotating import RotatingIdentity
 from dpmesh.identity.tokens import TokenChallenge, TokenKeys, TokenRequestState
 from dpmesh.v1 import identity_pb2_grpc as rpc
 from dpmesh.v1.identity_pb2 import EnrolRequest, GetTokenKeysRequest, RenewRequest, SignTokensRequest
@@ -213,6 +214,21 @@ def test_a_life_is_a_positive_number(authority, tmp_path, life):
     with pytest.raises(ConfigError, match="life"):
         Issuer(authority, enrolments, life=life)
     enrolments.close()
+
+
+async def test_a_rotating_identity_is_fed_and_outlasts_an_outage(place):
+    source = place.source()
+    async with RotatingIdentity(source, every=0.05) as rotating, asyncio.timeout(20):
+        assert await rotating.wait(3) > 3
+        source._target = "127.0.0.1:1"
+        while rotating.status().failures == 0:
+            await asyncio.sleep(0.01)
+        assert rotating.status().last_error == "ISSUER_UNAVAILABLE"
+        before = rotating.generation
+        assert rotating.current.trust_domain == DOMAIN
+        source._target = place.target
+        await rotating.renew("test")
+        assert rotating.generation > before
 
 
 # Enrolment tokens.
