@@ -1,4 +1,5 @@
 """Certificates: issued by the embedded CA, and by the issuer with all its checks and its records on disk, on one core.
+
 The fastest of four rounds.
 
 `python -m benchmarks.identity` prints the table.
