@@ -7,8 +7,6 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
-from ipaddress import IPv4Network, IPv6Network
 from typing import Self
 
 from cryptography import x509
@@ -16,14 +14,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from dpmesh.errors import ConfigError, IdentityError
+from dpmesh.identity import profile
 from dpmesh.identity.identity import Identity, trust_domain
 from dpmesh.identity.keys import is_p256, key_pem, new_key, read_key
 
-BACKDATE = 300.0
-"""Seconds by which certificates begin before they are made: clocks that are so much behind take them."""
 DAY = 86_400.0
 ROOT_LIFE = 3650 * DAY
 INTERMEDIATE_LIFE = 365 * DAY
@@ -32,17 +29,6 @@ LEAF_LIFE = 1800.0
 AUTHORITY_OVER = "the certificate of the authority is over: replace it"
 
 _DOMAIN = re.compile(r"(?!.*\.[0-9]+$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_][a-z0-9_-]{0,62})*")
-_USAGES = (
-    "digital_signature",
-    "content_commitment",
-    "key_encipherment",
-    "data_encipherment",
-    "key_agreement",
-    "key_cert_sign",
-    "crl_sign",
-    "encipher_only",
-    "decipher_only",
-)
 
 
 class Root:
@@ -74,9 +60,9 @@ class Root:
         if len(trust_domain) > 255 or not _DOMAIN.fullmatch(trust_domain):
             raise ConfigError("the trust domain must be a host name in lower case, such as fleet.example.org")
         key = new_key()
-        name = _name("root")
-        builder = _valid(now, now + _positive(life)).subject_name(name).issuer_name(name)
-        builder = _ca(builder, key.public_key(), trust_domain, path_length=1)
+        name = profile.ca_name("root")
+        builder = profile.valid(now, now + _positive(life)).subject_name(name).issuer_name(name)
+        builder = profile.ca(builder, key.public_key(), trust_domain, path_length=1)
         return cls(builder.sign(key, hashes.SHA256()), key)
 
     @classmethod
@@ -110,11 +96,11 @@ class Root:
         """
         key = new_key()
         domain = trust_domain(self._certificate)
-        builder = _valid(now, min(now + _positive(life), _end(self._certificate, now)))
-        builder = builder.subject_name(_name("intermediate")).issuer_name(self._certificate.subject)
-        builder = _ca(builder, key.public_key(), domain, path_length=0)
-        builder = builder.add_extension(_issued_by(self._certificate), critical=False)
-        builder = builder.add_extension(_only(domain), critical=True)
+        builder = profile.valid(now, min(now + _positive(life), _end(self._certificate, now)))
+        builder = builder.subject_name(profile.ca_name("intermediate")).issuer_name(self._certificate.subject)
+        builder = profile.ca(builder, key.public_key(), domain, path_length=0)
+        builder = builder.add_extension(profile.issued_by(self._certificate), critical=False)
+        builder = builder.add_extension(profile.only(domain), critical=True)
         return Authority(builder.sign(self._key, hashes.SHA256()), key, [self._certificate])
 
 
@@ -155,7 +141,7 @@ class Authority:
         self.not_after = certificate.not_valid_after_utc.timestamp()
         self.trust_bundle = _pem(self._roots)
         self.chain = _pem([certificate])
-        self._leaf = _leaf_extensions(certificate)
+        self._leaf = profile.leaf_extensions(certificate)
 
     @classmethod
     def load(cls, certificates: bytes, key: bytes, trust_bundle: bytes) -> Self:
@@ -212,7 +198,7 @@ class Authority:
         if not is_p256(key):
             raise IdentityError("MALFORMED", "the key to be certified is not on the curve P-256")
         end = min(now + _positive(life), _end(self._certificate, now))
-        builder = _valid(now, end).subject_name(x509.Name([])).issuer_name(self._certificate.subject)
+        builder = profile.valid(now, end).subject_name(x509.Name([])).issuer_name(self._certificate.subject)
         builder = builder.public_key(key)
         for extension, critical in self._leaf:
             builder = builder.add_extension(extension, critical)
@@ -311,61 +297,6 @@ def _end(certificate: x509.Certificate, now: float) -> float:
     if not now < end:
         raise IdentityError("EXPIRED", AUTHORITY_OVER)
     return end
-
-
-def _valid(now: float, end: float) -> x509.CertificateBuilder:
-    """A certificate from a little before now; X.509 counts whole seconds, and a short life is not cut shorter."""
-    begin = datetime.fromtimestamp(math.floor(now - BACKDATE), UTC)
-    return (
-        x509.CertificateBuilder()
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(begin)
-        .not_valid_after(datetime.fromtimestamp(math.ceil(end), UTC))
-    )
-
-
-def _name(role: str) -> x509.Name:
-    """A CA's name; the random part tells it from those before and after it."""
-    common = f"dpmesh {role} {secrets.token_hex(8)}"
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
-
-
-def _ca(
-    builder: x509.CertificateBuilder, key: ec.EllipticCurvePublicKey, trust_domain: str, path_length: int
-) -> x509.CertificateBuilder:
-    uri = x509.UniformResourceIdentifier(f"spiffe://{trust_domain}")
-    return (
-        builder.public_key(key)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-        .add_extension(_usage("key_cert_sign", "crl_sign"), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        .add_extension(x509.SubjectAlternativeName([uri]), critical=False)
-    )
-
-
-def _only(trust_domain: str) -> x509.NameConstraints:
-    """Nothing but the trust domain, as a URI's host and as a DNS name; no address at all."""
-    permitted = [x509.UniformResourceIdentifier(trust_domain), x509.DNSName(trust_domain)]
-    excluded = [x509.IPAddress(IPv4Network("0.0.0.0/0")), x509.IPAddress(IPv6Network("::/0"))]
-    return x509.NameConstraints(permitted, excluded)
-
-
-def _leaf_extensions(issuer: x509.Certificate) -> tuple[tuple[x509.ExtensionType, bool], ...]:
-    """What is the same in all leaves, each with whether it is critical."""
-    return (
-        (x509.BasicConstraints(ca=False, path_length=None), True),
-        (_usage("digital_signature"), True),
-        (_issued_by(issuer), False),
-    )
-
-
-def _issued_by(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
-
-
-def _usage(*wanted: str) -> x509.KeyUsage:
-    return x509.KeyUsage(**{usage: usage in wanted for usage in _USAGES})
 
 
 def _signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
