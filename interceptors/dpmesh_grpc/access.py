@@ -23,12 +23,20 @@ from dpmesh_grpc.links import RefusedStreamStreamCall, RefusedStreamUnaryCall
 
 # The part of a ticket's life after which the next one is redeemed, so that none is over when it arrives.
 _RENEW: Final = 0.8
+# Seconds that RPCs wait for another one's ticket. gRPC tells the initial metadata of a unary RPC when it ends.
+_PATIENCE: Final = 1.0
+# gRPC makes INTERNAL, in these words, of the status with which a server ends an RPC during a write, for a moment or for good. So many
+# of these in a row may be a bad ticket.
+_LOST: Final = (grpc.StatusCode.INTERNAL, "Internal error from Core")
+_DOUBTS: Final = 3
+_MOMENT: Final = 0.05  # seconds
 
 
 def token_interceptors(wallet: Wallet) -> tuple[Any, ...]:
     """What authorises the RPCs of a grpc.aio channel, whichever device it is.
 
-    The first RPC on a connection carries a token, and the ticket that comes back admits the others, which wait for it.
+    The first RPC on a connection carries a token, and the ticket that comes back admits the others, which wait for it
+    (for a second; then one of them redeems a token too, lest a slow RPC hold them up).
     Every channel, and every identity's channel inside a rotating one, has its own token and ticket: what was shown on
     one connection is never shown on another. An RPC whose token or ticket is refused ends with UNAUTHENTICATED, and the
     next one redeems a new token; nothing is sent twice.
@@ -44,16 +52,24 @@ def token_interceptors(wallet: Wallet) -> tuple[Any, ...]:
     return Whole(kind(access) for kind in (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream))
 
 
+class _Redemption:
+    """A token under way, and who waits for its ticket."""
+
+    def __init__(self) -> None:
+        self.token: Token | None = None
+        self.over = asyncio.Event()
+
+
 class _Pass(NamedTuple):
     """What an RPC shows.
 
     Attributes:
         pair: Key and value of the metadata.
-        token: The token in it, whose redemption others wait for; None if it is a ticket.
+        redemption: That of the token in it; None if it is a ticket.
     """
 
     pair: tuple[str, str]
-    token: Token | None
+    redemption: _Redemption | None
 
 
 class _Connection:
@@ -63,8 +79,9 @@ class _Connection:
         self._wallet = wallet
         self._ticket = ""
         self._renew_at = self._ends_at = 0.0  # monotonic
+        self._doubts = 0
         self._unsent: Token | None = None
-        self._redemption: asyncio.Future[None] | None = None
+        self._redemption: _Redemption | None = None
         self._watching: set[asyncio.Task[None]] = set()
 
     async def show(self) -> _Pass:
@@ -74,9 +91,14 @@ class _Connection:
             IdentityError: There is no token to be had.
         """
         while (shown := self.show_now()) is None:
-            if self._redemption is None:
-                return await self._redeem()
-            await asyncio.wait({self._redemption})
+            waiting = self._redemption
+            if waiting is not None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_PATIENCE):
+                        await waiting.over.wait()
+                if self._redemption is not waiting or waiting.token is None:
+                    continue  # It came, or somebody else has lost patience, or it is the wallet that is waited for.
+            return await self._redeem()
         return shown
 
     def show_now(self) -> _Pass | None:
@@ -86,25 +108,26 @@ class _Connection:
         return None
 
     async def _redeem(self) -> _Pass:
-        self._redemption = asyncio.get_running_loop().create_future()
+        redemption = self._redemption = _Redemption()
         try:
-            token = self._unsent or await self._wallet.take()
+            redemption.token = self._unsent or await self._wallet.take()
         except BaseException:
-            self.abandon()
+            self.abandon(redemption)
             raise
         self._unsent = None
-        return _Pass((AUTHORIZATION, to_credentials(token)), token)
+        return _Pass((AUTHORIZATION, to_credentials(redemption.token)), redemption)
 
-    def abandon(self) -> None:
-        """Ends a redemption that came to nothing: somebody else may try."""
-        redemption, self._redemption = self._redemption, None
+    def abandon(self, redemption: _Redemption | None) -> None:
+        """Ends a redemption: those who wait look again."""
         if redemption is not None:
-            redemption.set_result(None)
+            redemption.over.set()
+            if self._redemption is redemption:
+                self._redemption = None
 
     def watch(self, call: Any, shown: _Pass) -> None:
         """Waits, beside the RPC, for the ticket; or for the end of a ticket that is refused."""
-        if shown.token is not None:
-            watching = asyncio.get_running_loop().create_task(self._receive(call, shown.token))
+        if shown.redemption is not None:
+            watching = asyncio.get_running_loop().create_task(self._receive(call, shown.redemption))
             self._watching.add(watching)
             watching.add_done_callback(self._watching.discard)
             return
@@ -112,7 +135,7 @@ class _Connection:
         with contextlib.suppress(NotImplementedError):
             call.add_done_callback(lambda done: self._check(done, shown.pair[1]))
 
-    async def _receive(self, call: Any, token: Token) -> None:
+    async def _receive(self, call: Any, redemption: _Redemption) -> None:
         try:
             metadata = await call.initial_metadata()
             ticket = next((value for key, value in metadata or () if key == TICKET_KEY), None)
@@ -120,22 +143,31 @@ class _Connection:
                 self._accept(ticket)
             elif await call.code() is grpc.StatusCode.UNAVAILABLE:
                 # Perhaps it never arrived. It may be shown again here, and only here.
-                self._unsent = token
+                self._unsent = redemption.token
         except (Exception, asyncio.CancelledError):  # noqa: S110 -- the RPC's own errors are its caller's to see
             pass
         finally:
-            self.abandon()
+            self.abandon(redemption)
 
     def _accept(self, ticket: str) -> None:
         life, now = ticket_life(ticket), time.monotonic()
         self._ticket, self._renew_at, self._ends_at = ticket, now + _RENEW * life, now + life
+        self._doubts = 0
+        self.abandon(self._redemption)  # Of whoever lost patience: the others need not wait for that one too.
 
-    def _check(self, call: Any, ticket: str) -> None:
+    def _check(self, call: Any, ticket: str, *, again: bool = True) -> None:
         """Forgets a ticket that the server does not take, as after a restart that lost its secret."""
-        if _now(call.code()) is grpc.StatusCode.UNAUTHENTICATED and self._ticket == ticket:
-            why = reason(_now(call.trailing_metadata()))
-            if why is not None and why.startswith("TOKEN_"):
-                self._ticket, self._renew_at, self._ends_at = "", 0.0, 0.0
+        code, text = _now(call.code()), _now(call.details())
+        lost = (code, text) == _LOST
+        if lost and again:
+            asyncio.get_running_loop().call_later(_MOMENT, lambda: self._check(call, ticket, again=False))
+            return
+        if self._ticket != ticket:
+            return
+        self._doubts = self._doubts + 1 if lost else 0
+        why = reason(_now(call.trailing_metadata())) if code is grpc.StatusCode.UNAUTHENTICATED else None
+        if self._doubts >= _DOUBTS or (why is not None and why.startswith("TOKEN_")):
+            self._ticket, self._renew_at, self._ends_at, self._doubts = "", 0.0, 0.0, 0
 
 
 def _now(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -193,8 +225,7 @@ class _Access:
         try:
             call = await continuation(_showing(details, shown.pair, began), request)
         except BaseException:
-            if shown.token is not None:
-                connection.abandon()
+            connection.abandon(shown.redemption)
             raise
         connection.watch(call, shown)
         return call
