@@ -1,4 +1,4 @@
-"""Runs all benchmarks, or those named: `python -m benchmarks [release noise rpc ledger imports]`."""
+"""Runs all benchmarks, or those named: `python -m benchmarks [imports release noise ledger rpc identity rotation]`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.table import show
 
-ALL = ("imports", "release", "noise", "ledger", "rpc")
+ALL = ("imports", "release", "noise", "ledger", "rpc", "identity", "rotation")
 
 
 def main(names: list[str]) -> None:

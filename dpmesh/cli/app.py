@@ -16,6 +16,7 @@ COMMANDS = {
     "plan": "Show what leaves with each RPC, at what loss and error, and how long budgets last.",
     "protos": "Print the include path of dpmesh's .proto files.",
     "budget": "Show what is spent and what is left, from the ledger itself.",
+    "identity": "Make an authority, issue identities from it, and see how they stand.",
     "demo": "The fleet example, start to finish, in one terminal.",
 }
 

@@ -85,6 +85,22 @@ class Invitation(NamedTuple):
         return "Invitation()"
 
 
+class Counts(NamedTuple):
+    """How many there are; who they are is nobody's business.
+
+    Attributes:
+        devices: Devices that were invited, whether they came or not.
+        revoked: Those of them that were revoked.
+        certificates: Certificates in force.
+        invitations: Tokens that wait for their use.
+    """
+
+    devices: int
+    revoked: int
+    certificates: int
+    invitations: int
+
+
 class Proof(NamedTuple):
     """A proof of possession, which must not serve twice.
 
@@ -258,6 +274,21 @@ class Enrolments:
             )
             if changed.rowcount != 1:
                 raise IdentityError("REFUSED", "there is no such device")
+
+    def counts(self, now: float) -> Counts:
+        """How many devices, certificates and tokens there are.
+
+        Raises:
+            IdentityError: ISSUER_UNAVAILABLE.
+        """
+        with self._transaction() as connection:
+            row = connection.execute(
+                "SELECT (SELECT count(*) FROM devices), (SELECT count(*) FROM devices WHERE revoked), "
+                "(SELECT count(*) FROM certificates WHERE not_after > :now), "
+                "(SELECT count(*) FROM tokens WHERE not_after > :now)",
+                {"now": now},
+            ).fetchone()
+        return Counts(*row)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
