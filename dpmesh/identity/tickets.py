@@ -79,7 +79,7 @@ class Tickets:
             raise IdentityError("TOKEN_INVALID", "the ticket is over")
 
     def _mac(self, body: bytes, holder: bytes) -> bytes:
-        return hmac.digest(self._key, body + holder, "sha256")
+        return hashlib.blake2b(body + holder, digest_size=_MAC_BYTES, key=self._key).digest()
 
 
 def ticket_life(ticket: str) -> float:

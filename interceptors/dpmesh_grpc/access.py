@@ -25,8 +25,8 @@ from dpmesh_grpc.links import RefusedStreamStreamCall, RefusedStreamUnaryCall
 _RENEW: Final = 0.8
 # Seconds that RPCs wait for another one's ticket. gRPC tells the initial metadata of a unary RPC when it ends.
 _PATIENCE: Final = 1.0
-# gRPC makes INTERNAL, in these words, of the status with which a server ends an RPC during a write, for a moment or for good. So many
-# of these in a row may be a bad ticket.
+# gRPC makes this of the status with which a server ends an RPC during a write, for a moment or for good. So many in a
+# row may be a bad ticket.
 _LOST: Final = (grpc.StatusCode.INTERNAL, "Internal error from Core")
 _DOUBTS: Final = 3
 _MOMENT: Final = 0.05  # seconds

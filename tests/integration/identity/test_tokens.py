@@ -241,14 +241,16 @@ async def test_all_first_rpcs_wait_for_the_one_redemption(server, echo, connect,
     assert len(wallet) == 3
 
 
-@pytest.mark.parametrize("arity", ["unary_unary", "unary_stream"])
+@pytest.mark.parametrize("arity", ["unary_unary", "unary_stream", "stream_stream"])
 async def test_a_long_first_rpc_does_not_hold_the_others_up(server, echo, connect, keys, monkeypatch, arity):
     """A stream's ticket comes at once. A unary RPC tells its initial metadata only at its end: that costs a token."""
     monkeypatch.setattr(access, "_PATIENCE", 0.5 if arity == "unary_unary" else 60.0)
     wallet = purse(keys)
     channel = await connect(server, wallet)
     echo.hold.clear()
-    held = method(channel, "held" if arity == "unary_unary" else "ticks", arity)(b"x")
+    name = {"unary_unary": "held", "unary_stream": "ticks", "stream_stream": "stream_stream"}[arity]
+    requests = mutual_tls.silence() if arity == "stream_stream" else b"x"  # then nothing is answered either
+    held = method(channel, name, arity)(requests)
     async with asyncio.timeout(20):
         assert await asyncio.gather(*[call(channel, "unary_unary") for _ in range(20)]) == [b"ab"] * 20
     assert not held.done()
