@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import enum
 import logging
 import math
 import os
 import secrets
 import time
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Self
 
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity import asking, rotation
 from dpmesh.identity.identity import Identity, Source
+from dpmesh.identity.standing import Standing
+from dpmesh.identity.tasks import Tasks
 from dpmesh.identity.waiters import Waiters
 from dpmesh.telemetry import names
 from dpmesh.telemetry.identity import IdentityTelemetry
 
 log = logging.getLogger("dpmesh")
 
-_T = TypeVar("_T")
 _random = secrets.SystemRandom()
 
 # Seconds that tasks and the source get to end when the identity is closed.
 _CLOSING = 5.0
-# A source that speaks to a peer might pass on what the peer calls its reason: only these are logged and counted.
-_REASONS: Final = frozenset(
-    {"ISSUER_UNAVAILABLE", "REFUSED", "RATE_LIMITED", "EXPIRED", "UNTRUSTED", "MALFORMED"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +48,6 @@ class IdentityStatus:
     renews_at: float | None
     failures: int
     last_error: str | None
-
-
-class _Phase(enum.Enum):
-    GOOD = "the source of identities works again"
-    FAILING = "no new identity could be had; the last one is used until it ends"
-    OVER = "no new identity could be had and the last one is over; nothing is sent until there is one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +106,10 @@ class RotatingIdentity:
         self._opened = self._open = False
         self._held: _Held | None = None
         self._generation = 0
-        self._failures = 0
-        self._last_error: str | None = None
-        self._phase = _Phase.GOOD
-        self._stumbled: str | None = None
+        self._standing = Standing()
         self._next = 0.0  # When the source is asked next, in monotonic seconds.
         self._turn = asyncio.Lock()  # Held by who asks the source.
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
         self._waiters = Waiters()
         self._telemetry = IdentityTelemetry(self._age)
 
@@ -140,11 +126,11 @@ class RotatingIdentity:
         self._opened = self._open = True
         _all.add(self)
         try:
-            await self._apart(self._first())
+            await self._tasks.run(self._first(), _not_open())
         except BaseException:
             await self._close()
             raise
-        self._start(self._keep())
+        self._tasks.start(self._keep())
         return self
 
     async def __aexit__(
@@ -182,8 +168,8 @@ class RotatingIdentity:
             generation=self._generation,
             not_after=held.identity.not_after,
             renews_at=None if self._source.follows else self._clock() + wait,
-            failures=self._failures,
-            last_error=self._last_error,
+            failures=self._standing.failures,
+            last_error=self._standing.last_error,
         )
 
     async def wait(self, generation: int) -> int:
@@ -213,7 +199,7 @@ class RotatingIdentity:
         loop = self._loop
         if not self._open or loop is None:
             raise _not_open()
-        work = self._apart(self._renew(reason, self._generation))
+        work = self._tasks.run(self._renew(reason, self._generation), _not_open())
         if loop is asyncio.get_running_loop():
             await work
         else:
@@ -242,15 +228,14 @@ class RotatingIdentity:
                 await self._look()
             except Exception as error:  # A clock or a span processor that raises must not end rotation.
                 self._next = max(self._next, self._monotonic() + rotation.POLL)
-                self._stumble(type(error).__name__)
+                self._standing.stumbled(type(error).__name__)
             else:
-                self._stumbled = None
+                self._standing.stumbled(None)
 
     async def _look(self) -> None:
         """Renews if it is time to."""
         self._telemetry.refresh()
-        if self._failures:
-            self._enter(self._failing())
+        self._standing.tell(over=not self._rest() > 0)
         async with self._turn:
             reason = self._due()
             if reason is None:
@@ -265,7 +250,7 @@ class RotatingIdentity:
         held = self._in_force()
         # After a failure the back-off decides alone. Otherwise the given clock counts too: it may have been set
         # forward, or gone on while the machine slept, which the monotonic clock does not.
-        past = not (self._source.follows or self._failures) and self._clock() >= held.renews_at
+        past = not (self._source.follows or self._standing.failures) and self._clock() >= held.renews_at
         if not past and self._monotonic() < self._next:
             return None
         if not self._left(held) > 0:
@@ -290,54 +275,37 @@ class RotatingIdentity:
             raise
         if not self._open:
             raise _not_open()
+        overlap = max(0.0, self._rest())
         if changed:
-            self._take(found, reason, started)
+            self._take(found)
         else:
             self._next = self._monotonic() + rotation.POLL
-        self._failures, self._last_error = 0, None
-        self._enter(_Phase.GOOD)
+        self._standing.succeeded()
+        if changed:
+            self._telemetry.refresh()
+            self._telemetry.rotated(self._generation, reason, overlap, started, time.time_ns())
         return changed
 
     # -- what becomes of it --------------------------------------------------------------------------------------------
 
-    def _take(self, found: Identity, reason: str, started: int) -> None:
+    def _take(self, found: Identity) -> None:
         now, monotonic = self._clock(), self._monotonic()
-        overlap = max(0.0, self._rest())
         life = found.not_after - now
         delay = rotation.renew_after(life, self._every, _random.uniform(-1, 1))
         self._held = _Held(found, monotonic, monotonic + life, now + delay)
         self._generation += 1
         self._next = monotonic + (rotation.POLL if self._source.follows else delay)
         self._waiters.wake()
-        self._telemetry.refresh()
-        self._telemetry.rotated(self._generation, reason, overlap, started, time.time_ns())
 
     def _failed(self, reason: str) -> None:
-        self._failures += 1
-        self._last_error = reason if reason in _REASONS else "ISSUER_UNAVAILABLE"
         self._telemetry.refresh()
-        self._telemetry.failed(self._last_error)
+        self._telemetry.failed(self._standing.failed(reason))
         if self._held is not None:
-            self._enter(self._failing())
+            self._standing.tell(over=not self._rest() > 0)
 
     def _retry(self) -> None:
-        delay = rotation.retry_after(max(1, self._failures), self._rest(), _random.uniform(-1, 1))
+        delay = rotation.retry_after(self._standing.failures, self._rest(), _random.uniform(-1, 1))
         self._next = self._monotonic() + delay
-
-    def _failing(self) -> _Phase:
-        return _Phase.FAILING if self._rest() > 0 else _Phase.OVER
-
-    def _enter(self, phase: _Phase) -> None:
-        """Logs a change of state, once."""
-        if phase is not self._phase:
-            self._phase = phase
-            log.warning("identity: %s%s", phase.value, f" [{self._last_error}]" if self._last_error else "")
-
-    def _stumble(self, kind: str) -> None:
-        """Logs what nobody expected, once."""
-        if kind != self._stumbled:
-            self._stumbled = kind
-            log.warning("identity: rotation stumbled and goes on (%s)", kind)
 
     def _in_force(self) -> _Held:
         held = self._held
@@ -357,27 +325,7 @@ class RotatingIdentity:
         held = self._held
         return None if held is None else max(0.0, self._monotonic() - held.obtained)
 
-    # -- tasks ---------------------------------------------------------------------------------------------------------
-
-    def _start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-        # In an empty context: what opens an identity or asks for a new one may run inside of a trace, which would else
-        # tie all rotations to each other, at the issuer too.
-        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _apart(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Runs work in a task of its own, which ends when this is closed or the caller is cancelled."""
-        caller = asyncio.current_task()
-        assert caller is not None
-        cancels = caller.cancelling()
-        try:
-            return await self._start(work)
-        except asyncio.CancelledError:
-            if self._open or caller.cancelling() > cancels:
-                raise
-        raise _not_open()
+    # -- the end -------------------------------------------------------------------------------------------------------
 
     async def _close(self) -> None:
         if not self._open:
@@ -385,12 +333,8 @@ class RotatingIdentity:
         self._open = False
         _all.discard(self)
         self._telemetry.close()
-        tasks = set(self._tasks)
-        for task in tasks:
-            task.cancel()
         try:
-            if tasks:
-                await asyncio.wait(tasks, timeout=_CLOSING)
+            await self._tasks.end(_CLOSING)
         finally:
             self._held = None
             self._waiters.wake()
@@ -407,7 +351,7 @@ class RotatingIdentity:
         """In a forked child: the identity, its tasks and who waits are the parent's."""
         self._open = False
         self._held = None
-        self._tasks = set()
+        self._tasks.ended = True
         self._waiters = Waiters()
         self._telemetry.close()
 

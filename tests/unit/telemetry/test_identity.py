@@ -185,6 +185,17 @@ async def test_failures_point_at_no_trace(listening):
     assert not any(exemplar.trace_id for point in points for exemplar in point.exemplars)
 
 
+def test_the_span_is_a_root_whatever_is_current(listening):
+    tracer = listening.trace().get_tracer("application")
+    telemetry = IdentityTelemetry(lambda: 1.0)
+    telemetry.refresh()
+    with tracer.start_as_current_span("an RPC"):
+        telemetry.rotated(1, names.IDENTITY_OPENED, 0.0, 1, 2)
+    rotation, rpc = listening.spans.get_finished_spans()
+    assert rotation.parent is None
+    assert rotation.context.trace_id != rpc.context.trace_id
+
+
 async def test_a_provider_that_is_set_later_is_found(listening, monkeypatch):
     monkeypatch.setattr("dpmesh.identity.rotation.POLL", 0.02)
     async with RotatingIdentity(Issuer()):
