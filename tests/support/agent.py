@@ -104,6 +104,7 @@ class FakeAgent:
         address: As in SPIFFE_ENDPOINT_SOCKET.
         streams: How many were opened.
         closed: How many of these have ended.
+        messages: How many were sent over all of them.
     """
 
     def __init__(self, folder: Path, said: Said = None) -> None:
@@ -112,7 +113,7 @@ class FakeAgent:
         self._said = said
         self._changed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
-        self.streams = self.closed = 0
+        self.streams = self.closed = self.messages = 0
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -162,6 +163,7 @@ class FakeAgent:
                     await context.abort(said, f"no identity issued for spiffe://{DOMAIN}/secret")
                 elif said is not None:
                     yield said
+                    self.messages += 1
                 await changed.wait()
         finally:
             self.closed += 1
