@@ -42,7 +42,10 @@ class Link:
         self.channel = channel
         self.identity = identity
         self.generation = generation
-        self._calls: weakref.WeakSet[Any] = weakref.WeakSet()
+        # grpc.aio keeps the calls under way in newer versions; a second set would cost as much as all the rest here.
+        calls = getattr(channel, "_active_calls", None)
+        self._keeps = calls is None
+        self._calls: weakref.WeakSet[Any] = weakref.WeakSet() if calls is None else calls
         self._ended: frozenset[Any] = frozenset()
 
     def bind(self, arity: str, arguments: tuple[Any, ...]) -> Callable[..., Any]:
@@ -50,10 +53,11 @@ class Link:
         multicallable: Callable[..., Any] = getattr(self.channel, arity)(*arguments)
         return multicallable
 
-    def hold(self, call: Any, kind: Callable[[Any, Outcome], Any]) -> Any:
+    def hold(self, call: Any, kind: Callable[[Any, Link], Any]) -> Any:
         """A call that ends with a status, should it outlive the link."""
-        self._calls.add(call)
-        return kind(call, _Ending(self))
+        if self._keeps:
+            self._calls.add(call)
+        return kind(call, self)
 
     def ended(self, call: Any) -> Failure | None:
         """Why a call was cut off, or None if it ended by itself."""
@@ -129,8 +133,8 @@ class Refusal:
 class _Ending(Outcome):
     """The outcome of a call on a link: cut off by the link's end, or its own."""
 
-    def __init__(self, link: Link) -> None:
-        self.call = None
+    def __init__(self, link: Link, call: Any = None) -> None:
+        self.call = call
         self._link = link
 
     @property
@@ -141,15 +145,28 @@ class _Ending(Outcome):
 class HeldUnaryUnaryCall(_GuardedCall, grpc.aio.UnaryUnaryCall):  # type: ignore[misc]
     """A call on a link, with one request and one response."""
 
+    def __init__(self, call: Any, link: Link) -> None:
+        self._call = call
+        self._link = link
+
+    @property
+    def _outcome(self) -> Outcome:  # type: ignore[override]
+        return _Ending(self._link, self._call)  # Seldom asked for.
+
     def __await__(self) -> Generator[Any, None, Any]:
-        with self._outcome:
+        try:
             return (yield from self._call.__await__())
+        except BaseException:
+            with self._outcome:
+                raise
 
 
 class HeldUnaryStreamCall(_GuardedCall, grpc.aio.UnaryStreamCall):  # type: ignore[misc]
     """A call on a link, with one request and a stream of responses."""
 
-    _responses: AsyncIterator[Any] | None = None
+    def __init__(self, call: Any, link: Link) -> None:
+        super().__init__(call, _Ending(link))
+        self._responses: AsyncIterator[Any] | None = None
 
     def __aiter__(self) -> AsyncIterator[Any]:
         if self._responses is None:
@@ -206,9 +223,9 @@ _REFUSED: dict[str, Any] = {
     "stream_unary": RefusedStreamUnaryCall,
     "stream_stream": RefusedStreamStreamCall,
 }
-HELD: Final[dict[str, Any]] = {
+HELD: Final[dict[str, Callable[[Any, Link], Any]]] = {
     "unary_unary": HeldUnaryUnaryCall,
     "unary_stream": HeldUnaryStreamCall,
-    "stream_unary": GuardedStreamUnaryCall,
-    "stream_stream": GuardedStreamStreamCall,
+    "stream_unary": lambda call, link: GuardedStreamUnaryCall(call, _Ending(link)),
+    "stream_stream": lambda call, link: GuardedStreamStreamCall(call, _Ending(link)),
 }

@@ -167,7 +167,13 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
         await self.close()
 
     async def close(self, grace: float | None = None) -> None:
-        """Ends all channels; RPCs under way have `grace` seconds. See grpc.aio.Channel."""
+        """Ends all channels; RPCs under way have `grace` seconds. See grpc.aio.Channel.
+
+        Raises:
+            ValueError: The grace is negative.
+        """
+        if grace is not None and grace < 0:
+            raise ValueError("grace must be 0 or more")
         if self._closed:
             return
         self._closed = True
@@ -219,8 +225,15 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
         return self._link if self._closed or self._left() > 0 else self._refusal
 
     def _left(self) -> float:
-        """Seconds until the identity in force is over; 0 when there is none."""
-        return 0.0 if self._in_force is None else max(self._in_force.not_after - time.time(), 0.0)
+        """Seconds until the identity in force is over; 0 when it is, or when there is none."""
+        if self._in_force is None:
+            return 0.0
+        left = max(self._in_force.not_after - time.time(), 0.0)
+        try:
+            # While it is the newest, the identity's own clocks decide: asked again a second later.
+            return left or (1.0 if self._identity.current is self._in_force else 0.0)
+        except IdentityError:
+            return 0.0
 
     def _connect(self) -> Link:
         """A channel under the newest identity, not connected yet.

@@ -92,8 +92,14 @@ class Service:
             yield request
             await asyncio.sleep(0.02)
 
+    async def never(self, request: bytes, context: Any) -> bytes:
+        self.note(context)
+        await asyncio.Event().wait()
+        return request
+
     def handlers(self) -> dict[str, Any]:
         made = {name: getattr(grpc, f"{name}_rpc_method_handler")(getattr(self, name)) for name in ARITIES}
+        made["never"] = grpc.unary_unary_rpc_method_handler(self.never)
         return {**made, "ticks": grpc.unary_stream_rpc_method_handler(self.ticks)}
 
 

@@ -199,23 +199,31 @@ async def test_dpmesh_own_interceptors_are_found(rig, tmp_path):
         check_channel(await rig.channel())
 
 
-async def test_a_stream_that_outlives_the_drain_ends_with_unavailable(rig):
+async def test_an_rpc_that_outlives_the_drain_ends_with_unavailable(rig):
     channel = await rig.channel(drain=0.3)
     ticks = method(channel, "ticks", "unary_stream")(b"t")
     echo = method(channel, "stream_stream")()
     collect = method(channel, "stream_unary")()
+    never = method(channel, "never", "unary_unary")(b"")
     assert await ticks.read() == b"t"
     await echo.write(b"1")
     await collect.write(b"1")
     assert await echo.read() == b"1"
     started = time.monotonic()
     await rig.rotate(channel)
-    for waiting in (asyncio.ensure_future(read_all(ticks)), asyncio.ensure_future(echo.read()), collect):
+    for waiting in (
+        asyncio.ensure_future(read_all(ticks)),
+        asyncio.ensure_future(echo.read()),
+        collect,
+        never,
+    ):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await waiting
         assert (caught.value.code(), caught.value.details()) == (OUTLIVED.code, OUTLIVED.text)
-    assert await ticks.code() is grpc.StatusCode.UNAVAILABLE
-    assert not ticks.cancelled()
+    for ended in (ticks, echo, collect, never):
+        assert await ended.code() is grpc.StatusCode.UNAVAILABLE
+        assert ended.done()
+        assert not ended.cancelled()
     assert 0.25 < time.monotonic() - started < 10
     assert await call(channel, "unary_unary") == b"ab"
     await until(lambda: not channel._drains)
@@ -256,6 +264,8 @@ async def test_states(rig):
     assert watcher.exception() is None or isinstance(watcher.exception(), grpc.aio.UsageError)
     with pytest.raises(grpc.aio.UsageError):
         method(channel, "unary_unary")(b"")
+    with pytest.raises(ValueError):
+        await channel.close(-1)
     await channel.close()
 
 
