@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test stat lint protos drift bench jaeger ci clean
+.PHONY: help demo test stat lint protos drift bench jaeger spire ci clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -56,6 +56,9 @@ bench: $(VENV)/.bench  ## every speed figure of the README, side by side with it
 
 jaeger:  ## find or build a Jaeger binary (needs Go to build)
 	deploy/jaeger/get.sh
+
+spire:  ## find or build SPIRE's binaries (needs Go and a C compiler to build)
+	deploy/spire/get.sh
 
 ci:  ## what CI runs
 	.ci/run

@@ -250,8 +250,10 @@ _STATES: weakref.WeakSet[TokenRequestState] = weakref.WeakSet()
 
 
 def _forget_parents() -> None:
-    for holder in (*_WALLETS, *_STATES):
-        holder.forked()
+    for wallet in list(_WALLETS):
+        wallet.forked()
+    for state in list(_STATES):
+        state.forked()
 
 
 os.register_at_fork(after_in_child=_forget_parents)

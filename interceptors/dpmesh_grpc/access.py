@@ -15,11 +15,12 @@ from dpmesh.identity.tickets import ticket_life
 from dpmesh.identity.token_format import Token, to_credentials
 from dpmesh.identity.wallet import Wallet
 from dpmesh_grpc import status
-from dpmesh_grpc.admission import AUTHORIZATION, reason, refusal
+from dpmesh_grpc.admission import AUTHORIZATION, reason
 from dpmesh_grpc.announcing import TICKET_KEY
 from dpmesh_grpc.calls import RefusedUnaryStreamCall, RefusedUnaryUnaryCall
 from dpmesh_grpc.coverage import Whole
 from dpmesh_grpc.links import RefusedStreamStreamCall, RefusedStreamUnaryCall
+from dpmesh_grpc.status import refusal
 
 # The part of a ticket's life after which the next one is redeemed, so that none is over when it arrives.
 _RENEW: Final = 0.8

@@ -53,20 +53,6 @@ def token_interceptor(
     return _TokenInterceptor(_Gate(verifier, ticket_life), frozenset(exempt))
 
 
-def refusal(error: DpmeshError) -> Failure:
-    """The status of an RPC that has nothing good to show."""
-    if isinstance(error, IdentityError):
-        shown = error.reason.startswith("TOKEN_")
-        code = grpc.StatusCode.UNAUTHENTICATED if shown else grpc.StatusCode.UNAVAILABLE
-        return status._failure(code, error.reason, str(error), {})
-    return status._failure(
-        grpc.StatusCode.UNAVAILABLE,
-        "LEDGER_UNAVAILABLE",
-        "the service can't tell now whether the token was redeemed before",
-        {},
-    )
-
-
 class _Gate:
     """Decides about RPCs by what they show."""
 
@@ -112,9 +98,9 @@ class _Gate:
             return await self.admit(context)
         except LedgerError as error:
             log.warning("a token could not be redeemed: %s", error)
-            return refusal(error)
+            return status.refusal(error)
         except DpmeshError as error:
-            return refusal(error)
+            return status.refusal(error)
 
 
 def _holder(context: Any) -> bytes:

@@ -15,6 +15,7 @@ from dpmesh.errors import (
     AnnotationError,
     BudgetExhaustedError,
     DpmeshError,
+    IdentityError,
     LedgerError,
     ProtectionError,
 )
@@ -25,6 +26,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 # What a peer reads instead of a handler's own words.
 HANDLER_FAILED = "the handler failed; dpmesh keeps its exception's text from the peer"
 WITHHELD = "dpmesh keeps the handler's details from the peer ([grpc] pass_status_details)"
+
+LEDGER_FAILED = "the ledger can't answer now, so nothing may leave or be let in"
 
 _NANOSECONDS = 1_000_000_000
 
@@ -54,7 +57,12 @@ def refusal(error: DpmeshError) -> Failure:
         code = grpc.StatusCode.RESOURCE_EXHAUSTED
         return _failure(code, "PRIVACY_BUDGET_EXHAUSTED", str(error), {"budget": error.budget}, *retry)
     if isinstance(error, LedgerError):
-        return _failure(grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE", str(error), {})
+        # Its own text may name the ledger's file.
+        return _failure(grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE", LEDGER_FAILED, {})
+    if isinstance(error, IdentityError):
+        shown = error.reason.startswith("TOKEN_")
+        code = grpc.StatusCode.UNAUTHENTICATED if shown else grpc.StatusCode.UNAVAILABLE
+        return _failure(code, error.reason, str(error), {})
     if isinstance(error, ProtectionError):
         inside = error.reason == "INTERNAL"
         code = grpc.StatusCode.INTERNAL if inside else grpc.StatusCode.FAILED_PRECONDITION
