@@ -88,6 +88,10 @@ def token(
             show_default=False,
         ),
     ] = "",
+    server: Annotated[
+        bool,
+        typer.Option("--server", help="For a server: its certificates have the trust domain as DNS name."),
+    ] = False,
     as_json: inputs.AsJson = False,
 ) -> None:
     """Print a token with which one device enrols, once. Whoever has it is that device: hand it over in secret.
@@ -95,7 +99,9 @@ def token(
     With it goes the device's id, by which it can be revoked or enrol again; keep that here.
     """
     with _opened(folder) as opened:
-        made = opened.enrolments.invite(now=time.time(), life=hours * 3600, device=device or None)
+        made = opened.enrolments.invite(
+            now=time.time(), life=hours * 3600, device=device or None, server=server
+        )
     if as_json:
         print_json({"token": made.token, "device": made.device})
     else:

@@ -43,9 +43,10 @@ CREATE TABLE devices (
     revoked INTEGER NOT NULL DEFAULT 0 CHECK (revoked IN (0, 1))
 ) WITHOUT ROWID;
 CREATE TABLE tokens (
-    hash      BLOB PRIMARY KEY CHECK (length(hash) = 32),
-    device    BLOB NOT NULL REFERENCES devices (device),
-    not_after REAL NOT NULL
+    hash      BLOB    PRIMARY KEY CHECK (length(hash) = 32),
+    device    BLOB    NOT NULL REFERENCES devices (device),
+    not_after REAL    NOT NULL,
+    server    INTEGER NOT NULL CHECK (server IN (0, 1))
 ) WITHOUT ROWID;
 CREATE INDEX tokens_end ON tokens (not_after);
 CREATE TABLE certificates (
@@ -162,13 +163,16 @@ class Enrolments:
         with self._lock, suppress(sqlite3.Error):
             self._connection.close()
 
-    def invite(self, *, now: float, life: float = TOKEN_LIFE, device: str | None = None) -> Invitation:
+    def invite(
+        self, *, now: float, life: float = TOKEN_LIFE, device: str | None = None, server: bool = False
+    ) -> Invitation:
         """Makes a one-time token, for a new device or for one that lost its certificate.
 
         Args:
             now: The time.
             life: How long the token can wait for its use, in seconds.
             device: One that was invited before; its allowances go on.
+            server: Its certificates are a server's, and so are those that they renew.
 
         Raises:
             IdentityError: REFUSED: there is no such device, or it is revoked. ISSUER_UNAVAILABLE.
@@ -184,8 +188,20 @@ class Enrolments:
                 connection.execute("INSERT INTO devices (device) VALUES (?)", (row,))
             else:
                 row = _known(connection, _device(device))
-            connection.execute("INSERT INTO tokens VALUES (?, ?, ?)", (_hash(token), row, now + life))
+            connection.execute(
+                "INSERT INTO tokens VALUES (?, ?, ?, ?)", (_hash(token), row, now + life, server)
+            )
         return Invitation(token, row.hex())
+
+    def is_server(self, token: str) -> bool:
+        """Whether a token is for a server; of an unknown one, no.
+
+        Raises:
+            IdentityError: ISSUER_UNAVAILABLE.
+        """
+        with self._transaction() as connection:
+            query = "SELECT 1 FROM tokens WHERE hash = ? AND server"
+            return connection.execute(query, (_hash(token),)).fetchone() is not None
 
     def enrol(self, token: str, fingerprint: bytes, not_after: float, *, now: float) -> None:
         """Uses a token up, and notes whose the certificate is that it was used for.

@@ -20,6 +20,7 @@ from dpmesh.identity import enrolment, proof
 from dpmesh.identity.authority import AUTHORITY_OVER, LEAF_LIFE, Authority
 from dpmesh.identity.enrolment import Enrolments
 from dpmesh.identity.keys import is_p256, key_pem, new_key
+from dpmesh.identity.profile import is_server
 from dpmesh.identity.proof import Provable, Proven
 from dpmesh.v1.identity_pb2 import (
     Certificate,
@@ -135,7 +136,8 @@ class Issuer:
         token = request.enrolment_token
         if len(token) > _LONGEST_TOKEN:
             raise IdentityError("REFUSED", enrolment.BAD_TOKEN)
-        certificate, leaf = self._issue(key, now)
+        server = await self._write(self._enrolments.is_server, token)
+        certificate, leaf = self._issue(key, now, server=server)
         await self._write(self._enrolments.enrol, token, _fingerprint(leaf), _end(leaf), now=now)
         return EnrolResponse(certificate=certificate)
 
@@ -150,7 +152,7 @@ class Issuer:
         key = _requested_key(request.certificate_request)
         if key == proven.certificate.public_key():
             raise IdentityError("MALFORMED", SAME_KEY)
-        certificate, leaf = self._issue(key, now)
+        certificate, leaf = self._issue(key, now, server=is_server(proven.certificate))
         used = _used(proven, request)
         await self._write(self._enrolments.renew, used, _fingerprint(leaf), _end(leaf), now=now)
         return RenewResponse(certificate=certificate)
@@ -204,9 +206,11 @@ class Issuer:
             raise IdentityError("REFUSED", proof.BAD_PROOF)
         return proven
 
-    def _issue(self, key: ec.EllipticCurvePublicKey, now: float) -> tuple[Certificate, x509.Certificate]:
+    def _issue(
+        self, key: ec.EllipticCurvePublicKey, now: float, *, server: bool
+    ) -> tuple[Certificate, x509.Certificate]:
         authority = self.authority
-        chain = authority.issue(key, now=now, life=self.life)
+        chain = authority.issue(key, now=now, life=self.life, server=server)
         leaf = x509.load_pem_x509_certificate(chain)
         return Certificate(chain=chain, trust_bundle=authority.trust_bundle), leaf
 

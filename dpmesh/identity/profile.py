@@ -9,7 +9,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 BACKDATE = 300.0
 """Seconds by which certificates begin before they are made: clocks that are so much behind take them."""
@@ -78,6 +78,12 @@ def issued_by(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     """Says by which of an issuer's keys a certificate is signed, where several issuers share a name."""
     identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+
+
+def is_server(leaf: x509.Certificate) -> bool:
+    """Whether a leaf of this authority is a server's."""
+    usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    return ExtendedKeyUsageOID.SERVER_AUTH in usages
 
 
 def _usage(*wanted: str) -> x509.KeyUsage:

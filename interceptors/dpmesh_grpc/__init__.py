@@ -2,9 +2,53 @@
 
 channel = grpc.aio.insecure_channel(target, interceptors=aio_client_interceptors(mesh))
 server  = grpc.aio.server(interceptors=aio_server_interceptors(mesh))
+
+Channels and servers whose identity rotates are here too; they are imported when they are first asked for, so that who
+only wants noise does not load certificates.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from dpmesh_grpc.coverage import aio_client_interceptors, check_channel
 from dpmesh_grpc.server import aio_server_interceptors
 
-__all__ = ["aio_client_interceptors", "aio_server_interceptors", "check_channel"]
+if TYPE_CHECKING:
+    from dpmesh_grpc.credentials import peer_interceptor, rotating_server_credentials, server_options
+    from dpmesh_grpc.issuer import IssuerSource
+    from dpmesh_grpc.rotating import rotating_channel
+    from dpmesh_grpc.tokens import issuer_keys, token_interceptor, token_interceptors, token_request
+
+__all__ = [
+    "IssuerSource",
+    "aio_client_interceptors",
+    "aio_server_interceptors",
+    "check_channel",
+    "issuer_keys",
+    "peer_interceptor",
+    "rotating_channel",
+    "rotating_server_credentials",
+    "server_options",
+    "token_interceptor",
+    "token_interceptors",
+    "token_request",
+]
+
+_HOMES = {
+    "IssuerSource": "issuer",
+    "issuer_keys": "tokens",
+    "peer_interceptor": "credentials",
+    "rotating_channel": "rotating",
+    "rotating_server_credentials": "credentials",
+    "server_options": "credentials",
+    "token_interceptor": "tokens",
+    "token_interceptors": "tokens",
+    "token_request": "tokens",
+}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -17,7 +17,9 @@ from cryptography import x509
 
 from dpmesh.errors import IdentityError
 from dpmesh.identity import FileSource, RotatingIdentity
-from dpmesh_grpc.issuer import IssuerSource
+from dpmesh.identity.folder import open_folder
+from dpmesh.identity.issuer import Issuer
+from dpmesh_grpc.issuer import IssuerSource, issuer_server
 
 
 @pytest.fixture
@@ -160,3 +162,24 @@ async def test_a_served_issuer_enrols_renews_and_refuses(dpmesh, ca: Path) -> No
     finally:
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def test_a_token_for_a_server_gives_a_servers_certificates_for_good(dpmesh, ca: Path) -> None:
+    with_server = json.loads(
+        (await asyncio.to_thread(dpmesh, "identity", "token", "ca", "--server", "--json")).out
+    )
+    without = json.loads((await asyncio.to_thread(dpmesh, "identity", "token", "ca", "--json")).out)
+    opened = open_folder(ca)
+    issuer = Issuer(opened.authority, opened.enrolments)
+    try:
+        async with issuer_server(issuer, "127.0.0.1:0") as port:
+            for made, names in ((with_server, ["mesh.example"]), (without, [])):
+                bundle = (ca / "root.pem").read_bytes()
+                source = IssuerSource(f"127.0.0.1:{port}", bundle, enrolment_token=made["token"])
+                for _ in range(3):  # enrolled, and renewed twice
+                    leaf = x509.load_pem_x509_certificate((await source.fetch()).certificates)
+                    found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+                    assert found.get_values_for_type(x509.DNSName) == names
+    finally:
+        issuer.close()
+        opened.enrolments.close()
