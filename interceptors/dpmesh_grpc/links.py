@@ -74,6 +74,8 @@ class Link:
             ends = [asyncio.ensure_future(_end(call)) for call in open_calls]
             await asyncio.wait(ends, timeout=seconds)
         self._ended = frozenset(call for call in open_calls if not call.done())
+        for call in self._ended:  # grpc.aio 1.80 finds only some of them when it closes.
+            call.cancel()
         await self.channel.close()
 
 
@@ -142,7 +144,21 @@ class _Ending(Outcome):
         return self._link.ended(self.call)
 
 
-class HeldUnaryUnaryCall(_GuardedCall, grpc.aio.UnaryUnaryCall):  # type: ignore[misc]
+class _Held:
+    """What grpc.aio 1.80 looks for when a channel closes; it raises on a call that has neither."""
+
+    _call: Any
+
+    @property
+    def _channel(self) -> Any:
+        return self._call._channel
+
+    @property
+    def _cython_call(self) -> Any:
+        return self._call._cython_call
+
+
+class HeldUnaryUnaryCall(_Held, _GuardedCall, grpc.aio.UnaryUnaryCall):  # type: ignore[misc]
     """A call on a link, with one request and one response."""
 
     def __init__(self, call: Any, link: Link) -> None:
@@ -161,7 +177,7 @@ class HeldUnaryUnaryCall(_GuardedCall, grpc.aio.UnaryUnaryCall):  # type: ignore
                 raise
 
 
-class HeldUnaryStreamCall(_GuardedCall, grpc.aio.UnaryStreamCall):  # type: ignore[misc]
+class HeldUnaryStreamCall(_Held, _GuardedCall, grpc.aio.UnaryStreamCall):  # type: ignore[misc]
     """A call on a link, with one request and a stream of responses."""
 
     def __init__(self, call: Any, link: Link) -> None:
@@ -182,6 +198,20 @@ class HeldUnaryStreamCall(_GuardedCall, grpc.aio.UnaryStreamCall):  # type: igno
         """Reads one message, or grpc.aio.EOF."""
         with self._outcome:
             return await self._call.read()
+
+
+class HeldStreamUnaryCall(_Held, GuardedStreamUnaryCall):
+    """A call on a link, with a stream of requests and one response."""
+
+    def __init__(self, call: Any, link: Link) -> None:
+        super().__init__(call, _Ending(link))
+
+
+class HeldStreamStreamCall(_Held, GuardedStreamStreamCall):
+    """A call on a link, with streams both ways."""
+
+    def __init__(self, call: Any, link: Link) -> None:
+        super().__init__(call, _Ending(link))
 
 
 class _RefusedRequests:
@@ -226,6 +256,6 @@ _REFUSED: dict[str, Any] = {
 HELD: Final[dict[str, Callable[[Any, Link], Any]]] = {
     "unary_unary": HeldUnaryUnaryCall,
     "unary_stream": HeldUnaryStreamCall,
-    "stream_unary": lambda call, link: GuardedStreamUnaryCall(call, _Ending(link)),
-    "stream_stream": lambda call, link: GuardedStreamStreamCall(call, _Ending(link)),
+    "stream_unary": HeldStreamUnaryCall,
+    "stream_stream": HeldStreamStreamCall,
 }

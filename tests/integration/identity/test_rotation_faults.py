@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
+import sys
 import time
 from contextlib import AsyncExitStack
 
@@ -234,6 +236,25 @@ async def test_nothing_is_left_of_40_rotations(stack):
     assert await rotate(40) == first
     assert first[1] == 1
     assert not channel._drains
+
+
+async def test_the_example(pytestconfig):
+    path = pytestconfig.rootpath / "examples" / "rotation" / "rotation.py"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        path,
+        "--seconds",
+        "5",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    async with asyncio.timeout(60):
+        out, _ = await process.communicate()
+    printed = dict(re.split(r"  +", line) for line in out.decode().splitlines())
+    assert process.returncode == 0
+    assert printed["failures"] == "0"
+    assert int(printed["RPCs"]) > 100
+    assert int(printed["client identities"].split()[0]) >= 2
 
 
 def descriptors() -> int:
