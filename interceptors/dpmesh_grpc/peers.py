@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeVar
 
 import grpc
 import grpc.aio
@@ -18,6 +18,8 @@ from dpmesh.identity.identity import trust_domain
 from dpmesh.identity.rotating import RotatingIdentity
 from dpmesh_grpc.server import _rebuilt
 from dpmesh_grpc.status import Failure
+
+_T = TypeVar("_T")
 
 # How many certificates, and how many methods, are remembered at most.
 _KEPT: Final = 1024
@@ -41,18 +43,80 @@ def peer_interceptor(identity: RotatingIdentity) -> grpc.aio.ServerInterceptor:
     return _PeerInterceptor(_Peers(identity))
 
 
-class _Peer(NamedTuple):
-    """What is known of a certificate.
+class _OverError(Exception):
+    """The client's certificate ended during an RPC."""
 
-    Attributes:
+
+class _Peer:
+    """What is known of a certificate, and the RPCs that end with it: one timer for all, because each would cost 10 us.
+
+    Args:
         trust_domain: Its trust domain, or None if it is no X.509-SVID.
         not_before: In seconds since 1970.
         not_after: Likewise.
     """
 
-    trust_domain: str | None
-    not_before: float
-    not_after: float
+    def __init__(self, trust_domain: str | None, not_before: float, not_after: float) -> None:
+        self.trust_domain = trust_domain
+        self.not_before = not_before
+        self.not_after = not_after
+        self._running: set[asyncio.Task[Any]] = set()
+        self._cut: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._forgotten = False
+
+    def is_valid(self) -> bool:
+        """Whether it is valid now."""
+        return self.not_before <= time.time() < self.not_after
+
+    async def hold(self, work: Awaitable[_T]) -> _T:
+        """Awaits a handler's work, and cancels it when the certificate ends.
+
+        Raises:
+            _OverError: It ended.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        cancels = task.cancelling()
+        self._begin(task)
+        try:
+            result = await work
+        except asyncio.CancelledError:
+            self._running.discard(task)
+            if task in self._cut and task.uncancel() <= cancels:
+                raise _OverError from None
+            raise
+        finally:
+            self._end(task)
+        if not self.is_valid():  # The work took no notice of being cancelled.
+            raise _OverError
+        return result
+
+    def forget(self) -> None:
+        """Nobody will ask for it any more: its timer goes with its last RPC."""
+        self._forgotten = True
+        if self._timer is not None and not self._running:
+            self._timer.cancel()
+
+    def _begin(self, task: asyncio.Task[Any]) -> None:
+        self._running.add(task)
+        if self._timer is None:
+            self._timer = task.get_loop().call_later(self.not_after - time.time(), self._expire)
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        self._cut.discard(task)
+        if self._forgotten:
+            self.forget()
+
+    def _expire(self) -> None:
+        self._timer = None
+        if self.is_valid():  # The clock was set back.
+            self._timer = asyncio.get_running_loop().call_later(self.not_after - time.time(), self._expire)
+            return
+        for task in self._running:
+            self._cut.add(task)
+            task.cancel()
 
 
 _NOBODY: Final = _Peer(None, 0.0, 0.0)
@@ -65,39 +129,39 @@ class _Peers:
         self._identity = identity
         self._known: dict[bytes, _Peer] = {}
 
-    def check(self, context: Any) -> tuple[float, Failure | None]:
-        """Until when an RPC's client is a good one, in seconds since 1970, and why it is not."""
+    def check(self, context: Any) -> tuple[_Peer, Failure | None]:
+        """An RPC's client, and why it is refused."""
         try:
             ours = self._identity.current.trust_domain
         except IdentityError:
-            return 0.0, _NO_SERVER
+            return _NOBODY, _NO_SERVER
         peer = self._peer(context)
         if peer.trust_domain != ours:
-            return 0.0, _NO_PEER
-        if not peer.not_before <= time.time() < peer.not_after:
-            return 0.0, _OVER
-        return peer.not_after, None
+            return peer, _NO_PEER
+        return peer, None if peer.is_valid() else _OVER
 
     def _peer(self, context: Any) -> _Peer:
         pem = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
         if pem is None:
             return _NOBODY
         peer = self._known.get(pem)
-        if peer is None:
-            if len(self._known) >= _KEPT:
-                self._known.clear()
-            peer = self._known[pem] = _read(pem)
-        return peer
+        return self._read(pem) if peer is None else peer
 
+    def _read(self, pem: bytes) -> _Peer:
+        try:
+            leaf = x509.load_pem_x509_certificate(pem)
+            begins, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+            peer = _Peer(trust_domain(leaf), begins.timestamp(), ends.timestamp())
+        except (ValueError, IdentityError):
+            peer = _NOBODY
+        return self._known.setdefault(pem, peer)  # Handlers in an executor come here from its threads.
 
-def _read(pem: bytes) -> _Peer:
-    try:
-        leaf = x509.load_pem_x509_certificate(pem)
-        return _Peer(
-            trust_domain(leaf), leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
-        )
-    except (ValueError, IdentityError):
-        return _NOBODY
+    def tidy(self) -> None:
+        """Forgets all certificates when there are many. To be called in the event loop, where their timers are."""
+        if len(self._known) > _KEPT:
+            known, self._known = self._known, {}
+            for peer in known.values():
+                peer.forget()
 
 
 class _PeerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -110,6 +174,7 @@ class _PeerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
+        self._peers.tidy()
         name = handler_call_details.method
         before, wrapped = self._wrapped.get(name, (None, None))
         if before is not handler:
@@ -132,42 +197,30 @@ def _wrap(function: Any, handler: Any, peers: _Peers) -> Any:
 
 def _coroutine(function: Any, peers: _Peers) -> Any:
     async def coroutine(request: Any, context: Any) -> Any:
-        until, failure = peers.check(context)
+        peer, failure = peers.check(context)
         if failure is None:
-            limit = asyncio.timeout(until - time.time())
             try:
-                async with limit:
-                    response = await function(request, context)
-            except TimeoutError:
-                if not limit.expired():
-                    raise
-            if not limit.expired():
-                return response
-        return await context.abort(*(failure or _OVER))
+                return await peer.hold(function(request, context))
+            except _OverError:
+                failure = _OVER
+        return await context.abort(*failure)
 
     return coroutine
 
 
 def _generator(function: Any, peers: _Peers) -> Any:
     async def generator(request: Any, context: Any) -> AsyncIterator[Any]:
-        until, failure = peers.check(context)
+        peer, failure = peers.check(context)
         if failure is None:
-            ends = asyncio.get_running_loop().time() + until - time.time()
             async with aclosing(function(request, context)) as responses:
-                while True:
-                    limit = asyncio.timeout_at(ends)
-                    try:
-                        async with limit:
-                            response = await anext(responses)
-                    except StopAsyncIteration:
-                        return
-                    except TimeoutError:
-                        if not limit.expired():
-                            raise
-                    if limit.expired():
-                        break
-                    yield response
-        await context.abort(*(failure or _OVER))
+                try:
+                    while True:
+                        yield await peer.hold(anext(responses))
+                except StopAsyncIteration:
+                    return
+                except _OverError:
+                    failure = _OVER
+        await context.abort(*failure)
 
     return generator
 
@@ -177,7 +230,7 @@ class _Sync:
 
     def __init__(self, context: Any, peers: _Peers) -> None:
         self._context = context
-        self._until, failure = peers.check(context)
+        self._peer, failure = peers.check(context)
         self.over = failure is not None
         if failure is not None:
             self._end(failure)
@@ -189,7 +242,7 @@ class _Sync:
     def each(self, messages: Iterator[Any]) -> Iterator[Any]:
         """Messages, for as long as the certificate is valid."""
         for message in messages:
-            if not time.time() < self._until:
+            if not self._peer.is_valid():
                 self.over = True
                 self._end(_OVER)
                 return
