@@ -36,7 +36,7 @@ test: $(VENV)/.test  ## unit, contract, small statistical and integration tests
 	$(BIN)/python -m pytest
 
 stat: $(VENV)/.test  ## the statistical tests at full size
-	$(BIN)/python -m pytest tests/statistical --full
+	$(BIN)/python -m pytest tests/statistical tests/integration/identity/test_linkage.py --full
 
 lint: $(VENV)/.lint  ## format, lint, types, import contracts, proto lint
 	$(BIN)/ruff format --check .

@@ -304,7 +304,9 @@ class RotatingIdentity:
             self._standing.tell(over=not self._rest() > 0)
 
     def _retry(self) -> None:
-        delay = rotation.retry_after(self._standing.failures, self._rest(), _random.uniform(-1, 1))
+        held, roll = self._held, _random.uniform(-1, 1)
+        life = 0.0 if held is None else held.ends - held.obtained
+        delay = rotation.retry_after(self._standing.failures, self._rest(), life, roll)
         self._next = self._monotonic() + delay
 
     def _in_force(self) -> _Held:

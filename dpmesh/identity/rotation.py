@@ -41,22 +41,22 @@ def renew_after(life: float, every: float | None, roll: float) -> float:
     return due if every is None else min(due, every * (1 + _JITTER * roll))
 
 
-def retry_after(failures: int, left: float, roll: float) -> float:
+def retry_after(failures: int, left: float, life: float, roll: float) -> float:
     """How long to wait after a failure: exponential back-off whose upper half is left to chance.
 
     Args:
         failures: How many in a row, this one included.
         left: Seconds that the identity in force has still to live; 0 or less when it is over.
+        life: Seconds that it had to live when it was obtained.
         roll: Of this failure.
 
     Returns:
-        Seconds: at most 1, 2, 4, ... 30, at most a tenth of what is left, and at least 0.1.
+        Seconds: at most 1, 2, 4, ... 30, at most a tenth of what is left (of the whole life when it is over), and at
+        least 0.1.
     """
     longest = min(_LAST_RETRY, _FIRST_RETRY * 2.0 ** min(failures - 1, _DOUBLINGS))
     delay = longest * (0.75 + 0.25 * roll)
-    if left > 0:
-        delay = min(delay, left / 10)
-    return max(_SHORTEST, delay)
+    return max(_SHORTEST, min(delay, (left if left > 0 else life) / 10))
 
 
 def time_limit(left: float) -> float:

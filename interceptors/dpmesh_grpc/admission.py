@@ -21,7 +21,7 @@ from dpmesh.identity.token_format import from_credentials
 from dpmesh.identity.verifier import Verifier
 from dpmesh_grpc import status
 from dpmesh_grpc.announcing import TICKET_KEY, SyncAnnouncing, announcing
-from dpmesh_grpc.server import _rebuilt
+from dpmesh_grpc.server import rebuilt
 from dpmesh_grpc.status import Failure
 
 log = logging.getLogger("dpmesh.grpc")
@@ -125,7 +125,7 @@ class _TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if before is not handler:
             if len(self._wrapped) >= _KEPT:
                 self._wrapped.clear()
-            wrapped = _rebuilt(handler, lambda function: _wrap(function, handler, self._gate))
+            wrapped = rebuilt(handler, lambda function: _wrap(function, handler, self._gate))
             self._wrapped[name] = (handler, wrapped)
         return wrapped
 

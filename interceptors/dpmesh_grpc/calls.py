@@ -164,6 +164,16 @@ class _GuardedCall:
     def _done_writing_flag(self) -> bool:
         return bool(self._call._done_writing_flag)  # gRPC's own calls ask for it.
 
+    # What grpc.aio 1.80 looks for when a channel closes; it raises on a call that has neither.
+
+    @property
+    def _channel(self) -> Any:
+        return self._call._channel
+
+    @property
+    def _cython_call(self) -> Any:
+        return self._call._cython_call
+
 
 class GuardedStreamUnaryCall(_GuardedCall, grpc.aio.StreamUnaryCall):  # type: ignore[misc]
     """A call whose requests are a protected stream, with one response."""

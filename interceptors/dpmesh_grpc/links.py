@@ -144,21 +144,7 @@ class _Ending(Outcome):
         return self._link.ended(self.call)
 
 
-class _Held:
-    """What grpc.aio 1.80 looks for when a channel closes; it raises on a call that has neither."""
-
-    _call: Any
-
-    @property
-    def _channel(self) -> Any:
-        return self._call._channel
-
-    @property
-    def _cython_call(self) -> Any:
-        return self._call._cython_call
-
-
-class HeldUnaryUnaryCall(_Held, _GuardedCall, grpc.aio.UnaryUnaryCall):  # type: ignore[misc]
+class HeldUnaryUnaryCall(_GuardedCall, grpc.aio.UnaryUnaryCall):  # type: ignore[misc]
     """A call on a link, with one request and one response."""
 
     def __init__(self, call: Any, link: Link) -> None:
@@ -177,7 +163,7 @@ class HeldUnaryUnaryCall(_Held, _GuardedCall, grpc.aio.UnaryUnaryCall):  # type:
                 raise
 
 
-class HeldUnaryStreamCall(_Held, _GuardedCall, grpc.aio.UnaryStreamCall):  # type: ignore[misc]
+class HeldUnaryStreamCall(_GuardedCall, grpc.aio.UnaryStreamCall):  # type: ignore[misc]
     """A call on a link, with one request and a stream of responses."""
 
     def __init__(self, call: Any, link: Link) -> None:
@@ -200,14 +186,14 @@ class HeldUnaryStreamCall(_Held, _GuardedCall, grpc.aio.UnaryStreamCall):  # typ
             return await self._call.read()
 
 
-class HeldStreamUnaryCall(_Held, GuardedStreamUnaryCall):
+class HeldStreamUnaryCall(GuardedStreamUnaryCall):
     """A call on a link, with a stream of requests and one response."""
 
     def __init__(self, call: Any, link: Link) -> None:
         super().__init__(call, _Ending(link))
 
 
-class HeldStreamStreamCall(_Held, GuardedStreamStreamCall):
+class HeldStreamStreamCall(GuardedStreamStreamCall):
     """A call on a link, with streams both ways."""
 
     def __init__(self, call: Any, link: Link) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import grpc.aio
 
 from dpmesh_grpc.links import HELD, Link, Refusal
+from dpmesh_grpc.unlinkable import stripped
 
 
 class _MultiCallable:
@@ -16,13 +17,20 @@ class _MultiCallable:
     Args:
         live: Gives the link in force.
         arguments: The method, the serializers, and whether the method is registered.
+        linking: Keys that are taken out of metadata.
     """
 
     arity: str
 
-    def __init__(self, live: Callable[[], Link | Refusal], arguments: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        live: Callable[[], Link | Refusal],
+        arguments: tuple[Any, ...],
+        linking: Collection[str],
+    ) -> None:
         self._live = live
         self._arguments = arguments
+        self._linking = linking
         self._held = HELD[self.arity]
         self._link: Link | Refusal | None = None
         self._call: Any = None
@@ -48,6 +56,7 @@ class _Requests(_MultiCallable):
         link = self._live()
         if link is not self._link:
             self._bind(link)
+        metadata = stripped(metadata, self._linking)
         call = self._call(request_iterator, timeout, metadata, credentials, wait_for_ready, compression)
         return link.hold(call, self._held)
 
@@ -72,7 +81,7 @@ class _Request(_MultiCallable):
         call = self._call(
             request,
             timeout=timeout,
-            metadata=metadata,
+            metadata=stripped(metadata, self._linking),
             credentials=credentials,
             wait_for_ready=wait_for_ready,
             compression=compression,

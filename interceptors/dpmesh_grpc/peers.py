@@ -16,7 +16,7 @@ from cryptography import x509
 from dpmesh.errors import IdentityError
 from dpmesh.identity.identity import trust_domain
 from dpmesh.identity.rotating import RotatingIdentity
-from dpmesh_grpc.server import _rebuilt
+from dpmesh_grpc.server import rebuilt
 from dpmesh_grpc.status import Failure
 
 _T = TypeVar("_T")
@@ -180,7 +180,7 @@ class _PeerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if before is not handler:
             if len(self._wrapped) >= _KEPT:
                 self._wrapped.clear()
-            wrapped = _rebuilt(handler, lambda function: _wrap(function, handler, self._peers))
+            wrapped = rebuilt(handler, lambda function: _wrap(function, handler, self._peers))
             self._wrapped[name] = (handler, wrapped)
         return wrapped
 

@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -22,6 +22,7 @@ from dpmesh.identity import Identity
 from dpmesh.identity.rotating import RotatingIdentity
 from dpmesh_grpc.links import Link, Refusal
 from dpmesh_grpc.multicallables import StreamStream, StreamUnary, UnaryStream, UnaryUnary
+from dpmesh_grpc.unlinkable import LINKING, stripping_interceptors
 
 log = logging.getLogger("dpmesh.grpc")
 
@@ -48,6 +49,7 @@ def rotating_channel(
     compression: grpc.Compression | None = None,
     interceptors: Iterable[Any] | None = None,
     drain: float = 30.0,
+    keep: Collection[str] = (),
 ) -> grpc.aio.Channel:
     """A secure grpc.aio channel that follows an identity's rotation. It is used and closed like any other.
 
@@ -64,13 +66,16 @@ def rotating_channel(
         compression: See grpc.aio.secure_channel.
         interceptors: See grpc.aio.secure_channel. They are shared by all identities' channels.
         drain: Seconds for which RPCs may go on after their identity was replaced; then they end with UNAVAILABLE.
+        keep: Metadata keys that leave although they may tie identities together: `("traceparent",)` for a trace that
+            goes on at the server. All others in `dpmesh_grpc.unlinkable.LINKING` are taken out.
 
     Raises:
         IdentityError: The identity is not open, or over.
         ConfigError: The options or the drain would link identities.
         RuntimeError: No event loop is running.
     """
-    return RotatingChannel(target, identity, server_name, options, compression, interceptors, drain)
+    linking = LINKING - {key.lower() for key in keep}
+    return RotatingChannel(target, identity, server_name, options, compression, interceptors, drain, linking)
 
 
 class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
@@ -85,13 +90,17 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
         compression: grpc.Compression | None,
         interceptors: Iterable[Any] | None,
         drain: float,
+        linking: frozenset[str],
     ) -> None:
         self._target = target
         self._identity = identity
         self._server_name = server_name
         self._options = _checked(options or ())
         self._compression = compression
-        self._interceptors = None if interceptors is None else tuple(interceptors)
+        self._linking = linking
+        others = tuple(interceptors or ())
+        # What interceptors add is taken out by one more; without any, a channel has none, and costs what it did.
+        self._interceptors = (*others, *stripping_interceptors(linking)) if others else None
         if not 0 <= drain < float("inf"):
             raise ConfigError("drain must be a number of seconds, 0 or more")
         self._drain = drain
@@ -118,7 +127,11 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
         _registered_method: bool | None = False,
     ) -> grpc.aio.UnaryUnaryMultiCallable:
         """See grpc.aio.Channel."""
-        return UnaryUnary(self._live, (method, request_serializer, response_deserializer, _registered_method))
+        return UnaryUnary(
+            self._live,
+            (method, request_serializer, response_deserializer, _registered_method),
+            self._linking,
+        )
 
     def unary_stream(
         self,
@@ -129,7 +142,9 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
     ) -> grpc.aio.UnaryStreamMultiCallable:
         """See grpc.aio.Channel."""
         return UnaryStream(
-            self._live, (method, request_serializer, response_deserializer, _registered_method)
+            self._live,
+            (method, request_serializer, response_deserializer, _registered_method),
+            self._linking,
         )
 
     def stream_unary(
@@ -141,7 +156,9 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
     ) -> grpc.aio.StreamUnaryMultiCallable:
         """See grpc.aio.Channel."""
         return StreamUnary(
-            self._live, (method, request_serializer, response_deserializer, _registered_method)
+            self._live,
+            (method, request_serializer, response_deserializer, _registered_method),
+            self._linking,
         )
 
     def stream_stream(
@@ -153,7 +170,9 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
     ) -> grpc.aio.StreamStreamMultiCallable:
         """See grpc.aio.Channel."""
         return StreamStream(
-            self._live, (method, request_serializer, response_deserializer, _registered_method)
+            self._live,
+            (method, request_serializer, response_deserializer, _registered_method),
+            self._linking,
         )
 
     # -- the channel itself --------------------------------------------------------------------------------------------

@@ -93,10 +93,10 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         guard = Guard.of(method, handler.response_streaming, self._mesh)
         if guard.lane.protected is False and not guard.masks:
             return handler
-        return _rebuilt(handler, lambda function: _guarded(function, guard, handler.response_streaming))
+        return rebuilt(handler, lambda function: _guarded(function, guard, handler.response_streaming))
 
 
-def _rebuilt(handler: Any, change: Callable[[Any], Any]) -> Any:
+def rebuilt(handler: Any, change: Callable[[Any], Any]) -> Any:
     """A handler of the same arity, with another function."""
     name, make = _ARITIES[bool(handler.request_streaming), bool(handler.response_streaming)]
     return make(
@@ -116,7 +116,7 @@ def _refusing(handler: Any, failure: Failure) -> Any:
         await context.abort(*failure)
         yield
 
-    return _rebuilt(handler, lambda _: refuse_stream if handler.response_streaming else refuse)
+    return rebuilt(handler, lambda _: refuse_stream if handler.response_streaming else refuse)
 
 
 def _guarded(function: Any, guard: Guard, streams: bool) -> Any:

@@ -117,6 +117,7 @@ class Attacker:
         self._rng = np.random.default_rng(seed)
         self._sessions = [session for sessions in devices for session in sessions]
         self._device = np.repeat(np.arange(len(devices)), [len(sessions) for sessions in devices])
+        self._turn = np.concatenate([np.arange(len(sessions)) for sessions in devices])
         order = self._rng.permutation(len(devices))
         self._halves = (order[: len(order) // 2], order[len(order) // 2 :])
         self._bytes = self._columns()
@@ -139,13 +140,16 @@ class Attacker:
         return np.concatenate(parts, axis=1)
 
     def _pairs(self, devices: NDArray[np.int64]) -> tuple[Pairs, Pairs]:
-        """All pairs of sessions of one of these devices, and as many pairs of sessions of two of them."""
+        """All pairs of sessions of one of these devices, and as many pairs of sessions of two of them.
+
+        Both at different turns: a device has one session at a time, and times are not what is attacked here.
+        """
         rows = [np.flatnonzero(self._device == device) for device in devices]
         same = np.array([pair for mine in rows for pair in itertools.combinations(mine.tolist(), 2)])
         flat = np.concatenate(rows)
-        different = self._rng.choice(flat, size=(len(same) * 2, 2))
-        different = different[self._device[different[:, 0]] != self._device[different[:, 1]]]
-        return same, different[: len(same)]
+        one, two = self._rng.choice(flat, size=(2, len(same) * 2))
+        fit = (self._device[one] != self._device[two]) & (self._turn[one] != self._turn[two])
+        return same, np.stack([one[fit], two[fit]], axis=1)[: len(same)]
 
     def _agreement(self, pairs: Pairs) -> Iterator[tuple[Pairs, NDArray[np.int64]]]:
         """In chunks: for each pair whether each byte is the same, and how close each number is."""

@@ -43,12 +43,13 @@ class Server:
     """Notes what it sees of each connection."""
 
     def __init__(self) -> None:
-        self.sessions: dict[int, Session] = {}
+        # By port and key: the system hands out the port of a connection that has ended again.
+        self.sessions: dict[tuple[int, bytes], Session] = {}
 
     async def handle(self, request, context):
         port = int(context.peer().rpartition(":")[2])
         leaf = x509.load_pem_x509_certificate(context.auth_context()["x509_pem_cert"][0])
-        session = self.sessions[port] = Session()
+        session = self.sessions[port, leaf.signature] = Session()
         for name, part in parts(leaf).items():
             session.blobs[f"certificate: {name}"] = part
         for key, value in context.invocation_metadata():
@@ -123,8 +124,8 @@ async def sessions(devices: int, rounds: int, metadata=None, options=None) -> li
                     while not (new := set(server.sessions) - known):
                         await send(message, metadata=metadata(number) if metadata else None)
                 (at,) = new
-                session = server.sessions[at]
-                session.blobs.update(wire(bytes(tap.sent[at]), bytes(tap.received[at])))
+                session, port = server.sessions[at], at[0]
+                session.blobs.update(wire(bytes(tap.sent[port]), bytes(tap.received[port])))
                 seen[number].append(session)
     return seen
 
@@ -134,7 +135,7 @@ def size(request) -> tuple[int, int]:
 
 
 async def test_nobody_can_tell_which_sessions_are_one_devices(request):
-    """One-sided, at five standard errors: a false alarm in three million runs. At full size that is 0.01 or less."""
+    """One-sided. At full size at most 0.01, four standard errors: a false alarm in 150,000 runs; else five: in 3 million."""
     devices, rounds = size(request)
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files[1], files[1]))
@@ -148,7 +149,7 @@ async def test_nobody_can_tell_which_sessions_are_one_devices(request):
     print(
         f"advantage {advantage:.4f}, standard error at most {error:.4f}, {attacker.tested} pairs of either kind"
     )
-    assert advantage <= max(0.01, 5 * error)
+    assert advantage <= (0.01 if devices == 1000 else 5 * error)
 
 
 LEAKS = {

@@ -39,20 +39,22 @@ def test_lives_of_next_to_nothing_do_not_make_a_storm(life):
     ("failures", "longest"), [(1, 1), (2, 2), (3, 4), (4, 8), (5, 16), (6, 30), (7, 30), (10**6, 30)]
 )
 def test_retries_double_up_to_thirty_seconds(failures, longest):
-    assert rotation.retry_after(failures, 1e9, 1) == longest
-    assert rotation.retry_after(failures, 1e9, -1) == longest / 2
+    assert rotation.retry_after(failures, 1e9, 1e9, 1) == longest
+    assert rotation.retry_after(failures, 1e9, 1e9, -1) == longest / 2
 
 
 @given(failures=st.integers(1, 100), left=st.floats(-1e6, 1e7), roll=rolls)
 def test_a_retry_waits_for_a_tenth_of_what_is_left_at_most(failures, left, roll):
-    delay = rotation.retry_after(failures, left, roll)
+    delay = rotation.retry_after(failures, left, 1800, roll)
     assert 0.1 <= delay <= 30
     if left > 1:
         assert delay <= left / 10
 
 
 def test_retries_go_on_with_back_off_once_the_identity_is_over():
-    assert rotation.retry_after(20, 0, 1) == rotation.retry_after(20, -500, 1) == 30
+    assert rotation.retry_after(20, 0, 1800, 1) == rotation.retry_after(20, -500, 1800, 1) == 30
+    # Short lives are for tests and examples; who waits for one should not wait for many of them.
+    assert rotation.retry_after(20, -500, 2, 1) == 0.2
 
 
 @given(left=st.floats(0.2, 1e7))
