@@ -176,7 +176,7 @@ async def _rotate(identity: RotatingIdentity) -> None:
 async def leaks(target: str, authority: Authority, server: int) -> list[Row]:
     """What is left of many rotations, in the client's process and in the server's."""
     async with RotatingIdentity(LocalSource(authority)) as identity:
-        async with rotating_channel(target, identity) as channel:
+        async with rotating_channel(target, identity, drain=0) as channel:
             call = channel.unary_unary(METHOD)
 
             async def rotation() -> None:

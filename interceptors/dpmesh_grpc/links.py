@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any, Final
@@ -21,6 +22,8 @@ from dpmesh_grpc.calls import (
     _RefusedCall,
 )
 from dpmesh_grpc.status import Failure, rpc_error
+
+_random = secrets.SystemRandom()
 
 _UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 OUTLIVED: Final = Failure(
@@ -64,10 +67,14 @@ class Link:
         return OUTLIVED if call in self._ended else None
 
     async def drain(self, seconds: float) -> None:
-        """Lets the RPCs under way go on for at most so many seconds, then closes the channel.
+        """Lets the RPCs under way go on for at most so many seconds, and closes the channel at a random moment in them.
+
+        A connection that ended whenever another begins would show which one follows it.
 
         gRPC's own grace is not used: with it, RPCs that still wait in an interceptor would find the channel closed.
         """
+        loop = asyncio.get_running_loop()
+        moment = loop.time() + _random.uniform(0, seconds)
         open_calls = [call for call in self._calls if not call.done()]
         if open_calls:
             # Not cancelled afterwards: that would reach an interceptor's task. They end with their calls.
@@ -76,6 +83,7 @@ class Link:
         self._ended = frozenset(call for call in open_calls if not call.done())
         for call in self._ended:  # grpc.aio 1.80 finds only some of them when it closes.
             call.cancel()
+        await asyncio.sleep(max(0.0, moment - loop.time()))
         await self.channel.close()
 
 

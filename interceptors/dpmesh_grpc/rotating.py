@@ -65,7 +65,8 @@ def rotating_channel(
         options: More channel arguments.
         compression: See grpc.aio.secure_channel.
         interceptors: See grpc.aio.secure_channel. They are shared by all identities' channels.
-        drain: Seconds for which RPCs may go on after their identity was replaced; then they end with UNAVAILABLE.
+        drain: Seconds for which RPCs may go on after their identity was replaced; then they end with UNAVAILABLE. The
+            old connection ends at a random moment within them, so that its end does not point at the new one.
         keep: Metadata keys that leave although they may tie identities together: `("traceparent",)` for a trace that
             goes on at the server. All others in `dpmesh_grpc.unlinkable.LINKING` are taken out.
 

@@ -21,25 +21,42 @@ KEPT = 8192
 
 
 @dataclass
+class Connection:
+    """What passes an egress on one connection.
+
+    Attributes:
+        sent: The first bytes from the client.
+        received: The first bytes to it.
+        began: When it was opened, in seconds.
+        ended: When both directions had ended.
+    """
+
+    sent: bytearray = field(default_factory=bytearray)
+    received: bytearray = field(default_factory=bytearray)
+    began: float = field(default_factory=time.monotonic)
+    ended: float = float("inf")
+
+
+@dataclass
 class Session:
     """What is seen of one connection.
 
     Attributes:
         blobs: Bytes by name.
         numbers: Whole numbers by name; closeness of two counts, not only equality.
+        connection: Itself; for its times, which the attack leaves out.
     """
 
     blobs: dict[str, bytes] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
+    connection: Connection | None = None
 
 
 class Tap:
     """An egress on loopback: forwards connections to a server, and keeps what passes first in each direction."""
 
     def __init__(self, port: int) -> None:
-        self.sent: dict[int, bytearray] = {}
-        self.received: dict[int, bytearray] = {}
-        self.began: dict[int, float] = {}
+        self.connections: dict[int, Connection] = {}  # the newest of each of the server's peers' ports
         self.port = 0
         self._to = port
         self._server: asyncio.Server | None = None
@@ -60,14 +77,14 @@ class Tap:
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._to)
         # The server sees this port; so that is how what both see is put together.
         seen = inner_writer.get_extra_info("sockname")[1]
-        self.sent[seen], self.received[seen] = bytearray(), bytearray()
-        self.began[seen] = time.time()
+        connection = self.connections[seen] = Connection()
         both = (
-            self._pump(reader, inner_writer, self.sent[seen]),
-            self._pump(inner_reader, writer, self.received[seen]),
+            self._pump(reader, inner_writer, connection.sent),
+            self._pump(inner_reader, writer, connection.received),
         )
         self._writers |= {writer, inner_writer}
         await asyncio.gather(*both)
+        connection.ended = time.monotonic()
         self._writers -= {writer, inner_writer}
 
     async def _pump(
@@ -82,6 +99,18 @@ class Tap:
             pass
         finally:
             writer.close()
+
+
+def followed(devices: Sequence[Sequence[Session]]) -> float:
+    """How many sessions are told from the end of the one before: the part that follows the nearest end in time."""
+    turns = list(zip(*devices, strict=True))
+    right = 0
+    for earlier, later in itertools.pairwise(turns):
+        ends = np.array([session.connection.ended for session in earlier if session.connection])
+        for device, session in enumerate(later):
+            assert session.connection is not None
+            right += int(np.argmin(np.abs(ends - session.connection.began))) == device
+    return right / (len(devices) * (len(turns) - 1))
 
 
 def records(stream: bytes) -> list[tuple[int, bytes]]:

@@ -23,7 +23,7 @@ from dpmesh.identity.authority import LocalSource, Root
 from dpmesh_grpc import aio_client_interceptors
 from dpmesh_grpc.credentials import peer_interceptor, rotating_server_credentials
 from dpmesh_grpc.rotating import rotating_channel
-from tests.support.linkage import Attacker, Session, Tap, wire
+from tests.support.linkage import Attacker, Session, Tap, followed, wire
 from tests.support.protos import compiled
 
 TYPES = compiled(
@@ -124,8 +124,10 @@ async def sessions(devices: int, rounds: int, metadata=None, options=None) -> li
                     while not (new := set(server.sessions) - known):
                         await send(message, metadata=metadata(number) if metadata else None)
                 (at,) = new
-                session, port = server.sessions[at], at[0]
-                session.blobs.update(wire(bytes(tap.sent[port]), bytes(tap.received[port])))
+                session = server.sessions[at]
+                session.connection = tap.connections[at[0]]
+                sent, received = session.connection.sent, session.connection.received
+                session.blobs.update(wire(bytes(sent), bytes(received)))
                 seen[number].append(session)
     return seen
 
@@ -146,9 +148,8 @@ async def test_nobody_can_tell_which_sessions_are_one_devices(request):
     attacker = Attacker(found)
     error = (1 / (2 * attacker.tested)) ** 0.5
     advantage = attacker.advantage()
-    print(
-        f"advantage {advantage:.4f}, standard error at most {error:.4f}, {attacker.tested} pairs of either kind"
-    )
+    print(f"advantage {advantage:.4f} on {attacker.tested} pairs of either kind, error at most {error:.4f}")
+    print(f"by times alone, {followed(found):.1%} of sessions are told from the end of the one before")
     assert advantage <= (0.01 if devices == 1000 else 5 * error)
 
 

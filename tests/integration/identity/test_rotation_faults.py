@@ -84,7 +84,7 @@ async def test_thirty_rotations_under_64_workers_in_all_arities(stack):
     server = await rotating(stack, LocalSource(fleet, server=True))
     device = await rotating(stack, LocalSource(fleet))
     target = await stack.enter_async_context(serving(server, service.handlers()))
-    channel = await stack.enter_async_context(rotating_channel(target, device))
+    channel = await stack.enter_async_context(rotating_channel(target, device, drain=2.0))
     load = Load(channel)
     for rotation in range(30):
         if rotation % 2:  # The server's certificate changes under load too.
@@ -213,7 +213,7 @@ async def test_nothing_is_left_of_40_rotations(stack):
     server = await rotating(stack, LocalSource(fleet, server=True))
     device = await rotating(stack, LocalSource(fleet))
     target = await stack.enter_async_context(serving(server, service.handlers()))
-    channel = await stack.enter_async_context(rotating_channel(target, device))
+    channel = await stack.enter_async_context(rotating_channel(target, device, drain=0.0))
 
     async def rotate(times: int) -> tuple[int, int, int]:
         for _ in range(times):
