@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import hashlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, NamedTuple
@@ -22,6 +24,12 @@ SKEW: Final = 300.0
 # Seconds between two requests for the issuer's keys. Tokens under made-up keys must not cause a flood of them.
 _AGAIN: Final = 60.0
 _RETRY: Final = 5.0
+# Seconds after which keys that are known are asked for again, since the issuer may have taken one back; and for how
+# long they are taken while it does not answer.
+_STALE: Final = 300.0
+_TRUSTED: Final = 3600.0
+
+log = logging.getLogger("dpmesh")
 
 Fetch = Callable[[], Awaitable[Iterable[PublishedKey]]]
 """Asks the issuer for its keys. Raises IdentityError where it doesn't answer."""
@@ -40,7 +48,8 @@ class Verifier:
 
     Args:
         challenge: What the tokens must be for.
-        fetch: Asks the issuer for its keys; called when a token comes under a key that is not known.
+        fetch: Asks the issuer for its keys: when a token comes under one that is not known, and every five minutes
+            for one that it may have taken back. Where it does not answer, known keys are taken for an hour.
         ledger: Where spent tokens are kept; open.
         clock: Seconds since 1970.
 
@@ -62,9 +71,10 @@ class Verifier:
         self._fetch = fetch
         self._clock = clock
         self._keys: dict[bytes, _Key] = {}
-        self._due = 0.0  # when the keys may be asked for again, on the monotonic clock
+        # On the monotonic clock: when unknown and when known keys may be asked for again, and are taken no more.
+        self._due = self._stale = self._trusted = 0.0
         self._failed = False
-        self._asking = asyncio.Lock()
+        self._asking: asyncio.Task[None] | None = None
 
     async def redeem(self, token: Token) -> None:
         """Takes a token, or refuses it. What was taken, or may have been, is spent.
@@ -85,29 +95,42 @@ class Verifier:
             raise IdentityError("TOKEN_SPENT", "the token was redeemed before")
 
     async def _key(self, key_id: bytes) -> _Key:
+        now = time.monotonic()
+        known = key_id in self._keys and (not self._failed or now < self._trusted)
+        if now >= (self._stale if known else self._due):
+            asking = self._ask()
+            if not known:
+                # Shielded: who cancels an RPC must not end what all others wait for, and so have it begun anew.
+                await asyncio.shield(asking)
         key = self._keys.get(key_id)
-        if key is None:
-            await self._refresh(key_id)
-            key = self._keys.get(key_id)
-        if key is not None:
+        if key is not None and (not self._failed or time.monotonic() < self._trusted):
             return key
         if self._failed:
             raise IdentityError("ISSUER_UNAVAILABLE", "the issuer's token keys can't be had now")
         raise IdentityError("TOKEN_INVALID", "the token's key is not one of the issuer's")
 
-    async def _refresh(self, key_id: bytes) -> None:
-        """Asks for the keys, unless somebody just did."""
-        async with self._asking:
-            if key_id in self._keys or time.monotonic() < self._due:
-                return
-            try:
-                keys = {key.key_id: _Key(decode_key(key[0]), key[1], key[2]) for key in await self._fetch()}
-            except IdentityError:
-                self._failed, self._due = True, time.monotonic() + _RETRY
-            else:
-                # All that the issuer publishes and nothing else: a key that it took back is not taken any more.
-                self._keys = keys
-                self._failed, self._due = False, time.monotonic() + _AGAIN
+    def _ask(self) -> asyncio.Task[None]:
+        """The request for the issuer's keys that is under way; one for all."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.get_running_loop().create_task(
+                self._refresh(), context=contextvars.Context()
+            )
+        return self._asking
+
+    async def _refresh(self) -> None:
+        try:
+            keys = {key.key_id: _Key(decode_key(key[0]), key[1], key[2]) for key in await self._fetch()}
+        except Exception as error:  # Whatever it is, its text stays here.
+            if not isinstance(error, IdentityError):
+                log.error("asking for token keys failed with %s", type(error).__name__)  # noqa: TRY400
+            self._failed = True
+            self._due = self._stale = time.monotonic() + _RETRY
+        else:
+            # All that the issuer publishes and nothing else: a key that it took back is not taken any more.
+            self._keys = keys
+            self._failed = False
+            now = time.monotonic()
+            self._due, self._stale, self._trusted = now + _AGAIN, now + _STALE, now + _TRUSTED
 
 
 def published_by(keys: TokenKeys, clock: Callable[[], float] = time.time) -> Fetch:

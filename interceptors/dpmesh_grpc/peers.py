@@ -239,12 +239,17 @@ class _Sync:
         self._context.set_code(failure.code)
         self._context.set_details(failure.text)
 
+    def again(self) -> bool:
+        """Whether the RPC may go on; if the certificate has ended meanwhile, it ends."""
+        if not self.over and not self._peer.is_valid():
+            self.over = True
+            self._end(_OVER)
+        return not self.over
+
     def each(self, messages: Iterator[Any]) -> Iterator[Any]:
         """Messages, for as long as the certificate is valid."""
         for message in messages:
-            if not self._peer.is_valid():
-                self.over = True
-                self._end(_OVER)
+            if not self.again():
                 return
             yield message
 
@@ -255,7 +260,7 @@ def _sync_unary(function: Any, streams: bool, peers: _Peers) -> Callable[[Any, A
         if check.over:
             return None
         response = function(check.each(request) if streams else request, context)
-        return None if check.over else response
+        return response if check.again() else None
 
     return unary
 

@@ -27,6 +27,7 @@ DETAILS_KEY = "grpc-status-details-bin"
 HANDLER_FAILED = "the handler failed; dpmesh keeps its exception's text from the peer"
 WITHHELD = "dpmesh keeps the handler's details from the peer ([grpc] pass_status_details)"
 
+IDENTITY_FAILED = "an identity, or what checks one, can't be had now"
 LEDGER_FAILED = "the ledger can't answer now, so nothing may leave or be let in"
 
 _NANOSECONDS = 1_000_000_000
@@ -60,9 +61,10 @@ def refusal(error: DpmeshError) -> Failure:
         # Its own text may name the ledger's file.
         return _failure(grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE", LEDGER_FAILED, {})
     if isinstance(error, IdentityError):
-        shown = error.reason.startswith("TOKEN_")
-        code = grpc.StatusCode.UNAUTHENTICATED if shown else grpc.StatusCode.UNAVAILABLE
-        return _failure(code, error.reason, str(error), {})
+        if error.reason.startswith("TOKEN_"):
+            return _failure(grpc.StatusCode.UNAUTHENTICATED, error.reason, str(error), {})
+        # Others may name a file.
+        return _failure(grpc.StatusCode.UNAVAILABLE, error.reason, IDENTITY_FAILED, {})
     if isinstance(error, ProtectionError):
         inside = error.reason == "INTERNAL"
         code = grpc.StatusCode.INTERNAL if inside else grpc.StatusCode.FAILED_PRECONDITION

@@ -443,6 +443,11 @@ class Kinds:
         finally:
             self.ended.append("sync_generator")
 
+    def sync_slow(self, request, context):
+        time.sleep(2)  # longer than the certificate lives
+        self.ended.append("sync_slow")
+        return request
+
     def sync_reader(self, requests, context):
         for _ in requests:
             pass
@@ -458,6 +463,7 @@ ENDLESS = {
     "echo": "stream_stream",
     "sync_generator": "unary_stream",
     "sync_reader": "stream_unary",
+    "sync_slow": "unary_unary",
 }
 
 
