@@ -8,6 +8,7 @@ from google.protobuf import any_pb2
 from dpmesh.errors import ProtectionError
 from dpmesh.noise.codes import function
 from dpmesh.policy import Policy
+from tests.support import children
 from tests.support.protos import compiled
 
 NUM = "(dpmesh.v1.field).numeric"
@@ -424,3 +425,20 @@ def test_a_message_id_is_random_whatever_was_there():
     # Each bit is fair: 4,500 coins, six standard errors on each of 128, false alarms below 3e-7.
     ones = [sum(int(value, 16) >> bit & 1 for value in ids) for bit in range(128)]
     assert max(abs(count - 2250) for count in ones) < 6 * 33.6
+
+
+def test_a_forked_child_takes_no_row_of_its_parents():
+    types = compiled(
+        f"message M {{ double a = 1 [{NUM} = {{lower: 0 upper: 1e6 epsilon: 0.01 mechanism: DISCRETE_LAPLACE}}]; "
+        f"double b = 2 [{NUM} = {{lower: 0 upper: 1e6 epsilon: 0.01 mechanism: DISCRETE_LAPLACE}}]; }}"
+    )
+    plan = Policy().plan(types.M.DESCRIPTOR)
+
+    def outputs():
+        found = (plan.protect(types.M(a=5e5, b=5e5), alias) for _ in range(20))
+        return [(out.a, out.b) for out in found]
+
+    outputs()  # fills the pool
+    drawn = [pair for _ in range(8) for pair in children.run(outputs)] + outputs()
+    # A pair is one of some 10^10: two of 180 agree by chance once in a million runs.
+    assert len(set(drawn)) == 180
