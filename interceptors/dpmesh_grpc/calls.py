@@ -175,20 +175,10 @@ class _GuardedCall:
         return self._call._cython_call
 
 
-class GuardedStreamUnaryCall(_GuardedCall, grpc.aio.StreamUnaryCall):  # type: ignore[misc]
-    """A call whose requests are a protected stream, with one response."""
+class _Responses(_GuardedCall):
+    """What the arities with a stream of responses share besides."""
 
-    def __await__(self) -> Generator[Any, None, Any]:
-        with self._outcome:
-            return (yield from self._call.__await__())
-
-
-class GuardedStreamStreamCall(_GuardedCall, grpc.aio.StreamStreamCall):  # type: ignore[misc]
-    """A call whose requests are a protected stream, with a stream of responses."""
-
-    def __init__(self, call: Any, outcome: Outcome) -> None:
-        super().__init__(call, outcome)
-        self._responses: AsyncIterator[Any] | None = None
+    _responses: AsyncIterator[Any] | None = None
 
     def __aiter__(self) -> AsyncIterator[Any]:
         if self._responses is None:
@@ -204,3 +194,15 @@ class GuardedStreamStreamCall(_GuardedCall, grpc.aio.StreamStreamCall):  # type:
         """Reads one message, or grpc.aio.EOF."""
         with self._outcome:
             return await self._call.read()
+
+
+class GuardedStreamUnaryCall(_GuardedCall, grpc.aio.StreamUnaryCall):  # type: ignore[misc]
+    """A call whose requests are a protected stream, with one response."""
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        with self._outcome:
+            return (yield from self._call.__await__())
+
+
+class GuardedStreamStreamCall(_Responses, grpc.aio.StreamStreamCall):  # type: ignore[misc]
+    """A call whose requests are a protected stream, with a stream of responses."""

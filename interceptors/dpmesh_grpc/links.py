@@ -20,6 +20,7 @@ from dpmesh_grpc.calls import (
     RefusedUnaryUnaryCall,
     _GuardedCall,
     _RefusedCall,
+    _Responses,
 )
 from dpmesh_grpc.status import Failure, rpc_error
 
@@ -171,27 +172,11 @@ class HeldUnaryUnaryCall(_GuardedCall, grpc.aio.UnaryUnaryCall):  # type: ignore
                 raise
 
 
-class HeldUnaryStreamCall(_GuardedCall, grpc.aio.UnaryStreamCall):  # type: ignore[misc]
+class HeldUnaryStreamCall(_Responses, grpc.aio.UnaryStreamCall):  # type: ignore[misc]
     """A call on a link, with one request and a stream of responses."""
 
     def __init__(self, call: Any, link: Link) -> None:
         super().__init__(call, _Ending(link))
-        self._responses: AsyncIterator[Any] | None = None
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        if self._responses is None:
-            self._responses = self._iterate()
-        return self._responses
-
-    async def _iterate(self) -> AsyncIterator[Any]:
-        with self._outcome:
-            async for response in self._call:
-                yield response
-
-    async def read(self) -> Any:
-        """Reads one message, or grpc.aio.EOF."""
-        with self._outcome:
-            return await self._call.read()
 
 
 class HeldStreamUnaryCall(GuardedStreamUnaryCall):
