@@ -23,3 +23,19 @@ def vectors(pytestconfig):
     import json
 
     return lambda name: json.loads((pytestconfig.rootpath / "tests" / "vectors" / name).read_text())
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """The PostgreSQL server that all tests share, started by the first one that asks for it."""
+    from tests.support import postgres
+
+    yield postgres.shared()
+    postgres.close_shared()
+
+
+@pytest.fixture
+def database(postgres):
+    """The URL of a fresh empty database on the shared server, dropped after the test."""
+    with postgres.database() as url:
+        yield url
