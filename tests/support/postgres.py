@@ -82,10 +82,13 @@ def kill():
                 os.kill(pid, number)
         server.kill()
         server.wait()
-    while left := children(os.getpid()):
-        for pid in left:
+    while True:
+        for pid in children(os.getpid()):
             os.kill(pid, signal.SIGKILL)
-        time.sleep(0.001)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
 
 
 with open(log, "ab") as file:
@@ -457,6 +460,44 @@ def close_shared() -> None:
         server, _shared = _shared, None
         if server is not None:
             server.close()
+
+
+def certificate_files(folder: Path, host: str = "127.0.0.1") -> tuple[Path, Path]:
+    """Writes a self-signed certificate for an address, valid for a day, and its key; returns the two files.
+
+    The certificate's file is also what a client takes as its root certificates.
+    """
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.serialization import Encoding
+    from cryptography.x509.oid import NameOID
+
+    from tests.support.certificates import new_key, private_pem
+
+    key = new_key()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "postgres of a test")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / "postgres.crt", folder / "postgres.key"
+    files[0].write_bytes(certificate.public_bytes(Encoding.PEM))
+    files[1].write_bytes(private_pem(key))
+    return files
 
 
 def _installed(version: int) -> Path:
