@@ -35,6 +35,7 @@ from tests.support.children import NOBODY
 
 USER = "postgres"
 FOLDERS = {16: "pginstall", 18: "pginstall18"}
+# The wheel has two; all tests can be run on the other one.
 VERSION = int(os.environ.get("DPMESH_TEST_POSTGRES", "18"))
 # Below what Linux hands out to outgoing connections: one of those could take the port of a server that is down.
 PORTS = range(20000, 32000)
@@ -271,7 +272,14 @@ class Server:
         Raises:
             PostgresError: A statement failed.
         """
-        command = [_binaries(self._version) / "psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", self._socket]
+        command: list[Any] = [
+            _binaries(self._version) / "psql",
+            "-XqAt",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-h",
+            self._socket,
+        ]
         command += ["-p", str(self._inner_port), "-U", USER, "-d", database, "-f", "-"]
         done = subprocess.run(
             command, input=text, capture_output=True, text=True, timeout=60, env=_environment(), check=False
