@@ -45,10 +45,12 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
     except AnnotationError as error:
         findings.refused(error)
         return None, findings.problems
-    node = _Compiler(findings).message(message, "", 1, ())
+    compiler = _Compiler(findings)
+    node = compiler.message(message, "", 1, ())
     if any(problem.severity is Severity.ERROR for problem in findings.problems):
         return None, findings.problems
-    return _plan(message, node, findings.version()), findings.problems
+    plan = _plan(message, node, findings.version(), tuple(sorted(compiler.labels)))
+    return plan, findings.problems
 
 
 def _refuse_idle(message: Descriptor, findings: Findings) -> None:
@@ -68,7 +70,7 @@ def _refuse_idle(message: Descriptor, findings: Findings) -> None:
             )
 
 
-def _plan(message: Descriptor, node: Node, version: str) -> Plan:
+def _plan(message: Descriptor, node: Node, version: str, labels: tuple[str, ...]) -> Plan:
     new = GetMessageClass(message)
     scopes = [Scope(path, cost) for path, cost, _ in node.units]
     ownerless = node.local + node.central
@@ -88,6 +90,7 @@ def _plan(message: Descriptor, node: Node, version: str) -> Plan:
         protected=sum(entry.kind not in (Kind.PUBLIC, Kind.UNIT) for entry in node.fields),
         cost=sum((scope.cost for scope in scopes), Cost.ZERO),
         delta=sum(entry.delta * entry.instances for entry in noised),
+        labels=labels,
     )
 
 
@@ -123,15 +126,21 @@ class _Site:
 
 
 class _Compiler:
-    """Walks a message type depth first."""
+    """Walks a message type depth first.
+
+    Attributes:
+        labels: Those of all message types on the way: a budget for one of them is not got around by wrapping it.
+    """
 
     def __init__(self, findings: Findings) -> None:
         self.findings = findings
+        self.labels: set[str] = set()
 
     def message(self, message: Descriptor, path: str, instances: int, stack: tuple[str, ...]) -> Node:
         """Compiles a message type at a place."""
         findings, node = self.findings, Node()
         rules = findings.message(message).rules
+        self.labels.update(rules.labels)
         site = _Site(
             path, instances, (*stack, message.full_name), share(message, findings), rules.unannotated
         )

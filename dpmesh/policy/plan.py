@@ -151,6 +151,7 @@ class Plan:
         protected: How many fields are noised or suppressed.
         cost: The most that one message can cost all owners together.
         delta: The sum of the deltas that its Gaussians were declared with.
+        labels: Of the message type and of the protected messages in it, sorted.
     """
 
     descriptor: Descriptor
@@ -165,3 +166,4 @@ class Plan:
     protected: int
     cost: Cost
     delta: float
+    labels: tuple[str, ...] = ()

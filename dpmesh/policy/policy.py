@@ -58,6 +58,22 @@ class Policy:
         """Whether a receiver refuses requests of this method that no dpmesh sender has protected."""
         return bool(self.rules.method(method).rules.require)
 
+    def labels(self, method: str, pool: DescriptorPool | None = None) -> frozenset[str]:
+        """The labels of a method; none if no proto has it.
+
+        Args:
+            method: "/package.Service/Method".
+            pool: Where to look; protobuf's default pool when absent.
+
+        Raises:
+            AnnotationError: Its annotation is bad.
+        """
+        try:
+            found = (pool or descriptor_pool.Default()).FindMethodByName(_dotted(method))
+        except KeyError:
+            return frozenset()
+        return frozenset(self.rules.method(found).rules.labels)
+
     def stray(self, pool: DescriptorPool | None = None) -> list[str]:
         """The overlays' names that no loaded proto has: misspelled, or imported too late.
 

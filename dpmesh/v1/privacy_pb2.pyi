@@ -48,7 +48,7 @@ class FieldRules(_message.Message):
     def __init__(self, unit: _Optional[_Union[Unit, _Mapping]] = ..., numeric: _Optional[_Union[Numeric, _Mapping]] = ..., categorical: _Optional[_Union[Categorical, _Mapping]] = ..., location: _Optional[_Union[Location, _Mapping]] = ..., time: _Optional[_Union[Time, _Mapping]] = ..., vector: _Optional[_Union[Vector, _Mapping]] = ..., histogram: _Optional[_Union[Histogram, _Mapping]] = ..., pseudonym: _Optional[_Union[Pseudonym, _Mapping]] = ..., suppress: _Optional[_Union[Suppress, _Mapping]] = ..., public: _Optional[_Union[Public, _Mapping]] = ..., message_id: _Optional[_Union[MessageId, _Mapping]] = ..., max_items: _Optional[int] = ...) -> None: ...
 
 class MessageRules(_message.Message):
-    __slots__ = ("epsilon", "unannotated")
+    __slots__ = ("epsilon", "unannotated", "labels")
     class Unannotated(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         PASS: _ClassVar[MessageRules.Unannotated]
@@ -59,15 +59,19 @@ class MessageRules(_message.Message):
     REJECT: MessageRules.Unannotated
     EPSILON_FIELD_NUMBER: _ClassVar[int]
     UNANNOTATED_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     epsilon: float
     unannotated: MessageRules.Unannotated
-    def __init__(self, epsilon: _Optional[float] = ..., unannotated: _Optional[_Union[MessageRules.Unannotated, str]] = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, epsilon: _Optional[float] = ..., unannotated: _Optional[_Union[MessageRules.Unannotated, str]] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class MethodRules(_message.Message):
-    __slots__ = ("require",)
+    __slots__ = ("require", "labels")
     REQUIRE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     require: bool
-    def __init__(self, require: bool = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, require: bool = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class OneofRules(_message.Message):
     __slots__ = ("epsilon", "public")
