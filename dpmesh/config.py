@@ -1,7 +1,8 @@
 """Configuration: dpmesh.toml, every key also in the environment.
 
 A key DPMESH_SECTION_KEY overrides the file's [section] key; DPMESH_BUDGET_<NAME>_<KEY> overrides the budget of
-that name, with the name in capitals and every other character than letters and digits as an underscore.
+that name, with the name in capitals and every other character than letters and digits as an underscore, and
+DPMESH_QUOTA_<NAME>_<KEY> the quota. Lists are written with commas.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
 from dpmesh.accounting import Accounting
 from dpmesh.errors import ConfigError
 from dpmesh.ledger import Budget
+from dpmesh.ledger.budget import Match, parents
 
 _ENV_PREFIX = "DPMESH_"
 
@@ -46,7 +49,7 @@ class GrpcConfig(_Section, frozen=True):
 
 
 class BudgetConfig(_Section, frozen=True):
-    """[[budget]]: a cap on privacy loss over one window."""
+    """[[budget]]: a cap on privacy loss over one window. With lists, only of the releases that fit all of them."""
 
     name: str
     epsilon: float
@@ -55,6 +58,24 @@ class BudgetConfig(_Section, frozen=True):
     accounting: Literal["pure", "zcdp"] = "zcdp"
     window: str = "24h"
     on_exhausted: Literal["reject", "suppress"] = "reject"
+    methods: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
+    directions: tuple[Literal["request", "response"], ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+class QuotaConfig(_Section, frozen=True):
+    """[[quota]]: a smaller cap for each consumer under a budget, which gives it all that is not here."""
+
+    name: str
+    under: str
+    epsilon: float
+    consumers: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
+    directions: tuple[Literal["request", "response"], ...] = ()
+    labels: tuple[str, ...] = ()
+    on_exhausted: Literal["reject", "suppress"] | None = None
 
 
 # What `dpmesh.open()` uses without a configuration: a day's budget per unit, and one for aggregates.
@@ -73,6 +94,7 @@ class Config(_Section, frozen=True):
         policy: Overlays.
         grpc: What else than messages may leave a server.
         budget: All budgets, in order.
+        quota: All quotas, in order.
     """
 
     mode: Literal["enforce", "observe"] = "enforce"
@@ -80,6 +102,7 @@ class Config(_Section, frozen=True):
     policy: PolicyConfig = PolicyConfig()
     grpc: GrpcConfig = GrpcConfig()
     budget: tuple[BudgetConfig, ...] = DEFAULT_BUDGETS
+    quota: tuple[QuotaConfig, ...] = ()
 
 
 def load(
@@ -116,12 +139,12 @@ def load(
 
 
 def budgets(config: Config) -> list[Budget]:
-    """The budgets as the ledger takes them.
+    """The budgets as the ledger takes them, and after them the quotas.
 
     Raises:
-        ConfigError: A number is out of range.
+        ConfigError: A number is out of range, a list can fit nothing, or a quota exceeds its budget.
     """
-    return [
+    found = [
         Budget(
             name=entry.name,
             key=entry.key,
@@ -130,9 +153,33 @@ def budgets(config: Config) -> list[Budget]:
             accounting=Accounting(entry.accounting),
             window=seconds(entry.window, f"budget {entry.name!r}: window"),
             on_exhausted=entry.on_exhausted,
+            match=_match(entry),
         )
         for entry in config.budget
     ]
+    known = {budget.name: budget for budget in found}
+    found += [_quota(entry, known[entry.under]) for entry in config.quota]
+    parents(found)
+    return found
+
+
+def _quota(entry: QuotaConfig, budget: Budget) -> Budget:
+    return Budget(
+        name=entry.name,
+        key="unit/consumer" if budget.key == "unit" else "global/consumer",
+        epsilon=entry.epsilon,
+        delta=budget.delta,
+        accounting=budget.accounting,
+        window=budget.window,
+        on_exhausted=entry.on_exhausted or budget.on_exhausted,
+        match=_match(entry),
+        under=budget.name,
+        consumers=entry.consumers,
+    )
+
+
+def _match(entry: BudgetConfig | QuotaConfig) -> Match:
+    return Match(entry.methods, entry.messages, entry.directions, entry.labels)
 
 
 def seconds(window: str, key: str) -> float | None:
@@ -175,8 +222,8 @@ def _override(document: dict[str, Any], environment: Mapping[str, str]) -> None:
         section, _, key = words.partition("_")
         if words == "mode":
             document["mode"] = text
-        elif section == "budget":
-            _override_budget(document, variable, key, text)
+        elif section in _LISTED:
+            _override_entry(document, section, variable, key, text)
         elif key and section in _SECTIONS:
             if key not in _SECTIONS[section].__struct_fields__:
                 raise ConfigError(
@@ -190,27 +237,30 @@ def _override(document: dict[str, Any], environment: Mapping[str, str]) -> None:
             if isinstance(into, dict):  # if not, the document is refused for that
                 into[key] = _typed(_SECTIONS[section], key, text, variable)
         else:
-            known = [f"{_ENV_PREFIX}{name}_..." for name in ("LEDGER", "POLICY", "GRPC", "BUDGET")]
+            known = [f"{_ENV_PREFIX}{name}_..." for name in ("LEDGER", "POLICY", "GRPC", "BUDGET", "QUOTA")]
             raise ConfigError(_unknown(variable, text, [f"{_ENV_PREFIX}MODE", *known]))
 
 
-def _override_budget(document: dict[str, Any], variable: str, rest: str, text: str) -> None:
-    key = next((k for k in BudgetConfig.__struct_fields__ if rest.endswith(f"_{k}") and k != "name"), None)
+def _override_entry(document: dict[str, Any], section: str, variable: str, rest: str, text: str) -> None:
+    """Overrides a key of the budget or the quota that the variable names."""
+    keys = [key for key in _LISTED[section].__struct_fields__ if key != "name"]
+    key = next((k for k in keys if rest.endswith(f"_{k}")), None)
     if key is None:
-        keys = [k for k in BudgetConfig.__struct_fields__ if k != "name"]
-        raise ConfigError(_unknown(variable, text, [f"{_ENV_PREFIX}BUDGET_<NAME>_{k}".upper() for k in keys]))
+        allowed = [f"{_ENV_PREFIX}{section}_<NAME>_{k}".upper() for k in keys]
+        raise ConfigError(_unknown(variable, text, allowed))
     slug = rest.removesuffix(f"_{key}")
-    if "budget" not in document:
+    if section == "budget" and "budget" not in document:
         document["budget"] = [msgspec.to_builtins(entry) for entry in DEFAULT_BUDGETS]
-    if not isinstance(document["budget"], list):
+    listed = document.setdefault(section, [])
+    if not isinstance(listed, list):
         return  # the document is refused for that
-    entries = [entry for entry in document["budget"] if isinstance(entry, dict)]
+    entries = [entry for entry in listed if isinstance(entry, dict)]
     meant = [e for e in entries if re.sub(r"[^a-z0-9]", "_", str(e.get("name", "")).lower()) == slug]
     if len(meant) != 1:
-        names = ", ".join(str(entry.get("name")) for entry in entries)
-        found = "two budgets have" if meant else "no budget has"
+        names = ", ".join(str(entry.get("name")) for entry in entries) or "none"
+        found = f"two {section}s have" if meant else f"no {section} has"
         raise ConfigError(f"{variable}: {found} this name; there are {names}")
-    meant[0][key] = _typed(BudgetConfig, key, text, variable)
+    meant[0][key] = _typed(_LISTED[section], key, text, variable)
 
 
 def _typed(section: type[msgspec.Struct], key: str, text: str, variable: str) -> Any:
@@ -225,7 +275,7 @@ def _typed(section: type[msgspec.Struct], key: str, text: str, variable: str) ->
         if text.lower() not in ("true", "false"):
             raise ConfigError(f"{variable}: {text!r} is neither true nor false")
         return text.lower() == "true"
-    if kind == tuple[str, ...]:
+    if get_origin(kind) is tuple:
         return [word.strip() for word in text.split(",") if word.strip()]
     return text
 
@@ -239,7 +289,8 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "policy": PolicyConfig,
     "grpc": GrpcConfig,
 }
-_STRUCTS: dict[str, type[msgspec.Struct]] = {"": Config, "budget": BudgetConfig, **_SECTIONS}
+_LISTED: dict[str, type[msgspec.Struct]] = {"budget": BudgetConfig, "quota": QuotaConfig}
+_STRUCTS: dict[str, type[msgspec.Struct]] = {"": Config, **_LISTED, **_SECTIONS}
 
 
 def _explain(problem: str, document: Any) -> str:
@@ -267,18 +318,39 @@ def _at(document: Any, path: str) -> Any:
 
 def _choices(section: str, path: str) -> str:
     struct = _STRUCTS.get(section if section in _STRUCTS else "", Config)
-    key = path.rsplit(".", 1)[-1]
+    key = path.rsplit(".", 1)[-1].partition("[")[0]
     kind = {field.name: field.type for field in msgspec.structs.fields(struct)}.get(key)
-    options = getattr(kind, "__args__", ())
-    return f"; allowed: {', '.join(options)}" if options and all(isinstance(o, str) for o in options) else ""
+    options = _literals(kind)
+    return f"; allowed: {', '.join(options)}" if options else ""
+
+
+def _literals(kind: Any) -> list[str]:
+    """The words of a Literal, also in a tuple of them or beside None."""
+    if get_origin(kind) is Literal:
+        return [option for option in get_args(kind) if isinstance(option, str)]
+    if get_origin(kind) in (tuple, Union, UnionType):
+        return [option for part in get_args(kind) for option in _literals(part)]
+    return []
 
 
 def _check_names(config: Config, source: str) -> None:
-    names = [entry.name for entry in config.budget]
-    for entry in config.budget:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", entry.name):
+    entries = [("budget", entry.name) for entry in config.budget]
+    entries += [("quota", entry.name) for entry in config.quota]
+    names = [name for _, name in entries]
+    for section, name in entries:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
             raise ConfigError(
-                f"{source}: budget.name = {entry.name!r}: letters, digits, '.', '_' and '-', at most 63"
+                f"{source}: {section}.name = {name!r}: letters, digits, '.', '_' and '-', at most 63"
             )
-        if names.count(entry.name) > 1:
-            raise ConfigError(f"{source}: budget.name = {entry.name!r}: two budgets have this name")
+        if names.count(name) > 1:
+            same = {kind for kind, other in entries if other == name}
+            two = f"two {section}s" if len(same) == 1 else "a budget and a quota"
+            raise ConfigError(f"{source}: {section}.name = {name!r}: {two} have this name")
+    known = [entry.name for entry in config.budget]
+    for quota in config.quota:
+        if quota.under not in known:
+            allowed = ", ".join(known) or "none, because there is no budget"
+            raise ConfigError(
+                f"{source}: quota.under = {quota.under!r} (quota {quota.name!r}): no budget has this name; "
+                f"allowed: {allowed}"
+            )

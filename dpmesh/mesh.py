@@ -85,6 +85,7 @@ class Mesh:
         policy: The rules in force.
         ledger: Where budgets live.
         observing: The mode is observe: messages leave as they are.
+        has_quotas: Some budget has quotas, so that it matters who the consumer of a message is.
     """
 
     def __init__(self, config: Config, policy: Policy, clock: Callable[[], float] = time.time) -> None:
@@ -96,7 +97,10 @@ class Mesh:
         self._routes = Routes(policy, self.ledger.budgets)
         self._telemetry = Telemetry()
         self._recording = Recording(self._telemetry, self.ledger, self._alias)
-        self._suppressing = {entry.name for entry in config.budget if entry.on_exhausted == "suppress"}
+        self.has_quotas = any(budget.is_quota for budget in self.ledger.budgets)
+        self._suppressing = {
+            budget.name for budget in self.ledger.budgets if budget.on_exhausted == "suppress"
+        }
         self._clock = clock
         # By length: the epoch at hand.
         self._epochs: dict[float, _Epoch] = {}
@@ -162,7 +166,7 @@ class Mesh:
             AnnotationError: Its annotations are bad, so it can't be told.
             ProtectionError: It is no protobuf message class.
         """
-        return self._routes.of(message_type) is not None
+        return self._routes.protects(message_type)
 
     def requires(self, method: str) -> bool:
         """Whether a method's requests are refused unless a dpmesh sender protected them.
@@ -177,14 +181,15 @@ class Mesh:
         return self.policy.requires(found)
 
     async def release(
-        self, message: Message, *, method: str = "", direction: Direction = "request"
+        self, message: Message, *, method: str = "", direction: Direction = "request", consumer: str = ""
     ) -> Receipt:
         """Protects one message: checks it, charges for it, and only then samples.
 
         Args:
             message: What is to be sent; it is never changed.
-            method: The RPC's full method, "/package.Service/Method", for telemetry.
-            direction: Which way it goes, for telemetry.
+            method: The RPC's full method, "/package.Service/Method": for telemetry, and for budgets by method.
+            direction: Which way it goes: for the same.
+            consumer: Who receives it, for quotas; "" for whoever is not known. It is in no span, log or error.
 
         Returns:
             The receipt, with the protected copy.
@@ -195,22 +200,23 @@ class Mesh:
             ProtectionError: The message can't be protected.
             AnnotationError: Its type's annotations are bad, or no budget covers it.
         """
-        route = self._routes.of(type(message))
+        route = self._routes.of(type(message), method, direction)
         if route is None:
             return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
         record = self._recording.release(route, method, direction) if self._telemetry.listening else None
-        receipt = self._release_now(route, message, record)
-        return await self._release(route, message, record) if receipt is None else receipt
+        receipt = self._release_now(route, message, consumer, record)
+        return await self._release(route, message, consumer, record) if receipt is None else receipt
 
     def release_now(
-        self, message: Message, *, method: str = "", direction: Direction = "request"
+        self, message: Message, *, method: str = "", direction: Direction = "request", consumer: str = ""
     ) -> Receipt | None:
         """Protects one message as `release` does, if what it costs is paid for by a lease that is held already.
 
         Args:
             message: What is to be sent; it is never changed.
-            method: The RPC's full method, for telemetry.
-            direction: Which way it goes, for telemetry.
+            method: The RPC's full method, as for `release`.
+            direction: Which way it goes, likewise.
+            consumer: Who receives it, likewise.
 
         Returns:
             The receipt, or None where only `release` can tell: nothing is charged then.
@@ -219,29 +225,34 @@ class Mesh:
             ProtectionError: The message can't be protected.
             AnnotationError: Its type's annotations are bad, or no budget covers it.
         """
-        route = self._routes.of(type(message))
+        route = self._routes.of(type(message), method, direction)
         if route is None:
             return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
         record = self._recording.release(route, method, direction) if self._telemetry.listening else None
-        return self._release_now(route, message, record)
+        return self._release_now(route, message, consumer, record)
 
-    def stream(self, *, method: str = "", direction: Direction = "request") -> ReleaseStream:
+    def stream(
+        self, *, method: str = "", direction: Direction = "request", consumer: str = ""
+    ) -> ReleaseStream:
         """One direction of a stream, whose messages share a span.
 
         Args:
             method: The RPC's full method.
             direction: Which way the messages go.
+            consumer: Who receives them, for quotas.
         """
-        return ReleaseStream(self, method, direction)
+        return ReleaseStream(self, method, direction, consumer)
 
     # -- the corridor: check, charge, sample --------------------------------------------------------------------------
 
-    def _release_now(self, route: Route, message: Message, record: Record | None) -> Receipt | None:
+    def _release_now(
+        self, route: Route, message: Message, consumer: str, record: Record | None
+    ) -> Receipt | None:
         """Releases one message if a held lease pays for it; what it returns may be sent."""
         if not self._enforcing:
             return None
         try:
-            charges, epsilon, rho = route.bill(message)
+            charges, epsilon, rho = route.bill(message, consumer)
             if not self.ledger.spend(charges):
                 return None
             receipt = _receipt((route.plan.protect(message, self._alias), names.RELEASED, epsilon, rho))
@@ -256,10 +267,10 @@ class Mesh:
             record.refused(failed)
         raise failed
 
-    async def _release(self, route: Route, message: Message, record: Record | None) -> Receipt:
+    async def _release(self, route: Route, message: Message, consumer: str, record: Record | None) -> Receipt:
         """Releases one message, whatever has to be waited for; what it returns may be sent."""
         try:
-            receipt, charges = await self._settle(route, message)
+            receipt, charges = await self._settle(route, message, consumer)
         except BaseException as error:
             failed = _refusal(error, route)
         else:
@@ -270,12 +281,14 @@ class Mesh:
             record.refused(failed)
         raise failed
 
-    async def _settle(self, route: Route, message: Message) -> tuple[Receipt, Sequence[Charge]]:
+    async def _settle(
+        self, route: Route, message: Message, consumer: str
+    ) -> tuple[Receipt, Sequence[Charge]]:
         if not self._is_open:
             raise LedgerError("the mesh is not open: use `async with dpmesh.open(...) as mesh`")
         if self.observing:
-            return await self._observe(route, message)
-        charges, epsilon, rho = route.bill(message)
+            return await self._observe(route, message, consumer)
+        charges, epsilon, rho = route.bill(message, consumer)
         # The caller may go on with its message while this one waits: what leaves is what was charged for.
         message = copy.deepcopy(message)
         try:
@@ -289,12 +302,14 @@ class Mesh:
             return Receipt(blank, names.SUPPRESSED, 0.0, 0.0), charges
         return Receipt(route.plan.protect(message, self._alias), names.RELEASED, epsilon, rho), charges
 
-    async def _observe(self, route: Route, message: Message) -> tuple[Receipt, Sequence[Charge]]:
+    async def _observe(
+        self, route: Route, message: Message, consumer: str
+    ) -> tuple[Receipt, Sequence[Charge]]:
         """Accounts for a message and lets it go as it is, whatever happens."""
         charges: Sequence[Charge] = ()
         epsilon = rho = 0.0
         try:
-            charges, epsilon, rho = route.bill(message)
+            charges, epsilon, rho = route.bill(message, consumer)
             await self.ledger.charge(charges)
         except Exception as error:
             # Any exception but our own may quote a value.
@@ -359,21 +374,25 @@ class ReleaseStream:
         mesh: Who releases.
         method: The RPC's full method.
         direction: Which way the messages go.
+        consumer: Who receives them.
     """
 
-    def __init__(self, mesh: Mesh, method: str, direction: Direction) -> None:
+    def __init__(self, mesh: Mesh, method: str, direction: Direction, consumer: str = "") -> None:
         self._mesh = mesh
+        self._method = method
+        self._direction = direction
+        self._consumer = consumer
         self._recorded = mesh._recording.stream(method, direction)
 
     async def release(self, message: Message) -> Receipt:
         """Protects one message, as Mesh.release does and with the same errors."""
         mesh = self._mesh
-        route = mesh._routes.of(type(message))
+        route = mesh._routes.of(type(message), self._method, self._direction)
         if route is None:
             return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
         record = self._recorded.message(route) if mesh._telemetry.listening else None
-        receipt = mesh._release_now(route, message, record)
-        return await mesh._release(route, message, record) if receipt is None else receipt
+        receipt = mesh._release_now(route, message, self._consumer, record)
+        return await mesh._release(route, message, self._consumer, record) if receipt is None else receipt
 
     def close(self) -> None:
         """Ends the stream's span; calling it again does nothing."""

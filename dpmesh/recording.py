@@ -52,25 +52,25 @@ class Recording:
 
     def state(self, charges: Sequence[Charge]) -> str:
         """Whether one of the budgets that a release touched is low."""
-        for index, unit, _ in charges:
-            known = self._ledger.standing(index, unit)
+        for index, account, _ in charges:
+            known = self._ledger.standing(index, account)
             if known is not None and known[0] > _LOW * known[1]:
                 return names.STATE_LOW
         return names.STATE_OK
 
     def standing(self, charges: Sequence[Charge]) -> dict[str, Any]:
-        """The attributes of the budget that is nearest to its end, among those that a release touched.
+        """The attributes of the budget or quota that is nearest to its end, among those that a release touched.
 
         Spent and cap are in the budget's own accounting: epsilon if pure, rho if zcdp.
         """
         tightest, found = -1.0, None
-        for index, unit, _ in charges:
-            known = self._ledger.standing(index, unit)
+        for index, account, _ in charges:
+            known = self._ledger.standing(index, account)
             if known is not None and known[0] > tightest * known[1]:
-                tightest, found = known[0] / known[1], (index, unit, known)
+                tightest, found = known[0] / known[1], (index, account, known)
         if found is None:
             return {}
-        index, unit, (spent, cap) = found
+        index, account, (spent, cap) = found
         budget = self._ledger.budgets[index]
         attributes: dict[str, Any] = {
             names.BUDGET_NAME: budget.name,
@@ -78,6 +78,8 @@ class Recording:
             names.BUDGET_CAP: cap / AMOUNT,
             names.BUDGET_STATE: names.STATE_LOW if tightest > _LOW else names.STATE_OK,
         }
+        # Of a quota's account only the unit counts: the consumer is in no span, not even as a hash.
+        unit = budget.unit(account)
         if unit:
             attributes[names.UNIT] = self._alias(b"dpmesh.unit\0" + unit, budget.window or _LIFETIME)[
                 :8

@@ -1,4 +1,7 @@
-"""Routes: for each message class, its plan and who pays what for it; decided once and kept, failures too."""
+"""Routes: for each message class (and RPC, where budgets tell those apart), its plan and who pays what for it.
+
+Decided once and kept, failures too.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,18 @@ from google.protobuf.message import Message
 from dpmesh.accounting import AMOUNT, Accounting, Cost, rho_to_epsilon
 from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.ledger import Budget, Charge
+from dpmesh.ledger.budget import DIRECTIONS, consumer_key, parents
 from dpmesh.policy import Plan, Policy
 from dpmesh.telemetry import names
 
 # What a message costs: charges, and the epsilon and rho of all owners together.
 Bill = tuple[Sequence[Charge], float, float]
+# For each of a plan's scopes, (budget's index, ledger amount) pairs.
+Amounts = tuple[tuple[tuple[int, int], ...], ...]
+
+# Peers choose the names of methods where a generic handler serves any, and a fleet can have any number of consumers.
+_ROUTES_KEPT = 16_384
+_CONSUMERS_KEPT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,44 +35,84 @@ class Route:
 
     Attributes:
         plan: What is done to it.
-        amounts: For each of the plan's scopes, (budget's index, ledger amount) pairs.
+        amounts: For each of the plan's scopes, what each budget that pays for it is charged.
+        quotas: The same for the quotas under those budgets, whoever the consumer is.
         losses: For each of the plan's scopes, what one instance loses: epsilon (of what is not pure, at the smallest
             budget's delta) and rho.
         mechanisms: Their names, joined by commas, for metrics.
         attributes: What all its spans have in common.
-        bill: Who pays what for a message. Raises ProtectionError where a unit's id is missing.
+        bill: Who pays what for a message to a consumer. Raises ProtectionError where a unit's id is missing.
     """
 
     plan: Plan
-    amounts: tuple[tuple[tuple[int, int], ...], ...]
+    amounts: Amounts
+    quotas: Amounts
     losses: tuple[tuple[float, float], ...]
     mechanisms: str
     attributes: Mapping[str, Any]
-    bill: Callable[[Message], Bill]
+    bill: Callable[[Message, str], Bill]
 
 
 def _biller(
-    plan: Plan, amounts: Sequence[Sequence[tuple[int, int]]], losses: Sequence[tuple[float, float]]
-) -> Callable[[Message], Bill]:
+    plan: Plan, amounts: Amounts, losses: Sequence[tuple[float, float]]
+) -> Callable[[Message, str], Bill]:
     """What bills messages of one class; an account that occurs twice is charged once, for both."""
     if plan.unit is not None and len(amounts[0]) == 1:
         read, ((budget, amount),), (epsilon, rho) = plan.unit, amounts[0], losses[0]
-        return lambda message: (((budget, read(message), amount),), epsilon, rho)
+        return lambda message, _: (((budget, read(message), amount),), epsilon, rho)
 
-    def bill(message: Message) -> Bill:
+    def bill(message: Message, _: str) -> Bill:
         owners = plan.owners(message)
         charges = [(budget, unit, amount) for scope, unit in owners for budget, amount in amounts[scope]]
-        lost = [losses[scope] for scope, _ in owners]
-        return _merged(charges), sum(epsilon for epsilon, _ in lost), sum(rho for _, rho in lost)
+        return _merged(charges), *_lost(owners, losses)
 
     return bill
 
 
+def _quota_biller(
+    plan: Plan,
+    amounts: Amounts,
+    quotas: Amounts,
+    losses: Sequence[tuple[float, float]],
+    budgets: Sequence[Budget],
+) -> Callable[[Message, str], Bill]:
+    """The same where quotas pay too. The budgets come first, so that where both are spent the budget is named."""
+    known: dict[str, Amounts] = {}
+
+    def held(consumer: str) -> Amounts:
+        """The quotas of one consumer."""
+        if len(known) >= _CONSUMERS_KEPT:
+            known.clear()
+        found = known[consumer] = tuple(
+            tuple(pair for pair in pairs if budgets[pair[0]].is_for(consumer)) for pairs in quotas
+        )
+        return found
+
+    def bill(message: Message, consumer: str) -> Bill:
+        own = known.get(consumer)
+        if own is None:
+            own = held(consumer)
+        owners = plan.owners(message)
+        charges = [(budget, unit, amount) for scope, unit in owners for budget, amount in amounts[scope]]
+        for scope, unit in owners:
+            if own[scope]:
+                account = consumer_key(unit, consumer)
+                charges += [(quota, account, amount) for quota, amount in own[scope]]
+        return _merged(charges), *_lost(owners, losses)
+
+    return bill
+
+
+def _lost(owners: Sequence[tuple[int, bytes]], losses: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """What all owners lose together: epsilon and rho."""
+    return sum(losses[scope][0] for scope, _ in owners), sum(losses[scope][1] for scope, _ in owners)
+
+
 def _merged(charges: Sequence[Charge]) -> Sequence[Charge]:
     sums: dict[tuple[int, bytes], int] = {}
-    for budget, unit, amount in charges:
-        sums[budget, unit] = sums.get((budget, unit), 0) + amount
-    return [(budget, unit, amount) for (budget, unit), amount in sums.items()]
+    for budget, account, amount in charges:
+        sums[budget, account] = sums.get((budget, account), 0) + amount
+    return [(budget, account, amount) for (budget, account), amount in sums.items()]
 
 
 class Routes:
@@ -70,48 +120,88 @@ class Routes:
 
     Args:
         policy: What makes the plans.
-        budgets: What pays, in the ledger's order.
+        budgets: What pays, in the ledger's order, quotas included.
+
+    Raises:
+        ConfigError: A quota does not belong under its budget.
     """
 
     def __init__(self, policy: Policy, budgets: Sequence[Budget]) -> None:
         self._policy = policy
         self._budgets = budgets
-        self._known: dict[type, Route | AnnotationError | None] = {}
+        self._parents = parents(budgets)
+        # As long as all budgets pay for everything, a message's class alone decides.
+        self._by_rpc = not all(budget.match.everything for budget in budgets)
+        self._known: dict[Any, Route | AnnotationError | None] = {}
 
-    def of(self, message_type: type) -> Route | None:
-        """The route of a message class, or None when it has nothing to protect.
+    def of(self, message_type: type, method: str = "", direction: str = "request") -> Route | None:
+        """The route of a message class on an RPC, or None when it has nothing to protect.
+
+        Args:
+            message_type: The class.
+            method: "/package.Service/Method".
+            direction: "request" or "response".
 
         Raises:
             AnnotationError: Its annotations are bad, or no budget covers it.
-            ProtectionError: It is no protobuf message class.
+            ProtectionError: It is no protobuf message class, or there is no such direction.
         """
+        key = (message_type, method, direction) if self._by_rpc else message_type
         try:
-            route = self._known[message_type]
+            route = self._known[key]
         except KeyError:
-            route = self._known[message_type] = self._add(message_type)
+            route = self._add(key, message_type, method, direction)
         if isinstance(route, AnnotationError):
             raise route.with_traceback(None)
         return route
 
-    def _add(self, message_type: type) -> Route | AnnotationError | None:
+    def protects(self, message_type: type) -> bool:
+        """Whether a message class has anything to protect, whoever pays for it.
+
+        Raises:
+            AnnotationError: Its annotations are bad.
+            ProtectionError: It is no protobuf message class.
+        """
+        return self._plan(message_type) is not None
+
+    def _add(
+        self, key: Any, message_type: type, method: str, direction: str
+    ) -> Route | AnnotationError | None:
+        found: Route | AnnotationError | None
+        try:
+            plan = self._plan(message_type)
+            found = None if plan is None else self._route(plan, method, direction)
+        except AnnotationError as error:
+            found = error
+        if len(self._known) >= _ROUTES_KEPT:
+            self._known.clear()
+        self._known[key] = found
+        return found
+
+    def _plan(self, message_type: type) -> Plan | None:
         if not issubclass(message_type, Message):
             raise ProtectionError("WRONG_TYPE", message_type.__name__, "is not a protobuf message")
-        try:
-            plan = self._policy.plan(cast(Descriptor, message_type.DESCRIPTOR))
-            return None if plan is None else self._route(plan)
-        except AnnotationError as error:
-            return error
+        return self._policy.plan(cast(Descriptor, message_type.DESCRIPTOR))
 
-    def _route(self, plan: Plan) -> Route:
+    def _route(self, plan: Plan, method: str, direction: str) -> Route:
+        paying = self._paying(plan, method, direction)
         amounts = tuple(
-            self._pay(plan, scope.cost, "unit" if scope.path else "global") for scope in plan.scopes
+            self._pay(plan, scope.cost, "unit" if scope.path else "global", paying, method, direction)
+            for scope in plan.scopes
+        )
+        quotas = tuple(
+            self._limit(plan, scope.cost, {budget for budget, _ in pairs}, paying)
+            for scope, pairs in zip(plan.scopes, amounts, strict=True)
         )
         losses = tuple((self._epsilon(scope.cost), scope.cost.rho / AMOUNT) for scope in plan.scopes)
         return Route(
             plan=plan,
             amounts=amounts,
+            quotas=quotas,
             losses=losses,
-            bill=_biller(plan, amounts, losses),
+            bill=_quota_biller(plan, amounts, quotas, losses, self._budgets)
+            if any(quotas)
+            else _biller(plan, amounts, losses),
             mechanisms=",".join(plan.mechanisms),
             attributes={
                 names.MESSAGE: plan.descriptor.full_name,
@@ -122,17 +212,53 @@ class Routes:
             },
         )
 
-    def _pay(self, plan: Plan, cost: Cost, key: str) -> tuple[tuple[int, int], ...]:
-        """Every budget of the scope's key pays; a release that none pays for is refused."""
-        paying = tuple((i, _amount(plan, b, cost)) for i, b in enumerate(self._budgets) if b.key == key)
-        if cost != Cost.ZERO and not paying:
+    def _paying(self, plan: Plan, method: str, direction: str) -> list[int]:
+        """The budgets and quotas that fit a release, by index."""
+        if not self._by_rpc:
+            return list(range(len(self._budgets)))
+        name = plan.descriptor.full_name
+        if direction not in DIRECTIONS:  # It would fit no budget for one direction, and get around them.
+            raise ProtectionError("INTERNAL", name, f"the direction has to be {' or '.join(DIRECTIONS)}")
+        # A message that was compiled apart from the modules that are loaded has a pool of its own.
+        labels = self._policy.labels(method) | self._policy.labels(method, plan.descriptor.file.pool)
+        labels |= set(plan.labels)
+        return [i for i, b in enumerate(self._budgets) if b.match.fits(method, name, direction, labels)]
+
+    def _pay(
+        self, plan: Plan, cost: Cost, owner: str, paying: Sequence[int], method: str, direction: str
+    ) -> tuple[tuple[int, int], ...]:
+        """Every budget of the scope's key that fits pays; a release that none pays for is refused."""
+        if cost == Cost.ZERO:
+            return ()
+        budgets = self._budgets
+        found = tuple((i, _amount(plan, budgets[i], cost)) for i in paying if budgets[i].key == owner)
+        if not found:
             fix = (
-                "add one" if key == "unit" else "mark the message's unit, or add a budget with key = 'global'"
+                "add one"
+                if owner == "unit"
+                else "mark the message's unit, or add a budget with key = 'global'"
             )
+            where = f" in a {direction} of {method or 'no method'}" if self._by_rpc else ""
             raise AnnotationError(
-                "no-budget", plan.descriptor.full_name, f"no budget with key = {key!r} pays for it", fix
+                "no-budget",
+                plan.descriptor.full_name,
+                f"no budget with key = {owner!r} pays for it{where}",
+                fix,
             )
-        return paying if cost != Cost.ZERO else ()
+        return found
+
+    def _limit(
+        self, plan: Plan, cost: Cost, payers: set[int], paying: Sequence[int]
+    ) -> tuple[tuple[int, int], ...]:
+        """Every quota that fits, under a budget that pays.
+
+        One that is for some consumers only may be too small for the message: then it refuses those, and no others.
+        """
+        limits = [(i, self._budgets[i]) for i in paying if self._parents.get(i) in payers]
+        return tuple(
+            (i, cost.amount(quota.accounting) if quota.consumers else _amount(plan, quota, cost))
+            for i, quota in limits
+        )
 
     def _epsilon(self, cost: Cost) -> float:
         if cost.epsilon is not None:
@@ -147,7 +273,7 @@ def _amount(plan: Plan, budget: Budget, cost: Cost) -> int:
         raise AnnotationError(
             "accounting",
             name,
-            f"a discrete Gaussian has no pure epsilon, and budget {budget.name!r} counts those",
+            f"a discrete Gaussian has no pure epsilon, and {budget.kind} {budget.name!r} counts those",
             "accounting = 'zcdp' on the budget, or DISCRETE_LAPLACE on the field",
         )
     amount = cost.amount(budget.accounting)
@@ -155,7 +281,7 @@ def _amount(plan: Plan, budget: Budget, cost: Cost) -> int:
         raise AnnotationError(
             "over-budget",
             name,
-            f"one message costs more than budget {budget.name!r} has in all",
+            f"one message costs more than {budget.kind} {budget.name!r} has in all",
             _cheaper(budget, cost),
         )
     return amount

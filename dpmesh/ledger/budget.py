@@ -1,33 +1,96 @@
-"""Budget: a cap on privacy loss for one unit, or for everyone together, over one window."""
+"""Budget: a cap on privacy loss for one unit, or for everyone together, over one window; and quotas under it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from dpmesh.accounting import Accounting, cap, check_length
 from dpmesh.errors import ConfigError
 
-KEYS = ("unit", "global")
+QUOTA_KEYS = ("unit/consumer", "global/consumer")
+KEYS = ("unit", "global", *QUOTA_KEYS)
 ON_EXHAUSTED = ("reject", "suppress")
+DIRECTIONS = ("request", "response")
 
 Charge = tuple[int, bytes, int]
-"""(index into the ledger's budgets, the unit's canonical bytes or b"" for a global budget, ledger amount)."""
+"""(index into the ledger's budgets, the account's key, ledger amount).
+
+The account's key is the unit's canonical bytes, b"" for a global budget, and `consumer_key` of those for a quota.
+"""
+
+# What a glob begins with that can match any beginning.
+_WILD = ("*", "?", "[")
+_LENGTH_BYTES = 4
+
+
+def consumer_key(unit: bytes, consumer: str) -> bytes:
+    """The account key of a consumer's quota: no two pairs share one.
+
+    Args:
+        unit: The unit's canonical bytes, or b"" under a global budget.
+        consumer: The consumer's id; "" is the one account of all that are not authenticated.
+    """
+    return len(unit).to_bytes(_LENGTH_BYTES, "big") + unit + consumer.encode()
+
+
+@dataclass(frozen=True)
+class Match:
+    """Which releases a budget or quota pays for: those that fit all lists that are not empty.
+
+    Attributes:
+        methods: Globs of "/package.Service/Method".
+        messages: Globs of the root message's full name.
+        directions: "request" or "response".
+        labels: Globs, of which one has to fit one of the release's labels.
+    """
+
+    methods: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
+    directions: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    @property
+    def everything(self) -> bool:
+        """Whether it fits every release."""
+        return not (self.methods or self.messages or self.directions or self.labels)
+
+    def fits(self, method: str, message: str, direction: str, labels: Iterable[str]) -> bool:
+        """Whether it fits a release."""
+        return (
+            (not self.methods or matches(self.methods, method))
+            and (not self.messages or matches(self.messages, message))
+            and (not self.directions or direction in self.directions)
+            and (not self.labels or any(matches(self.labels, label) for label in labels))
+        )
+
+
+def matches(globs: Iterable[str], text: str) -> bool:
+    """Whether one of the globs fits a text, in which case matters."""
+    return any(fnmatchcase(text, glob) for glob in globs)
 
 
 @dataclass(frozen=True)
 class Budget:
     """A cap on privacy loss, (epsilon, delta), over one window.
 
+    A quota is one too, with an account for each consumer. It is charged in addition to the budget that it is under,
+    never instead of it.
+
     Attributes:
         name: What users call it.
-        key: "unit": every unit has one of its own; "global": one for all.
+        key: "unit": every unit has one of its own; "global": one for all. "unit/consumer" and "global/consumer": a
+            quota under one of these, of which each consumer has one of its own.
         epsilon: The most loss, positive.
         delta: In (0, 1) with zcdp accounting, [0, 1) with pure (where it goes unused).
         accounting: How losses add up.
         window: The length of the tumbling window in whole seconds, or None for lifetime.
         on_exhausted: What happens to a message that the budget doesn't cover.
+        match: Which releases it pays for.
+        under: A quota's budget; "" for a budget, and for a quota that was read from a ledger.
+        consumers: Globs of the consumers that a quota is for; all if empty.
         cap: What one account may be charged in one window, as a ledger amount.
 
     Raises:
@@ -35,46 +98,129 @@ class Budget:
     """
 
     name: str
-    key: Literal["unit", "global"] = "unit"
+    key: Literal["unit", "global", "unit/consumer", "global/consumer"] = "unit"
     epsilon: float = 8.0
     delta: float = 1e-6
     accounting: Accounting = Accounting.ZCDP
     window: float | None = 86400.0
     on_exhausted: Literal["reject", "suppress"] = "reject"
+    # Stores keep none of these: what a budget pays for may change, which refills nothing.
+    match: Match = Match()
+    under: str = ""
+    consumers: tuple[str, ...] = ()
     cap: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isprintable() or not 0 < len(self.name) <= 200:
-            raise ConfigError(f"budget.name: {self.name!r} must be 1 to 200 printable characters")
+            raise ConfigError(f"{self.kind}.name: {self.name!r} must be 1 to 200 printable characters")
         self._one_of("key", KEYS)
         self._one_of("accounting", tuple(Accounting))
         self._one_of("on_exhausted", ON_EXHAUSTED)
+        self._check_match()
         object.__setattr__(self, "accounting", Accounting(self.accounting))
         try:
             check_length(self.window)
             amount = cap(self.accounting, self.epsilon, self.delta)
         except ValueError as error:
-            raise ConfigError(f"budget {self.name!r}: {error}") from error
+            raise ConfigError(f"{self.kind} {self.name!r}: {error}") from error
         object.__setattr__(self, "cap", amount)
+
+    @property
+    def is_quota(self) -> bool:
+        """Whether it is a quota, under a budget."""
+        return self.key in QUOTA_KEYS
+
+    @property
+    def kind(self) -> str:
+        """What it is called in dpmesh.toml: "quota" or "budget"."""
+        return "quota" if self.is_quota else "budget"
+
+    @property
+    def owner(self) -> str:
+        """Whose loss it caps: "unit" or "global"."""
+        return self.key.partition("/")[0]
+
+    def unit(self, account: bytes) -> bytes:
+        """The unit's canonical bytes in one of its account keys, b"" where there is none."""
+        if not self.is_quota:
+            return account
+        return account[_LENGTH_BYTES : _LENGTH_BYTES + int.from_bytes(account[:_LENGTH_BYTES], "big")]
+
+    def is_for(self, consumer: str) -> bool:
+        """Whether a quota holds for a consumer."""
+        return not self.consumers or matches(self.consumers, consumer)
 
     def _one_of(self, key: str, allowed: Sequence[str]) -> None:
         value = getattr(self, key)
         if value not in allowed:
             raise ConfigError(
-                f"budget.{key}: {value!r} (budget {self.name!r}) is not one of {', '.join(allowed)}"
+                f"{self.kind}.{key}: {value!r} ({self.kind} {self.name!r}) is not one of {', '.join(allowed)}"
             )
+
+    def _check_match(self) -> None:
+        """Refuses globs that can never fit: their budget would pay for nothing, and nobody would notice."""
+        for entry in fields(self.match):
+            for glob in getattr(self.match, entry.name):
+                if not isinstance(glob, str) or not glob:
+                    self._bad(entry.name, glob, "every entry must be a word, or a glob with * or ?")
+        for glob in self.match.methods:
+            if not glob.startswith(("/", *_WILD)):
+                self._bad("methods", glob, 'a method is "/package.Service/Method", with * for any part')
+        for glob in self.match.messages:
+            if glob.startswith(".") or "/" in glob:
+                self._bad("messages", glob, 'a message is "package.Message", with * for any part')
+        for direction in self.match.directions:
+            if direction not in DIRECTIONS:
+                self._bad("directions", direction, f"allowed: {', '.join(DIRECTIONS)}")
+
+    def _bad(self, key: str, value: object, allowed: str) -> None:
+        raise ConfigError(f"{self.kind}.{key}: {value!r} ({self.kind} {self.name!r}): {allowed}")
 
 
 def check_names(budgets: Sequence[Budget]) -> None:
-    """Checks that no two budgets share a name.
+    """Checks that no two budgets or quotas share a name.
 
     Raises:
         ConfigError: Two do.
     """
     names = [budget.name for budget in budgets]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"budget.name: {name!r} occurs twice; every budget needs a name of its own")
+    for budget in budgets:
+        if names.count(budget.name) > 1:
+            raise ConfigError(
+                f"{budget.kind}.name: {budget.name!r} occurs twice; every budget and quota needs a name of its own"
+            )
+
+
+def parents(budgets: Sequence[Budget]) -> dict[int, int]:
+    """For each quota, the budget that it is under, both by index.
+
+    Raises:
+        ConfigError: A quota is under no budget, accounts otherwise than that does, or exceeds it: it would not cap a
+            part of what the budget admits.
+    """
+    known = {budget.name: index for index, budget in enumerate(budgets) if not budget.is_quota}
+    found = {}
+    for index, quota in enumerate(budgets):
+        if not quota.is_quota:
+            continue
+        if quota.under not in known:
+            listed = ", ".join(known) or "none"
+            raise ConfigError(
+                f"quota.under: {quota.under!r} (quota {quota.name!r}) is no budget; there are {listed}"
+            )
+        budget = budgets[known[quota.under]]
+        for key in ("owner", "accounting", "window"):
+            if getattr(quota, key) != getattr(budget, key):
+                raise ConfigError(
+                    f"quota.{key}: that of quota {quota.name!r} is not budget {budget.name!r}'s"
+                )
+        if quota.cap > budget.cap:
+            raise ConfigError(
+                f"quota.epsilon: {quota.epsilon!r} (quota {quota.name!r}) is more than the {budget.epsilon!r} of "
+                f"budget {budget.name!r}; allowed: at most that"
+            )
+        found[index] = known[quota.under]
+    return found
 
 
 def check_unchanged(stored: Budget, configured: Budget) -> None:
@@ -88,7 +234,7 @@ def check_unchanged(stored: Budget, configured: Budget) -> None:
         if old != new:
             shown = ["lifetime" if value is None else str(value) for value in (old, new)]
             raise ConfigError(
-                f"budget.{key}: {shown[1]!r} for budget {stored.name!r}, which the ledger holds with "
-                f"{shown[0]!r}. Changing it would refill what is spent: restore the old value, or give the budget "
-                "a new name"
+                f"{configured.kind}.{key}: {shown[1]!r} for {configured.kind} {stored.name!r}, which the ledger holds "
+                f"with {shown[0]!r}. Changing it would refill what is spent: restore the old value, or give the "
+                f"{configured.kind} a new name"
             )

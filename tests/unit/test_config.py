@@ -5,8 +5,10 @@ import pytest
 from dpmesh import config
 from dpmesh.config import load, seconds
 from dpmesh.errors import ConfigError
+from dpmesh.ledger.budget import Match
 
 BUDGET = {"name": "device-daily", "epsilon": 8.0, "delta": 1e-6}
+QUOTA = {"name": "partner", "under": "device-daily", "epsilon": 2.0}
 
 
 def test_defaults_need_no_file():
@@ -58,6 +60,33 @@ def test_the_environment_alone_changes_a_default_budget():
         ({"budget": [{"epsilon": 8.0}]}, ["budget[0].name is missing"]),
         ({"budget": [BUDGET, BUDGET]}, ["device-daily", "two budgets"]),
         ({"budget": [{**BUDGET, "name": "a b"}]}, ["budget.name", "'a b'"]),
+        (
+            {"budget": [{**BUDGET, "directions": ["request", "both"]}]},
+            ["budget[0].directions[1]", "'both'", "allowed: request, response"],
+        ),
+        ({"budget": [{**BUDGET, "methods": "/a.B/C"}]}, ["budget[0].methods", "'/a.B/C'", "array"]),
+        ({"budget": [BUDGET], "quota": [{**QUOTA, "window": "1h"}]}, ["quota[0].window", "allowed", "under"]),
+        ({"budget": [BUDGET], "quota": [{**QUOTA, "epsilon": "2"}]}, ["quota[0].epsilon", "'2'"]),
+        (
+            {"budget": [BUDGET], "quota": [{**QUOTA, "on_exhausted": "replay"}]},
+            ["quota[0].on_exhausted", "'replay'", "allowed: reject, suppress"],
+        ),
+        ({"budget": [BUDGET], "quota": [{"name": "q", "epsilon": 1.0}]}, ["quota[0].under is missing"]),
+        (
+            {"budget": [BUDGET], "quota": [{**QUOTA, "under": "daily"}]},
+            ["quota.under", "'daily'", "allowed: device-daily"],
+        ),
+        (
+            {"budget": [BUDGET], "quota": [QUOTA, {**QUOTA, "name": "q", "under": "partner"}]},
+            ["quota.under", "'partner'", "'q'", "allowed: device-daily"],
+        ),
+        ({"budget": [], "quota": [QUOTA]}, ["quota.under", "there is no budget"]),
+        ({"budget": [BUDGET], "quota": [QUOTA, QUOTA]}, ["quota.name", "'partner'", "two quotas"]),
+        (
+            {"budget": [BUDGET], "quota": [{**QUOTA, "name": "device-daily"}]},
+            ["'device-daily'", "a budget and a quota"],
+        ),
+        ({"budget": [BUDGET], "quota": [{**QUOTA, "name": "a/b"}]}, ["quota.name", "'a/b'"]),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_what_is_allowed(document, words):
@@ -85,6 +114,61 @@ def test_a_budget_that_means_nothing_is_refused(change, words):
 
 
 @pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"epsilon": 0.0}, ["quota 'partner'", "epsilon"]),
+        ({"epsilon": 8.5}, ["quota.epsilon", "8.5", "8.0", "'device-daily'"]),
+        ({"methods": ["a.B/C"]}, ["quota.methods", "'a.B/C'", "/package.Service/Method"]),
+        ({"methods": [""]}, ["quota.methods", "''"]),
+        ({"messages": ["/a.B/C"]}, ["quota.messages", "'/a.B/C'", "package.Message"]),
+        ({"messages": [".a.B"]}, ["quota.messages", "'.a.B'"]),
+        ({"labels": [""]}, ["quota.labels", "''"]),
+    ],
+)
+def test_a_quota_that_means_nothing_is_refused(change, words):
+    with pytest.raises(ConfigError) as caught:
+        config.budgets(load({"budget": [BUDGET], "quota": [{**QUOTA, **change}]}, {}))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_quota_takes_from_its_budget_what_it_does_not_say():
+    parent = {**BUDGET, "window": "1h", "on_exhausted": "suppress"}
+    lists = {"methods": ["/a.B/*"], "messages": ["a.*"], "directions": ["response"], "labels": ["health"]}
+    settings = load({"budget": [parent], "quota": [QUOTA, {**QUOTA, "name": "strict", **lists}]}, {})
+    budget, partner, strict = config.budgets(settings)
+    assert (partner.key, partner.delta, partner.accounting) == (
+        "unit/consumer",
+        budget.delta,
+        budget.accounting,
+    )
+    assert (partner.window, partner.on_exhausted, partner.under) == (3600.0, "suppress", "device-daily")
+    assert (partner.match.everything, partner.is_for("anyone"), partner.is_for("")) == (True, True, True)
+    assert strict.match == Match(("/a.B/*",), ("a.*",), ("response",), ("health",))
+    assert (
+        config.budgets(load({"quota": [{**QUOTA, "under": "global-daily"}]}, {}))[2].key == "global/consumer"
+    )
+
+
+def test_the_environment_changes_lists_and_quotas():
+    environment = {
+        "DPMESH_BUDGET_DEVICE_DAILY_METHODS": "/a.B/C, /d.E/*",
+        "DPMESH_BUDGET_DEVICE_DAILY_DIRECTIONS": "response",
+        "DPMESH_QUOTA_PARTNER_EPSILON": "0.5",
+        "DPMESH_QUOTA_PARTNER_CONSUMERS": "spiffe://mesh.example/*",
+        "DPMESH_QUOTA_PARTNER_ON_EXHAUSTED": "suppress",
+    }
+    settings = load({"budget": [BUDGET], "quota": [QUOTA]}, environment)
+    assert settings.budget[0].methods == ("/a.B/C", "/d.E/*")
+    assert settings.budget[0].directions == ("response",)
+    (quota,) = settings.quota
+    assert (quota.epsilon, quota.consumers, quota.on_exhausted) == (
+        0.5,
+        ("spiffe://mesh.example/*",),
+        "suppress",
+    )
+
+
+@pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
         ("DPMESH_LEDGER_ULR", "x", "DPMESH_LEDGER_URL"),
@@ -93,6 +177,8 @@ def test_a_budget_that_means_nothing_is_refused(change, words):
         ("DPMESH_BUDGET_UNIT_DAILY_EPSILOM", "1", "EPSILON"),
         ("DPMESH_BUDGET_UNIT_DAILY_EPSILON", "much", "not a number"),
         ("DPMESH_GRPC_PASS_STATUS_DETAILS", "maybe", "true"),
+        ("DPMESH_QUOTA_NONE_EPSILON", "1", "no quota has this name; there are none"),
+        ("DPMESH_QUOTA_NONE_WINDOW", "1h", "DPMESH_QUOTA_<NAME>_UNDER"),
     ],
 )
 def test_a_wrong_variable_is_named_with_what_is_allowed(variable, value, words):

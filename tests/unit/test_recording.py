@@ -108,3 +108,31 @@ async def test_a_finished_stream_says_how_its_budget_stands(sdk):
     assert span.attributes["dpmesh.direction"] == "response"
     assert (span.attributes["dpmesh.decision"], span.attributes["dpmesh.budget.spent"]) == ("released", 1.0)
     assert span.events == ()
+
+
+async def test_the_quota_or_budget_nearest_its_end_is_named_and_the_consumer_never(sdk):
+    exporter, reader = sdk
+    quota = {"name": "partner", "under": "unit-day", "epsilon": 2.0}
+    async with dpmesh.open({"ledger": {"url": "memory:"}, "budget": [BUDGET], "quota": [quota]}) as mesh:
+        for consumer in ("who-asks", "who-asks", "another"):
+            await mesh.release(TYPES.Report(id="N1"), method=METHOD, consumer=consumer)
+        with pytest.raises(BudgetExhaustedError):
+            await mesh.release(TYPES.Report(id="N1"), method=METHOD, consumer="who-asks")
+        for _ in range(3):
+            await mesh.release(TYPES.Report(id="N1"), method=METHOD, consumer=str(_))
+        counts, _ = counted(reader)
+    spans = [dict(span.attributes) for span in exporter.get_finished_spans()]
+    named = [(span["dpmesh.budget.name"], span.get("dpmesh.budget.spent")) for span in spans]
+    assert named == [
+        ("partner", 1),
+        ("partner", 2),
+        ("unit-day", 3),
+        ("partner", None),
+        ("unit-day", 4),
+        ("unit-day", 5),
+        ("unit-day", 6),
+    ]
+    assert len({span["dpmesh.unit"] for span in spans if "dpmesh.unit" in span}) == 1, "a unit has one hash"
+    assert "who-asks" not in str(spans) + str(counts)
+    assert b"who-asks".hex() not in str(spans)
+    assert counts[("refused", "partner")][0] == 1

@@ -8,6 +8,7 @@ import pytest
 from dpmesh.accounting import Accounting, cap
 from dpmesh.errors import ConfigError
 from dpmesh.ledger import Budget
+from dpmesh.ledger.budget import Match, check_unchanged, consumer_key, parents
 
 GOOD = {
     "name": "device-daily",
@@ -53,3 +54,80 @@ def test_what_is_allowed_is_said():
         ConfigError, match=r"budget\.on_exhausted: 'replay'.*'device-daily'.*reject, suppress"
     ):
         Budget(**{**GOOD, "on_exhausted": "replay"})
+
+
+@pytest.mark.parametrize(
+    ("match", "fits"),
+    [
+        (Match(), True),
+        (Match(methods=("/acme.v1.Fleet/Ask",)), True),
+        (Match(methods=("/acme.v1.fleet/*",)), False),
+        (Match(methods=("/other/*", "/acme.v1.*/Ask")), True),
+        (Match(messages=("acme.v1.Mean",)), True),
+        (Match(messages=("acme.v1",)), False),
+        (Match(directions=("response",)), True),
+        (Match(directions=("request",)), False),
+        (Match(labels=("health",)), True),
+        (Match(labels=("heal*", "none")), True),
+        (Match(labels=("place",)), False),
+        (Match(methods=("/acme.*",), directions=("request",)), False),
+        (Match(methods=("/acme.*",), messages=("acme.*",), directions=("response",), labels=("a*",)), True),
+    ],
+)
+def test_all_lists_that_are_given_have_to_fit(match, fits):
+    release = ("/acme.v1.Fleet/Ask", "acme.v1.Mean", "response", {"health", "audited"})
+    assert match.fits(*release) is fits
+
+
+def test_a_release_without_labels_fits_no_list_of_them():
+    assert not Match(labels=("*",)).fits("", "a.B", "request", ())
+
+
+def test_no_two_consumers_share_an_account():
+    pairs = [
+        (b"", "a"),
+        (b"a", ""),
+        (b"", ""),
+        (b"a", "b"),
+        (b"ab", ""),
+        (b"\0\0\0\1a", "b"),
+        (b"", "\0\0\0\1ab"),
+    ]
+    keys = {consumer_key(unit, consumer) for unit, consumer in pairs}
+    assert len(keys) == len(pairs)
+    assert consumer_key(b"N1", "\xe9") == b"\0\0\0\2N1\xc3\xa9"
+    quota = Budget("q", "unit/consumer", 1.0)
+    assert [quota.unit(consumer_key(unit, consumer)) for unit, consumer in pairs] == [
+        unit for unit, _ in pairs
+    ]
+    assert Budget("b").unit(b"N1") == b"N1"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"under": "weekly"}, "quota.under: 'weekly'.*there are daily"),
+        ({"under": ""}, "quota.under"),
+        ({"under": "q"}, "quota.under"),
+        ({"key": "global/consumer"}, "quota.owner"),
+        ({"accounting": "pure"}, "quota.accounting"),
+        ({"window": None}, "quota.window"),
+        ({"epsilon": 8.001}, "quota.epsilon: 8.001.*'daily'"),
+    ],
+)
+def test_a_quota_has_to_fit_under_its_budget(change, words):
+    budget = Budget("daily")
+    good = {"name": "q", "key": "unit/consumer", "under": "daily"}
+    assert parents([budget, Budget(**good)]) == {1: 0}
+    with pytest.raises(ConfigError, match=words):
+        parents([budget, Budget(**{**good, **change})])
+
+
+def test_what_is_paid_for_may_change_and_whose_account_it_is_may_not():
+    stored = Budget("q", "unit/consumer", 1.0)
+    check_unchanged(
+        stored, Budget("q", "unit/consumer", 2.0, match=Match(("/a.B/C",)), under="b", consumers=("c",))
+    )
+    for key in ("unit", "global", "global/consumer"):
+        with pytest.raises(ConfigError, match="key"):
+            check_unchanged(stored, Budget("q", key, 1.0))
