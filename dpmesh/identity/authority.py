@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
@@ -202,7 +201,7 @@ class Authority:
         builder = builder.public_key(key)
         for extension, critical in self._leaf:
             builder = builder.add_extension(extension, critical)
-        uri = x509.UniformResourceIdentifier(f"spiffe://{self.trust_domain}/{secrets.token_hex(16)}")
+        uri = x509.UniformResourceIdentifier(profile.rotating_id(self.trust_domain))
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
         names: list[x509.GeneralName] = [uri]
         if host is not None:

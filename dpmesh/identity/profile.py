@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network
@@ -13,6 +14,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 BACKDATE = 300.0
 """Seconds by which certificates begin before they are made: clocks that are so much behind take them."""
+
+# A leaf's path: 128 random bits, which no other leaf has.
+_PATH_BYTES = 16
+_ROTATING = re.compile(rf"(spiffe://[^/]+)/[0-9a-f]{{{2 * _PATH_BYTES}}}")
 
 _USAGES = (
     "digital_signature",
@@ -25,6 +30,17 @@ _USAGES = (
     "encipher_only",
     "decipher_only",
 )
+
+
+def rotating_id(trust_domain: str) -> str:
+    """A SPIFFE ID for one leaf alone; it says nothing but the trust domain."""
+    return f"spiffe://{trust_domain}/{secrets.token_hex(_PATH_BYTES)}"
+
+
+def lasting(name: str) -> str:
+    """What stays of a name when its owner's identity rotates: of a rotating ID the trust domain, else all of it."""
+    found = _ROTATING.fullmatch(name)
+    return name if found is None else found[1]
 
 
 def valid(now: float, end: float) -> x509.CertificateBuilder:

@@ -34,11 +34,12 @@ class Sender:
 
     Args:
         mesh: Who releases.
+        consumer: Who receives it, for quotas.
     """
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, consumer: str = "") -> None:
         self._mesh = mesh
-        self._methods = Methods(mesh)
+        self._methods = Methods(mesh, consumer)
 
     def send_one(self, continuation: Any, details: Any, request: Any, refused_type: Any) -> Awaitable[Any]:
         """Releases the request, and only then lets the RPC begin."""

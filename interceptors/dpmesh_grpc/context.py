@@ -37,6 +37,7 @@ class Guard:
 
     Attributes:
         lane: What the method sends.
+        consumer: Tells who the client is, by the handler's context; None where no quota asks.
         masks: Exceptions keep their text: it could quote a protected message.
         withholds: So do status details and metadata.
         plain: The handler has no say in the compression of its responses.
@@ -45,6 +46,7 @@ class Guard:
     """
 
     lane: Lane
+    consumer: Callable[[Any], str] | None
     masks: bool
     withholds: bool
     plain: bool
@@ -59,6 +61,7 @@ class Guard:
         allowed = mesh.config.grpc
         return cls(
             lane=lane,
+            consumer=_consumer() if mesh.has_quotas else None,
             masks=active and bool(method.request.protected or lane.protected),
             withholds=active and bool(lane.protected),
             # A stream's compression is settled before its first message shows whether it is protected.
@@ -67,6 +70,10 @@ class Guard:
             | ({DETAILS_KEY} if allowed.pass_status_details else set()),
             pass_details=allowed.pass_status_details,
         )
+
+    def lane_to(self, context: Any) -> Lane:
+        """The lane of one RPC. To be asked once: finding the client's name takes as long as a release."""
+        return self.lane if self.consumer is None else self.lane.to(self.consumer(context))
 
     def details(self, text: str) -> str:
         """The status details as the peer may read them."""
@@ -79,6 +86,13 @@ class Guard:
         return tuple(pair for pair in pairs or () if pair[0].lower() in self.pass_metadata)
 
 
+def _consumer() -> Callable[[Any], str]:
+    # Not at the top: it loads what reads certificates, which who only wants noise does without.
+    from dpmesh_grpc.consumers import consumer
+
+    return consumer
+
+
 class _Context:
     """What the contexts of asynchronous handlers and of those in an executor share; the rest is gRPC's own.
 
@@ -86,12 +100,13 @@ class _Context:
         aborted: The handler, or dpmesh, has ended the RPC.
     """
 
-    __slots__ = ("_code", "_context", "_guard", "_release", "aborted")
+    __slots__ = ("_code", "_context", "_guard", "_lane", "_release", "aborted")
 
-    def __init__(self, context: Any, guard: Guard, release: Release) -> None:
+    def __init__(self, context: Any, guard: Guard, lane: Lane, release: Release) -> None:
         self.aborted = False
         self._context = context
         self._guard = guard
+        self._lane = lane
         self._release = release
         self._code: Any = None
 
@@ -132,7 +147,7 @@ class _Context:
         Raises:
             DpmeshError: Nothing may.
         """
-        lane = self._guard.lane
+        lane = self._lane
         protected = lane.protect_now(message) if self._release is lane.release else None
         if protected is None:
             protected = await lane.protect(message, self._release)

@@ -41,7 +41,7 @@ class Whole(tuple[Any, ...]):
         )
 
 
-def aio_client_interceptors(mesh: Mesh) -> tuple[Any, ...]:
+def aio_client_interceptors(mesh: Mesh, *, consumer: str = "") -> tuple[Any, ...]:
     """What protects the requests of a grpc.aio channel.
 
     Interceptors that read or log messages belong after these (they then see what leaves), and so do those that retry
@@ -50,12 +50,13 @@ def aio_client_interceptors(mesh: Mesh) -> tuple[Any, ...]:
 
     Args:
         mesh: Who releases.
+        consumer: Who receives the requests, under which name quotas count them; the sender knows whom it connects to.
 
     Returns:
         Four objects, one for each arity, to be passed whole:
         `grpc.aio.insecure_channel(target, interceptors=aio_client_interceptors(mesh))`.
     """
-    sender = Sender(mesh)
+    sender = Sender(mesh, consumer)
     return Whole(interceptor(sender) for _, interceptor in _LISTS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,7 @@ Release = Callable[[Any], Awaitable[Receipt]]
 
 # Peers choose the names of methods where a generic handler serves any: the table must not grow for ever.
 METHODS_KEPT = 4096
+_CONSUMERS_KEPT = 1024
 
 
 class Lane:
@@ -30,6 +32,7 @@ class Lane:
         method: "/package.Service/Method".
         direction: Which way the messages go.
         declared: The type that the method declares, or None for a method that no loaded proto has.
+        consumer: Who receives it, for quotas.
 
     Attributes:
         protected: Whether the declared type has anything to protect; None as long as there is no declared type, so
@@ -37,18 +40,44 @@ class Lane:
         release: Releases one message on its own. Messages of a stream share a `stream()`.
     """
 
-    def __init__(self, mesh: Mesh, method: str, direction: Direction, declared: Descriptor | None) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        method: str,
+        direction: Direction,
+        declared: Descriptor | None,
+        consumer: str = "",
+    ) -> None:
         self.method = method
         self.protected = None if declared is None else _protected(mesh, declared)
-        self.release: Release = functools.partial(mesh.release, method=method, direction=direction)
         self._mesh = mesh
         self._direction = direction
         self._declared = declared
         self._guarded: dict[type, bool] = {}
+        self._others: dict[str, Lane] = {}
+        self._lead(consumer)
+
+    def _lead(self, consumer: str) -> None:
+        """Sets where the lane leads."""
+        self._consumer = consumer
+        self.release: Release = functools.partial(
+            self._mesh.release, method=self.method, direction=self._direction, consumer=consumer
+        )
+
+    def to(self, consumer: str) -> Lane:
+        """The same lane to another consumer."""
+        lane = self._others.get(consumer)
+        if lane is None:
+            if len(self._others) >= _CONSUMERS_KEPT:
+                self._others.clear()
+            lane = copy.copy(self)
+            lane._lead(consumer)
+            self._others[consumer] = lane
+        return lane
 
     def stream(self) -> ReleaseStream:
         """What releases the messages of one RPC that is a stream in this direction."""
-        return self._mesh.stream(method=self.method, direction=self._direction)
+        return self._mesh.stream(method=self.method, direction=self._direction, consumer=self._consumer)
 
     def guards(self, kind: type) -> bool:
         """Whether a message of this class has to be released; otherwise it passes.
@@ -74,7 +103,9 @@ class Lane:
         try:
             if not self.guards(type(message)):
                 return message
-            receipt = self._mesh.release_now(message, method=self.method, direction=self._direction)
+            receipt = self._mesh.release_now(
+                message, method=self.method, direction=self._direction, consumer=self._consumer
+            )
         except DpmeshError as error:
             return self._refused(message, error)
         except Exception as error:  # Whatever it is, its text stays here.
@@ -137,6 +168,7 @@ class Method:
     Args:
         mesh: Who releases.
         name: "/package.Service/Method".
+        consumer: Who receives requests, for quotas.
 
     Attributes:
         name: The same.
@@ -145,10 +177,10 @@ class Method:
         requires: Servers refuse requests that no dpmesh sender has protected.
     """
 
-    def __init__(self, mesh: Mesh, name: str) -> None:
+    def __init__(self, mesh: Mesh, name: str, consumer: str = "") -> None:
         found = _find(name)
         self.name = name
-        self.request = Lane(mesh, name, "request", None if found is None else found.input_type)
+        self.request = Lane(mesh, name, "request", None if found is None else found.input_type, consumer)
         self.response = Lane(mesh, name, "response", None if found is None else found.output_type)
         self.requires = mesh.requires(name)
 
@@ -158,16 +190,20 @@ class Methods(dict[str | bytes, Method]):
 
     Args:
         mesh: Who releases.
+        consumer: Who receives requests, for quotas.
     """
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, consumer: str = "") -> None:
         super().__init__()
         self._mesh = mesh
+        self._consumer = consumer
 
     def __missing__(self, key: str | bytes) -> Method:
         if len(self) >= METHODS_KEPT:
             self.clear()
-        method = self[key] = Method(self._mesh, key.decode() if isinstance(key, bytes) else key)
+        method = self[key] = Method(
+            self._mesh, key.decode() if isinstance(key, bytes) else key, self._consumer
+        )
         return method
 
 

@@ -139,7 +139,8 @@ def _guarded(function: Any, guard: Guard, streams: bool) -> Any:
 
 def _unary(function: Any, guard: Guard) -> Any:
     async def unary(request: Any, context: Any) -> Any:
-        guarded = AsyncContext(context, guard, guard.lane.release)
+        lane = guard.lane_to(context)
+        guarded = AsyncContext(context, guard, lane, lane.release)
         try:
             response = await function(request, guarded)
             if guard.lane.passes(type(response)):
@@ -157,8 +158,9 @@ def _unary(function: Any, guard: Guard) -> Any:
 
 def _writer(function: Any, guard: Guard) -> Any:
     async def writer(request: Any, context: Any) -> None:
-        stream = guard.lane.stream()
-        guarded = AsyncContext(context, guard, stream.release)
+        lane = guard.lane_to(context)
+        stream = lane.stream()
+        guarded = AsyncContext(context, guard, lane, stream.release)
         guarded.begin_stream()
         failure = None
         try:
@@ -177,8 +179,9 @@ def _writer(function: Any, guard: Guard) -> Any:
 
 def _generator(function: Any, guard: Guard) -> Any:
     async def generator(request: Any, context: Any) -> AsyncIterator[Any]:
-        stream = guard.lane.stream()
-        guarded = AsyncContext(context, guard, stream.release)
+        lane = guard.lane_to(context)
+        stream = lane.stream()
+        guarded = AsyncContext(context, guard, lane, stream.release)
         guarded.begin_stream()
         failure = None
         try:
@@ -201,7 +204,8 @@ def _sync_unary(function: Any, guard: Guard) -> Any:
     loop = asyncio.get_running_loop()
 
     def unary(request: Any, context: Any) -> Any:
-        guarded = SyncContext(context, guard, guard.lane.release)
+        lane = guard.lane_to(context)
+        guarded = SyncContext(context, guard, lane, lane.release)
         try:
             response = function(request, guarded)
             if guard.lane.passes(type(response)):
@@ -220,8 +224,9 @@ def _sync_generator(function: Any, guard: Guard) -> Any:
     loop = asyncio.get_running_loop()
 
     def generator(request: Any, context: Any) -> Iterator[Any]:
-        stream = guard.lane.stream()
-        guarded = SyncContext(context, guard, stream.release)
+        lane = guard.lane_to(context)
+        stream = lane.stream()
+        guarded = SyncContext(context, guard, lane, stream.release)
         guarded.begin_stream()
         try:
             for response in function(request, guarded):

@@ -92,6 +92,7 @@ async def serving(
     *,
     before: Any = (),
     add: Any = (),
+    credentials: Any = None,
     **options: Any,
 ) -> AsyncIterator[str]:
     """A server on a free port.
@@ -101,6 +102,7 @@ async def serving(
         handlers: Functions by method name; the others answer UNIMPLEMENTED.
         before: Interceptors that stand before dpmesh's.
         add: Functions that add other services to the server.
+        credentials: The server's, if it is to be a secure one.
         options: For grpc.aio.server.
     """
     ours = aio_server_interceptors(mesh) if mesh else ()
@@ -109,7 +111,11 @@ async def serving(
     add_handlers(server, handlers or {})
     for function in add:
         function(server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = (
+        server.add_secure_port("127.0.0.1:0", credentials)
+        if credentials
+        else server.add_insecure_port("127.0.0.1:0")
+    )
     await server.start()
     try:
         yield f"127.0.0.1:{port}"
@@ -127,6 +133,7 @@ async def connected(
     before: Any = (),
     after: Any = (),
     credentials: Any = None,
+    consumer: str = "",
     **options: Any,
 ) -> AsyncIterator[Any]:
     """The stub of a channel, with `channel` as an attribute.
@@ -137,9 +144,10 @@ async def connected(
         before: Interceptors that stand before dpmesh's.
         after: Interceptors that stand after them.
         credentials: The channel's, if it is to be a secure one.
+        consumer: Who receives what it sends.
         options: For the channel.
     """
-    ours = aio_client_interceptors(mesh) if mesh else ()
+    ours = aio_client_interceptors(mesh, consumer=consumer) if mesh else ()
     options["interceptors"] = [*before, *ours, *after]
     secured = grpc.aio.secure_channel(target, credentials, **options) if credentials else None
     async with secured or grpc.aio.insecure_channel(target, **options) as channel:
