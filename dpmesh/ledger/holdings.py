@@ -11,25 +11,47 @@ from dpmesh.accounting import window_start
 from dpmesh.ledger.budget import Budget, Charge
 
 _REMEMBERED = 4096  # accounts per budget whose standing is known although nothing is held of them
+_AHEAD = 2.0  # a holder takes as much as it would use in so many seconds
 
 Key = tuple[int, bytes]
 """(index into the budgets, the unit's canonical bytes)."""
 
 
-class _Lease:
-    """What is left of one account's slices, and what all holders have debited from it."""
+_NO_CAPS: Mapping[Key, int] = {}
 
-    __slots__ = ("debited", "left")
 
-    def __init__(self, left: int, debited: int) -> None:
+class Lease:
+    """What is left of one account's slices, and what all holders have debited from it.
+
+    Attributes:
+        left: What may be spent; a ledger amount.
+        debited: What all holders had debited when the slice was taken.
+        size: What was in hand then, or used at once.
+        since: When that was, on the monotonic clock. Leases that were taken together share the object.
+    """
+
+    __slots__ = ("debited", "left", "since", "size")
+
+    def __init__(self, left: int, debited: int, size: int, since: float) -> None:
         self.left = left
         self.debited = debited
+        self.size = size
+        self.since = since
+
+    def wants(self, now: float) -> int:
+        """What is going to be used before long, at the rate at which this slice was used."""
+        used = self.size - self.left
+        return int(used * _AHEAD / max(now - self.since, 1e-3))
 
 
 class _Window:
-    """One budget's leases, all of one window; a new window begins with none."""
+    """One budget's leases, all of one window; a new window begins with none.
 
-    __slots__ = ("cap", "end", "leases", "length", "start", "used_up")
+    A lease that is used stays among `leases`, or comes back to them. All are moved to `idle` from time to time, and
+    what is still there at the next time was not used in between.
+    """
+
+    __slots__ = ("cap", "end", "idle", "leases", "length", "raised", "start", "used_up")
 
     def __init__(self, budget: Budget) -> None:
         self.length = budget.window
@@ -39,20 +61,47 @@ class _Window:
     def begin(self, start: int) -> None:
         self.start = start
         self.end = math.inf if self.length is None else start + self.length
-        self.leases: dict[bytes, _Lease] = {}
-        self.used_up: dict[bytes, int] = {}  # account: debited
+        self.leases: dict[bytes, Lease] = {}
+        self.idle: dict[bytes, Lease] = {}
+        self.used_up: dict[bytes, Lease] = {}
+        self.raised: dict[bytes, int] = {}  # caps that an administrator raised
 
-    def keep(self, key: bytes, left: int, debited: int) -> None:
-        if left > 0:
-            self.leases[key] = _Lease(left, debited)
+    def revive(self, key: bytes) -> Lease | None:
+        """An idle lease that is used again."""
+        lease = self.idle.pop(key, None)
+        if lease is not None:
+            self.leases[key] = lease
+        return lease
+
+    def known(self, key: bytes) -> Lease | None:
+        """The account's lease, used up or not."""
+        return self.leases.get(key) or self.idle.get(key) or self.used_up.get(key)
+
+    def pop(self, key: bytes) -> Lease | None:
+        """Takes an account's lease away, if something is left of it, and tells what is known of the account."""
+        lease = self.leases.pop(key, None) or self.idle.pop(key, None)
+        return self.used_up.get(key) if lease is None else lease
+
+    def keep(self, key: bytes, lease: Lease) -> None:
+        if lease.left > 0:
+            self.leases[key] = lease
             self.used_up.pop(key, None)
         else:
-            self.remember(key, debited)
+            self.used_up.pop(key, None)  # The youngest is forgotten last.
+            self.used_up[key] = lease
+            if len(self.used_up) > _REMEMBERED:
+                del self.used_up[next(iter(self.used_up))]
 
-    def remember(self, key: bytes, debited: int) -> None:
-        self.used_up[key] = debited
-        if len(self.used_up) > _REMEMBERED:
-            del self.used_up[next(iter(self.used_up))]
+    def raise_cap(self, key: bytes, cap: int) -> None:
+        if cap != self.cap:
+            self.raised[key] = cap
+        elif self.raised:
+            self.raised.pop(key, None)
+
+    def rotate(self) -> dict[bytes, int]:
+        """What is left of the leases that nobody used since the last time; they are no longer held."""
+        given_back, self.idle, self.leases = self.idle, self.leases, {}
+        return {key: lease.left for key, lease in given_back.items()}
 
 
 class Holdings:
@@ -98,7 +147,7 @@ class Holdings:
                 if not now < window.end:  # also when now is NaN
                     self._roll(now)
                     break
-                lease = window.leases.get(key)
+                lease = window.leases.get(key) or window.revive(key)
                 if lease is None or amount.__class__ is not int or not 0 <= amount <= lease.left:
                     break
                 lease.left -= amount
@@ -125,11 +174,12 @@ class Holdings:
             window = self._windows.get(budget)
             if window is None or not now < window.end:
                 return None
-            lease = window.leases.get(key)
-            if lease is not None:
-                return lease.debited - lease.left, window.cap
-            debited = window.used_up.get(key)
-            return None if debited is None else (debited, window.cap)
+            lease = window.known(key)
+            if lease is None:
+                return None
+            return lease.debited - lease.left, window.raised.get(
+                key, window.cap
+            ) if window.raised else window.cap
 
     def roll(self, now: float) -> tuple[int, ...]:
         """Begins the windows that are due.
@@ -148,34 +198,60 @@ class Holdings:
                 self._advance(window, window_start(now, window.length))
             return self._starts()
 
-    def take(self, keys: Iterable[Key]) -> tuple[tuple[int, ...], dict[Key, tuple[int, int]]]:
+    def take(self, keys: Iterable[Key]) -> tuple[tuple[int, ...], dict[Key, Lease]]:
         """Takes these accounts' leases away, while the store decides.
 
         Returns:
-            For each budget, when the window in force began; for each account, what was left of its slices and
-            what all holders had debited, (0, 0) where nothing was held.
+            For each budget, when the window in force began; for each account of which something is known, its lease,
+            used up or not.
         """
         with self._lock:
             taken = {}
-            for budget, key in keys:
-                lease = self._windows[budget].leases.pop(key, None)
-                taken[budget, key] = (0, 0) if lease is None else (lease.left, lease.debited)
+            for key in keys:
+                lease = self._windows[key[0]].pop(key[1])
+                if lease is not None:
+                    taken[key] = lease
             return self._starts(), taken
 
-    def put(self, starts: Sequence[int], leases: Mapping[Key, tuple[int, int]]) -> None:
-        """Puts leases back; nothing where the window is over, or after `clear`.
+    def put(
+        self, starts: Sequence[int], leases: Mapping[Key, Lease], caps: Mapping[Key, int] = _NO_CAPS
+    ) -> None:
+        """Puts leases in; nothing where the window is over, or after `clear`.
 
         Args:
             starts: For each budget, the window that the leases belong to.
-            leases: For each account, what is left, and what all holders have debited.
+            leases: For each account, what is left, and what is known.
+            caps: What the store said that each may be debited.
         """
         with self._lock:
             for index, window in self._windows.items():
                 self._advance(window, starts[index])
-            for (budget, key), (left, debited) in leases.items():
+            for (budget, key), lease in leases.items():
                 window_now = self._windows.get(budget)
                 if window_now is not None and window_now.start == starts[budget]:
-                    window_now.keep(key, left, debited)
+                    window_now.keep(key, lease)
+                    cap = caps.get((budget, key))
+                    if cap is not None:
+                        window_now.raise_cap(key, cap)
+
+    def rotate(self) -> tuple[tuple[int, ...], dict[Key, int]]:
+        """Gives up the leases that nobody used since the last call.
+
+        Returns:
+            For each budget, when the window in force began; for each account, what was left.
+        """
+        with self._lock:
+            left = {
+                (index, key): amount
+                for index, window in self._windows.items()
+                for key, amount in window.rotate().items()
+            }
+            return self._starts(), left
+
+    def holds_any(self) -> bool:
+        """Whether anything is left of any lease."""
+        with self._lock:
+            return any(window.leases or window.idle for window in self._windows.values())
 
     def end(self, budget: int) -> float:
         """When the window in force ends, in seconds since the epoch; infinite for lifetime."""
@@ -194,7 +270,8 @@ class Holdings:
             left = {
                 (index, key): lease.left
                 for index, window in self._windows.items()
-                for key, lease in window.leases.items()
+                for held in (window.leases, window.idle)
+                for key, lease in held.items()
             }
             self._windows = {}
         return starts, left
@@ -221,7 +298,7 @@ class Holdings:
             lease = window.leases.get(key)
             if lease is not None and not lease.left:
                 del window.leases[key]
-                window.remember(key, lease.debited)
+                window.keep(key, lease)
 
     @staticmethod
     def _advance(window: _Window, start: int) -> None:

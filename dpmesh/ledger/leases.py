@@ -12,10 +12,11 @@ import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.ledger.budget import Budget, Charge, check_names
 from dpmesh.ledger.holdings import Holdings, Key
-from dpmesh.ledger.queue import CommitQueue
+from dpmesh.ledger.queue import MAX_BATCH, CommitQueue
 from dpmesh.ledger.spending import SpendQueue
 from dpmesh.ledger.store import Account, AccountId, Store, account_hash
 
@@ -40,7 +41,8 @@ class Ledger:
     Args:
         store: Where the debits are kept.
         budgets: What charges refer to by index.
-        clock: Seconds since the epoch. Windows follow it, but never move back.
+        clock: Seconds since the epoch. Windows follow it, but never move back. A store that has a clock of its own
+            overrules it.
         timeout: The longest that a charge waits for the store, in seconds.
 
     Raises:
@@ -62,9 +64,9 @@ class Ledger:
         self.on_commit: Callable[[float], None] | None = None
         """Called with the seconds that each commit took."""
         self._store = store
-        self._clock = clock
+        self._clock = store.clock or clock
         self._timeout = timeout
-        self._holdings = Holdings(clock)
+        self._holdings = Holdings(self._clock)
         self._secret = b""
         self._open = False
         self._owning = threading.Lock()
@@ -153,6 +155,20 @@ class Ledger:
 
         return await self._in_owner(spend, self._timeout)
 
+    async def check(self) -> None:
+        """Returns if the ledger could take a charge now.
+
+        Raises:
+            LedgerError: It couldn't, or doesn't answer in time.
+        """
+        if not self._open:
+            raise LedgerError("the ledger is not open")
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._in_owner(self._store.ping, self._timeout)
+        except TimeoutError:
+            raise LedgerError(f"the ledger did not answer within {self._timeout:g} s") from None
+
     async def accounts(self, budget: str | None = None, unit: bytes | None = None) -> list[Account]:
         """What the ledger holds, as of the last window in which each account was charged.
 
@@ -199,19 +215,24 @@ class Ledger:
         await self._queue.stop()
         await self._spends.stop()
         starts, left = self._holdings.clear()
-        if left:
-            unspent = {self._account(key): amount for key, amount in left.items()}
-            await self._last_call(self._store.credit(starts, unspent), "return its unspent leases")
+        unspent = [(self._account(key), amount) for key, amount in left.items()]
+        for first in range(0, len(unspent), MAX_BATCH):
+            part = dict(unspent[first : first + MAX_BATCH])
+            if not await self._last_call(self._store.credit(starts, part), "return its unspent leases"):
+                break
         await self._last_call(self._store.close(), "close its store")
 
-    async def _last_call(self, work: Coroutine[Any, Any, None], what: str) -> None:
+    async def _last_call(self, work: Coroutine[Any, Any, None], what: str) -> bool:
         """Runs a step of closing within the time limit. A failure wastes leases at most: log it."""
         task = asyncio.get_running_loop().create_task(work)
         await asyncio.wait({task}, timeout=self._timeout)
         if not task.done():
             _log.warning("the ledger could not %s within %g s", what, self._timeout)
-        elif not task.cancelled() and (error := task.exception()) is not None:
-            _log.warning("the ledger could not %s: %s", what, error)
+        elif task.cancelled() or (error := task.exception()) is not None:
+            _log.warning("the ledger could not %s: %s", what, "cancelled" if task.cancelled() else error)
+        else:
+            return True
+        return False
 
     async def _charge_durably(self, charges: Sequence[Charge]) -> None:
         needs = self._needs(charges)
@@ -222,7 +243,7 @@ class Ledger:
         """The sum for each account.
 
         Raises:
-            BudgetExhaustedError: An amount exceeds the whole cap.
+            BudgetExhaustedError: An amount exceeds what any cap can be.
             LedgerError: A charge is malformed, or the ledger is not open.
         """
         if not self._open:
@@ -238,7 +259,7 @@ class Ledger:
             if amount:
                 needs[index, key] = needs.get((index, key), 0) + amount
         for (index, _), amount in needs.items():
-            if amount > self.budgets[index].cap:
+            if amount > MAX_AMOUNT:
                 raise self._queue.exhausted(index)
         return needs
 

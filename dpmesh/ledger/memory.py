@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from dpmesh.accounting import window_end
 from dpmesh.errors import LedgerError
@@ -16,13 +16,14 @@ from dpmesh.ledger.store import SECRET_BYTES, Account, AccountId, Batch, Opened,
 class MemoryStore:
     """Keeps debits in this process's memory; a restart refills every budget."""
 
+    clock: Callable[[], float] | None = None
+
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(SECRET_BYTES)
         self._stored: dict[str, Budget] = {}
         self._windows: dict[str, int] = {}
-        self._rows: dict[
-            tuple[str, bytes], tuple[int, int]
-        ] = {}  # (budget, account): (window start, debited)
+        # (budget, account): (window start, debited, in all windows)
+        self._rows: dict[tuple[str, bytes], tuple[int, int, int]] = {}
         self._spent: set[bytes] = set()
         self._forgettable: list[tuple[int, bytes]] = []  # a heap: what is spent, by when it may be forgotten
         self._now = 0
@@ -49,20 +50,24 @@ class MemoryStore:
             for start, budget in zip(batch.windows, self._budgets, strict=True)
         )
         debited = {a: self._debited(a, windows[a[0]]) for a in batch.held}
-        outcome = decide(batch, [budget.cap for budget in self._budgets], windows, debited)
+        outcome = decide(batch, {a: self._budgets[a[0]].cap for a in debited}, windows, debited)
         for budget, start in zip(self._budgets, windows, strict=True):
             self._windows[budget.name] = start
-        for a in outcome.debits:
-            self._rows[self._row(a)] = (windows[a[0]], outcome.debited[a])
+        for a, amount in outcome.debits.items():
+            row = self._row(a)
+            lifetime = self._rows[row][2] if row in self._rows else 0
+            self._rows[row] = (windows[a[0]], outcome.debited[a], lifetime + amount)
         return outcome
 
     async def credit(self, windows: tuple[int, ...], unspent: Mapping[AccountId, int]) -> None:
         """See Store."""
         self._check_process()
         for a, amount in unspent.items():
-            debited = self._debited(a, windows[a[0]])
-            if 0 < amount <= debited:
-                self._rows[self._row(a)] = (windows[a[0]], debited - amount)
+            start, debited, lifetime = self._rows.get(self._row(a), (0, 0, 0))
+            if start > windows[a[0]] and 0 < amount <= lifetime:
+                self._rows[self._row(a)] = (start, debited, lifetime - amount)
+            elif start == windows[a[0]] and 0 < amount <= debited:
+                self._rows[self._row(a)] = (start, debited - amount, lifetime - amount)
 
     async def spend_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
         """See Store."""
@@ -76,12 +81,16 @@ class MemoryStore:
         """See Store."""
         order = list(self._stored)
         return [
-            self._account(name, key, start, debited)
-            for (name, key), (start, debited) in sorted(
-                self._rows.items(), key=lambda row: (order.index(row[0][0]), row[0][1])
+            self._account(name, key, *row)
+            for (name, key), row in sorted(
+                self._rows.items(), key=lambda item: (order.index(item[0][0]), item[0][1])
             )
             if budget in (None, name) and account in (None, key)
         ]
+
+    async def ping(self) -> None:
+        """See Store."""
+        self._check_process()
 
     async def close(self) -> None:
         """See Store. What was debited stays, for whoever opens this object again."""
@@ -96,16 +105,16 @@ class MemoryStore:
         heapq.heappush(self._forgettable, (until, name))
         return True
 
-    def _account(self, name: str, key: bytes, start: int, debited: int) -> Account:
+    def _account(self, name: str, key: bytes, start: int, debited: int, lifetime: int) -> Account:
         budget = self._stored[name]
         end = window_end(start, budget.window)
-        return Account(name, key.hex(), start, end, debited, budget.cap)
+        return Account(name, key.hex(), start, end, debited, budget.cap, 0, lifetime)
 
     def _row(self, account: AccountId) -> tuple[str, bytes]:
         return self._budgets[account[0]].name, account[1]
 
     def _debited(self, account: AccountId, window: int) -> int:
-        start, debited = self._rows.get(self._row(account), (window, 0))
+        start, debited, _ = self._rows.get(self._row(account), (window, 0, 0))
         return debited if start == window else 0
 
     def _check_process(self) -> None:

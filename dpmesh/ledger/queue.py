@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
@@ -10,14 +11,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from dpmesh.errors import BudgetExhaustedError, LedgerError
 from dpmesh.ledger.budget import Budget
-from dpmesh.ledger.holdings import Holdings, Key
+from dpmesh.ledger.holdings import Holdings, Key, Lease
 from dpmesh.ledger.store import AccountId, Batch, Outcome, Store
+
+_log = logging.getLogger(__name__)
 
 MAX_WAITING = 16_384
 """How many charges may wait for a commit; one more is refused at once."""
 
 MAX_BATCH = 4096
 """How many of them one commit takes along."""
+
+_IDLE = 10.0  # seconds after which a lease that nobody used is handed back, or twice that at most
 
 
 class _Waiter:
@@ -71,6 +76,8 @@ class CommitQueue:
         self._clock = clock
         self._timeout = timeout
         self._waiting: deque[_Waiter] = deque()
+        self._returns: deque[tuple[tuple[int, ...], dict[AccountId, int]]] = deque()
+        self._rotation: asyncio.TimerHandle | None = None
         self._flusher: asyncio.Task[None] | None = None
 
     async def wait(self, needs: Mapping[Key, int]) -> None:
@@ -91,6 +98,8 @@ class CommitQueue:
 
     async def stop(self) -> None:
         """Refuses who waits, and lets the commit under way finish."""
+        if self._rotation is not None:
+            self._rotation.cancel()
         self._refuse_waiting(LedgerError("the ledger is closing"))
         if self._flusher is not None:
             await asyncio.wait({self._flusher}, timeout=self._timeout)
@@ -114,13 +123,16 @@ class CommitQueue:
         )
 
     async def _flush(self) -> None:
-        """Commits what waits, batch by batch, until nothing does."""
+        """Commits what waits, batch by batch, until nothing does, and between batches hands back what is idle."""
         waiters: list[_Waiter] = []
         try:
-            while self._waiting:
+            while self._waiting or self._returns:
                 waiters = self._next_batch()
                 if waiters:
                     await self._commit(waiters)
+                waiters = []
+                if self._returns:
+                    await self._hand_back(*self._returns.popleft())
         except BaseException as error:
             # Whatever went wrong, nobody may wait for ever, and nobody may release.
             self._refuse_waiting(error, waiters)
@@ -128,6 +140,25 @@ class CommitQueue:
                 raise
         finally:
             self._flusher = None
+            if self._rotation is None and self._holdings.holds_any():
+                self._rotation = asyncio.get_running_loop().call_later(_IDLE, self._rotate)
+
+    def _rotate(self) -> None:
+        """Finds the leases that nobody uses any more, and has them handed back."""
+        self._rotation = None
+        starts, left = self._holdings.rotate()
+        accounts = [(self._account(key), amount) for key, amount in left.items()]
+        for first in range(0, len(accounts), MAX_BATCH):
+            self._returns.append((starts, dict(accounts[first : first + MAX_BATCH])))
+        if self._flusher is None and (accounts or self._holdings.holds_any()):
+            self._flusher = asyncio.get_running_loop().create_task(self._flush())
+
+    async def _hand_back(self, starts: tuple[int, ...], unspent: dict[AccountId, int]) -> None:
+        """Returns leases. What fails is wasted, never spent: nobody holds them any more."""
+        try:
+            await self._store.credit(starts, unspent)
+        except LedgerError as error:
+            _log.warning("the ledger could not take back %d idle leases: %s", len(unspent), error)
 
     def _next_batch(self) -> list[_Waiter]:
         """Those that wait, less those that gave up or that a lease covers by now."""
@@ -147,19 +178,26 @@ class CommitQueue:
         self.roll()
         ids = {key: self._account(key) for waiter in waiters for key in waiter.needs}
         starts, held = self._holdings.take(ids)
+        now = time.monotonic()
         batch = Batch(
             windows=starts,
-            held={ids[key]: left for key, (left, _) in held.items()},
+            held={ids[key]: held[key].left if key in held else 0 for key in ids},
             requests=[{ids[key]: amount for key, amount in waiter.needs.items()} for waiter in waiters],
+            wants={ids[key]: lease.wants(now) for key, lease in held.items()},
+            known={ids[key]: lease.debited for key, lease in held.items()},
         )
         try:
             outcome = await self._debit(batch, waiters)
         except BaseException:
             # What was held is debited already. What was to be debited now may be, so it counts as spent.
-            self._holdings.put(starts, {key: lease for key, lease in held.items() if lease[0]})
+            self._holdings.put(starts, held)
             raise
-        after = {key: (outcome.left[account], outcome.debited[account]) for key, account in ids.items()}
-        self._holdings.put(outcome.windows, after)
+        now = time.monotonic()
+        after = {
+            key: Lease(outcome.left[a], outcome.debited[a], batch.held[a] + outcome.debits.get(a, 0), now)
+            for key, a in ids.items()
+        }
+        self._holdings.put(outcome.windows, after, {key: outcome.caps[a] for key, a in ids.items()})
         for waiter, lacking in zip(waiters, outcome.lacking, strict=True):
             if lacking is None:
                 waiter.admit()

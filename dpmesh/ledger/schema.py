@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 import stat
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -13,17 +15,17 @@ from urllib.parse import quote
 from dpmesh.accounting import Accounting, window_end
 from dpmesh.errors import LedgerError
 from dpmesh.ledger.budget import Budget
+from dpmesh.ledger.chain import CHAIN_BYTES, Head, Kind, Line, OwnChain, begin, encode, link
 from dpmesh.ledger.store import Account
 
-VERSION = 2
-"""The version of the tables below. Files of version 1 lack those of SPENT, and gain them when they are opened."""
+VERSION = 3
+"""The version of the tables below. Older files are brought up to date when they are opened."""
 
 # STRICT came with SQLite 3.37; before that a column would take any type, but dpmesh only writes these.
 _STRICT = "STRICT" if sqlite3.sqlite_version_info >= (3, 37) else ""
 _STRICT_KEYED = f"{_STRICT}, WITHOUT ROWID" if _STRICT else "WITHOUT ROWID"
 
-# Privacy amounts are integers of 1e-9. The CHECKs are the last line of defence behind the code.
-TABLES = f"""
+BUDGETS = f"""
 CREATE TABLE meta (
     id             INTEGER PRIMARY KEY CHECK (id = 1),
     schema_version INTEGER NOT NULL,
@@ -40,15 +42,9 @@ CREATE TABLE budgets (
     on_exhausted TEXT    NOT NULL,
     window_start INTEGER NOT NULL CHECK (window_start >= 0)
 ) {_STRICT};
-CREATE TABLE accounts (
-    budget       INTEGER NOT NULL REFERENCES budgets (id),
-    account      BLOB    NOT NULL CHECK (length(account) = 16),
-    window_start INTEGER NOT NULL CHECK (window_start >= 0),
-    debited      INTEGER NOT NULL CHECK (debited BETWEEN 0 AND 9223372036854775807),
-    PRIMARY KEY (budget, account)
-) {_STRICT_KEYED};
 """
-# Names that were spent, and the latest time that any holder gave: when those that are over may be forgotten.
+# Since version 2: names that were spent, and the latest time that any holder gave: when those that are over may be
+# forgotten.
 SPENT = f"""
 CREATE TABLE clock (
     id  INTEGER PRIMARY KEY CHECK (id = 1),
@@ -61,6 +57,48 @@ CREATE TABLE spent (
 CREATE INDEX spent_until ON spent (until);
 INSERT INTO clock VALUES (1, 0);
 """  # noqa: S608 - constants
+
+# Since version 3: caps and grants beside what is debited, the odometer, and the charge log. Privacy amounts are
+# integers of 1e-9. The CHECKs are the last line of defence behind the code. `commits` counts transactions, and the
+# witness beside the file (witness.py) remembers how many there were.
+ACCOUNTS = f"""
+CREATE TABLE accounts (
+    budget       INTEGER NOT NULL REFERENCES budgets (id),
+    account      BLOB    NOT NULL CHECK (length(account) = 16),
+    window_start INTEGER NOT NULL CHECK (window_start >= 0),
+    debited      INTEGER NOT NULL CHECK (debited >= 0),
+    cap          INTEGER NOT NULL CHECK (cap >= 0),
+    granted      INTEGER NOT NULL CHECK (granted >= 0),
+    lifetime     INTEGER NOT NULL CHECK (lifetime >= 0),
+    PRIMARY KEY (budget, account),
+    CHECK (debited - granted <= cap)
+) {_STRICT_KEYED};
+"""
+LOG = f"""
+CREATE TABLE ledger (
+    id      INTEGER PRIMARY KEY CHECK (id = 1),
+    witness BLOB    NOT NULL CHECK (length(witness) = 16),
+    commits INTEGER NOT NULL CHECK (commits >= 0),
+    pruned_before INTEGER NOT NULL CHECK (pruned_before >= 0),
+    moved   TEXT
+) {_STRICT};
+CREATE TABLE chains (
+    id     INTEGER PRIMARY KEY,
+    name   BLOB    NOT NULL UNIQUE CHECK (length(name) = 16),
+    seq    INTEGER NOT NULL CHECK (seq >= 0),
+    hash   BLOB    NOT NULL CHECK (length(hash) = 32),
+    pruned_seq  INTEGER NOT NULL CHECK (pruned_seq BETWEEN 0 AND seq),
+    pruned_hash BLOB    NOT NULL CHECK (length(pruned_hash) = 32)
+) {_STRICT};
+CREATE TABLE charges (
+    chain INTEGER NOT NULL REFERENCES chains (id),
+    seq   INTEGER NOT NULL CHECK (seq > 0),
+    at    INTEGER NOT NULL CHECK (at >= 0),
+    body  BLOB    NOT NULL,
+    hash  BLOB    NOT NULL CHECK (length(hash) = 32),
+    PRIMARY KEY (chain, seq)
+) {_STRICT};
+"""
 
 _BUDGET_COLUMNS = "name, key, epsilon, delta, accounting, window, on_exhausted"
 
@@ -129,12 +167,26 @@ def read_secret(connection: sqlite3.Connection, path: Path) -> bytes:
             f"{path} is an SQLite database, but not a dpmesh ledger: set ledger.url to another path"
         )
     version = row[1]
-    if version not in (1, VERSION):
+    if version not in range(1, VERSION + 1):
         raise LedgerError(
             f"{path} was written by another version of dpmesh (tables {version}, this one knows {VERSION}): "
             "use that version"
         )
     return bytes(row[2])
+
+
+def make_durable(connection: sqlite3.Connection, path: Path) -> None:
+    """Makes a writer's commits survive a power cut.
+
+    Raises:
+        LedgerError: The file system can't do that.
+        sqlite3.Error: The file can't be written.
+    """
+    connection.execute("PRAGMA synchronous = FULL")
+    # The mode is in the file; asking again costs nothing, and repairs one that somebody changed.
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise LedgerError(f"{path} can't have a write-ahead log: put it on a local file system")
 
 
 def execute_all(connection: sqlite3.Connection, statements: str) -> None:
@@ -143,22 +195,137 @@ def execute_all(connection: sqlite3.Connection, statements: str) -> None:
         connection.execute(statement)
 
 
+def create(connection: sqlite3.Connection, secret: bytes) -> None:
+    """Makes all tables of a new ledger, within the transaction that is open."""
+    for tables in (BUDGETS, SPENT, ACCOUNTS, LOG):
+        execute_all(connection, tables)
+    connection.execute("INSERT INTO meta VALUES (1, ?, ?)", (VERSION, secret))
+    connection.execute("INSERT INTO ledger VALUES (1, ?, 0, 0, NULL)", (secrets.token_bytes(16),))
+
+
 def upgrade(connection: sqlite3.Connection) -> None:
-    """Brings a file of version 1 up to date, all or nothing, also when several processes do so at once.
+    """Brings an older file up to date, all or nothing, also when several processes do so at once.
 
     Raises:
         sqlite3.Error: It can't be written.
     """
-    if _version(connection) == VERSION:
+    if version_of(connection) == VERSION:
         return
     with transaction(connection):
-        if _version(connection) == 1:
+        version = version_of(connection)
+        if version < 2:
             execute_all(connection, SPENT)
-            connection.execute("UPDATE meta SET schema_version = ?", (VERSION,))
+        if version < 3:
+            _add_log(connection)
+        connection.execute("UPDATE meta SET schema_version = ?", (VERSION,))
 
 
-def _version(connection: sqlite3.Connection) -> int:
+def _add_log(connection: sqlite3.Connection) -> None:
+    """Version 3. The log of an older file opens with what was debited in each account's last window."""
+    connection.execute("ALTER TABLE accounts RENAME TO old_accounts")
+    execute_all(connection, ACCOUNTS)
+    execute_all(connection, LOG)
+    connection.execute(
+        "INSERT INTO accounts SELECT budget, account, window_start, debited, debited, 0, debited FROM old_accounts"
+    )
+    connection.execute("DROP TABLE old_accounts")
+    connection.execute("INSERT INTO ledger VALUES (1, ?, 0, 0, NULL)", (secrets.token_bytes(16),))
+    rows = connection.execute("SELECT budget, account, window_start, debited FROM accounts WHERE debited > 0")
+    lines = [Line(*row) for row in rows]
+    if lines:
+        chain = secrets.token_bytes(CHAIN_BYTES)
+        write_entry(connection, chain, begin(chain), Kind.OPENING, lines)
+
+
+def version_of(connection: sqlite3.Connection) -> int:
+    """The version of a ledger's tables."""
     return int(connection.execute("SELECT schema_version FROM meta").fetchone()[0])
+
+
+def progress(connection: sqlite3.Connection, path: Path) -> tuple[bytes, int]:
+    """The ledger's random name, and how many commits it holds.
+
+    Raises:
+        LedgerError: It was moved elsewhere.
+    """
+    name, commits, moved = connection.execute("SELECT witness, commits, moved FROM ledger").fetchone()
+    if moved is not None:
+        raise LedgerError(
+            f"{path} was imported into {moved}, where its budgets live on: set ledger.url to that"
+        )
+    return name, commits
+
+
+def write_entry(
+    connection: sqlite3.Connection,
+    chain: bytes,
+    head: Head,
+    kind: Kind,
+    lines: Iterable[Line],
+    note: str = "",
+) -> Head:
+    """Writes an entry behind a chain's end, within the transaction that is open; returns the new end."""
+    at = int(time.time())
+    body = encode(kind, at, lines, note)
+    after = link(head, body)
+    if head.seq == 0:
+        connection.execute(
+            "INSERT INTO chains (name, seq, hash, pruned_seq, pruned_hash) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (name) DO NOTHING",
+            (chain, *head, *head),
+        )
+    connection.execute("UPDATE chains SET seq = ?, hash = ? WHERE name = ?", (*after, chain))
+    connection.execute(
+        "INSERT INTO charges (chain, seq, at, body, hash) SELECT id, ?, ?, ?, ? FROM chains WHERE name = ?",
+        (after.seq, at, body, after.hash, chain),
+    )
+    return after
+
+
+class Change:
+    """What one transaction of a holder changes.
+
+    Args:
+        connection: In a transaction.
+        chain: The holder's.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, chain: OwnChain) -> None:
+        self.connection = connection
+        self._chain = chain
+        self._touched = self._wrote = False
+
+    def touch(self) -> None:
+        """Something is written, if only beside the accounts."""
+        self._touched = True
+
+    def write(self, kind: Kind, lines: Iterable[Line]) -> None:
+        """Writes an entry at the end of the holder's chain.
+
+        Raises:
+            LedgerError: The chain does not end where the holder left it.
+        """
+        row = self.connection.execute(
+            "SELECT seq, hash FROM chains WHERE name = ?", (self._chain.name,)
+        ).fetchone()
+        head = self._chain.check(None if row is None else Head(*row), "the ledger")
+        self._chain.attempt(write_entry(self.connection, self._chain.name, head, kind, lines))
+        self._touched = self._wrote = True
+
+    def finish(self) -> int:
+        """Counts the commit; returns how many there are with it, or 0 if nothing was written."""
+        return count_commit(self.connection) if self._touched else 0
+
+    def committed(self) -> None:
+        """Tells the chain that its entry is durable, if this wrote one: an entry that failed before stays in doubt."""
+        if self._wrote:
+            self._chain.acknowledge()
+
+
+def count_commit(connection: sqlite3.Connection) -> int:
+    """Counts the transaction that is open; returns how many there are with it."""
+    connection.execute("UPDATE ledger SET commits = commits + 1")
+    return int(connection.execute("SELECT commits FROM ledger").fetchone()[0])
 
 
 def spend(connection: sqlite3.Connection, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
@@ -203,22 +370,23 @@ def write_budget(connection: sqlite3.Connection, budget: Budget) -> tuple[int, i
     return row
 
 
-def read_accounts(connection: sqlite3.Connection, budget: str | None, account: bytes | None) -> list[Account]:
+def read_accounts(
+    connection: sqlite3.Connection, budget: str | None, account: bytes | None
+) -> Iterator[Account]:
     """All accounts, or those of one budget, or of one unit's hash, ordered by budget and hash."""
-    accounts = []
+    since_version_3 = "granted, lifetime" if version_of(connection) >= 3 else "0, debited"
     for definition in read_budgets(connection).values():
         if budget not in (None, definition.name):
             continue
         rows = connection.execute(
-            "SELECT account, window_start, debited FROM accounts "
+            f"SELECT account, window_start, debited, {since_version_3} FROM accounts "  # noqa: S608 - constants
             "WHERE budget = (SELECT id FROM budgets WHERE name = ?) AND account BETWEEN ? AND ? "
             "ORDER BY account",
             (definition.name, account or b"", account or b"\xff" * 16),
         )
-        for key, start, debited in rows:
+        for key, start, debited, granted, lifetime in rows:
             end = window_end(start, definition.window)
-            accounts.append(Account(definition.name, key.hex(), start, end, debited, definition.cap))
-    return accounts
+            yield Account(definition.name, key.hex(), start, end, debited, definition.cap, granted, lifetime)
 
 
 def explain(error: Exception, path: Path) -> LedgerError:

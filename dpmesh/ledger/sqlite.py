@@ -9,19 +9,39 @@ import secrets
 import sqlite3
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import DpmeshError, LedgerError
-from dpmesh.ledger import schema
+from dpmesh.ledger import schema, witness
 from dpmesh.ledger.budget import Budget, check_names, check_unchanged
+from dpmesh.ledger.chain import Kind, Line, OwnChain
 from dpmesh.ledger.store import SECRET_BYTES, Account, AccountId, Batch, Opened, Outcome, decide
+from dpmesh.ledger.witness import Witness
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+# What an account was debited in an older window counts on the odometer alone.
+_DEBIT = """
+INSERT INTO accounts (budget, account, window_start, debited, cap, granted, lifetime)
+VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6)
+ON CONFLICT (budget, account) DO UPDATE SET
+    granted = CASE window_start WHEN excluded.window_start THEN granted ELSE 0 END,
+    window_start = excluded.window_start, debited = excluded.debited, cap = excluded.cap,
+    lifetime = CASE WHEN lifetime > 9223372036854775807 - ?6 THEN 9223372036854775807 ELSE lifetime + ?6 END
+"""
+_CREDIT = """
+UPDATE accounts SET
+    debited = CASE window_start WHEN :window THEN debited + :amount ELSE debited END,
+    lifetime = lifetime + :amount
+WHERE budget = :budget AND account = :account AND window_start >= :window AND lifetime + :amount >= 0
+    AND (window_start > :window OR debited + :amount >= 0)
+"""
 
 _FORK_WAIT = 10.0  # seconds that a fork waits for a commit under way
 
@@ -41,6 +61,8 @@ class SQLiteStore:
         busy_timeout: How long to wait for another process's lock, in seconds.
     """
 
+    clock: Callable[[], float] | None = None
+
     def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 4.0) -> None:
         self.path = Path(path).absolute()  # a later chdir must not lead to another ledger
         self._busy_timeout = busy_timeout
@@ -49,6 +71,9 @@ class SQLiteStore:
         self._secret = b""
         self._file: tuple[int, int] | None = None  # device and inode
         self._connection: sqlite3.Connection | None = None
+        self._witness: Witness | None = None
+        self._chain = OwnChain()
+        self._failed = False  # the last write did
         self._executor: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()  # held while SQLite works, and during a fork
         self._lost = False
@@ -73,6 +98,10 @@ class SQLiteStore:
     async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
         """See Store."""
         return await self._run(self._accounts, budget, account)
+
+    async def ping(self) -> None:
+        """See Store."""
+        await self._run(self._ping)
 
     async def close(self) -> None:
         """See Store."""
@@ -106,16 +135,17 @@ class SQLiteStore:
         check_names(budgets)
         self._disconnect()
         self._file, self._secret = None, b""
+        self._chain = OwnChain()  # what it left in a file that it closed, the witness knows
         if not self.path.exists():
-            _create(self.path)
+            make_file(self.path)
         connection = self._connect()
         try:
             with schema.transaction(connection):
                 stored = schema.read_budgets(connection)
                 for budget in budgets:
                     check_unchanged(stored.get(budget.name, budget), budget)
-                # Written even where nothing changes: a file that can't be written is found now, not later.
                 written = [schema.write_budget(connection, budget) for budget in budgets]
+                # Written even where nothing changes: a file that can't be written is found now, not later.
                 connection.execute("UPDATE meta SET schema_version = schema_version")
         except DpmeshError:
             self._disconnect()
@@ -140,6 +170,7 @@ class SQLiteStore:
             connection = schema.connect(self.path, "mode=rw", self._busy_timeout)
             try:
                 self._secret = self._prepare(connection)
+                self._witness = Witness(self.path, lambda: schema.progress(connection, self.path))
             except BaseException:
                 connection.close()
                 raise
@@ -148,11 +179,7 @@ class SQLiteStore:
 
     def _prepare(self, connection: sqlite3.Connection) -> bytes:
         """Makes commits durable, and returns the secret of the ledger that this is."""
-        connection.execute("PRAGMA synchronous = FULL")
-        # The mode is in the file; asking again costs nothing, and repairs one that somebody changed.
-        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise LedgerError(f"{self.path} can't have a write-ahead log: put it on a local file system")
+        schema.make_durable(connection, self.path)
         secret = schema.read_secret(connection, self.path)
         if self._secret not in (b"", secret):
             raise self._replaced()
@@ -173,67 +200,109 @@ class SQLiteStore:
         if status.st_size == 0:
             raise LedgerError(
                 f"{self.path} is empty, so what was spent is lost: restore it from a backup, "
-                "or remove it to start all budgets anew"
+                "or remove it and its witness to start all budgets anew"
             )
         return status.st_dev, status.st_ino
 
     def _disconnect(self) -> None:
         if self._lost:
             return  # it is the parent's
+        witness, self._witness = self._witness, None
+        if witness is not None:
+            with suppress(OSError):
+                witness.close()
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(sqlite3.Error):
                 connection.close()
 
-    def _debit(self, batch: Batch) -> Outcome:
+    @contextmanager
+    def _change(self) -> Iterator[schema.Change]:
+        """A transaction. What it writes is durable and witnessed afterwards; what fails may be either."""
         connection = self._connect()
+        change = schema.Change(connection, self._chain)
+        self._failed = True
         with schema.transaction(connection):
-            windows = self._advance(connection, batch.windows)
-            debited = {a: self._debited(connection, a, windows[a[0]]) for a in batch.held}
-            outcome = decide(batch, [budget.cap for budget in self._budgets], windows, debited)
-            connection.executemany(
-                "INSERT INTO accounts (budget, account, window_start, debited) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (budget, account) "
-                "DO UPDATE SET window_start = excluded.window_start, debited = excluded.debited",
-                [(self._rows[a[0]], a[1], windows[a[0]], outcome.debited[a]) for a in outcome.debits],
-            )
+            yield change
+            commits = change.finish()
+            if commits and self._witness is not None:
+                self._witness.check(commits)
+        self._failed = False
+        change.committed()
+        if commits and self._witness is not None:
+            self._witness.reached(commits)
+
+    def _debit(self, batch: Batch) -> Outcome:
+        with self._change() as change:
+            windows = self._advance(change, batch.windows)
+            states = {a: self._state(change.connection, a, windows[a[0]]) for a in batch.held}
+            caps = {
+                a: min(MAX_AMOUNT, self._budgets[a[0]].cap + granted) for a, (_, granted) in states.items()
+            }
+            outcome = decide(batch, caps, windows, {a: debited for a, (debited, _) in states.items()})
+            if outcome.debits:
+                change.write(Kind.DEBIT, [self._line(a, windows, n) for a, n in outcome.debits.items()])
+                change.connection.executemany(
+                    _DEBIT,
+                    [
+                        (
+                            self._rows[a[0]],
+                            a[1],
+                            windows[a[0]],
+                            outcome.debited[a],
+                            self._budgets[a[0]].cap,
+                            n,
+                        )
+                        for a, n in outcome.debits.items()
+                    ],
+                )
         return outcome
 
-    def _advance(self, connection: sqlite3.Connection, wanted: tuple[int, ...]) -> tuple[int, ...]:
+    def _line(self, account: AccountId, windows: tuple[int, ...], amount: int) -> Line:
+        return Line(self._rows[account[0]], account[1], windows[account[0]], amount)
+
+    def _advance(self, change: schema.Change, wanted: tuple[int, ...]) -> tuple[int, ...]:
         """The windows in force: the later of the wanted and the latest ever, which becomes the wanted."""
-        stored: dict[int, int] = dict(connection.execute("SELECT id, window_start FROM budgets"))
+        stored: dict[int, int] = dict(change.connection.execute("SELECT id, window_start FROM budgets"))
         later = [(start, row) for start, row in zip(wanted, self._rows, strict=True) if start > stored[row]]
         if later:
-            connection.executemany("UPDATE budgets SET window_start = ? WHERE id = ?", later)
+            change.touch()
+            change.connection.executemany("UPDATE budgets SET window_start = ? WHERE id = ?", later)
             stored.update((row, start) for start, row in later)
         return tuple(stored[row] for row in self._rows)
 
-    def _debited(self, connection: sqlite3.Connection, account: AccountId, window: int) -> int:
+    def _state(self, connection: sqlite3.Connection, account: AccountId, window: int) -> tuple[int, int]:
+        """What an account was debited and granted in a window."""
         row = connection.execute(
-            "SELECT debited FROM accounts WHERE budget = ? AND account = ? AND window_start = ?",
+            "SELECT debited, granted FROM accounts WHERE budget = ? AND account = ? AND window_start = ?",
             (self._rows[account[0]], account[1], window),
         ).fetchone()
-        return 0 if row is None else int(row[0])
+        return (0, 0) if row is None else row
 
     def _credit(self, windows: tuple[int, ...], unspent: Mapping[AccountId, int]) -> None:
-        connection = self._connect()
-        with schema.transaction(connection):
-            connection.executemany(
-                "UPDATE accounts SET debited = debited - :amount WHERE budget = :budget "
-                "AND account = :account AND window_start = :window AND :amount BETWEEN 0 AND debited",
-                [
-                    {"budget": self._rows[a[0]], "account": a[1], "window": windows[a[0]], "amount": amount}
-                    for a, amount in unspent.items()
-                ],
-            )
+        with self._change() as change:
+            lines = []
+            for a, amount in unspent.items():
+                line = self._line(a, windows, -amount)
+                if amount > 0 and change.connection.execute(_CREDIT, line._asdict()).rowcount == 1:
+                    lines.append(line)
+            if lines:
+                change.write(Kind.CREDIT, lines)
 
     def _spend_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
-        connection = self._connect()
-        with schema.transaction(connection):
-            return schema.spend(connection, now, spends)
+        with self._change() as change:
+            change.touch()
+            return schema.spend(change.connection, now, spends)
+
+    def _ping(self) -> None:
+        if not self._failed:
+            self._connect().execute("SELECT commits FROM ledger").fetchone()
+            return
+        with self._change() as change:
+            change.touch()
 
     def _accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
-        return schema.read_accounts(self._connect(), budget, account)
+        return list(schema.read_accounts(self._connect(), budget, account))
 
     # Forks: see the class.
 
@@ -253,9 +322,10 @@ class SQLiteStore:
         """Starts without thread or connection; if SQLite was at work during the fork, without hope too."""
         self._lock = threading.Lock()
         self._executor = None
+        self._chain = OwnChain()
 
 
-def _create(path: Path) -> None:
+def make_file(path: Path) -> None:
     """Makes an empty ledger, complete or not at all, also when several processes do so at once."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -264,6 +334,11 @@ def _create(path: Path) -> None:
         fcntl.flock(directory, fcntl.LOCK_EX)
         if path.exists():
             return
+        if witness.path_of(path).exists():
+            raise LedgerError(
+                f"{path} is gone, and {witness.path_of(path).name} remembers that there was one: put it back, or "
+                "remove that too to start all budgets anew"
+            )
         new.unlink(missing_ok=True)
         os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         _write_tables(new)
@@ -282,11 +357,8 @@ def _write_tables(path: Path) -> None:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA journal_mode = WAL")
         secret = secrets.token_bytes(SECRET_BYTES)
-        connection.execute("BEGIN IMMEDIATE")
-        schema.execute_all(connection, schema.TABLES)
-        schema.execute_all(connection, schema.SPENT)
-        connection.execute("INSERT INTO meta VALUES (1, ?, ?)", (schema.VERSION, secret))
-        connection.execute("COMMIT")
+        with schema.transaction(connection):
+            schema.create(connection, secret)
     finally:
         connection.close()
 

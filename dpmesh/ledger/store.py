@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -39,7 +39,9 @@ class Account:
         window_start: When that window began, in seconds since the epoch; 0 for lifetime.
         window_end: When it ends, or None for lifetime.
         spent: What is debited, slices included that a holder has not used yet; a ledger amount.
-        cap: What may be debited in one window.
+        cap: What the budget lets every account be debited in one window.
+        granted: By how much the cap was raised for this account in this window.
+        lifetime: The odometer: what was debited in all windows together. Windows renew; this never does.
     """
 
     budget: str
@@ -48,10 +50,20 @@ class Account:
     window_end: int | None
     spent: int
     cap: int
+    granted: int
+    lifetime: int
+
+    def holds(self, now: float) -> bool:
+        """Whether `now` is not beyond the window that the account was last charged in."""
+        return self.window_end is None or now < self.window_end
 
     def spent_at(self, now: float) -> int:
         """What is spent of the window that holds `now`: nothing once a new one has begun."""
-        return self.spent if self.window_end is None or now < self.window_end else 0
+        return self.spent if self.holds(now) else 0
+
+    def cap_at(self, now: float) -> int:
+        """What may be debited in the window that holds `now`."""
+        return self.cap + self.granted if self.holds(now) else self.cap
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +87,16 @@ class Batch:
         windows: For each budget, when the window in force began by the holder's clock.
         held: For each account in question, what the holder has left of an earlier slice (in `windows`).
         requests: The amounts that each wants from its accounts, all or nothing.
+        wants: For accounts that the holder charges often, how much it would use before long.
+        known: For each account, what all holders had debited when this holder last heard of it (in `windows`). It may
+            be out of date: good for a first guess, never for a decision.
     """
 
     windows: tuple[int, ...]
     held: Mapping[AccountId, int]
     requests: Sequence[Mapping[AccountId, int]]
+    wants: Mapping[AccountId, int] = field(default_factory=dict)
+    known: Mapping[AccountId, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +109,7 @@ class Outcome:
         debits: What is to be debited durably, slices included.
         left: For each account, what the holder has left in `windows`.
         debited: For each account, what all holders have debited in `windows`, after the batch.
+        caps: For each account, what may be debited in `windows`, grants included.
     """
 
     windows: tuple[int, ...]
@@ -99,29 +117,31 @@ class Outcome:
     debits: Mapping[AccountId, int]
     left: Mapping[AccountId, int]
     debited: Mapping[AccountId, int]
+    caps: Mapping[AccountId, int]
 
 
 def decide(
-    batch: Batch, caps: Sequence[int], windows: tuple[int, ...], debited: Mapping[AccountId, int]
+    batch: Batch, caps: Mapping[AccountId, int], windows: tuple[int, ...], debited: Mapping[AccountId, int]
 ) -> Outcome:
     """Admits requests in their order, each all or nothing, and sizes the slices. Pure.
 
     A request is admitted if every account it names has its amount left: the cap, less what all holders have
     debited, plus what this holder has in hand. Only after all were decided is a slice larger than the need
-    taken, so a slice never makes a request of the batch fail. A slice is at most what the account already
-    used in this window (a unit that sends once wastes nothing) and a quarter of what remains (other holders
-    find some).
+    taken, so a slice never makes a request of the batch fail. A slice is at most what the holder would use before
+    long at its rate, what the account already used in this window (a unit that sends once wastes nothing) and a
+    quarter of what remains (other holders find some).
 
     Args:
         batch: What is asked.
-        caps: For each budget, what one account may be debited in a window.
+        caps: For each account of `batch.held`, what may be debited in a window.
         windows: For each budget, when the window in force began; never before `batch.windows`.
         debited: For each account of `batch.held`, what is debited in that window so far.
     """
     # What was held in an older window is worthless in this one.
     held = {a: amount if windows[a[0]] == batch.windows[a[0]] else 0 for a, amount in batch.held.items()}
-    free = {a: caps[a[0]] - debited[a] + amount for a, amount in held.items()}
+    free = {a: caps[a] - debited[a] + amount for a, amount in held.items()}
     drawn = dict.fromkeys(held, 0)
+    largest = dict.fromkeys(held, 1)
     lacking: list[int | None] = []
     for request in batch.requests:
         short = next((a[0] for a, amount in request.items() if free[a] < amount), None)
@@ -130,26 +150,36 @@ def decide(
             for a, amount in request.items():
                 free[a] -= amount
                 drawn[a] += amount
+                largest[a] = max(largest[a], amount)
     debits = {}
     for a, amount in drawn.items():
         need = amount - held[a]
         if need > 0:
-            debits[a] = max(need, min(debited[a], (caps[a[0]] - debited[a]) // 4))
+            slice_ = min(batch.wants.get(a, 0), debited[a], (caps[a] - debited[a]) // 4)
+            # Whole charges: what is left of a slice in the end would be too little for anybody.
+            debits[a] = need + max(0, slice_ - need) // largest[a] * largest[a]
     return Outcome(
         windows=windows,
         lacking=lacking,
         debits=debits,
         left={a: held[a] + debits.get(a, 0) - drawn[a] for a in held},
         debited={a: debited[a] + debits.get(a, 0) for a in held},
+        caps=caps,
     )
 
 
 class Store(Protocol):
     """Where debits are kept. Every store passes tests/contract.
 
-    The ledger calls one method at a time, except `accounts` and `spend_once`. Each raises LedgerError if the store
-    can't answer; then it is unknown whether the call took effect, and the ledger counts it as spent.
+    The ledger calls one method at a time, except `accounts`, `spend_once` and `ping`. Each raises LedgerError if the
+    store can't answer; then it is unknown whether the call took effect, and the ledger counts it as spent.
+
+    Attributes:
+        clock: The store's own clock, in seconds since the epoch, for stores that have one: windows follow it. None:
+            they follow the holders' clocks.
     """
+
+    clock: Callable[[], float] | None
 
     async def open(self, budgets: Sequence[Budget]) -> Opened:
         """Opens the store, and makes it first where there is none.
@@ -162,14 +192,15 @@ class Store(Protocol):
     async def debit(self, batch: Batch) -> Outcome:
         """Decides a batch by `decide` on the latest state, and returns once the debits are durable.
 
-        Windows never move back: those in force are the later of the batch's and the latest ever charged.
+        Windows never move back: those in force are the latest ever charged, or the batch's, or, where the store has a
+        clock, the clock's, if that is later.
 
         Raises:
             LedgerError: The store can't answer.
         """
 
     async def credit(self, windows: tuple[int, ...], unspent: Mapping[AccountId, int]) -> None:
-        """Returns what a holder has left of its slices of these windows; ignored where a new one has begun.
+        """Returns what a holder has left of its slices of these windows; the odometer alone where a new one has begun.
 
         Raises:
             LedgerError: The store can't answer.
@@ -194,6 +225,13 @@ class Store(Protocol):
 
         Raises:
             LedgerError: The store can't answer.
+        """
+
+    async def ping(self) -> None:
+        """Asks whether the store could take a debit now.
+
+        Raises:
+            LedgerError: It couldn't.
         """
 
     async def close(self) -> None:

@@ -7,32 +7,32 @@ from hypothesis import strategies as st
 
 from dpmesh.ledger.store import Batch, account_hash, decide
 
-CAPS = [100, 40]
 ACCOUNTS = [(0, b"a"), (0, b"b"), (1, b"")]
+CAPS = dict(zip(ACCOUNTS, (100, 70, 40), strict=True))  # an administrator may raise that of one account
 REQUESTS = st.lists(
     st.dictionaries(st.sampled_from(ACCOUNTS), st.integers(1, 60), min_size=1, max_size=3), max_size=8
 )
 BALANCES = st.fixed_dictionaries(
-    {
-        a: st.integers(0, CAPS[a[0]]).flatmap(lambda d: st.tuples(st.just(d), st.integers(0, d)))
-        for a in ACCOUNTS
-    }
+    {a: st.integers(0, CAPS[a]).flatmap(lambda d: st.tuples(st.just(d), st.integers(0, d))) for a in ACCOUNTS}
 )
 
 
-@given(REQUESTS, BALANCES, st.booleans())
-def test_whatever_is_asked(requests, balances, renewed):
+WANTS = st.dictionaries(st.sampled_from(ACCOUNTS), st.integers(0, 200))
+
+
+@given(REQUESTS, BALANCES, WANTS, st.booleans())
+def test_whatever_is_asked(requests, balances, wants, renewed):
     debited = {a: d for a, (d, _) in balances.items()}
     held = {a: h for a, (_, h) in balances.items()}
     if renewed:  # budget 0 is in a new window
         debited = {a: 0 if a[0] == 0 else d for a, d in debited.items()}
     windows = (60, 7) if renewed else (0, 7)
-    outcome = decide(Batch((0, 7), held, requests), CAPS, windows, debited)
+    outcome = decide(Batch((0, 7), held, requests, wants), CAPS, windows, debited)
     worth = {a: 0 if renewed and a[0] == 0 else h for a, h in held.items()}
 
     drawn = Counter()
     for request, lacking in zip(requests, outcome.lacking, strict=True):
-        free = {a: CAPS[a[0]] - debited[a] + worth[a] - drawn[a] for a in ACCOUNTS}
+        free = {a: CAPS[a] - debited[a] + worth[a] - drawn[a] for a in ACCOUNTS}
         fits = all(amount <= free[a] for a, amount in request.items())
         assert (lacking is None) == fits  # exactly those that fit, in order
         if fits:
@@ -41,21 +41,36 @@ def test_whatever_is_asked(requests, balances, renewed):
             assert lacking == next(a[0] for a, amount in request.items() if amount > free[a])
     for a in ACCOUNTS:
         debit = outcome.debits.get(a, 0)
-        assert outcome.debited[a] == debited[a] + debit <= CAPS[a[0]]
+        assert outcome.debited[a] == debited[a] + debit <= CAPS[a]
         assert outcome.left[a] == worth[a] + debit - drawn[a] >= 0
         need = max(0, drawn[a] - worth[a])
         assert (debit > 0) == (need > 0)
         assert need <= debit <= max(need, debited[a], 0)
-        assert debit <= max(need, (CAPS[a[0]] - debited[a]) // 4)
+        assert debit <= max(need, wants.get(a, 0))
+        assert debit <= max(need, (CAPS[a] - debited[a]) // 4)
+    assert outcome.caps == CAPS
+
+
+def debits_of(wants):
+    """What one account is debited, charge by charge, until a tenth of its budget is gone."""
+    a = (0, b"")
+    debited, debits = 0, []
+    while debited < 10_000:
+        batch = Batch((0,), {a: 0}, [{a: 10}], {} if wants is None else {a: wants})
+        debits.append(decide(batch, {a: 100_000}, (0,), {a: debited}).debits[a])
+        debited += debits[-1]
+    return debits
 
 
 def test_slices_double_while_there_is_plenty():
-    debited, debits = 0, []
-    while debited < 10_000:
-        outcome = decide(Batch((0,), {(0, b""): 0}, [{(0, b""): 10}]), [100_000], (0,), {(0, b""): debited})
-        debits.append(outcome.debits[0, b""])
-        debited += debits[-1]
-    assert debits == [10, 10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120]
+    assert debits_of(10**9) == [10, 10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120]
+
+
+def test_a_slice_is_no_more_than_is_used_before_long():
+    assert debits_of(100)[:6] == [10, 10, 20, 40, 80, 100]
+    assert set(debits_of(100)[5:]) == {100}
+    for little in (0, 9, None):
+        assert set(debits_of(little)) == {10}
 
 
 def test_account_names_are_keyed_and_fixed():

@@ -4,16 +4,21 @@ import gc
 import sys
 import threading
 
-from dpmesh.ledger.holdings import Holdings
+from dpmesh.ledger.holdings import Holdings, Lease
 from tests.contract.suite import AMOUNT, DAY, Clock, pure
 
 BUDGETS = [pure("unit"), pure("all", key="global")]
 
 
+def lease(amount: int) -> Lease:
+    """All of one slice, in the hands of this holder."""
+    return Lease(amount, amount, amount, 0.0)
+
+
 def holding(left: dict[tuple[int, bytes], int]) -> Holdings:
     holdings = Holdings(Clock(0.0))
     holdings.start(BUDGETS, [0, 0])
-    holdings.put((0, 0), {key: (amount, amount) for key, amount in left.items()})
+    holdings.put((0, 0), {key: lease(amount) for key, amount in left.items()})
     return holdings
 
 
@@ -52,7 +57,7 @@ def test_a_window_that_ends_during_a_payment_takes_its_leases_along():
     clock = Clock(0.0)
     holdings = Holdings(clock)
     holdings.start([pure("day"), pure("two", window=2 * DAY)], [0, 0])
-    holdings.put((0, 0), {(0, b"a"): (10, 10), (1, b"a"): (10, 10)})
+    holdings.put((0, 0), {(0, b"a"): lease(10), (1, b"a"): lease(10)})
     clock.now = DAY
     assert not holdings.spend([(1, b"a", 5), (0, b"a", 5)])
     assert holdings.clear() == ((DAY, 0), {(1, b"a"): 10})
@@ -62,7 +67,7 @@ def test_what_is_used_up_takes_no_memory():
     holdings = holding({})
     for i in range(10_000):
         key = i.to_bytes(4, "big")
-        holdings.put((0, 0), {(0, key): (5, 5)})
+        holdings.put((0, 0), {(0, key): lease(5)})
         assert holdings.spend([(0, key, 5)])
     gc.collect()
     window = holdings._windows[0]
@@ -75,16 +80,19 @@ def test_what_is_used_up_takes_no_memory():
 def test_leases_of_another_window_are_not_put_back():
     holdings = holding({})
     holdings.roll(DAY)
-    holdings.put((0, 0), {(0, b"a"): (5, 5)})
+    holdings.put((0, 0), {(0, b"a"): lease(5)})
     assert not holdings.spend([(0, b"a", 1)])
-    holdings.put((2 * DAY, 2 * DAY), {(0, b"a"): (5, 5)})
-    assert holdings.take([(0, b"a")]) == ((2 * DAY, 2 * DAY), {(0, b"a"): (5, 5)})
+    kept = lease(5)
+    holdings.put((2 * DAY, 2 * DAY), {(0, b"a"): kept})
+    assert holdings.take([(0, b"a")]) == ((2 * DAY, 2 * DAY), {(0, b"a"): kept})
+    assert (kept.left, kept.debited) == (5, 5)
+    assert holdings.take([(0, b"a")]) == ((2 * DAY, 2 * DAY), {})
 
 
 def test_nothing_can_be_spent_after_clear():
     holdings = holding({(0, b"a"): 10})
     assert holdings.clear() == ((0, 0), {(0, b"a"): 10})
-    holdings.put((0, 0), {(0, b"a"): (10, 10)})
+    holdings.put((0, 0), {(0, b"a"): lease(10)})
     assert not holdings.spend([(0, b"a", 1)])
     assert holdings.standing(0, b"a") is None
     assert holdings.clear() == ((), {})

@@ -10,7 +10,7 @@ from dpmesh.errors import LedgerError
 from dpmesh.ledger import Ledger, MemoryStore, inspect, schema, spending
 from dpmesh.ledger.sqlite import SQLiteStore
 from tests.contract.suite import AMOUNT, BUDGETS, Clock
-from tests.support import children
+from tests.support import children, old_ledgers
 
 NAME = b"n" * 32
 UNTIL = Clock().now + 100
@@ -148,13 +148,7 @@ async def test_closing_refuses_who_waits(store):
 
 def old_file(path):
     """A ledger as version 1 made it, in which one account was charged."""
-    connection = schema.connect(path, "mode=rwc", 4.0)
-    connection.execute("PRAGMA journal_mode = WAL")
-    schema.execute_all(connection, schema.TABLES)
-    connection.execute("INSERT INTO meta VALUES (1, 1, ?)", (b"s" * 32,))
-    row, _ = schema.write_budget(connection, BUDGETS[2])
-    connection.execute("INSERT INTO accounts VALUES (?, ?, 0, ?)", (row, b"a" * 16, AMOUNT))
-    connection.close()
+    old_ledgers.make(path, 1, [(BUDGETS[2], b"a" * 16, 0, AMOUNT)])
 
 
 async def test_an_old_file_opens_and_gains_the_tables(tmp_path):

