@@ -60,11 +60,25 @@ def _biller(
     if plan.unit is not None and len(amounts[0]) == 1:
         read, ((budget, amount),), (epsilon, rho) = plan.unit, amounts[0], losses[0]
         return lambda message, _: (((budget, read(message), amount),), epsilon, rho)
+    if plan.unit is not None:
+        return _unit_biller(plan.unit, amounts[0], *losses[0])
 
     def bill(message: Message, _: str) -> Bill:
         owners = plan.owners(message)
         charges = [(budget, unit, amount) for scope, unit in owners for budget, amount in amounts[scope]]
         return _merged(charges), *_lost(owners, losses)
+
+    return bill
+
+
+def _unit_biller(
+    read: Callable[[Message], bytes], pairs: Sequence[tuple[int, int]], epsilon: float, rho: float
+) -> Callable[[Message, str], Bill]:
+    """The same where one unit pays for the whole message, from several budgets: no account occurs twice."""
+
+    def bill(message: Message, _: str) -> Bill:
+        unit = read(message)
+        return [(budget, unit, amount) for budget, amount in pairs], epsilon, rho
 
     return bill
 
@@ -77,6 +91,7 @@ def _quota_biller(
     budgets: Sequence[Budget],
 ) -> Callable[[Message, str], Bill]:
     """The same where quotas pay too. The budgets come first, so that where both are spent the budget is named."""
+    plain = _biller(plan, amounts, losses)
     known: dict[str, Amounts] = {}
 
     def held(consumer: str) -> Amounts:
@@ -88,10 +103,16 @@ def _quota_biller(
         )
         return found
 
+    def unit_bill(message: Message, consumer: str) -> Bill:
+        own = known.get(consumer) or held(consumer)
+        charges, epsilon, rho = plain(message, consumer)
+        if own[0]:
+            account = consumer_key(charges[0][1], consumer)
+            charges = [*charges, *((quota, account, amount) for quota, amount in own[0])]
+        return charges, epsilon, rho
+
     def bill(message: Message, consumer: str) -> Bill:
-        own = known.get(consumer)
-        if own is None:
-            own = held(consumer)
+        own = known.get(consumer) or held(consumer)
         owners = plan.owners(message)
         charges = [(budget, unit, amount) for scope, unit in owners for budget, amount in amounts[scope]]
         for scope, unit in owners:
@@ -100,7 +121,7 @@ def _quota_biller(
                 charges += [(quota, account, amount) for quota, amount in own[scope]]
         return _merged(charges), *_lost(owners, losses)
 
-    return bill
+    return bill if plan.unit is None else unit_bill
 
 
 def _lost(owners: Sequence[tuple[int, bytes]], losses: Sequence[tuple[float, float]]) -> tuple[float, float]:
