@@ -61,7 +61,8 @@ class Outlook:
         config: The configuration file, or None for the embedded defaults.
         budgets: What pays.
         rpcs: The methods of all services, in order.
-        messages: Reports by name: of what the methods carry, or without services of all protected message types.
+        reports: By message name, method and direction: of what the methods carry, or without services of all
+            protected message types, under no method.
         changes: What differs from OLD, or None when nothing is compared.
     """
 
@@ -69,8 +70,20 @@ class Outlook:
     config: str | None
     budgets: tuple[Budget, ...]
     rpcs: tuple[Rpc, ...]
-    messages: dict[str, MessageReport]
+    reports: dict[tuple[str, str, str], MessageReport]
     changes: list[MessageChange] | None
+
+    @property
+    def messages(self) -> dict[str, MessageReport]:
+        """Reports by message name: each as the first RPC carries it."""
+        found: dict[str, MessageReport] = {}
+        for (name, _, _), report in self.reports.items():
+            found.setdefault(name, report)
+        return found
+
+    def of(self, rpc: Rpc, direction: str) -> MessageReport:
+        """The report on what an RPC carries in one direction."""
+        return self.reports[rpc.request if direction == "request" else rpc.response, rpc.method, direction]
 
 
 def plan(
@@ -84,7 +97,8 @@ def plan(
         str,
         typer.Option(
             metavar="N/s|m|h|d",
-            help="Messages per second, minute, hour or day: of one unit, or of all for a global budget.",
+            help="Messages per second, minute, hour or day: of one unit, or of all for a global budget; "
+            "to one consumer for a quota.",
         ),
     ] = "1/m",
     against: Annotated[
@@ -117,7 +131,7 @@ def plan(
         old_sources = sources if is_policy else _old_sources(against, sources, includes or protos or ())
         old_planner = Planner(Policy(against if is_policy else policy_path), budgets, per_second)
         names = dict.fromkeys(
-            message.full_name for side in (sources, old_sources) for message in _carried(side)
+            message.full_name for side in (sources, old_sources) for message, _, _ in _carried(side)
         )
         old, new = _named(names, old_sources, old_planner), _named(names, sources, planner)
         changes = comparing.compare(old, new)
@@ -164,30 +178,37 @@ def _old_sources(path: Path, new: Sources, beside: Sequence[Path]) -> Sources:
 
 def _named(names: Iterable[str], sources: Sources, planner: Planner) -> dict[str, MessageReport]:
     """Reports on the message types of these names that there are."""
+    carriers = {message.full_name: carrier for message, *carrier in reversed(list(_carried(sources)))}
     found = {}
     for name in names:
         try:
-            found[name] = planner.report(sources.pool.FindMessageTypeByName(name))
+            message = sources.pool.FindMessageTypeByName(name)
+            found[name] = planner.report(message, *carriers.get(name, ()))
         except KeyError:
             continue
     return found
 
 
-def _reports(sources: Sources, planner: Planner) -> dict[str, MessageReport]:
-    """Reports by name; a type that several RPCs carry is there once."""
-    named = {message.full_name: message for message in _carried(sources)}
-    reports = {name: planner.report(message) for name, message in named.items()}
+def _reports(sources: Sources, planner: Planner) -> dict[tuple[str, str, str], MessageReport]:
+    """Reports by message name, method and direction."""
+    reports = {
+        (message.full_name, method, direction): planner.report(message, method, direction)
+        for message, method, direction in _carried(sources)
+    }
     if any(sources.services()):
         return reports
-    return {name: report for name, report in reports.items() if report.protected}
+    return {key: report for key, report in reports.items() if report.protected}
 
 
-def _carried(sources: Sources) -> Iterable[Descriptor]:
+def _carried(sources: Sources) -> Iterator[tuple[Descriptor, str, str]]:
+    """Message types with the method and direction that carry them; without services all, under no method."""
     services = list(sources.services())
     if not services:
-        return sources.messages()
-    methods = [method for service in services for method in service.methods]
-    return [message for method in methods for message in (method.input_type, method.output_type)]
+        yield from ((message, "", "request") for message in sources.messages())
+    for method in (method for service in services for method in service.methods):
+        name = f"/{method.containing_service.full_name}/{method.name}"
+        yield method.input_type, name, "request"
+        yield method.output_type, name, "response"
 
 
 def _rpcs(sources: Sources) -> Iterator[Rpc]:
@@ -208,12 +229,26 @@ def _document(outlook: Outlook) -> dict[str, Any]:
         "rate": outlook.rate,
         "config": outlook.config,
         "budgets": [_budget(budget) for budget in outlook.budgets],
-        "rpcs": [asdict(rpc) for rpc in outlook.rpcs],
+        "rpcs": [
+            {**asdict(rpc), "pays": {way: _terms(outlook.of(rpc, way)) for way in ("request", "response")}}
+            for rpc in outlook.rpcs
+        ],
         "messages": [asdict(report) for report in outlook.messages.values()],
     }
     if outlook.changes is not None:
         document["changes"] = [asdict(change) for change in outlook.changes]
     return document
+
+
+def _terms(report: MessageReport) -> dict[str, Any]:
+    """Who pays for a message on one RPC, and who of them is spent first."""
+    tightest = report.tightest
+    return {
+        "refused": report.refused,
+        "payments": [asdict(payment) for payment in report.payments],
+        "tightest": None if tightest is None else tightest.budget,
+        "seconds": None if tightest is None else tightest.seconds,
+    }
 
 
 def _budget(budget: Budget) -> dict[str, Any]:
@@ -225,4 +260,7 @@ def _budget(budget: Budget) -> dict[str, Any]:
         "delta": budget.delta,
         "cap": budget.cap / 1e9,
         "window_seconds": budget.window,
+        "under": budget.under,
+        "consumers": budget.consumers,
+        **asdict(budget.match),
     }

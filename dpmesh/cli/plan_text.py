@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -28,51 +29,65 @@ def write(outlook: Outlook) -> None:
     if outlook.changes is not None:
         _changes(console, outlook.changes)
         return
-    shown: set[str] = set()
+    shown: dict[str, MessageReport] = {}
     for rpc in outlook.rpcs:
         console.print(Text(rpc.method, "bold"))
-        for direction, name, streams in (
-            ("request", rpc.request, rpc.client_streaming),
-            ("response", rpc.response, rpc.server_streaming),
-        ):
-            _message(console, outlook, direction + (" stream" if streams else ""), name, name in shown)
-            shown.add(name)
+        for direction, streams in (("request", rpc.client_streaming), ("response", rpc.server_streaming)):
+            report = outlook.of(rpc, direction)
+            role = direction + (" stream" if streams else "")
+            _message(console, outlook, role, report, shown.get(report.message))
+            shown.setdefault(report.message, report)
         console.print()
     if not outlook.rpcs:
-        for name in outlook.messages:
-            _message(console, outlook, "message", name, False)
+        for report in outlook.reports.values():
+            _message(console, outlook, "message", report, None)
             console.print()
-        if not outlook.messages:
+        if not outlook.reports:
             console.print("No service and no protected message type in these files.")
             return
     console.print(
         "Error: a number's worst-case standard deviation, per element; how often a category is true."
     )
+    paying = {payment.budget for report in outlook.reports.values() for payment in report.payments}
     for budget in outlook.budgets:
-        console.print(_lifetime(budget), soft_wrap=True)
+        chooses = budget.is_quota or not budget.match.everything
+        idle = " It pays for nothing here." if chooses and budget.name not in paying else ""
+        console.print(_lifetime(budget) + _choice(budget) + idle, soft_wrap=True)
+    if any(not budget.match.everything for budget in outlook.budgets if not budget.is_quota):
+        console.print(
+            "Budgets that choose what they pay for add up: one unit's whole loss is at most the sum of what they admit."
+        )
     if outlook.config is None:
         console.print("These budgets are the embedded defaults; --config shows yours.")
 
 
-def _message(console: Console, outlook: Outlook, role: str, name: str, again: bool) -> None:
-    report = outlook.messages[name]
-    head = Text.assemble(f"  {role} ", (name, "bold"))
+def _message(
+    console: Console, outlook: Outlook, role: str, report: MessageReport, before: MessageReport | None
+) -> None:
+    """Writes a report, or only what is new since the one on the same type that was written before."""
+    head = Text.assemble(f"  {role} ", (report.message, "bold"))
     if not report.protected:
         console.print(head.append(": nothing to protect"), soft_wrap=True)
         return
-    if again:
+    if report == before:
         console.print(head.append(": as above"), soft_wrap=True)
         return
-    if report.refused is None or report.epsilon is not None:
+    if before is not None:
+        head.append(": fields as above")
+    elif report.refused is None or report.epsilon is not None:
         head.append(f": at most ε {number(report.epsilon)}, ρ {number(report.rho)} per message")
     console.print(head, soft_wrap=True)
-    if report.fields:
+    if report.fields and before is None:
         console.print(_table(report.fields))
     if report.refused:
         console.print(Text.assemble("    ", ("refused", "red"), f": {report.refused}"), soft_wrap=True)
     budgets = {budget.name: budget for budget in outlook.budgets}
     for payment in report.payments:
         console.print("    " + _payment(payment, budgets[payment.budget], outlook.rate), soft_wrap=True)
+    tightest = report.tightest
+    if tightest is not None and len(report.payments) > 1:
+        after = duration(tightest.seconds or 0.0)
+        console.print(f"    at {outlook.rate} the first to be spent is {tightest.budget}, after {after}")
 
 
 def _new_table(*columns: str) -> Table:
@@ -119,18 +134,39 @@ def _payment(payment: Payment, budget: Budget, rate: str) -> str:
         who = f"each {who}"
     window = "lifetime" if budget.window is None else f"window of {duration(budget.window)}"
     covers = f"{payment.messages} message{'' if payment.messages == 1 else 's'} per {window}"
-    if payment.seconds is not None:
+    if not payment.messages:
+        lasts = "too little for one message"
+    elif payment.seconds is not None:
         lasts = f"at {rate} it is spent after {duration(payment.seconds)}"
     else:
         lasts = f"at {rate} it is never spent"
-    return f"{budget.name} pays, account of {who}: {100 * payment.share:.3g} % a message, {covers}; {lasts}"
+    pays = "pays"
+    if payment.under:
+        to = " or ".join(consumer or "nobody known" for consumer in payment.consumers)
+        pays = f"limits each consumer {to}".rstrip()
+    return f"{budget.name} {pays}, account of {who}: {100 * payment.share:.3g} % a message, {covers}; {lasts}"
+
+
+def _choice(budget: Budget) -> str:
+    """What a budget or quota chooses to pay for."""
+    lists = {name: globs for name, globs in asdict(budget.match).items() if globs}
+    if not lists:
+        return ""
+    chosen = "; ".join(f"{name} {', '.join(globs)}" for name, globs in lists.items())
+    return f" It pays only for {chosen}."
 
 
 def _lifetime(budget: Budget) -> str:
     loss = f"ε {number(budget.epsilon)}"
     if budget.accounting is Accounting.ZCDP:
         loss += f" at δ {budget.delta:g} (ρ {number(budget.cap / AMOUNT)})"
-    head = f"Budget {budget.name}: {loss} for {'each unit' if budget.key == 'unit' else 'everyone together'}"
+    owner = "each unit" if budget.owner == "unit" else "everyone together"
+    if budget.is_quota:
+        head = f"Quota {budget.name} under {budget.under}: {loss} for {owner}, to each consumer"
+        return head + (
+            " in all." if budget.window is None else f" in each window of {duration(budget.window)}."
+        )
+    head = f"Budget {budget.name}: {loss} for {owner}"
     if budget.window is None:
         return head + " in all."
     if budget.accounting is Accounting.ZCDP:

@@ -62,10 +62,12 @@ class FieldReport:
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """What one budget pays for one owner's part of a message.
+    """What one budget pays for one owner's part of a message, or a quota beside it.
 
     Attributes:
         budget: Its name.
+        under: The budget that a quota is under; "" for a budget.
+        consumers: The globs of those that a quota is for; empty where it is for all.
         unit: The path of the unit whose account it is, or "" for everyone's one account.
         epsilon: The part's loss, or None when it is not pure.
         rho: The same as zCDP.
@@ -75,6 +77,8 @@ class Payment:
     """
 
     budget: str
+    under: str
+    consumers: tuple[str, ...]
     unit: str
     epsilon: float | None
     rho: float
@@ -105,14 +109,20 @@ class MessageReport:
     fields: tuple[FieldReport, ...] = ()
     payments: tuple[Payment, ...] = ()
 
+    @property
+    def tightest(self) -> Payment | None:
+        """Of those who pay whoever the consumer is, who is spent first; None if nobody ever is."""
+        spent = [entry for entry in self.payments if entry.seconds is not None and not entry.consumers]
+        return min(spent, key=lambda entry: entry.seconds or 0.0, default=None)
+
 
 class Planner:
     """Reports on message types under one policy and one set of budgets.
 
     Args:
         policy: The rules.
-        budgets: What pays.
-        rate: Messages per second, of one unit or in all, depending on the budget's key.
+        budgets: What pays, quotas included.
+        rate: Messages per second, of one unit or in all, depending on the budget's key; for a quota, to one consumer.
     """
 
     def __init__(self, policy: Policy, budgets: Sequence[Budget], rate: float) -> None:
@@ -121,8 +131,14 @@ class Planner:
         self._routes = Routes(policy, budgets)
         self._rate = rate
 
-    def report(self, message: Descriptor) -> MessageReport:
-        """Everything about one message type."""
+    def report(self, message: Descriptor, method: str = "", direction: str = "request") -> MessageReport:
+        """Everything about one message type.
+
+        Args:
+            message: The type.
+            method: The RPC that carries it, "/package.Service/Method", for budgets that tell RPCs apart.
+            direction: "request" or "response".
+        """
         try:
             plan = self._policy.plan(message)
         except AnnotationError as error:
@@ -131,7 +147,7 @@ class Planner:
             return MessageReport(message.full_name, protected=False)
         fields = tuple(self._field(entry, message.file.pool) for entry in plan.fields)
         try:
-            route = self._routes.of(GetMessageClass(message))
+            route = self._routes.of(GetMessageClass(message), method, direction)
         except AnnotationError as error:
             return MessageReport(message.full_name, True, str(error), *_total(plan, None), fields)
         assert route is not None
@@ -141,8 +157,8 @@ class Planner:
 
     def _payments(self, plan: Plan, route: Route) -> list[Payment]:
         found = []
-        for scope, amounts in zip(plan.scopes, route.amounts, strict=True):
-            for index, amount in amounts:
+        for scope, amounts, quotas in zip(plan.scopes, route.amounts, route.quotas, strict=True):
+            for index, amount in (*amounts, *quotas):
                 if not amount:
                     continue
                 budget = self._budgets[index]
@@ -154,6 +170,8 @@ class Planner:
                 found.append(
                     Payment(
                         budget=budget.name,
+                        under=budget.under,
+                        consumers=budget.consumers,
                         unit=scope.path,
                         epsilon=epsilon,
                         rho=scope.cost.rho / AMOUNT,

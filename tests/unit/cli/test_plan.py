@@ -95,6 +95,9 @@ def test_json(dpmesh, fleet: Path) -> None:
     ran = dpmesh("plan", fleet, "--json", "--config", "dpmesh.toml")
     document = json.loads(ran.out)
     assert ran.code == 0
+    pays = document["rpcs"][0].pop("pays")
+    assert [entry["budget"] for entry in pays["request"]["payments"]] == ["daily"]
+    assert pays["response"] == {"refused": None, "payments": [], "tightest": None, "seconds": None}
     assert document["rpcs"][0] == {
         "method": "/acme.v1.Fleet/Push",
         "request": "acme.v1.Report",
@@ -206,3 +209,100 @@ def test_a_broken_proto_is_one_line_and_exit_2(dpmesh, write) -> None:
     ran = dpmesh("plan", write("broken.proto", 'syntax = "proto3";\nmessage A { strin a = 1; }\n'))
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("dpmesh: broken.proto:2:13:")
+
+
+SCOPED = """
+[[budget]]
+name = "daily"
+epsilon = 8.0
+accounting = "pure"
+
+[[budget]]
+name = "echoes"
+epsilon = 2.0
+accounting = "pure"
+methods = ["/acme.v1.Fleet/Echo"]
+directions = ["response"]
+
+[[budget]]
+name = "analysts"
+key = "global"
+epsilon = 2.0
+accounting = "pure"
+
+[[budget]]
+name = "nobody"
+epsilon = 1.0
+accounting = "pure"
+labels = ["health"]
+
+[[quota]]
+name = "each"
+under = "daily"
+epsilon = 4.0
+
+[[quota]]
+name = "partner"
+under = "analysts"
+epsilon = 0.25
+consumers = ["spiffe://partner.example/*", ""]
+"""
+
+
+def test_each_rpc_says_who_pays_and_who_is_spent_first(dpmesh, fleet: Path, write) -> None:
+    write("dpmesh.toml", SCOPED)
+    ran = dpmesh("plan", fleet, "--rate", "2/h")
+    assert (ran.code, ran.err) == (0, "")
+    lines = [" ".join(line.split()) for line in ran.out.splitlines()]
+    at = lines.index("/acme.v1.Fleet/Echo")
+    assert lines[at - 3 : at - 1] == [
+        "at 2/h the first to be spent is each, after 1 h",
+        "response acme.v1.Ack: nothing to protect",
+    ]
+    assert lines[at + 1 : at + 3] == [
+        "request acme.v1.Report: as above",
+        "response acme.v1.Report: fields as above",
+    ]
+    assert lines[at + 3 : at + 7] == [
+        "daily pays, account of tail: 25 % a message, 4 messages per window of 1 d; at 2/h it is spent after 2 h",
+        "echoes pays, account of tail: 100 % a message, 1 message per window of 1 d; at 2/h it is spent after 30 min",
+        "each limits each consumer, account of tail: 50 % a message, 2 messages per window of 1 d; "
+        "at 2/h it is spent after 1 h",
+        "at 2/h the first to be spent is echoes, after 30 min",
+    ]
+    assert (
+        "partner limits each consumer spiffe://partner.example/* or nobody known, account of everyone: 200 % a message, "
+        "0 messages per window of 1 d; too little for one message"
+    ) in lines
+    tail = ran.out[ran.out.index("Budget daily") :]
+    assert "It pays only for methods /acme.v1.Fleet/Echo; directions response.\n" in tail
+    assert "It pays only for labels health. It pays for nothing here." in tail
+    assert tail.count("for nothing here") == 1
+    assert "Quota each under daily: ε 4 for each unit, to each consumer in each window of 1 d." in tail
+    assert "add up: one unit's whole loss is at most the sum" in tail
+
+
+def test_json_says_who_pays_on_each_rpc(dpmesh, fleet: Path, write) -> None:
+    write("dpmesh.toml", SCOPED)
+    document = json.loads(dpmesh("plan", fleet, "--json").out)
+    echo = document["rpcs"][1]["pays"]
+    assert (echo["request"]["tightest"], echo["response"]["tightest"]) == ("each", "echoes")
+    assert [entry["budget"] for entry in echo["response"]["payments"]] == ["daily", "echoes", "each"]
+    assert [entry["under"] for entry in echo["response"]["payments"]] == ["", "", "daily"]
+    budgets = {entry["name"]: entry for entry in document["budgets"]}
+    assert (budgets["echoes"]["directions"], budgets["partner"]["under"]) == (["response"], "analysts")
+
+
+def test_an_rpc_that_no_budget_pays_for_exits_1(dpmesh, fleet: Path, write) -> None:
+    write("dpmesh.toml", CONFIG.replace('key = "unit"', 'directions = ["request"]'))
+    ran = dpmesh("plan", fleet)
+    assert ran.code == 1
+    assert "refused: acme.v1.Report: no budget with key = 'unit' pays for it in a response of" in ran.out
+    assert ran.out.count("refused") == 1
+
+
+def test_against_compares_what_an_rpc_carries(dpmesh, fleet: Path, write) -> None:
+    write("dpmesh.toml", CONFIG.replace('key = "unit"', 'methods = ["/acme.v1.Fleet/*"]'))
+    old = write("old.proto", FLEET.replace("epsilon: 1}];\n  bool", "epsilon: 2}];\n  bool"))
+    ran = dpmesh("plan", fleet, "--against", old)
+    assert (ran.code, ran.out.splitlines()[0]) == (0, "acme.v1.Report: ε 3, ρ 1.985 -> ε 2, ρ 0.9242")
