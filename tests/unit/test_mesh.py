@@ -4,6 +4,8 @@ import asyncio
 import logging
 import multiprocessing
 import os
+import random
+from collections import Counter
 
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
@@ -492,3 +494,49 @@ async def test_a_thousand_at_once_against_a_quota_for_ten():
         assert len(released) == 15
         assert max(released.count(0), released.count(1)) <= 10
         assert (await charged(mesh))["unit-day"] == [15.0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_what_is_released_is_what_all_caps_cover_and_nothing_else_is_charged(seed):
+    """Against a model: sums for each account, and a release goes through exactly if all of its accounts cover it."""
+    draw = random.Random(seed)
+    budget = settings()["budget"][0]
+    methods = ("/a.B/Send", "/a.B/Ask")
+    config = {
+        "ledger": {"url": "memory:"},
+        "budget": [
+            {**budget, "epsilon": 12.0},
+            {**budget, "name": "ask", "epsilon": 5.0, "methods": methods[1:]},
+        ],
+        "quota": [
+            {**QUOTA, "epsilon": 6.0},
+            {**QUOTA, "name": "few", "epsilon": 2.0, "consumers": ["c1"], "directions": ["response"]},
+            {**QUOTA, "name": "asked", "under": "ask", "epsilon": 3.0},
+        ],
+    }
+    caps = {"unit-day": 12, "ask": 5, "each": 6, "few": 2, "asked": 3}
+    now = [10 * DAY]
+    model = Counter()
+    async with dpmesh.open(config, clock=lambda: now[0]) as mesh:
+        for step in range(400):
+            if step % 150 == 149:
+                now[0] += DAY
+                model.clear()
+            unit, consumer, method = draw.choice("NM"), draw.choice(["", "c1", "c2"]), draw.choice(methods)
+            direction = draw.choice(["request", "response"])
+            accounts = [("unit-day", unit), ("each", unit, consumer)]
+            if method == "/a.B/Ask":
+                accounts += [("ask", unit), ("asked", unit, consumer)]
+            if consumer == "c1" and direction == "response":
+                accounts.append(("few", unit, consumer))
+            covered = all(model[account] < caps[account[0]] for account in accounts)
+            release = mesh.release(report(unit), method=method, direction=direction, consumer=consumer)
+            if covered:
+                await release
+                model.update(accounts)
+            else:
+                with pytest.raises(BudgetExhaustedError) as caught:
+                    await release
+                assert any(account[0] == caught.value.budget for account in accounts)
+        expected = {name: sorted(n for account, n in model.items() if account[0] == name) for name in caps}
+        assert {name: amounts for name, amounts in (await charged(mesh)).items()} == expected
