@@ -1,0 +1,272 @@
+"""PostgresBooks: what administrators read of a PostgreSQL ledger and change in it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import asyncpg
+
+from dpmesh.errors import ConfigError, LedgerError
+from dpmesh.ledger.books import Chain, Written
+from dpmesh.ledger.budget import Budget
+from dpmesh.ledger.chain import CHAIN_BYTES, Head, Kind, Line, begin, encode, link
+from dpmesh.ledger.postgres import ACCOUNTS, LOCK, read_account, read_budgets
+from dpmesh.ledger.postgres_line import Line as Connection
+from dpmesh.ledger.postgres_line import check_url, explain
+from dpmesh.ledger.postgres_schema import MIGRATIONS, VERSION
+from dpmesh.ledger.store import SECRET_BYTES, Account
+
+_T = TypeVar("_T")
+
+_PATIENCE = 600.0  # seconds: whole ledgers are read, and old parts dropped
+_PAGE = 1000
+
+
+class PostgresBooks:
+    """See Books.
+
+    Args:
+        url: As for PostgresStore.
+
+    Raises:
+        ConfigError: The URL does not say how the connection is protected, or is none.
+    """
+
+    def __init__(self, url: str) -> None:
+        check_url(url)
+        self._url = url
+        self.place = Connection(url, _PATIENCE).place
+
+    @asynccontextmanager
+    async def view(self) -> AsyncIterator[PostgresView]:
+        """See Books. One snapshot (REPEATABLE READ) for everything that is read."""
+        connection = Connection(self._url, _PATIENCE)
+        try:
+            yield await connection.call(self._begin_view)
+        finally:
+            await connection.close()
+
+    async def _begin_view(self, connection: Any) -> PostgresView:
+        await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        await _check_version(connection, self.place)
+        secret, pruned = await connection.fetchrow("SELECT secret, pruned_before FROM dpmesh.ledger")
+        return PostgresView(connection, self.place, bytes(secret), pruned, await read_budgets(connection))
+
+    async def migrate(self) -> tuple[int, int]:
+        """See Books."""
+
+        async def work(connection: Any) -> tuple[int, int]:
+            before = await _version(connection)
+            if before > VERSION:
+                raise LedgerError(
+                    f"{self.place} holds tables of a newer version of dpmesh ({before}, this one knows {VERSION}): "
+                    "use that"
+                )
+            for number in range(before, VERSION):
+                for statements in MIGRATIONS[number]:
+                    await connection.execute(statements)
+                if number == 0:
+                    await connection.execute(
+                        "INSERT INTO dpmesh.ledger (id, version, secret) VALUES (1, 0, $1)",
+                        secrets.token_bytes(SECRET_BYTES),
+                    )
+                await connection.execute("UPDATE dpmesh.ledger SET version = $1", number + 1)
+            return before, VERSION
+
+        return await self.change(work, migrating=True)
+
+    async def grant(self, budget: str, account: bytes, raised: int, note: str) -> Account:
+        """See Books."""
+
+        async def work(connection: Any) -> Account:
+            found = {b.name: (row, b) for row, b in (await read_budgets(connection)).items()}
+            if budget not in found:
+                raise ConfigError(
+                    f"budget.name: {budget!r} is not in the ledger; there are {', '.join(found)}"
+                )
+            row, definition = found[budget]
+            start = await connection.fetchval(
+                "SELECT dpmesh.in_force(dpmesh.now(), length, window_start) FROM dpmesh.budgets WHERE id = $1 "
+                "FOR UPDATE",
+                row,
+            )
+            await connection.execute("UPDATE dpmesh.budgets SET window_start = $2 WHERE id = $1", row, start)
+            written = await connection.fetchrow(_GRANT, row, account, start, definition.cap, raised, budget)
+            await _append(connection, Kind.GRANT, (Line(row, account, start, raised),), note)
+            return read_account(written, definition.cap)
+
+        return await self.change(work)
+
+    async def prune(self, before: int) -> int:
+        """See Books. The log goes by whole days."""
+
+        async def work(connection: Any) -> int:
+            longest = await connection.fetchval("SELECT coalesce(max(length), 0) FROM dpmesh.budgets")
+            now = await connection.fetchval("SELECT floor(dpmesh.now())::bigint")
+            if before > now - longest:
+                raise LedgerError(
+                    f"the charge log can't be pruned within the longest window, which is {longest} s: keep more"
+                )
+            day = before // 86_400
+            count = await connection.fetchval("SELECT count(*) FROM dpmesh.charges WHERE day < $1", day)
+            await connection.execute(_PRUNE_CHAINS, day)
+            for (name,) in await connection.fetch(_OLD_PARTS, day):
+                await connection.execute(
+                    f"DROP TABLE dpmesh.{name}"
+                )  # the name is a number behind a fixed word
+            await connection.execute(
+                "UPDATE dpmesh.ledger SET pruned_before = greatest(pruned_before, $1)", day * 86_400
+            )
+            return int(count)
+
+        return await self.change(work)
+
+    async def accept(self, note: str) -> tuple[str, ...]:
+        """See Books."""
+
+        async def work(connection: Any) -> tuple[str, ...]:
+            if not await connection.fetchval("SELECT lost FROM dpmesh.ledger FOR UPDATE"):
+                raise LedgerError(
+                    f"{self.place} has lost nothing that anybody noticed: there is nothing to accept"
+                )
+            await connection.execute(
+                "UPDATE dpmesh.budgets SET window_start = dpmesh.in_force(dpmesh.now(), length, window_start) + length "
+                "WHERE length IS NOT NULL"
+            )
+            await connection.execute("UPDATE dpmesh.ledger SET lost = false")
+            await _append(connection, Kind.ACCEPT, (), note)
+            rows = await connection.fetch("SELECT name FROM dpmesh.budgets WHERE length IS NULL ORDER BY id")
+            return tuple(row["name"] for row in rows)
+
+        return await self.change(work)
+
+    async def change(self, work: Callable[[Any], Awaitable[_T]], *, migrating: bool = False) -> _T:
+        """Does work in one transaction."""
+        connection = Connection(self._url, _PATIENCE)
+
+        async def whole(held: Any) -> _T:
+            async with held.transaction():
+                await held.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
+                if not migrating:
+                    await _check_version(held, self.place)
+                return await work(held)
+
+        try:
+            return await connection.call(whole)
+        finally:
+            await connection.close()
+
+
+class PostgresView:
+    """See View.
+
+    Args:
+        connection: In a transaction that sees one moment.
+        place: What to call the database in errors.
+        secret: The ledger's.
+        pruned_before: Entries before this may be gone.
+        budgets: By number.
+    """
+
+    def __init__(
+        self, connection: Any, place: str, secret: bytes, pruned_before: int, budgets: Mapping[int, Budget]
+    ) -> None:
+        self._connection = connection
+        self._place = place
+        self.secret = secret
+        self.pruned_before = pruned_before
+        self.budgets = budgets
+
+    async def accounts(
+        self, budget: str | None = None, account: bytes | None = None
+    ) -> AsyncIterator[Account]:
+        """See View."""
+        caps = {each.name: each.cap for each in self.budgets.values()}
+        async for row in self._rows(ACCOUNTS, budget, account):
+            yield read_account(row, caps[row["name"]])
+
+    async def chains(self) -> list[Chain]:
+        """See View."""
+        query = "SELECT name, seq, hash, pruned_seq, pruned_hash FROM dpmesh.chains ORDER BY name"
+        return [
+            Chain(
+                bytes(row["name"]),
+                Head(row["pruned_seq"], bytes(row["pruned_hash"])),
+                Head(row["seq"], bytes(row["hash"])),
+            )
+            async for row in self._rows(query)
+        ]
+
+    async def entries(self) -> AsyncIterator[Written]:
+        """See View."""
+        query = "SELECT chain, seq, body, hash FROM dpmesh.charges ORDER BY chain, seq"
+        async for row in self._rows(query):
+            yield Written(bytes(row["chain"]), row["seq"], bytes(row["body"]), bytes(row["hash"]))
+
+    async def _rows(self, query: str, *args: Any) -> AsyncIterator[Any]:
+        """What a query finds, page by page."""
+        try:
+            cursor = await (await self._connection.prepare(query)).cursor(*args)
+            while rows := await cursor.fetch(_PAGE):
+                for row in rows:
+                    yield row
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise explain(error, self._place) from error
+
+
+_GRANT = """
+WITH written AS (
+    INSERT INTO dpmesh.accounts AS a (budget, account, window_start, debited, cap, granted, lifetime)
+    VALUES ($1, $2, $3, 0, $4, $5, 0)
+    ON CONFLICT (budget, account) DO UPDATE SET
+        debited = CASE a.window_start WHEN excluded.window_start THEN a.debited ELSE 0 END,
+        granted = CASE a.window_start WHEN excluded.window_start THEN a.granted ELSE 0 END + excluded.granted,
+        cap = CASE a.window_start WHEN excluded.window_start THEN a.cap ELSE excluded.cap END,
+        window_start = excluded.window_start
+    WHERE a.window_start <= excluded.window_start
+    RETURNING *
+)
+SELECT $6::text AS name, b.length, w.* FROM written w JOIN dpmesh.budgets b ON b.id = w.budget
+"""
+_PRUNE_CHAINS = """
+UPDATE dpmesh.chains c SET pruned_seq = old.seq, pruned_hash = old.hash
+FROM (
+    SELECT DISTINCT ON (chain) chain, seq, hash FROM dpmesh.charges WHERE day < $1 ORDER BY chain, seq DESC
+) AS old
+WHERE old.chain = c.name AND old.seq > c.pruned_seq
+"""
+_OLD_PARTS = r"""
+SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+WHERE i.inhparent = 'dpmesh.charges'::regclass AND c.relname ~ '^charges_\d+$' AND substr(c.relname, 9)::integer < $1
+"""
+
+
+async def _version(connection: Any) -> int:
+    """The version of the tables, 0 if there are none."""
+    if await connection.fetchval("SELECT to_regclass('dpmesh.ledger')") is None:
+        return 0
+    return int(await connection.fetchval("SELECT version FROM dpmesh.ledger"))
+
+
+async def _check_version(connection: Any, where: str) -> None:
+    version = await _version(connection)
+    if version != VERSION:
+        state = f"holds tables of version {version}" if version else "has no dpmesh ledger"
+        raise LedgerError(f"{where} {state}: run `dpmesh ledger migrate` with the newest dpmesh")
+
+
+async def _append(connection: Any, kind: Kind, lines: tuple[Line, ...], note: str) -> None:
+    """Writes an administrator's entry, in a chain of its own."""
+    at = int(time.time())
+    await connection.execute("SELECT dpmesh.prepare($1)", at // 86_400)
+    chain = secrets.token_bytes(CHAIN_BYTES)
+    head = begin(chain)
+    body = encode(kind, at, lines, note)
+    if not await connection.fetchval(
+        "SELECT dpmesh.append($1, 0, $2, $3, $4, $5)", chain, head.hash, at, body, link(head, body).hash
+    ):
+        raise LedgerError("the charge log did not take the entry")

@@ -1,0 +1,228 @@
+"""Line: one connection to PostgreSQL that comes back by itself, answers in time or not at all, and explains errors."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+
+from dpmesh.errors import ConfigError, LedgerError
+
+_T = TypeVar("_T")
+
+# What may pass by itself within the time that a call has: the server starts or stops, or has no connection free.
+_PASSING = ("57P", "53300", "08")
+_NAMED = {"127.0.0.1", "::1", "localhost", ""}
+_PARENTS: list[Any] = []
+"""Connections that a forked child inherited: never used, and never collected, which would close the parent's."""
+
+
+class Line:
+    """One connection. Calls wait for each other; one that takes too long ends the connection.
+
+    Args:
+        url: "postgresql://user@host:port/database?sslmode=...".
+        timeout: The longest that a call takes, connecting included, in seconds.
+    """
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self._url = url
+        self._timeout = timeout
+        self.place = place(url)
+        self._connection: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._turn = asyncio.Lock()
+
+    async def call(self, work: Callable[[Any], Awaitable[_T]]) -> _T:
+        """Does work on the connection.
+
+        Raises:
+            LedgerError: It failed or took too long; it may have taken effect.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # Another event loop's connection can't be used in this one.
+            self._forget()
+            self._loop, self._turn = loop, asyncio.Lock()
+        try:
+            async with asyncio.timeout(self._timeout) as limit:
+                await self._turn.acquire()
+        except TimeoutError:
+            raise LedgerError(f"{self.place} did not answer within {self._timeout:g} s") from None
+        try:
+            task = loop.create_task(self._work(work, limit.when() or loop.time()))
+            try:
+                done, _ = await asyncio.wait({task}, timeout=max(0.0, (limit.when() or 0.0) - loop.time()))
+            except asyncio.CancelledError:
+                self._break(task)
+                raise
+            if not done:
+                self._break(task)
+                raise LedgerError(f"{self.place} did not answer within {self._timeout:g} s")
+            return task.result()
+        finally:
+            self._turn.release()
+
+    async def close(self) -> None:
+        """Ends the connection, if there is one."""
+        connection, self._connection = self._connection, None
+        if connection is not None and self._loop is asyncio.get_running_loop():
+            try:
+                await connection.close(timeout=1.0)
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                connection.terminate()
+
+    def forked(self) -> None:
+        """In a forked child: the connection is the parent's."""
+        _PARENTS.append(self._connection)
+        self._connection = self._loop = None
+
+    async def _work(self, work: Callable[[Any], Awaitable[_T]], deadline: float) -> _T:
+        try:
+            connection = await self._connected(deadline)
+            return await work(connection)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            # A transaction that failed leaves the connection usable; anything else starts afresh.
+            if not isinstance(error, asyncpg.PostgresError) or error.sqlstate[:3] in ("57P", "08P"):
+                self._drop()
+            raise explain(error, self.place) from error
+
+    async def _connected(self, deadline: float) -> Any:
+        loop = asyncio.get_running_loop()
+        while self._connection is None or self._connection.is_closed():
+            self._connection = None
+            try:
+                self._connection = await self._connect(max(0.01, deadline - loop.time()))
+            except (asyncpg.PostgresError, OSError) as error:
+                state = getattr(error, "sqlstate", None) or "08000"
+                pause = random.uniform(0.02, 0.2)  # noqa: S311 - so that all who wait don't come back at once
+                if not state.startswith(_PASSING) or loop.time() + pause >= deadline:
+                    raise
+                await asyncio.sleep(pause)
+        return self._connection
+
+    async def _connect(self, seconds: float) -> Any:
+        connection = await asyncpg.connect(
+            self._url,
+            timeout=seconds,
+            server_settings={
+                "application_name": "dpmesh",
+                # Sent to whoever holds rows and has gone silent, so that others don't wait for a dead peer.
+                "idle_in_transaction_session_timeout": "5s",
+                "statement_timeout": f"{int(2000 * self._timeout)}ms",
+                "tcp_keepalives_idle": "5",
+                "tcp_keepalives_interval": "2",
+                "tcp_keepalives_count": "3",
+                "default_transaction_isolation": "read committed",
+            },
+        )
+        try:
+            await self._check_durable(connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+    async def _check_durable(self, connection: Any) -> None:
+        """Commits must survive a crash."""
+        row = await connection.fetchrow(
+            "SELECT current_setting('fsync') AS fsync, current_setting('synchronous_commit') AS mode, "
+            "pg_is_in_recovery() AS standby"
+        )
+        if row["standby"]:
+            raise LedgerError(f"{self.place} is a standby: set ledger.url to the primary")
+        if row["fsync"] != "on":
+            raise LedgerError(
+                f"{self.place} runs with fsync = off and would forget charges in a crash: turn it on"
+            )
+        if row["mode"] in ("off", "local", "remote_write"):
+            await connection.execute("SET synchronous_commit = on")
+
+    def _break(self, task: asyncio.Task[Any]) -> None:
+        """Gives up on a call: the connection ends now, and nothing is sent to ask the server to stop."""
+        self._drop()
+        task.cancel()
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
+
+    def _forget(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(connection.terminate)
+        elif connection is not None:
+            _PARENTS.append(connection)
+
+
+def check_url(url: str) -> None:
+    """Checks that a URL says how the connection is protected, unless it stays on this machine.
+
+    Raises:
+        ConfigError: It doesn't, or is no URL of a database.
+    """
+    try:
+        parts = urlsplit(url)
+        hosts = {parts.hostname or "", *parse_qs(parts.query).get("host", [])}
+        _ = parts.port
+    except ValueError:
+        raise ConfigError("ledger.url: not a URL; write postgresql://user@host:port/database") from None
+    away = [host for host in hosts if host not in _NAMED and not host.startswith("/")]
+    if away and "sslmode" not in parse_qs(parts.query) and not os.environ.get("PGSSLMODE"):
+        raise ConfigError(
+            f"ledger.url: {place(url)} is another machine, and the URL does not say how the connection is protected: "
+            "add ?sslmode=verify-full (or, on purpose, another of libpq's modes)"
+        )
+
+
+def place(url: str) -> str:
+    """What to call a database in texts: its host, port and name, never who connects or with what password."""
+    parts = urlsplit(url)
+    host = parts.hostname or (parse_qs(parts.query).get("host") or ["local socket"])[0]
+    try:
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        port = ""
+    return f"postgresql://{host}{port}{parts.path}"
+
+
+def explain(error: Exception, where: str) -> LedgerError:
+    """What an error of PostgreSQL or the system means, with the place and what to do; nothing that it quotes."""
+    if isinstance(error, LedgerError):
+        return error
+    if isinstance(error, TimeoutError):
+        return LedgerError(f"{where} did not answer in time")
+    state = getattr(error, "sqlstate", None)
+    if state is None:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        return LedgerError(f"{where} can't be reached: {reason}")
+    for prefix, text in _MEANINGS.items():
+        if state.startswith(prefix):
+            return LedgerError(f"{where} {text} [{state}]")
+    return LedgerError(f"{where} failed: {type(error).__name__} [{state}]")
+
+
+_MEANINGS = {
+    "3F000": "has no dpmesh ledger: run `dpmesh ledger migrate`",
+    "42P01": "has no dpmesh ledger: run `dpmesh ledger migrate`",
+    "42883": "has no dpmesh ledger of this version: run `dpmesh ledger migrate`",
+    "3D000": "is not there: create the database first",
+    "28": "does not let this user in: check the user, the password and pg_hba.conf",
+    "42501": "does not allow that: grant this user the rights on schema dpmesh",
+    "25006": "is read-only: set ledger.url to the primary",
+    "53100": "can't grow, the disk is full: free some space",
+    "53200": "is out of memory",
+    "53300": "has no connection free: raise max_connections, or run fewer holders",
+    "57P": "is shutting down or starting",
+    "57014": "took too long",
+    "55P03": "is locked by somebody else",
+    "08": "closed the connection",
+    "XX001": "is damaged: restore it from a backup",
+    "XX002": "is damaged: restore it from a backup",
+}

@@ -1,0 +1,111 @@
+"""The contract, for PostgreSQL: a real server, whose clock is a file that the test writes."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from dpmesh.accounting import AMOUNT
+from dpmesh.errors import BudgetExhaustedError
+from dpmesh.ledger.postgres import PostgresStore
+from dpmesh.ledger.postgres_books import PostgresBooks
+from tests.contract.suite import DAY, TENTH, Clock, LedgerSuite
+
+
+class DatabaseClock(Clock):
+    """The database's clock, which the holders can't set."""
+
+    def __init__(self, path, now: float = 1000.5 * DAY) -> None:
+        self._path = path
+        self._now = now
+        self.now = now
+
+    @property
+    def now(self) -> float:
+        return self._now
+
+    @now.setter
+    def now(self, value: float) -> None:
+        self._now = value
+        self._path.write_text(str(value).replace("inf", "Infinity"))
+
+
+class InPostgres:
+    @pytest.fixture(autouse=True)
+    async def _databases(self, postgres):
+        self._server = postgres
+        self._names, self._clocks = {}, {}
+        with tempfile.TemporaryDirectory() as folder:
+            self._folder = Path(folder)
+            self._folder.chmod(0o755)  # the server is another user
+            yield
+        for name in self._names.values():
+            postgres.drop_database(name)
+
+    def store(self, place):
+        return PostgresStore(self.url(place), monotonic=self.clock_of(place))
+
+    def url(self, place):
+        if place not in self._names:
+            self._names[place] = self._server.create_database()
+        return self._server.url(self._names[place])
+
+    def clock_of(self, place):
+        if place not in self._clocks:
+            self._clocks[place] = DatabaseClock(self._folder / f"{len(self._clocks)}")
+        return self._clocks[place]
+
+    def tell(self, place, now):
+        self.clock_of(place).now = now
+
+    async def prepare(self, place):
+        """Makes the tables, and lets the database's clock be the test's."""
+        await PostgresBooks(self.url(place)).migrate()
+        path = self.clock_of(place)._path
+        await self._server.sql(
+            self._names[place],
+            "CREATE OR REPLACE FUNCTION dpmesh.now() RETURNS double precision LANGUAGE sql VOLATILE AS "
+            f"$$SELECT pg_read_file('{path}')::double precision$$",
+        )
+
+
+class TestPostgresLedger(InPostgres, LedgerSuite):
+    @pytest.fixture(autouse=True)
+    async def _prepared(self, _databases, tmp_path):
+        await self.prepare(tmp_path)
+
+    @pytest.fixture
+    def clock(self, tmp_path):
+        return self.clock_of(tmp_path)
+
+    async def test_time_is_what_the_latest_holder_saw(self, make, clock):
+        """Time is what the database says, whatever a holder's clock does."""
+        first, second = make(clock=Clock(clock.now + DAY)), make(clock=Clock(0.0))
+        for holder in (first, second):
+            await holder.open()
+        await first.charge([(0, b"a", AMOUNT)])
+        for holder in (first, second):
+            with pytest.raises(BudgetExhaustedError) as caught:
+                await holder.charge([(0, b"a", 1)])
+            assert caught.value.retry_after == DAY / 2
+        clock.now += DAY
+        await second.charge([(0, b"a", AMOUNT)])
+        with pytest.raises(BudgetExhaustedError):
+            await first.charge([(0, b"a", 1)])
+        for holder in (first, second):
+            await holder.close()
+
+    async def test_an_old_lease_is_worthless_in_a_new_window(self, ledger, clock):
+        for _ in range(3):
+            await ledger.charge([(0, b"a", TENTH)])
+        clock.now += DAY
+        assert ledger.standing(0, b"a") is None
+        assert not ledger.spend([(0, b"a", TENTH)])
+        # Set back before anything was charged in the new window: the old one is in force again, with what was spent of it.
+        clock.now -= DAY
+        assert not ledger.spend([(0, b"a", TENTH)])
+        with pytest.raises(BudgetExhaustedError):
+            await ledger.charge([(0, b"a", 6 * TENTH + 1)])
+        await ledger.charge([(0, b"a", 6 * TENTH)])
+        (account,) = await ledger.accounts()
+        assert (account.window_start, account.spent) == (1000 * DAY, AMOUNT)
