@@ -3,8 +3,8 @@
 channel = grpc.aio.insecure_channel(target, interceptors=aio_client_interceptors(mesh))
 server  = grpc.aio.server(interceptors=aio_server_interceptors(mesh))
 
-Channels and servers whose identity rotates are here too; they are imported when they are first asked for, so that who
-only wants noise does not load certificates.
+Channels and servers whose identity rotates, and health, are here too; they are imported when they are first asked for,
+so that who only wants noise does not load certificates.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from dpmesh_grpc.server import aio_server_interceptors
 
 if TYPE_CHECKING:
     from dpmesh_grpc.credentials import peer_interceptor, rotating_server_credentials, server_options
+    from dpmesh_grpc.health import report_health, serve
     from dpmesh_grpc.issuer import IssuerSource
     from dpmesh_grpc.rotating import rotating_channel
     from dpmesh_grpc.tokens import issuer_keys, token_interceptor, token_interceptors, token_request
@@ -25,8 +26,10 @@ __all__ = [
     "check_channel",
     "issuer_keys",
     "peer_interceptor",
+    "report_health",
     "rotating_channel",
     "rotating_server_credentials",
+    "serve",
     "server_options",
     "token_interceptor",
     "token_interceptors",
@@ -37,8 +40,10 @@ _HOMES = {
     "IssuerSource": "issuer",
     "issuer_keys": "tokens",
     "peer_interceptor": "credentials",
+    "report_health": "health",
     "rotating_channel": "rotating",
     "rotating_server_credentials": "credentials",
+    "serve": "health",
     "server_options": "credentials",
     "token_interceptor": "tokens",
     "token_interceptors": "tokens",
