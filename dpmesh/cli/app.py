@@ -15,7 +15,8 @@ COMMANDS = {
     "check": "Find what is wrong with annotations and overlays, with file and line.",
     "plan": "Show what leaves with each RPC, at what loss and error, and how long budgets last.",
     "protos": "Print the include path of dpmesh's .proto files.",
-    "budget": "Show what is spent and what is left, from the ledger itself.",
+    "budget": "Show what is spent and what is left, from the ledger itself; export it; grant more.",
+    "ledger": "Make a ledger's tables, check its charge log, move it, and look into it.",
     "identity": "Make an authority, issue identities from it, and see how they stand.",
     "demo": "The fleet example, start to finish, in one terminal.",
 }

@@ -1,110 +1,41 @@
-"""`dpmesh budget`: what is spent and what is left, read from the ledger itself while others use it."""
+"""`dpmesh budget`: what is spent and what is left, read from the ledger itself while others use it; and grants."""
 
 from __future__ import annotations
 
+import enum
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpmesh.cli import inputs
-from dpmesh.cli.console import UNUSABLE, InputError, print_json, stdout
-from dpmesh.errors import LedgerError
+from dpmesh.cli import inputs, ledgers
+from dpmesh.cli.console import UNUSABLE, InputError, fail, print_json, stdout
 
 if TYPE_CHECKING:
-    from dpmesh.ledger import Account, Budget, Snapshot
+    from dpmesh.cli.balances import Amount, Balance, Spending
+    from dpmesh.cli.exporting import Writer
+    from dpmesh.ledger import Account, Budget
+    from dpmesh.ledger.books import Books
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=False,
-    help="Show what is spent and what is left, from the ledger itself.",
+    help="Show what is spent and what is left, from the ledger itself; export it; grant more.",
     epilog="Example: dpmesh budget list --config dpmesh.toml",
 )
 
-LedgerUrl = Annotated[
-    str,
-    typer.Option(
-        "--ledger",
-        metavar="URL",
-        help="The ledger, such as sqlite:///.dpmesh/ledger.db, instead of the configuration's.",
-        show_default=False,
-    ),
-]
 
+class Format(enum.StrEnum):
+    """What `export` writes."""
 
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """A privacy loss.
-
-    Attributes:
-        value: In the budget's own accounting: epsilon if pure, rho if zcdp.
-        epsilon: The epsilon that it guarantees (at the budget's delta).
-    """
-
-    value: float
-    epsilon: float
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """One budget in its current window.
-
-    Attributes:
-        budget: Its name.
-        key: "unit" or "global".
-        accounting: "pure" or "zcdp".
-        delta: At which epsilons are meant.
-        window_start: In seconds since 1970; 0 for lifetime.
-        window_end: The same, or None for lifetime.
-        cap: What one account may spend in one window.
-    """
-
-    budget: str
-    key: str
-    accounting: str
-    delta: float
-    window_start: int
-    window_end: int | None
-    cap: Amount
-
-
-@dataclass(frozen=True, slots=True)
-class Spending:
-    """What all accounts of a budget spent in its current window; the quantiles are of the accounts that spent.
-
-    Attributes:
-        standing: The budget.
-        accounts: How many accounts spent anything in this window.
-        median: Half of these spent at most this.
-        percentile_95: Nineteen of twenty spent at most this.
-        most: Nobody spent more.
-        least_remaining: What is left to the account that spent most.
-    """
-
-    standing: Standing
-    accounts: int
-    median: Amount
-    percentile_95: Amount
-    most: Amount
-    least_remaining: Amount
-
-
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """One account in the current window.
-
-    Attributes:
-        standing: The budget.
-        spent: What is debited, with what a running process has set aside for it.
-        remaining: What is left; its epsilon is that of this much alone.
-    """
-
-    standing: Standing
-    spent: Amount
-    remaining: Amount
+    CSV = "csv"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
 
 
 @app.callback(invoke_without_command=True)
@@ -117,129 +48,315 @@ def budget(context: typer.Context) -> None:
 
 @app.command("list", epilog="Example: dpmesh budget list --ledger sqlite:///.dpmesh/ledger.db --json")
 def list_(
-    config_file: inputs.ConfigFile = None, ledger: LedgerUrl = "", as_json: inputs.AsJson = False
+    config_file: inputs.ConfigFile = None, ledger: ledgers.LedgerUrl = "", as_json: inputs.AsJson = False
 ) -> None:
     """Show for each budget how much its accounts have spent in the current window, and never whose they are."""
-    snapshot, now = _snapshot(config_file, ledger, None), time.time()
-    spending = [_spending(entry, snapshot.accounts, now) for entry in snapshot.budgets]
+    from dpmesh.cli import balances
+
+    books = ledgers.books(config_file, ledger)
+    spending = ledgers.read(lambda: _spending(books))
     if as_json:
-        print_json([{**asdict(entry.standing), **_without_standing(entry)} for entry in spending])
+        print_json([_document(entry) for entry in spending])
         return
     table = _table("budget", "window", "cap", "accounts", "median", "95 %", "most", "least left")
     for entry in spending:
+        standing = entry.standing
         amounts = (entry.median, entry.percentile_95, entry.most)
         table.add_row(
-            entry.standing.budget,
-            _window(entry.standing),
-            _shown(entry.standing.cap, entry.standing),
+            standing.budget,
+            balances.shown_window(standing),
+            balances.shown(standing.cap, standing),
             str(entry.accounts),
-            *(_shown(amount, entry.standing) if entry.accounts else "-" for amount in amounts),
-            _shown(entry.least_remaining, entry.standing),
+            *(balances.shown(amount, standing) if entry.accounts else "-" for amount in amounts),
+            balances.shown(entry.least_remaining, standing),
         )
     stdout().print(table)
+    for entry in spending:
+        if entry.granted:
+            print(
+                f"{entry.standing.budget}: more than the cap was granted to {entry.granted} of these accounts "
+                "(dpmesh ledger log --grants tells why)"
+            )
+
+
+async def _spending(books: Books) -> list[Spending]:
+    from dpmesh.cli.balances import Tally
+
+    async with books.view() as view:
+        now = time.time()
+        tallies = {budget.name: Tally(budget, now) for budget in view.budgets.values()}
+        async for account in ledgers.counted(view.accounts(), "accounts"):
+            tallies[account.budget].add(account)
+    return [tally.spending() for tally in tallies.values()]
 
 
 @app.command("show", epilog="Example: dpmesh budget show N10156")
 def show(
-    unit: Annotated[str, typer.Argument(metavar="UNIT", help="The unit's id, as its field holds it.")],
+    unit: ledgers.Unit = None,
     config_file: inputs.ConfigFile = None,
-    ledger: LedgerUrl = "",
-    as_hex: Annotated[
-        bool, typer.Option("--hex", help="UNIT is in hexadecimal, for a field of bytes.")
-    ] = False,
+    ledger: ledgers.LedgerUrl = "",
+    as_hex: ledgers.AsHex = False,
+    of_all: ledgers.OfAll = False,
+    consumer: ledgers.Consumer = None,
     as_json: inputs.AsJson = False,
 ) -> None:
-    """Show what one unit has spent and has left; a unit that never sent has all of it left."""
-    snapshot, now = _snapshot(config_file, ledger, _canonical(unit, as_hex)), time.time()
-    per_unit = [entry for entry in snapshot.budgets if entry.key == "unit"]
-    balances = [_balance(entry, snapshot.accounts, now) for entry in per_unit]
+    """Show what one unit has spent and has left, and what that promises; a unit that never sent has all of it left.
+
+    With --consumer: the quotas of this consumer under the unit's budgets (under those of all aggregates with --global),
+    also those that are meant for other consumers, which show as unspent.
+    """
+    from dpmesh.cli import balances
+
+    whose = ledgers.holder(unit, as_hex, of_all, consumer)
+    books = ledgers.books(config_file, ledger)
+    entries = ledgers.read(lambda: _balances(books, whose))
     if as_json:
-        print_json([{**asdict(entry.standing), **_without_standing(entry)} for entry in balances])
+        print_json([_document(entry) for entry in entries])
         return
-    table = _table("budget", "window", "spent", "cap", "remaining")
-    for entry in balances:
-        amounts = (entry.spent, entry.standing.cap, entry.remaining)
-        shown = (_shown(amount, entry.standing) for amount in amounts)
-        table.add_row(entry.standing.budget, _window(entry.standing), *shown)
-    stdout().print(table)
+    table = _table("budget", "window", "spent", "cap", "granted", "remaining", "lifetime loss")
+    for entry in entries:
+        standing = entry.standing
+        table.add_row(
+            standing.budget,
+            balances.shown_window(standing),
+            balances.shown(entry.spent, standing),
+            balances.shown(standing.cap, standing),
+            balances.shown_grant(entry),
+            balances.shown(entry.remaining, standing),
+            balances.shown(entry.lifetime, standing),
+        )
+    console = stdout()
+    console.print(table)
+    for line in balances.promises(entries):
+        console.print(line)
 
 
-def _snapshot(config_file: Any, url: str, unit: bytes | None) -> Snapshot:
-    """The ledger as it is now.
+async def _balances(books: Books, whose: ledgers.Holder) -> list[Balance]:
+    from dpmesh.cli.balances import balance
+
+    async with books.view() as view:
+        now = time.time()
+        found = {a.budget: a async for a in view.accounts(account=whose.account(view.secret))}
+        budgets = [budget for budget in view.budgets.values() if budget.key == whose.key]
+    return [balance(budget, found.get(budget.name), now) for budget in budgets]
+
+
+@app.command(
+    "grant", epilog='Example: dpmesh budget grant N10156 --budget daily --to 12 --reason "audit 7, once"'
+)
+def grant(
+    name: Annotated[
+        str, typer.Option("--budget", metavar="NAME", help="The budget or quota.", show_default=False)
+    ],
+    to: Annotated[
+        float,
+        typer.Option(
+            "--to", metavar="EPSILON", help="What may be lost in this window in all.", show_default=False
+        ),
+    ],
+    reason: ledgers.Reason,
+    unit: ledgers.Unit = None,
+    by: ledgers.By = None,
+    config_file: inputs.ConfigFile = None,
+    ledger: ledgers.LedgerUrl = "",
+    as_hex: ledgers.AsHex = False,
+    of_all: ledgers.OfAll = False,
+    consumer: ledgers.Consumer = None,
+    as_json: inputs.AsJson = False,
+) -> None:
+    """Let one unit lose more in the current window than its budget's cap, and write down who says so and why.
+
+    It holds until the window ends; in a lifetime budget it holds for ever. It can't be taken back. The unit's other
+    budgets and quotas cap it as before. The charge log keeps the reason: write nobody's id into it.
+    """
+    from dpmesh.cli import balances
+
+    whose = ledgers.holder(unit, as_hex, of_all, consumer)
+    note = ledgers.note(reason, by, whose)
+    books = ledgers.books(config_file, ledger)
+    definition, key, has = ledgers.read(lambda: _granted(books, whose, name))
+    raised = _raise(definition, has, to)
+    account = ledgers.run(books.grant(name, key, raised, note))
+    entry, more = balances.balance(definition, account, time.time()), balances.amount(definition, raised)
+    if as_json:
+        print_json({"raised": asdict(more), **_document(entry)})
+    else:
+        _print_grant(entry, more)
+    if account.granted != has + raised:
+        fail(
+            "somebody else granted at the same time, or a new window began: "
+            f"what may be lost is ε {entry.promise.this_window.epsilon:.6g}"
+        )
+
+
+async def _granted(books: Books, whose: ledgers.Holder, name: str) -> tuple[Budget, bytes, int]:
+    """The budget, the account's hash, and what was granted to it in the current window already.
 
     Raises:
-        ConfigError: The configuration or the URL is wrong.
-        InputError: There is no ledger, or it can't be read.
+        InputError: There is no such budget, or it has no such accounts.
     """
-    from dpmesh import config
-    from dpmesh.ledger import inspect
+    from dpmesh.accounting import window_start
+
+    async with books.view() as view:
+        budget = ledgers.pick(list(view.budgets.values()), name)
+        _check_key(budget, whose)
+        key = whose.account(view.secret)
+        window = window_start(time.time(), budget.window)
+        granted = [a.granted async for a in view.accounts(name, key) if a.window_start >= window]
+    return budget, key, sum(granted)
+
+
+def _raise(budget: Budget, granted: int, to: float) -> int:
+    """By how much the cap has to be raised, as a ledger amount.
+
+    Raises:
+        InputError: It is no epsilon, or not more than what may be lost already.
+    """
+    from dpmesh.accounting import cap
+    from dpmesh.cli.balances import amount
 
     try:
-        return inspect(url or config.load(inputs.config_file(config_file)).ledger.url, unit=unit)
-    except LedgerError as error:
-        raise InputError(f"{error} (--ledger or --config names another)") from None
+        raised = cap(budget.accounting, to, budget.delta) - budget.cap - granted
+    except ValueError as error:
+        raise InputError(f"--to: {error}") from None
+    if raised <= 0:
+        has = amount(budget, budget.cap + granted).epsilon
+        raise InputError(f"--to: {to:g} is not more than the ε {has:.6g} that may be lost already")
+    return raised
 
 
-def _canonical(unit: str, as_hex: bool) -> bytes:
-    try:
-        canonical = bytes.fromhex(unit) if as_hex else unit.encode()
-    except ValueError:
-        raise InputError("UNIT is not hexadecimal") from None
-    if not canonical:
-        raise InputError("UNIT is empty, and no unit's id is")
-    return canonical
+def _check_key(budget: Budget, whose: ledgers.Holder) -> None:
+    """Checks that a budget has accounts of the kind that was asked for.
 
-
-def _spending(budget: Budget, accounts: Sequence[Account], now: float) -> Spending:
-    own = (account for account in accounts if account.budget == budget.name)
-    spent = sorted(amount for account in own if (amount := account.spent_at(now)) > 0)
-    return Spending(
-        standing=_standing(budget, now),
-        accounts=len(spent),
-        median=_amount(budget, _quantile(spent, 50)),
-        percentile_95=_amount(budget, _quantile(spent, 95)),
-        most=_amount(budget, _quantile(spent, 100)),
-        least_remaining=_amount(budget, max(0, budget.cap - _quantile(spent, 100))),
+    Raises:
+        InputError: It has not; the text says what to give.
+    """
+    if budget.key == whose.key:
+        return
+    owner, _, quota = budget.key.partition("/")
+    give = "UNIT" if owner == "unit" else "--global"
+    also = "--consumer" if quota else "no --consumer"
+    raise InputError(
+        f"--budget: the accounts of {budget.name!r} are of key {budget.key!r}: give {give} and {also}"
     )
 
 
-def _quantile(ordered: Sequence[int], percent: int) -> int:
-    """The smallest value that at least so many percent do not exceed; 0 of nothing."""
-    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)] if ordered else 0
+def _print_grant(entry: Balance, raised: Amount) -> None:
+    """What a unit may lose now, and what that does to the promise."""
+    from dpmesh.cli import balances
 
-
-def _balance(budget: Budget, accounts: Sequence[Account], now: float) -> Balance:
-    spent = sum(account.spent_at(now) for account in accounts if account.budget == budget.name)
-    left = max(0, budget.cap - spent)
-    return Balance(_standing(budget, now), _amount(budget, spent), _amount(budget, left))
-
-
-def _standing(budget: Budget, now: float) -> Standing:
-    from dpmesh.accounting import window_end, window_start
-
-    return Standing(
-        budget=budget.name,
-        key=budget.key,
-        accounting=str(budget.accounting),
-        delta=budget.delta,
-        window_start=window_start(now, budget.window),
-        window_end=window_end(now, budget.window),
-        cap=_amount(budget, budget.cap),
+    standing, promise = entry.standing, entry.promise
+    now_at, usual, remaining = (
+        balances.shown(amount, standing)
+        for amount in (promise.this_window, promise.any_window, entry.remaining)
+    )
+    rows = {
+        "granted": balances.shown(raised, standing) + " more",
+        "window": balances.shown_window(standing),
+        "spent": balances.shown(entry.spent, standing),
+        "may be lost": f"{now_at} in all, so {remaining} from now on",
+    }
+    for name, value in rows.items():
+        print(f"{name:12} {value}")
+    if promise.across_an_edge is None:
+        print(
+            f"The promise is weaker for ever: at most {now_at} instead of {usual}, and nothing can take that back."
+        )
+        return
+    across = balances.shown(promise.across_an_edge, standing)
+    print(
+        f"The promise is weaker in this window: at most {now_at} instead of {usual}, and up to {across} in a span as "
+        "long across its edge. The next window has the budget's cap again."
     )
 
 
-def _amount(budget: Budget, amount: int) -> Amount:
-    from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon
+@app.command("export", epilog="Example: dpmesh budget export --format parquet --output budgets.parquet")
+def export(
+    form: Annotated[
+        Format, typer.Option("--format", help="Parquet needs --output, and the package pyarrow.")
+    ] = Format.CSV,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help="Instead of stdout; replaced as a whole or not at all, readable by its owner only.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--budget", metavar="NAME", help="Only this one.", show_default=False)
+    ] = None,
+    config_file: inputs.ConfigFile = None,
+    ledger: ledgers.LedgerUrl = "",
+) -> None:
+    """Write one row for each account: what it spent, may spend and has left in the window it was last charged in.
 
-    value = amount / AMOUNT
-    pure = budget.accounting is Accounting.PURE
-    return Amount(value, value if pure else rho_to_epsilon(value, budget.delta))
+    No unit's id is in it: the ledger holds none. `account` is a hash keyed with the ledger's secret, the same in every
+    export of this ledger and in no other. Amounts are exact decimals, of epsilon if the accounting is pure and of rho
+    if it is zcdp; `lifetime` is what was debited in all windows together.
+    """
+    from dpmesh.cli import exporting
+
+    books = ledgers.books(config_file, ledger)
+    if output is None:
+        if form is Format.PARQUET:
+            raise InputError("--format parquet needs --output FILE")
+        _export(books, name, lambda: _writer(form, sys.stdout), quiet=sys.stdout.isatty())
+        return
+    with exporting.replacing(output) as new:
+        if form is Format.PARQUET:
+            rows = _export(books, name, lambda: exporting.Parquet(new))
+        else:
+            with new.open("w", encoding="utf-8", newline="") as file:
+                rows = _export(books, name, lambda: _writer(form, file))
+    print(f"{output}: {rows} account{'' if rows == 1 else 's'}")
 
 
-def _without_standing(entry: Spending | Balance) -> dict[str, Any]:
+def _writer(form: Format, file: IO[str]) -> Writer:
+    from dpmesh.cli import exporting
+
+    return exporting.Csv(file) if form is Format.CSV else exporting.JsonLines(file)
+
+
+def _export(books: Books, name: str | None, writer_of: Callable[[], Writer], *, quiet: bool = False) -> int:
+    """Writes all rows; returns how many."""
+    from dpmesh.cli.exporting import row
+
+    writer: Writer | None = None
+    rows = 0
+
+    async def work() -> None:
+        nonlocal rows, writer
+        # The ledger is read in a generator of its own: a full disk or a broken pipe here is no fault of the ledger's.
+        async with aclosing(_accounts(books, name, quiet)) as found:
+            async for budget, account in found:
+                # Made only now, so that nothing is written where there is no ledger.
+                writer = writer or writer_of()
+                writer.write(row(budget, account))
+                rows += 1
+        writer = writer or writer_of()
+        writer.close()
+
+    ledgers.read(work, may_repeat=lambda: writer is None)
+    return rows
+
+
+async def _accounts(
+    books: Books, name: str | None, quiet: bool
+) -> AsyncGenerator[tuple[Budget, Account], None]:
+    async with books.view() as view:
+        budgets = {budget.name: budget for budget in view.budgets.values()}
+        if name is not None:
+            ledgers.pick(list(budgets.values()), name)
+        async for account in ledgers.counted(view.accounts(name), "accounts", quiet=quiet):
+            yield budgets[account.budget], account
+
+
+def _document(entry: Spending | Balance) -> dict[str, Any]:
+    """As JSON has it: the budget's standing beside the rest."""
     document = asdict(entry)
-    del document["standing"]
-    return document
+    return {**document.pop("standing"), **document}
 
 
 def _table(*columns: str) -> Any:
@@ -249,16 +366,3 @@ def _table(*columns: str) -> Any:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
-
-
-def _window(standing: Standing) -> str:
-    if standing.window_end is None:
-        return "lifetime"
-    start, end = (datetime.fromtimestamp(at, UTC) for at in (standing.window_start, standing.window_end))
-    return f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC"
-
-
-def _shown(amount: Amount, standing: Standing) -> str:
-    if standing.accounting == "pure":
-        return f"ε {amount.value:.4g}"
-    return f"ρ {amount.value:.4g} (ε {amount.epsilon:.3g})"

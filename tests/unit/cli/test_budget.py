@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon
-from dpmesh.cli.budget import _quantile
-from dpmesh.ledger import Budget, Ledger, open_store
+from dpmesh.cli.balances import Tally, quantile
+from dpmesh.ledger import Account, Budget, Ledger, open_store
+from dpmesh.ledger.budget import consumer_key
 
 URL = "sqlite:///ledger.db"
 # So long that no window ends while the tests run.
@@ -19,6 +21,10 @@ BUDGETS = [
     Budget("century", "unit", 8.0, 1e-6, Accounting.ZCDP, CENTURY),
     Budget("lifetime", "unit", 100.0, 0.0, Accounting.PURE, None),
     Budget("analysts", "global", 2.0, 0.0, Accounting.PURE, CENTURY),
+]
+QUOTAS = [
+    Budget("partners", "unit/consumer", 4.0, 1e-6, Accounting.ZCDP, CENTURY, under="century"),
+    Budget("press", "global/consumer", 1.0, 0.0, Accounting.PURE, CENTURY, under="analysts"),
 ]
 
 
@@ -31,6 +37,17 @@ async def ledger(workplace: Path) -> None:
         unit = b"unit-%d" % number
         await ledger.charge([(0, unit, number * AMOUNT // 100), (1, unit, AMOUNT)])
     await ledger.charge([(2, b"", AMOUNT // 2)])
+    await ledger.close()
+
+
+@pytest.fixture
+async def quotas(workplace: Path) -> None:
+    """A unit and an aggregate of which two consumers and an unknown one received something."""
+    ledger = Ledger(open_store(URL), [*BUDGETS, *QUOTAS])
+    await ledger.open()
+    for consumer, amount in (("acme", AMOUNT // 10), ("", AMOUNT // 5)):
+        await ledger.charge([(0, b"unit-1", amount), (3, consumer_key(b"unit-1", consumer), amount)])
+        await ledger.charge([(2, b"", amount), (4, consumer_key(b"", consumer), amount)])
     await ledger.close()
 
 
@@ -83,10 +100,68 @@ def test_list_json(dpmesh, ledger: None) -> None:
 def test_show(dpmesh, ledger: None) -> None:
     ran = dpmesh("budget", "show", "unit-7", "--ledger", URL)
     assert (ran.code, ran.err) == (0, "")
-    _, century, lifetime = (" ".join(line.split()) for line in ran.out.splitlines())
+    head, century, lifetime, *promise = (" ".join(line.split()) for line in ran.out.splitlines())
+    assert head == "budget window spent cap granted remaining lifetime loss"
     assert century.startswith("century 1970-01-01 00:00 to 2069-12-07 00:00 UTC ")
-    assert "UTC ρ 0.07 (ε 1.76) ρ 1.052 (ε 8) ρ 0.9824" in century
-    assert lifetime == "lifetime lifetime ε 1 ε 100 ε 99"
+    assert "UTC ρ 0.07 (ε 1.76) ρ 1.052 (ε 8) - ρ 0.9824" in century
+    assert century.endswith("ρ 0.07 (ε 1.76)")
+    assert lifetime == "lifetime lifetime ε 1 ε 100 - ε 99 ε 1"
+    text = " ".join(promise)
+    assert text.startswith(
+        "What this promises, and to whom: The loss is this unit's, towards everyone who receives its messages"
+    )
+    assert "century: in any one window at most ρ 1.052 (ε 8); in a span as long across the edge" in text
+    assert "of two windows up to ρ 2.105 (ε 12" in text
+    assert "T windows cost at most T times ρ 1.052; all windows so far cost at most ρ 0.07 (ε 1.76)" in text
+    assert "Epsilons are at δ 1e-06" in text
+    assert "lifetime: at most ε 100 in all, for ever; so far at most ε 1." in text
+    assert "unit-7" not in ran.out
+
+
+def test_show_of_all_aggregates(dpmesh, ledger: None) -> None:
+    ran = dpmesh("budget", "show", "--global", "--ledger", URL)
+    assert (ran.code, ran.err) == (0, "")
+    assert "ε 0.5" in ran.out.splitlines()[1]
+    assert "any one unit whose data are in the aggregates" in ran.out
+    (entry,) = json.loads(dpmesh("budget", "show", "--global", "--ledger", URL, "--json").out)
+    assert (entry["budget"], entry["key"], entry["spent"]["value"]) == ("analysts", "global", 0.5)
+    assert entry["promise"] == {
+        "loss_of": "any unit",
+        "towards": "everyone together",
+        "this_window": {"value": 2.0, "epsilon": 2.0},
+        "any_window": {"value": 2.0, "epsilon": 2.0},
+        "across_an_edge": {"value": 4.0, "epsilon": 4.0},
+        "so_far": {"value": 0.5, "epsilon": 0.5},
+    }
+
+
+@pytest.mark.parametrize(
+    ("whose", "consumer", "name", "spent"),
+    [
+        (["unit-1"], "acme", "partners", 0.1),
+        (["unit-1"], "", "partners", 0.2),
+        (["unit-1"], "nobody", "partners", 0.0),
+        (["--global"], "acme", "press", 0.1),
+        (["--global"], "", "press", 0.2),
+    ],
+)
+def test_show_quotas(dpmesh, quotas: None, whose: list[str], consumer: str, name: str, spent: float) -> None:
+    ran = dpmesh("budget", "show", *whose, "--consumer", consumer, "--ledger", URL, "--json")
+    (entry,) = json.loads(ran.out)
+    assert (entry["budget"], entry["spent"]["value"]) == (name, spent)
+    assert entry["promise"]["towards"] == "this consumer"
+    text = dpmesh("budget", "show", *whose, "--consumer", consumer, "--ledger", URL).out
+    assert "towards this consumer. Consumers who put together what they received" in text
+
+
+def test_quotas_are_not_among_budgets(dpmesh, quotas: None) -> None:
+    shown = json.loads(dpmesh("budget", "show", "unit-1", "--ledger", URL, "--json").out)
+    assert [entry["budget"] for entry in shown] == ["century", "lifetime"]
+    listed = json.loads(dpmesh("budget", "list", "--ledger", URL, "--json").out)
+    assert [(entry["budget"], entry["key"]) for entry in listed][-2:] == [
+        ("partners", "unit/consumer"),
+        ("press", "global/consumer"),
+    ]
 
 
 def test_show_json_and_hex(dpmesh, ledger: None) -> None:
@@ -104,12 +179,30 @@ def test_a_unit_that_never_sent_has_all_left(dpmesh, ledger: None) -> None:
         assert entry["remaining"] == entry["cap"]
 
 
+async def _charge(unit: str) -> None:
+    ledger = Ledger(open_store(URL), BUDGETS)
+    await ledger.open()
+    await ledger.charge([(1, unit.encode(), AMOUNT)])
+    await ledger.close()
+
+
+@pytest.mark.parametrize(
+    "unit", ["Zürich 7", "-7", "a'; DROP TABLE accounts --", "飞机", "[red]", "\n", "\0"]
+)
+def test_units_may_be_called_anything(dpmesh, unit: str) -> None:
+    asyncio.run(_charge(unit))
+    ran = dpmesh("budget", "show", "--ledger", URL, "--json", "--", unit)
+    assert json.loads(ran.out)[1]["spent"]["value"] == 1
+    assert unit not in ran.out.replace("\n", "")
+
+
 def test_an_old_window_is_not_the_current_one(dpmesh, yesterday: None) -> None:
     (daily,) = json.loads(dpmesh("budget", "list", "--ledger", URL, "--json").out)
     assert daily["accounts"] == 0
     assert daily["least_remaining"] == daily["cap"]
     (shown,) = json.loads(dpmesh("budget", "show", "unit-1", "--ledger", URL, "--json").out)
     assert shown["spent"]["value"] == 0
+    assert shown["lifetime"]["value"] == shown["promise"]["so_far"]["value"] == 0.1
     assert " - " in dpmesh("budget", "list", "--ledger", URL).out
 
 
@@ -149,6 +242,10 @@ def test_a_missing_ledger_is_not_made(dpmesh) -> None:
         (["show"], "UNIT"),
         (["show", ""], "UNIT is empty"),
         (["show", "xyz", "--hex", "--ledger", URL], "not hexadecimal"),
+        (["show", "unit-1", "--global"], "UNIT, or --global"),
+        (["show", "--global", "--hex"], "--hex goes with UNIT"),
+        (["show", "\udcff", "--ledger", URL], "not in UTF-8"),
+        (["show", "unit-1", "--consumer", "\udcff", "--ledger", URL], "not in UTF-8"),
         (["shwo"], "No such command"),
     ],
 )
@@ -163,7 +260,36 @@ def test_unusable_input_is_one_line_and_exit_2(dpmesh, write, arguments: list[st
 
 def test_quantiles_are_the_smallest_value_that_enough_do_not_exceed() -> None:
     values = list(range(1, 101))
-    assert [_quantile(values, percent) for percent in (1, 50, 95, 100)] == [1, 50, 95, 100]
-    assert [_quantile([7], percent) for percent in (50, 95, 100)] == [7, 7, 7]
-    assert [_quantile([1, 2], percent) for percent in (50, 51, 100)] == [1, 2, 2]
-    assert _quantile([], 50) == 0
+    assert [quantile(values, percent) for percent in (1, 50, 95, 100)] == [1, 50, 95, 100]
+    assert [quantile([7], percent) for percent in (50, 95, 100)] == [7, 7, 7]
+    assert [quantile([1, 2], percent) for percent in (50, 51, 100)] == [1, 2, 2]
+    assert quantile([], 50) == 0
+
+
+def test_a_tally_takes_the_latest_window_for_the_one_in_force() -> None:
+    budget = Budget("daily", epsilon=8.0, delta=0.0, accounting=Accounting.PURE, window=100.0)
+    tally = Tally(budget, 150.0)
+    for window, spent, granted in (
+        (0, 7, 0),
+        (100, 6, 0),
+        (200, 1, 0),
+        (100, 5, 0),
+        (200, 3, 2),
+        (200, 0, 9),
+    ):
+        tally.add(
+            Account(
+                "daily",
+                "",
+                window,
+                window + 100,
+                spent * AMOUNT,
+                budget.cap,
+                granted * AMOUNT,
+                spent * AMOUNT,
+            )
+        )
+    found = tally.spending()
+    assert (found.standing.window_start, found.standing.window_end) == (200, 300)
+    assert (found.accounts, found.granted, found.median.value, found.most.value) == (2, 1, 1, 3)
+    assert found.least_remaining.value == 7

@@ -1,0 +1,138 @@
+"""What `dpmesh ledger verify` and `checkpoint` read, and what they count under way."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpmesh.cli import keyfiles
+from dpmesh.cli.balances import shown_time
+from dpmesh.cli.console import InputError
+from dpmesh.errors import LedgerError
+from dpmesh.ledger.verify import Checkpoint, checkpoint, verify
+
+if TYPE_CHECKING:
+    from dpmesh.ledger import Account, Budget
+    from dpmesh.ledger.books import Books, Chain, View, Written
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What came of a verification.
+
+    Attributes:
+        findings: What is wrong, one line each.
+        chains: How many chains were followed.
+        entries: How many entries they have.
+        accounts: How many accounts were compared with them.
+        pruned_before: Entries older than this are gone; 0 if none is.
+    """
+
+    findings: list[str]
+    chains: int
+    entries: int
+    accounts: int
+    pruned_before: int
+
+    def line(self, known: Checkpoint | None) -> str:
+        """Says for people that all is well, and what that covers."""
+        since = f"; nothing was changed since the checkpoint of {shown_time(known.time)} UTC" if known else ""
+        pruned = (
+            f"; entries before {shown_time(self.pruned_before)} UTC were pruned" if self.pruned_before else ""
+        )
+        return (
+            f"whole: {self.chains} chains, {self.entries} entries, {self.accounts} accounts that are what they say"
+            f"{pruned}{since}"
+        )
+
+
+class Counting:
+    """A view that counts what is read of it.
+
+    Args:
+        view: Another one.
+    """
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self.seen_chains = self.seen_entries = self.seen_accounts = 0
+
+    @property
+    def secret(self) -> bytes:
+        """See View."""
+        return self._view.secret
+
+    @property
+    def budgets(self) -> Mapping[int, Budget]:
+        """See View."""
+        return self._view.budgets
+
+    @property
+    def pruned_before(self) -> int:
+        """See View."""
+        return self._view.pruned_before
+
+    async def chains(self) -> list[Chain]:
+        """See View."""
+        found = await self._view.chains()
+        self.seen_chains = len(found)
+        return found
+
+    async def accounts(
+        self, budget: str | None = None, account: bytes | None = None
+    ) -> AsyncIterator[Account]:
+        """See View."""
+        async for found in self._view.accounts(budget, account):
+            self.seen_accounts += 1
+            yield found
+
+    async def entries(self) -> AsyncIterator[Written]:
+        """See View."""
+        async for found in self._view.entries():
+            self.seen_entries += 1
+            yield found
+
+
+async def check(books: Books, known: Checkpoint | None) -> Checked:
+    """Verifies a ledger.
+
+    Args:
+        books: The ledger's.
+        known: An earlier checkpoint, whose signature was checked.
+    """
+    async with books.view() as view:
+        counting = Counting(view)
+        findings = await verify(counting, known)
+        return Checked(
+            findings,
+            counting.seen_chains,
+            counting.seen_entries,
+            counting.seen_accounts,
+            view.pruned_before,
+        )
+
+
+async def point(books: Books) -> Checkpoint:
+    """How far a ledger has come, not signed yet."""
+    async with books.view() as view:
+        return await checkpoint(view)
+
+
+def read_checkpoint(path: Path, public_key: Path) -> tuple[Checkpoint, str]:
+    """A checkpoint, and what is wrong with its signature, if anything is.
+
+    Raises:
+        InputError: One of the files can't be read, or is something else.
+    """
+    key = keyfiles.read_public(public_key)
+    try:
+        found = Checkpoint.from_json(keyfiles.read(path).decode())
+    except (LedgerError, UnicodeDecodeError):
+        raise InputError(f"{path}: not a checkpoint of a dpmesh ledger, or one of another version") from None
+    try:
+        found.check(key)
+    except LedgerError as error:
+        return found, f"{path}: {error}"
+    return found, ""
