@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test stat lint protos drift bench jaeger spire ci clean
+.PHONY: help demo test stat faults lint protos drift bench jaeger spire ci clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -37,6 +37,9 @@ test: $(VENV)/.test  ## unit, contract, small statistical and integration tests
 
 stat: $(VENV)/.test  ## the statistical tests at full size
 	$(BIN)/python -m pytest tests/statistical tests/integration/identity/test_linkage.py --full
+
+faults: $(VENV)/.test  ## ledgers while processes are killed, networks stall, disks fill and clocks jump
+	$(BIN)/python -m pytest tests/faults
 
 lint: $(VENV)/.lint  ## format, lint, types, import contracts, proto lint
 	$(BIN)/ruff format --check .
