@@ -82,13 +82,14 @@ class Line:
         self._connection = self._loop = None
 
     async def _work(self, work: Callable[[Any], Awaitable[_T]], deadline: float) -> _T:
+        connection = None
         try:
             connection = await self._connected(deadline)
             return await work(connection)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             # A transaction that failed leaves the connection usable; anything else starts afresh.
             if not isinstance(error, asyncpg.PostgresError) or error.sqlstate[:3] in ("57P", "08P"):
-                self._drop()
+                self._drop(connection)
             raise explain(error, self.place) from error
 
     async def _connected(self, deadline: float) -> Any:
@@ -143,15 +144,22 @@ class Line:
             await connection.execute("SET synchronous_commit = on")
 
     def _break(self, task: asyncio.Task[Any]) -> None:
-        """Gives up on a call: the connection ends now, and nothing is sent to ask the server to stop."""
-        self._drop()
-        task.cancel()
+        """Gives up on a call. Its connection ends now, and so does what waits for it.
+
+        The task is cancelled only while it has no connection yet: cancelled later, asyncpg would connect once more, to
+        ask the server to stop.
+        """
+        if self._connection is None:
+            task.cancel()
+        self._drop(self._connection)
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
+    def _drop(self, connection: Any) -> None:
+        """Ends a connection; the next call makes another."""
         if connection is not None:
             connection.terminate()
+            if connection is self._connection:
+                self._connection = None
 
     def _forget(self) -> None:
         connection, self._connection = self._connection, None
