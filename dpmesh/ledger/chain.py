@@ -118,6 +118,32 @@ def link(head: Head, body: bytes) -> Head:
     return Head(head.seq + 1, hashlib.sha256(head.hash + body).digest())
 
 
+def follow(head: Head, seq: int, body: bytes, hash_: bytes) -> tuple[Head, Entry]:
+    """One entry further along a chain.
+
+    Args:
+        head: The end so far.
+        seq: The entry's number.
+        body: Its canonical bytes.
+        hash_: Its hash.
+
+    Returns:
+        The end with it, and what it says.
+
+    Raises:
+        LedgerError: It doesn't belong there; the text says why.
+    """
+    if seq != head.seq + 1:
+        raise LedgerError(f"entry {head.seq + 1} is missing")
+    head = link(head, body)
+    if head.hash != hash_:
+        raise LedgerError(f"entry {seq} was altered, or the one before it")
+    try:
+        return head, decode(body)
+    except LedgerError as error:
+        raise LedgerError(f"entry {seq}: {error}") from error
+
+
 def break_in(head: Head, entries: Sequence[tuple[int, bytes, bytes]], end: Head) -> str | None:
     """What is wrong with a chain, or None.
 
@@ -126,16 +152,11 @@ def break_in(head: Head, entries: Sequence[tuple[int, bytes, bytes]], end: Head)
         entries: (number, canonical bytes, hash) each, in order.
         end: The chain's head.
     """
-    for seq, body, hash_ in entries:
-        if seq != head.seq + 1:
-            return f"entry {head.seq + 1} is missing"
-        head = link(head, body)
-        if head.hash != hash_:
-            return f"entry {seq} was altered, or the one before it"
-        try:
-            decode(body)
-        except LedgerError as error:
-            return f"entry {seq}: {error}"
+    try:
+        for seq, body, hash_ in entries:
+            head, _ = follow(head, seq, body, hash_)
+    except LedgerError as error:
+        return str(error)
     if head.seq < end.seq:
         return f"entry {head.seq + 1} is missing"
     if head != end:

@@ -324,7 +324,10 @@ class Change:
 
 def count_commit(connection: sqlite3.Connection) -> int:
     """Counts the transaction that is open; returns how many there are with it."""
-    connection.execute("UPDATE ledger SET commits = commits + 1")
+    if connection.execute("UPDATE ledger SET commits = commits + 1 WHERE moved IS NULL").rowcount != 1:
+        raise LedgerError(
+            "the ledger was imported into another while in use: restart with ledger.url set to that"
+        )
     return int(connection.execute("SELECT commits FROM ledger").fetchone()[0])
 
 
@@ -339,13 +342,18 @@ def spend(connection: sqlite3.Connection, now: int, spends: Sequence[tuple[bytes
     ]
 
 
+def number_budgets(connection: sqlite3.Connection) -> dict[int, Budget]:
+    """The budgets that the file holds, by their rows' ids, in order of creation."""
+    rows = connection.execute(f"SELECT id, {_BUDGET_COLUMNS} FROM budgets ORDER BY id")  # noqa: S608 - constants
+    return {
+        row: Budget(name, key, epsilon, delta, Accounting(accounting), window, on_exhausted)
+        for row, name, key, epsilon, delta, accounting, window, on_exhausted in rows
+    }
+
+
 def read_budgets(connection: sqlite3.Connection) -> dict[str, Budget]:
     """The budgets that the file holds, by name, in order of creation."""
-    rows = connection.execute(f"SELECT {_BUDGET_COLUMNS} FROM budgets ORDER BY id")  # noqa: S608 - constants
-    return {
-        name: Budget(name, key, epsilon, delta, Accounting(accounting), window, on_exhausted)
-        for name, key, epsilon, delta, accounting, window, on_exhausted in rows
-    }
+    return {budget.name: budget for budget in number_budgets(connection).values()}
 
 
 def write_budget(connection: sqlite3.Connection, budget: Budget) -> tuple[int, int]:
@@ -375,14 +383,14 @@ def read_accounts(
 ) -> Iterator[Account]:
     """All accounts, or those of one budget, or of one unit's hash, ordered by budget and hash."""
     since_version_3 = "granted, lifetime" if version_of(connection) >= 3 else "0, debited"
-    for definition in read_budgets(connection).values():
+    for row, definition in number_budgets(connection).items():
         if budget not in (None, definition.name):
             continue
         rows = connection.execute(
             f"SELECT account, window_start, debited, {since_version_3} FROM accounts "  # noqa: S608 - constants
-            "WHERE budget = (SELECT id FROM budgets WHERE name = ?) AND account BETWEEN ? AND ? "
+            "WHERE budget = ? AND account BETWEEN ? AND ? "
             "ORDER BY account",
-            (definition.name, account or b"", account or b"\xff" * 16),
+            (row, account or b"", account or b"\xff" * 16),
         )
         for key, start, debited, granted, lifetime in rows:
             end = window_end(start, definition.window)

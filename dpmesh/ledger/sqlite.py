@@ -26,14 +26,14 @@ from dpmesh.ledger.witness import Witness
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# What an account was debited in an older window counts on the odometer alone.
+# What an account was debited in an older window counts on the odometer alone. The grants of this window are among the
+# values, because SQLite checks them before it finds that there is a row.
 _DEBIT = """
 INSERT INTO accounts (budget, account, window_start, debited, cap, granted, lifetime)
-VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
 ON CONFLICT (budget, account) DO UPDATE SET
-    granted = CASE window_start WHEN excluded.window_start THEN granted ELSE 0 END,
-    window_start = excluded.window_start, debited = excluded.debited, cap = excluded.cap,
-    lifetime = CASE WHEN lifetime > 9223372036854775807 - ?6 THEN 9223372036854775807 ELSE lifetime + ?6 END
+    window_start = excluded.window_start, debited = excluded.debited, cap = excluded.cap, granted = excluded.granted,
+    lifetime = CASE WHEN lifetime > 9223372036854775807 - ?7 THEN 9223372036854775807 ELSE lifetime + ?7 END
 """
 _CREDIT = """
 UPDATE accounts SET
@@ -251,6 +251,7 @@ class SQLiteStore:
                             windows[a[0]],
                             outcome.debited[a],
                             self._budgets[a[0]].cap,
+                            states[a][1],
                             n,
                         )
                         for a, n in outcome.debits.items()

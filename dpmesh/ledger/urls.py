@@ -1,28 +1,41 @@
-"""ledger.url: which store it means, and what a ledger at rest holds."""
+"""ledger.url: which store it means, how it is administered, and what a ledger at rest holds."""
 
 from __future__ import annotations
 
+import asyncio
 import re
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dpmesh.errors import ConfigError
-from dpmesh.ledger.budget import Budget
+from dpmesh.errors import ConfigError, LedgerError
+from dpmesh.ledger.books import Books, Snapshot
 from dpmesh.ledger.memory import MemoryStore
-from dpmesh.ledger.store import Account, Store, account_hash
+from dpmesh.ledger.store import Store, account_hash
 
-_ALLOWED = 'allowed are "memory:", "sqlite:///relative/path.db" and "sqlite:////absolute/path.db"'
+if TYPE_CHECKING:
+    from dpmesh.ledger.postgres import PostgresStore
+    from dpmesh.ledger.postgres_books import PostgresBooks
+
+_ALLOWED = (
+    'allowed are "memory:", "sqlite:///relative/path.db", "sqlite:////absolute/path.db" and '
+    '"postgresql://user@host/database"'
+)
+_POSTGRES = ("postgresql://", "postgres://")
+_TRIES = 3  # A holder that opens the ledger meanwhile spoils one.
 
 
 def open_store(url: str) -> Store:
     """The store that a URL names, not open yet.
 
     Args:
-        url: "memory:", "sqlite:///relative/path.db" or "sqlite:////absolute/path.db".
+        url: "memory:", "sqlite:///relative/path.db", "sqlite:////absolute/path.db" or "postgresql://...".
 
     Raises:
-        ConfigError: Anything else.
+        ConfigError: Anything else, or what it needs is not installed.
     """
+    if _is_postgres(url):
+        return _postgres_store()(url)
     path = _path(url)
     if path is None:
         return MemoryStore()
@@ -31,23 +44,25 @@ def open_store(url: str) -> Store:
     return SQLiteStore(path)
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A ledger at rest.
+def open_books(url: str) -> Books:
+    """The administration of the ledger that a URL names; nothing is opened yet.
 
-    Attributes:
-        budgets: As they were last configured, in order of creation.
-        accounts: Ordered by budget and account.
-        secret: What account names are keyed with.
+    Args:
+        url: As in open_store; "memory:" has no books.
+
+    Raises:
+        ConfigError: The URL is not one, or names memory, or what it needs is not installed.
     """
+    if _is_postgres(url):
+        return _postgres_books()(url)
+    path = _path(url)
+    if path is None:
+        raise ConfigError(
+            f"ledger.url: {url!r} lives in the process that opened it; only files and databases can be read"
+        )
+    from dpmesh.ledger.sqlite_books import SQLiteBooks
 
-    budgets: tuple[Budget, ...]
-    accounts: tuple[Account, ...]
-    secret: bytes = field(repr=False)
-
-    def account(self, unit: bytes) -> str:
-        """The name of a unit's accounts, as in Account.account."""
-        return account_hash(self.secret, unit).hex()
+    return SQLiteBooks(path)
 
 
 def inspect(url: str, *, budget: str | None = None, unit: bytes | None = None) -> Snapshot:
@@ -62,13 +77,55 @@ def inspect(url: str, *, budget: str | None = None, unit: bytes | None = None) -
         ConfigError: The URL is not one, or names memory.
         LedgerError: There is no ledger, or it can't be read.
     """
-    path = _path(url)
-    if path is None:
-        raise ConfigError(f"ledger.url: {url!r} lives in the process that opened it; only files can be read")
-    from dpmesh.ledger.reader import read
+    books = open_books(url)
+    with ThreadPoolExecutor(1) as thread:  # whoever calls may be in an event loop
+        for _ in range(_TRIES - 1):
+            try:
+                return thread.submit(asyncio.run, _snapshot(books, budget, unit)).result()
+            except LedgerError as error:
+                if not _again(error):
+                    raise
+        return thread.submit(asyncio.run, _snapshot(books, budget, unit)).result()
 
-    budgets, accounts, secret = read(path, budget, unit)
-    return Snapshot(budgets, accounts, secret)
+
+async def _snapshot(books: Books, budget: str | None, unit: bytes | None) -> Snapshot:
+    async with books.view() as view:
+        account = None if unit is None else account_hash(view.secret, unit)
+        accounts = [found async for found in view.accounts(budget, account)]
+        return Snapshot(tuple(view.budgets.values()), tuple(accounts), view.secret)
+
+
+def _again(error: LedgerError) -> bool:
+    """Whether it is worth reading again."""
+    from dpmesh.ledger.sqlite_books import ReadAgainError
+
+    return isinstance(error, ReadAgainError)
+
+
+def _postgres_store() -> type[PostgresStore]:
+    try:
+        from dpmesh.ledger.postgres import PostgresStore
+    except ModuleNotFoundError as error:
+        raise _not_installed(error) from error
+    return PostgresStore
+
+
+def _postgres_books() -> type[PostgresBooks]:
+    try:
+        from dpmesh.ledger.postgres_books import PostgresBooks
+    except ModuleNotFoundError as error:
+        raise _not_installed(error) from error
+    return PostgresBooks
+
+
+def _not_installed(error: ModuleNotFoundError) -> Exception:
+    if error.name != "asyncpg":
+        return error
+    return ConfigError("ledger.url: PostgreSQL needs asyncpg: pip install 'dpmesh[postgres]'")
+
+
+def _is_postgres(url: str) -> bool:
+    return isinstance(url, str) and url.startswith(_POSTGRES)
 
 
 def _path(url: str) -> Path | None:
@@ -77,6 +134,16 @@ def _path(url: str) -> Path | None:
         return None
     rest = url.removeprefix("sqlite:///") if isinstance(url, str) else ""
     if rest in ("", url) or rest.endswith("/") or rest.startswith((":", "//")) or "\0" in rest:
-        shown = re.sub(r"//[^@/]*@", "//***@", str(url))  # a URL may carry a password
-        raise ConfigError(f"ledger.url: {shown!r} is not a ledger; {_ALLOWED}")
+        raise ConfigError(f"ledger.url: {_shown(str(url))!r} is not a ledger; {_ALLOWED}")
     return Path(rest)
+
+
+def _shown(url: str) -> str:
+    """A URL without what may be secret: who and with which password, in front of the last @, and parameters."""
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url)
+    beginning = scheme[0] if scheme else ""
+    place, mark, parameters = url[len(beginning) :].partition("?")
+    if "@" in parameters:  # then they may be the rest of a password
+        return f"{beginning}***"
+    _, at, place = place.rpartition("@")
+    return f"{beginning}{at and '***@'}{place}{mark and '?***'}"

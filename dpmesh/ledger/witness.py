@@ -166,8 +166,28 @@ def path_of(ledger: Path) -> Path:
     return ledger.with_name(ledger.name + "-witness")
 
 
-def seen(ledger: Path, name: bytes) -> int | None:
-    """How many commits the witness of a ledger saw; None if it is missing or another ledger's.
+def refusal(ledger: Path, name: bytes, commits: int) -> LedgerError | None:
+    """Why nobody may open a ledger that has come so far, or None: it is fine.
+
+    Args:
+        ledger: Its file.
+        name: Its random name.
+        commits: How many it holds.
+
+    Raises:
+        LedgerError: The witness can't be used at all.
+    """
+    try:
+        Witness(ledger, lambda: (name, commits)).close()
+    except LedgerError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return error
+    return None
+
+
+def seen(ledger: Path, name: bytes) -> int:
+    """How many commits the witness of a ledger saw; 0 if it is missing or another ledger's.
 
     Args:
         ledger: The ledger's file.
@@ -179,7 +199,7 @@ def seen(ledger: Path, name: bytes) -> int | None:
     file, (found, commits) = _find(path_of(ledger))
     if file >= 0:
         os.close(file)
-    return commits if found == name else None
+    return commits if found == name else 0
 
 
 def remake(ledger: Path, name: bytes, commits: int) -> None:

@@ -8,15 +8,16 @@ import sys
 import pytest
 
 from dpmesh.errors import ConfigError, LedgerError
-from dpmesh.ledger import Budget, Ledger, MemoryStore, inspect, open_store
+from dpmesh.ledger import Budget, Ledger, MemoryStore, inspect, open_books, open_store
 from tests.contract.suite import AMOUNT, BUDGETS, TENTH
 from tests.support import children
 
 
 def test_memory():
     assert isinstance(open_store("memory:"), MemoryStore)
-    with pytest.raises(ConfigError, match=r"ledger\.url: 'memory:'"):
-        inspect("memory:")
+    for function in (open_books, inspect):
+        with pytest.raises(ConfigError, match=r"ledger\.url: 'memory:'"):
+            function("memory:")
 
 
 def test_paths(tmp_path, monkeypatch):
@@ -41,24 +42,57 @@ def test_paths(tmp_path, monkeypatch):
         "sqlite://///x",
         "sqlite:///a\0b",
         "SQLITE:///x.db",
-        "postgresql://db/x",
+        "postgresql:db/x",
+        "mysql://db/x",
         "/var/lib/ledger.db",
         None,
         7,
     ],
 )
 def test_anything_else_is_refused_by_key_and_value(url):
-    for function in (open_store, inspect):
+    for function in (open_store, open_books, inspect):
         with pytest.raises(ConfigError, match=r"ledger\.url: .*memory:.*sqlite:///relative") as caught:
             function(url)
         assert repr(str(url)) in str(caught.value)
 
 
-def test_a_password_is_not_shown():
-    with pytest.raises(ConfigError) as caught:
-        open_store("postgresql://app:hunter2@db/x")
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("mysql://app:hunter2@db/x", "mysql://***@db/x"),
+        ("mysql://app:hun@ter2/hunter2@db/x", "mysql://***@db/x"),
+        ("mysql://app:hun?ter2@db/x", "mysql://***"),
+        ("postgresql:app:hunter2@db/x", "***@db/x"),
+        ("mysql://db/x?password=hunter2", "mysql://db/x?***"),
+        ("mysql://app:secret@db/x?password=hunter2", "mysql://***@db/x?***"),
+        ("mysql://db/x?password=hunt@er2", "mysql://***"),
+    ],
+)
+def test_a_password_is_not_shown(url, shown):
+    for function in (open_store, open_books, inspect):
+        with pytest.raises(ConfigError) as caught:
+            function(url)
+        assert repr(shown) in str(caught.value)
+        assert not any(word in str(caught.value) for word in ("hun", "er2", "app"))
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
+def test_a_database(scheme):
+    url = f"{scheme}://app:hunter2@db/x?sslmode=verify-full"
+    assert type(open_store(url)).__name__ == "PostgresStore"
+    assert type(open_books(url)).__name__ == "PostgresBooks"
+
+
+@pytest.mark.parametrize("function", [open_store, open_books])
+def test_a_database_without_its_driver(function, monkeypatch):
+    for module in [name for name in sys.modules if name.startswith("dpmesh.ledger.postgres")]:
+        monkeypatch.delitem(sys.modules, module)
+        # An import would find it there.
+        monkeypatch.delattr(sys.modules["dpmesh.ledger"], module.rpartition(".")[2], raising=False)
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(ConfigError, match=r"pip install 'dpmesh\[postgres\]'") as caught:
+        function("postgresql://app:hunter2@db/x?sslmode=verify-full")
     assert "hunter2" not in str(caught.value)
-    assert "@db/x" in str(caught.value)
 
 
 def test_sqlite_is_loaded_by_those_who_use_it():

@@ -1,0 +1,220 @@
+"""The witness: an older copy is refused, and nothing else is."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sqlite3
+
+import pytest
+
+from dpmesh.errors import LedgerError
+from dpmesh.ledger import Ledger, witness
+from dpmesh.ledger.sqlite import SQLiteStore
+from tests.contract.suite import AMOUNT, BUDGETS, TENTH
+from tests.support import children
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "ledger.db"
+
+
+async def opened(path):
+    ledger = Ledger(SQLiteStore(path), BUDGETS)
+    await ledger.open()
+    return ledger
+
+
+async def spent(path, *units):
+    """Uses a ledger, and puts it down."""
+    ledger = await opened(path)
+    for unit in units:
+        await ledger.charge([(0, unit, TENTH)])
+    await ledger.close()
+
+
+def copy(path):
+    """A copy of a ledger at rest, as a backup has one."""
+    return shutil.copy2(path, path.with_name("copy.db"))
+
+
+def restore(older, path):
+    """What a tool does that restores a database in use."""
+    with (
+        contextlib.closing(sqlite3.connect(older)) as source,
+        contextlib.closing(sqlite3.connect(path)) as target,
+    ):
+        source.backup(target)
+
+
+async def refused(path, match):
+    for _ in range(2):  # also the second time
+        with pytest.raises(LedgerError, match=match):
+            await opened(path)
+
+
+async def test_an_older_copy_is_refused_and_the_newest_is_not(path):
+    await spent(path, b"a")
+    older = copy(path)
+    await spent(path, b"a", b"b")
+    newest = path.with_name("newest.db")
+    path.rename(newest)
+    shutil.copy2(older, path)
+    await refused(path, r"ledger\.db is an older copy: 2 commits are missing.*accept --help")
+    newest.rename(path)
+    await spent(path, b"c")
+
+
+@pytest.mark.parametrize("how", ["in place", "by rename"])
+async def test_an_older_copy_is_refused_while_the_ledger_is_open(path, how):
+    await spent(path, b"a")
+    older = copy(path)
+    holders = [await opened(path), await opened(path)]
+    await holders[0].charge([(0, b"a", TENTH)])
+    await holders[1].charge([(0, b"b", TENTH)])
+    if how == "by rename":
+        older = path.with_name("copy.db").rename(path)
+    else:
+        restore(older, path)
+    for holder in holders:
+        for _ in range(2):
+            with pytest.raises(LedgerError, match=r"replaced while in use|lost charges|older copy"):
+                await holder.charge([(0, b"c", 1)])
+        await holder.close()
+    for suffix in ("-wal", "-shm"):  # of the file that is gone; SQLite would add its commits to the other
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    await refused(path, "older copy")
+
+
+async def test_a_holder_that_had_charged_nothing_notices_too(path):
+    await spent(path, b"a")
+    older = copy(path)
+    idle, busy = await opened(path), await opened(path)
+    await busy.charge([(0, b"a", TENTH)])
+    restore(older, path)
+    with pytest.raises(LedgerError, match="older copy"):
+        await idle.charge([(0, b"b", 1)])
+    with pytest.raises(LedgerError, match="older copy"):
+        await idle.spend_once(b"n" * 32, 1e10)
+    await idle.close()
+    await busy.close()
+
+
+@pytest.mark.parametrize("how", ["removed", "emptied"])
+async def test_a_missing_witness_is_refused(path, how):
+    await spent(path, b"a")
+    kept = witness.path_of(path).read_bytes()
+    if how == "removed":
+        witness.path_of(path).unlink()
+    else:
+        witness.path_of(path).write_bytes(b"")
+    await refused(path, r"ledger\.db-witness is missing.*put it back")
+    witness.path_of(path).write_bytes(kept)
+    await spent(path, b"a")
+
+
+@pytest.mark.parametrize("how", ["another's", "garbage", "short"])
+async def test_a_foreign_witness_is_refused(path, how):
+    await spent(path, b"a")
+    await spent(path.with_name("other.db"), b"a")
+    content = {
+        "another's": witness.path_of(path.with_name("other.db")).read_bytes(),
+        "garbage": os.urandom(24),
+        "short": b"?",
+    }
+    witness.path_of(path).write_bytes(content[how])
+    await refused(path, r"ledger\.db-witness belongs to another ledger than ledger\.db")
+
+
+async def test_a_witness_that_can_not_be_used_is_named(path):
+    await spent(path)
+    witness.path_of(path).unlink()
+    witness.path_of(path).mkdir()
+    await refused(path, r"ledger\.db-witness can't be used: Is a directory")
+
+
+async def test_a_ledger_that_is_gone_is_not_made_anew(path):
+    await spent(path, b"a")
+    path.unlink()
+    await refused(path, r"ledger\.db is gone, and ledger\.db-witness remembers")
+    assert not path.exists()
+
+
+async def test_a_witness_that_lags_is_fine(path, monkeypatch):
+    """A process may end between its commit and the witness's; so may the machine, a second later."""
+    await spent(path, b"a")
+    with monkeypatch.context() as patch:
+        patch.setattr(witness.Witness, "reached", lambda *_: None)
+        await spent(path, b"a", b"b")
+    before = witness.path_of(path).read_bytes()
+    await spent(path)
+    await spent(path, b"c")
+    assert witness.path_of(path).read_bytes() > before
+
+
+async def test_a_maker_that_ended_before_there_was_a_witness(path):
+    await spent(path)
+    witness.path_of(path).unlink()
+    await spent(path, b"a")
+    witness.path_of(path).unlink()
+    await refused(path, "is missing")
+
+
+async def test_it_is_durable_before_the_first_commit(path, monkeypatch):
+    order = []
+    fsync, reached = os.fsync, witness.Witness.reached
+    monkeypatch.setattr(
+        os, "fsync", lambda file: order.append(os.readlink(f"/proc/self/fd/{file}")) or fsync(file)
+    )
+    monkeypatch.setattr(witness.Witness, "reached", lambda *args: order.append("reached") or reached(*args))
+    await spent(path, b"a")
+    assert order[-3:-1] == [str(witness.path_of(path)), str(path.parent)]
+    assert order[-1] == "reached"
+
+
+@pytest.mark.parametrize("upgraded", [False, True])
+def test_processes_that_open_and_commit_at_once_raise_no_false_alarm(path, upgraded):
+    from tests.support import old_ledgers
+
+    if upgraded:
+        old_ledgers.make(path, 2, [(BUDGETS[2], b"a" * 16, 0, AMOUNT)])
+
+    def process(which):
+        async def run():
+            for i in range(25):
+                ledger = await opened(path)
+                for unit in range(3):
+                    await ledger.charge([(1, b"", 1), (0, bytes([which, i, unit]), TENTH)])
+                await ledger.close()
+
+        asyncio.run(run())
+        return "fine"
+
+    started = [children.start(lambda which=which: process(which)) for which in range(6)]
+    assert [children.finish(child) for child in started] == ["fine"] * 6
+    _, seen = witness._FORM.unpack(witness.path_of(path).read_bytes())
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT commits FROM ledger").fetchone() == (seen,)
+
+
+async def test_a_failed_commit_is_no_false_alarm(path):
+    """It may have taken effect or not, and other commits may come before the next of its chain."""
+    ledger = await opened(path)
+    await ledger.charge([(0, b"a", TENTH)])
+    store = ledger._store
+    advance = store._advance
+
+    def fails(change, windows):
+        change.connection.execute("PRAGMA max_page_count = 1")  # the disk is full
+        return advance(change, windows)
+
+    store._advance = fails
+    with pytest.raises(LedgerError, match="disk is full"):
+        await asyncio.gather(*[ledger.charge([(0, i.to_bytes(4, "big"), 1)]) for i in range(3000)])
+    store._advance = advance
+    await ledger.check()
+    assert await ledger.spend_once(b"n" * 32, 1e10)
+    await ledger.charge([(0, b"a", TENTH)])
+    await ledger.close()
+    await spent(path, b"a")
