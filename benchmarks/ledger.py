@@ -1,4 +1,4 @@
-"""Charges: from a held lease, and durably on SQLite, beside one transaction a charge in the same run.
+"""Charges: from held leases, and durably on SQLite and PostgreSQL, beside one transaction a charge in the same run.
 
 `python -m benchmarks.ledger` prints the table.
 """
@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import resource
 import sqlite3
+import statistics
 import tempfile
 import time
 import tracemalloc
@@ -15,7 +18,10 @@ from pathlib import Path
 
 from benchmarks.table import Row, show
 from dpmesh.accounting import AMOUNT, Accounting
-from dpmesh.ledger import Budget, Ledger, MemoryStore, open_store
+from dpmesh.ledger import Batch, Budget, Ledger, MemoryStore, Store, open_store, queue
+from dpmesh.ledger.postgres import PostgresStore
+from dpmesh.ledger.postgres_books import PostgresBooks
+from tests.support.postgres import Server
 
 UNITS = 100_000
 CONCURRENT = 64
@@ -25,6 +31,11 @@ PLENTY = Budget("plenty", "global", 1e9, 0.0, Accounting.PURE)
 PLENTY_TOO = Budget("plenty-too", "global", 1e9, 0.0, Accounting.PURE)
 LEASED = 300_000
 SINGLE = 1000
+MILLION = 1_000_000
+BLOCK = 1000
+CONNECTIONS = (1, 16, 64)
+HOLDERS = 16
+SHARED = 160_000
 
 
 async def leased() -> tuple[float, float, float]:
@@ -51,13 +62,18 @@ async def leased() -> tuple[float, float, float]:
     return seconds[0], seconds[1], seconds[2]
 
 
-async def durable(path: Path) -> tuple[float, float, int]:
-    """Durable charges a second, the longest commit, and what was debited beyond what was charged."""
-    ledger = Ledger(open_store(f"sqlite:///{path}"), [UNIT])
+async def durable(store: Store, first: int, count: int) -> tuple[float, float]:
+    """Durable charges a second of units that are charged once each, and the longest commit.
+
+    Raises:
+        AssertionError: Anything else was debited than what was charged.
+    """
+    ledger = Ledger(store, [UNIT])
     await ledger.open()
+    before = await _debited(store)
     commits: list[float] = []
     ledger.on_commit = commits.append
-    units = iter(range(UNITS))
+    units = iter(range(first, first + count))
 
     async def sender() -> None:
         for unit in units:
@@ -65,10 +81,140 @@ async def durable(path: Path) -> tuple[float, float, int]:
 
     start = time.perf_counter()
     await asyncio.gather(*[sender() for _ in range(CONCURRENT)])
-    rate = UNITS / (time.perf_counter() - start)
-    accounts = await ledger.accounts()
+    rate = count / (time.perf_counter() - start)
+    debited = await _debited(store)
     await ledger.close()
-    return rate, max(commits), sum(account.spent for account in accounts) - UNITS * COST
+    if debited - before != count * COST:
+        raise AssertionError(f"{debited - before - count * COST} was debited that nobody charged")
+    return rate, max(commits)
+
+
+async def _debited(store: Store) -> int:
+    """What all accounts were debited. The store is asked in its own words: a million of them fill no list."""
+    if isinstance(store, PostgresStore):
+        return int(
+            await store._reading.call(
+                lambda c: c.fetchval("SELECT sum(debited)::bigint FROM dpmesh.accounts")
+            )
+            or 0
+        )
+    return sum(account.spent for account in await store.accounts(None, None))
+
+
+async def many_units(server: Server) -> tuple[float, float, float]:
+    """Charges a second of the first 100,000 units, their longest commit, and how the last of a million compare."""
+    url = await _fresh(server)
+    rates = []
+    for first in range(0, MILLION, UNITS):
+        rate, longest = await durable(PostgresStore(url), first, UNITS)
+        rates.append(rate)
+        if first == 0:
+            most = longest
+    return rates[0], most, rates[-1] / rates[0]
+
+
+async def one_a_transaction(server: Server) -> float:
+    """The same statement with one charge each, 64 concurrent over the number of connections that is fastest."""
+    url = await _fresh(server)
+    best = 0.0
+    for size in CONNECTIONS:
+        stores = [PostgresStore(url) for _ in range(size)]
+        for store in stores:
+            await store.open([UNIT])
+        free: asyncio.LifoQueue[PostgresStore] = asyncio.LifoQueue()
+        for store in stores:
+            free.put_nowait(store)
+        units = iter(range(size * MILLION, size * MILLION + SINGLE * 4))
+
+        async def sender() -> None:
+            for unit in units:  # noqa: B023 - awaited below
+                account = (0, unit.to_bytes(16, "big"))
+                store = await free.get()  # noqa: B023
+                window = int(store._now()) // 86_400 * 86_400
+                outcome = await store.debit(Batch((window,), {account: 0}, [{account: COST}]))
+                free.put_nowait(store)  # noqa: B023
+                if outcome.lacking != [None]:
+                    raise AssertionError("a charge was refused")
+
+        start = time.perf_counter()
+        await asyncio.gather(*[sender() for _ in range(CONCURRENT)])
+        best = max(best, SINGLE * 4 / (time.perf_counter() - start))
+        for store in stores:
+            await store.close()
+    return best
+
+
+async def one_account(server: Server, holders: int) -> float:
+    """Charges a second to one account that so many holders share, each with a connection and leases of its own."""
+    url = await _fresh(server)
+    ledgers = [Ledger(PostgresStore(url), [PLENTY]) for _ in range(holders)]
+    for ledger in ledgers:
+        await ledger.open()
+    charges = [(0, b"", COST)]
+
+    async def sender(ledger: Ledger) -> None:
+        for _ in range(SHARED // holders):
+            await ledger.charge(charges)
+            await asyncio.sleep(0)
+
+    start = time.perf_counter()
+    await asyncio.gather(*[sender(ledger) for ledger in ledgers])
+    rate = SHARED / (time.perf_counter() - start)
+    for ledger in ledgers:
+        await ledger.close()
+    books = PostgresBooks(url)
+    async with books.view() as view:
+        spent = sum([account.spent async for account in view.accounts()])
+    if spent != SHARED * COST:
+        raise AssertionError("what was debited is not what was charged")
+    return rate
+
+
+async def _fresh(server: Server) -> str:
+    url = server.url(server.create_database())
+    await PostgresBooks(url).migrate()
+    return url
+
+
+async def held() -> tuple[float, float]:
+    """Bytes for each of a million units with a lease in hand; charges from those beside those from a thousand's.
+
+    It is the worst case: a lease that is not used is handed back before so many could be taken.
+    """
+    queue._IDLE = 86_400.0
+    gc.collect()
+    before = _resident()
+    many = await _leases(MILLION)
+    gc.collect()
+    size = (_resident() - before) / MILLION
+    few = await _leases(1000)
+    rates: dict[Ledger, list[float]] = {many: [], few: []}
+    for _ in range(5):  # in turns, for the machine may have other things to do
+        for ledger, count in ((many, MILLION), (few, 1000)):
+            start = time.perf_counter()
+            for _ in range(MILLION // count):
+                for unit in range(count):
+                    if not ledger.spend([(0, unit.to_bytes(8, "big"), 1)]):
+                        raise AssertionError("a lease was used up")
+            rates[ledger].append(MILLION / (time.perf_counter() - start))
+    await many.close()
+    await few.close()
+    return size, statistics.median(rates[many]) / statistics.median(rates[few])
+
+
+async def _leases(count: int) -> Ledger:
+    """A ledger with a lease for each of so many units."""
+    ledger = Ledger(_Forgetful(), [UNIT])
+    await ledger.open()
+    for first in range(0, count, BLOCK):
+        units = range(first, min(first + BLOCK, count))
+        for _ in range(2):  # A lease is taken with the second charge.
+            await asyncio.gather(*[ledger.charge([(0, unit.to_bytes(8, "big"), COST)]) for unit in units])
+    return ledger
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def one_by_one(path: Path) -> float:
@@ -104,19 +250,31 @@ async def memory() -> float:
 def rows() -> list[Row]:
     """All figures of the ledger."""
     one, two, awaited = asyncio.run(leased())
+    size, beside = asyncio.run(held())
     with tempfile.TemporaryDirectory() as place:
-        rate, longest, excess = asyncio.run(durable(Path(place) / "ledger.db"))
+        rate, longest = asyncio.run(durable(open_store(f"sqlite:///{place}/ledger.db"), 0, UNITS))
         single = one_by_one(Path(place) / "single.db")
-    if excess:
-        raise AssertionError(f"units that were charged once were debited {excess} too much")
+    with Server(max_connections=2 * max(CONNECTIONS)) as server:
+        shared, shared_longest, flat = asyncio.run(many_units(server))
+        shared_single = asyncio.run(one_a_transaction(server))
+        alone, together = asyncio.run(one_account(server, 1)), asyncio.run(one_account(server, HOLDERS))
     return [
-        Row("spend from a held lease", one * 1e6, "us", "at most 1"),
+        Row("charges from a held lease, one core", 1 / one, "/s", "at least 500,000"),
         Row("spend from two held leases, all or nothing", two * 1e6, "us", ""),
         Row("await charge on a held lease", awaited * 1e6, "us", "at most 1.5"),
         Row("durable charges, SQLite, 100,000 units once each, 64 concurrent", rate, "/s", "at least 5,000"),
         Row("  beside one transaction a charge", rate / single, "times", ""),
         Row("  longest commit", longest * 1e3, "ms", ""),
-        Row("memory per unit whose leases are used up", asyncio.run(memory()), "bytes", ""),
+        Row("durable charges, PostgreSQL, the same", shared, "/s", "at least 10,000"),
+        Row(
+            "  beside one transaction a charge, 64 concurrent", shared / shared_single, "times", "at least 8"
+        ),
+        Row("  longest commit", shared_longest * 1e3, "ms", ""),
+        Row("  with 1,000,000 units in it, beside the first 100,000", flat, "times", "at least 0.8"),
+        Row("charges to one account by 16 holders, beside one holder", together / alone, "times", ""),
+        Row("memory for a unit, 1,000,000 with a lease in hand", size, "bytes", "at most 300"),
+        Row("  charges from those, beside those from 1,000 units' leases", beside, "times", "at least 0.8"),
+        Row("memory for a unit whose leases are used up", asyncio.run(memory()), "bytes", ""),
     ]
 
 
@@ -127,7 +285,7 @@ class _Forgetful(MemoryStore):
         return self._budgets[account[0]].name, bytes(16)
 
     def _debited(self, account: tuple[int, bytes], window: int) -> int:
-        return 0
+        return 3 * COST
 
 
 if __name__ == "__main__":

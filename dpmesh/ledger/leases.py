@@ -16,7 +16,7 @@ from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.ledger.budget import Budget, Charge, check_names
 from dpmesh.ledger.holdings import Holdings, Key
-from dpmesh.ledger.queue import MAX_BATCH, CommitQueue
+from dpmesh.ledger.queue import CommitQueue
 from dpmesh.ledger.spending import SpendQueue
 from dpmesh.ledger.store import Account, AccountId, Store, account_hash
 
@@ -131,7 +131,11 @@ class Ledger:
                 budget is in the hands of other holders.
             LedgerError: The ledger can't answer in time; what was charged may stay charged.
         """
-        if not self.spend(charges):
+        if self.spend(charges):
+            return
+        if self._loop is asyncio.get_running_loop():
+            await self._queue.join(self._needs(charges))
+        else:
             await self._in_owner(lambda: self._charge_durably(charges), self._timeout)
 
     async def spend_once(self, name: bytes, until: float) -> bool:
@@ -214,11 +218,9 @@ class Ledger:
         self._open = False
         await self._queue.stop()
         await self._spends.stop()
-        starts, left = self._holdings.clear()
-        unspent = [(self._account(key), amount) for key, amount in left.items()]
-        for first in range(0, len(unspent), MAX_BATCH):
-            part = dict(unspent[first : first + MAX_BATCH])
-            if not await self._last_call(self._store.credit(starts, part), "return its unspent leases"):
+        left = self._holdings.clear()
+        for starts, unspent in self._queue.parts([left, *self._holdings.ended()]):
+            if not await self._last_call(self._store.credit(starts, unspent), "return its unspent leases"):
                 break
         await self._last_call(self._store.close(), "close its store")
 
@@ -235,9 +237,7 @@ class Ledger:
         return False
 
     async def _charge_durably(self, charges: Sequence[Charge]) -> None:
-        needs = self._needs(charges)
-        if needs:
-            await self._queue.wait(needs)
+        await self._queue.join(self._needs(charges))
 
     def _needs(self, charges: Sequence[Charge]) -> dict[Key, int]:
         """The sum for each account.

@@ -7,11 +7,11 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from dpmesh.errors import BudgetExhaustedError, LedgerError
 from dpmesh.ledger.budget import Budget
-from dpmesh.ledger.holdings import Holdings, Key, Lease
+from dpmesh.ledger.holdings import Holdings, Key, Lease, Left
 from dpmesh.ledger.store import AccountId, Batch, Outcome, Store
 
 _log = logging.getLogger(__name__)
@@ -79,25 +79,29 @@ class CommitQueue:
         self._returns: deque[tuple[tuple[int, ...], dict[AccountId, int]]] = deque()
         self._rotation: asyncio.TimerHandle | None = None
         self._flusher: asyncio.Task[None] | None = None
+        self._stopped = False
 
-    async def wait(self, needs: Mapping[Key, int]) -> None:
-        """Waits until the amounts are debited durably, all or nothing.
+    def join(self, needs: Mapping[Key, int]) -> asyncio.Future[None]:
+        """What to wait for until the amounts are debited durably, all or nothing. It raises what a refusal is.
 
         Raises:
-            BudgetExhaustedError: A budget doesn't cover it.
-            LedgerError: Too many wait already, or the store can't answer in time.
+            LedgerError: Too many wait already.
         """
         if len(self._waiting) >= MAX_WAITING:
             raise LedgerError(f"the ledger is too slow: {MAX_WAITING} charges are waiting already")
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(needs, loop.time() + self._timeout, loop.create_future())
-        self._waiting.append(waiter)
+        answer = loop.create_future()
+        if not needs:
+            answer.set_result(None)
+            return answer
+        self._waiting.append(_Waiter(needs, loop.time() + self._timeout, answer))
         if self._flusher is None:
             self._flusher = loop.create_task(self._flush())
-        await waiter.answer
+        return answer
 
     async def stop(self) -> None:
         """Refuses who waits, and lets the commit under way finish."""
+        self._stopped = True
         if self._rotation is not None:
             self._rotation.cancel()
         self._refuse_waiting(LedgerError("the ledger is closing"))
@@ -131,6 +135,7 @@ class CommitQueue:
                 if waiters:
                     await self._commit(waiters)
                 waiters = []
+                self._returns.extend(self.parts(self._holdings.ended()))
                 if self._returns:
                     await self._hand_back(*self._returns.popleft())
         except BaseException as error:
@@ -140,18 +145,22 @@ class CommitQueue:
                 raise
         finally:
             self._flusher = None
-            if self._rotation is None and self._holdings.holds_any():
+            if self._rotation is None and not self._stopped and self._holdings.holds_any():
                 self._rotation = asyncio.get_running_loop().call_later(_IDLE, self._rotate)
 
     def _rotate(self) -> None:
         """Finds the leases that nobody uses any more, and has them handed back."""
         self._rotation = None
-        starts, left = self._holdings.rotate()
-        accounts = [(self._account(key), amount) for key, amount in left.items()]
-        for first in range(0, len(accounts), MAX_BATCH):
-            self._returns.append((starts, dict(accounts[first : first + MAX_BATCH])))
-        if self._flusher is None and (accounts or self._holdings.holds_any()):
+        self._returns.extend(self.parts([*self._holdings.ended(), self._holdings.rotate()]))
+        if self._flusher is None and (self._returns or self._holdings.holds_any()):
             self._flusher = asyncio.get_running_loop().create_task(self._flush())
+
+    def parts(self, left: Iterable[Left]) -> Iterator[tuple[tuple[int, ...], dict[AccountId, int]]]:
+        """What is to be handed back, by accounts, in parts for one commit each."""
+        for starts, amounts in left:
+            accounts = [(self._account(key), amount) for key, amount in amounts.items()]
+            for first in range(0, len(accounts), MAX_BATCH):
+                yield starts, dict(accounts[first : first + MAX_BATCH])
 
     async def _hand_back(self, starts: tuple[int, ...], unspent: dict[AccountId, int]) -> None:
         """Returns leases. What fails is wasted, never spent: nobody holds them any more."""
@@ -192,6 +201,7 @@ class CommitQueue:
             # What was held is debited already. What was to be debited now may be, so it counts as spent.
             self._holdings.put(starts, held)
             raise
+        self._returns.extend(self.parts([(starts, self._worthless(held, starts, outcome.windows))]))
         now = time.monotonic()
         after = {
             key: Lease(outcome.left[a], outcome.debited[a], batch.held[a] + outcome.debits.get(a, 0), now)
@@ -203,6 +213,15 @@ class CommitQueue:
                 waiter.admit()
             else:
                 waiter.refuse(self.exhausted(lacking))
+
+    @staticmethod
+    def _worthless(
+        held: Mapping[Key, Lease], starts: Sequence[int], windows: Sequence[int]
+    ) -> dict[Key, int]:
+        """What was held in windows that were over by the time the store decided."""
+        return {
+            key: lease.left for key, lease in held.items() if lease.left and starts[key[0]] != windows[key[0]]
+        }
 
     async def _debit(self, batch: Batch, waiters: list[_Waiter]) -> Outcome:
         """Waits for the store, and meanwhile refuses whoever waited too long."""
