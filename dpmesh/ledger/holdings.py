@@ -16,6 +16,8 @@ _AHEAD = 2.0  # a holder takes as much as it would use in so many seconds
 Key = tuple[int, bytes]
 """(index into the budgets, the unit's canonical bytes)."""
 
+Left = tuple[tuple[int, ...], dict[Key, int]]
+"""(for each budget, when the window began; for each account, what was left in it)."""
 
 _NO_CAPS: Mapping[Key, int] = {}
 
@@ -115,6 +117,8 @@ class Holdings:
         self._clock = clock
         self._lock = threading.Lock()
         self._windows: dict[int, _Window] = {}
+        # What was left when windows ended: (all windows' starts, budget, leases). Nobody may spend it any more.
+        self._ended: list[tuple[tuple[int, ...], int, dict[bytes, Lease]]] = []
 
     def start(self, budgets: Sequence[Budget], starts: Sequence[int]) -> None:
         """Begins with nothing held.
@@ -127,7 +131,7 @@ class Holdings:
         for index, start in enumerate(starts):
             windows[index].begin(start)
         with self._lock:
-            self._windows = windows
+            self._windows, self._ended = windows, []
 
     def spend(self, charges: Sequence[Charge]) -> bool:
         """Pays for all charges from what is held, or for none. The hot path: no I/O, one lock.
@@ -194,8 +198,8 @@ class Holdings:
             ValueError: now is not a time.
         """
         with self._lock:
-            for window in self._windows.values():
-                self._advance(window, window_start(now, window.length))
+            for index, window in self._windows.items():
+                self._advance(index, window_start(now, window.length))
             return self._starts()
 
     def take(self, keys: Iterable[Key]) -> tuple[tuple[int, ...], dict[Key, Lease]]:
@@ -216,7 +220,7 @@ class Holdings:
     def put(
         self, starts: Sequence[int], leases: Mapping[Key, Lease], caps: Mapping[Key, int] = _NO_CAPS
     ) -> None:
-        """Puts leases in; nothing where the window is over, or after `clear`.
+        """Puts leases in; where the window is over, among what is left of it, and after `clear` nowhere.
 
         Args:
             starts: For each budget, the window that the leases belong to.
@@ -224,17 +228,21 @@ class Holdings:
             caps: What the store said that each may be debited.
         """
         with self._lock:
-            for index, window in self._windows.items():
-                self._advance(window, starts[index])
+            for index in self._windows:
+                self._advance(index, starts[index])
             for (budget, key), lease in leases.items():
                 window_now = self._windows.get(budget)
-                if window_now is not None and window_now.start == starts[budget]:
-                    window_now.keep(key, lease)
-                    cap = caps.get((budget, key))
-                    if cap is not None:
-                        window_now.raise_cap(key, cap)
+                if window_now is None:
+                    continue
+                if window_now.start != starts[budget]:
+                    self._ended.append((tuple(starts), budget, {key: lease}))
+                    continue
+                window_now.keep(key, lease)
+                cap = caps.get((budget, key))
+                if cap is not None:
+                    window_now.raise_cap(key, cap)
 
-    def rotate(self) -> tuple[tuple[int, ...], dict[Key, int]]:
+    def rotate(self) -> Left:
         """Gives up the leases that nobody used since the last call.
 
         Returns:
@@ -248,6 +256,21 @@ class Holdings:
             }
             return self._starts(), left
 
+    def ended(self) -> list[Left]:
+        """What was left when windows ended since the last call: worthless, but it counts on the odometer.
+
+        Returns:
+            As `rotate`, for each window that ended.
+        """
+        with self._lock:
+            ended, self._ended = self._ended, []
+        found = []
+        for starts, budget, leases in ended:
+            left = {(budget, key): lease.left for key, lease in leases.items() if lease.left}
+            if left:
+                found.append((starts, left))
+        return found
+
     def holds_any(self) -> bool:
         """Whether anything is left of any lease."""
         with self._lock:
@@ -259,7 +282,7 @@ class Holdings:
             window = self._windows.get(budget)
             return math.inf if window is None else window.end
 
-    def clear(self) -> tuple[tuple[int, ...], dict[Key, int]]:
+    def clear(self) -> Left:
         """Takes everything; from now on nothing can be spent.
 
         Returns:
@@ -279,6 +302,7 @@ class Holdings:
     def forked(self) -> None:
         """Forgets all leases: they are the parent's. Called in a forked child."""
         self._lock = threading.Lock()  # the parent's may be held by a thread that doesn't exist here
+        self._ended = []
         for window in self._windows.values():
             window.begin(window.start)
 
@@ -288,8 +312,8 @@ class Holdings:
     def _roll(self, now: float) -> None:
         """Begins the windows that are due, if the clock shows a time at all. The lock is held."""
         with suppress(ValueError):
-            for window in self._windows.values():
-                self._advance(window, window_start(now, window.length))
+            for index, window in self._windows.items():
+                self._advance(index, window_start(now, window.length))
 
     def _drop_empty(self, charges: Sequence[Charge]) -> None:
         """Forgets the leases that a payment used up. The lock is held."""
@@ -300,7 +324,10 @@ class Holdings:
                 del window.leases[key]
                 window.keep(key, lease)
 
-    @staticmethod
-    def _advance(window: _Window, start: int) -> None:
+    def _advance(self, index: int, start: int) -> None:
+        """Begins a budget's window, if it is a later one. The lock is held."""
+        window = self._windows[index]
         if start > window.start:
+            starts = self._starts()
+            self._ended += [(starts, index, held) for held in (window.leases, window.idle) if held]
             window.begin(start)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from dpmesh.accounting import AMOUNT, window_start
 from dpmesh.errors import BudgetExhaustedError
-from dpmesh.ledger import Ledger, Store, account_hash
+from dpmesh.ledger import Books, Ledger, Store, account_hash
+from dpmesh.ledger.verify import verify
 from tests.contract.suite import DAY, Clock, pure
 
 BUDGETS = [pure("unit"), pure("all", 3.0, key="global", window=3 * DAY), pure("life", 2.0, window=None)]
@@ -40,6 +41,10 @@ class LedgerModel:
 
     def store(self, place: Path) -> Store:
         raise NotImplementedError
+
+    def books(self, place: Path) -> Books | None:
+        """Those of the stores at a place, where there are any."""
+        return None
 
     def test_two_holders_never_overspend(self):
         @SETTINGS
@@ -108,9 +113,14 @@ class LedgerModel:
             reader = Ledger(self.store(place), BUDGETS, clock=clock)
             await reader.open()
             await self.check_debits(reader, released, exactly=True)
+            await self.check_odometers(reader, released)
             await reader.close()
         for ledger in dropped:
             await ledger._store.close()
+        books = self.books(place)
+        if books is not None:
+            async with books.view() as view:
+                assert await verify(view) == []
 
     @staticmethod
     def check_refusals(released, starts, what, results) -> None:
@@ -135,3 +145,14 @@ class LedgerModel:
             if amount and newest[name] == start:
                 assert amount <= debited[*name, start]
                 assert not exactly or amount == debited[*name, start]
+
+    @staticmethod
+    async def check_odometers(ledger: Ledger, released) -> None:
+        """What one holder released in all windows, and nothing else: it came back from every slice."""
+        everything: Counter[tuple[str, str]] = Counter()
+        for (i, key, _), amount in released.items():
+            everything[BUDGETS[i].name, account_hash(ledger.secret, key).hex()] += amount
+        lifetimes = {(a.budget, a.account): a.lifetime for a in await ledger.accounts()}
+        assert {name: n for name, n in lifetimes.items() if n} == {
+            name: n for name, n in everything.items() if n
+        }

@@ -41,6 +41,9 @@ class LedgerSuite:
         """A new store at a place; where the place is shared, on what an earlier one left there."""
         raise NotImplementedError
 
+    def tell(self, place: Path, now: float) -> None:
+        """Sets the clock of a store that has one of its own."""
+
     @pytest.fixture
     def clock(self):
         return Clock()
@@ -418,6 +421,60 @@ class LedgerSuite:
         await first.close()
         await second.close()
 
+    # The odometer
+
+    async def test_the_odometer_counts_all_windows(self, make, ledger, clock):
+        for day in range(1, 4):
+            await ledger.charge([(0, b"a", AMOUNT - day), (2, b"a", day)])
+            unit, life = await ledger.accounts(unit=b"a")
+            assert (unit.spent, unit.lifetime) == (AMOUNT - day, day * AMOUNT - day * (day + 1) // 2)
+            assert life.spent == life.lifetime
+            clock.now += DAY
+        await ledger.close()
+        again = make()
+        await again.open()
+        assert [a.lifetime for a in await again.accounts(unit=b"a")] == [3 * AMOUNT - 6, 6]
+        await again.close()
+
+    async def test_what_comes_back_lowers_the_odometer_whenever_it_does(self, tmp_path):
+        store = self.store(tmp_path)
+        await store.open([UNIT])
+        a = (0, b"a" * 16)
+
+        async def numbers():
+            return [(account.spent, account.lifetime) for account in await store.accounts(None, None)]
+
+        self.tell(tmp_path, DAY)
+        await store.debit(Batch((DAY,), {a: 0}, [{a: 6 * TENTH}]))
+        await store.debit(Batch((DAY,), {a: 0}, [{a: 2 * TENTH}]))
+        await store.credit((DAY,), {a: TENTH})
+        assert await numbers() == [(7 * TENTH, 7 * TENTH)]
+        self.tell(tmp_path, 2 * DAY)
+        await store.debit(Batch((2 * DAY,), {a: 0}, [{a: 3 * TENTH}]))
+        assert await numbers() == [(3 * TENTH, 10 * TENTH)]
+        await store.credit((DAY,), {a: 4 * TENTH})  # of the older window: more than this one was debited
+        assert await numbers() == [(3 * TENTH, 6 * TENTH)]
+        await store.credit((2 * DAY,), {a: TENTH})
+        assert await numbers() == [(2 * TENTH, 5 * TENTH)]
+        await store.credit((2 * DAY,), {a: 3 * TENTH})
+        await store.credit((3 * DAY,), {a: TENTH})
+        assert await numbers() == [(2 * TENTH, 5 * TENTH)]
+        await store.close()
+
+    async def test_what_is_left_when_a_window_ends_comes_back_to_the_odometer(self, ledger, make, clock):
+        for _ in range(3):
+            await ledger.charge([(0, b"a", TENTH), (2, b"a", TENTH)])  # one more tenth of each is held
+        assert [a.lifetime for a in await ledger.accounts(unit=b"a")] == [4 * TENTH] * 2
+        clock.now += DAY
+        await ledger.charge([(0, b"a", TENTH)])
+        await ledger.charge([(0, b"b", TENTH)])
+        clock.now += DAY
+        await ledger.close()
+        again = make()
+        await again.open()
+        assert [a.lifetime for a in await again.accounts(unit=b"a")] == [4 * TENTH, 3 * TENTH]
+        await again.close()
+
     # Names that are spent once
 
     async def test_a_name_is_spent_once(self, ledger, clock):
@@ -519,7 +576,9 @@ class LedgerSuite:
         store = self.store(tmp_path)
         assert (await store.open([UNIT, LIFE])).windows == (0, 0)
         a = (0, b"a" * 16)
+        self.tell(tmp_path, 2 * DAY)
         await store.debit(Batch((2 * DAY, 0), {a: 0}, [{a: AMOUNT}]))
+        self.tell(tmp_path, DAY)
         outcome = await store.debit(Batch((DAY, 0), {a: TENTH}, [{a: TENTH}]))
         assert outcome.windows == (2 * DAY, 0)
         assert outcome.lacking == [0]  # what it held was of an older window
@@ -532,6 +591,7 @@ class LedgerSuite:
         store = self.store(tmp_path)
         await store.open([UNIT])
         a, never = (0, b"a" * 16), (0, b"n" * 16)
+        self.tell(tmp_path, DAY)
         await store.debit(Batch((DAY,), {a: 0}, [{a: AMOUNT}]))
         await store.credit((0,), {a: TENTH})
         await store.credit((DAY,), {a: 2 * AMOUNT})
@@ -539,6 +599,7 @@ class LedgerSuite:
         assert [account.spent for account in await store.accounts(None, None)] == [AMOUNT]
         await store.credit((DAY,), {a: TENTH})
         assert [account.spent for account in await store.accounts(None, None)] == [9 * TENTH]
+        self.tell(tmp_path, 2 * DAY)
         await store.debit(Batch((2 * DAY,), {a: 0}, [{a: TENTH}]))
         await store.credit((DAY,), {a: TENTH})
         assert [account.spent for account in await store.accounts(None, None)] == [TENTH]
