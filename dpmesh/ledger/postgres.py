@@ -25,6 +25,8 @@ _TRIES = 20
 LOCK = 0x64706D657368  # "dpmesh": an advisory lock, held by whoever changes more than charges
 _DAY = 86_400
 _AGAIN = ("40001", "40P01")  # serialization failure, deadlock: nothing was written
+# Nor if the server could not lock, grow or have more memory, or was told to stop. What ends the session can come later.
+_UNDONE = (*_AGAIN, "53", "55P03", "57014")
 
 _DEBIT = "SELECT * FROM dpmesh.debit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 _STATE = "SELECT * FROM dpmesh.state($1, $2, $3)"
@@ -260,9 +262,10 @@ class PostgresStore:
         try:
             answer = await statement
         except asyncpg.PostgresError as error:
+            if error.severity_en == "ERROR" and error.sqlstate.startswith(_UNDONE):
+                self._chain.withdraw()
             if error.sqlstate not in _AGAIN:
                 raise
-            self._chain.withdraw()
             return None
         status = answer if isinstance(answer, str) else answer["status"]
         if status == "done":

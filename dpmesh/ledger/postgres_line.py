@@ -17,6 +17,8 @@ _T = TypeVar("_T")
 
 # What may pass by itself within the time that a call has: the server starts or stops, or has no connection free.
 _PASSING = ("57P", "53300", "08")
+# asyncpg's, of a connection that it can't use: the second, when the server has ended it and it is still open.
+_BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 _NAMED = {"127.0.0.1", "::1", "localhost", ""}
 _PARENTS: list[Any] = []
 """Connections that a forked child inherited: never used, and never collected, which would close the parent's."""
@@ -86,7 +88,7 @@ class Line:
         try:
             connection = await self._connected(deadline)
             return await work(connection)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except (asyncpg.PostgresError, *_BROKEN, OSError, TimeoutError) as error:
             # A transaction that failed leaves the connection usable; anything else starts afresh.
             if not isinstance(error, asyncpg.PostgresError) or error.sqlstate[:3] in ("57P", "08P"):
                 self._drop(connection)
@@ -207,6 +209,8 @@ def explain(error: Exception, where: str) -> LedgerError:
     if isinstance(error, TimeoutError):
         return LedgerError(f"{where} did not answer in time")
     state = getattr(error, "sqlstate", None)
+    if isinstance(error, asyncpg.InternalClientError):
+        return LedgerError(f"{where} closed the connection")
     if state is None:
         reason = getattr(error, "strerror", None) or type(error).__name__
         return LedgerError(f"{where} can't be reached: {reason}")
