@@ -57,6 +57,8 @@ class Event(IntEnum):
     REFUSED = 5
     CLOSED = 6
     FAILED = 7
+    CANCELLED = 8
+    SAMPLE = 9
 
 
 class Record(NamedTuple):
@@ -64,8 +66,8 @@ class Record(NamedTuple):
 
     Attributes:
         event: What happened.
-        unit: Whose charge it was.
-        amount: What it cost, from every budget.
+        unit: Whose charge it was. SAMPLE: how many charges wait for a commit.
+        amount: What it cost, from every budget. SAMPLE: the process's memory, in bytes.
         began: When the call began, on the machine's monotonic clock.
         ended: When it returned.
         payload: OPENED: the name of the holder's chain. UNOPENED, REFUSED, FAILED: what the error says.
@@ -94,6 +96,9 @@ class Work:
         hot: How many accounts are charged again and again; they change with time, and are the same for all holders.
         cold: How many others there are.
         pause: Seconds between two charges of a sender.
+        every: With it charges don't wait for one another: one begins every so many seconds, and there are no senders.
+        most: It ends by itself when it has released so many.
+        cancel: The share of the charges that are cancelled at a random moment, if they are still under way then.
         timeout: The ledger's.
         budgets: Every charge is charged to all of them.
         make: Makes the ledger; by default as an application does.
@@ -105,6 +110,9 @@ class Work:
     hot: int = 3
     cold: int = 2000
     pause: float = 0.004
+    every: float | None = None
+    most: int | None = None
+    cancel: float = 0.0
     timeout: float = 5.0
     budgets: Sequence[Budget] = BUDGETS
     make: Callable[[Work], Ledger] | None = None
@@ -141,33 +149,81 @@ async def hold(work: Work, tell: Tell, stop: asyncio.Event) -> None:
             if stop.is_set():
                 return
             await asyncio.sleep(random.uniform(0.05, 0.2))
-    name = ledger._store._chain.name
-    tell(Record(Event.OPENED, 0, 0, began, time.monotonic(), name))
-    chance = random.Random(work.seed)
-    await asyncio.gather(*[_send(ledger, work, chance, tell, stop) for _ in range(work.senders)])
+    tell(Record(Event.OPENED, 0, 0, began, time.monotonic(), ledger._store._chain.name))
+    sender = _Sender(ledger, work, tell, stop)
+    sampling = asyncio.create_task(sender.sample())
+    if work.every is None:
+        await asyncio.gather(*[sender.send() for _ in range(work.senders)])
+    else:
+        await sender.pace(work.every)
+    sampling.cancel()
     began = time.monotonic()
     await ledger.close()
     tell(Record(Event.CLOSED, 0, 0, began, time.monotonic(), b""))
 
 
-async def _send(ledger: Ledger, work: Work, chance: random.Random, tell: Tell, stop: asyncio.Event) -> None:
-    while not stop.is_set():
+class _Sender:
+    """Makes charges at random, and tells what became of each."""
+
+    def __init__(self, ledger: Ledger, work: Work, tell: Tell, stop: asyncio.Event) -> None:
+        self._ledger = ledger
+        self._work = work
+        self._tell = tell
+        self._stop = stop
+        self._chance = random.Random(work.seed)
+        self._released = 0
+
+    async def send(self) -> None:
+        """One charge after the other."""
+        while not self._stop.is_set():
+            event = await self.charge()
+            least = {Event.EXHAUSTED: 0.02, Event.REFUSED: 0.05}.get(event, 0.0)
+            await asyncio.sleep(max(self._work.pause, least))
+
+    async def pace(self, every: float) -> None:
+        """A charge each time, whatever became of the others."""
+        under_way: set[asyncio.Task[Event]] = set()
+        while not self._stop.is_set():
+            task = asyncio.create_task(self.charge())
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+            await asyncio.sleep(every)
+        await asyncio.gather(*under_way)
+
+    async def sample(self) -> None:
+        """Tells once in a while how much waits, and how much memory that takes."""
+        while True:
+            now = time.monotonic()
+            with open("/proc/self/statm") as file:
+                memory = int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+            self._tell(Record(Event.SAMPLE, len(self._ledger._queue._waiting), memory, now, now, b""))
+            await asyncio.sleep(0.5)
+
+    async def charge(self) -> Event:
+        """One charge, of an account that may be hot."""
+        chance, work = self._chance, self._work
         unit = chance.randrange(work.cold)
         if work.hot and chance.random() < 0.7:
-            shift = int(time.monotonic() / _SHIFT)
-            unit = 1_000_000 + shift * work.hot + chance.randrange(work.hot)
+            unit = 1_000_000 + int(time.monotonic() / _SHIFT) * work.hot + chance.randrange(work.hot)
         amount = chance.randint(1, LARGEST)
-        pause = work.pause
+        patience = chance.expovariate(1 / 0.005) if chance.random() < work.cancel else None
         began = time.monotonic()
         event, payload = Event.RELEASED, b""
         try:
-            await ledger.charge(work.charges(unit, amount))
+            async with asyncio.timeout(patience):
+                await self._ledger.charge(work.charges(unit, amount))
         except BudgetExhaustedError:
-            event, pause = Event.EXHAUSTED, max(pause, 0.02)
+            event = Event.EXHAUSTED
         except LedgerError as error:
-            event, pause, payload = Event.REFUSED, max(pause, 0.05), str(error).encode()
-        tell(Record(event, unit, amount, began, time.monotonic(), payload))
-        await asyncio.sleep(pause)
+            event, payload = Event.REFUSED, str(error).encode()
+        except TimeoutError:
+            event = Event.CANCELLED
+        self._tell(Record(event, unit, amount, began, time.monotonic(), payload))
+        if event is Event.RELEASED:
+            self._released += 1
+            if self._released == work.most:
+                self._stop.set()
+        return event
 
 
 @dataclass
@@ -400,6 +456,7 @@ class Tally:
     Attributes:
         released: How many charges were released.
         exhausted: How many found no budget.
+        cancelled: How many were cancelled under way.
         refused: How many the ledger could not answer, by the error's text.
         slowest: The longest that a charge took, in seconds.
         waste: For each holder that is gone, budget, account and window: what is debited and was not released.
@@ -409,6 +466,7 @@ class Tally:
 
     released: int = 0
     exhausted: int = 0
+    cancelled: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     slowest: float = 0.0
     waste: dict[tuple[bytes, str, str, int], int] = field(default_factory=dict)
@@ -418,8 +476,8 @@ class Tally:
     def __str__(self) -> str:
         share = max((waste for waste in self.waste.values()), default=0) / AMOUNT
         return (
-            f"{self.released} released, {self.exhausted} exhausted, {sum(self.refused.values())} refused, slowest "
-            f"{self.slowest:.2f} s, {self.entries} entries, largest waste {share:.4f}"
+            f"{self.released} released, {self.exhausted} exhausted, {sum(self.refused.values())} refused, "
+            f"{self.cancelled} cancelled, slowest {self.slowest:.2f} s, {self.entries} entries, largest waste {share:.4f}"
         )
 
 
@@ -503,6 +561,7 @@ async def _check(
     for report, records in seen:
         chain = next((r.payload for r in records if r.event is Event.OPENED), None)
         own: Counter[tuple[str, str]] = Counter()
+        cancelled: Counter[tuple[str, str]] = Counter()
         for record in records:
             if record.event is Event.FAILED:
                 assert report.killed, record.text
@@ -512,6 +571,10 @@ async def _check(
                 assert lost or "lost charges" not in record.text, record.text
             elif record.event is Event.EXHAUSTED:
                 tally.exhausted += 1
+            elif record.event is Event.CANCELLED:
+                tally.cancelled += 1
+                for budget in report.work.budgets:
+                    cancelled[budget.name, name_of(account_key(budget, record.unit))] += record.amount
             elif record.event is Event.RELEASED:
                 tally.released += 1
                 for budget in report.work.budgets:
@@ -526,7 +589,7 @@ async def _check(
         if chain is None:
             assert not own, "a holder released before it had opened the ledger"
             continue
-        _check_waste(report, chain, own, net[chain], largest[chain], faults, tally)
+        _check_waste(report, chain, own, cancelled, net[chain], largest[chain], faults, tally)
     for where, amount in released.items():
         assert amount <= debited[where], f"{where}: {amount} released, {debited[where]} debited"
     everything: Counter[tuple[str, str]] = Counter()
@@ -549,6 +612,7 @@ def _check_waste(
     report: Report,
     chain: bytes,
     own: Counter[tuple[str, str]],
+    cancelled: Counter[tuple[str, str]],
     net: Counter[tuple[str, str, int]],
     largest: Counter[tuple[str, str, int]],
     faults: int,
@@ -557,7 +621,8 @@ def _check_waste(
     """What a holder that is gone has debited and not released is at most one slice of each account.
 
     A killed one may also have released what it could no longer report: one charge for each sender. In a window that
-    has ended, what is left of a slice is worthless, so that is waste too, at most one slice again.
+    has ended, what is left of a slice is worthless, so that is waste too, at most one slice again. A charge that was
+    cancelled may have been debited before.
     """
     if not (report.killed or report.closed):
         return
@@ -565,14 +630,19 @@ def _check_waste(
     for (budget, account, window), amount in net.items():
         by_account[budget, account].append((window, amount))
     forever = {budget.name for budget in report.work.budgets if budget.window is None}
-    unreported = report.work.senders * LARGEST if report.killed else 0
+    work = report.work
+    at_once = LARGEST * (work.senders if work.every is None else int(2 * work.timeout / work.every))
+    unreported = at_once if report.killed else 0
+    caps = {budget.name: budget.cap for budget in work.budgets}
     for where, windows in by_account.items():
         waste = sum(amount for _, amount in windows) - own[where]
         assert waste >= 0, f"{where}: a holder released {-waste} more than it debited"
+        for window, _ in windows:
+            assert largest[*where, window] <= at_once + caps[where[0]] // 4, f"{where}: that is no slice"
         most = sum(largest[*where, window] for window, _ in windows)
         tally.waste[chain, *where, windows[-1][0]] = waste
         tally.slices[chain, *where, windows[-1][0]] = most
         if where[0] in forever and report.closed and not faults:
-            assert waste == 0, f"{where}: {waste} was not returned"
-        bound = (1 + faults) * most + unreported
+            assert waste <= cancelled[where], f"{where}: {waste} was not returned"
+        bound = (1 + faults) * most + unreported + cancelled[where]
         assert waste <= bound, f"{where}: {waste} wasted, more than a slice of {most}"
