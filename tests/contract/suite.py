@@ -475,6 +475,21 @@ class LedgerSuite:
         assert [a.lifetime for a in await again.accounts(unit=b"a")] == [4 * TENTH, 3 * TENTH]
         await again.close()
 
+    async def test_what_another_holder_s_clock_made_worthless_comes_back_to_the_odometer(self, make, clock):
+        early, late = make(), make(clock=Clock(clock.now + DAY))
+        await early.open()
+        await late.open()
+        for _ in range(3):
+            await early.charge([(0, b"a", TENTH)])  # one more tenth is held
+        await late.charge([(0, b"b", 1)])
+        await early.charge(
+            [(0, b"a", 2 * TENTH)]
+        )  # what is held doesn't cover it, and belongs to the window before
+        await early.close()
+        (account,) = await late.accounts(unit=b"a")
+        assert (account.window_start, account.spent, account.lifetime) == (1001 * DAY, 2 * TENTH, 5 * TENTH)
+        await late.close()
+
     # Names that are spent once
 
     async def test_a_name_is_spent_once(self, ledger, clock):

@@ -82,11 +82,33 @@ def test_leases_of_another_window_are_not_put_back():
     holdings.roll(DAY)
     holdings.put((0, 0), {(0, b"a"): lease(5)})
     assert not holdings.spend([(0, b"a", 1)])
+    assert holdings.ended() == [((0, 0), {(0, b"a"): 5})]
+    assert holdings.ended() == []
     kept = lease(5)
     holdings.put((2 * DAY, 2 * DAY), {(0, b"a"): kept})
     assert holdings.take([(0, b"a")]) == ((2 * DAY, 2 * DAY), {(0, b"a"): kept})
     assert (kept.left, kept.debited) == (5, 5)
     assert holdings.take([(0, b"a")]) == ((2 * DAY, 2 * DAY), {})
+
+
+def test_what_is_left_when_windows_end_is_told_once():
+    clock = Clock(0.0)
+    holdings = Holdings(clock)
+    holdings.start([pure("day"), pure("two", window=2 * DAY)], [0, 0])
+    holdings.put((0, 0), {(0, b"a"): lease(10), (0, b"b"): lease(5), (1, b"a"): lease(7)})
+    holdings.rotate()  # idle, and still there
+    assert holdings.spend([(0, b"b", 4)])
+    clock.now = DAY
+    assert not holdings.spend([(0, b"a", 1)])
+    ended = holdings.ended()
+    assert all(starts == (0, 0) for starts, _ in ended)
+    assert {key: amount for _, left in ended for key, amount in left.items()} == {(0, b"a"): 10, (0, b"b"): 1}
+    holdings.roll(2 * DAY)
+    assert holdings.ended() == [((2 * DAY, 0), {(1, b"a"): 7})]
+    holdings.put((2 * DAY, 2 * DAY), {(0, b"a"): lease(1)})
+    holdings.forked()
+    holdings.roll(9 * DAY)
+    assert holdings.ended() == []  # it is the parent's
 
 
 def test_nothing_can_be_spent_after_clear():

@@ -259,14 +259,22 @@ async def test_closing_is_bounded_whatever_the_store_does(how, monkeypatch, capl
 
 @in_virtual_time
 async def test_a_closed_ledger_wakes_up_no_more():
-    store = MemoryStore()
-    ledger = await opened(store)
+    class Slow(MemoryStore):
+        async def debit(self, batch):
+            await asyncio.sleep(1)
+            return await super().debit(batch)
+
+    ledger = await opened(Slow())
     first = ledger._queue
-    for _ in range(3):
+    for _ in range(2):
         await ledger.charge([(1, b"a", TENTH)])
+    under_way = asyncio.create_task(ledger.charge([(1, b"a", TENTH)]))  # it is going to hold one more tenth
+    await asyncio.sleep(0.5)
+    assert first._rotation is None
     await ledger.close()
+    await under_way
     await ledger.open()
     for _ in range(3):
         await ledger.charge([(1, b"b", TENTH)])
-    assert first._rotation is None or first._rotation.cancelled()
+    assert (first._rotation, first._flusher) == (None, None)
     await ledger.close()

@@ -12,9 +12,11 @@ import stat
 import pytest
 
 from dpmesh.errors import BudgetExhaustedError, LedgerError
-from dpmesh.ledger import Ledger, schema
+from dpmesh.ledger import Batch, Ledger, schema
 from dpmesh.ledger.sqlite import SQLiteStore
-from tests.contract.suite import AMOUNT, BUDGETS, TENTH
+from dpmesh.ledger.sqlite_books import SQLiteBooks
+from dpmesh.ledger.verify import verify
+from tests.contract.suite import AMOUNT, BUDGETS, DAY, TENTH
 from tests.support import children
 
 AT_REST = ["ledger.db", "ledger.db-witness"]
@@ -118,6 +120,18 @@ async def test_several_who_make_one_file_at_once_share_it(path):
     started = [children.start(child) for _ in range(8)]
     assert len({children.finish(one) for one in started}) == 1
     assert sorted(os.listdir(path.parent)) == AT_REST
+
+
+async def test_what_comes_back_is_no_more_than_was_ever_debited(path):
+    store, a = SQLiteStore(path), (0, b"a" * 16)
+    await store.open(BUDGETS[:1])
+    await store.debit(Batch((DAY,), {a: 0}, [{a: 2}]))
+    await store.debit(Batch((2 * DAY,), {a: 0}, [{a: 1}]))
+    await store.credit((DAY,), {a: 4})
+    assert [account.lifetime for account in await store.accounts(None, None)] == [3]
+    await store.close()
+    async with SQLiteBooks(path).view() as view:
+        assert await verify(view) == []
 
 
 # Bad files: a clear error at the earliest moment

@@ -9,7 +9,7 @@ import sqlite3
 import pytest
 
 from dpmesh.errors import LedgerError
-from dpmesh.ledger import Ledger, witness
+from dpmesh.ledger import Ledger, schema, witness
 from dpmesh.ledger.sqlite import SQLiteStore
 from tests.contract.suite import AMOUNT, BUDGETS, TENTH
 from tests.support import children
@@ -198,18 +198,41 @@ def test_processes_that_open_and_commit_at_once_raise_no_false_alarm(path, upgra
         assert connection.execute("SELECT commits FROM ledger").fetchone() == (seen,)
 
 
-async def test_a_failed_commit_is_no_false_alarm(path):
-    """It may have taken effect or not, and other commits may come before the next of its chain."""
+@pytest.mark.parametrize("took_effect", [False, True])
+async def test_a_commit_in_doubt_is_no_false_alarm(path, took_effect, monkeypatch):
+    """Other commits may come before the next one of its chain."""
+    ledger = await opened(path)
+    await ledger.charge([(0, b"a", TENTH)])
+    with monkeypatch.context() as patch:
+        if took_effect:
+            patch.setattr(witness.Witness, "reached", fails)
+        else:
+            patch.setattr(schema, "count_commit", fails)
+        with pytest.raises(LedgerError, match="No space left"):
+            await ledger.charge([(0, b"b", TENTH)])
+    await ledger.check()
+    assert await ledger.spend_once(b"n" * 32, 1e10)
+    await ledger.charge([(0, b"a", TENTH)])
+    assert [a.spent for a in await ledger.accounts("unit", b"b")] == [TENTH] * took_effect
+    await ledger.close()
+    await spent(path, b"a")
+
+
+def fails(*_):
+    raise OSError(28, "No space left on device")
+
+
+async def test_a_full_disk_is_no_false_alarm(path):
     ledger = await opened(path)
     await ledger.charge([(0, b"a", TENTH)])
     store = ledger._store
     advance = store._advance
 
-    def fails(change, windows):
+    def fill(change, windows):
         change.connection.execute("PRAGMA max_page_count = 1")  # the disk is full
         return advance(change, windows)
 
-    store._advance = fails
+    store._advance = fill
     with pytest.raises(LedgerError, match="disk is full"):
         await asyncio.gather(*[ledger.charge([(0, i.to_bytes(4, "big"), 1)]) for i in range(3000)])
     store._advance = advance
