@@ -1,0 +1,161 @@
+"""Transfer: an SQLite ledger goes on as a PostgreSQL one. No charge is lost, and none counts twice."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpmesh.errors import ConfigError, LedgerError
+from dpmesh.ledger import schema
+from dpmesh.ledger.postgres import write_budget
+from dpmesh.ledger.postgres_books import PostgresBooks
+from dpmesh.ledger.sqlite_books import SQLiteBooks
+from dpmesh.ledger.urls import open_books
+from dpmesh.ledger.witness import Witness
+
+_BUSY = 10.0  # seconds to wait for the holder of the file's lock
+_COLUMNS = {
+    "accounts": ("budget", "account", "window_start", "debited", "cap", "granted", "lifetime"),
+    "chains": ("name", "seq", "hash", "pruned_seq", "pruned_hash"),
+    "charges": ("day", "chain", "seq", "at", "body", "hash"),
+    "spent": ("name", "until"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What was transferred.
+
+    Attributes:
+        budgets: How many budgets.
+        accounts: How many accounts.
+        entries: How many entries of the charge log.
+        again: It had been transferred before, and nothing was done now.
+    """
+
+    budgets: int
+    accounts: int
+    entries: int
+    again: bool
+
+
+async def transfer(source: str, target: str) -> Moved:
+    """Moves an SQLite ledger, whose file takes no charge from then on, into a PostgreSQL ledger that was not used yet.
+
+    The file is closed first, and opened again if nothing came of it. Whatever happens in between, the charges are in at
+    least one of both, and at most one of both takes more. Done again after a failure, it goes on.
+
+    Args:
+        source: The SQLite ledger's URL.
+        target: The URL of where it goes: a PostgreSQL ledger that was migrated, and has no budgets.
+
+    Raises:
+        ConfigError: One of them is of another kind, or the target is in use.
+        LedgerError: One of them can't be used.
+    """
+    books, into = open_books(source), open_books(target)
+    if not isinstance(books, SQLiteBooks):
+        raise ConfigError("the source must be an SQLite ledger: sqlite:///path")
+    if not isinstance(into, PostgresBooks):
+        raise ConfigError("--ledger: the target must be a PostgreSQL ledger: postgresql://...")
+    async with books.view():  # There is one, and it can be read.
+        pass
+    try:
+        with closing(schema.connect(books.path, "mode=rw", _BUSY)) as connection:
+            return await _transfer(connection, books.path, into)
+    except (sqlite3.Error, OSError) as error:
+        raise schema.explain(error, books.path) from error
+
+
+async def _transfer(connection: sqlite3.Connection, source: Path, target: PostgresBooks) -> Moved:
+    connection.execute("PRAGMA synchronous = FULL")
+    secret = schema.read_secret(connection, source)
+    schema.upgrade(connection)
+    if connection.execute("SELECT moved FROM ledger").fetchone()[0] is None:
+        Witness(source, lambda: schema.progress(connection, source)).close()  # It is no older copy.
+    name = _close(connection, source, target.place)
+    try:
+        return await target.change(lambda into: _fill(connection, into, name, secret, target.place))
+    except BaseException:
+        # Opened again only if the target says that it has nothing; if it can't be asked, the file stays closed.
+        if not await target.change(lambda into: _known(into, name)):
+            with schema.transaction(connection):
+                connection.execute("UPDATE ledger SET moved = NULL")
+        raise
+
+
+def _close(connection: sqlite3.Connection, source: Path, place: str) -> bytes:
+    """Makes the file refuse charges, durably; returns the ledger's name."""
+    with schema.transaction(connection):
+        name, moved = connection.execute("SELECT witness, moved FROM ledger").fetchone()
+        if moved not in (None, place):
+            raise LedgerError(f"{source} was imported into {moved}, where its budgets live on")
+        connection.execute("UPDATE ledger SET moved = ?", (place,))
+    return bytes(name)
+
+
+async def _known(into: Any, name: bytes) -> Any:
+    return await into.fetchrow(
+        "SELECT budgets, accounts, entries FROM dpmesh.imports WHERE source = $1", name
+    )
+
+
+async def _fill(connection: sqlite3.Connection, into: Any, name: bytes, secret: bytes, place: str) -> Moved:
+    """Copies everything, in the target's transaction."""
+    if (before := await _known(into, name)) is not None:
+        return Moved(before["budgets"], before["accounts"], before["entries"], again=True)
+    for table in ("budgets", "accounts", "chains", "spent"):
+        if await into.fetchval(f"SELECT EXISTS (SELECT FROM dpmesh.{table})"):  # noqa: S608 - constants
+            raise ConfigError(f"--ledger: {place} is in use already; import into one that was only migrated")
+    await into.execute("UPDATE dpmesh.ledger SET secret = $1", secret)
+    budgets = schema.read_budgets(connection)
+    for row, start, budget_name in connection.execute(
+        "SELECT id, window_start, name FROM budgets ORDER BY id"
+    ):
+        await write_budget(into, budgets[budget_name])
+        await into.execute(
+            "UPDATE dpmesh.budgets SET id = $2, window_start = $3 WHERE name = $1", budget_name, row, start
+        )
+    await into.execute("SELECT setval('dpmesh.budgets_id_seq', greatest(1, max(id))) FROM dpmesh.budgets")
+    (now,) = connection.execute("SELECT now FROM clock").fetchone()
+    await into.execute("UPDATE dpmesh.clock SET now = $1", now)
+    (pruned,) = connection.execute("SELECT pruned_before FROM ledger").fetchone()
+    await into.execute("UPDATE dpmesh.ledger SET pruned_before = $1", pruned)
+    days = connection.execute("SELECT DISTINCT at / 86400 FROM charges").fetchall()
+    for (day,) in days:
+        await into.execute("SELECT dpmesh.prepare($1)", day)
+    rows = {
+        "accounts": connection.execute(f"SELECT {', '.join(_COLUMNS['accounts'])} FROM accounts"),  # noqa: S608
+        "chains": connection.execute(f"SELECT {', '.join(_COLUMNS['chains'])} FROM chains"),  # noqa: S608
+        "charges": connection.execute(
+            "SELECT e.at / 86400, c.name, e.seq, e.at, e.body, e.hash FROM charges e JOIN chains c ON c.id = e.chain"
+        ),
+        "spent": connection.execute("SELECT name, until FROM spent"),
+    }
+    counts = {table: await _copy(into, table, found) for table, found in rows.items()}
+    moved = Moved(len(budgets), counts["accounts"], counts["charges"], again=False)
+    await into.execute(
+        "INSERT INTO dpmesh.imports VALUES ($1, $2, $3, $4)",
+        name,
+        moved.budgets,
+        moved.accounts,
+        moved.entries,
+    )
+    return moved
+
+
+async def _copy(into: Any, table: str, rows: Iterable[tuple[Any, ...]]) -> int:
+    count = 0
+
+    def counted() -> Iterable[tuple[Any, ...]]:
+        nonlocal count
+        for row in rows:
+            count += 1
+            yield row
+
+    await into.copy_records_to_table(table, schema_name="dpmesh", columns=_COLUMNS[table], records=counted())
+    return count
