@@ -108,4 +108,8 @@ class TestPostgresLedger(InPostgres, LedgerSuite):
             await ledger.charge([(0, b"a", 6 * TENTH + 1)])
         await ledger.charge([(0, b"a", 6 * TENTH)])
         (account,) = await ledger.accounts()
-        assert (account.window_start, account.spent) == (1000 * DAY, AMOUNT)
+        # The lease that was given up has come back meanwhile.
+        assert (account.window_start, account.spent) == (1000 * DAY, 9 * TENTH)
+        await ledger.charge([(0, b"a", TENTH)])
+        with pytest.raises(BudgetExhaustedError):
+            await ledger.charge([(0, b"a", 1)])
