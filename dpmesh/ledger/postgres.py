@@ -50,9 +50,14 @@ ORDER BY w.place
 _BUDGETS = (
     "SELECT id, name, key, epsilon, delta, accounting, length, on_exhausted FROM dpmesh.budgets ORDER BY id"
 )
-_WRITE_BUDGET = """
+# Replicas of two configurations could wait for each other in a circle. The lock comes first: the sort needs all rows.
+_WRITE_BUDGETS = """
+WITH locked AS MATERIALIZED (SELECT pg_advisory_xact_lock($1))
 INSERT INTO dpmesh.budgets AS b (name, key, epsilon, delta, accounting, length, on_exhausted)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
+SELECT w.name, w.key, w.epsilon, w.delta, w.accounting, w.length, w.on_exhausted
+FROM locked, unnest($2::text[], $3::text[], $4::float8[], $5::float8[], $6::text[], $7::bigint[], $8::text[])
+    WITH ORDINALITY AS w (name, key, epsilon, delta, accounting, length, on_exhausted, place)
+ORDER BY w.place
 ON CONFLICT (name) DO UPDATE
 SET epsilon = excluded.epsilon, delta = excluded.delta, on_exhausted = excluded.on_exhausted
 WHERE (b.epsilon, b.delta, b.on_exhausted) IS DISTINCT FROM (excluded.epsilon, excluded.delta, excluded.on_exhausted)
@@ -164,23 +169,18 @@ class PostgresStore:
         return told + (self._monotonic() - asked)
 
     async def _open(self, connection: Any) -> Opened:
-        async with connection.transaction():
-            ledger = await connection.fetchrow("SELECT version, secret, lost FROM dpmesh.ledger")
-            if ledger is None or ledger["version"] != VERSION:
-                raise LedgerError(
-                    f"{self.place} holds tables of another version of dpmesh ({ledger and ledger['version']}, this one "
-                    f"knows {VERSION}): run `dpmesh ledger migrate` with the newest version, and use that"
-                )
-            if ledger["lost"]:
-                raise self._lost()
-            stored = {budget.name: budget for budget in (await read_budgets(connection)).values()}
-            for budget in self._budgets:
-                check_unchanged(stored.get(budget.name, budget), budget)
-            if any(budget != stored.get(budget.name) for budget in self._budgets):
-                # One at a time: replicas of two configurations could wait for each other in a circle.
-                await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
-                for budget in self._budgets:
-                    await write_budget(connection, budget)
+        # Each statement is a transaction of its own: whoever is cut off between two of them holds no lock.
+        ledger = await connection.fetchrow("SELECT version, secret, lost FROM dpmesh.ledger")
+        if ledger is None or ledger["version"] != VERSION:
+            raise LedgerError(
+                f"{self.place} holds tables of another version of dpmesh ({ledger and ledger['version']}, this one "
+                f"knows {VERSION}): run `dpmesh ledger migrate` with the newest version, and use that"
+            )
+        if ledger["lost"]:
+            raise self._lost()
+        if changed := await self._changed(connection):
+            await write_budgets(connection, changed)
+            await self._changed(connection)  # Others may have made the same ones meanwhile, and otherwise.
         rows = {
             row["name"]: row
             for row in await connection.fetch("SELECT id, name, window_start FROM dpmesh.budgets")
@@ -193,6 +193,17 @@ class PostgresStore:
         return Opened(
             bytes(ledger["secret"]), tuple(rows[budget.name]["window_start"] for budget in self._budgets)
         )
+
+    async def _changed(self, connection: Any) -> list[Budget]:
+        """The budgets that the database doesn't hold as they are configured here.
+
+        Raises:
+            ConfigError: One means something else there.
+        """
+        stored = {budget.name: budget for budget in (await read_budgets(connection)).values()}
+        for budget in self._budgets:
+            check_unchanged(stored.get(budget.name, budget), budget)
+        return [budget for budget in self._budgets if budget != stored.get(budget.name)]
 
     async def _debit(self, connection: Any, batch: Batch) -> Outcome:
         accounts = list(batch.held)
@@ -374,15 +385,21 @@ async def read_budgets(connection: Any) -> dict[int, Budget]:
 
 async def write_budget(connection: Any, budget: Budget) -> None:
     """Stores a budget's definition."""
+    await write_budgets(connection, [budget])
+
+
+async def write_budgets(connection: Any, budgets: Sequence[Budget]) -> None:
+    """Stores definitions of budgets, in one statement."""
     await connection.execute(
-        _WRITE_BUDGET,
-        budget.name,
-        budget.key,
-        float(budget.epsilon),
-        float(budget.delta),
-        budget.accounting.value,
-        None if budget.window is None else int(budget.window),
-        budget.on_exhausted,
+        _WRITE_BUDGETS,
+        LOCK,
+        [budget.name for budget in budgets],
+        [budget.key for budget in budgets],
+        [float(budget.epsilon) for budget in budgets],
+        [float(budget.delta) for budget in budgets],
+        [budget.accounting.value for budget in budgets],
+        [None if budget.window is None else int(budget.window) for budget in budgets],
+        [budget.on_exhausted for budget in budgets],
     )
 
 
