@@ -28,7 +28,7 @@ _AGAIN = ("40001", "40P01")  # serialization failure, deadlock: nothing was writ
 # Nor if the server could not lock, grow or have more memory, or was told to stop. What ends the session can come later.
 _UNDONE = (*_AGAIN, "53", "55P03", "57014")
 
-_DEBIT = "SELECT * FROM dpmesh.debit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+_DEBIT = "SELECT * FROM dpmesh.debit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
 _STATE = "SELECT * FROM dpmesh.state($1, $2, $3)"
 _CREDIT = "SELECT dpmesh.credit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 ACCOUNTS = """
@@ -257,6 +257,7 @@ class PostgresStore:
                 windows,
                 amounts,
                 [self._budgets[a[0]].cap for a in ordered],
+                [outcome.caps[a] - self._budgets[a[0]].cap for a in ordered],
                 *entry,
             )
         )

@@ -156,6 +156,7 @@ END $$;
 CREATE FUNCTION dpmesh.debit(
     ids_ integer[], starts_ bigint[],
     budgets_ integer[], accounts_ bytea[], windows_ bigint[], amounts_ bigint[], caps_ bigint[],
+    grants_ bigint[],
     chain_ bytea, seq_ bigint, before_ bytea, at_ bigint, body_ bytea, hash_ bytea
 ) RETURNS dpmesh.answer LANGUAGE plpgsql AS $$
 DECLARE
@@ -176,8 +177,11 @@ BEGIN
             FROM unnest(ids_, starts_) AS u (id, start) WHERE b.id = u.id AND b.window_start < u.start;
             WITH changed AS (
                 INSERT INTO dpmesh.accounts AS a (budget, account, window_start, debited, cap, granted, lifetime)
-                SELECT w.budget, w.account, w.start, w.amount, w.cap, 0, w.amount
-                FROM unnest(budgets_, accounts_, windows_, amounts_, caps_) AS w (budget, account, start, amount, cap)
+                -- A grant is known only of an account that is there, so this is never written with one; but it is
+                -- checked as if it were.
+                SELECT w.budget, w.account, w.start, w.amount, w.cap, w.granted, w.amount
+                FROM unnest(budgets_, accounts_, windows_, amounts_, caps_, grants_)
+                    AS w (budget, account, start, amount, cap, granted)
                 ORDER BY w.budget, w.account
                 ON CONFLICT (budget, account) DO UPDATE SET
                     debited = excluded.debited
