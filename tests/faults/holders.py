@@ -488,7 +488,7 @@ def check(
     faults: int = 0,
     limit: float | None = None,
     lost: bool = False,
-    clock: Callable[[float], float] | None = None,
+    windows: bool = True,
 ) -> Tally:
     """Compares what holders reported with the ledger; they may be at work, and may be dead.
 
@@ -499,16 +499,12 @@ def check(
             debited.
         limit: The longest that a charge may take, in seconds; by default the ledger's limit and a margin.
         lost: Whether holders may say that the ledger has lost charges.
-        clock: The ledger's time at a moment of the monotonic clock; by default this machine's.
+        windows: Whether the ledger's clock is this machine's, which tells the window that paid for a release. If not,
+            releases are compared with what is debited in all windows together.
     """
     # First what was released, then the ledger, which goes on.
     seen = [(report, list(report.records)) for report in reports]
-    return asyncio.run(_check(url, seen, faults, limit, lost, clock or _this_machine()))
-
-
-def _this_machine() -> Callable[[float], float]:
-    offset = time.time() - time.monotonic()
-    return lambda moment: moment + offset
+    return asyncio.run(_check(url, seen, faults, limit, lost, windows))
 
 
 async def _check(
@@ -517,9 +513,10 @@ async def _check(
     faults: int,
     limit: float | None,
     lost: bool,
-    clock: Callable[[float], float],
+    windows: bool,
 ) -> Tally:
     tally = Tally()
+    offset = time.time() - time.monotonic()
     async with open_books(url).view() as view:
         found = await verify(view)
         assert not found, found
@@ -581,9 +578,9 @@ async def _check(
                     account = budget.name, name_of(account_key(budget, record.unit))
                     own[account] += record.amount
                     # What is paid around the end of a window can belong to either.
-                    first = window_start(clock(record.began) - 0.5, budget.window)
-                    last = window_start(clock(record.ended) + 0.5, budget.window)
-                    if first == last:
+                    first = window_start(record.began + offset - 0.5, budget.window)
+                    last = window_start(record.ended + offset + 0.5, budget.window)
+                    if first == last and (windows or budget.window is None):
                         released[*account, first] += record.amount
         total.update(own)
         if chain is None:
