@@ -9,11 +9,12 @@ from dpmesh.accounting.conversions import (
     rho_to_epsilon,
 )
 from dpmesh.accounting.costs import Cost
-from dpmesh.accounting.windows import check_length, window_end, window_start
+from dpmesh.accounting.windows import MAX_SECONDS, check_length, window_end, window_start
 
 __all__ = [
     "AMOUNT",
     "MAX_AMOUNT",
+    "MAX_SECONDS",
     "Accounting",
     "Cost",
     "amount_down",

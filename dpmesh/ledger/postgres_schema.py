@@ -107,13 +107,14 @@ END $$;
 """
 
 # The state that a decision needs, of all budgets and of some accounts: what all holders debited, and grants, in the
-# windows in force.
+# windows in force. A window that anybody was told of stays in force, whatever the clock shows later.
 _STATE = """
 CREATE TYPE dpmesh.answer AS (status text, now double precision, starts bigint[], debited bigint[], granted bigint[]);
 CREATE FUNCTION dpmesh.state(ids_ integer[], budgets_ integer[], accounts_ bytea[]) RETURNS dpmesh.answer
 LANGUAGE plpgsql AS $$
 DECLARE
     answer dpmesh.answer;
+    begins boolean;
 BEGIN
     answer.status := 'stale';
     answer.now := dpmesh.now();
@@ -121,8 +122,14 @@ BEGIN
         answer.status := 'clock';
         RETURN answer;
     END IF;
-    SELECT array_agg(dpmesh.in_force(answer.now, b.length, b.window_start) ORDER BY u.place) INTO answer.starts
-    FROM unnest(ids_) WITH ORDINALITY AS u (id, place) JOIN dpmesh.budgets b ON b.id = u.id;
+    SELECT array_agg(w.start ORDER BY w.place), bool_or(w.start > w.latest) INTO answer.starts, begins FROM (
+        SELECT u.place, b.window_start AS latest, dpmesh.in_force(answer.now, b.length, b.window_start) AS start
+        FROM unnest(ids_) WITH ORDINALITY AS u (id, place) JOIN dpmesh.budgets b ON b.id = u.id
+    ) AS w;
+    IF begins THEN
+        UPDATE dpmesh.budgets b SET window_start = u.start
+        FROM unnest(ids_, answer.starts) AS u (id, start) WHERE b.id = u.id AND b.window_start < u.start;
+    END IF;
     SELECT coalesce(array_agg(coalesce(a.debited, 0) ORDER BY w.place), '{}'),
            coalesce(array_agg(coalesce(a.granted, 0) ORDER BY w.place), '{}')
     INTO answer.debited, answer.granted
@@ -173,8 +180,6 @@ BEGIN
     END IF;
     IF answer.starts = starts_ THEN
         BEGIN
-            UPDATE dpmesh.budgets b SET window_start = u.start
-            FROM unnest(ids_, starts_) AS u (id, start) WHERE b.id = u.id AND b.window_start < u.start;
             WITH changed AS (
                 INSERT INTO dpmesh.accounts AS a (budget, account, window_start, debited, cap, granted, lifetime)
                 -- A grant is known only of an account that is there, so this is never written with one; but it is

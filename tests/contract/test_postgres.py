@@ -9,6 +9,7 @@ from dpmesh.accounting import AMOUNT
 from dpmesh.errors import BudgetExhaustedError
 from dpmesh.ledger.postgres import PostgresStore
 from dpmesh.ledger.postgres_books import PostgresBooks
+from tests.contract.model import LedgerModel
 from tests.contract.suite import DAY, TENTH, Clock, LedgerSuite
 
 
@@ -32,7 +33,7 @@ class DatabaseClock(Clock):
 
 class InPostgres:
     @pytest.fixture(autouse=True)
-    async def _databases(self, postgres):
+    def _databases(self, postgres):
         self._server = postgres
         self._names, self._clocks = {}, {}
         with tempfile.TemporaryDirectory() as folder:
@@ -67,6 +68,10 @@ class InPostgres:
             "CREATE OR REPLACE FUNCTION dpmesh.now() RETURNS double precision LANGUAGE sql VOLATILE AS "
             f"$$SELECT pg_read_file('{path}')::double precision$$",
         )
+        return self.clock_of(place)
+
+    def books(self, place):
+        return PostgresBooks(self.url(place))
 
 
 class TestPostgresLedger(InPostgres, LedgerSuite):
@@ -113,3 +118,30 @@ class TestPostgresLedger(InPostgres, LedgerSuite):
         await ledger.charge([(0, b"a", TENTH)])
         with pytest.raises(BudgetExhaustedError):
             await ledger.charge([(0, b"a", 1)])
+
+    async def test_what_another_holder_s_clock_made_worthless_comes_back_to_the_odometer(self, make, clock):
+        """Holders' clocks make nothing worthless here. What the database's did, while it was ahead, comes back."""
+        ledger = make()
+        await ledger.open()
+        for _ in range(3):
+            await ledger.charge([(0, b"a", TENTH)])  # one more tenth is held
+        clock.now += DAY
+        await ledger.charge([(0, b"b", TENTH)])
+        clock.now -= DAY
+        await ledger.charge([(0, b"a", 2 * TENTH)])
+        await ledger.close()
+        (account,) = await self.accounts_of(make, b"a")
+        assert (account.window_start, account.spent, account.lifetime) == (1001 * DAY, 2 * TENTH, 5 * TENTH)
+
+    @staticmethod
+    async def accounts_of(make, unit):
+        reader = make()
+        await reader.open()
+        try:
+            return await reader.accounts(unit=unit)
+        finally:
+            await reader.close()
+
+
+class TestPostgresModel(InPostgres, LedgerModel):
+    EXAMPLES = 25
