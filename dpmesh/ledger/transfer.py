@@ -75,27 +75,84 @@ async def _transfer(connection: sqlite3.Connection, source: Path, target: Postgr
     connection.execute("PRAGMA synchronous = FULL")
     secret = schema.read_secret(connection, source)
     schema.upgrade(connection)
-    if connection.execute("SELECT moved FROM ledger").fetchone()[0] is None:
-        Witness(source, lambda: schema.progress(connection, source)).close()  # It is no older copy.
-    name = _close(connection, source, target.place)
+    name = bytes(connection.execute("SELECT witness FROM ledger").fetchone()[0])
+    _check_elsewhere(connection, source, target.place)
+    if (before := await target.change(lambda into: _usable(into, name, target.place))) is None:
+        _close(
+            connection, source, target.place
+        )  # Not before the target has answered: it may be the wrong one.
+    elif _moved(connection) == target.place:
+        return before
+
+    async def fill(into: Any) -> Moved:
+        before = await _usable(into, name, target.place)
+        _close(connection, source, target.place)  # Again, if somebody who failed has opened it meanwhile.
+        return before or await _fill(connection, into, name, secret)
+
+    async def reopen(into: Any) -> None:
+        if await _known(into, name) is None:
+            _set_moved(connection, source, None)
+
     try:
-        return await target.change(lambda into: _fill(connection, into, name, secret, target.place))
-    except BaseException:
-        # Opened again only if the target says that it has nothing; if it can't be asked, the file stays closed.
-        if not await target.change(lambda into: _known(into, name)):
-            with schema.transaction(connection):
-                connection.execute("UPDATE ledger SET moved = NULL")
+        return await target.change(fill)
+    except BaseException as error:
+        # Opened again only if the target says that it has nothing, and while nobody else fills it.
+        try:
+            await target.change(reopen)
+        except LedgerError:
+            raise LedgerError(
+                f"{error}; {source} stays closed, because {target.place} can't be asked whether it was imported: "
+                "import it again"
+            ) from error
         raise
 
 
-def _close(connection: sqlite3.Connection, source: Path, place: str) -> bytes:
-    """Makes the file refuse charges, durably; returns the ledger's name."""
-    with schema.transaction(connection):
-        name, moved = connection.execute("SELECT witness, moved FROM ledger").fetchone()
-        if moved not in (None, place):
-            raise LedgerError(f"{source} was imported into {moved}, where its budgets live on")
-        connection.execute("UPDATE ledger SET moved = ?", (place,))
-    return bytes(name)
+def _moved(connection: sqlite3.Connection) -> str | None:
+    """Where the ledger was moved, or None."""
+    found: str | None = connection.execute("SELECT moved FROM ledger").fetchone()[0]
+    return found
+
+
+def _check_elsewhere(connection: sqlite3.Connection, source: Path, place: str) -> None:
+    moved = _moved(connection)
+    if moved not in (None, place):
+        raise LedgerError(f"{source} was imported into {moved}, where its budgets live on")
+
+
+def _close(connection: sqlite3.Connection, source: Path, place: str) -> None:
+    """Makes the file refuse charges, durably."""
+    _check_elsewhere(connection, source, place)
+    _set_moved(connection, source, place)
+
+
+def _set_moved(connection: sqlite3.Connection, source: Path, place: str | None) -> None:
+    """Closes or opens the file. That is a commit like any other: an older copy must not be taken for this one."""
+    with closing(Witness(source, lambda: _progress(connection))) as seen:
+        if _moved(connection) != place:
+            with schema.transaction(connection):
+                connection.execute("UPDATE ledger SET moved = ?, commits = commits + 1", (place,))
+                seen.check(_progress(connection)[1])
+        seen.reached(_progress(connection)[1])
+
+
+def _progress(connection: sqlite3.Connection) -> tuple[bytes, int]:
+    """The ledger's name and commits, moved or not."""
+    name, commits = connection.execute("SELECT witness, commits FROM ledger").fetchone()
+    return name, commits
+
+
+async def _usable(into: Any, name: bytes, place: str) -> Moved | None:
+    """What was transferred there before, if anything.
+
+    Raises:
+        ConfigError: Something else is there.
+    """
+    if (before := await _known(into, name)) is not None:
+        return Moved(before["budgets"], before["accounts"], before["entries"], again=True)
+    for table in ("budgets", "accounts", "chains", "spent"):
+        if await into.fetchval(f"SELECT EXISTS (SELECT FROM dpmesh.{table})"):  # noqa: S608 - constants
+            raise ConfigError(f"--ledger: {place} is in use already; import into one that was only migrated")
+    return None
 
 
 async def _known(into: Any, name: bytes) -> Any:
@@ -104,13 +161,8 @@ async def _known(into: Any, name: bytes) -> Any:
     )
 
 
-async def _fill(connection: sqlite3.Connection, into: Any, name: bytes, secret: bytes, place: str) -> Moved:
+async def _fill(connection: sqlite3.Connection, into: Any, name: bytes, secret: bytes) -> Moved:
     """Copies everything, in the target's transaction."""
-    if (before := await _known(into, name)) is not None:
-        return Moved(before["budgets"], before["accounts"], before["entries"], again=True)
-    for table in ("budgets", "accounts", "chains", "spent"):
-        if await into.fetchval(f"SELECT EXISTS (SELECT FROM dpmesh.{table})"):  # noqa: S608 - constants
-            raise ConfigError(f"--ledger: {place} is in use already; import into one that was only migrated")
     await into.execute("UPDATE dpmesh.ledger SET secret = $1", secret)
     budgets = schema.read_budgets(connection)
     for row, start, budget_name in connection.execute(
