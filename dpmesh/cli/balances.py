@@ -15,20 +15,15 @@ if TYPE_CHECKING:
 
 # Whose loss a budget caps, and towards whom, by its key.
 _WHOSE = {
-    "unit": ("The loss is this unit's, towards everyone who receives its messages, all of them together.",),
-    "global": (
-        "The loss is that of any one unit whose data are in the aggregates, towards everyone who receives them, "
-        "all of them together.",
-    ),
-    "unit/consumer": (
-        "The loss is this unit's, towards this consumer. Consumers who put together what they received are capped by "
-        "the unit's budgets alone (without --consumer).",
-    ),
-    "global/consumer": (
-        "The loss is that of any one unit whose data are in the aggregates, towards this consumer. Consumers who put "
-        "together what they received are capped by the budgets alone (without --consumer).",
-    ),
+    "unit": "The loss is this unit's, towards everyone who receives its messages, all of them together.",
+    "global": "The loss is that of any one unit whose data are in the aggregates, towards everyone who receives them, "
+    "all of them together.",
+    "unit/consumer": "The loss is this unit's, towards this consumer. Consumers who put together what they received are "
+    "capped by the unit's budgets alone (without --consumer).",
+    "global/consumer": "The loss is that of any one unit whose data are in the aggregates, towards this consumer. "
+    "Consumers who put together what they received are capped by the budgets alone (without --consumer).",
 }
+_ON_TOP = "What is granted to an account in other windows comes on top (dpmesh ledger log --grants tells of grants)."
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,8 +268,11 @@ def promises(entries: Sequence[Balance]) -> list[str]:
     """What accounts of one key promise and to whom, in plain words, one line for each and one before them."""
     if not entries:
         return []
-    lines = ["What this promises, and to whom:", *_WHOSE[entries[0].standing.key]]
-    return lines + [_promise(entry) for entry in entries]
+    lines = ["What this promises, and to whom:", _WHOSE[entries[0].standing.key]]
+    lines += [_promise(entry) for entry in entries]
+    if any(entry.promise.across_an_edge for entry in entries):
+        lines.append(_ON_TOP)
+    return lines
 
 
 def _promise(entry: Balance) -> str:
@@ -292,8 +290,7 @@ def _promise(entry: Balance) -> str:
         windows = f"in this window at most {this}, as was granted, and in any other one {usual}"
     across = shown(promise.across_an_edge, budget)
     each = usual.partition(" (")[0]
-    besides = ", and what is granted besides" if granted else ""
     return (
         f"{budget.budget}: {windows}; in a span as long across the edge of two windows up to {across}. "
-        f"T windows cost at most T times {each}{besides}; all windows so far cost at most {so_far}.{at}"
+        f"T windows cost at most T times {each}; all windows so far cost at most {so_far}.{at}"
     )

@@ -113,6 +113,9 @@ def show(
     if as_json:
         print_json([_document(entry) for entry in entries])
         return
+    if not entries:
+        print(f"the ledger holds no budget of key {whose.key!r}")
+        return
     table = _table("budget", "window", "spent", "cap", "granted", "remaining", "lifetime loss")
     for entry in entries:
         standing = entry.standing

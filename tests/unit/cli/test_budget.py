@@ -154,6 +154,12 @@ def test_show_quotas(dpmesh, quotas: None, whose: list[str], consumer: str, name
     assert "towards this consumer. Consumers who put together what they received" in text
 
 
+def test_there_are_no_quotas(dpmesh, ledger: None) -> None:
+    ran = dpmesh("budget", "show", "unit-1", "--consumer", "acme", "--ledger", URL)
+    assert ran == (0, "the ledger holds no budget of key 'unit/consumer'\n", "")
+    assert dpmesh("budget", "show", "unit-1", "--consumer", "acme", "--ledger", URL, "--json").out == "[]\n"
+
+
 def test_quotas_are_not_among_budgets(dpmesh, quotas: None) -> None:
     shown = json.loads(dpmesh("budget", "show", "unit-1", "--ledger", URL, "--json").out)
     assert [entry["budget"] for entry in shown] == ["century", "lifetime"]
