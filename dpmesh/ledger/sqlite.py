@@ -17,7 +17,7 @@ from typing import ParamSpec, TypeVar
 
 from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import DpmeshError, LedgerError
-from dpmesh.ledger import schema, witness
+from dpmesh.ledger import schema, wal, witness
 from dpmesh.ledger.budget import Budget, check_names, check_unchanged
 from dpmesh.ledger.chain import Kind, Line, OwnChain
 from dpmesh.ledger.store import SECRET_BYTES, Account, AccountId, Batch, Opened, Outcome, decide
@@ -167,6 +167,7 @@ class SQLiteStore:
                 raise LedgerError(
                     f"{self.path} is read-only: make it and its directory writable for this user"
                 )
+            wal.check(self.path)
             connection = schema.connect(self.path, "mode=rw", self._busy_timeout)
             try:
                 self._secret = self._prepare(connection)

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from dpmesh.accounting import MAX_AMOUNT, window_end, window_start
 from dpmesh.errors import ConfigError, LedgerError
-from dpmesh.ledger import chain, schema, witness
+from dpmesh.ledger import chain, schema, wal, witness
 from dpmesh.ledger.books import Chain, Written
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.chain import CHAIN_BYTES, Head, Kind, Line
@@ -127,6 +127,9 @@ class SQLiteBooks:
             return pruned
 
     def _accept(self, note: str) -> tuple[str, ...]:
+        with _explained(self.path):
+            if wal.gap(self.path):
+                wal.discard(self.path)  # It can't be applied to this file; the witness knows what it said.
         with _explained(self.path), closing(_connect(self.path)) as connection:
             schema.make_durable(connection, self.path)
             schema.upgrade(connection)
@@ -300,6 +303,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     schema.plain_file(path)
     if not os.access(path, os.R_OK | os.W_OK):
         raise LedgerError(f"{path} is read-only: make it and its directory writable for this user")
+    wal.check(path)  # before SQLite looks at either
     connection = schema.connect(path, "mode=rw", _TIMEOUT)
     try:
         schema.read_secret(connection, path)
