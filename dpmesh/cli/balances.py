@@ -18,8 +18,8 @@ _WHOSE = {
     "unit": "The loss is this unit's, towards everyone who receives its messages, all of them together.",
     "global": "The loss is that of any one unit whose data are in the aggregates, towards everyone who receives them, "
     "all of them together.",
-    "unit/consumer": "The loss is this unit's, towards this consumer. Consumers who put together what they received are "
-    "capped by the unit's budgets alone (without --consumer).",
+    "unit/consumer": "The loss is this unit's, towards this consumer. "
+    "Consumers who put together what they received are capped by the unit's budgets alone (without --consumer).",
     "global/consumer": "The loss is that of any one unit whose data are in the aggregates, towards this consumer. "
     "Consumers who put together what they received are capped by the budgets alone (without --consumer).",
 }

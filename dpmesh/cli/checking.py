@@ -27,7 +27,7 @@ class Checked:
         chains: How many chains were followed.
         entries: How many entries they have.
         accounts: How many accounts were compared with them.
-        pruned_before: Entries older than this are gone; 0 if none is.
+        pruned_before: Windows that began before this may lack entries; 0 if none was pruned.
     """
 
     findings: list[str]
@@ -40,7 +40,9 @@ class Checked:
         """Says for people that all is well, and what that covers."""
         since = f"; nothing was changed since the checkpoint of {shown_time(known.time)} UTC" if known else ""
         pruned = (
-            f"; entries before {shown_time(self.pruned_before)} UTC were pruned" if self.pruned_before else ""
+            f"; of windows before {shown_time(self.pruned_before)} UTC entries may be pruned"
+            if self.pruned_before
+            else ""
         )
         return (
             f"whole: {self.chains} chains, {self.entries} entries, {self.accounts} accounts that are what they say"

@@ -33,6 +33,7 @@ An older copy of a ledger has forgotten what was charged since it was made. `acc
 - Every budget with windows moves to the window after the one at hand, so nothing is spent twice within a window. What
   is left of the one at hand and all of the next have to do with one cap.
 - Lifetime budgets have no next window: what was charged to them since the copy is lost, and may be spent again.
+- Holders whose own charges the copy lacks refuse until they are restarted; the others go on by themselves.
 - The charge log gets an entry with the reason. Nothing brings back the entries that the copy lacks.
 Prefer to put the newest copy back, if there is one."""
 

@@ -327,7 +327,7 @@ def test_prune(dpmesh, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert dpmesh("budget", "export", "--ledger", URL).out == before
     ran = dpmesh("ledger", "verify", "--ledger", URL)
     assert ran.code == 0
-    assert "were pruned" in ran.out
+    assert "UTC entries may be pruned" in ran.out
     assert len(dpmesh("ledger", "log", "--json", "--ledger", URL).out.splitlines()) == 1
 
 
