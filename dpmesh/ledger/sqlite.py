@@ -361,6 +361,8 @@ def _write_tables(path: Path) -> None:
         secret = secrets.token_bytes(SECRET_BYTES)
         with schema.transaction(connection):
             schema.create(connection, secret)
+        # Closing would do this too, and say nothing if the disk is full; and the log is not renamed with the file.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     finally:
         connection.close()
 
