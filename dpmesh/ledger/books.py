@@ -10,9 +10,10 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from dpmesh.errors import LedgerError
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.chain import Head
-from dpmesh.ledger.store import Account
+from dpmesh.ledger.store import ACCOUNT_BYTES, Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,18 @@ class Books(Protocol):
         Returns:
             The names of the lifetime budgets, which may have been charged more than the ledger knows.
         """
+
+
+def check_grant(account: bytes, raised: int) -> None:
+    """Checks what is granted to whom.
+
+    Raises:
+        LedgerError: It raises nothing, or the account's name is none.
+    """
+    if type(raised) is not int or raised <= 0:
+        raise LedgerError("a grant must raise the cap, by a positive integer of 1e-9")
+    if len(account) != ACCOUNT_BYTES:
+        raise LedgerError(f"an account's name has {ACCOUNT_BYTES} bytes")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,11 @@ from typing import TypeVar
 from dpmesh.accounting import MAX_AMOUNT, window_end, window_start
 from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.ledger import chain, schema, wal, witness
-from dpmesh.ledger.books import Chain, Written
+from dpmesh.ledger.books import Chain, Written, check_grant
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.chain import CHAIN_BYTES, Head, Kind, Line
 from dpmesh.ledger.sqlite import make_file
-from dpmesh.ledger.store import ACCOUNT_BYTES, Account
+from dpmesh.ledger.store import Account
 from dpmesh.ledger.witness import Witness
 
 _T = TypeVar("_T")
@@ -96,10 +96,7 @@ class SQLiteBooks:
             return before, schema.VERSION
 
     def _grant(self, budget: str, account: bytes, raised: int, note: str) -> Account:
-        if type(raised) is not int or raised <= 0:
-            raise LedgerError("a grant must raise the cap, by a positive integer of 1e-9")
-        if len(account) != ACCOUNT_BYTES:
-            raise LedgerError(f"an account's name has {ACCOUNT_BYTES} bytes")
+        check_grant(account, raised)
         with self._writing() as (connection, seen), _commit(connection, seen):
             row, definition = _find(connection, self.path, budget)
             start = _window_in_force(connection, row, definition)
