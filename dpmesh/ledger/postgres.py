@@ -10,7 +10,7 @@ from typing import Any
 
 import asyncpg
 
-from dpmesh.accounting import MAX_SECONDS, Accounting, window_end
+from dpmesh.accounting import MAX_AMOUNT, MAX_SECONDS, Accounting, window_end
 from dpmesh.errors import LedgerError
 from dpmesh.ledger.budget import Budget, check_names, check_unchanged
 from dpmesh.ledger.chain import Head, Kind, Line, OwnChain, encode, link
@@ -28,7 +28,9 @@ _AGAIN = ("40001", "40P01")  # serialization failure, deadlock: nothing was writ
 # Nor if the server could not lock, grow or have more memory, or was told to stop. What ends the session can come later.
 _UNDONE = (*_AGAIN, "53", "55P03", "57014")
 
+_HEAD = "SELECT seq, hash FROM dpmesh.chains WHERE name = $1"
 _DEBIT = "SELECT * FROM dpmesh.debit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
+_LOSE = "UPDATE dpmesh.ledger SET lost = true WHERE accepted <= $1 RETURNING true"
 _STATE = "SELECT * FROM dpmesh.state($1, $2, $3)"
 _CREDIT = "SELECT dpmesh.credit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 ACCOUNTS = """
@@ -40,7 +42,7 @@ ORDER BY a.budget, a.account
 
 
 _CREDITABLE = """
-SELECT w.amount > 0
+SELECT w.amount > 0 AND coalesce(a.lifetime >= w.amount, false)
     AND coalesce(a.window_start > w.start OR (a.window_start = w.start AND a.debited >= w.amount), false) AS valid
 FROM unnest($1::int[], $2::bytea[], $3::bigint[], $4::bigint[]) WITH ORDINALITY
     AS w (budget, account, start, amount, place)
@@ -97,6 +99,8 @@ class PostgresStore:
         self._told = (0.0, 0.0)  # the database's time, and when it was asked
         self._prepared: set[int] = set()  # days whose part of the log is there
         self._failed = False  # the last write did
+        self._behind = False  # the database lacks what this holder charged
+        self._accepted = 0  # how often such a loss was accepted before this holder opened the ledger
         self.clock: Callable[[], float] | None = self._now
 
     async def open(self, budgets: Sequence[Budget]) -> Opened:
@@ -147,6 +151,9 @@ class PostgresStore:
             if self._failed:
                 await connection.execute("UPDATE dpmesh.clock SET now = now")
                 self._failed = False
+            if self._behind:
+                self._chain.check(await self._found(connection), self.place)
+                self._behind = False
             return await connection.fetchval("SELECT lost FROM dpmesh.ledger")
 
         if await self._reading.call(ask):
@@ -170,7 +177,7 @@ class PostgresStore:
 
     async def _open(self, connection: Any) -> Opened:
         # Each statement is a transaction of its own: whoever is cut off between two of them holds no lock.
-        ledger = await connection.fetchrow("SELECT version, secret, lost FROM dpmesh.ledger")
+        ledger = await connection.fetchrow("SELECT version, secret, lost, accepted FROM dpmesh.ledger")
         if ledger is None or ledger["version"] != VERSION:
             raise LedgerError(
                 f"{self.place} holds tables of another version of dpmesh ({ledger and ledger['version']}, this one "
@@ -178,6 +185,7 @@ class PostgresStore:
             )
         if ledger["lost"]:
             raise self._lost()
+        self._accepted = ledger["accepted"]
         if changed := await self._changed(connection):
             await write_budgets(connection, changed)
             await self._changed(connection)  # Others may have made the same ones meanwhile, and otherwise.
@@ -211,7 +219,7 @@ class PostgresStore:
         debited = {a: batch.known.get(a, 0) for a in accounts}
         granted = dict.fromkeys(accounts, 0)
         for _ in range(_TRIES):
-            caps = {a: self._budgets[a[0]].cap + granted[a] for a in accounts}
+            caps = {a: min(MAX_AMOUNT, self._budgets[a[0]].cap + granted[a]) for a in accounts}
             outcome = decide(batch, caps, windows, debited)
             if not guessed and not outcome.debits:
                 return outcome
@@ -292,17 +300,7 @@ class PostgresStore:
         """The entry to write next: its chain, the end before it, its time, its bytes and its hash."""
         head = self._chain.latest()
         if self._chain.doubtful:
-            row = await connection.fetchrow(
-                "SELECT seq, hash FROM dpmesh.chains WHERE name = $1", self._chain.name
-            )
-            try:
-                head = self._chain.check(
-                    None if row is None else Head(row["seq"], bytes(row["hash"])), self.place
-                )
-            except LedgerError:
-                # Whoever starts anew knows nothing of it, so the ledger has to.
-                await connection.execute("UPDATE dpmesh.ledger SET lost = true")
-                raise
+            head = await self._head(connection)
         at = max(0, math.floor(self._now()))
         if at // _DAY not in self._prepared:
             await self._prepare(connection, at // _DAY)
@@ -310,6 +308,27 @@ class PostgresStore:
         after = link(head, body)
         self._chain.attempt(after)
         return (self._chain.name, head.seq, head.hash, at, body, after.hash)
+
+    async def _head(self, connection: Any) -> Head:
+        """The end of this holder's chain, where there is doubt."""
+        found = await self._found(connection)
+        try:
+            head = self._chain.check(found, self.place)
+        except LedgerError:
+            self._behind = True
+            # Whoever starts anew knows nothing of it, so the ledger has to; but for a loss that was accepted.
+            if await connection.fetchval(_LOSE, self._accepted) is None:
+                raise LedgerError(
+                    f"{self.place} goes on with an older copy of itself, which lacks what this holder charged: restart "
+                    "this holder"
+                ) from None
+            raise
+        self._behind = False
+        return head
+
+    async def _found(self, connection: Any) -> Head | None:
+        row = await connection.fetchrow(_HEAD, self._chain.name)
+        return None if row is None else Head(row["seq"], bytes(row["hash"]))
 
     async def _credit(
         self, connection: Any, windows: tuple[int, ...], unspent: Mapping[AccountId, int]

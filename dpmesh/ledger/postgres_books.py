@@ -137,7 +137,7 @@ class PostgresBooks:
                 "UPDATE dpmesh.budgets SET window_start = dpmesh.in_force(dpmesh.now(), length, window_start) + length "
                 "WHERE length IS NOT NULL"
             )
-            await connection.execute("UPDATE dpmesh.ledger SET lost = false")
+            await connection.execute("UPDATE dpmesh.ledger SET lost = false, accepted = accepted + 1")
             await _append(connection, Kind.ACCEPT, (), note)
             rows = await connection.fetch("SELECT name FROM dpmesh.budgets WHERE length IS NULL ORDER BY id")
             return tuple(row["name"] for row in rows)
