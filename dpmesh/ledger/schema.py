@@ -99,6 +99,13 @@ CREATE TABLE charges (
     PRIMARY KEY (chain, seq)
 ) {_STRICT};
 """
+# Holders of an older version that have the file open when it is brought up to date: they can't debit any more, because
+# they give no cap, and what they hold they may not return past the log.
+_NO_OLD_CREDITS = """
+CREATE TRIGGER no_old_credits BEFORE UPDATE OF debited ON accounts
+WHEN new.debited < old.debited AND new.window_start = old.window_start AND new.lifetime = old.lifetime
+BEGIN SELECT RAISE(ABORT, 'the ledger was brought up to date while in use: end the older version of dpmesh'); END
+"""
 
 _BUDGET_COLUMNS = "name, key, epsilon, delta, accounting, window, on_exhausted"
 
@@ -229,6 +236,7 @@ def _add_log(connection: sqlite3.Connection) -> None:
         "INSERT INTO accounts SELECT budget, account, window_start, debited, debited, 0, debited FROM old_accounts"
     )
     connection.execute("DROP TABLE old_accounts")
+    connection.execute(_NO_OLD_CREDITS)
     connection.execute("INSERT INTO ledger VALUES (1, ?, 0, 0, NULL)", (secrets.token_bytes(16),))
     rows = connection.execute("SELECT budget, account, window_start, debited FROM accounts WHERE debited > 0")
     lines = [Line(*row) for row in rows]
