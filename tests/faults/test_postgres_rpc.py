@@ -1,0 +1,182 @@
+"""A thousand RPCs, from sixteen processes, against a budget for a hundred messages."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+
+import dpmesh
+from benchmarks import telemetry_pb2 as pb
+from benchmarks import telemetry_pb2_grpc
+from dpmesh.accounting import AMOUNT
+from dpmesh.ledger import inspect
+from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors
+from tests.faults.holders import MARGIN, check
+from tests.support import children
+from tests.support.postgres import Server
+
+PROCESSES = 16
+RPCS = 1000
+MESSAGES = 100
+EPSILON = 4  # of one message
+DEADLINE = 20.0
+GOOD = grpc.StatusCode.OK.name
+REFUSED = {grpc.StatusCode.RESOURCE_EXHAUSTED.name, grpc.StatusCode.DEADLINE_EXCEEDED.name}
+
+
+def mesh(url: str) -> dpmesh.Mesh:
+    budget = {"name": "device", "epsilon": MESSAGES * EPSILON, "accounting": "pure", "window": "lifetime"}
+    return dpmesh.open({"ledger": {"url": url}, "budget": [budget]})
+
+
+def reading() -> pb.Reading:
+    return pb.Reading(device="one", temperature=21.5, pressure=1013, humidity=55, zone="east")
+
+
+class Gate:
+    """Processes that wait for one moment: forked children wait until their parent opens it."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+
+    async def wait(self) -> None:
+        """In a child: until it is open."""
+        os.close(self._writer)
+        await asyncio.to_thread(os.read, self._reader, 1)
+
+    def open(self) -> None:
+        os.close(self._writer)
+        os.close(self._reader)
+
+
+def serve(url: str, tell: int, gate: Gate) -> Callable[[], int]:
+    """A server until the gate opens; it returns how many messages its handler has received."""
+
+    async def run() -> int:
+        received = 0
+
+        class Telemetry(telemetry_pb2_grpc.TelemetryServicer):
+            async def Report(self, request: pb.Reading, context: Any) -> pb.Ack:
+                nonlocal received
+                received += 1
+                return pb.Ack(received=received)
+
+        async with mesh(url) as guard:
+            server = grpc.aio.server(interceptors=aio_server_interceptors(guard))
+            telemetry_pb2_grpc.add_TelemetryServicer_to_server(Telemetry(), server)
+            port = server.add_insecure_port("127.0.0.1:0")
+            await server.start()
+            os.write(tell, port.to_bytes(4, "big"))
+            await gate.wait()
+            await server.stop(1)
+        return received
+
+    return lambda: asyncio.run(run())
+
+
+@asynccontextmanager
+async def connected(url: str, port: int) -> AsyncIterator[Any]:
+    async with mesh(url) as guard:
+        interceptors = aio_client_interceptors(guard)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", interceptors=interceptors) as channel:
+            await channel.channel_ready()
+            yield telemetry_pb2_grpc.TelemetryStub(channel)
+
+
+async def call(stub: Any) -> tuple[str, float]:
+    """An RPC's status, and how long it took."""
+    began = time.monotonic()
+    try:
+        await stub.Report(reading(), timeout=DEADLINE)
+    except grpc.aio.AioRpcError as error:
+        return error.code().name, time.monotonic() - began
+    return GOOD, time.monotonic() - began
+
+
+def many(
+    url: str, port: int, count: int, width: int, ready: int, gate: Gate
+) -> Callable[[], list[tuple[str, float]]]:
+    """A client that makes RPCs when the gate opens, so many at a time."""
+
+    async def run() -> list[tuple[str, float]]:
+        async with connected(url, port) as stub:
+            os.write(ready, b".")
+            await gate.wait()
+            turns = asyncio.Semaphore(width)
+
+            async def one() -> tuple[str, float]:
+                async with turns:
+                    return await call(stub)
+
+            return await asyncio.gather(*[one() for _ in range(count)])
+
+    return lambda: asyncio.run(run())
+
+
+def the_rest(url: str, port: int) -> Callable[[], int]:
+    """A client that makes RPCs until one is refused; returns how many were not."""
+
+    async def run() -> int:
+        async with connected(url, port) as stub:
+            count = 0
+            while (await call(stub))[0] == GOOD:
+                count += 1
+            return count
+
+    return lambda: asyncio.run(run())
+
+
+@pytest.mark.parametrize("width", [RPCS, 2], ids=["all at once", "two at a time"])
+def test_a_thousand_rpcs_against_a_budget_for_a_hundred(make_ledger, width):
+    """Sixteen processes with a ledger in PostgreSQL make a thousand RPCs for one unit, all at once
+    or two in each process, which then takes slices.
+
+    The handler receives at most what the budget covers. All others are refused before their deadline, because the
+    budget is used up or the rest of it is in other processes' slices. When these are returned, one more process gets
+    exactly the rest.
+    """
+    with Server(max_connections=60) as server:
+        url = make_ledger(server)
+        told, tell = os.pipe()
+        end = Gate()
+        serving = children.start(serve(url, tell, end))
+        start = Gate()  # not before: the server would keep it shut
+        port = int.from_bytes(os.read(told, 4), "big")
+        shares = [RPCS // PROCESSES + (i < RPCS % PROCESSES) for i in range(PROCESSES)]
+        clients = [children.start(many(url, port, share, width, tell, start)) for share in shares]
+        for _ in range(PROCESSES):
+            assert os.read(told, 1) == b"."
+        began = time.monotonic()
+        start.open()
+        results = [result for client in clients for result in children.finish(client)]
+        took = time.monotonic() - began
+        codes = Counter(code for code, _ in results)
+        debited = sum(account.spent for account in inspect(url).accounts)
+        rest = children.run(the_rest(url, port))
+        end.open()
+        received = children.finish(serving)
+        os.close(told)
+        os.close(tell)
+
+        assert len(results) == RPCS
+        assert codes[GOOD] <= MESSAGES
+        assert set(codes) <= {GOOD, *REFUSED}, codes
+        assert max(seconds for _, seconds in results) <= DEADLINE + MARGIN
+        # What had an answer was received; what was given up at its deadline may have been, or was charged in vain.
+        in_vain = codes[grpc.StatusCode.DEADLINE_EXCEEDED.name]
+        assert codes[GOOD] + rest <= received <= MESSAGES
+        assert codes[GOOD] + rest >= MESSAGES - in_vain
+        assert codes[GOOD] >= MESSAGES // 2
+        # The leases are returned: what is debited is what was received.
+        assert codes[GOOD] * EPSILON * AMOUNT <= debited <= (codes[GOOD] + in_vain) * EPSILON * AMOUNT
+        assert inspect(url).accounts[0].spent <= MESSAGES * EPSILON * AMOUNT
+        check(url, [])
+        print(f"{dict(codes)} in {took:.1f} s, then {rest} more; {MESSAGES - codes[GOOD]} stuck in slices")
