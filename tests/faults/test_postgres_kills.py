@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import time
 
 from tests.faults.holders import MARGIN, Event, Work, check
@@ -43,6 +45,34 @@ def test_a_holder_that_is_killed_wastes_a_slice_and_no_more(crew, make_ledger):
         crew.stop()
         tally = check(url, crew.holders)
         print(f"{KILLS} kills, {early} before the ledger was open, {busy} after releases: {tally}")
+
+
+def test_a_holder_that_freezes_keeps_nobody_waiting(crew, make_ledger):
+    """Holders are stopped where they stand, twenty times, once for longer than a charge waits, and then go on.
+
+    Nobody else waits for what a frozen one may have locked, and the frozen ones go on with the chain that they have.
+    """
+    chance = random.Random(4)
+    with Server(max_connections=60) as server:
+        url = make_ledger(server)
+        frozen = crew.start(*[Work(url, seed=i) for i in range(2)])
+        free = crew.start(*[Work(url, seed=10 + i) for i in range(2)])
+        crew.wait_released()
+        longest, slowest = 7.0, 0.0
+        for number in range(20):
+            victim = frozen[number % 2]
+            os.kill(victim.pid, signal.SIGSTOP)
+            time.sleep(longest if number == 10 else chance.expovariate(1 / 0.2))
+            slowest = max(slowest, crew.wait_released(holders=free))
+            os.kill(victim.pid, signal.SIGCONT)
+            time.sleep(chance.uniform(0, 0.1))
+        crew.wait_released()
+        crew.stop()
+        check(url, free)
+        # What a frozen one waited for is late by as long, and may be given up when it goes on.
+        tally = check(url, crew.holders, faults=2, limit=longest + 5 + 2 * MARGIN)
+        print(f"the others waited for {slowest:.1f} s at most: {tally}")
+        print(tally.refused)
 
 
 def test_a_killed_server_refuses_in_time_and_serves_again(crew, make_ledger):

@@ -22,6 +22,7 @@ from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors
 from tests.faults.holders import MARGIN, check
 from tests.support import children
 from tests.support.postgres import Server
+from tests.support.proxy import Proxy
 
 PROCESSES = 16
 RPCS = 1000
@@ -37,8 +38,8 @@ def mesh(url: str) -> dpmesh.Mesh:
     return dpmesh.open({"ledger": {"url": url}, "budget": [budget]})
 
 
-def reading() -> pb.Reading:
-    return pb.Reading(device="one", temperature=21.5, pressure=1013, humidity=55, zone="east")
+def reading(device: str) -> pb.Reading:
+    return pb.Reading(device=device, temperature=21.5, pressure=1013, humidity=55, zone="east")
 
 
 class Gate:
@@ -91,11 +92,11 @@ async def connected(url: str, port: int) -> AsyncIterator[Any]:
             yield telemetry_pb2_grpc.TelemetryStub(channel)
 
 
-async def call(stub: Any) -> tuple[str, float]:
+async def call(stub: Any, deadline: float = DEADLINE, device: str = "one") -> tuple[str, float]:
     """An RPC's status, and how long it took."""
     began = time.monotonic()
     try:
-        await stub.Report(reading(), timeout=DEADLINE)
+        await stub.Report(reading(device), timeout=deadline)
     except grpc.aio.AioRpcError as error:
         return error.code().name, time.monotonic() - began
     return GOOD, time.monotonic() - began
@@ -180,3 +181,56 @@ def test_a_thousand_rpcs_against_a_budget_for_a_hundred(make_ledger, width):
         assert inspect(url).accounts[0].spent <= MESSAGES * EPSILON * AMOUNT
         check(url, [])
         print(f"{dict(codes)} in {took:.1f} s, then {rest} more; {MESSAGES - codes[GOOD]} stuck in slices")
+
+
+def test_rpcs_in_a_partition_end_by_their_deadline(postgres, make_ledger):
+    """The database can't be reached: an RPC is refused at its own deadline, or when the ledger's limit is over.
+
+    Nothing reaches the handler, and RPCs are served again as soon as the network is back.
+    """
+    url = make_ledger(postgres)
+
+    def client(proxy: Proxy, port: int) -> Callable[[], dict[str, list[tuple[str, float]]]]:
+        async def run() -> dict[str, list[tuple[str, float]]]:
+            found = {}
+            async with connected(proxy.url, port) as stub:
+                found["before"] = [await call(stub)]
+                os.write(tell, b"1")
+                await asyncio.to_thread(os.read, go_on, 1)
+                calls = [call(stub, deadline, f"device {deadline}") for deadline in (0.5, 1, 2, 20, 30)]
+                found["during"] = await asyncio.gather(*calls)
+                os.write(tell, b"2")
+                await asyncio.to_thread(os.read, go_on, 1)
+                found["after"] = [await call(stub, device="another") for _ in range(3)]
+            return found
+
+        return lambda: asyncio.run(run())
+
+    told, tell = os.pipe()
+    go_on, order = os.pipe()
+    end = Gate()
+    serving = children.start(serve(url, tell, end))
+    port = int.from_bytes(os.read(told, 4), "big")
+    with Proxy.before(url) as proxy:
+        sending = children.start(client(proxy, port))
+        assert os.read(told, 1) == b"1"
+        proxy.stall()
+        os.write(order, b".")
+        assert os.read(told, 1) == b"2"
+        proxy.resume()
+        os.write(order, b".")
+        found = children.finish(sending)
+    end.open()
+    received = children.finish(serving)
+    for pipe in (told, tell, go_on, order):
+        os.close(pipe)
+
+    assert [code for code, _ in found["before"]] == [GOOD]
+    codes = [code for code, _ in found["during"]]
+    assert codes == ["DEADLINE_EXCEEDED"] * 3 + ["UNAVAILABLE"] * 2
+    for (_, seconds), most in zip(found["during"], (0.5, 1, 2, 5, 5), strict=True):
+        assert seconds <= most + MARGIN
+    assert found["after"][-1][0] == GOOD
+    assert received == 1 + sum(code == GOOD for code, _ in found["after"])
+    check(url, [])
+    print(found)
