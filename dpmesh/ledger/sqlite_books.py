@@ -131,11 +131,13 @@ class SQLiteBooks:
             schema.make_durable(connection, self.path)
             schema.upgrade(connection)
             with schema.transaction(connection):
-                name, commits = schema.progress(connection, self.path)
-                if witness.refusal(self.path, name, commits) is None:
-                    raise LedgerError(
-                        f"{self.path} is not an older copy of itself: there is nothing to accept"
-                    )
+                self._refused(connection)
+                # The count is going to jump. Were that the first that the log has of it, and stayed there because
+                # somebody reads or this process is killed, then the file would seem older than its log. So something
+                # else beside the count is changed before, for a moment. (Where nothing changes, SQLite writes nothing.)
+                connection.execute("UPDATE ledger SET pruned_before = pruned_before + 1")
+            with schema.transaction(connection):
+                name, commits = self._refused(connection)
                 budgets = _budgets(connection, self.path)
                 for row, budget in budgets.items():
                     end = window_end(_window_in_force(connection, row, budget), budget.window)
@@ -144,10 +146,23 @@ class SQLiteBooks:
                 _append(connection, Kind.ACCEPT, (), note)
                 # More than anybody saw: the file that this one stands in for is the older copy from now on.
                 commits = max(commits, witness.seen(self.path, name)) + 1
-                connection.execute("UPDATE ledger SET commits = ?", (commits,))
+                connection.execute(
+                    "UPDATE ledger SET commits = ?, pruned_before = pruned_before - 1", (commits,)
+                )
             # Last: were it first, an interruption in between would let the copy be opened as it is.
             witness.remake(self.path, name, commits)
         return tuple(budget.name for budget in budgets.values() if budget.window is None)
+
+    def _refused(self, connection: sqlite3.Connection) -> tuple[bytes, int]:
+        """The name and the commits of a ledger that nobody may open, because it is an older copy.
+
+        Raises:
+            LedgerError: It is none.
+        """
+        name, commits = schema.progress(connection, self.path)
+        if witness.refusal(self.path, name, commits) is None:
+            raise LedgerError(f"{self.path} is not an older copy of itself: there is nothing to accept")
+        return name, commits
 
     @contextmanager
     def _writing(self) -> Iterator[tuple[sqlite3.Connection, Witness]]:
