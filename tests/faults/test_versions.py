@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -266,6 +267,59 @@ def test_a_newer_migration_under_holders_at_work(crew, postgres, make_ledger, ne
     tally = check(url, crew.holders, faults=1)
     print(f"served after {served:.1f} s: {tally}")
     print(tally.refused)
+
+
+@pytest.mark.parametrize(
+    ("newer", "older", "refused"),
+    [
+        ("UPDATE meta SET schema_version = 4", "UPDATE meta SET schema_version = 3", False),
+        ("ALTER TABLE accounts RENAME TO accounts_4", "ALTER TABLE accounts_4 RENAME TO accounts", True),
+        (
+            "ALTER TABLE charges RENAME COLUMN body TO entry",
+            "ALTER TABLE charges RENAME COLUMN entry TO body",
+            True,
+        ),
+        ("ALTER TABLE accounts ADD COLUMN more INTEGER", "ALTER TABLE accounts DROP COLUMN more", False),
+    ],
+    ids=["number", "table", "column", "more"],
+)
+def test_newer_tables_under_holders_of_an_sqlite_file(crew, tmp_path, newer, older, refused):
+    """The tables of an SQLite file change while holders of this version are at work.
+
+    They are served as before or refused, never wrongly; nobody of this version opens it meanwhile; and they are served
+    again if the change is taken back.
+    """
+    path = tmp_path / "ledger.db"
+    url = f"sqlite:///{path}"
+    crew.start(*[Work(url, seed=i) for i in range(3)])
+    crew.wait_released()
+    _execute(path, "UPDATE meta SET schema_version = 4", newer)
+    changed = time.monotonic()
+    with pytest.raises(LedgerError, match=r"not a dpmesh ledger|use that version"):
+        asyncio.run(opened(url))
+    if refused:
+        crew.wait(
+            lambda: all(any(r.began > changed for r in each.of(Event.REFUSED)) for each in crew.holders),
+            20,
+            "all are refused",
+        )
+    else:
+        crew.wait_released()
+    _execute(path, older, "UPDATE meta SET schema_version = 3")
+    served = crew.wait_released()
+    crew.stop()
+    tally = check(url, crew.holders)
+    assert bool(tally.refused) == refused
+    print(f"served after {served:.1f} s: {tally}")
+    print(tally.refused)
+
+
+def _execute(path: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(path, timeout=10.0, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in statements:
+            connection.execute(statement)
+        connection.execute("COMMIT")
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
