@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon, window_end, window_start
+from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon, window_end
 
 if TYPE_CHECKING:
     from dpmesh.ledger import Account, Budget
@@ -131,19 +131,13 @@ class Balance:
 class Tally:
     """Adds up what the accounts of one budget spent, eight bytes for each, in whatever order they come.
 
-    The window in force is that of the clock, or a later one in which some account was charged: a ledger never goes back
-    to an earlier window.
-
     Args:
         budget: The budget.
-        now: Seconds since the epoch.
+        window: When the window in force began, in seconds since the epoch.
     """
 
-    def __init__(self, budget: Budget, now: float) -> None:
+    def __init__(self, budget: Budget, window: int) -> None:
         self._budget = budget
-        self._begin(window_start(now, budget.window))
-
-    def _begin(self, window: int) -> None:
         self._window = window
         self._spent = array("q")
         self._granted = 0
@@ -151,9 +145,7 @@ class Tally:
 
     def add(self, account: Account) -> None:
         """Counts an account of this budget."""
-        if account.window_start > self._window:
-            self._begin(account.window_start)
-        if account.window_start < self._window or account.spent <= 0:
+        if account.window_start != self._window or account.spent <= 0:
             return
         self._spent.append(account.spent)
         self._granted += account.granted > 0
@@ -182,20 +174,19 @@ def quantile(ordered: Sequence[int], percent: int) -> int:
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)] if ordered else 0
 
 
-def balance(budget: Budget, account: Account | None, now: float) -> Balance:
+def balance(budget: Budget, account: Account | None, window: int) -> Balance:
     """What one account has spent and left.
 
     Args:
         budget: Its budget.
         account: As the ledger holds it; None if it was never charged.
-        now: Seconds since the epoch.
+        window: When the window in force began, in seconds since the epoch.
     """
-    window = window_start(now, budget.window)
     spent = granted = lifetime = 0
     if account is not None:
         lifetime = account.lifetime
-        if account.window_start >= window:
-            window, spent, granted = account.window_start, account.spent, account.granted
+        if account.window_start == window:
+            spent, granted = account.spent, account.granted
     return Balance(
         standing=standing(budget, window),
         spent=amount(budget, spent),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import sys
-import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpmesh.cli import inputs, ledgers
-from dpmesh.cli.console import UNUSABLE, InputError, fail, print_json, stdout
+from dpmesh.cli.console import UNUSABLE, InputError, print_json, stdout
 
 if TYPE_CHECKING:
     from dpmesh.cli.balances import Amount, Balance, Spending
@@ -83,8 +82,7 @@ async def _spending(books: Books) -> list[Spending]:
     from dpmesh.cli.balances import Tally
 
     async with books.view() as view:
-        now = time.time()
-        tallies = {budget.name: Tally(budget, now) for budget in view.budgets.values()}
+        tallies = {budget.name: Tally(budget, view.windows[row]) for row, budget in view.budgets.items()}
         async for account in ledgers.counted(view.accounts(), "accounts"):
             tallies[account.budget].add(account)
     return [tally.spending() for tally in tallies.values()]
@@ -138,10 +136,12 @@ async def _balances(books: Books, whose: ledgers.Holder) -> list[Balance]:
     from dpmesh.cli.balances import balance
 
     async with books.view() as view:
-        now = time.time()
         found = {a.budget: a async for a in view.accounts(account=whose.account(view.secret))}
-        budgets = [budget for budget in view.budgets.values() if budget.key == whose.key]
-    return [balance(budget, found.get(budget.name), now) for budget in budgets]
+        return [
+            balance(budget, found.get(budget.name), view.windows[row])
+            for row, budget in view.budgets.items()
+            if budget.key == whose.key
+        ]
 
 
 @app.command(
@@ -179,17 +179,13 @@ def grant(
     books = ledgers.books(config_file, ledger)
     definition, key, has = ledgers.read(lambda: _granted(books, whose, name))
     raised = _raise(definition, has, to)
-    account = ledgers.run(books.grant(name, key, raised, note))
-    entry, more = balances.balance(definition, account, time.time()), balances.amount(definition, raised)
+    account = ledgers.run(books.grant(name, key, raised, note, has=has))
+    entry = balances.balance(definition, account, account.window_start)
+    more = balances.amount(definition, raised)
     if as_json:
         print_json({"raised": asdict(more), **_document(entry)})
     else:
         _print_grant(entry, more)
-    if account.granted != has + raised:
-        fail(
-            "somebody else granted at the same time, or a new window began: "
-            f"what may be lost is ε {entry.promise.this_window.epsilon:.6g}"
-        )
 
 
 async def _granted(books: Books, whose: ledgers.Holder, name: str) -> tuple[Budget, bytes, int]:
@@ -198,14 +194,12 @@ async def _granted(books: Books, whose: ledgers.Holder, name: str) -> tuple[Budg
     Raises:
         InputError: There is no such budget, or it has no such accounts.
     """
-    from dpmesh.accounting import window_start
-
     async with books.view() as view:
         budget = ledgers.pick(list(view.budgets.values()), name)
         _check_key(budget, whose)
         key = whose.account(view.secret)
-        window = window_start(time.time(), budget.window)
-        granted = [a.granted async for a in view.accounts(name, key) if a.window_start >= window]
+        window = next(view.windows[row] for row, each in view.budgets.items() if each is budget)
+        granted = [a.granted async for a in view.accounts(name, key) if a.window_start == window]
     return budget, key, sum(granted)
 
 

@@ -72,6 +72,11 @@ class Counting:
         return self._view.budgets
 
     @property
+    def windows(self) -> Mapping[int, int]:
+        """See View."""
+        return self._view.windows
+
+    @property
     def pruned_before(self) -> int:
         """See View."""
         return self._view.pruned_before

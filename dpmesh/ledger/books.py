@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import LedgerError
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.chain import Head
@@ -59,6 +60,10 @@ class View(Protocol):
         """The budgets as they were last configured, by their numbers, in order of creation."""
 
     @property
+    def windows(self) -> Mapping[int, int]:
+        """When the window in force began, by the budgets' numbers, in seconds since the epoch; 0 for lifetime."""
+
+    @property
     def pruned_before(self) -> int:
         """Entries older than this (seconds since the epoch) may have been pruned; 0 if none was."""
 
@@ -85,7 +90,7 @@ class Books(Protocol):
             The version before (0: there were none) and after.
         """
 
-    async def grant(self, budget: str, account: bytes, raised: int, note: str) -> Account:
+    async def grant(self, budget: str, account: bytes, raised: int, note: str, *, has: int = 0) -> Account:
         """Raises an account's cap in the window in force, and writes that to the charge log.
 
         Args:
@@ -93,6 +98,8 @@ class Books(Protocol):
             account: The unit's hash (store.account_hash).
             raised: By how much beyond what is granted already, as a ledger amount; positive.
             note: Why, and who says so.
+            has: What is granted to it in this window already. If it is not that much, somebody else was faster: then
+                nothing is granted, and not twice.
 
         Raises:
             ConfigError: There is no such budget.
@@ -120,7 +127,7 @@ class Books(Protocol):
 
 
 def check_grant(account: bytes, raised: int) -> None:
-    """Checks what is granted to whom.
+    """Checks what is granted to whom, before the ledger is asked.
 
     Raises:
         LedgerError: It raises nothing, or the account's name is none.
@@ -129,6 +136,18 @@ def check_grant(account: bytes, raised: int) -> None:
         raise LedgerError("a grant must raise the cap, by a positive integer of 1e-9")
     if len(account) != ACCOUNT_BYTES:
         raise LedgerError(f"an account's name has {ACCOUNT_BYTES} bytes")
+
+
+def check_granted(cap: int, granted: int, has: int, raised: int) -> None:
+    """Checks a grant against what is granted already.
+
+    Raises:
+        LedgerError: That is not what the administrator knew, or a cap can't be so much.
+    """
+    if granted != has:
+        raise LedgerError("what is granted to this account has changed meanwhile: look, and grant again")
+    if cap + granted + raised > MAX_AMOUNT:
+        raise LedgerError("the grant raises the cap beyond what a ledger can count: grant less")
 
 
 @dataclass(frozen=True, slots=True)

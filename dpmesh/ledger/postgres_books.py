@@ -11,18 +11,19 @@ from typing import Any, TypeVar
 import asyncpg
 
 from dpmesh.errors import ConfigError, LedgerError
-from dpmesh.ledger.books import Chain, Written
+from dpmesh.ledger.books import Chain, Written, check_grant, check_granted
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.chain import CHAIN_BYTES, Head, Kind, Line, begin, encode, link
 from dpmesh.ledger.postgres import ACCOUNTS, LOCK, read_account, read_budgets
 from dpmesh.ledger.postgres_line import Line as Connection
-from dpmesh.ledger.postgres_line import check_url, explain
+from dpmesh.ledger.postgres_line import check_url, explain, place
 from dpmesh.ledger.postgres_schema import MIGRATIONS, VERSION
 from dpmesh.ledger.store import SECRET_BYTES, Account
 
 _T = TypeVar("_T")
 
 _PATIENCE = 600.0  # seconds: whole ledgers are read, and old parts dropped
+_CONNECTING = 4.0
 _PAGE = 1000
 
 
@@ -39,12 +40,12 @@ class PostgresBooks:
     def __init__(self, url: str) -> None:
         check_url(url)
         self._url = url
-        self.place = Connection(url, _PATIENCE).place
+        self.place = place(url)
 
     @asynccontextmanager
     async def view(self) -> AsyncIterator[PostgresView]:
         """See Books. One snapshot (REPEATABLE READ) for everything that is read."""
-        connection = Connection(self._url, _PATIENCE)
+        connection = Connection(self._url, _PATIENCE, _CONNECTING)
         try:
             yield await connection.call(self._begin_view)
         finally:
@@ -54,7 +55,14 @@ class PostgresBooks:
         await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         await _check_version(connection, self.place)
         secret, pruned = await connection.fetchrow("SELECT secret, pruned_before FROM dpmesh.ledger")
-        return PostgresView(connection, self.place, bytes(secret), pruned, await read_budgets(connection))
+        windows = {
+            row["id"]: row["start"]
+            for row in await connection.fetch(
+                "SELECT id, dpmesh.in_force(dpmesh.now(), length, window_start) AS start FROM dpmesh.budgets"
+            )
+        }
+        budgets = await read_budgets(connection)
+        return PostgresView(connection, self.place, bytes(secret), pruned, budgets, windows)
 
     async def migrate(self) -> tuple[int, int]:
         """See Books."""
@@ -79,8 +87,9 @@ class PostgresBooks:
 
         return await self.change(work, migrating=True)
 
-    async def grant(self, budget: str, account: bytes, raised: int, note: str) -> Account:
+    async def grant(self, budget: str, account: bytes, raised: int, note: str, *, has: int = 0) -> Account:
         """See Books."""
+        check_grant(account, raised)
 
         async def work(connection: Any) -> Account:
             found = {b.name: (row, b) for row, b in (await read_budgets(connection)).items()}
@@ -95,6 +104,8 @@ class PostgresBooks:
                 row,
             )
             await connection.execute("UPDATE dpmesh.budgets SET window_start = $2 WHERE id = $1", row, start)
+            granted = await connection.fetchval(_GRANTED, row, account, start)
+            check_granted(definition.cap, granted, has, raised)
             written = await connection.fetchrow(_GRANT, row, account, start, definition.cap, raised, budget)
             await _append(connection, Kind.GRANT, (Line(row, account, start, raised),), note)
             return read_account(written, definition.cap)
@@ -115,11 +126,12 @@ class PostgresBooks:
             count = await connection.fetchval("SELECT count(*) FROM dpmesh.charges WHERE day < $1", day)
             await connection.execute(_PRUNE_CHAINS, day)
             for (name,) in await connection.fetch(_OLD_PARTS, day):
-                await connection.execute(
-                    f"DROP TABLE dpmesh.{name}"
-                )  # the name is a number behind a fixed word
+                await connection.execute(f"DROP TABLE dpmesh.{name}")  # a fixed word and a number
+            # Entries may charge a window that begins after they were written: the next one, or after `accept` the one
+            # after that. What is told is the time from which on windows have all their entries.
             await connection.execute(
-                "UPDATE dpmesh.ledger SET pruned_before = greatest(pruned_before, $1)", day * 86_400
+                "UPDATE dpmesh.ledger SET pruned_before = greatest(pruned_before, $1)",
+                day * 86_400 + 2 * longest,
             )
             return int(count)
 
@@ -146,7 +158,7 @@ class PostgresBooks:
 
     async def change(self, work: Callable[[Any], Awaitable[_T]], *, migrating: bool = False) -> _T:
         """Does work in one transaction."""
-        connection = Connection(self._url, _PATIENCE)
+        connection = Connection(self._url, _PATIENCE, _CONNECTING)
 
         async def whole(held: Any) -> _T:
             async with held.transaction():
@@ -170,16 +182,24 @@ class PostgresView:
         secret: The ledger's.
         pruned_before: Entries before this may be gone.
         budgets: By number.
+        windows: Those in force, by budget.
     """
 
     def __init__(
-        self, connection: Any, place: str, secret: bytes, pruned_before: int, budgets: Mapping[int, Budget]
+        self,
+        connection: Any,
+        place: str,
+        secret: bytes,
+        pruned_before: int,
+        budgets: Mapping[int, Budget],
+        windows: Mapping[int, int],
     ) -> None:
         self._connection = connection
         self._place = place
         self.secret = secret
         self.pruned_before = pruned_before
         self.budgets = budgets
+        self.windows = windows
 
     async def accounts(
         self, budget: str | None = None, account: bytes | None = None
@@ -218,6 +238,9 @@ class PostgresView:
             raise explain(error, self._place) from error
 
 
+_GRANTED = """
+SELECT coalesce(max(granted), 0) FROM dpmesh.accounts WHERE budget = $1 AND account = $2 AND window_start = $3
+"""
 _GRANT = """
 WITH written AS (
     INSERT INTO dpmesh.accounts AS a (budget, account, window_start, debited, cap, granted, lifetime)

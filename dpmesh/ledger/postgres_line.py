@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 from collections.abc import Awaitable, Callable
@@ -30,11 +31,13 @@ class Line:
     Args:
         url: "postgresql://user@host:port/database?sslmode=...".
         timeout: The longest that a call takes, connecting included, in seconds.
+        connecting: The longest that connecting takes, if it is less.
     """
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float, connecting: float = math.inf) -> None:
         self._url = url
         self._timeout = timeout
+        self._connecting = connecting
         self.place = place(url)
         self._connection: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -96,6 +99,7 @@ class Line:
 
     async def _connected(self, deadline: float) -> Any:
         loop = asyncio.get_running_loop()
+        deadline = min(deadline, loop.time() + self._connecting)
         while self._connection is None or self._connection.is_closed():
             self._connection = None
             try:
@@ -209,6 +213,10 @@ def explain(error: Exception, where: str) -> LedgerError:
     if isinstance(error, TimeoutError):
         return LedgerError(f"{where} did not answer in time")
     state = getattr(error, "sqlstate", None)
+    if isinstance(error, asyncpg.ClientConfigurationError):
+        return LedgerError(
+            f"{where} can't be connected to like this: check sslmode, sslrootcert and the like"
+        )
     if isinstance(error, asyncpg.InternalClientError):
         return LedgerError(f"{where} closed the connection")
     if state is None:

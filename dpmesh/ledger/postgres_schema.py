@@ -238,9 +238,9 @@ BEGIN
     ORDER BY a.budget, a.account FOR UPDATE OF a;
     UPDATE dpmesh.accounts a SET
         debited = a.debited - CASE a.window_start WHEN w.start THEN w.amount ELSE 0 END,
-        lifetime = greatest(0, a.lifetime - w.amount)
+        lifetime = a.lifetime - w.amount
     FROM unnest(budgets_, accounts_, windows_, amounts_) AS w (budget, account, start, amount)
-    WHERE a.budget = w.budget AND a.account = w.account AND w.amount > 0
+    WHERE a.budget = w.budget AND a.account = w.account AND w.amount > 0 AND a.lifetime >= w.amount
         AND (a.window_start > w.start OR (a.window_start = w.start AND a.debited >= w.amount));
     GET DIAGNOSTICS written = ROW_COUNT;
     IF written < cardinality(amounts_) THEN

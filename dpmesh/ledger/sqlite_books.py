@@ -14,10 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from dpmesh.accounting import MAX_AMOUNT, window_end, window_start
+from dpmesh.accounting import window_end, window_start
 from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.ledger import chain, schema, wal, witness
-from dpmesh.ledger.books import Chain, Written, check_grant
+from dpmesh.ledger.books import Chain, Written, check_grant, check_granted
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.chain import CHAIN_BYTES, Head, Kind, Line
 from dpmesh.ledger.sqlite import make_file
@@ -72,9 +72,9 @@ class SQLiteBooks:
         """See Books."""
         return await asyncio.to_thread(self._migrate)
 
-    async def grant(self, budget: str, account: bytes, raised: int, note: str) -> Account:
+    async def grant(self, budget: str, account: bytes, raised: int, note: str, *, has: int = 0) -> Account:
         """See Books."""
-        return await asyncio.to_thread(self._grant, budget, account, raised, note)
+        return await asyncio.to_thread(self._grant, budget, account, raised, note, has)
 
     async def prune(self, before: int) -> int:
         """See Books."""
@@ -95,12 +95,12 @@ class SQLiteBooks:
         with self._writing():  # brings it up to date
             return before, schema.VERSION
 
-    def _grant(self, budget: str, account: bytes, raised: int, note: str) -> Account:
+    def _grant(self, budget: str, account: bytes, raised: int, note: str, has: int) -> Account:
         check_grant(account, raised)
         with self._writing() as (connection, seen), _commit(connection, seen):
             row, definition = _find(connection, self.path, budget)
             start = _window_in_force(connection, row, definition)
-            _check_room(connection, row, account, start, definition.cap + raised)
+            check_granted(definition.cap, _granted(connection, row, account, start), has, raised)
             line = Line(row, account, start, raised)
             connection.execute("UPDATE budgets SET window_start = ? WHERE id = ?", (start, row))
             connection.execute(_GRANT, {**line._asdict(), "cap": definition.cap})
@@ -212,6 +212,11 @@ class SQLiteView:
         return self._budgets
 
     @property
+    def windows(self) -> Mapping[int, int]:
+        """See View."""
+        return self._windows
+
+    @property
     def pruned_before(self) -> int:
         """See View."""
         return self._pruned_before
@@ -240,6 +245,9 @@ class SQLiteView:
             connection.execute("BEGIN")  # everything is read as it is at the first SELECT
             self._secret = schema.read_secret(connection, self._path)
             self._budgets = _budgets(connection, self._path)
+            self._windows = {
+                row: _window_in_force(connection, row, budget) for row, budget in self._budgets.items()
+            }
             self._has_log = schema.version_of(connection) >= 3
             self._pruned_before = 0
             if self._has_log:
@@ -360,14 +368,13 @@ def _window_in_force(connection: sqlite3.Connection, row: int, budget: Budget) -
     return max(int(stored), window_start(time.time(), budget.window))
 
 
-def _check_room(connection: sqlite3.Connection, row: int, account: bytes, window: int, cap: int) -> None:
-    """Refuses a grant that raises a cap to more than an amount can be."""
+def _granted(connection: sqlite3.Connection, row: int, account: bytes, window: int) -> int:
+    """What is granted to an account in a window."""
     found = connection.execute(
         "SELECT granted FROM accounts WHERE budget = ? AND account = ? AND window_start = ?",
         (row, account, window),
     ).fetchone()
-    if cap + (0 if found is None else found[0]) > MAX_AMOUNT:
-        raise LedgerError("the grant raises the cap beyond what a ledger can count: grant less")
+    return 0 if found is None else int(found[0])
 
 
 def _check_horizon(budgets: Mapping[int, Budget], before: int) -> None:

@@ -272,9 +272,9 @@ def test_quantiles_are_the_smallest_value_that_enough_do_not_exceed() -> None:
     assert quantile([], 50) == 0
 
 
-def test_a_tally_takes_the_latest_window_for_the_one_in_force() -> None:
+def test_a_tally_counts_the_window_in_force() -> None:
     budget = Budget("daily", epsilon=8.0, delta=0.0, accounting=Accounting.PURE, window=100.0)
-    tally = Tally(budget, 150.0)
+    tally = Tally(budget, 200)
     for window, spent, granted in (
         (0, 7, 0),
         (100, 6, 0),

@@ -135,6 +135,12 @@ async def test_tls_and_a_password(tmp_path):
             await Ledger(open_store(url.replace(quote(str(certificate)), quote(str(strange)))), [UNIT]).open()
 
 
+async def test_a_root_certificate_that_is_not_there(postgres, tmp_path):
+    url = postgres.url("postgres") + f"?sslmode=verify-full&sslrootcert={tmp_path}/none.pem"
+    with pytest.raises(LedgerError, match="sslrootcert"):
+        await Ledger(open_store(url), [UNIT]).open()
+
+
 async def test_a_server_that_would_forget_is_refused():
     with Server(fsync="off") as server:
         url = server.url(server.create_database())
@@ -205,7 +211,10 @@ async def test_a_grant_raises_one_account_in_one_window(postgres, url):
         )
         await ledger.charge([(0, b"a", TENTH)])
         assert ledger.standing(0, b"a") == (AMOUNT + TENTH, AMOUNT + 2 * TENTH)
-        await books.grant("unit", account, TENTH, "again")
+        for known in (0, TENTH):
+            with pytest.raises(LedgerError, match="changed meanwhile"):
+                await books.grant("unit", account, TENTH, "again", has=known)
+        await books.grant("unit", account, TENTH, "again", has=2 * TENTH)
         await ledger.charge([(0, b"a", 2 * TENTH)])
         for charge in [(0, b"a", 1), (0, b"b", AMOUNT + 1)]:
             with pytest.raises(BudgetExhaustedError):
@@ -214,6 +223,13 @@ async def test_a_grant_raises_one_account_in_one_window(postgres, url):
         await ledger.charge([(0, b"new", AMOUNT + TENTH)])
         await books.grant("life", account, 5 * AMOUNT, "for ever")
         await ledger.charge([(1, b"a", 10 * AMOUNT - 1)])
+    for raised in (0, -1, 0.5, True):
+        with pytest.raises(LedgerError, match="positive integer"):
+            await books.grant("unit", account, raised, "why")
+    with pytest.raises(LedgerError, match="16 bytes"):
+        await books.grant("unit", b"a", 1, "why")
+    with pytest.raises(LedgerError, match="beyond what a ledger can count"):
+        await books.grant("unit", account, 2**63 - 1 - AMOUNT, "why", has=3 * TENTH)
     with pytest.raises(ConfigError, match="'other' is not in the ledger; there are unit, life"):
         await books.grant("other", account, 1, "why")
     await execute(

@@ -71,7 +71,9 @@ async def test_a_grant_raises_one_account_s_cap_in_one_window(path, books):
         )
         assert granted == (await ledger.accounts("unit", b"a"))[0]
         await ledger.charge([(0, b"a", 2 * TENTH)])
-        await books.grant("unit", name, TENTH, "more")
+        with pytest.raises(LedgerError, match="changed meanwhile"):
+            await books.grant("unit", name, TENTH, "more")
+        await books.grant("unit", name, TENTH, "more", has=3 * TENTH)
         await ledger.charge([(0, b"a", 2 * TENTH)])
         for unit in (b"a", b"b"):
             with pytest.raises(BudgetExhaustedError):
@@ -143,7 +145,7 @@ async def test_grants_that_are_refused(path, books):
         await books.grant("unit", b"a", 1, "")
     await books.grant("unit", bytes(16), MAX_AMOUNT - AMOUNT, "")
     with pytest.raises(LedgerError, match="grant less"):
-        await books.grant("unit", bytes(16), 1, "")
+        await books.grant("unit", bytes(16), 1, "", has=MAX_AMOUNT - AMOUNT)
     assert len(await logged(books)) == 1
 
 
