@@ -11,7 +11,19 @@ from dpmesh import __version__, cli
 from dpmesh.cli import app, protos
 from dpmesh.errors import AnnotationError, BudgetExhaustedError
 
-COMMANDS = [["check"], ["plan"], ["protos"], ["budget"], ["budget", "list"], ["budget", "show"], ["demo"], []]
+COMMANDS = [
+    ["check"],
+    ["plan"],
+    ["protos"],
+    ["budget"],
+    ["budget", "list"],
+    ["budget", "show"],
+    ["budget", "grant"],
+    ["budget", "export"],
+    ["ledger"],
+    ["demo"],
+    [],
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

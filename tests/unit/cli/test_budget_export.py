@@ -76,7 +76,8 @@ def test_json_lines(dpmesh, ledger: None) -> None:
 
 
 def test_parquet(dpmesh, ledger: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import parquet
+
     monkeypatch.setattr(exporting, "_GROUP", 3)
     ran = dpmesh("budget", "export", "--format", "parquet", "--output", "out.parquet", "--ledger", URL)
     assert (ran.code, ran.out, ran.err) == (0, "out.parquet: 4 accounts\n", "")
@@ -97,7 +98,7 @@ def test_parquet(dpmesh, ledger: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_parquet_of_nothing(dpmesh, workplace: Path) -> None:
     import asyncio
 
-    parquet = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import parquet
 
     async def make() -> None:
         ledger = Ledger(open_store(URL), BUDGETS)
@@ -138,8 +139,6 @@ def test_a_file_is_replaced_as_a_whole(dpmesh, ledger: None, write, form: str) -
 def test_what_fails_half_way_leaves_the_old_file(
     dpmesh, ledger: None, write, monkeypatch: pytest.MonkeyPatch, form: str, error: BaseException
 ) -> None:
-    if form == "parquet":
-        pytest.importorskip("pyarrow")
     write("out", "old")
 
     def fail(*_: object) -> None:
