@@ -216,10 +216,10 @@ class Ledger:
 
     async def _close(self) -> None:
         self._open = False
-        await self._queue.stop()
+        returns = await self._queue.stop()
         await self._spends.stop()
         left = self._holdings.clear()
-        for starts, unspent in self._queue.parts([left, *self._holdings.ended()]):
+        for starts, unspent in (*returns, *self._queue.parts([left, *self._holdings.ended()])):
             if not await self._last_call(self._store.credit(starts, unspent), "return its unspent leases"):
                 break
         await self._last_call(self._store.close(), "close its store")

@@ -22,6 +22,7 @@ MAX_WAITING = 16_384
 MAX_BATCH = 4096
 """How many of them one commit takes along."""
 
+_TICK = 0.05  # seconds from one look for charges that waited too long to the next
 _IDLE = 10.0  # seconds after which a lease that nobody used is handed back, or twice that at most
 
 
@@ -99,14 +100,19 @@ class CommitQueue:
             self._flusher = loop.create_task(self._flush())
         return answer
 
-    async def stop(self) -> None:
-        """Refuses who waits, and lets the commit under way finish."""
+    async def stop(self) -> list[tuple[tuple[int, ...], dict[AccountId, int]]]:
+        """Refuses who waits, and lets the commit under way finish.
+
+        Returns:
+            What was to be handed back, and was not yet.
+        """
         self._stopped = True
         if self._rotation is not None:
             self._rotation.cancel()
         self._refuse_waiting(LedgerError("the ledger is closing"))
         if self._flusher is not None:
             await asyncio.wait({self._flusher}, timeout=self._timeout)
+        return list(self._returns)
 
     def roll(self) -> None:
         """Begins the windows that are due.
@@ -244,7 +250,8 @@ class CommitQueue:
                 waiter.refuse(LedgerError(f"the ledger did not answer within {self._timeout:g} s"))
             elif not waiter.answer.done():
                 following = min(following, waiter.deadline)
-        return following
+        # Not each at its very moment: thousands may wait, and all are looked through every time.
+        return max(following, now + _TICK)
 
     def _refuse_waiting(self, error: BaseException, others: Iterable[_Waiter] = ()) -> None:
         """Refuses all that wait, each with an error of its own."""

@@ -278,3 +278,46 @@ async def test_a_closed_ledger_wakes_up_no_more():
         await ledger.charge([(1, b"b", TENTH)])
     assert (first._rotation, first._flusher) == (None, None)
     await ledger.close()
+
+
+async def test_what_was_still_to_be_handed_back_is_when_it_closes():
+    ledger = await opened()
+    for _ in range(3):
+        await ledger.charge([(0, b"", COST)])
+    (held,) = await spent(ledger)
+    assert held > 3 * COST
+    ledger._queue._returns.extend(ledger._queue.parts([ledger._holdings.rotate(), ledger._holdings.rotate()]))
+    await ledger.close()
+    await ledger.open()
+    assert await spent(ledger) == [3 * COST]
+    await ledger.close()
+
+
+async def test_thousands_that_wait_too_long_are_refused_in_a_few_looks():
+    """Each look goes through all that wait, so there must not be one for each."""
+
+    class Silent(MemoryStore):
+        async def debit(self, batch):
+            await asyncio.Event().wait()
+
+    ledger = await opened(Silent(), timeout=0.5)
+    looks = 0
+    expire = ledger._queue._expire
+
+    def counted(waiters, now):
+        nonlocal looks
+        looks += 1
+        return expire(waiters, now)
+
+    ledger._queue._expire = counted
+
+    async def one(index):
+        await asyncio.sleep(index / 20_000)
+        with pytest.raises(LedgerError, match="did not answer"):
+            await ledger.charge([(1, index.to_bytes(4, "big"), COST)])
+
+    start = time.monotonic()
+    await asyncio.gather(*[one(index) for index in range(5000)])
+    assert looks <= 2 + (time.monotonic() - start) / 0.05
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
