@@ -8,6 +8,7 @@ import os
 import secrets
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,7 @@ WHERE budget = :budget AND account = :account AND window_start >= :window AND li
     AND (window_start > :window OR debited + :amount >= 0)
 """
 
+_SURE = 0.02  # seconds after which a suspicion is looked at again
 _FORK_WAIT = 10.0  # seconds that a fork waits for a commit under way
 
 
@@ -74,6 +76,9 @@ class SQLiteStore:
         self._witness: Witness | None = None
         self._chain = OwnChain()
         self._failed = False  # the last write did
+        self._touched: tuple[int, ...] = ()  # what changes when somebody writes to the file
+        self._least = 0  # how many commits it had at that time, without the log
+        self._stale = False  # the connection remembers what is no longer there
         self._executor: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()  # held while SQLite works, and during a fork
         self._lost = False
@@ -161,6 +166,9 @@ class SQLiteStore:
         file = self._identity()
         if self._file not in (None, file):
             raise self._replaced()
+        if self._stale:
+            self._disconnect()
+            self._stale = False
         if self._connection is None:
             if not os.access(self.path, os.R_OK | os.W_OK):
                 # Asked before SQLite is, which would leave a log beside the file that is read-only as well.
@@ -176,6 +184,7 @@ class SQLiteStore:
                 connection.close()
                 raise
             self._connection, self._file = connection, file
+            self._touched, self._least = (), 0
         return self._connection
 
     def _prepare(self, connection: sqlite3.Connection) -> bytes:
@@ -228,10 +237,49 @@ class SQLiteStore:
             commits = change.finish()
             if commits and self._witness is not None:
                 self._witness.check(commits)
+                self._check_file(self._witness)
         self._failed = False
         change.committed()
         if commits and self._witness is not None:
             self._witness.reached(commits)
+
+    def _check_file(self, seen: Witness) -> None:
+        """Whether nobody but SQLite has written to the file, before more of the log can be copied over what they did.
+
+        SQLite would not notice, and mix what it finds there with its log.
+
+        Raises:
+            LedgerError: Somebody has, or took the log away.
+        """
+        status = self.path.stat()
+        try:
+            log = self.path.with_name(self.path.name + "-wal").stat().st_ino
+        except FileNotFoundError:
+            log = 0
+        touched = (status.st_mtime_ns, status.st_size, log)
+        if touched == self._touched:
+            return
+        count = wal.count(self.path) or self._least
+        if self._is_mixed() if log else count < self._least:
+            seen.distrust()
+            raise LedgerError(
+                f"{self.path} was overwritten by an older copy while in use: put a whole one in its place, and see "
+                "`dpmesh ledger accept --help`"
+            )
+        if not log or (self._touched and log != self._touched[-1]):
+            raise LedgerError(f"the log of {self.path} was removed while in use: restart all of its holders")
+        if count < self._least:
+            # Perhaps what was put there was accepted. What this connection remembers of it is worth nothing now.
+            self._stale = True
+            raise LedgerError(f"{self.path} was replaced while in use: it is read anew")
+        self._touched, self._least = touched, count
+
+    def _is_mixed(self) -> bool:
+        """Whether the file is older than its log's beginning; asked twice, because others may be writing."""
+        if not wal.gap(self.path):
+            return False
+        time.sleep(_SURE)
+        return wal.gap(self.path) > 0
 
     def _debit(self, batch: Batch) -> Outcome:
         with self._change() as change:

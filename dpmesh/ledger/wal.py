@@ -71,6 +71,16 @@ def gap(path: Path) -> int:
     return max(0, first - 1 - found[1]) if first is not None and found is not None else 0
 
 
+def count(path: Path) -> int | None:
+    """How many commits a ledger's file has without the log, which is never fewer than before; None if nobody can tell.
+
+    Args:
+        path: The ledger's file.
+    """
+    found = _in_file(path)
+    return None if found is None else found[1]
+
+
 def _in_file(path: Path) -> tuple[int, int] | None:
     """Where the count of commits is (its page), and what it is, without the log."""
     try:

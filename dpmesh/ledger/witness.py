@@ -1,7 +1,8 @@
 """The witness: a small file beside an SQLite ledger that remembers how far it had come, so that an older copy shows.
 
 An SQLite file that is put back from a copy is whole and consistent, and has forgotten what was spent since. The witness
-holds the number of the last commit that was acknowledged. A file with fewer is an older copy, and is refused.
+holds the number of the last commit that was acknowledged. A file with fewer is an older copy, and is refused. Where a
+holder saw that its file was overwritten while in use, the witness holds nobody's name, and what is there is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from dpmesh.errors import LedgerError
 
 _FORM = struct.Struct(">16sQ")
+_NOBODY = bytes(16)  # instead of a ledger's name: what is there is none
 _SYNC_SECONDS = 1.0
 _ROUNDS = 3  # One may find none and make it, or find it while somebody else does; the next finds it.
 
@@ -65,11 +67,22 @@ class Witness:
             OSError: It can't be written.
         """
         with _locked(self._file, fcntl.LOCK_EX):
-            if _read(self._file)[1] < commits:
+            name, seen = _read(self._file)
+            if seen < commits and name != _NOBODY:
                 os.pwrite(self._file, _FORM.pack(self._name, commits), 0)
         if time.monotonic() - self._synced > _SYNC_SECONDS:
             os.fdatasync(self._file)
             self._synced = time.monotonic()
+
+    def distrust(self) -> None:
+        """Remembers that the ledger was overwritten while it was in use: nobody may use what is there.
+
+        Raises:
+            OSError: It can't be written.
+        """
+        with _locked(self._file, fcntl.LOCK_EX):
+            os.pwrite(self._file, _FORM.pack(_NOBODY, _read(self._file)[1]), 0)
+        os.fdatasync(self._file)
 
     def close(self) -> None:
         """Synchronizes it to the disk, and lets go of it."""
@@ -103,6 +116,11 @@ class Witness:
         )
 
     def _compare(self, name: bytes, seen: int, commits: int) -> None:
+        if name == _NOBODY:
+            raise LedgerError(
+                f"{self._ledger} was overwritten by an older copy while it was in use, and may be a mix of both: put a "
+                "whole copy in its place, without a log, and see `dpmesh ledger accept --help`"
+            )
         if name != self._name:
             raise LedgerError(
                 f"{path_of(self._ledger)} belongs to another ledger than {self._ledger.name}: put back the file that "
@@ -199,7 +217,7 @@ def seen(ledger: Path, name: bytes) -> int:
     file, (found, commits) = _find(path_of(ledger))
     if file >= 0:
         os.close(file)
-    return commits if found == name else 0
+    return commits if found in (name, _NOBODY) else 0
 
 
 def remake(ledger: Path, name: bytes, commits: int) -> None:

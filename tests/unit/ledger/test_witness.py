@@ -9,7 +9,7 @@ import sqlite3
 import pytest
 
 from dpmesh.errors import LedgerError
-from dpmesh.ledger import Ledger, schema, witness
+from dpmesh.ledger import Ledger, open_books, schema, witness
 from dpmesh.ledger.sqlite import SQLiteStore
 from tests.contract.suite import AMOUNT, BUDGETS, TENTH
 from tests.support import children
@@ -241,3 +241,69 @@ async def test_a_full_disk_is_no_false_alarm(path):
     await ledger.charge([(0, b"a", TENTH)])
     await ledger.close()
     await spent(path, b"a")
+
+
+async def in_use(path):
+    """A holder at work, an older copy, and a log that continues the file only as it is now."""
+    await spent(path, b"a")
+    older = copy(path)
+    holder = await opened(path)
+    await holder.charge([(0, b"a", TENTH)])
+    await holder.charge([(0, b"b", TENTH)])
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    await holder.charge([(0, b"c", TENTH)])
+    await holder.charge([(0, b"d", TENTH)])
+    return older, holder
+
+
+def remove_log(path):
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink()
+
+
+@pytest.mark.parametrize("log", ["kept", "removed"])
+async def test_a_file_that_is_written_over_while_in_use(path, log):
+    """SQLite notices nothing, and would mix both; whoever does says so for all, until a copy is accepted."""
+    older, holder = await in_use(path)
+    shutil.copyfile(older, path)
+    if log == "removed":
+        remove_log(path)
+    with pytest.raises(LedgerError, match="was overwritten by an older copy while in use"):
+        await holder.charge([(0, b"e", 1)])
+    with pytest.raises(LedgerError, match="was overwritten by an older copy"):
+        await holder.charge([(0, b"e", 1)])
+    await holder.close()
+    await refused(path, "was overwritten by an older copy while it was in use.*accept --help")
+    shutil.copyfile(older, path)
+    await refused(path, "was overwritten")
+    await open_books(f"sqlite:///{path}").accept("restored")
+    await spent(path, b"a")
+    shutil.copyfile(older, path)
+    await refused(path, "older copy: ")
+
+
+async def test_a_log_that_is_removed_while_in_use(path):
+    """Its commits are where nobody else finds them, so no more follow. Closing puts them into the file."""
+    _, holder = await in_use(path)
+    remove_log(path)
+    for _ in range(2):
+        with pytest.raises(LedgerError, match="log of .* was removed while in use: restart"):
+            await holder.charge([(0, b"e", 1)])
+    await holder.close()
+    await spent(path, b"e")
+    ledger = await opened(path)
+    assert {account.spent for account in await ledger.accounts("unit", b"d")} == {TENTH}
+    await ledger.close()
+
+
+async def test_a_file_that_others_copy_their_log_into_is_no_false_alarm(path):
+    """The file changes under a holder all the time: by its own checkpoints and those of others."""
+    holders = [await opened(path), await opened(path)]
+    for number in range(40):
+        await holders[number % 2].charge([(0, bytes([number]), TENTH)])
+        if number % 3 == 0:
+            with contextlib.closing(sqlite3.connect(path)) as connection:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    for holder in holders:
+        await holder.close()
