@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -40,6 +41,12 @@ def mesh(url: str) -> dpmesh.Mesh:
 
 def reading(device: str) -> pb.Reading:
     return pb.Reading(device=device, temperature=21.5, pressure=1013, humidity=55, zone="east")
+
+
+def hear(told: int, count: int) -> bytes:
+    """What children say; fails if they say nothing for a minute."""
+    assert select.select([told], [], [], 60)[0], "a child has failed"
+    return os.read(told, count)
 
 
 class Gate:
@@ -150,11 +157,11 @@ def test_a_thousand_rpcs_against_a_budget_for_a_hundred(make_ledger, width):
         end = Gate()
         serving = children.start(serve(url, tell, end))
         start = Gate()  # not before: the server would keep it shut
-        port = int.from_bytes(os.read(told, 4), "big")
+        port = int.from_bytes(hear(told, 4), "big")
         shares = [RPCS // PROCESSES + (i < RPCS % PROCESSES) for i in range(PROCESSES)]
         clients = [children.start(many(url, port, share, width, tell, start)) for share in shares]
         for _ in range(PROCESSES):
-            assert os.read(told, 1) == b"."
+            assert hear(told, 1) == b"."
         began = time.monotonic()
         start.open()
         results = [result for client in clients for result in children.finish(client)]
@@ -210,13 +217,13 @@ def test_rpcs_in_a_partition_end_by_their_deadline(postgres, make_ledger):
     go_on, order = os.pipe()
     end = Gate()
     serving = children.start(serve(url, tell, end))
-    port = int.from_bytes(os.read(told, 4), "big")
+    port = int.from_bytes(hear(told, 4), "big")
     with Proxy.before(url) as proxy:
         sending = children.start(client(proxy, port))
-        assert os.read(told, 1) == b"1"
+        assert hear(told, 1) == b"1"
         proxy.stall()
         os.write(order, b".")
-        assert os.read(told, 1) == b"2"
+        assert hear(told, 1) == b"2"
         proxy.resume()
         os.write(order, b".")
         found = children.finish(sending)
