@@ -119,7 +119,7 @@ class Line:
             server_settings={
                 "application_name": "dpmesh",
                 # Sent to whoever holds rows and has gone silent, so that others don't wait for a dead peer.
-                "idle_in_transaction_session_timeout": "5s",
+                "idle_in_transaction_session_timeout": f"{int(max(5000, 1000 * self._timeout))}ms",
                 "statement_timeout": f"{int(2000 * self._timeout)}ms",
                 "tcp_keepalives_idle": "5",
                 "tcp_keepalives_interval": "2",
@@ -213,9 +213,9 @@ def explain(error: Exception, where: str) -> LedgerError:
     if isinstance(error, TimeoutError):
         return LedgerError(f"{where} did not answer in time")
     state = getattr(error, "sqlstate", None)
-    if isinstance(error, asyncpg.ClientConfigurationError):
+    if isinstance(error, asyncpg.ClientConfigurationError | FileNotFoundError):
         return LedgerError(
-            f"{where} can't be connected to like this: check sslmode, sslrootcert and the like"
+            f"{where} can't be connected to like this: check the socket's folder, sslmode, sslrootcert and the like"
         )
     if isinstance(error, asyncpg.InternalClientError):
         return LedgerError(f"{where} closed the connection")
@@ -232,6 +232,8 @@ _MEANINGS = {
     "3F000": "has no dpmesh ledger: run `dpmesh ledger migrate`",
     "42P01": "has no dpmesh ledger: run `dpmesh ledger migrate`",
     "42883": "has no dpmesh ledger of this version: run `dpmesh ledger migrate`",
+    "42703": "has a dpmesh ledger of another version: use the newest dpmesh",
+    "42804": "has a dpmesh ledger of another version: use the newest dpmesh",
     "3D000": "is not there: create the database first",
     "28": "does not let this user in: check the user, the password and pg_hba.conf",
     "42501": "does not allow that: grant this user the rights on schema dpmesh",
