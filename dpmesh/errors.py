@@ -64,6 +64,10 @@ class LedgerError(DpmeshError):
     """The ledger can't answer, so nothing may leave."""
 
 
+class LostChargesError(LedgerError):
+    """The ledger has forgotten charges that it had acknowledged: an older copy was put in its place."""
+
+
 class IdentityError(DpmeshError):
     """An identity or a token that can't be had, read or trusted, so nothing is sent under it.
 

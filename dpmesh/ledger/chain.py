@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dpmesh.errors import LedgerError
+from dpmesh.errors import LedgerError, LostChargesError
 
 CHAIN_BYTES = 16
 HASH_BYTES = 32
@@ -191,7 +191,7 @@ class OwnChain:
             return begin(self.name)
         if found is not None and (found == self._sure or found in self._possible):
             return found
-        raise LedgerError(
+        raise LostChargesError(
             f"{ledger} has lost charges that it had committed: an older copy was put in its place. Put the newest one "
             "back, or see `dpmesh ledger accept --help`"
         )

@@ -299,12 +299,17 @@ class Holdings:
             self._windows = {}
         return starts, left
 
+    def drop(self) -> None:
+        """Forgets all leases, because the store has forgotten that they were debited."""
+        with self._lock:
+            self._ended = []
+            for window in self._windows.values():
+                window.begin(window.start)
+
     def forked(self) -> None:
         """Forgets all leases: they are the parent's. Called in a forked child."""
         self._lock = threading.Lock()  # the parent's may be held by a thread that doesn't exist here
-        self._ended = []
-        for window in self._windows.values():
-            window.begin(window.start)
+        self.drop()
 
     def _starts(self) -> tuple[int, ...]:
         return tuple(self._windows[index].start for index in range(len(self._windows)))

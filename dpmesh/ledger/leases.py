@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from dpmesh.accounting import MAX_AMOUNT
-from dpmesh.errors import ConfigError, LedgerError
+from dpmesh.errors import ConfigError, LedgerError, LostChargesError
 from dpmesh.ledger.budget import Budget, Charge, check_names
 from dpmesh.ledger.holdings import Holdings, Key
 from dpmesh.ledger.queue import CommitQueue
@@ -170,6 +170,9 @@ class Ledger:
         try:
             async with asyncio.timeout(self._timeout):
                 await self._in_owner(self._store.ping, self._timeout)
+        except LostChargesError:
+            self._holdings.drop()
+            raise
         except TimeoutError:
             raise LedgerError(f"the ledger did not answer within {self._timeout:g} s") from None
 

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 
 from dpmesh.accounting import MAX_AMOUNT, MAX_SECONDS, Accounting, window_end
-from dpmesh.errors import LedgerError
+from dpmesh.errors import LedgerError, LostChargesError
 from dpmesh.ledger.budget import Budget, check_names, check_unchanged
 from dpmesh.ledger.chain import Head, Kind, Line, OwnChain, encode, link
 from dpmesh.ledger.postgres_line import Line as Connection
@@ -318,7 +318,7 @@ class PostgresStore:
             self._behind = True
             # Whoever starts anew knows nothing of it, so the ledger has to; but for a loss that was accepted.
             if await connection.fetchval(_LOSE, self._accepted) is None:
-                raise LedgerError(
+                raise LostChargesError(
                     f"{self.place} goes on with an older copy of itself, which lacks what this holder charged: restart "
                     "this holder"
                 ) from None
@@ -365,8 +365,8 @@ class PostgresStore:
             raise LedgerError("the ledger's clock is broken: the database shows no time")
         self._told = (answer["now"], asked)
 
-    def _lost(self) -> LedgerError:
-        return LedgerError(
+    def _lost(self) -> LostChargesError:
+        return LostChargesError(
             f"{self.place} has lost charges that it had committed: an older copy was put in its place, or a replica "
             "that was behind took over. Put the newest one back, or see `dpmesh ledger accept --help`"
         )

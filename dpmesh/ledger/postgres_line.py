@@ -100,13 +100,14 @@ class Line:
     async def _connected(self, deadline: float) -> Any:
         loop = asyncio.get_running_loop()
         deadline = min(deadline, loop.time() + self._connecting)
+        pause = 0.02
         while self._connection is None or self._connection.is_closed():
             self._connection = None
             try:
                 self._connection = await self._connect(max(0.01, deadline - loop.time()))
             except (asyncpg.PostgresError, OSError) as error:
                 state = getattr(error, "sqlstate", None) or "08000"
-                pause = random.uniform(0.02, 0.2)  # noqa: S311 - so that all who wait don't come back at once
+                pause *= random.uniform(1.2, 2.5)  # noqa: S311 - so that all who wait don't come back at once
                 if not state.startswith(_PASSING) or loop.time() + pause >= deadline:
                     raise
                 await asyncio.sleep(pause)

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from dpmesh.errors import BudgetExhaustedError, LedgerError
+from dpmesh.errors import BudgetExhaustedError, LedgerError, LostChargesError
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.holdings import Holdings, Key, Lease, Left
 from dpmesh.ledger.store import AccountId, Batch, Outcome, Store
@@ -173,6 +173,8 @@ class CommitQueue:
         try:
             await self._store.credit(starts, unspent)
         except LedgerError as error:
+            if isinstance(error, LostChargesError):
+                self._holdings.drop()
             _log.warning("the ledger could not take back %d idle leases: %s", len(unspent), error)
 
     def _next_batch(self) -> list[_Waiter]:
@@ -203,6 +205,9 @@ class CommitQueue:
         )
         try:
             outcome = await self._debit(batch, waiters)
+        except LostChargesError:
+            self._holdings.drop()
+            raise
         except BaseException:
             # What was held is debited already. What was to be debited now may be, so it counts as spent.
             self._holdings.put(starts, held)

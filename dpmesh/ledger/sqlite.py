@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from dpmesh.accounting import MAX_AMOUNT
-from dpmesh.errors import DpmeshError, LedgerError
+from dpmesh.errors import DpmeshError, LedgerError, LostChargesError
 from dpmesh.ledger import schema, wal, witness
 from dpmesh.ledger.budget import Budget, check_names, check_unchanged
 from dpmesh.ledger.chain import Kind, Line, OwnChain
@@ -196,8 +196,8 @@ class SQLiteStore:
         schema.upgrade(connection)
         return secret
 
-    def _replaced(self) -> LedgerError:
-        return LedgerError(
+    def _replaced(self) -> LostChargesError:
+        return LostChargesError(
             f"{self.path} was replaced while in use: restore it, or restart to use the new one"
         )
 
@@ -249,7 +249,7 @@ class SQLiteStore:
         SQLite would not notice, and mix what it finds there with its log.
 
         Raises:
-            LedgerError: Somebody has, or took the log away.
+            LostChargesError: Somebody has, or took the log away.
         """
         status = self.path.stat()
         try:
@@ -262,16 +262,18 @@ class SQLiteStore:
         count = wal.count(self.path) or self._least
         if self._is_mixed() if log else count < self._least:
             seen.distrust()
-            raise LedgerError(
+            raise LostChargesError(
                 f"{self.path} was overwritten by an older copy while in use: put a whole one in its place, and see "
                 "`dpmesh ledger accept --help`"
             )
         if not log or (self._touched and log != self._touched[-1]):
-            raise LedgerError(f"the log of {self.path} was removed while in use: restart all of its holders")
+            raise LostChargesError(
+                f"the log of {self.path} was removed while in use: restart all of its holders"
+            )
         if count < self._least:
             # Perhaps what was put there was accepted. What this connection remembers of it is worth nothing now.
             self._stale = True
-            raise LedgerError(f"{self.path} was replaced while in use: it is read anew")
+            raise LostChargesError(f"{self.path} was replaced while in use: it is read anew")
         self._touched, self._least = touched, count
 
     def _is_mixed(self) -> bool:

@@ -14,7 +14,7 @@ import struct
 from contextlib import closing
 from pathlib import Path
 
-from dpmesh.errors import LedgerError
+from dpmesh.errors import LostChargesError
 from dpmesh.ledger.schema import connect
 
 _HEADER = struct.Struct(">IIIIIIII")  # magic, version, page size, sequence number, two salts, two checksums
@@ -31,11 +31,11 @@ def check(path: Path) -> None:
         path: The ledger's file.
 
     Raises:
-        LedgerError: The file is older than the log's beginning.
+        LostChargesError: The file is older than the log's beginning.
         OSError: One of them can't be read.
     """
     if missing := gap(path):
-        raise LedgerError(
+        raise LostChargesError(
             f"{path} is an older copy than the log beside it: {missing} commits between the two are missing, and what "
             "they charged would be spent again. Put the newest one back with its log, or see "
             "`dpmesh ledger accept --help`"

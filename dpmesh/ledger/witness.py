@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dpmesh.errors import LedgerError
+from dpmesh.errors import LedgerError, LostChargesError
 
 _FORM = struct.Struct(">16sQ")
 _NOBODY = bytes(16)  # instead of a ledger's name: what is there is none
@@ -117,17 +117,17 @@ class Witness:
 
     def _compare(self, name: bytes, seen: int, commits: int) -> None:
         if name == _NOBODY:
-            raise LedgerError(
+            raise LostChargesError(
                 f"{self._ledger} was overwritten by an older copy while it was in use, and may be a mix of both: put a "
                 "whole copy in its place, without a log, and see `dpmesh ledger accept --help`"
             )
         if name != self._name:
-            raise LedgerError(
+            raise LostChargesError(
                 f"{path_of(self._ledger)} belongs to another ledger than {self._ledger.name}: put back the file that "
                 "it belongs to, or see `dpmesh ledger accept --help`"
             )
         if commits < seen:
-            raise LedgerError(
+            raise LostChargesError(
                 f"{self._ledger} is an older copy: {seen - commits} commits are missing, and what they charged would "
                 "be spent again. Put the newest one back, or see `dpmesh ledger accept --help`"
             )

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
 import pytest
 
 from dpmesh.ledger.postgres_books import PostgresBooks
 from tests.faults.holders import Crew
-from tests.support import postgres as _read_by_now  # noqa: F401
-
-# Which PostgreSQL the tests run on is no key of dpmesh's, which refuses variables of that prefix that it doesn't know.
-os.environ.pop("DPMESH_TEST_POSTGRES", None)
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from tests.support.children import NOBODY
 USER = "postgres"
 FOLDERS = {16: "pginstall", 18: "pginstall18"}
 # The wheel has two; all tests can be run on the other one.
-VERSION = int(os.environ.get("DPMESH_TEST_POSTGRES", "18"))
+VERSION = int(os.environ.get("TEST_POSTGRES", "18"))
 # Below what Linux hands out to outgoing connections: one of those could take the port of a server that is down.
 PORTS = range(20000, 32000)
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dpmesh.errors import LedgerError
+from dpmesh.errors import LedgerError, LostChargesError
 from dpmesh.ledger import Ledger, MemoryStore, queue
 from tests.contract.suite import AMOUNT, DAY, TENTH, Clock, pure
 from tests.support.virtual_time import in_virtual_time
@@ -321,3 +321,46 @@ async def test_thousands_that_wait_too_long_are_refused_in_a_few_looks():
     assert looks <= 2 + (time.monotonic() - start) / 0.05
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
+
+
+@pytest.mark.parametrize("how", ["debit", "credit", "ping"])
+async def test_what_the_store_forgot_is_not_spent(how):
+    """Slices in hand were debited in a ledger that is no longer there."""
+
+    class Restored(MemoryStore):
+        forgot = False
+
+        async def debit(self, batch):
+            self.fail("debit")
+            return await super().debit(batch)
+
+        async def credit(self, windows, unspent):
+            self.fail("credit")
+            await super().credit(windows, unspent)
+
+        async def ping(self):
+            self.fail("ping")
+
+        def fail(self, what):
+            if self.forgot and what == how:
+                raise LostChargesError("an older copy was put in its place")
+
+    ledger = await opened(Restored())
+    for _ in range(3):
+        await ledger.charge([(0, b"", COST), (1, b"a", COST)])
+    assert ledger.spend([(1, b"a", 1)])
+    ledger._store.forgot = True
+    if how == "debit":
+        with pytest.raises(LedgerError, match="older copy"):
+            await ledger.charge([(1, b"b", COST)])
+    elif how == "credit":
+        ledger._queue._returns.append(((0, 0), {(0, b"x" * 16): 1}))
+        await ledger.charge([(1, b"b", COST)])
+        while ledger._queue._flusher is not None:
+            await asyncio.sleep(0)
+    else:
+        with pytest.raises(LostChargesError):
+            await ledger.check()
+    assert not ledger.spend([(0, b"", 1)])
+    assert not ledger.spend([(1, b"a", 1)])
+    await ledger.close()
