@@ -20,6 +20,8 @@ log = logging.getLogger("dpmesh.grpc")
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _PERIOD = 1.0  # seconds from one look at the ledger to the next
+_LAST_WORD = 0.1  # seconds that whoever watches has to hear that the server ends
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextlib.asynccontextmanager
@@ -33,7 +35,7 @@ async def report_health(server: Any, mesh: Mesh, services: Sequence[str] = ()) -
         mesh: Whose ledger counts, opened.
         services: Names of services that are asked for by themselves; the server as a whole ("") always can be.
     """
-    servicer = health.HealthServicer()
+    servicer = _Health()
     names = ("", *services)
     for name in names:
         await servicer.set(name, _NOT_SERVING)
@@ -43,51 +45,124 @@ async def report_health(server: Any, mesh: Mesh, services: Sequence[str] = ()) -
         yield
     finally:
         watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
+        await asyncio.wait({watching})
         await servicer.enter_graceful_shutdown()
+        await servicer.end_watches()
 
 
 async def serve(server: Any, mesh: Mesh, *, services: Sequence[str] = (), grace: float = 10.0) -> None:
     """Starts a server, reports its health, and serves until SIGTERM, SIGINT or cancellation; then lets RPCs finish.
 
-    Leave the mesh afterwards (`async with`), and its unspent leases go back to the ledger: nothing is wasted.
+    A second signal, or cancellation, ends the RPCs that are still under way. Leave the mesh afterwards (`async with`),
+    and its unspent leases go back to the ledger: nothing is wasted.
 
     Args:
         server: A grpc.aio server that is not started yet.
         mesh: Whose ledger counts, opened.
         services: As in report_health.
         grace: How long RPCs under way may go on, in seconds.
+
+    Raises:
+        RuntimeError: This is not the main thread, which alone gets signals: use report_health.
     """
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    signals = (signal.SIGTERM, signal.SIGINT)
-    for each in signals:
-        loop.add_signal_handler(each, ended.set)
+    loop, ended, hurried = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+
+    def signalled() -> None:
+        (hurried if ended.is_set() else ended).set()
+
     try:
-        async with report_health(server, mesh, services):
-            await server.start()
-            await ended.wait()
+        for each in _SIGNALS:
+            loop.add_signal_handler(each, signalled)
+    except (ValueError, RuntimeError):
+        raise RuntimeError("serve needs the main thread, which gets the signals: use report_health") from None
+    try:
+        try:
+            async with report_health(server, mesh, services):
+                await server.start()
+                await ended.wait()
+        finally:
+            await _stop(server, grace, hurried)
     finally:
-        for each in signals:
+        for each in _SIGNALS:
             loop.remove_signal_handler(each)
-        await server.stop(grace)
+
+
+async def _stop(server: Any, grace: float, hurried: asyncio.Event) -> None:
+    """Stops a server: within the grace, or at once if somebody hurries. It is stopped afterwards in any case."""
+    stopping = asyncio.ensure_future(server.stop(grace))
+    hurrying = asyncio.ensure_future(hurried.wait())
+    try:
+        await asyncio.wait({stopping, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        hurrying.cancel()
+        if not stopping.done():
+            # Also when this is cancelled; then it is cancelled only after that.
+            await asyncio.shield(server.stop(None))
+
+
+class _Health(health.HealthServicer):  # type: ignore[misc]
+    """The servicer of grpcio-health-checking, whose Watch would hold a server up for all of its grace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watches = 0
+        self._ended = asyncio.Event()
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        """See grpc.health.v1."""
+        watch = asyncio.ensure_future(super().Watch(request, context))
+        ended = asyncio.ensure_future(self._ended.wait())
+        self._watches += 1
+        try:
+            await asyncio.wait({watch, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if watch.done():
+                await watch
+        finally:
+            self._watches -= 1
+            watch.cancel()
+            ended.cancel()
+
+    async def end_watches(self) -> None:
+        """Ends them, once they had the time to tell that the server ends."""
+        if self._watches:
+            await asyncio.sleep(_LAST_WORD)
+        self._ended.set()
 
 
 async def _watch(servicer: Any, names: Sequence[str], mesh: Mesh) -> None:
-    """Looks at the ledger from time to time, and tells what changed."""
-    serving = None
-    while True:
-        try:
-            await mesh.ledger.check()
-            now, why = True, ""
-        except LedgerError as error:
-            now, why = False, str(error)
-        except Exception as error:  # Whatever it is: who can't tell does not serve.
-            now, why = False, type(error).__name__
-        if now is not serving:
-            serving = now
-            if why:
-                log.warning("not serving: %s", why)
-            for name in names:
-                await servicer.set(name, _SERVING if now else _NOT_SERVING)
-        await asyncio.sleep(_PERIOD)
+    """Looks at the ledger from time to time, and tells what changed. If it can't look any more, nothing is served."""
+    try:
+        serving = None
+        while True:
+            why = await _refusal(mesh)
+            if (why is None) is not serving:
+                if why is not None:
+                    log.warning("not serving: %s", why)
+                elif serving is False:
+                    log.info("serving again")
+                serving = why is None
+                await _tell(servicer, names, _SERVING if serving else _NOT_SERVING)
+            await asyncio.sleep(_PERIOD)
+    finally:
+        await _tell(servicer, names, _NOT_SERVING)
+
+
+async def _refusal(mesh: Mesh) -> str | None:
+    """Why the ledger would take no charge, or None if it would."""
+    task = asyncio.current_task()
+    try:
+        await mesh.ledger.check()
+    except asyncio.CancelledError:
+        if task is not None and task.cancelling():
+            raise
+        return "the event loop that owns the ledger has ended"
+    except LedgerError as error:
+        return str(error)
+    except Exception as error:  # Whatever it is: who can't tell does not serve.
+        return type(error).__name__
+    return None
+
+
+async def _tell(servicer: Any, names: Sequence[str], status: Any) -> None:
+    for name in names:
+        await servicer.set(name, status)

@@ -7,6 +7,7 @@ import sqlite3
 import sys
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import dpmesh
@@ -146,3 +147,131 @@ async def test_serving_ends_when_it_is_cancelled(tmp_path):
             task.cancel()
             await asyncio.wait({task})
         assert task.cancelled()
+
+
+async def test_who_watches_hears_the_end_and_does_not_hold_it_up(tmp_path):
+    async with dpmesh.open(config(f"sqlite:///{tmp_path}/ledger.db")) as mesh:
+        server = grpc.aio.server()
+        heard = []
+
+        async def watch(stub):
+            try:
+                async for response in stub.Watch(health_pb2.HealthCheckRequest()):
+                    heard.append(response.status)
+            except grpc.aio.AioRpcError:
+                pass
+
+        async with report_health(server, mesh):
+            channel, stub = await asked(server)
+            watching = asyncio.create_task(watch(stub))
+            async with asyncio.timeout(20):
+                while SERVING not in heard:
+                    await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):  # far less than the grace
+            await server.stop(60)
+            await watching
+        assert heard[-1] == NOT_SERVING
+        await channel.close()
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), ValueError("secret")])
+async def test_whoever_can_not_tell_does_not_serve(tmp_path, monkeypatch, caplog, error):
+    async with dpmesh.open(config(f"sqlite:///{tmp_path}/ledger.db")) as mesh:
+        server = grpc.aio.server()
+        async with report_health(server, mesh):
+            channel, stub = await asked(server)
+            await until(stub, SERVING)
+            check = mesh.ledger.check
+
+            async def fail():
+                raise error
+
+            monkeypatch.setattr(mesh.ledger, "check", fail)
+            await until(stub, NOT_SERVING)
+            monkeypatch.setattr(mesh.ledger, "check", check)
+            await until(stub, SERVING)
+            await channel.close()
+        await server.stop(None)
+    assert "secret" not in caplog.text
+
+
+async def test_a_second_signal_ends_rpcs_and_still_returns_leases(tmp_path):
+    """An RPC that would last for ever holds the server up for its whole grace, unless somebody hurries."""
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    program = PROGRAM.replace(
+        "server = grpc.aio.server()",
+        "server = grpc.aio.server()\n"
+        "        async def hang(request, context):\n"
+        "            await asyncio.Event().wait()\n"
+        "        handler = grpc.unary_unary_rpc_method_handler(hang)\n"
+        "        handlers = grpc.method_handlers_generic_handler('a.B', {'C': handler})\n"
+        "        server.add_generic_rpc_handlers((handlers,))",
+    ).replace("grace=5", "grace=300")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, url, stdout=asyncio.subprocess.PIPE, env=os.environ
+    )
+    try:
+        async with asyncio.timeout(30):
+            port = int(await process.stdout.readline())
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                await channel.channel_ready()
+                call = channel.unary_unary("/a.B/C")(b"")
+                await until(health_pb2_grpc.HealthStub(channel), SERVING)
+                process.send_signal(signal.SIGTERM)
+                await asyncio.sleep(0.5)
+                assert process.returncode is None
+                process.send_signal(signal.SIGTERM)
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await call
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+    (account,) = inspect(url).accounts
+    assert account.spent == 50 * AMOUNT // 100
+
+
+async def test_cancelled_while_it_drains_it_stops_at_once(tmp_path):
+    async with dpmesh.open(config(f"sqlite:///{tmp_path}/ledger.db")) as mesh:
+        server = grpc.aio.server()
+        began = asyncio.Event()
+
+        async def hang(request, context):
+            began.set()
+            await asyncio.Event().wait()
+
+        handler = grpc.unary_unary_rpc_method_handler(hang)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", {"C": handler}),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        task = asyncio.create_task(serve(server, mesh, grace=300))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(20):
+            call = channel.unary_unary("/a.B/C")(b"")
+            await began.wait()
+            task.cancel()
+            await asyncio.sleep(0.5)
+            assert not task.done()
+            task.cancel()
+            await asyncio.wait({task})
+            assert task.cancelled()
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call
+
+
+async def test_serving_needs_the_main_thread(tmp_path):
+    async def elsewhere():
+        async with dpmesh.open(config(f"sqlite:///{tmp_path}/ledger.db")) as mesh:
+            server = grpc.aio.server()
+            with pytest.raises(RuntimeError, match="report_health"):
+                await serve(server, mesh)
+
+    await asyncio.to_thread(asyncio.run, elsewhere())
+
+
+async def test_a_server_that_does_not_start_leaves_no_handler(tmp_path):
+    async with dpmesh.open(config(f"sqlite:///{tmp_path}/ledger.db")) as mesh:
+        server = grpc.aio.server()
+        await server.start()
+        await server.stop(None)
+        with pytest.raises(Exception, match=r"."):
+            await serve(server, mesh, grace=0)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
