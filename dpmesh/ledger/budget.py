@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -24,6 +25,9 @@ The account's key is the unit's canonical bytes, b"" for a global budget, and `c
 # What a glob begins with that can match any beginning.
 _WILD = ("*", "?", "[")
 _LENGTH_BYTES = 4
+_TRUST_DOMAIN = re.compile("spiffe://[^/]+")
+# Servers know consumers by names in which these have small letters only.
+_SMALL = re.compile("spiffe://[^/]*|dns:.*", re.IGNORECASE | re.DOTALL)
 
 
 def consumer_key(unit: bytes, consumer: str) -> bytes:
@@ -72,6 +76,11 @@ def matches(globs: Iterable[str], text: str) -> bool:
     return any(fnmatchcase(text, glob) for glob in globs)
 
 
+def _begins(glob: str, text: str) -> bool:
+    """Whether a glob fits something that begins with a text: then a beginning of the glob fits the text."""
+    return any(fnmatchcase(text, glob[:end]) for end in range(1, len(glob) + 1))
+
+
 @dataclass(frozen=True)
 class Budget:
     """A cap on privacy loss, (epsilon, delta), over one window.
@@ -90,7 +99,8 @@ class Budget:
         on_exhausted: What happens to a message that the budget doesn't cover.
         match: Which releases it pays for.
         under: A quota's budget; "" for a budget, and for a quota that was read from a ledger.
-        consumers: Globs of the consumers that a quota is for; all if empty.
+        consumers: Globs of the consumers that a quota is for; all if empty. "spiffe://mesh.example/part/*" is also for
+            "spiffe://mesh.example", which can be anybody there.
         cap: What one account may be charged in one window, as a ledger amount.
 
     Raises:
@@ -147,8 +157,16 @@ class Budget:
         return account[_LENGTH_BYTES : _LENGTH_BYTES + int.from_bytes(account[:_LENGTH_BYTES], "big")]
 
     def is_for(self, consumer: str) -> bool:
-        """Whether a quota holds for a consumer."""
-        return not self.consumers or matches(self.consumers, consumer)
+        """Whether a quota holds for a consumer.
+
+        A consumer of which no more is known than its trust domain is every identity of that domain: whose identity
+        rotates has no place in it, and would otherwise get around every quota that names a part of it.
+        """
+        if not self.consumers or matches(self.consumers, consumer):
+            return True
+        return _TRUST_DOMAIN.fullmatch(consumer) is not None and any(
+            _begins(glob, consumer + "/") for glob in self.consumers
+        )
 
     def _one_of(self, key: str, allowed: Sequence[str]) -> None:
         value = getattr(self, key)
@@ -172,6 +190,12 @@ class Budget:
         for direction in self.match.directions:
             if direction not in DIRECTIONS:
                 self._bad("directions", direction, f"allowed: {', '.join(DIRECTIONS)}")
+        for glob in self.consumers:
+            if not isinstance(glob, str):
+                self._bad("consumers", glob, 'every entry must be a name, a glob with * or ?, or ""')
+            small = _SMALL.match(glob)
+            if small is not None and small[0] != small[0].lower():
+                self._bad("consumers", glob, f"no consumer has capitals in {small[0]!r}")
 
     def _bad(self, key: str, value: object, allowed: str) -> None:
         raise ConfigError(f"{self.kind}.{key}: {value!r} ({self.kind} {self.name!r}): {allowed}")
@@ -214,6 +238,16 @@ def parents(budgets: Sequence[Budget]) -> dict[int, int]:
                 raise ConfigError(
                     f"quota.{key}: that of quota {quota.name!r} is not budget {budget.name!r}'s"
                 )
+        excluded = [
+            direction
+            for direction in quota.match.directions
+            if budget.match.directions and direction not in budget.match.directions
+        ]
+        if excluded:
+            raise ConfigError(
+                f"quota.directions: {excluded[0]!r} (quota {quota.name!r}) is none that budget {budget.name!r} pays "
+                f"for; allowed: {', '.join(budget.match.directions)}"
+            )
         if quota.cap > budget.cap:
             raise ConfigError(
                 f"quota.epsilon: {quota.epsilon!r} (quota {quota.name!r}) is more than the {budget.epsilon!r} of "

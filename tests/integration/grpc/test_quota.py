@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from ipaddress import ip_address
 
 import grpc
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 from stations import rig, stations_pb2_grpc
 from stations import stations_pb2 as pb
 from stations.rig import is_protected, reading, stream
 
 from dpmesh.identity import LocalSource, RotatingIdentity
+from dpmesh.ledger.budget import consumer_key
 from dpmesh_grpc import rotating_channel, rotating_server_credentials
-from tests.support.certificates import Root
+from tests.support.certificates import Leaf, Root, new_key, private_pem
 from tests.support.mutual_tls import DOMAIN, authority, until
 
 PARTNER, OTHER = "spiffe://partner.example/analytics", "spiffe://partner.example/billing"
@@ -82,6 +86,13 @@ class Fleet:
     async def named(self, *uris):
         """A client whose certificate has these URIs."""
         return await self.client(self.others.leaf(uris, now=time.time()))
+
+    async def having(self, *names, common=""):
+        """A client whose certificate has these alternative names, and this common name."""
+        key, now = new_key(), time.time()
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)] if common else [])
+        signed = self.others._sign(subject, key, now - 300, now + 1800, names, authority=False)
+        return await self.client(Leaf(signed.public_bytes(Encoding.PEM), private_pem(key), self.others.pem))
 
     async def rotated(self):
         """A client with the next identity of dpmesh's own authority."""
@@ -154,8 +165,12 @@ async def test_rotating_refills_nothing(open_mesh, fleet):
     assert await ask(await fleet.named(PARTNER)) == "ok"
 
 
-async def test_a_rotating_channel_has_one_quota_all_its_life(open_mesh, fleet, serve, stack):
-    mesh = await open_mesh(**quotas(3.0))
+@pytest.mark.parametrize(
+    "consumers", [[], [f"spiffe://{DOMAIN}/*"], [f"spiffe://{DOMAIN}/analytics/*"], [f"spiffe://{DOMAIN}"]]
+)
+async def test_a_rotating_channel_has_one_quota_all_its_life(open_mesh, fleet, serve, stack, consumers):
+    chosen = {"consumers": consumers} if consumers else {}
+    mesh = await open_mesh(**quotas(3.0, **chosen))
     ours = await stack.enter_async_context(RotatingIdentity(LocalSource(fleet.authority, server=True)))
     theirs = await stack.enter_async_context(RotatingIdentity(LocalSource(fleet.authority)))
     credentials = rotating_server_credentials(ours)
@@ -306,6 +321,40 @@ async def test_an_invalid_or_nameless_certificate_is_still_one_consumer(open_mes
     assert await ask(await fleet.named(PARTNER)) == "each"
     assert await ask(await fleet.named()) == "ok"
     assert await ask(await fleet.named()) == "each"
+
+
+URI, DNS, EMAIL = x509.UniformResourceIdentifier, x509.DNSName, x509.RFC822Name
+IP = x509.IPAddress(ip_address("10.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("names", "common", "consumer"),
+    [
+        ([URI("SPIFFE://Partner.Example/Analytics")], "a", "spiffe://partner.example/Analytics"),
+        ([DNS("a.example"), URI(PARTNER)], "a", PARTNER),
+        ([URI("https://a.example"), URI(PARTNER)], "a", PARTNER),
+        ([URI(f"SPIFFE://Partner.Example/{'0a' * 16}")], "", "spiffe://partner.example"),
+        ([URI("dns:a.example")], "a", "uri:dns:a.example"),
+        ([DNS("A.example"), DNS("b.example")], "a", "dns:a.example"),
+        ([DNS(PARTNER)], "", f"dns:{PARTNER}"),
+        ([EMAIL("Me@Partner.Example")], "a", "email:Me@partner.example"),
+        ([IP], "a", "ip:10.0.0.1"),
+        ([], PARTNER, f"cn:{PARTNER}"),
+        ([], "dns:a.example", "cn:dns:a.example"),
+        ([x509.RegisteredID(x509.ObjectIdentifier("1.2.3.4"))], "a", "cn:a"),
+        ([], "", ""),
+    ],
+)
+async def test_a_consumer_is_the_best_name_in_its_certificate_and_poses_as_no_other_kind(
+    open_mesh, fleet, names, common, consumer
+):
+    quota = [{**QUOTA, "epsilon": 1.0, "consumers": [consumer]}]
+    mesh = await open_mesh(quota=quota)
+    await fleet.start(mesh)
+    client = await fleet.having(*names, common=common)
+    assert [await ask(client) for _ in range(2)] == ["ok", "each"]
+    account = consumer_key(b"s1", consumer)
+    assert mesh.ledger.standing(1, account) is not None
 
 
 async def test_without_quotas_nobody_asks_who_the_client_is(open_mesh, serve, connect, monkeypatch):

@@ -113,10 +113,15 @@ def test_no_two_consumers_share_an_account():
         ({"accounting": "pure"}, "quota.accounting"),
         ({"window": None}, "quota.window"),
         ({"epsilon": 8.001}, "quota.epsilon: 8.001.*'daily'"),
+        (
+            {"match": Match(directions=("request",))},
+            "quota.directions: 'request'.*'daily'.*allowed: response",
+        ),
+        ({"match": Match(directions=("response", "request"))}, "quota.directions: 'request'"),
     ],
 )
 def test_a_quota_has_to_fit_under_its_budget(change, words):
-    budget = Budget("daily")
+    budget = Budget("daily", match=Match(directions=("response",)))
     good = {"name": "q", "key": "unit/consumer", "under": "daily"}
     assert parents([budget, Budget(**good)]) == {1: 0}
     with pytest.raises(ConfigError, match=words):
@@ -131,3 +136,39 @@ def test_what_is_paid_for_may_change_and_whose_account_it_is_may_not():
     for key in ("unit", "global", "global/consumer"):
         with pytest.raises(ConfigError, match="key"):
             check_unchanged(stored, Budget("q", key, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("glob", "named", "rotating"),
+    [
+        ("spiffe://partner.example/*", True, True),
+        ("spiffe://partner.example*", True, True),
+        ("spiffe://*", True, True),
+        ("*", True, True),
+        ("*analytics", True, True),
+        ("spiffe://partner.exampl?/a*", True, True),
+        ("spiffe://partner.example[/]analytics", True, True),
+        ("spiffe://partner.example/analytics", True, True),
+        ("spiffe://partner.example/billing/*", False, True),
+        ("spiffe://*/billing", False, True),
+        ("spiffe://partner.example", False, True),
+        ("spiffe://partner.exampl", False, False),
+        ("spiffe://partner.example.org/*", False, False),
+        ("spiffe://other.example/*", False, False),
+        ("dns:*", False, False),
+        ("", False, False),
+    ],
+)
+def test_who_has_no_place_in_a_trust_domain_fits_every_part_of_it(glob, named, rotating):
+    quota = Budget("q", "unit/consumer", 1.0, consumers=("nobody", glob))
+    assert quota.is_for("spiffe://partner.example/analytics") is named
+    assert quota.is_for("spiffe://partner.example") is rotating
+
+
+@pytest.mark.parametrize(
+    "glob", ["spiffe://Partner.example/*", "SPIFFE://partner.example/*", "dns:A.example"]
+)
+def test_a_glob_that_fits_nobody_because_of_its_capitals_is_refused(glob):
+    with pytest.raises(ConfigError, match="quota.consumers.*capitals"):
+        Budget("q", "unit/consumer", 1.0, consumers=(glob,))
+    Budget("q", "unit/consumer", 1.0, consumers=("spiffe://partner.example/Analytics", "cn:A", "Billing"))
