@@ -264,6 +264,13 @@ def accept(
     reason: ledgers.Reason,
     by: ledgers.By = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without this it is only explained.")] = False,
+    unnoticed: Annotated[
+        bool,
+        typer.Option(
+            "--unnoticed",
+            help="You know that it is an older copy (a checkpoint says so), though nothing in it shows that.",
+        ),
+    ] = False,
     config_file: inputs.ConfigFile = None,
     url: ledgers.LedgerUrl = "",
     as_json: inputs.AsJson = False,
@@ -281,7 +288,7 @@ def accept(
         if lifetime:
             print(f"Lifetime budgets here: {', '.join(lifetime)}")
         raise InputError("nothing was done: read the above, and add --yes")
-    lifetime = ledgers.run(books.accept(note))
+    lifetime = ledgers.run(books.accept(note, unnoticed=unnoticed))
     if as_json:
         print_json({"lifetime": list(lifetime)})
         return

@@ -115,11 +115,15 @@ class Books(Protocol):
             How many entries went.
         """
 
-    async def accept(self, note: str) -> tuple[str, ...]:
+    async def accept(self, note: str, *, unnoticed: bool = False) -> tuple[str, ...]:
         """Goes on with a ledger that is an older copy of itself, and writes that to the charge log.
 
         What was spent since the copy is unknown, so every tumbling budget is moved to the window after the one at hand:
         nothing is spent twice within a window. Lifetime budgets can't be helped like that.
+
+        Args:
+            note: Why, and who says so.
+            unnoticed: The administrator knows it, though the ledger doesn't show it.
 
         Returns:
             The names of the lifetime budgets, which may have been charged more than the ledger knows.

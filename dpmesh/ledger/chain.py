@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import math
 import secrets
 import struct
 from collections.abc import Iterable, Sequence
@@ -176,6 +177,13 @@ class OwnChain:
         self._sure: Head | None = None
         self._possible: set[Head] = set()
         self._tried: Head | None = None
+        self._fresh = False  # what was tried last was not possible before
+        self._at = 0
+
+    def at(self, now: float) -> int:
+        """The time to write into the next entry: times never go back in a chain, whatever a clock does."""
+        self._at = max(self._at, math.floor(now))
+        return self._at
 
     def check(self, found: Head | None, ledger: str) -> Head:
         """The end to go on from.
@@ -196,6 +204,16 @@ class OwnChain:
             "back, or see `dpmesh ledger accept --help`"
         )
 
+    def settle(self, found: Head | None, ledger: str) -> Head:
+        """The end to go on from, where nothing can be written to the store meanwhile: no other end is possible then.
+
+        Raises:
+            LostChargesError: It is not what this holder left there.
+        """
+        head = self.check(found, ledger)
+        self._sure, self._possible = found if found is not None and found.seq else self._sure, set()
+        return head
+
     @property
     def doubtful(self) -> bool:
         """Whether the end must be asked for."""
@@ -207,13 +225,14 @@ class OwnChain:
 
     def attempt(self, head: Head) -> None:
         """Notes that a commit with this end is about to be tried."""
-        self._tried = head
+        self._tried, self._fresh = head, head not in self._possible
         self._possible.add(head)
 
     def withdraw(self) -> None:
-        """Notes that what was tried last was not written."""
+        """Notes that what was tried last was not written. The same bytes, tried before, may have been."""
         if self._tried is not None:
-            self._possible.discard(self._tried)
+            if self._fresh:
+                self._possible.discard(self._tried)
             self._tried = None
 
     def acknowledge(self) -> None:

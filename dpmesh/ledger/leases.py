@@ -118,7 +118,8 @@ class Ledger:
             LedgerError: Another event loop owns the ledger and doesn't answer.
         """
         if self._open:
-            await self._in_owner(self._close, 4 * self._timeout)
+            # Also when this is cancelled: it could not be called again.
+            await asyncio.shield(self._in_owner(self._close, 4 * self._timeout))
 
     async def charge(self, charges: Sequence[Charge]) -> None:
         """Charges all accounts, or none: from held leases, or else durably.

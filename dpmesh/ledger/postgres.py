@@ -25,9 +25,6 @@ _TRIES = 20
 LOCK = 0x64706D657368  # "dpmesh": an advisory lock, held by whoever changes more than charges
 _DAY = 86_400
 _AGAIN = ("40001", "40P01")  # serialization failure, deadlock: nothing was written
-# Nor if the server could not lock, grow or have more memory, or was told to stop. What ends the session can come later.
-_UNDONE = (*_AGAIN, "53", "55P03", "57014")
-
 _HEAD = "SELECT seq, hash FROM dpmesh.chains WHERE name = $1"
 _DEBIT = "SELECT * FROM dpmesh.debit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
 _LOSE = "UPDATE dpmesh.ledger SET lost = true WHERE accepted <= $1 RETURNING true"
@@ -66,6 +63,11 @@ WHERE (b.epsilon, b.delta, b.on_exhausted) IS DISTINCT FROM (excluded.epsilon, e
 """
 
 
+def _since_boot() -> float:
+    """Seconds that only grow, also while the machine sleeps: a window may end meanwhile."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class PostgresStore:
     """Keeps debits in PostgreSQL, or in a database that speaks its protocol and language.
 
@@ -86,7 +88,7 @@ class PostgresStore:
     """
 
     def __init__(
-        self, url: str, *, timeout: float = 4.0, monotonic: Callable[[], float] = time.monotonic
+        self, url: str, *, timeout: float = 4.0, monotonic: Callable[[], float] = _since_boot
     ) -> None:
         check_url(url)
         self._charging = Connection(url, timeout)
@@ -147,12 +149,12 @@ class PostgresStore:
         """See Store."""
 
         async def ask(connection: Any) -> Any:
-            # After a failed write only a write tells; this one changes nothing.
-            if self._failed:
-                await connection.execute("UPDATE dpmesh.clock SET now = now")
-                self._failed = False
-            if self._behind:
-                self._chain.check(await self._found(connection), self.place)
+            if self._failed:  # After a failed write only a write tells.
+                await connection.execute("SELECT dpmesh.probe()")
+            sure = self._chain.latest()
+            found = await self._found(connection)
+            if self._behind or sure == self._chain.latest():  # else a charge was faster, and has looked
+                self._chain.check(found, self.place)
                 self._behind = False
             return await connection.fetchval("SELECT lost FROM dpmesh.ledger")
 
@@ -177,18 +179,16 @@ class PostgresStore:
 
     async def _open(self, connection: Any) -> Opened:
         # Each statement is a transaction of its own: whoever is cut off between two of them holds no lock.
-        ledger = await connection.fetchrow("SELECT version, secret, lost, accepted FROM dpmesh.ledger")
-        if ledger is None or ledger["version"] != VERSION:
-            raise LedgerError(
-                f"{self.place} holds tables of another version of dpmesh ({ledger and ledger['version']}, this one "
-                f"knows {VERSION}): run `dpmesh ledger migrate` with the newest version, and use that"
-            )
-        if ledger["lost"]:
-            raise self._lost()
-        self._accepted = ledger["accepted"]
+        await self._ledger(connection)
         if changed := await self._changed(connection):
             await write_budgets(connection, changed)
             await self._changed(connection)  # Others may have made the same ones meanwhile, and otherwise.
+        # Read after the budgets are there: until then another ledger can be imported, with a secret of its own.
+        ledger = await self._ledger(connection)
+        if ledger["accepted"] != self._accepted:
+            self._chain = OwnChain()  # The one before is not in the copy that was accepted.
+        self._accepted = ledger["accepted"]
+        self._behind = False
         rows = {
             row["name"]: row
             for row in await connection.fetch("SELECT id, name, window_start FROM dpmesh.budgets")
@@ -202,6 +202,22 @@ class PostgresStore:
             bytes(ledger["secret"]), tuple(rows[budget.name]["window_start"] for budget in self._budgets)
         )
 
+    async def _ledger(self, connection: Any) -> Any:
+        """What the database says of the ledger as a whole.
+
+        Raises:
+            LedgerError: It is of another version, or an older copy.
+        """
+        ledger = await connection.fetchrow("SELECT version, secret, lost, accepted FROM dpmesh.ledger")
+        if ledger is None or ledger["version"] != VERSION:
+            raise LedgerError(
+                f"{self.place} holds tables of another version of dpmesh ({ledger and ledger['version']}, this one "
+                f"knows {VERSION}): run `dpmesh ledger migrate` with the newest version, and use that"
+            )
+        if ledger["lost"]:
+            raise self._lost()
+        return ledger
+
     async def _changed(self, connection: Any) -> list[Budget]:
         """The budgets that the database doesn't hold as they are configured here.
 
@@ -211,7 +227,11 @@ class PostgresStore:
         stored = {budget.name: budget for budget in (await read_budgets(connection)).values()}
         for budget in self._budgets:
             check_unchanged(stored.get(budget.name, budget), budget)
-        return [budget for budget in self._budgets if budget != stored.get(budget.name)]
+        return [
+            budget
+            for budget in self._budgets
+            if (known := stored.get(budget.name)) is None or stored_terms(budget) != stored_terms(known)
+        ]
 
     async def _debit(self, connection: Any, batch: Batch) -> Outcome:
         accounts = list(batch.held)
@@ -282,7 +302,8 @@ class PostgresStore:
         try:
             answer = await statement
         except asyncpg.PostgresError as error:
-            if error.severity_en == "ERROR" and error.sqlstate.startswith(_UNDONE):
+            # An ERROR undid the whole statement; what ends the session (FATAL, PANIC) can come after the commit.
+            if error.severity_en == "ERROR":
                 self._chain.withdraw()
             if error.sqlstate not in _AGAIN:
                 raise
@@ -301,7 +322,7 @@ class PostgresStore:
         head = self._chain.latest()
         if self._chain.doubtful:
             head = await self._head(connection)
-        at = max(0, math.floor(self._now()))
+        at = self._chain.at(self._now())
         if at // _DAY not in self._prepared:
             await self._prepare(connection, at // _DAY)
         body = encode(kind, at, lines)
@@ -385,6 +406,11 @@ class PostgresStore:
             for a, cap in outcome.caps.items()
         }
         return replace(outcome, debited=debited, caps=caps)
+
+
+def stored_terms(budget: Budget) -> tuple[float, float, str]:
+    """What the database holds of a budget and a configuration may change."""
+    return float(budget.epsilon), float(budget.delta), budget.on_exhausted
 
 
 async def read_budgets(connection: Any) -> dict[int, Budget]:

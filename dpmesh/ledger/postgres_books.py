@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -13,18 +13,21 @@ import asyncpg
 from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.ledger.books import Chain, Written, check_grant, check_granted
 from dpmesh.ledger.budget import Budget
-from dpmesh.ledger.chain import CHAIN_BYTES, Head, Kind, Line, begin, encode, link
+from dpmesh.ledger.chain import CHAIN_BYTES, Head, Kind, Line, begin, decode, encode, link
 from dpmesh.ledger.postgres import ACCOUNTS, LOCK, read_account, read_budgets
 from dpmesh.ledger.postgres_line import Line as Connection
 from dpmesh.ledger.postgres_line import check_url, explain, place
 from dpmesh.ledger.postgres_schema import MIGRATIONS, VERSION
-from dpmesh.ledger.store import SECRET_BYTES, Account
+from dpmesh.ledger.store import Account
 
 _T = TypeVar("_T")
 
 _PATIENCE = 600.0  # seconds: whole ledgers are read, and old parts dropped
 _CONNECTING = 4.0
-_PAGE = 1000
+_PAGE = 100  # entries may have thousands of lines
+_DAY = 86_400
+_DROPS = 60  # how often a part of the log that somebody reads in is tried
+_LOCKED = "55P03"
 
 
 class PostgresBooks:
@@ -52,6 +55,8 @@ class PostgresBooks:
             await connection.close()
 
     async def _begin_view(self, connection: Any) -> PostgresView:
+        # Whoever reads may take time over it, and locks nobody out.
+        await connection.execute("SET idle_in_transaction_session_timeout = '10min'")
         await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         await _check_version(connection, self.place)
         secret, pruned = await connection.fetchrow("SELECT secret, pruned_before FROM dpmesh.ledger")
@@ -78,10 +83,7 @@ class PostgresBooks:
                 for statements in MIGRATIONS[number]:
                     await connection.execute(statements)
                 if number == 0:
-                    await connection.execute(
-                        "INSERT INTO dpmesh.ledger (id, version, secret) VALUES (1, 0, $1)",
-                        secrets.token_bytes(SECRET_BYTES),
-                    )
+                    await connection.execute(_FIRST)
                 await connection.execute("UPDATE dpmesh.ledger SET version = $1", number + 1)
             return before, VERSION
 
@@ -113,37 +115,59 @@ class PostgresBooks:
         return await self.change(work)
 
     async def prune(self, before: int) -> int:
-        """See Books. The log goes by whole days."""
+        """See Books. The log goes by whole days, from its beginning."""
+        day, parts = await self.change(lambda connection: self._to_prune(connection, before))
+        return sum([await self._drop(name, number) for number, name in parts if number < day])
+
+    async def _to_prune(self, connection: Any, before: int) -> tuple[int, list[tuple[int, str]]]:
+        """The first day that stays, and all parts of the log with their days, oldest first."""
+        longest = await connection.fetchval("SELECT coalesce(max(length), 0) FROM dpmesh.budgets")
+        now = await connection.fetchval("SELECT floor(dpmesh.now())::bigint")
+        if before > now - longest:
+            raise LedgerError(
+                f"the charge log can't be pruned within the longest window, which is {longest} s: keep more"
+            )
+        day = before // _DAY
+        # Windows can be ahead of the clock, after `accept` or when it was wrong. Whoever verifies has to know up to
+        # where windows may lack entries, before any goes.
+        latest = day * _DAY
+        async for (body,) in connection.cursor(
+            "SELECT body FROM dpmesh.charges WHERE day < $1", day, prefetch=_PAGE
+        ):
+            latest = max([latest, *[line.window + 1 for line in decode(bytes(body)).lines]])
+        await connection.execute(
+            "UPDATE dpmesh.ledger SET pruned_before = greatest(pruned_before, $1)", latest
+        )
+        return day, [(row["day"], row["relname"]) for row in await connection.fetch(_PARTS)]
+
+    async def _drop(self, name: str, day: int) -> int:
+        """Drops a part of the log as soon as nobody reads in it, and makes nobody wait for long; how many went."""
 
         async def work(connection: Any) -> int:
-            longest = await connection.fetchval("SELECT coalesce(max(length), 0) FROM dpmesh.budgets")
-            now = await connection.fetchval("SELECT floor(dpmesh.now())::bigint")
-            if before > now - longest:
-                raise LedgerError(
-                    f"the charge log can't be pruned within the longest window, which is {longest} s: keep more"
-                )
-            day = before // 86_400
-            count = await connection.fetchval("SELECT count(*) FROM dpmesh.charges WHERE day < $1", day)
+            await connection.execute("SET LOCAL lock_timeout = '1s'")
+            await connection.execute("LOCK TABLE dpmesh.charges IN ACCESS EXCLUSIVE MODE")
+            count = await connection.fetchval("SELECT count(*) FROM dpmesh.charges WHERE day = $1", day)
             await connection.execute(_PRUNE_CHAINS, day)
-            for (name,) in await connection.fetch(_OLD_PARTS, day):
-                await connection.execute(f"DROP TABLE dpmesh.{name}")  # a fixed word and a number
-            # Entries may charge a window that begins after they were written: the next one, or after `accept` the one
-            # after that. What is told is the time from which on windows have all their entries.
-            await connection.execute(
-                "UPDATE dpmesh.ledger SET pruned_before = greatest(pruned_before, $1)",
-                day * 86_400 + 2 * longest,
-            )
+            await connection.execute(f"DROP TABLE dpmesh.{name}")  # a fixed word and a number
             return int(count)
 
+        for _ in range(_DROPS - 1):
+            try:
+                return await self.change(work)
+            except LedgerError as error:
+                if getattr(error.__cause__, "sqlstate", "") != _LOCKED:
+                    raise
+            await asyncio.sleep(1.0)
         return await self.change(work)
 
-    async def accept(self, note: str) -> tuple[str, ...]:
+    async def accept(self, note: str, *, unnoticed: bool = False) -> tuple[str, ...]:
         """See Books."""
 
         async def work(connection: Any) -> tuple[str, ...]:
-            if not await connection.fetchval("SELECT lost FROM dpmesh.ledger FOR UPDATE"):
+            if not await connection.fetchval("SELECT lost FROM dpmesh.ledger FOR UPDATE") and not unnoticed:
                 raise LedgerError(
-                    f"{self.place} has lost nothing that anybody noticed: there is nothing to accept"
+                    f"{self.place} has lost nothing that anybody noticed: there is nothing to accept, unless you know "
+                    "better (--unnoticed)"
                 )
             await connection.execute(
                 "UPDATE dpmesh.budgets SET window_start = dpmesh.in_force(dpmesh.now(), length, window_start) + length "
@@ -238,6 +262,11 @@ class PostgresView:
             raise explain(error, self._place) from error
 
 
+# The secret is made there, so that it is in no log of statements: 366 random bits of the server's strong source.
+_FIRST = """
+INSERT INTO dpmesh.ledger (id, version, secret)
+SELECT 1, 0, sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()))
+"""
 _GRANTED = """
 SELECT coalesce(max(granted), 0) FROM dpmesh.accounts WHERE budget = $1 AND account = $2 AND window_start = $3
 """
@@ -258,13 +287,13 @@ SELECT $6::text AS name, b.length, w.* FROM written w JOIN dpmesh.budgets b ON b
 _PRUNE_CHAINS = """
 UPDATE dpmesh.chains c SET pruned_seq = old.seq, pruned_hash = old.hash
 FROM (
-    SELECT DISTINCT ON (chain) chain, seq, hash FROM dpmesh.charges WHERE day < $1 ORDER BY chain, seq DESC
+    SELECT DISTINCT ON (chain) chain, seq, hash FROM dpmesh.charges WHERE day = $1 ORDER BY chain, seq DESC
 ) AS old
 WHERE old.chain = c.name AND old.seq > c.pruned_seq
 """
-_OLD_PARTS = r"""
-SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-WHERE i.inhparent = 'dpmesh.charges'::regclass AND c.relname ~ '^charges_\d+$' AND substr(c.relname, 9)::integer < $1
+_PARTS = r"""
+SELECT c.relname, substr(c.relname, 9)::integer AS day FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+WHERE i.inhparent = 'dpmesh.charges'::regclass AND c.relname ~ '^charges_\d+$' ORDER BY 2
 """
 
 
@@ -284,7 +313,7 @@ async def _check_version(connection: Any, where: str) -> None:
 
 async def _append(connection: Any, kind: Kind, lines: tuple[Line, ...], note: str) -> None:
     """Writes an administrator's entry, in a chain of its own."""
-    at = int(time.time())
+    at = await connection.fetchval("SELECT greatest(0, floor(dpmesh.now()))::bigint")
     await connection.execute("SELECT dpmesh.prepare($1)", at // 86_400)
     chain = secrets.token_bytes(CHAIN_BYTES)
     head = begin(chain)

@@ -7,6 +7,7 @@ import math
 import os
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,7 +23,7 @@ _PASSING = ("57P", "53300", "08")
 _BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 _NAMED = {"127.0.0.1", "::1", "localhost", ""}
 _PARENTS: list[Any] = []
-"""Connections that a forked child inherited: never used, and never collected, which would close the parent's."""
+"""Connections that a forked child inherited: never used, and never collected, which could touch the parent's."""
 
 
 class Line:
@@ -120,7 +121,7 @@ class Line:
             server_settings={
                 "application_name": "dpmesh",
                 # Sent to whoever holds rows and has gone silent, so that others don't wait for a dead peer.
-                "idle_in_transaction_session_timeout": f"{int(max(5000, 1000 * self._timeout))}ms",
+                "idle_in_transaction_session_timeout": "5s",
                 "statement_timeout": f"{int(2000 * self._timeout)}ms",
                 "tcp_keepalives_idle": "5",
                 "tcp_keepalives_interval": "2",
@@ -169,11 +170,16 @@ class Line:
                 self._connection = None
 
     def _forget(self) -> None:
+        """Lets go of a connection that another event loop made."""
         connection, self._connection = self._connection, None
-        if connection is not None and self._loop is not None and not self._loop.is_closed():
+        if connection is None or self._loop is None:
+            return
+        if self._loop.is_closed():
+            # Nothing of it works any more but its socket, which would stay open.
+            with suppress(AttributeError):
+                connection._transport.get_extra_info("socket")._sock.close()
+        else:
             self._loop.call_soon_threadsafe(connection.terminate)
-        elif connection is not None:
-            _PARENTS.append(connection)
 
 
 def check_url(url: str) -> None:
@@ -184,14 +190,22 @@ def check_url(url: str) -> None:
     """
     try:
         parts = urlsplit(url)
-        hosts = {parts.hostname or "", *parse_qs(parts.query).get("host", [])}
+        query = parse_qs(parts.query)
         _ = parts.port
     except ValueError:
         raise ConfigError("ledger.url: not a URL; write postgresql://user@host:port/database") from None
-    away = [host for host in hosts if host not in _NAMED and not host.startswith("/")]
-    if away and "sslmode" not in parse_qs(parts.query) and not os.environ.get("PGSSLMODE"):
+    if "@" in parts.path or parts.fragment:
         raise ConfigError(
-            f"ledger.url: {place(url)} is another machine, and the URL does not say how the connection is protected: "
+            "ledger.url: a name or password with '/', '#', '?' or '@' in it has to be percent-encoded; better, leave it "
+            "to PGPASSFILE"
+        )
+    hosts = {parts.hostname or "", *query.get("host", [])} - {""} or {os.environ.get("PGHOST", "")}
+    away = [host for host in hosts if host not in _NAMED and not host.startswith("/")]
+    service = "service" in query or "PGSERVICE" in os.environ
+    if (away or service) and "sslmode" not in query and not os.environ.get("PGSSLMODE"):
+        where = place(url) if not service else "a service file"
+        raise ConfigError(
+            f"ledger.url: {where} may mean another machine, and the URL does not say how the connection is protected: "
             "add ?sslmode=verify-full (or, on purpose, another of libpq's modes)"
         )
 
@@ -218,6 +232,8 @@ def explain(error: Exception, where: str) -> LedgerError:
         return LedgerError(
             f"{where} can't be connected to like this: check the socket's folder, sslmode, sslrootcert and the like"
         )
+    if type(error) is ConnectionError and "SSL" in str(error):
+        return LedgerError(f"{where} offers no TLS, which sslmode asks for")
     if isinstance(error, asyncpg.InternalClientError):
         return LedgerError(f"{where} closed the connection")
     if state is None:
@@ -237,7 +253,8 @@ _MEANINGS = {
     "42804": "has a dpmesh ledger of another version: use the newest dpmesh",
     "3D000": "is not there: create the database first",
     "28": "does not let this user in: check the user, the password and pg_hba.conf",
-    "42501": "does not allow that: grant this user the rights on schema dpmesh",
+    "42501": "does not allow that: grant this user the rights on schema dpmesh, or come as the owner of the tables",
+    "42704": "does not know a parameter of the URL: check its spelling",
     "25006": "is read-only: set ledger.url to the primary",
     "53100": "can't grow, the disk is full: free some space",
     "53200": "is out of memory",

@@ -95,13 +95,22 @@ LANGUAGE sql IMMUTABLE AS
 # By the owner of the tables, whoever asks: holders need no right to make any.
 _PREPARE = """
 CREATE FUNCTION dpmesh.prepare(day_ integer) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog AS $$
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    today integer := floor(dpmesh.now())::bigint / 86400;
 BEGIN
-    FOR d IN day_ .. day_ + 1 LOOP
+    IF day_ NOT BETWEEN today - 4000 AND today + 40 THEN
+        RAISE EXCEPTION 'no day that is charged';
+    END IF;
+    -- Some days ahead, and attached: so that nobody who charges waits for it, nor it for somebody who reads the log.
+    FOR d IN day_ .. day_ + 3 LOOP
         IF to_regclass('dpmesh.charges_' || d) IS NULL THEN
             PERFORM pg_advisory_xact_lock(hashtext('dpmesh.prepare'));
-            EXECUTE format('CREATE TABLE IF NOT EXISTS dpmesh.charges_%s PARTITION OF dpmesh.charges '
-                           'FOR VALUES FROM (%s) TO (%s)', d, d, d + 1);
+            IF to_regclass('dpmesh.charges_' || d) IS NULL THEN
+                EXECUTE format('CREATE TABLE dpmesh.charges_%s (LIKE dpmesh.charges INCLUDING ALL)', d);
+                EXECUTE format('ALTER TABLE dpmesh.charges ATTACH PARTITION dpmesh.charges_%s '
+                               'FOR VALUES FROM (%s) TO (%s)', d, d, d + 1);
+            END IF;
         END IF;
     END LOOP;
 END $$;
@@ -128,8 +137,12 @@ BEGIN
         FROM unnest(ids_) WITH ORDINALITY AS u (id, place) JOIN dpmesh.budgets b ON b.id = u.id
     ) AS w;
     IF begins THEN
+        PERFORM FROM dpmesh.budgets b WHERE b.id = ANY (ids_) ORDER BY b.id FOR UPDATE;
         UPDATE dpmesh.budgets b SET window_start = u.start
         FROM unnest(ids_, answer.starts) AS u (id, start) WHERE b.id = u.id AND b.window_start < u.start;
+        -- Somebody may have begun a later one while this waited.
+        SELECT array_agg(b.window_start ORDER BY u.place) INTO answer.starts
+        FROM unnest(ids_) WITH ORDINALITY AS u (id, place) JOIN dpmesh.budgets b ON b.id = u.id;
     END IF;
     SELECT coalesce(array_agg(coalesce(a.debited, 0) ORDER BY w.place), '{}'),
            coalesce(array_agg(coalesce(a.granted, 0) ORDER BY w.place), '{}')
@@ -171,12 +184,13 @@ DECLARE
     answer dpmesh.answer;
     written bigint;
 BEGIN
-    answer := dpmesh.state(ids_, '{}', '{}');
-    IF answer.status = 'clock' THEN
-        RETURN answer;
-    END IF;
+    -- Asked first: who finds it accepted finds the windows that this moved, too.
     IF (SELECT lost FROM dpmesh.ledger) THEN
         answer.status := 'lost';
+        RETURN answer;
+    END IF;
+    answer := dpmesh.state(ids_, '{}', '{}');
+    IF answer.status = 'clock' THEN
         RETURN answer;
     END IF;
     IF answer.starts = starts_ THEN
@@ -258,6 +272,23 @@ EXCEPTION
 END $$;
 """
 
+# Whether a debit could be written, asked by writing one and taking it back.
+_PROBE = """
+CREATE FUNCTION dpmesh.probe() RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    name_ bytea := decode(md5(clock_timestamp()::text || random()::text), 'hex');
+    at_ bigint := floor(dpmesh.now())::bigint;
+BEGIN
+    PERFORM dpmesh.prepare((at_ / 86400)::integer);
+    INSERT INTO dpmesh.accounts VALUES (0, name_, 0, 0, 0, 0, 0);
+    PERFORM dpmesh.append(name_, 0, name_ || name_, at_, name_, name_ || name_);
+    RAISE SQLSTATE 'DP000';
+EXCEPTION
+    WHEN SQLSTATE 'DP000' THEN
+        NULL;
+END $$;
+"""
+
 _SPEND_ONCE = """
 CREATE FUNCTION dpmesh.spend_once(now_ bigint, names_ bytea[], untils_ bigint[]) RETURNS bytea[]
 LANGUAGE plpgsql AS $$
@@ -266,7 +297,8 @@ DECLARE
     fresh bytea[];
 BEGIN
     UPDATE dpmesh.clock SET now = now_ WHERE now < now_;
-    SELECT now INTO latest FROM dpmesh.clock;
+    -- Waits for who is just moving it on, and forgets names by it.
+    SELECT now INTO latest FROM dpmesh.clock FOR SHARE;
     DELETE FROM dpmesh.spent WHERE name IN (
         SELECT name FROM dpmesh.spent WHERE until <= latest ORDER BY name LIMIT 10000 FOR UPDATE SKIP LOCKED
     );
@@ -282,6 +314,6 @@ END $$;
 """
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (_TABLES, _APPEND_ONLY, _CLOCK, _PREPARE, _STATE, _DEBIT, _CREDIT, _SPEND_ONCE),
+    (_TABLES, _APPEND_ONLY, _CLOCK, _PREPARE, _STATE, _DEBIT, _CREDIT, _PROBE, _SPEND_ONCE),
 )
 """MIGRATIONS[n] brings a database from version n to n + 1; each runs in one transaction."""

@@ -7,12 +7,15 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from dpmesh.errors import BudgetExhaustedError, LedgerError, LostChargesError
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.holdings import Holdings, Key, Lease, Left
 from dpmesh.ledger.store import AccountId, Batch, Outcome, Store
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
@@ -112,7 +115,9 @@ class CommitQueue:
         self._refuse_waiting(LedgerError("the ledger is closing"))
         if self._flusher is not None:
             await asyncio.wait({self._flusher}, timeout=self._timeout)
-        return list(self._returns)
+        # Moved, not copied: who commits may still be at work, and must not hand the same back once more.
+        returns, self._returns = list(self._returns), deque()
+        return returns
 
     def roll(self) -> None:
         """Begins the windows that are due.
@@ -136,13 +141,13 @@ class CommitQueue:
         """Commits what waits, batch by batch, until nothing does, and between batches hands back what is idle."""
         waiters: list[_Waiter] = []
         try:
-            while self._waiting or self._returns:
+            while (self._waiting or self._returns) and not self._stopped:
                 waiters = self._next_batch()
                 if waiters:
                     await self._commit(waiters)
                 waiters = []
                 self._returns.extend(self.parts(self._holdings.ended()))
-                if self._returns:
+                if self._returns and not self._stopped:
                     await self._hand_back(*self._returns.popleft())
         except BaseException as error:
             # Whatever went wrong, nobody may wait for ever, and nobody may release.
@@ -171,7 +176,7 @@ class CommitQueue:
     async def _hand_back(self, starts: tuple[int, ...], unspent: dict[AccountId, int]) -> None:
         """Returns leases. What fails is wasted, never spent: nobody holds them any more."""
         try:
-            await self._store.credit(starts, unspent)
+            await self._watch(self._store.credit(starts, unspent), [])
         except LedgerError as error:
             if isinstance(error, LostChargesError):
                 self._holdings.drop()
@@ -235,17 +240,23 @@ class CommitQueue:
         }
 
     async def _debit(self, batch: Batch, waiters: list[_Waiter]) -> Outcome:
-        """Waits for the store, and meanwhile refuses whoever waited too long."""
-        loop = asyncio.get_running_loop()
+        """Has the store debit a batch."""
         began = time.perf_counter()
-        debit = loop.create_task(self._store.debit(batch))
-        deadline = waiters[0].deadline
-        while not debit.done():
-            await asyncio.wait({debit}, timeout=max(0.0, deadline - loop.time()))
-            if not debit.done():
+        try:
+            return await self._watch(self._store.debit(batch), waiters)
+        finally:
+            self._committed(time.perf_counter() - began)
+
+    async def _watch(self, work: Coroutine[Any, Any, _T], waiters: list[_Waiter]) -> _T:
+        """Waits for the store, and meanwhile refuses whoever waits too long, in this batch or behind it."""
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(work)
+        deadline = waiters[0].deadline if waiters else loop.time()
+        while not task.done():
+            await asyncio.wait({task}, timeout=max(0.0, deadline - loop.time()))
+            if not task.done():
                 deadline = self._expire([*waiters, *self._waiting], loop.time())
-        self._committed(time.perf_counter() - began)
-        return debit.result()
+        return task.result()
 
     def _expire(self, waiters: Iterable[_Waiter], now: float) -> float:
         """Refuses those whose deadline is over; returns the next deadline."""

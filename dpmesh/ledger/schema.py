@@ -316,7 +316,7 @@ class Change:
         row = self.connection.execute(
             "SELECT seq, hash FROM chains WHERE name = ?", (self._chain.name,)
         ).fetchone()
-        head = self._chain.check(None if row is None else Head(*row), "the ledger")
+        head = self._chain.settle(None if row is None else Head(*row), "the ledger")
         self._chain.attempt(write_entry(self.connection, self._chain.name, head, kind, lines))
         self._touched = self._wrote = True
 

@@ -348,7 +348,7 @@ class SQLiteStore:
 
     def _ping(self) -> None:
         if not self._failed:
-            self._connect().execute("SELECT commits FROM ledger").fetchone()
+            schema.progress(self._connect(), self.path)
             return
         with self._change() as change:
             change.touch()

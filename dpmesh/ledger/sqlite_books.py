@@ -80,9 +80,9 @@ class SQLiteBooks:
         """See Books."""
         return await asyncio.to_thread(self._prune, before)
 
-    async def accept(self, note: str) -> tuple[str, ...]:
+    async def accept(self, note: str, *, unnoticed: bool = False) -> tuple[str, ...]:
         """See Books."""
-        return await asyncio.to_thread(self._accept, note)
+        return await asyncio.to_thread(self._accept, note, unnoticed)
 
     def _migrate(self) -> tuple[int, int]:
         with _explained(self.path):
@@ -123,7 +123,7 @@ class SQLiteBooks:
                     pruned += gone
             return pruned
 
-    def _accept(self, note: str) -> tuple[str, ...]:
+    def _accept(self, note: str, unnoticed: bool) -> tuple[str, ...]:
         with _explained(self.path):
             if wal.gap(self.path):
                 wal.discard(self.path)  # It can't be applied to this file; the witness knows what it said.
@@ -131,13 +131,13 @@ class SQLiteBooks:
             schema.make_durable(connection, self.path)
             schema.upgrade(connection)
             with schema.transaction(connection):
-                self._refused(connection)
+                self._refused(connection, unnoticed)
                 # The count is going to jump. Were that the first that the log has of it, and stayed there because
                 # somebody reads or this process is killed, then the file would seem older than its log. So something
                 # else beside the count is changed before, for a moment. (Where nothing changes, SQLite writes nothing.)
                 connection.execute("UPDATE ledger SET pruned_before = pruned_before + 1")
             with schema.transaction(connection):
-                name, commits = self._refused(connection)
+                name, commits = self._refused(connection, unnoticed)
                 budgets = _budgets(connection, self.path)
                 for row, budget in budgets.items():
                     end = window_end(_window_in_force(connection, row, budget), budget.window)
@@ -153,15 +153,18 @@ class SQLiteBooks:
             witness.remake(self.path, name, commits)
         return tuple(budget.name for budget in budgets.values() if budget.window is None)
 
-    def _refused(self, connection: sqlite3.Connection) -> tuple[bytes, int]:
+    def _refused(self, connection: sqlite3.Connection, unnoticed: bool) -> tuple[bytes, int]:
         """The name and the commits of a ledger that nobody may open, because it is an older copy.
 
         Raises:
-            LedgerError: It is none.
+            LedgerError: It is none, as far as anybody noticed.
         """
         name, commits = schema.progress(connection, self.path)
-        if witness.refusal(self.path, name, commits) is None:
-            raise LedgerError(f"{self.path} is not an older copy of itself: there is nothing to accept")
+        if witness.refusal(self.path, name, commits) is None and not unnoticed:
+            raise LedgerError(
+                f"{self.path} is not an older copy of itself: there is nothing to accept, unless you know better "
+                "(--unnoticed)"
+            )
         return name, commits
 
     @contextmanager

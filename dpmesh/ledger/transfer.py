@@ -164,7 +164,11 @@ async def _known(into: Any, name: bytes) -> Any:
 
 async def _fill(connection: sqlite3.Connection, into: Any, name: bytes, secret: bytes) -> Moved:
     """Copies everything, in the target's transaction."""
-    await into.execute("UPDATE dpmesh.ledger SET secret = $1", secret)
+    await into.execute("SET LOCAL idle_in_transaction_session_timeout = '10min'")  # the file may take time
+    # Copied, so that it is in no log of statements.
+    await into.execute("CREATE TEMPORARY TABLE dpmesh_secret (secret bytea) ON COMMIT DROP")
+    await into.copy_records_to_table("dpmesh_secret", records=[(secret,)])
+    await into.execute("UPDATE dpmesh.ledger SET secret = (SELECT secret FROM dpmesh_secret)")
     budgets = schema.read_budgets(connection)
     for row, start, budget_name in connection.execute(
         "SELECT id, window_start, name FROM budgets ORDER BY id"
