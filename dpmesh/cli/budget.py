@@ -47,7 +47,7 @@ def budget(context: typer.Context) -> None:
 
 @app.command("list", epilog="Example: dpmesh budget list --ledger sqlite:///.dpmesh/ledger.db --json")
 def list_(
-    config_file: inputs.ConfigFile = None, ledger: ledgers.LedgerUrl = "", as_json: inputs.AsJson = False
+    config_file: inputs.ConfigFile = None, ledger: ledgers.LedgerUrl = None, as_json: inputs.AsJson = False
 ) -> None:
     """Show for each budget how much its accounts have spent in the current window, and never whose they are."""
     from dpmesh.cli import balances
@@ -81,7 +81,7 @@ def list_(
 async def _spending(books: Books) -> list[Spending]:
     from dpmesh.cli.balances import Tally
 
-    async with books.view() as view:
+    async with ledgers.viewing(books) as view:
         tallies = {budget.name: Tally(budget, view.windows[row]) for row, budget in view.budgets.items()}
         async for account in ledgers.counted(view.accounts(), "accounts"):
             tallies[account.budget].add(account)
@@ -92,7 +92,7 @@ async def _spending(books: Books) -> list[Spending]:
 def show(
     unit: ledgers.Unit = None,
     config_file: inputs.ConfigFile = None,
-    ledger: ledgers.LedgerUrl = "",
+    ledger: ledgers.LedgerUrl = None,
     as_hex: ledgers.AsHex = False,
     of_all: ledgers.OfAll = False,
     consumer: ledgers.Consumer = None,
@@ -135,7 +135,7 @@ def show(
 async def _balances(books: Books, whose: ledgers.Holder) -> list[Balance]:
     from dpmesh.cli.balances import balance
 
-    async with books.view() as view:
+    async with ledgers.viewing(books) as view:
         found = {a.budget: a async for a in view.accounts(account=whose.account(view.secret))}
         return [
             balance(budget, found.get(budget.name), view.windows[row])
@@ -161,7 +161,7 @@ def grant(
     unit: ledgers.Unit = None,
     by: ledgers.By = None,
     config_file: inputs.ConfigFile = None,
-    ledger: ledgers.LedgerUrl = "",
+    ledger: ledgers.LedgerUrl = None,
     as_hex: ledgers.AsHex = False,
     of_all: ledgers.OfAll = False,
     consumer: ledgers.Consumer = None,
@@ -194,7 +194,7 @@ async def _granted(books: Books, whose: ledgers.Holder, name: str) -> tuple[Budg
     Raises:
         InputError: There is no such budget, or it has no such accounts.
     """
-    async with books.view() as view:
+    async with ledgers.viewing(books) as view:
         budget = ledgers.pick(list(view.budgets.values()), name)
         _check_key(budget, whose)
         key = whose.account(view.secret)
@@ -285,7 +285,7 @@ def export(
         str | None, typer.Option("--budget", metavar="NAME", help="Only this one.", show_default=False)
     ] = None,
     config_file: inputs.ConfigFile = None,
-    ledger: ledgers.LedgerUrl = "",
+    ledger: ledgers.LedgerUrl = None,
 ) -> None:
     """Write one row for each account: what it spent, may spend and has left in the window it was last charged in.
 
@@ -342,7 +342,7 @@ def _export(books: Books, name: str | None, writer_of: Callable[[], Writer], *, 
 async def _accounts(
     books: Books, name: str | None, quiet: bool
 ) -> AsyncGenerator[tuple[Budget, Account], None]:
-    async with books.view() as view:
+    async with ledgers.viewing(books) as view:
         budgets = {budget.name: budget for budget in view.budgets.values()}
         if name is not None:
             ledgers.pick(list(budgets.values()), name)

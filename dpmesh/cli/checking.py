@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpmesh.cli import keyfiles
+from dpmesh.cli import keyfiles, ledgers
 from dpmesh.cli.balances import shown_time
 from dpmesh.cli.console import InputError
 from dpmesh.errors import LedgerError
@@ -44,10 +44,10 @@ class Checked:
             if self.pruned_before
             else ""
         )
-        return (
-            f"whole: {self.chains} chains, {self.entries} entries, {self.accounts} accounts that are what they say"
-            f"{pruned}{since}"
-        )
+        chains = ledgers.number(self.chains, "chain", "chains")
+        entries = ledgers.number(self.entries, "entry", "entries")
+        accounts = ledgers.number(self.accounts, "account that is", "accounts that are")
+        return f"whole: {chains}, {entries}, {accounts} what the log says{pruned}{since}"
 
 
 class Counting:
@@ -75,6 +75,11 @@ class Counting:
     def windows(self) -> Mapping[int, int]:
         """See View."""
         return self._view.windows
+
+    @property
+    def remark(self) -> str:
+        """See View."""
+        return self._view.remark
 
     @property
     def pruned_before(self) -> int:
@@ -109,7 +114,7 @@ async def check(books: Books, known: Checkpoint | None) -> Checked:
         books: The ledger's.
         known: An earlier checkpoint, whose signature was checked.
     """
-    async with books.view() as view:
+    async with ledgers.viewing(books) as view:
         counting = Counting(view)
         findings = await verify(counting, known)
         return Checked(
@@ -123,7 +128,7 @@ async def check(books: Books, known: Checkpoint | None) -> Checked:
 
 async def point(books: Books) -> Checkpoint:
     """How far a ledger has come, not signed yet."""
-    async with books.view() as view:
+    async with ledgers.viewing(books) as view:
         return await checkpoint(view)
 
 

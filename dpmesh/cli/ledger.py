@@ -48,7 +48,7 @@ def ledger(context: typer.Context) -> None:
 
 @app.command("migrate", epilog="Example: dpmesh ledger migrate --config dpmesh.toml")
 def migrate(
-    config_file: inputs.ConfigFile = None, url: ledgers.LedgerUrl = "", as_json: inputs.AsJson = False
+    config_file: inputs.ConfigFile = None, url: ledgers.LedgerUrl = None, as_json: inputs.AsJson = False
 ) -> None:
     """Make the tables of a new ledger, or bring those of an older one up to date, all or nothing.
 
@@ -85,7 +85,7 @@ def verify(
         typer.Option("--public-key", metavar="FILE", help="By which it is signed.", show_default=False),
     ] = None,
     config_file: inputs.ConfigFile = None,
-    url: ledgers.LedgerUrl = "",
+    url: ledgers.LedgerUrl = None,
     as_json: inputs.AsJson = False,
 ) -> None:
     """Check every chain of the charge log entry by entry, and every account against it; exit 1 if anything is wrong.
@@ -142,7 +142,7 @@ def checkpoint(
         ),
     ] = False,
     config_file: inputs.ConfigFile = None,
-    url: ledgers.LedgerUrl = "",
+    url: ledgers.LedgerUrl = None,
 ) -> None:
     """Write down, signed, how far every chain of the charge log has come. Nothing is ever overwritten.
 
@@ -158,7 +158,9 @@ def checkpoint(
     private = keyfiles.private(key, make=new_key)
     keyfiles.write_once(output, made.sign(private).to_json().encode(), 0o644)
     entries = sum(head.seq for head in made.heads.values())
-    print(f"{output}: {_number(len(made.heads), 'chain', 'chains')}, {_number(entries, 'entry', 'entries')}")
+    print(
+        f"{output}: {ledgers.number(len(made.heads), 'chain', 'chains')}, {ledgers.number(entries, 'entry', 'entries')}"
+    )
 
 
 @app.command(
@@ -169,7 +171,7 @@ def import_(
         str, typer.Argument(metavar="SOURCE_URL", help="The ledger to move.", show_default=False)
     ],
     config_file: inputs.ConfigFile = None,
-    url: ledgers.LedgerUrl = "",
+    url: ledgers.LedgerUrl = None,
     as_json: inputs.AsJson = False,
 ) -> None:
     """Move an SQLite ledger, with all that is spent, granted and logged, into the PostgreSQL one that --ledger names.
@@ -201,7 +203,7 @@ def import_(
         (moved.accounts, "account", "accounts"),
         (moved.entries, "entry", "entries"),
     )
-    what = ", ".join(_number(*number) for number in numbers)
+    what = ", ".join(ledgers.number(*each) for each in numbers)
     print(f"imported before, nothing was doubled: {what}" if moved.again else f"imported: {what}")
 
 
@@ -217,7 +219,7 @@ def prune(
         ),
     ],
     config_file: inputs.ConfigFile = None,
-    url: ledgers.LedgerUrl = "",
+    url: ledgers.LedgerUrl = None,
     as_json: inputs.AsJson = False,
 ) -> None:
     """Remove old entries from the charge log, for ever. What accounts spent and lost in all their lifetime stays.
@@ -237,12 +239,12 @@ def prune(
     if as_json:
         print_json({"pruned": gone})
     else:
-        print(f"pruned: {_number(gone, 'entry', 'entries')}")
+        print(f"pruned: {ledgers.number(gone, 'entry', 'entries')}")
 
 
 async def _longest(books: Books) -> Budget | None:
     """The budget with the longest window."""
-    async with books.view() as view:
+    async with ledgers.viewing(books) as view:
         return max(view.budgets.values(), key=lambda budget: budget.window or 0, default=None)
 
 
@@ -272,7 +274,7 @@ def accept(
         ),
     ] = False,
     config_file: inputs.ConfigFile = None,
-    url: ledgers.LedgerUrl = "",
+    url: ledgers.LedgerUrl = None,
     as_json: inputs.AsJson = False,
 ) -> None:
     """Go on with a ledger that is an older copy of itself: after a restore, or when its witness is lost.
@@ -301,7 +303,7 @@ def accept(
 
 
 async def _lifetime(books: Books) -> tuple[str, ...]:
-    async with books.view() as view:
+    async with ledgers.viewing(books) as view:
         return tuple(budget.name for budget in view.budgets.values() if budget.window is None)
 
 
@@ -312,7 +314,7 @@ def log(
         typer.Option("--grants", help="Only what administrators did: grants, and copies that were accepted."),
     ] = False,
     config_file: inputs.ConfigFile = None,
-    url: ledgers.LedgerUrl = "",
+    url: ledgers.LedgerUrl = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")] = False,
 ) -> None:
     """Show the charge log, chain after chain: when, what, on how many accounts, how much, and why if somebody said so.
@@ -322,7 +324,7 @@ def log(
     """
     unreadable = _log(ledgers.books(config_file, url), grants, as_json)
     if unreadable:
-        fail(f"{_number(unreadable, 'entry', 'entries')} can't be read: see dpmesh ledger verify")
+        fail(f"{ledgers.number(unreadable, 'entry', 'entries')} can't be read: see dpmesh ledger verify")
         raise typer.Exit(FOUND)
 
 
@@ -354,10 +356,6 @@ def _log(books: Books, grants: bool, as_json: bool) -> int:
 
 
 async def _entries(books: Books) -> AsyncGenerator[tuple[Written, Mapping[int, Budget]], None]:
-    async with books.view() as view:
+    async with ledgers.viewing(books) as view:
         async for written in ledgers.counted(view.entries(), "entries", quiet=sys.stdout.isatty()):
             yield written, view.budgets
-
-
-def _number(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"

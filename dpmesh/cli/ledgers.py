@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -19,7 +19,7 @@ from dpmesh.errors import LedgerError
 
 if TYPE_CHECKING:
     from dpmesh.ledger import Budget
-    from dpmesh.ledger.books import Books
+    from dpmesh.ledger.books import Books, View
 
 _T = TypeVar("_T")
 
@@ -34,7 +34,7 @@ _ATTEMPTS = 5
 _STRIDE = 1000
 
 LedgerUrl = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--ledger",
         metavar="URL",
@@ -87,12 +87,14 @@ class Holder:
 
     def account(self, secret: bytes) -> bytes:
         """The keyed hash under which a ledger with this secret keeps the accounts."""
+        from dpmesh.identity.profile import lasting
         from dpmesh.ledger import account_hash
         from dpmesh.ledger.budget import consumer_key
 
         if self.consumer is None:
             return account_hash(secret, self.unit)
-        return account_hash(secret, consumer_key(self.unit, self.consumer))
+        # As servers do: of an identity that rotates, only the trust domain lasts.
+        return account_hash(secret, consumer_key(self.unit, lasting(self.consumer)))
 
 
 def holder(unit: str | None, as_hex: bool, of_all: bool, consumer: str | None) -> Holder:
@@ -163,8 +165,11 @@ def note(reason: str, by: str | None, about: Holder | None = None) -> str:
             raise InputError(f"{option} must be 1 to {longest} printable characters")
     if _BETWEEN in f"{name} ":
         raise InputError(f"--by must not hold {_BETWEEN!r}, nor end with a colon")
-    if about is not None and _names(reason, about.unit):
-        raise InputError("--reason names the unit, and the charge log holds nobody's id: leave it out")
+    for option, text in (("--reason", reason), ("--by", name)):
+        if about is not None and _names(text, about):
+            raise InputError(
+                f"{option} names the unit or consumer, and the charge log holds nobody's id: leave it out"
+            )
     return f"{name}{_BETWEEN}{reason}"
 
 
@@ -184,25 +189,41 @@ def _login() -> str:
         raise InputError("--by: this user has no login name; say who it is") from None
 
 
-def _names(reason: str, unit: bytes) -> bool:
-    """Whether a text holds a unit's id as a word, in plain or in hexadecimal."""
-    ids = {unit.decode(errors="replace"), unit.hex()}
+def _names(text: str, about: Holder) -> bool:
+    """Whether a text holds a unit's or a consumer's id as a word, in plain or in hexadecimal."""
+    ids = {about.unit.decode(errors="replace"), about.unit.hex(), about.consumer or ""}
     words = [re.escape(word) for word in ids if len(word) >= _SHORTEST_ID]
-    return bool(words) and bool(re.search(rf"(?<!\w)(?:{'|'.join(words)})(?!\w)", reason, re.IGNORECASE))
+    return bool(words) and bool(re.search(rf"(?<!\w)(?:{'|'.join(words)})(?!\w)", text, re.IGNORECASE))
 
 
-def address(config_file: Path | None, url: str) -> str:
+_REMARKED: set[str] = set()
+
+
+@asynccontextmanager
+async def viewing(books: Books) -> AsyncIterator[View]:
+    """The ledger as it is now; what has to be known of it goes to stderr, once."""
+    async with books.view() as view:
+        if view.remark and view.remark not in _REMARKED:
+            _REMARKED.add(view.remark)
+            print(f"dpmesh: note: {view.remark}", file=sys.stderr)
+        yield view
+
+
+def address(config_file: Path | None, url: str | None) -> str:
     """The ledger's URL: the one given, or else the configuration's.
 
     Raises:
         ConfigError: The configuration is wrong.
+        InputError: What was given is empty, as a variable is that nobody has set.
     """
     from dpmesh import config
 
+    if url is not None and not url.strip():
+        raise InputError("--ledger is empty: give a URL, or leave it out for the configuration's")
     return url or config.load(inputs.config_file(config_file)).ledger.url
 
 
-def books(config_file: Path | None, url: str) -> Books:
+def books(config_file: Path | None, url: str | None) -> Books:
     """The administration of the ledger that is meant.
 
     Raises:
@@ -251,6 +272,11 @@ def read(work: Callable[[], Coroutine[Any, Any, _T]], may_repeat: Callable[[], b
         raise AssertionError("the last attempt returns or raises")
 
     return run(patient())
+
+
+def number(count: int, one: str, many: str) -> str:
+    """A number of things for people."""
+    return f"{count} {one if count == 1 else many}"
 
 
 @contextmanager

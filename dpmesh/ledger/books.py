@@ -64,6 +64,10 @@ class View(Protocol):
         """When the window in force began, by the budgets' numbers, in seconds since the epoch; 0 for lifetime."""
 
     @property
+    def remark(self) -> str:
+        """What whoever reads it has to know: that it was moved, or is an older copy; "" if there is nothing."""
+
+    @property
     def pruned_before(self) -> int:
         """Entries older than this (seconds since the epoch) may have been pruned; 0 if none was."""
 

@@ -59,7 +59,9 @@ class PostgresBooks:
         await connection.execute("SET idle_in_transaction_session_timeout = '10min'")
         await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         await _check_version(connection, self.place)
-        secret, pruned = await connection.fetchrow("SELECT secret, pruned_before FROM dpmesh.ledger")
+        secret, pruned, lost = await connection.fetchrow(
+            "SELECT secret, pruned_before, lost FROM dpmesh.ledger"
+        )
         windows = {
             row["id"]: row["start"]
             for row in await connection.fetch(
@@ -67,7 +69,12 @@ class PostgresBooks:
             )
         }
         budgets = await read_budgets(connection)
-        return PostgresView(connection, self.place, bytes(secret), pruned, budgets, windows)
+        view = PostgresView(connection, self.place, bytes(secret), pruned, budgets, windows)
+        if lost:
+            view.remark = (
+                f"{self.place} is an older copy of itself, as a holder noticed: nobody may charge it"
+            )
+        return view
 
     async def migrate(self) -> tuple[int, int]:
         """See Books."""
@@ -224,6 +231,7 @@ class PostgresView:
         self.pruned_before = pruned_before
         self.budgets = budgets
         self.windows = windows
+        self.remark = ""
 
     async def accounts(
         self, budget: str | None = None, account: bytes | None = None

@@ -196,8 +196,8 @@ def check_url(url: str) -> None:
         raise ConfigError("ledger.url: not a URL; write postgresql://user@host:port/database") from None
     if "@" in parts.path or parts.fragment:
         raise ConfigError(
-            "ledger.url: a name or password with '/', '#', '?' or '@' in it has to be percent-encoded; better, leave it "
-            "to PGPASSFILE"
+            "ledger.url: a name or password with '/', '#', '?' or '@' in it has to be percent-encoded; better, leave "
+            "it to PGPASSFILE"
         )
     hosts = {parts.hostname or "", *query.get("host", [])} - {""} or {os.environ.get("PGHOST", "")}
     away = [host for host in hosts if host not in _NAMED and not host.startswith("/")]

@@ -8,7 +8,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -220,6 +220,11 @@ class SQLiteView:
         return self._windows
 
     @property
+    def remark(self) -> str:
+        """See View."""
+        return self._remark
+
+    @property
     def pruned_before(self) -> int:
         """See View."""
         return self._pruned_before
@@ -252,9 +257,10 @@ class SQLiteView:
                 row: _window_in_force(connection, row, budget) for row, budget in self._budgets.items()
             }
             self._has_log = schema.version_of(connection) >= 3
-            self._pruned_before = 0
+            self._pruned_before, self._remark = 0, ""
             if self._has_log:
                 (self._pruned_before,) = connection.execute("SELECT pruned_before FROM ledger").fetchone()
+                self._remark = _remark(connection, self._path, self._at_rest is not None)
         except BaseException:
             connection.close()
             raise
@@ -296,6 +302,18 @@ class SQLiteView:
     def _check_settled(self) -> None:
         if self._at_rest is not None and _at_rest(self._path) != self._at_rest:
             raise ReadAgainError(f"{self._path} was opened by a holder while it was read: read it again")
+
+
+def _remark(connection: sqlite3.Connection, path: Path, at_rest: bool) -> str:
+    """That nobody may charge a ledger, and why; "" if everybody may, or somebody just does."""
+    try:
+        name, commits = schema.progress(connection, path)
+    except LedgerError as error:
+        return str(error)
+    with suppress(OSError):  # Whoever only reads needs no witness.
+        if at_rest and witness.seen(path, name) > commits:
+            return f"{path} is an older copy of itself, as its witness shows: nobody may charge it"
+    return ""
 
 
 def _at_rest(path: Path) -> tuple[int, int, int] | None:

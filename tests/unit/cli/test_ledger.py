@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from dpmesh.accounting import AMOUNT, Accounting
+from dpmesh.cli import ledgers
 from dpmesh.errors import LedgerError
 from dpmesh.ledger import Budget, Ledger, open_store
 
@@ -145,7 +146,7 @@ def test_migrate_keeps_what_is_spent(dpmesh, ledger: None) -> None:
 
 def test_a_whole_ledger(dpmesh, ledger: None) -> None:
     ran = dpmesh("ledger", "verify", "--ledger", URL)
-    assert ran == (0, "whole: 2 chains, 4 entries, 6 accounts that are what they say\n", "")
+    assert ran == (0, "whole: 2 chains, 4 entries, 6 accounts that are what the log says\n", "")
     found = json.loads(dpmesh("ledger", "verify", "--ledger", URL, "--json").out)
     assert found == {
         "whole": True,
@@ -373,7 +374,10 @@ def test_an_older_copy_is_refused_until_it_is_accepted(dpmesh, restored: None) -
     assert ran.code == 2
     assert "An older copy of a ledger has forgotten" in ran.out
     assert ran.out.endswith("Lifetime budgets here: lifetime\n")
-    assert ran.err == "dpmesh: nothing was done: read the above, and add --yes\n"
+    note, refusal = ran.err.splitlines()
+    assert note.startswith("dpmesh: note: ")
+    assert "older copy" in note
+    assert refusal == "dpmesh: nothing was done: read the above, and add --yes"
     with pytest.raises(LedgerError, match="older copy"):
         asyncio.run(charge(b"unit-1"))
     ran = dpmesh("ledger", "accept", *text, "--yes", "--ledger", URL)
@@ -491,3 +495,27 @@ def test_import_without_its_package(dpmesh, ledger: None, monkeypatch: pytest.Mo
         ran = dpmesh("ledger", "import", URL, "--ledger", target)
         assert (ran.code, ran.out) == (2, "")
         assert "pip install 'dpmesh[postgres]'" in ran.err
+
+
+def test_a_ledger_flag_that_is_empty_names_no_ledger(dpmesh, ledger: None) -> None:
+    for command in (["migrate"], ["verify"], ["prune", "--keep", "400d"]):
+        ran = dpmesh("ledger", *command, "--ledger", "")
+        assert (ran.code, ran.out) == (2, "")
+        assert "--ledger is empty" in ran.err
+
+
+def test_who_is_granted_to_is_not_in_the_log(dpmesh, ledger: None) -> None:
+    for options in (
+        ["unit-1", "--reason", "for UNIT-1"],
+        ["unit-1", "--reason", "why", "--by", "unit-1"],
+        ["unit-1", "--consumer", "spiffe://a.example/b", "--reason", "for spiffe://a.example/b"],
+    ):
+        ran = dpmesh("budget", "grant", *options, "--budget", "daily", "--to", "9", "--ledger", URL)
+        assert ran.code == 2
+        assert "nobody's id" in ran.err
+        assert "unit-1" not in ran.err.lower()
+
+
+def test_identities_that_rotate_share_an_account() -> None:
+    rotating = ledgers.Holder(b"unit-1", "spiffe://a.example/" + "0f" * 16)
+    assert rotating.account(bytes(32)) == ledgers.Holder(b"unit-1", "spiffe://a.example").account(bytes(32))
