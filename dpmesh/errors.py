@@ -20,6 +20,7 @@ class AnnotationError(DpmeshError):
     Attributes:
         rule: The rule's id, as `dpmesh check` prints it.
         element: The full name of the field, oneof, message or method.
+        text: What is wrong.
         fix: What to write instead.
     """
 
@@ -27,6 +28,7 @@ class AnnotationError(DpmeshError):
         super().__init__(f"{element}: {text} [{rule}]" + (f" Fix: {fix}" if fix else ""))
         self.rule = rule
         self.element = element
+        self.text = text
         self.fix = fix
 
 

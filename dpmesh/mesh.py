@@ -265,7 +265,12 @@ class Mesh:
         # Raised outside of the handler, so that an exception that may quote a value is not even its context.
         if record is not None:
             record.refused(failed)
-        raise failed
+        try:
+            raise failed
+        finally:
+            del (
+                failed
+            )  # It holds this frame, and so the message, which would stay until the garbage is collected.
 
     async def _release(self, route: Route, message: Message, consumer: str, record: Record | None) -> Receipt:
         """Releases one message, whatever has to be waited for; what it returns may be sent."""
@@ -279,7 +284,12 @@ class Mesh:
             return receipt
         if record is not None:
             record.refused(failed)
-        raise failed
+        try:
+            raise failed
+        finally:
+            del (
+                failed
+            )  # It holds this frame, and so the message, which would stay until the garbage is collected.
 
     async def _settle(
         self, route: Route, message: Message, consumer: str
@@ -313,7 +323,7 @@ class Mesh:
             await self.ledger.charge(charges)
         except Exception as error:
             # Any exception but our own may quote a value.
-            why = error if isinstance(error, DpmeshError) else type(error).__name__
+            why = str(error) if isinstance(error, DpmeshError) else type(error).__name__
             log.warning("observe mode: %s would have been refused: %s", route.plan.descriptor.full_name, why)
         return Receipt(message, names.OBSERVED, epsilon, rho), charges
 

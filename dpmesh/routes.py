@@ -24,6 +24,10 @@ Bill = tuple[Sequence[Charge], float, float]
 # For each of a plan's scopes, (budget's index, ledger amount) pairs.
 Amounts = tuple[tuple[tuple[int, int], ...], ...]
 
+# What an AnnotationError is made of. The exception itself is not kept: once raised, it holds the frames that it went
+# through, and all that is in them.
+_Fault = tuple[str, str, str, str]
+
 # Peers choose the names of methods where a generic handler serves any, and a fleet can have any number of consumers.
 _ROUTES_KEPT = 16_384
 _CONSUMERS_KEPT = 1024
@@ -153,7 +157,7 @@ class Routes:
         self._parents = parents(budgets)
         # As long as all budgets pay for everything, a message's class alone decides.
         self._by_rpc = not all(budget.match.everything for budget in budgets)
-        self._known: dict[Any, Route | AnnotationError | None] = {}
+        self._known: dict[Any, Route | _Fault | None] = {}
 
     def of(self, message_type: type, method: str = "", direction: str = "request") -> Route | None:
         """The route of a message class on an RPC, or None when it has nothing to protect.
@@ -172,8 +176,8 @@ class Routes:
             route = self._known[key]
         except KeyError:
             route = self._add(key, message_type, method, direction)
-        if type(route) is AnnotationError:  # isinstance takes longer, as does all else that would tell mypy.
-            raise route.with_traceback(None)
+        if type(route) is tuple:  # isinstance takes longer, as does all else that would tell mypy.
+            raise AnnotationError(*route)
         return route  # type: ignore[return-value]
 
     def protects(self, message_type: type) -> bool:
@@ -185,15 +189,13 @@ class Routes:
         """
         return self._plan(message_type) is not None
 
-    def _add(
-        self, key: Any, message_type: type, method: str, direction: str
-    ) -> Route | AnnotationError | None:
-        found: Route | AnnotationError | None
+    def _add(self, key: Any, message_type: type, method: str, direction: str) -> Route | _Fault | None:
+        found: Route | _Fault | None
         try:
             plan = self._plan(message_type)
             found = None if plan is None else self._route(plan, method, direction)
         except AnnotationError as error:
-            found = error
+            found = error.rule, error.element, error.text, error.fix
         if len(self._known) >= _ROUTES_KEPT:
             self._known.clear()
         self._known[key] = found

@@ -167,7 +167,8 @@ class _Context:
         """How the RPC ends when its handler raised something that does not pass."""
         if isinstance(error, DpmeshError):
             if not isinstance(error, BudgetExhaustedError):  # Those are everyday, and there can be many.
-                log.warning("%s: a response was refused: %s", self._guard.lane.method, error)
+                # Its text, because it holds the message, and who collects records would hold it in turn.
+                log.warning("%s: a response was refused: %s", self._guard.lane.method, str(error))
             return refusal(error)
         log.error(
             "%s: the handler failed with %s %s; the text is left out, it could quote a protected message",

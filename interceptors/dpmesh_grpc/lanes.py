@@ -107,7 +107,9 @@ class Lane:
                 message, method=self.method, direction=self._direction, consumer=self._consumer
             )
         except DpmeshError as error:
-            return self._refused(message, error)
+            if not self._mesh.observing:
+                raise
+            return self._observed(message, error)
         except Exception as error:  # Whatever it is, its text stays here.
             kind = type(error).__name__
         else:
@@ -128,15 +130,15 @@ class Lane:
         try:
             return (await release(message)).message if self.guards(type(message)) else message
         except DpmeshError as error:
-            return self._refused(message, error)
+            if not self._mesh.observing:
+                raise
+            return self._observed(message, error)
         except Exception as error:
             kind = type(error).__name__
         raise self._failed(kind)
 
-    def _refused(self, message: Any, error: DpmeshError) -> Any:
-        if not self._mesh.observing:
-            raise error
-        log.warning("observe mode: a message of %s would have been refused: %s", self.method, error)
+    def _observed(self, message: Any, error: DpmeshError) -> Any:
+        log.warning("observe mode: a message of %s would have been refused: %s", self.method, str(error))
         return message
 
     def _failed(self, kind: str) -> ProtectionError:

@@ -1,10 +1,12 @@
 """The corridor: check, charge, sample. What a mesh refuses, what it charges, and what it never lets out."""
 
 import asyncio
+import gc
 import logging
 import multiprocessing
 import os
 import random
+import sys
 from collections import Counter
 
 import pytest
@@ -545,3 +547,39 @@ async def test_what_is_released_is_what_all_caps_cover_and_nothing_else_is_charg
             assert sorted(amount / 1e9 for amount in held if amount) == sorted(
                 amount for account, amount in model.items() if account[0] == name
             )
+
+
+@pytest.mark.parametrize(
+    ("error", "unit", "budget"),
+    [
+        (BudgetExhaustedError, "N1", {"epsilon": 1.0}),
+        (AnnotationError, "N1", {"methods": ["/other/*"]}),
+        (ProtectionError, "", {}),
+    ],
+)
+@pytest.mark.parametrize("way", ["release", "stream", "now"])
+async def test_a_refused_message_is_gone_when_its_sender_lets_go_of_it(error, unit, budget, way):
+    messages = [report(unit) for _ in range(8)]
+
+    async def send(mesh, message):
+        stream = mesh.stream()
+        if way == "now" and mesh.release_now(message) is not None:
+            return
+        await (stream if way == "stream" else mesh).release(message)
+
+    async with dpmesh.open(settings(unit=budget)) as mesh:
+        refused = 0
+        gc.disable()  # Nor does anything wait for the garbage to be collected.
+        try:
+            for message in messages:
+                try:
+                    await send(mesh, message)
+                except error:
+                    refused += 1
+                message = None
+            await asyncio.sleep(0)
+            held = [sys.getrefcount(messages[index]) for index in range(len(messages))]
+        finally:
+            gc.enable()
+    assert refused >= 7
+    assert held == [2] * 8

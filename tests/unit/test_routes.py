@@ -1,5 +1,9 @@
 """Routes: which budgets and quotas pay for a release, by message, method, direction and labels."""
 
+import gc
+import traceback
+import weakref
+
 import pytest
 from google.protobuf import descriptor_pool
 
@@ -189,6 +193,36 @@ def test_a_direction_that_is_none_gets_around_nothing():
     made = Routes(Policy(), [budget("all"), budget("out", directions=("response",))])
     with pytest.raises(ProtectionError, match="request or response"):
         made.of(TYPES.Report, SEND, "Response")
+
+
+class Held:
+    """What a caller happens to hold."""
+
+
+def test_a_failure_that_is_kept_holds_nothing_of_the_calls_that_met_it():
+    made = Routes(Policy(), [budget("some", methods=("/other/*",))])
+    held = []
+    errors = []
+
+    def call():
+        local = Held()
+        held.append(weakref.ref(local))
+        try:
+            raise KeyError("a context")
+        except KeyError:
+            made.of(TYPES.Report, SEND)
+
+    for _ in range(3):
+        try:
+            call()
+        except AnnotationError as error:
+            errors.append(error)
+    assert len({id(error) for error in errors}) == 3
+    assert len({(str(e), e.rule, e.element, e.text, e.fix) for e in errors}) == 1
+    assert [len(traceback.extract_tb(error.__traceback__)) for error in errors] == [3] * 3
+    errors.clear()
+    gc.collect()
+    assert [each() for each in held] == [None] * 3
 
 
 def test_one_route_for_all_rpcs_as_long_as_every_budget_pays_for_everything():

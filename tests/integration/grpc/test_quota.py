@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 import time
 from collections import Counter
 from ipaddress import ip_address
@@ -364,3 +366,50 @@ async def test_without_quotas_nobody_asks_who_the_client_is(open_mesh, serve, co
     mesh = await open_mesh()
     stub = await connect(await serve(mesh=mesh, handlers=sources()))
     assert await ask(stub) == "ok"
+
+
+@pytest.mark.parametrize("method", ["Ask", "Watch", "Chat", "AskAll"])
+@pytest.mark.parametrize("paid", [True, False])
+async def test_a_refused_response_is_gone_after_its_rpc(open_mesh, serve, connect, method, paid):
+    """Whether its budget is used up, or there is none, which is decided once for each method and kept."""
+    base = {"name": "station", "epsilon": 1.0, "accounting": "pure"}
+    mesh = await open_mesh(budget=[{**base, **({} if paid else {"methods": ["/no.Such/Method"]})}])
+    responses = [reading() for _ in range(5)]
+
+    async def ask(request, context):
+        return responses[int(request.text)]
+
+    async def watch(request, context):
+        yield responses[int(request.text)]
+
+    async def write(requests, context):
+        async for request in requests:
+            await context.write(responses[int(request.text)])
+
+    def ask_all(requests, context):
+        return responses[int(next(iter(requests)).text)]
+
+    handler = {"Ask": ask, "Watch": watch, "Chat": write, "AskAll": ask_all}[method]
+    stub = await connect(await serve(mesh=mesh, handlers={method: handler}))
+    codes = []
+    for number in range(5):
+        request = pb.Plain(text=str(number))
+        call = getattr(stub, method)(request if method in ("Ask", "Watch") else stream(request))
+        try:
+            if method in ("Watch", "Chat"):
+                async for _ in call:
+                    pass
+            else:
+                await call
+        except grpc.aio.AioRpcError as error:
+            codes.append(error.code())
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED if paid else grpc.StatusCode.FAILED_PRECONDITION
+    assert codes == [code] * (4 if paid else 5)
+    del call
+
+    def gone():
+        gc.collect()
+        # gRPC keeps the exception of the last RPC until the next one.
+        return all(sys.getrefcount(responses[number]) == 2 for number in range(4))
+
+    await until(gone)  # A handler in a thread may still be on its way out.
