@@ -92,26 +92,31 @@ LANGUAGE sql IMMUTABLE AS
     'SELECT CASE WHEN length_ IS NULL THEN 0 ELSE greatest(latest_, floor(now_)::bigint / length_ * length_) END';
 """
 
-# By the owner of the tables, whoever asks: holders need no right to make any.
+# By the owner of the tables, whoever asks: holders need no right to make any, and get only such as they use.
 _PREPARE = """
+CREATE FUNCTION dpmesh.add_part(day_ integer) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF to_regclass('dpmesh.charges_' || day_) IS NULL THEN
+        PERFORM pg_advisory_xact_lock(hashtext('dpmesh.prepare'));
+        IF to_regclass('dpmesh.charges_' || day_) IS NULL THEN
+            EXECUTE format('CREATE TABLE dpmesh.charges_%s (LIKE dpmesh.charges INCLUDING ALL)', day_);
+            EXECUTE format('ALTER TABLE dpmesh.charges ATTACH PARTITION dpmesh.charges_%s '
+                           'FOR VALUES FROM (%s) TO (%s)', day_, day_, day_ + 1);
+        END IF;
+    END IF;
+END $$;
 CREATE FUNCTION dpmesh.prepare(day_ integer) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     today integer := floor(dpmesh.now())::bigint / 86400;
 BEGIN
-    IF day_ NOT BETWEEN today - 4000 AND today + 40 THEN
+    -- One that is there is good, however the clock was moved since it was made.
+    IF to_regclass('dpmesh.charges_' || day_) IS NULL AND day_ NOT BETWEEN today - 4000 AND today + 40 THEN
         RAISE EXCEPTION 'no day that is charged';
     END IF;
     -- Some days ahead, and attached: so that nobody who charges waits for it, nor it for somebody who reads the log.
-    FOR d IN day_ .. day_ + 3 LOOP
-        IF to_regclass('dpmesh.charges_' || d) IS NULL THEN
-            PERFORM pg_advisory_xact_lock(hashtext('dpmesh.prepare'));
-            IF to_regclass('dpmesh.charges_' || d) IS NULL THEN
-                EXECUTE format('CREATE TABLE dpmesh.charges_%s (LIKE dpmesh.charges INCLUDING ALL)', d);
-                EXECUTE format('ALTER TABLE dpmesh.charges ATTACH PARTITION dpmesh.charges_%s '
-                               'FOR VALUES FROM (%s) TO (%s)', d, d, d + 1);
-            END IF;
-        END IF;
+    FOR d IN day_ .. least(day_ + 3, greatest(day_, today + 43)) LOOP
+        PERFORM dpmesh.add_part(d);
     END LOOP;
 END $$;
 """

@@ -182,14 +182,17 @@ async def _fill(connection: sqlite3.Connection, into: Any, name: bytes, secret: 
     await into.execute("UPDATE dpmesh.clock SET now = $1", now)
     (pruned,) = connection.execute("SELECT pruned_before FROM ledger").fetchone()
     await into.execute("UPDATE dpmesh.ledger SET pruned_before = $1", pruned)
-    days = connection.execute("SELECT DISTINCT at / 86400 FROM charges").fetchall()
-    for (day,) in days:
-        await into.execute("SELECT dpmesh.prepare($1)", day)
+    for (day,) in connection.execute("SELECT DISTINCT at / 86400 FROM charges").fetchall():
+        await into.execute(
+            "SELECT dpmesh.add_part($1)", day
+        )  # whatever day the clock of the file's machine showed
     rows = {
         "accounts": connection.execute(f"SELECT {', '.join(_COLUMNS['accounts'])} FROM accounts"),  # noqa: S608
         "chains": connection.execute(f"SELECT {', '.join(_COLUMNS['chains'])} FROM chains"),  # noqa: S608
+        # The log is pruned by days, and chains from their beginning: so days never go back in one, as clocks may have.
         "charges": connection.execute(
-            "SELECT e.at / 86400, c.name, e.seq, e.at, e.body, e.hash FROM charges e JOIN chains c ON c.id = e.chain"
+            "SELECT max(e.at / 86400) OVER (PARTITION BY e.chain ORDER BY e.seq), c.name, e.seq, e.at, e.body, e.hash "
+            "FROM charges e JOIN chains c ON c.id = e.chain"
         ),
         "spent": connection.execute("SELECT name, until FROM spent"),
     }

@@ -8,13 +8,23 @@ import time
 import pytest
 
 from dpmesh.errors import BudgetExhaustedError, ConfigError, LedgerError
-from dpmesh.ledger import Budget, Ledger, account_hash, open_books, open_store, postgres_books, witness
+from dpmesh.ledger import (
+    Budget,
+    Ledger,
+    account_hash,
+    open_books,
+    open_store,
+    postgres_books,
+    schema,
+    witness,
+)
 from dpmesh.ledger.chain import Head
 from dpmesh.ledger.postgres_books import PostgresBooks
 from dpmesh.ledger.transfer import Moved, transfer
 from dpmesh.ledger.verify import checkpoint, verify
 from tests.contract.suite import AMOUNT, BUDGETS, DAY, TENTH
 from tests.support import old_ledgers
+from tests.support.postgres import Server
 
 
 @pytest.fixture
@@ -298,3 +308,89 @@ async def test_a_target_that_can_not_be_asked_afterwards(source, target, monkeyp
         await opened(source)
     assert (await transfer(source, target)).again
     assert await content(target) == before
+
+
+async def test_a_replica_that_starts_meanwhile_starts_with_what_arrives(
+    source, target, monkeypatch, postgres
+):
+    """The tables are empty while it opens them; the secret that they were made with names none of the accounts."""
+    await used(source)
+    secret = (await content(source))["secret"]
+    module = sys.modules[transfer.__module__]
+    fill, filled, go = module._fill, asyncio.Event(), asyncio.Event()
+
+    async def slow(*args):
+        moved = await fill(*args)
+        filled.set()
+        await asyncio.wait_for(go.wait(), 20)
+        return moved
+
+    monkeypatch.setattr(module, "_fill", slow)
+    moving = asyncio.create_task(transfer(source, target))
+    await asyncio.wait_for(filled.wait(), 20)
+    opening = asyncio.create_task(opened(target))
+    waits = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    async with asyncio.timeout(10):
+        while not await postgres.sql(target.rpartition("/")[2], waits):
+            await asyncio.sleep(0.01)
+    go.set()
+    await moving
+    ledger = await opening
+    assert ledger.secret == secret
+    with pytest.raises(BudgetExhaustedError):
+        await ledger.charge([(0, b"b", 1)])
+    await ledger.charge([(0, b"a", 7 * TENTH)])
+    await ledger.close()
+    assert (await content(target))["wrong"] == []
+
+
+@pytest.mark.parametrize(
+    "days", [(-20_000, 0), (60, 0), (-10, -20, -5)], ids=["at the epoch", "ahead", "back"]
+)
+async def test_a_file_of_a_machine_whose_clock_was_wrong(source, target, monkeypatch, days):
+    """It comes along whatever days its entries are of, and is pruned without a gap."""
+    now = time.time()
+    ledger = await opened(source)
+    for number, day in enumerate(days):
+        monkeypatch.setattr(schema.time, "time", lambda day=day: max(0.0, now + day * DAY))
+        await ledger.charge([(0, bytes([number]), TENTH)])
+    monkeypatch.undo()
+    await ledger.close()
+    before = await content(source)
+    await transfer(source, target)
+    assert await content(target) == before
+    await open_books(target).prune(int(now) - 15 * DAY)
+    assert (await content(target))["wrong"] == []
+    after = await opened(target)
+    await after.charge([(0, b"a", TENTH)])
+    await after.close()
+    assert (await content(target))["wrong"] == []
+
+
+async def test_a_holder_of_the_file_says_that_it_was_imported(source, target):
+    await used(source)
+    holder = await opened(source)
+    await holder.check()
+    await transfer(source, target)
+    with pytest.raises(LedgerError, match="was imported into"):
+        await holder.check()
+    await holder.close()
+
+
+async def test_the_secret_is_in_no_log_of_statements(source):
+    with Server(log_statement="all", log_parameter_max_length=-1) as server:
+        url = server.url(server.create_database())
+        await PostgresBooks(url).migrate()
+        secrets = [(await content(url))["secret"]]
+        await used(source)
+        await transfer(source, url)
+        secrets.append((await content(url))["secret"])
+        ledger = await opened(url)
+        await ledger.charge([(0, b"a", TENTH)])
+        await ledger.close()
+        log = server.log.read_text(errors="replace")
+    assert "INSERT INTO dpmesh.ledger" in log
+    assert "dpmesh.debit" in log
+    assert secrets[0] != secrets[1]
+    for secret in secrets:
+        assert secret.hex() not in log.lower()
