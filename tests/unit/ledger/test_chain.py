@@ -184,3 +184,38 @@ class TestOwnChain:
         for found in (first, *attempts):
             with pytest.raises(LedgerError, match="lost"):
                 own.check(found, "it")
+
+    def test_the_same_bytes_once_more_that_were_not_written_may_be_there_from_the_first_time(self):
+        own = OwnChain()
+        first, second = (link(begin(own.name), body) for body in (b"1", b"2"))
+        own.attempt(first)  # and nobody knows what became of it
+        own.attempt(second)
+        own.withdraw()
+        own.attempt(first)
+        own.withdraw()
+        assert own.doubtful
+        assert own.check(first, "it") == first
+        with pytest.raises(LedgerError, match="lost"):
+            own.check(second, "it")
+
+    def test_what_is_settled_leaves_no_doubt(self):
+        own = OwnChain()
+        attempts = [link(begin(own.name), bytes([i])) for i in range(9)]
+        for attempt in attempts:
+            own.attempt(attempt)
+        assert own.settle(attempts[4], "it") == own.latest() == attempts[4]
+        assert not own.doubtful
+        for found in (None, begin(own.name), *attempts[:4], *attempts[5:]):
+            with pytest.raises(LedgerError, match="lost"):
+                own.settle(found, "it")
+
+    def test_nothing_that_is_settled_is_the_beginning(self):
+        own = OwnChain()
+        own.attempt(link(begin(own.name), b"1"))
+        for found in (None, begin(own.name)):
+            assert own.settle(found, "it") == own.latest() == begin(own.name)
+            assert not own.doubtful
+
+    def test_times_never_go_back(self):
+        own = OwnChain()
+        assert [own.at(now) for now in (-1.0, 5.5, 3.0, 5.9, 6.0)] == [0, 5, 5, 5, 6]

@@ -221,6 +221,31 @@ async def test_another_loop_may_close(ledger):
         await ledger.charge([(0, b"a", 1)])
 
 
+async def test_a_close_that_is_cancelled_closes_all_the_same(store):
+    """It can't be called again: the ledger is not open any more."""
+    closed = asyncio.Event()
+    store.close = lambda: asyncio.sleep(0, closed.set())
+    ledger = Ledger(store, BUDGETS, clock=Clock(), timeout=60)
+    await ledger.open()
+    for _ in range(3):
+        await ledger.charge([(0, b"a", TENTH)])
+    assert [a.spent for a in await ledger.accounts()] == [4 * TENTH]
+    store.go.clear()
+    under_way = asyncio.create_task(ledger.charge([(0, b"b", 1)]))
+    await until(lambda: len(store.batches) == 4)
+    closing = asyncio.create_task(ledger.close())
+    await until(lambda: not ledger._open)
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert not closed.is_set()
+    store.go.set()
+    await under_way
+    await asyncio.wait_for(closed.wait(), 10)
+    assert sorted(a.spent for a in await store.accounts(None, None)) == [1, 3 * TENTH]
+
+
 def test_a_loop_that_follows_a_closed_one_takes_over():
     ledger = Ledger(MemoryStore(), BUDGETS)
     asyncio.run(ledger.open())

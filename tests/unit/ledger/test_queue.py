@@ -258,6 +258,61 @@ async def test_closing_is_bounded_whatever_the_store_does(how, monkeypatch, capl
 
 
 @in_virtual_time
+async def test_a_slow_store_takes_nothing_back_twice_when_the_ledger_closes(monkeypatch):
+    """What the last commit still hands back is not handed back by closing, too."""
+    monkeypatch.setattr(queue, "MAX_BATCH", 1)
+
+    class Slow(MemoryStore):
+        pause = 0.0
+        credits = 0
+
+        def __init__(self):
+            super().__init__()
+            self.turn = asyncio.Lock()
+
+        async def credit(self, windows, unspent):
+            async with self.turn:  # one call at a time, as all stores do it
+                await asyncio.sleep(self.pause)
+                self.credits += 1
+                await super().credit(windows, unspent)
+
+    store = Slow()
+    ledger = await opened(store, timeout=1.0)
+    for _ in range(3):
+        await asyncio.gather(*[ledger.charge([(1, bytes([i]), TENTH)]) for i in range(5)])
+    assert await spent(ledger) == [4 * TENTH] * 5
+    store.pause = 0.6
+    ledger._queue._rotate()
+    ledger._queue._rotate()
+    await asyncio.sleep(0.1)
+    await ledger.close()
+    await asyncio.sleep(60)
+    assert store.credits == 5
+    assert [a.spent for a in await store.accounts(None, None)] == [3 * TENTH] * 5
+
+
+@in_virtual_time
+async def test_a_charge_waits_no_longer_behind_a_credit_that_hangs():
+    class Hanging(MemoryStore):
+        async def credit(self, windows, unspent):
+            await asyncio.Event().wait()
+
+    ledger = await opened(Hanging())
+    for _ in range(3):
+        await ledger.charge([(1, b"a", TENTH)])
+    ledger._queue._rotate()
+    ledger._queue._rotate()
+    await asyncio.sleep(0.01)
+    began = asyncio.get_running_loop().time()
+    async with asyncio.timeout(60):
+        with pytest.raises(LedgerError, match="did not answer within 5 s"):
+            await ledger.charge([(1, b"b", TENTH)])
+    assert asyncio.get_running_loop().time() - began < 5.2
+    await ledger.close()
+    assert asyncio.get_running_loop().time() - began < 5.2 + 4 * 5.0
+
+
+@in_virtual_time
 async def test_a_closed_ledger_wakes_up_no_more():
     class Slow(MemoryStore):
         async def debit(self, batch):

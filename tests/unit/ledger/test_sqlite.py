@@ -254,6 +254,42 @@ async def test_a_limit_on_the_size_of_files(path):
             await ledger.charge([(0, b"a", 1)])
 
 
+async def test_failing_writes_leave_little_to_remember(path):
+    """Of all that was tried only what could still be there is remembered: nothing but the last try."""
+    await made(path)
+
+    def child():
+        async def run():
+            async with opened(path) as ledger:
+                soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader:
+                    reader.execute("BEGIN")
+                    reader.execute("SELECT * FROM accounts").fetchall()  # so that the log can only grow
+                    await ledger.charge([(0, b"before", 1)])
+                    size = max(os.path.getsize(f"{path}{suffix}") for suffix in ("-wal", "-shm"))
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+                    failed = 0
+                    for i in range(100):
+                        try:
+                            await ledger.charge([(0, b"%d" % i, 1)])
+                        except LedgerError:
+                            failed += 1
+                    remembered = len(ledger._store._chain._possible)
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+                await ledger.charge([(0, b"after", 1)])
+                return failed, remembered, ledger._store._chain.doubtful
+
+        return asyncio.run(run())
+
+    failed, remembered, doubtful = children.run(child)
+    assert failed > 50
+    assert remembered <= 1
+    assert not doubtful
+    async with SQLiteBooks(path).view() as view:
+        assert await verify(view) == []
+
+
 async def test_garbage(path):
     path.write_bytes(b"this is no database" * 1000)
     with pytest.raises(LedgerError, match=r"ledger\.db is not an SQLite database"):

@@ -297,6 +297,22 @@ async def test_nobody_skips_a_window_by_accident(path, books):
         pass
 
 
+async def test_an_older_copy_that_shows_nothing_is_accepted_by_who_knows(path, books):
+    """As when the witness was put back, too."""
+    async with opened(path) as ledger:
+        await ledger.charge([(0, b"a", TENTH), (2, b"a", TENTH)])
+    with pytest.raises(LedgerError, match="--unnoticed"):
+        await books.accept("a checkpoint says so")
+    assert await books.accept("a checkpoint says so", unnoticed=True) == ("life",)
+    (accepted,) = [entry for entry in await logged(books) if entry.kind is Kind.ACCEPT]
+    assert accepted.note == "a checkpoint says so"
+    async with opened(path) as ledger:
+        await ledger.charge([(0, b"a", AMOUNT)])
+        (account,) = await ledger.accounts("unit")
+        assert (account.window_start, account.spent) == (today() + DAY, AMOUNT)
+    await whole(books)
+
+
 @pytest.mark.parametrize("how", ["ahead", "missing"])
 async def test_an_accept_that_is_interrupted_spends_nothing_twice(path, books, monkeypatch, how):
     await older(path)
