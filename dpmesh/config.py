@@ -2,7 +2,10 @@
 
 A key DPMESH_SECTION_KEY overrides the file's [section] key; DPMESH_BUDGET_<NAME>_<KEY> overrides the budget of
 that name, with the name in capitals and every other character than letters and digits as an underscore, and
-DPMESH_QUOTA_<NAME>_<KEY> the quota. Lists are written with commas.
+DPMESH_QUOTA_<NAME>_<KEY> the quota. Lists are written with commas, and '""' is a word without letters.
+
+Errors show what was written, but no value of a key that is not known at the top or in [ledger], as that may be a
+password under a misspelled name, and of URLs not who connects and with which password.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
@@ -21,8 +24,12 @@ from dpmesh.accounting import Accounting
 from dpmesh.errors import ConfigError
 from dpmesh.ledger import Budget
 from dpmesh.ledger.budget import Match, parents
+from dpmesh.ledger.urls import shown
 
 _ENV_PREFIX = "DPMESH_"
+# What may name a user or a password: a URL, or the rest of one, or the words that libpq takes instead.
+_URL = re.compile("://|@")
+_PASSWORD = re.compile("passw", re.IGNORECASE)
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,7 +77,8 @@ class QuotaConfig(_Section, frozen=True):
     name: str
     under: str
     epsilon: float
-    consumers: tuple[str, ...] = ()
+    # An empty list would hold for all by what Budget says, and for nobody by what it looks like.
+    consumers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ()
     methods: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
     directions: tuple[Literal["request", "response"], ...] = ()
@@ -194,7 +202,7 @@ def seconds(window: str, key: str) -> float | None:
     length = float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else 0.0
     if length <= 0:
         raise ConfigError(
-            f'{key}: {window!r} is not a window; allowed: "lifetime", or a length such as "90s", "15m", "24h"'
+            f'{key}: {_shown(window)} is not a window; allowed: "lifetime", or a length such as "90s", "15m", "24h"'
         )
     return length
 
@@ -226,19 +234,14 @@ def _override(document: dict[str, Any], environment: Mapping[str, str]) -> None:
             _override_entry(document, section, variable, key, text)
         elif key and section in _SECTIONS:
             if key not in _SECTIONS[section].__struct_fields__:
-                raise ConfigError(
-                    _unknown(
-                        variable,
-                        text,
-                        [f"{_ENV_PREFIX}{section}_{k}".upper() for k in _SECTIONS[section].__struct_fields__],
-                    )
-                )
+                keys = _SECTIONS[section].__struct_fields__
+                raise ConfigError(_unknown(variable, [f"{_ENV_PREFIX}{section}_{k}".upper() for k in keys]))
             into = document.setdefault(section, {})
             if isinstance(into, dict):  # if not, the document is refused for that
                 into[key] = _typed(_SECTIONS[section], key, text, variable)
         else:
             known = [f"{_ENV_PREFIX}{name}_..." for name in ("LEDGER", "POLICY", "GRPC", "BUDGET", "QUOTA")]
-            raise ConfigError(_unknown(variable, text, [f"{_ENV_PREFIX}MODE", *known]))
+            raise ConfigError(_unknown(variable, [f"{_ENV_PREFIX}MODE", *known]))
 
 
 def _override_entry(document: dict[str, Any], section: str, variable: str, rest: str, text: str) -> None:
@@ -247,7 +250,7 @@ def _override_entry(document: dict[str, Any], section: str, variable: str, rest:
     key = next((k for k in keys if rest.endswith(f"_{k}")), None)
     if key is None:
         allowed = [f"{_ENV_PREFIX}{section}_<NAME>_{k}".upper() for k in keys]
-        raise ConfigError(_unknown(variable, text, allowed))
+        raise ConfigError(_unknown(variable, allowed))
     slug = rest.removesuffix(f"_{key}")
     if section == "budget" and "budget" not in document:
         document["budget"] = [msgspec.to_builtins(entry) for entry in DEFAULT_BUDGETS]
@@ -265,23 +268,53 @@ def _override_entry(document: dict[str, Any], section: str, variable: str, rest:
 
 def _typed(section: type[msgspec.Struct], key: str, text: str, variable: str) -> Any:
     """The environment holds text; turns it into what the key holds."""
-    kind = {field.name: field.type for field in msgspec.structs.fields(section)}[key]
+    kind = _kinds(section)[key]
     if kind is float:
         try:
             return float(text)
         except ValueError:
-            raise ConfigError(f"{variable}: {text!r} is not a number") from None
+            raise ConfigError(f"{variable}: {_shown(text)} is not a number") from None
     if kind is bool:
         if text.lower() not in ("true", "false"):
-            raise ConfigError(f"{variable}: {text!r} is neither true nor false")
+            raise ConfigError(f"{variable}: {_shown(text)} is neither true nor false")
         return text.lower() == "true"
     if get_origin(kind) is tuple:
-        return [word.strip() for word in text.split(",") if word.strip()]
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        if key == "consumers" and not words:
+            raise ConfigError(
+                f"{variable}: {text!r} names nobody; allowed: globs, or '\"\"' for whoever is not authenticated; "
+                "without the variable, the file decides, and without a list there, the quota is for all"
+            )
+        return ["" if word == '""' else word for word in words]
     return text
 
 
-def _unknown(key: str, value: str, allowed: list[str]) -> str:
-    return f"{key} = {value!r}: no such key; allowed: {', '.join(allowed)}"
+def _kinds(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    """What each key holds, without what else is asked of it."""
+    kinds = {entry.name: entry.type for entry in msgspec.structs.fields(struct)}
+    return {key: get_args(kind)[0] if get_origin(kind) is Annotated else kind for key, kind in kinds.items()}
+
+
+def _unknown(key: str, allowed: list[str]) -> str:
+    """Says that there is no such key; its value may be a password."""
+    return f"{key}: no such key; allowed: {', '.join(allowed)}"
+
+
+def _shown(value: Any) -> str:
+    """A value as it was written, without what is secret in URLs."""
+    return repr(_without_secrets(value))
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, str):
+        value = shown(value) if _URL.search(value) else value
+        return "***" if _PASSWORD.search(value) else value
+    if isinstance(value, Mapping):
+        return {
+            key: "***" if _PASSWORD.search(str(key)) else _without_secrets(item)
+            for key, item in value.items()
+        }
+    return [_without_secrets(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 _SECTIONS: dict[str, type[msgspec.Struct]] = {
@@ -299,15 +332,22 @@ def _explain(problem: str, document: Any) -> str:
     path = where[1] if where else ""
     section = re.split(r"[.\[]", path, maxsplit=1)[0]
     sentence = problem[: where.start()] if where else problem
-    unknown = re.search(r"unknown field `(.*)`", sentence)
+    unknown = re.search(r"unknown field `(.*)`", sentence, re.DOTALL)
     if unknown:
-        keys = ", ".join(_STRUCTS.get(section, Config).__struct_fields__)
-        full = f"{path}.{unknown[1]}" if path else unknown[1]
-        return f"{full} = {_at(document, full)!r}: no such key; allowed: {keys}"
+        full = _without_secrets(f"{path}.{unknown[1]}" if path else unknown[1])
+        keys = list(_STRUCTS.get(section, Config).__struct_fields__)
+        if section in ("", "ledger"):
+            return _unknown(full, keys)
+        return (
+            f"{full} = {_shown(_at(document, path).get(unknown[1]))}: no such key; allowed: {', '.join(keys)}"
+        )
     missing = re.search(r"missing required field `(.*)`", sentence)
     if missing:
         return f"{path}.{missing[1]} is missing"
-    return f"{path} = {_at(document, path)!r}: {sentence}{_choices(section, path)}"
+    value = _at(document, path)
+    # Of a word that is none of those that are allowed, the sentence repeats it.
+    sentence = re.sub(r"^Invalid enum value .*$", "not one of the words", sentence, flags=re.DOTALL)
+    return f"{path} = {_shown(value)}: {sentence}{_choices(section, path)}"
 
 
 def _at(document: Any, path: str) -> Any:
@@ -319,7 +359,7 @@ def _at(document: Any, path: str) -> Any:
 def _choices(section: str, path: str) -> str:
     struct = _STRUCTS.get(section if section in _STRUCTS else "", Config)
     key = path.rsplit(".", 1)[-1].partition("[")[0]
-    kind = {field.name: field.type for field in msgspec.structs.fields(struct)}.get(key)
+    kind = _kinds(struct).get(key)
     options = _literals(kind)
     return f"; allowed: {', '.join(options)}" if options else ""
 
@@ -340,7 +380,7 @@ def _check_names(config: Config, source: str) -> None:
     for section, name in entries:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
             raise ConfigError(
-                f"{source}: {section}.name = {name!r}: letters, digits, '.', '_' and '-', at most 63"
+                f"{source}: {section}.name = {_shown(name)}: letters, digits, '.', '_' and '-', at most 63"
             )
         if names.count(name) > 1:
             same = {kind for kind, other in entries if other == name}
@@ -351,6 +391,6 @@ def _check_names(config: Config, source: str) -> None:
         if quota.under not in known:
             allowed = ", ".join(known) or "none, because there is no budget"
             raise ConfigError(
-                f"{source}: quota.under = {quota.under!r} (quota {quota.name!r}): no budget has this name; "
+                f"{source}: quota.under = {_shown(quota.under)} (quota {quota.name!r}): no budget has this name; "
                 f"allowed: {allowed}"
             )

@@ -134,11 +134,11 @@ def _path(url: str) -> Path | None:
         return None
     rest = url.removeprefix("sqlite:///") if isinstance(url, str) else ""
     if rest in ("", url) or rest.endswith("/") or rest.startswith((":", "//")) or "\0" in rest:
-        raise ConfigError(f"ledger.url: {_shown(str(url))!r} is not a ledger; {_ALLOWED}")
+        raise ConfigError(f"ledger.url: {shown(str(url))!r} is not a ledger; {_ALLOWED}")
     return Path(rest)
 
 
-def _shown(url: str) -> str:
+def shown(url: str) -> str:
     """A URL without what may be secret: who and with which password, in front of the last @, and parameters."""
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url)
     beginning = scheme[0] if scheme else ""

@@ -5,6 +5,7 @@ import pytest
 from dpmesh import config
 from dpmesh.config import load, seconds
 from dpmesh.errors import ConfigError
+from dpmesh.ledger import open_store
 from dpmesh.ledger.budget import Match
 
 BUDGET = {"name": "device-daily", "epsilon": 8.0, "delta": 1e-6}
@@ -48,7 +49,7 @@ def test_the_environment_alone_changes_a_default_budget():
     ("document", "words"),
     [
         ({"ledgr": {}}, ["ledgr", "no such key", "allowed", "ledger"]),
-        ({"ledger": {"ulr": "memory:"}}, ["ledger.ulr", "'memory:'", "allowed: url"]),
+        ({"ledger": {"ulr": "memory:"}}, ["ledger.ulr", "no such key", "allowed: url"]),
         ({"mode": "of"}, ["mode", "'of'", "enforce, observe"]),
         ({"budget": [{**BUDGET, "epsilom": 1}]}, ["budget[0].epsilom", "1", "allowed", "epsilon"]),
         ({"budget": [{**BUDGET, "epsilon": "8"}]}, ["budget[0].epsilon", "'8'"]),
@@ -73,6 +74,11 @@ def test_the_environment_alone_changes_a_default_budget():
         ),
         ({"budget": [BUDGET], "quota": [{"name": "q", "epsilon": 1.0}]}, ["quota[0].under is missing"]),
         (
+            {"budget": [BUDGET], "quota": [{**QUOTA, "consumers": []}]},
+            ["quota[0].consumers", "[]", "length >= 1"],
+        ),
+        ({"budget": [{**BUDGET, "a.b": 1}]}, ["budget[0].a.b", "1", "no such key", "epsilon"]),
+        (
             {"budget": [BUDGET], "quota": [{**QUOTA, "under": "daily"}]},
             ["quota.under", "'daily'", "allowed: device-daily"],
         ),
@@ -93,6 +99,69 @@ def test_a_wrong_key_or_value_is_named_with_what_is_allowed(document, words):
     with pytest.raises(ConfigError) as caught:
         load(document, {})
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+SECRET_URL = "postgresql://scott:hunter2@db/x"
+
+
+@pytest.mark.parametrize(
+    ("document", "environment", "words"),
+    [
+        ({"ledger": {"uri": SECRET_URL}}, {}, ["ledger.uri", "allowed: url"]),
+        ({"ledger": {"password": "hunter2", "url": "memory:"}}, {}, ["ledger.password", "allowed: url"]),
+        ({"ledger": {"url": [SECRET_URL]}}, {}, ["ledger.url", "'postgresql://***@db/x'"]),
+        ({"ledger": {"url": {"scott": SECRET_URL, "password": "hunter2"}}}, {}, ["ledger.url"]),
+        ({"ledger": SECRET_URL}, {}, ["ledger = 'postgresql://***@db/x'"]),
+        ({"ledger": "host=db user=scott password=hunter2"}, {}, ["ledger = '***'"]),
+        ({"ledgr": {"url": SECRET_URL}}, {}, ["ledgr", "allowed: mode, ledger"]),
+        ({"password": "hunter2"}, {}, ["password", "no such key"]),
+        ({SECRET_URL: 1}, {}, ["postgresql://***@db/x", "no such key"]),
+        ({"mode": SECRET_URL}, {}, ["mode = 'postgresql://***@db/x'", "allowed: enforce, observe"]),
+        ({"budget": [{**BUDGET, "url": SECRET_URL}]}, {}, ["budget[0].url = 'postgresql://***@db/x'"]),
+        ({"budget": [{**BUDGET, "name": SECRET_URL}]}, {}, ["budget.name", "postgresql://***"]),
+        (
+            {"budget": [BUDGET], "quota": [{**QUOTA, "under": SECRET_URL}]},
+            {},
+            ["quota.under", "device-daily"],
+        ),
+        ({}, {"DPMESH_LEDGER_URLL": SECRET_URL}, ["DPMESH_LEDGER_URLL", "allowed: DPMESH_LEDGER_URL"]),
+        ({}, {"DPMESH_LEDGER_PASSWORD": "hunter2"}, ["DPMESH_LEDGER_PASSWORD", "no such key"]),
+        ({}, {"DPMESH_PASSWORD": "hunter2"}, ["DPMESH_PASSWORD", "allowed: DPMESH_MODE"]),
+        ({}, {"DPMESH_BUDGET_X_PASSWORD": "hunter2"}, ["DPMESH_BUDGET_X_PASSWORD", "no such key"]),
+        ({}, {"DPMESH_BUDGET_UNIT_DAILY_EPSILON": SECRET_URL}, ["'postgresql://***@db/x' is not a number"]),
+        ({}, {"DPMESH_GRPC_PASS_STATUS_DETAILS": SECRET_URL}, ["neither true nor false"]),
+        ({}, {"DPMESH_BUDGET_UNIT_DAILY_WINDOW": SECRET_URL}, ["window", "lifetime"]),
+        ({}, {"DPMESH_LEDGER_URL": SECRET_URL.replace("://", ":/")}, ["ledger.url", "allowed are"]),
+    ],
+)
+def test_no_error_shows_a_password(document, environment, words):
+    with pytest.raises(ConfigError) as caught:
+        settings = load(document, environment)
+        config.budgets(settings)
+        open_store(settings.ledger.url)
+    text = str(caught.value)
+    assert "hunter2" not in text
+    assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize(
+    ("value", "consumers"),
+    [
+        ("a, spiffe://b/*", ("a", "spiffe://b/*")),
+        ('""', ("",)),
+        ('a,""', ("a", "")),
+        ("", None),
+        (" , ", None),
+    ],
+)
+def test_a_quota_for_nobody_is_refused(value, consumers):
+    environment = {"DPMESH_QUOTA_PARTNER_CONSUMERS": value}
+    document = {"budget": [BUDGET], "quota": [QUOTA]}
+    if consumers is None:
+        with pytest.raises(ConfigError, match="DPMESH_QUOTA_PARTNER_CONSUMERS.*names nobody"):
+            load(document, environment)
+    else:
+        assert load(document, environment).quota[0].consumers == consumers
 
 
 @pytest.mark.parametrize(
