@@ -334,7 +334,8 @@ def _explain(problem: str, document: Any) -> str:
     sentence = problem[: where.start()] if where else problem
     unknown = re.search(r"unknown field `(.*)`", sentence, re.DOTALL)
     if unknown:
-        full = _without_secrets(f"{path}.{unknown[1]}" if path else unknown[1])
+        key = shown(unknown[1]) if _URL.search(unknown[1]) else unknown[1]
+        full = f"{path}.{key}" if path else key
         keys = list(_STRUCTS.get(section, Config).__struct_fields__)
         if section in ("", "ledger"):
             return _unknown(full, keys)
