@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self
 
+from google.protobuf import descriptor_pool
+
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import BudgetExhaustedError
 from dpmesh.ledger import Charge, Ledger
@@ -16,6 +18,8 @@ from dpmesh.telemetry import Telemetry, names
 _LOW = 0.8
 # The span's hash of a unit changes with the budget's window; a lifetime budget has one window of this length.
 _LIFETIME = 2.0**40
+# Where a generic handler serves any method, peers make names up, as long as gRPC lets them. A span keeps so much.
+_NAME_KEPT = 256
 
 
 class Record(Protocol):
@@ -28,6 +32,22 @@ class Record(Protocol):
         """The release was refused, or what waited for it was cancelled."""
 
 
+class _Labels(dict[str, str]):
+    """What metrics call a method: a series is kept for ever, so names that peers make up share one."""
+
+    def __missing__(self, method: str) -> str:
+        service, _, name = method.removeprefix("/").partition("/")
+        try:
+            found = descriptor_pool.Default().FindMethodByName(f"{service}.{name}")
+        except KeyError:
+            found = None
+        # Not that of another spelling, of which there are as many as one likes.
+        if method and (found is None or method != f"/{found.containing_service.full_name}/{found.name}"):
+            return names.OTHER  # Not kept: its proto may be loaded yet.
+        self[method] = method
+        return method
+
+
 class Recording:
     """Makes one record for each release, and one for each stream.
 
@@ -35,10 +55,15 @@ class Recording:
         telemetry: Where records go.
         ledger: Who knows how much of a budget is spent.
         alias: Hashes a unit with a key that changes with every epoch of the given length.
+
+    Attributes:
+        telemetry: The same.
+        labels: What metrics call each method.
     """
 
     def __init__(self, telemetry: Telemetry, ledger: Ledger, alias: Callable[[bytes, float], bytes]) -> None:
         self.telemetry = telemetry
+        self.labels = _Labels()
         self._ledger = ledger
         self._alias = alias
 
@@ -112,11 +137,12 @@ class ReleaseRecord:
         if telemetry.metering:
             budget = standing.get(names.BUDGET_NAME, "")
             seconds = (ended - self._started) * 1e-9
-            telemetry.add(self._method, self._route.mechanisms, decision, budget, 1, epsilon, seconds)
+            method = self._recording.labels[self._method]
+            telemetry.add(method, self._route.mechanisms, decision, budget, 1, epsilon, seconds)
         if telemetry.tracing:
             attributes = {
                 **self._route.attributes,
-                names.RPC_METHOD: self._method,
+                names.RPC_METHOD: self._method[:_NAME_KEPT],
                 names.DIRECTION: self._direction,
                 names.DECISION: decision,
                 names.EPSILON: epsilon,
@@ -163,7 +189,9 @@ class StreamRecord:
         """Goes on to the next message, which begins now."""
         started = time.time_ns()
         if self._route is None and self._recording.telemetry.tracing:
-            self._span = self._recording.telemetry.open_span({names.RPC_METHOD: self._method}, started)
+            self._span = self._recording.telemetry.open_span(
+                {names.RPC_METHOD: self._method[:_NAME_KEPT]}, started
+            )
         if route is not self._route:
             self._count()
         self._route = route
@@ -208,8 +236,8 @@ class StreamRecord:
         telemetry = self._recording.telemetry
         if count and telemetry.metering and self._route is not None:
             budget = self._standing().get(names.BUDGET_NAME, "")
-            mechanisms = self._route.mechanisms
-            telemetry.add(self._method, mechanisms, self._decision, budget, count, epsilon, seconds)
+            method, mechanisms = self._recording.labels[self._method], self._route.mechanisms
+            telemetry.add(method, mechanisms, self._decision, budget, count, epsilon, seconds)
 
     def close(self) -> None:
         """Ends the span; calling it again does nothing."""

@@ -79,5 +79,7 @@ LABEL_METHOD: Final = "method"
 LABEL_MECHANISM: Final = "mechanism"
 LABEL_DECISION: Final = "decision"
 LABEL_BUDGET: Final = "budget"
+# The value of LABEL_METHOD for a method that no loaded proto has, as in OpenTelemetry's conventions for RPCs.
+OTHER: Final = "_OTHER"
 # Of IDENTITY_FAILURES alone: a reason of IdentityError.
 LABEL_REASON: Final = "reason"

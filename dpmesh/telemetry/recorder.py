@@ -103,7 +103,7 @@ class Telemetry:
         """Counts releases.
 
         Args:
-            method: The RPC's full method.
+            method: The RPC's full method, or names.OTHER: each name makes series that are kept for ever.
             mechanisms: Their names, joined by commas.
             decision: One of the names' decisions.
             budget: The name of the budget that decided, or "".

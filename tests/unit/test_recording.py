@@ -14,9 +14,10 @@ from tests.support.protos import compiled
 
 CAT = "(dpmesh.v1.field).categorical"
 TYPES = compiled(
-    f"""message Report {{ string id = 1 [(dpmesh.v1.field).unit = {{}}]; bool b = 2 [{CAT} = {{epsilon: 1}}]; }}"""
+    f"""message Report {{ string id = 1 [(dpmesh.v1.field).unit = {{}}]; bool b = 2 [{CAT} = {{epsilon: 1}}]; }}
+    service Reports {{ rpc Send(Report) returns (Report); }}"""
 )
-METHOD = "/acme.Reports/Send"
+METHOD = f"/{TYPES.package}.Reports/Send"
 BUDGET = {"name": "unit-day", "epsilon": 6.0, "accounting": "pure", "window": "24h"}
 
 
@@ -136,3 +137,45 @@ async def test_the_quota_or_budget_nearest_its_end_is_named_and_the_consumer_nev
     assert "who-asks" not in str(spans) + str(counts)
     assert b"who-asks".hex() not in str(spans)
     assert counts[("refused", "partner")][0] == 1
+
+
+def methods(reader):
+    """Which methods have series, and how many messages each has."""
+    found = {}
+    for scope in reader.get_metrics_data().resource_metrics[0].scope_metrics:
+        for metric in scope.metrics:
+            for point in metric.data.data_points:
+                if metric.name == "dpmesh.releases":
+                    found[point.attributes["method"]] = point.value
+    return found
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_methods_that_peers_make_up_share_one_series(sdk, streams):
+    exporter, reader = sdk
+    service, name = METHOD.removeprefix("/").split("/")
+    made_up = [f"/a.B/{number}" for number in range(50)]
+    made_up += [
+        f"//{service}/{name}",
+        f"/{service}.{name}",
+        f"{service}/{name}",
+        f"/{service}/{name}/",
+        "/",
+        "x",
+    ]
+    made_up += [f"/{service.replace('.', '/', 1)}.{name}", "/a.B/" + "x" * 10_000, "/a.B/\0", "/\xe9.B/C"]
+    budget = {**BUDGET, "epsilon": 1000.0}
+    async with dpmesh.open({"ledger": {"url": "memory:"}, "budget": [budget]}) as mesh:
+        for method in (METHOD, METHOD, "", *made_up):
+            if streams:
+                stream = mesh.stream(method=method)
+                await stream.release(TYPES.Report(id="N1"))
+                stream.close()
+            else:
+                await mesh.release(TYPES.Report(id="N1"), method=method)
+        assert methods(reader) == {METHOD: 2, "": 1, "_OTHER": len(made_up)}
+        assert len(mesh._recording.labels) == 2
+    spans = [span.attributes["rpc.method"] for span in exporter.get_finished_spans()]
+    assert spans[0] == METHOD
+    assert {"/a.B/7", f"/{service}.{name}"} < set(spans)
+    assert max(map(len, spans)) == 256
