@@ -52,11 +52,12 @@ class BudgetExhaustedError(DpmeshError):
 
     Attributes:
         budget: The budget's name.
-        retry_after: Seconds until its window renews, or None for a lifetime budget.
+        retry_after: Seconds until its window renews, or None where that is no help: it never does, or the whole budget
+            does not cover the release.
     """
 
     def __init__(self, budget: str, retry_after: float | None) -> None:
-        when = "it never renews" if retry_after is None else f"it renews in {retry_after:.0f} s"
+        when = "waiting is no help" if retry_after is None else f"it renews in {retry_after:.0f} s"
         super().__init__(f"privacy budget {budget!r} does not cover this release; {when}")
         self.budget = budget
         self.retry_after = retry_after

@@ -22,6 +22,7 @@ from dpmesh.errors import BudgetExhaustedError, ConfigError, DpmeshError, Ledger
 from dpmesh.ledger import Charge, Ledger, open_store
 from dpmesh.policy import Policy, loaded
 from dpmesh.recording import Record, Recording
+from dpmesh.refusals import Refusals
 from dpmesh.routes import Route, Routes
 from dpmesh.telemetry import Telemetry, configure_from_environment, names
 from dpmesh.v1 import policy_pb2
@@ -95,6 +96,7 @@ class Mesh:
         self.ledger = Ledger(open_store(config.ledger.url), configuration.budgets(config), clock=clock)
         self.ledger.on_commit = self._committed
         self._routes = Routes(policy, self.ledger.budgets)
+        self._refusals = Refusals(self.ledger)
         self._telemetry = Telemetry()
         self._recording = Recording(self._telemetry, self.ledger, self._alias)
         self.has_quotas = any(budget.is_quota for budget in self.ledger.budgets)
@@ -299,10 +301,11 @@ class Mesh:
         if self.observing:
             return await self._observe(route, message, consumer)
         charges, epsilon, rho = route.bill(message, consumer)
-        # The caller may go on with its message while this one waits: what leaves is what was charged for.
-        message = copy.deepcopy(message)
         try:
-            await self.ledger.charge(charges)
+            self._refusals.check(charges)
+            # The caller may go on with its message while this one waits: what leaves is what was charged for.
+            message = copy.deepcopy(message)
+            await self._charge(charges)
         except BudgetExhaustedError as error:
             if error.budget not in self._suppressing:
                 raise
@@ -312,6 +315,18 @@ class Mesh:
             return Receipt(blank, names.SUPPRESSED, 0.0, 0.0), charges
         return Receipt(route.plan.protect(message, self._alias), names.RELEASED, epsilon, rho), charges
 
+    async def _charge(self, charges: Sequence[Charge]) -> None:
+        try:
+            await self.ledger.charge(charges)
+        except BudgetExhaustedError as error:
+            refusal = self._refusals.learn(charges, error)
+        else:
+            return
+        try:
+            raise refusal
+        finally:
+            del refusal  # It holds this frame.
+
     async def _observe(
         self, route: Route, message: Message, consumer: str
     ) -> tuple[Receipt, Sequence[Charge]]:
@@ -320,7 +335,8 @@ class Mesh:
         epsilon = rho = 0.0
         try:
             charges, epsilon, rho = route.bill(message, consumer)
-            await self.ledger.charge(charges)
+            self._refusals.check(charges)
+            await self._charge(charges)
         except Exception as error:
             # Any exception but our own may quote a value.
             why = str(error) if isinstance(error, DpmeshError) else type(error).__name__

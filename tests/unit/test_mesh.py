@@ -8,11 +8,13 @@ import os
 import random
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
 import dpmesh
+from dpmesh import refusals as refusing
 from dpmesh.errors import AnnotationError, BudgetExhaustedError, ConfigError, LedgerError, ProtectionError
 from tests.support.protos import compiled
 
@@ -22,6 +24,7 @@ TYPES = compiled(
     f"""message Report {{ string id = 1 [(dpmesh.v1.field).unit = {{}}]; double a = 2 [{NUM} = {{lower: 0 upper: 100 epsilon: 0.5}}];
     bool b = 3 [{CAT} = {{epsilon: 0.5}}]; string kept = 4 [(dpmesh.v1.field).public = {{}}]; }}
     message Total {{ double sum = 1 [{NUM} = {{lower: 0 upper: 1e6 epsilon: 1 sensitivity: 100}}]; }}
+    message Half {{ string id = 1 [(dpmesh.v1.field).unit = {{}}]; bool b = 2 [{CAT} = {{epsilon: 0.5}}]; }}
     message Batch {{ repeated Report reports = 1; }}
     message Plain {{ string s = 1; }}
     message Noisy {{ double g = 1 [{NUM} = {{lower: 0 upper: 100 epsilon: 1 delta: 1e-6 mechanism: DISCRETE_GAUSSIAN}}]; }}"""
@@ -583,3 +586,92 @@ async def test_a_refused_message_is_gone_when_its_sender_lets_go_of_it(error, un
             gc.enable()
     assert refused >= 7
     assert held == [2] * 8
+
+
+@pytest.fixture
+def moment(monkeypatch):
+    """The monotonic clock by which refusals are believed."""
+    now = [100.0]
+    monkeypatch.setattr(refusing, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+@pytest.fixture
+def asked(monkeypatch, moment):
+    """How often a mesh asks its ledger for more than it has in hand."""
+    calls = []
+
+    def watch(mesh):
+        charge = mesh.ledger.charge
+
+        async def counted(charges):
+            calls.append(charges)
+            await charge(charges)
+
+        monkeypatch.setattr(mesh.ledger, "charge", counted)
+        return calls
+
+    return watch
+
+
+async def refusals(mesh, count, **more):
+    """The distinct refusals of as many releases, one after the other."""
+    found = []
+    for _ in range(count):
+        with pytest.raises(BudgetExhaustedError) as caught:
+            await mesh.release(report(), **more)
+        found.append(caught.value)
+    assert len({id(error) for error in found}) == count
+    return {(error.budget, error.retry_after and round(error.retry_after, -1)) for error in found}
+
+
+async def test_who_has_nothing_left_does_not_have_the_ledger_asked_again_and_again(asked):
+    now = [1000 * DAY]
+    config = settings(**quotas({"name": "each", "epsilon": 2.0}), unit={"epsilon": 100.0})
+    async with dpmesh.open(config, clock=lambda: now[0]) as mesh:
+        for _ in range(2):
+            await mesh.release(report(), consumer="a")
+        calls = asked(mesh)
+        assert await refusals(mesh, 50, consumer="a") == {("each", DAY)}
+        assert len(calls) == 1
+        await mesh.release(report(), consumer="b")
+        await mesh.release(report("N2"), consumer="a")
+        calls.clear()
+        now[0] += DAY  # A new window is seen at once.
+        await mesh.release(report(), consumer="a")
+        assert len(calls) == 1
+
+
+async def test_a_refusal_is_not_believed_for_long_nor_for_less(asked, moment):
+    config = settings(unit={"epsilon": 2.5})
+    async with dpmesh.open(config) as mesh:
+        for _ in range(2):
+            await mesh.release(report())
+        calls = asked(mesh)
+        await refusals(mesh, 2)
+        assert len(calls) == 1
+        await mesh.release(TYPES.Half(id="N1"))
+        calls.clear()
+        moment[0] += 0.11
+        await refusals(mesh, 2)
+        assert len(calls) == 1
+        await refusals(mesh, 2)
+        moment[0] += 0.11
+        await refusals(mesh, 2)
+        assert len(calls) == 2
+
+
+async def test_a_quota_smaller_than_one_message_promises_nothing_of_its_next_window():
+    config = settings(**quotas({"name": "small", "epsilon": 0.5, "consumers": ["a"]}))
+    async with dpmesh.open(config) as mesh:
+        assert await refusals(mesh, 3, consumer="a") == {("small", None)}
+        with pytest.raises(BudgetExhaustedError, match="waiting is no help"):
+            await mesh.release(report(), consumer="a")
+        await mesh.release(report(), consumer="b")
+
+
+async def test_a_quota_that_suppresses_does_so_as_often_as_one_asks(asked):
+    config = settings(**quotas({"name": "each", "epsilon": 1.0, "on_exhausted": "suppress"}))
+    async with dpmesh.open(config) as mesh:
+        decisions = [(await mesh.release(report(), consumer="a")).decision for _ in range(4)]
+    assert decisions == ["released"] + ["suppressed"] * 3

@@ -413,3 +413,15 @@ async def test_a_refused_response_is_gone_after_its_rpc(open_mesh, serve, connec
         return all(sys.getrefcount(responses[number]) == 2 for number in range(4))
 
     await until(gone)  # A handler in a thread may still be on its way out.
+
+
+async def test_a_quota_smaller_than_a_message_gives_no_time_to_retry(open_mesh, fleet):
+    mesh = await open_mesh(**quotas(0.5, consumers=["spiffe://partner.example/*"]))
+    await fleet.start(mesh)
+    client = await fleet.named(PARTNER)
+    for _ in range(2):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.Ask(pb.Plain())
+        found = rig.status(caught.value)
+        assert (found.info.metadata["budget"], found.retry) == ("each", None)
+        assert "waiting is no help" in found.text
