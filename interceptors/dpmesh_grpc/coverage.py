@@ -55,7 +55,18 @@ def aio_client_interceptors(mesh: Mesh, *, consumer: str = "") -> tuple[Any, ...
     Returns:
         Four objects, one for each arity, to be passed whole:
         `grpc.aio.insecure_channel(target, interceptors=aio_client_interceptors(mesh))`.
+
+    Raises:
+        ConfigError: The consumer is no text, or none that UTF-8 can write.
     """
+    if not isinstance(consumer, str):
+        raise ConfigError(f"consumer: a {type(consumer).__name__} is no name; allowed: text")
+    try:
+        consumer.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            "consumer: a name that UTF-8 can't write; allowed: text without surrogates"
+        ) from None
     sender = Sender(mesh, consumer)
     return Whole(interceptor(sender) for _, interceptor in _LISTS)
 

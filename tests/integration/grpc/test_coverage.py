@@ -76,3 +76,10 @@ async def test_the_four_can_only_be_taken_whole(mesh):
             ours[part]
     with pytest.raises(ValueError):
         channel(ours)
+
+
+@pytest.mark.parametrize("consumer", [None, b"billing", 7, "\ud800"])
+async def test_a_consumer_that_is_no_text_is_refused_before_the_first_rpc(mesh, consumer):
+    with pytest.raises(ConfigError, match="consumer: .*allowed: text"):
+        aio_client_interceptors(mesh, consumer=consumer)
+    aio_client_interceptors(mesh, consumer="")
