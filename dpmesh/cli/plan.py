@@ -241,13 +241,15 @@ def _document(outlook: Outlook) -> dict[str, Any]:
 
 
 def _terms(report: MessageReport) -> dict[str, Any]:
-    """Who pays for a message on one RPC, and who of them is spent first."""
-    tightest = report.tightest
+    """Who pays for a message on one RPC, and who of them is spent first, for every consumer and for some."""
+    tightest, some = report.tightest, report.tightest_for_some
     return {
         "refused": report.refused,
         "payments": [asdict(payment) for payment in report.payments],
         "tightest": None if tightest is None else tightest.budget,
         "seconds": None if tightest is None else tightest.seconds,
+        "tightest_for_some": None if some is None else some.budget,
+        "seconds_for_some": None if some is None else some.seconds,
     }
 
 

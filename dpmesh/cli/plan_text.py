@@ -51,7 +51,8 @@ def write(outlook: Outlook) -> None:
     paying = {payment.budget for report in outlook.reports.values() for payment in report.payments}
     for budget in outlook.budgets:
         chooses = budget.is_quota or not budget.match.everything
-        idle = " It pays for nothing here." if chooses and budget.name not in paying else ""
+        does = "counts" if budget.is_quota else "pays for"
+        idle = f" It {does} nothing here." if chooses and budget.name not in paying else ""
         console.print(_lifetime(budget) + _choice(budget) + idle, soft_wrap=True)
     if any(not budget.match.everything for budget in outlook.budgets if not budget.is_quota):
         console.print(
@@ -84,10 +85,25 @@ def _message(
     budgets = {budget.name: budget for budget in outlook.budgets}
     for payment in report.payments:
         console.print("    " + _payment(payment, budgets[payment.budget], outlook.rate), soft_wrap=True)
-    tightest = report.tightest
-    if tightest is not None and len(report.payments) > 1:
-        after = duration(tightest.seconds or 0.0)
-        console.print(f"    at {outlook.rate} the first to be spent is {tightest.budget}, after {after}")
+    if len(report.payments) > 1:
+        _first(console, outlook.rate, report)
+
+
+def _first(console: Console, rate: str, report: MessageReport) -> None:
+    """Writes who is spent first, for every consumer, and before that for those whom a quota is for."""
+    usual, some = report.tightest, report.tightest_for_some
+    head = f"    at {rate} the first to be spent"
+    if usual is not None:
+        more = "" if some is None else f"; for consumers it fits: {_after(some)}"
+        console.print(f"{head} is {_after(usual)}{more}", soft_wrap=True)
+    elif some is not None:
+        console.print(f"{head}, for consumers it fits, is {_after(some)}", soft_wrap=True)
+
+
+def _after(payment: Payment) -> str:
+    if not payment.messages:
+        return f"{payment.budget}, too little for one message"
+    return f"{payment.budget}, after {duration(payment.seconds or 0.0)}"
 
 
 def _new_table(*columns: str) -> Table:
@@ -148,12 +164,12 @@ def _payment(payment: Payment, budget: Budget, rate: str) -> str:
 
 
 def _choice(budget: Budget) -> str:
-    """What a budget or quota chooses to pay for."""
+    """What a budget or quota chooses to be for."""
     lists = {name: globs for name, globs in asdict(budget.match).items() if globs}
     if not lists:
         return ""
     chosen = "; ".join(f"{name} {', '.join(globs)}" for name, globs in lists.items())
-    return f" It pays only for {chosen}."
+    return f" It {'counts only' if budget.is_quota else 'pays only for'} {chosen}."
 
 
 def _lifetime(budget: Budget) -> str:

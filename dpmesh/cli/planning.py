@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.descriptor import Descriptor
@@ -112,8 +112,21 @@ class MessageReport:
     @property
     def tightest(self) -> Payment | None:
         """Of those who pay whoever the consumer is, who is spent first; None if nobody ever is."""
-        spent = [entry for entry in self.payments if entry.seconds is not None and not entry.consumers]
-        return min(spent, key=lambda entry: entry.seconds or 0.0, default=None)
+        return _first(entry for entry in self.payments if not entry.consumers)
+
+    @property
+    def tightest_for_some(self) -> Payment | None:
+        """The quota that is spent first where it fits the consumer, if that is before the others are; else None."""
+        first, usual = _first(entry for entry in self.payments if entry.consumers), self.tightest
+        if first is None or usual is None:
+            return first
+        return first if (first.seconds or 0.0) < (usual.seconds or 0.0) else None
+
+
+def _first(payments: Iterable[Payment]) -> Payment | None:
+    """Who is spent first."""
+    spent = [entry for entry in payments if entry.seconds is not None]
+    return min(spent, key=lambda entry: entry.seconds or 0.0, default=None)
 
 
 class Planner:

@@ -97,7 +97,14 @@ def test_json(dpmesh, fleet: Path) -> None:
     assert ran.code == 0
     pays = document["rpcs"][0].pop("pays")
     assert [entry["budget"] for entry in pays["request"]["payments"]] == ["daily"]
-    assert pays["response"] == {"refused": None, "payments": [], "tightest": None, "seconds": None}
+    assert pays["response"] == {
+        "refused": None,
+        "payments": [],
+        "tightest": None,
+        "seconds": None,
+        "tightest_for_some": None,
+        "seconds_for_some": None,
+    }
     assert document["rpcs"][0] == {
         "method": "/acme.v1.Fleet/Push",
         "request": "acme.v1.Report",
@@ -277,9 +284,52 @@ def test_each_rpc_says_who_pays_and_who_is_spent_first(dpmesh, fleet: Path, writ
     tail = ran.out[ran.out.index("Budget daily") :]
     assert "It pays only for methods /acme.v1.Fleet/Echo; directions response.\n" in tail
     assert "It pays only for labels health. It pays for nothing here." in tail
-    assert tail.count("for nothing here") == 1
+    assert tail.count("nothing here") == 1
     assert "Quota each under daily: ε 4 for each unit, to each consumer in each window of 1 d." in tail
     assert "add up: one unit's whole loss is at most the sum" in tail
+
+
+FOR_SOME = """
+[[quota]]
+name = "some"
+under = "daily"
+epsilon = 2.0
+consumers = ["spiffe://partner.example/*"]
+methods = ["/acme.v1.Fleet/Push"]
+
+[[quota]]
+name = "others"
+under = "echoes"
+epsilon = 2.0
+consumers = ["cn:*"]
+messages = ["acme.v1.Other"]
+"""
+
+
+def test_a_quota_for_some_consumers_that_is_spent_before_the_others_is_named(
+    dpmesh, fleet: Path, write
+) -> None:
+    write("dpmesh.toml", SCOPED + FOR_SOME)
+    ran = dpmesh("plan", fleet, "--rate", "2/h")
+    lines = [" ".join(line.split()) for line in ran.out.splitlines()]
+    assert (
+        "at 2/h the first to be spent is each, after 1 h; for consumers it fits: some, after 30 min" in lines
+    )
+    assert "at 2/h the first to be spent is echoes, after 30 min" in lines
+    assert (
+        "at 2/h the first to be spent is analysts, after 2 h; for consumers it fits: partner, too little for one message"
+        in lines
+    )
+    tail = " ".join(ran.out[ran.out.index("Budget daily") :].split())
+    assert "It counts only methods /acme.v1.Fleet/Push." in tail
+    assert "It counts only messages acme.v1.Other. It counts nothing here." in tail
+    slow = dpmesh("plan", fleet, "--rate", "3/d").out
+    assert "at 3/d the first to be spent is each, after 16 h; for consumers it fits: some, after 8 h" in slow
+    slower = dpmesh("plan", fleet, "--rate", "1/d").out
+    assert (
+        "at 1/d the first to be spent, for consumers it fits, is partner, too little for one message"
+        in slower
+    )
 
 
 def test_json_says_who_pays_on_each_rpc(dpmesh, fleet: Path, write) -> None:
@@ -289,6 +339,13 @@ def test_json_says_who_pays_on_each_rpc(dpmesh, fleet: Path, write) -> None:
     assert (echo["request"]["tightest"], echo["response"]["tightest"]) == ("each", "echoes")
     assert [entry["budget"] for entry in echo["response"]["payments"]] == ["daily", "echoes", "each"]
     assert [entry["under"] for entry in echo["response"]["payments"]] == ["", "", "daily"]
+    assert echo["response"]["tightest_for_some"] is None
+    ask = document["rpcs"][2]["pays"]["response"]
+    assert (ask["tightest"], ask["tightest_for_some"], ask["seconds_for_some"]) == (
+        "analysts",
+        "partner",
+        0.0,
+    )
     budgets = {entry["name"]: entry for entry in document["budgets"]}
     assert (budgets["echoes"]["directions"], budgets["partner"]["under"]) == (["response"], "analysts")
 
