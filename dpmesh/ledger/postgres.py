@@ -305,7 +305,11 @@ class PostgresStore:
             # An ERROR undid the whole statement; what ends the session (FATAL, PANIC) can come after the commit.
             if error.severity_en == "ERROR":
                 self._chain.withdraw()
-            if error.sqlstate not in _AGAIN:
+            if isinstance(error, asyncpg.CheckViolationError):
+                self._prepared = (
+                    set()
+                )  # the part of the log was pruned meanwhile: the database's clock was moved
+            elif error.sqlstate not in _AGAIN:
                 raise
             return None
         status = answer if isinstance(answer, str) else answer["status"]

@@ -607,6 +607,21 @@ async def test_pruning_goes_by_the_database_s_clock_also_for_administrators(url,
     await whole(url)
 
 
+async def test_what_is_handed_back_after_its_day_was_pruned_comes_back(postgres, url):
+    """The database's clock has moved on by days at once, and the holder has heard nothing of that."""
+    async with opened(url, [LIFE]) as other:
+        async with opened(url, [LIFE]) as ledger:
+            for _ in range(3):
+                await ledger.charge([(0, b"a", TENTH)])  # one more is in hand
+            await shift_clock(postgres, url, 20 * DAY)
+            assert await PostgresBooks(url).prune(int(time.time()) + 10 * DAY) == 3
+        (account,) = await other.accounts()
+        assert (account.spent, account.lifetime) == (3 * TENTH, 3 * TENTH)
+    await whole(url)
+    assert await PostgresBooks(url).prune(int(time.time()) + 10 * DAY) == 1
+    await whole(url)
+
+
 async def test_who_reads_the_log_stops_no_charges_when_a_new_part_is_made(url):
     async with opened(url) as ledger, connected(url) as another:
         await ledger.charge([(0, b"a", 1)])
