@@ -68,7 +68,7 @@ class Sender:
         except DpmeshError as error:
             return _refused(refused_type, error)
         except grpc.aio.AioRpcError as late:
-            return refused_type(late)
+            return refused_type(late.with_traceback(None))
         return await self._send(continuation, details, request, protected, left)
 
     def _send(
@@ -131,7 +131,8 @@ async def _done(call: Any) -> Any:
 def _refused(refused_type: Any, error: DpmeshError) -> Any:
     """The call of an RPC whose request was refused."""
     refusal = status.rpc_error(status.refusal(error))
-    refusal.__cause__ = error
+    # Without its traceback: the call keeps the refusal, and would keep the request with it.
+    refusal.__cause__ = error.with_traceback(None)
     return refused_type(refusal)
 
 

@@ -425,3 +425,25 @@ async def test_a_quota_smaller_than_a_message_gives_no_time_to_retry(open_mesh, 
         found = rig.status(caught.value)
         assert (found.info.metadata["budget"], found.retry) == ("each", None)
         assert "waiting is no help" in found.text
+
+
+@pytest.mark.parametrize("method", ["Report", "ReportWatch", "ReportAll", "ReportChat"])
+@pytest.mark.parametrize("station", ["s1", ""])
+async def test_a_refused_request_is_gone_after_its_rpc(open_mesh, serve, connect, method, station):
+    mesh = await open_mesh(epsilon=1.0)
+    stub = await connect(await serve(handlers=rig.Seen().handlers()), mesh)
+    await stub.Report(reading())
+    requests, calls = [reading(station) for _ in range(4)], []
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(4):
+            many = method in ("ReportAll", "ReportChat")
+            call = getattr(stub, method)(stream(requests[number]) if many else requests[number])
+            with pytest.raises(grpc.aio.AioRpcError):
+                await (call.read() if method in ("ReportWatch", "ReportChat") else call)
+            calls.append(call)
+        del call
+        await until(lambda: [sys.getrefcount(requests[number]) for number in range(4)] == [2] * 4)
+    finally:
+        gc.enable()
