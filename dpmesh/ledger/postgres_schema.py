@@ -98,7 +98,10 @@ CREATE FUNCTION dpmesh.add_part(day_ integer) RETURNS void LANGUAGE plpgsql AS $
 BEGIN
     IF to_regclass('dpmesh.charges_' || day_) IS NULL THEN
         PERFORM pg_advisory_xact_lock(hashtext('dpmesh.prepare'));
-        IF to_regclass('dpmesh.charges_' || day_) IS NULL THEN
+        -- Looked up: to_regclass remembers what was not there before this waited.
+        IF NOT EXISTS (
+            SELECT FROM pg_class WHERE relnamespace = 'dpmesh'::regnamespace AND relname = 'charges_' || day_
+        ) THEN
             EXECUTE format('CREATE TABLE dpmesh.charges_%s (LIKE dpmesh.charges INCLUDING ALL)', day_);
             EXECUTE format('ALTER TABLE dpmesh.charges ATTACH PARTITION dpmesh.charges_%s '
                            'FOR VALUES FROM (%s) TO (%s)', day_, day_, day_ + 1);

@@ -416,6 +416,19 @@ async def test_a_holder_whose_charges_wait_for_a_lock_says_so(url):
     await ledger.close()
 
 
+async def test_two_holders_who_need_a_new_part_of_the_log_at_once(url):
+    """The second has seen that it is not there, waits for the first, and finds it."""
+    day = int(time.time()) // DAY + 10
+    async with connected(url) as first, connected(url) as second, connected(url) as looking:
+        async with first.transaction():
+            await first.execute(f"SELECT dpmesh.prepare({day})")
+            waits = asyncio.create_task(second.execute(f"SELECT dpmesh.prepare({day})"))
+            await waiting(looking)
+        await waits
+        parts = await looking.fetch("SELECT FROM pg_inherits WHERE inhparent = 'dpmesh.charges'::regclass")
+    assert len(parts) == 4
+
+
 async def test_a_part_of_the_log_that_is_there_is_good_whatever_the_clock_shows(postgres, url):
     """Its holder's times don't go back, and the mesh may be left and entered again."""
     await shift_clock(postgres, url, 100 * DAY)
