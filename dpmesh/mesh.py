@@ -67,7 +67,8 @@ def open(
         config: dpmesh.toml's path, or its content as a mapping. None: annotations as the policy, a SQLite ledger in
             the working directory's .dpmesh/, and a daily budget of epsilon 8 per unit and 8 for aggregates.
         policy: Overlays, as a file's path or a message; wins over the configuration's [policy] file.
-        clock: Seconds since 1970, for the budgets' windows and the pseudonyms' epochs; for simulations and tests.
+        clock: Seconds since 1970, for the budgets' windows and the pseudonyms' epochs; for simulations and tests. On
+            PostgreSQL windows follow the database's clock instead.
 
     Raises:
         ConfigError: The configuration or the policy file is wrong.
@@ -270,9 +271,8 @@ class Mesh:
         try:
             raise failed
         finally:
-            del (
-                failed
-            )  # It holds this frame, and so the message, which would stay until the garbage is collected.
+            # It holds this frame, and so the message, which would stay until the garbage is collected.
+            del failed
 
     async def _release(self, route: Route, message: Message, consumer: str, record: Record | None) -> Receipt:
         """Releases one message, whatever has to be waited for; what it returns may be sent."""
@@ -289,9 +289,8 @@ class Mesh:
         try:
             raise failed
         finally:
-            del (
-                failed
-            )  # It holds this frame, and so the message, which would stay until the garbage is collected.
+            # It holds this frame, and so the message, which would stay until the garbage is collected.
+            del failed
 
     async def _settle(
         self, route: Route, message: Message, consumer: str
