@@ -33,6 +33,7 @@ LEASED = 300_000
 SINGLE = 1000
 MILLION = 1_000_000
 BLOCK = 1000
+TURN = 20_000
 CONNECTIONS = (1, 16, 64)
 HOLDERS = 16
 SHARED = 160_000
@@ -102,15 +103,18 @@ async def _debited(store: Store) -> int:
 
 
 async def many_units(server: Server) -> tuple[float, float, float]:
-    """Charges a second of the first 100,000 units, their longest commit, and how the last of a million compare."""
-    url = await _fresh(server)
-    rates = []
-    for first in range(0, MILLION, UNITS):
-        rate, longest = await durable(PostgresStore(url), first, UNITS)
-        rates.append(rate)
-        if first == 0:
-            most = longest
-    return rates[0], most, rates[-1] / rates[0]
+    """Charges a second of 100,000 units, their longest commit, and how charges compare with a million there already.
+
+    The two are measured in turns, on a full database and on empty ones: the machine may have other things to do.
+    """
+    full = await _fresh(server)
+    rate, longest = await durable(PostgresStore(full), 0, UNITS)
+    await durable(PostgresStore(full), UNITS, MILLION - UNITS)
+    many, few = [], []
+    for first in range(MILLION, MILLION + 3 * TURN, TURN):
+        few.append((await durable(PostgresStore(await _fresh(server)), first, TURN))[0])
+        many.append((await durable(PostgresStore(full), first, TURN))[0])
+    return rate, longest, statistics.median(many) / statistics.median(few)
 
 
 async def one_a_transaction(server: Server) -> float:
@@ -257,7 +261,8 @@ def rows() -> list[Row]:
     with tempfile.TemporaryDirectory() as place:
         rate, longest = asyncio.run(durable(open_store(f"sqlite:///{place}/ledger.db"), 0, UNITS))
         single = one_by_one(Path(place) / "single.db")
-    with Server(max_connections=2 * max(CONNECTIONS)) as server:
+    # Room as a server for a million units would have; the tests' servers checkpoint all the time.
+    with Server(max_connections=2 * max(CONNECTIONS), shared_buffers="1GB", max_wal_size="8GB") as server:
         shared, shared_longest, flat = asyncio.run(many_units(server))
         shared_single = asyncio.run(one_a_transaction(server))
         alone, together = asyncio.run(one_account(server, 1)), asyncio.run(one_account(server, HOLDERS))
@@ -273,7 +278,7 @@ def rows() -> list[Row]:
             "  beside one transaction a charge, 64 concurrent", shared / shared_single, "times", "at least 8"
         ),
         Row("  longest commit", shared_longest * 1e3, "ms", ""),
-        Row("  with 1,000,000 units in it, beside the first 100,000", flat, "times", "at least 0.8"),
+        Row("  with 1,000,000 units in it, beside none, in turns", flat, "times", "at least 0.8"),
         Row("charges to one account by 16 holders, beside one holder", together / alone, "times", ""),
         Row("memory for a unit, 1,000,000 with a lease in hand", size, "bytes", "at most 300"),
         Row("  charges from those, beside those from 1,000 units' leases", beside, "times", ""),
