@@ -1,6 +1,13 @@
 """What all tests share: the large statistical sizes run only when asked for."""
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples in each run, however slow the machine: a run fails for what was changed, not by chance.
+settings.register_profile(
+    "dpmesh", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("dpmesh")
 
 
 def pytest_addoption(parser):

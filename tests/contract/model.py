@@ -5,7 +5,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpmesh.accounting import AMOUNT, window_start
@@ -31,9 +31,6 @@ STEP = st.one_of(
     st.tuples(st.just("restart"), st.integers(0, 1), st.none()),
 )
 STEPS = st.lists(STEP, max_size=40)
-SETTINGS = settings(
-    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
 
 
 class LedgerModel:
@@ -53,7 +50,7 @@ class LedgerModel:
         return None
 
     def test_two_holders_never_overspend(self):
-        @settings(SETTINGS, max_examples=self.EXAMPLES)
+        @settings(max_examples=self.EXAMPLES)
         @given(STEPS)
         def holds(steps):
             with tempfile.TemporaryDirectory() as place:
@@ -62,7 +59,7 @@ class LedgerModel:
         holds()
 
     def test_one_holder_spends_everything(self):
-        @settings(SETTINGS, max_examples=self.EXAMPLES)
+        @settings(max_examples=self.EXAMPLES)
         @given(STEPS)
         def holds(steps):
             alone = [(kind, which if kind == "clock" else 0, what) for kind, which, what in steps]

@@ -225,7 +225,7 @@ def test_a_key_too_short_for_the_hash_is_refused():
 # For all inputs
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(st.binary(max_size=300), st.sampled_from(blind_rsa.VARIANTS))
 def test_whatever_the_message(message, variant):
     prepared, blinded, answer = signed(variant, message)
@@ -233,7 +233,7 @@ def test_whatever_the_message(message, variant):
     assert blind_rsa.verify(variant, key().public_key(), prepared, signature)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(st.integers(0, 2**2048 - 1))
 def test_the_private_operation_is_plain_rsa(number):
     numbers = key().private_numbers()
@@ -242,7 +242,7 @@ def test_the_private_operation_is_plain_rsa(number):
     assert blind_rsa.blind_sign(key(), number.to_bytes(256)) == expected.to_bytes(256)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(st.binary(max_size=64), st.integers(98 * 8, 2100), st.sampled_from([0, 48]))
 def test_encodings_fit_their_bits(message, bits, salt):
     encoded = blind_rsa.emsa_pss_encode(message, bits, bytes(salt))

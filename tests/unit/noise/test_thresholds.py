@@ -35,13 +35,13 @@ def test_all_reference_vectors(vectors):
 rationals = st.fractions(min_value=Fraction(-64), max_value=Fraction(80), max_denominator=10**12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rationals.filter(bool), st.integers(1, 10**9))
 def test_logistic_against_mpmath(exponent, odds):
     assert logistic(exponent, odds) == independent(lambda: 1 / (1 + odds * mpmath.exp(mp(exponent))))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rationals.filter(lambda x: x > 0), st.integers(1, 512))
 def test_exponential_against_mpmath(exponent, bits):
     assert exponential(exponent, bits) == independent(lambda: mpmath.exp(-mp(exponent)), bits)
