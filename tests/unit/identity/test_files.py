@@ -114,6 +114,7 @@ async def test_a_new_root_is_waited_for(paths, monkeypatch):
 
 
 async def test_a_half_written_bundle_is_not_taken(paths, monkeypatch):
+    monkeypatch.setattr(files, "_PATIENCE", 30)
     # The half is a good bundle by itself. Only a second reading tells.
     own = leaf()
     write(paths, Leaf(own.certificates, own.key, ROOT.pem))
