@@ -54,16 +54,16 @@ def test_a_full_disk_that_ends_the_server_loses_nothing(crew, make_ledger):
         disk.fill(folder)
         full = time.monotonic()
         while server.running:
-            assert time.monotonic() - full < 60, "the write-ahead log still has room"
+            assert time.monotonic() - full < 120, "the write-ahead log still has room"
             with contextlib.suppress(PostgresError):
                 server.execute("SELECT pg_switch_wal()")
             time.sleep(0.02)
         assert "No space left on device" in server.log.read_text()
         ended = time.monotonic()
-        crew.wait(lambda: all(refusals(h, full) for h in crew.holders), 30, "the holders are refused")
+        crew.wait(lambda: all(refusals(h, full) for h in crew.holders), 60, "the holders are refused")
         disk.free(folder)
         server.start()
-        served = crew.wait_released(30)
+        served = crew.wait_released()
         crew.stop()
         tally = check(url, crew.holders, faults=2)
         print(f"the server ended after {ended - full:.1f} s; served {served:.1f} s after the start: {tally}")
