@@ -422,7 +422,7 @@ def _be_holder(work: Work, pipe: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # ends with the test's process
         _isolate(pipe)
         tell = _through(pipe)
-        threading.Thread(target=_feel_pulse, args=(tell,), name="pulse", daemon=True).start()
+        threading.Thread(target=feel_pulse, args=(tell,), name="pulse", daemon=True).start()
 
         async def run() -> None:
             stop = asyncio.Event()
@@ -455,7 +455,7 @@ def _isolate(pipe: int) -> None:
                 os.dup2(null, number)
 
 
-def _feel_pulse(tell: Tell) -> None:
+def feel_pulse(tell: Tell) -> None:
     """Tells when this process did not run. A thread of its own: an event loop that is kept busy or waits is no excuse."""
     before = time.monotonic()
     while True:

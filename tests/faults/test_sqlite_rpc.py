@@ -20,6 +20,7 @@ from tests.faults.test_postgres_rpc import (
     REFUSED,
     RPCS,
     Gate,
+    hear,
     many,
     serve,
     the_rest,
@@ -39,11 +40,11 @@ def test_a_thousand_rpcs_at_once_against_a_budget_for_a_hundred(tmp_path):
     end = Gate()
     serving = children.start(serve(url, tell, end))
     start = Gate()  # not before: the server would keep it shut
-    port = int.from_bytes(os.read(told, 4), "big")
+    port = int.from_bytes(hear(told, 4), "big")
     shares = [RPCS // PROCESSES + (i < RPCS % PROCESSES) for i in range(PROCESSES)]
     clients = [children.start(many(url, port, share, RPCS, tell, start)) for share in shares]
     for _ in range(PROCESSES):
-        assert os.read(told, 1) == b"."
+        assert hear(told, 1) == b"."
     began = time.monotonic()
     start.open()
     results = [result for client in clients for result in children.finish(client)]
