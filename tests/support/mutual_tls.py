@@ -178,7 +178,7 @@ async def call(channel: grpc.aio.Channel, arity: str, *, silent: bool = False, *
 ANSWERS = {"unary_unary": b"ab", "unary_stream": b"ababab", "stream_unary": b"ab", "stream_stream": b"ab"}
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Waits for something that is about to happen."""
     async with asyncio.timeout(seconds):
         while not condition():

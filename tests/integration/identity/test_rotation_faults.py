@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 
 import grpc
 import grpc.aio
@@ -17,6 +18,7 @@ import pytest
 
 from dpmesh.identity.authority import LocalSource
 from dpmesh.identity.rotating import RotatingIdentity
+from dpmesh_grpc import credentials, links
 from dpmesh_grpc.links import EXPIRED
 from dpmesh_grpc.rotating import rotating_channel
 from tests.support.mutual_tls import (
@@ -79,12 +81,20 @@ async def follow(channel, identity) -> None:
     await until(lambda: channel._link is not before)
 
 
-async def test_thirty_rotations_under_64_workers_in_all_arities(stack):
+@pytest.fixture
+def soon_over(monkeypatch):
+    """RPCs have all the time that they need, and connections without any still end within two seconds."""
+    uniform = links._random.uniform
+    within = SimpleNamespace(uniform=lambda low, high: uniform(low, min(high, 2.0)))
+    monkeypatch.setattr(links, "_random", within)
+
+
+async def test_thirty_rotations_under_64_workers_in_all_arities(stack, soon_over):
     fleet, service = authority(), Service()
     server = await rotating(stack, LocalSource(fleet, server=True))
     device = await rotating(stack, LocalSource(fleet))
     target = await stack.enter_async_context(serving(server, service.handlers()))
-    channel = await stack.enter_async_context(rotating_channel(target, device, drain=2.0))
+    channel = await stack.enter_async_context(rotating_channel(target, device, drain=60.0))
     load = Load(channel)
     for rotation in range(30):
         if rotation % 2:  # The server's certificate changes under load too.
@@ -103,9 +113,12 @@ async def test_thirty_rotations_under_64_workers_in_all_arities(stack):
     await until(lambda: not channel._drains)
 
 
-async def test_connections_that_the_server_ends_are_made_again_under_the_same_identity(stack):
+async def test_connections_that_the_server_ends_are_made_again_under_the_same_identity(stack, monkeypatch):
+    # A connection is asked to end after a second, as if certificates lived for two. They live on: an RPC that meets the
+    # end of one fails on a machine that stalls just then.
+    monkeypatch.setattr(credentials, "_AGE", 0.0)
     fleet, service = authority(), Service()
-    server = await rotating(stack, LocalSource(fleet, life=2.0, server=True))
+    server = await rotating(stack, LocalSource(fleet, server=True))
     device = await rotating(stack, LocalSource(fleet))
     target = await stack.enter_async_context(serving(server, service.handlers(), aged=True))
     channel = await stack.enter_async_context(rotating_channel(target, device))
@@ -126,33 +139,36 @@ async def test_the_issuer_is_down(stack, lifetimes):
     device = await rotating(stack, issuer)
     target = await stack.enter_async_context(serving(server, service.handlers()))
     channel = await stack.enter_async_context(rotating_channel(target, device, drain=1.0))
-    assert await call(channel, "unary_unary") == b"ab"
-    stream = method(channel, "ticks", "unary_stream")(b"t")
-    assert await stream.read() == b"t"
+    await follow(channel, device)  # A whole life is left, and no other identity is on its way.
     issuer.down = True
     back = time.time() + lifetimes * life
     ends = device.current.not_after
+    assert await call(channel, "unary_unary") == b"ab"
+    stream = method(channel, "ticks", "unary_stream")(b"t")
+    assert await stream.read() == b"t"
     outcomes = []
     while time.time() < back or not outcomes:
         begun = time.time()
-        outcomes.append((begun, time.time(), await outcome(channel)))
+        found = await outcome(channel)
+        outcomes.append((begun, time.time(), found))
         await asyncio.sleep(0.02)
+    # An RPC that meets the end may end either way.
     for begun, ended, found in outcomes:
         if ended < ends - 0.05:
             assert found is None  # The last good identity serves until it is over,
         elif begun > ends + 0.05:
             assert (found.code(), found.details()) == (EXPIRED.code, EXPIRED.text)  # and not a moment longer.
     assert outcomes[0][2] is None
-    assert (outcomes[-1][2] is not None) == (outcomes[-1][0] >= ends)
     if lifetimes > 1:
+        assert outcomes[-1][2] is not None
         # What was under way ended too: at the server's hands, or after the drain.
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             while await stream.read() is not grpc.aio.EOF:
                 pass
         assert caught.value.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNAVAILABLE)
-    issuer.down = False
+    issuer.source, issuer.down = LocalSource(fleet), False
     await device.renew("test")  # What would come by itself, after at most 30 s.
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await channel.channel_ready()
         while await outcome(channel) is not None:
             await asyncio.sleep(0.02)
@@ -163,7 +179,7 @@ async def test_the_issuer_is_down(stack, lifetimes):
 
 async def outcome(channel) -> grpc.aio.AioRpcError | None:
     try:
-        await call(channel, "unary_unary", timeout=10)
+        await call(channel, "unary_unary", timeout=60)
     except grpc.aio.AioRpcError as error:
         return error
     return None
@@ -172,10 +188,12 @@ async def outcome(channel) -> grpc.aio.AioRpcError | None:
 async def test_a_certificate_expires_in_the_middle_of_a_stream(stack):
     fleet, service = authority(), Service()
     server = await rotating(stack, LocalSource(fleet, server=True))
-    device = await rotating(stack, LocalSource(fleet, life=2.0))
+    issuer = Issuer(LocalSource(fleet, life=2.0))
+    device = await rotating(stack, issuer)
     target = await stack.enter_async_context(serving(server, service.handlers()))
     channel = await stack.enter_async_context(rotating_channel(target, device, drain=30.0))
     ends = device.current.not_after
+    issuer.source = LocalSource(fleet)  # The next one lives for longer.
     ticks = method(channel, "ticks", "unary_stream")(b"t")
     count = 0
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -203,7 +221,7 @@ async def test_the_server_goes_away_and_comes_back_during_rotations(stack):
     await asyncio.sleep(0.3)
     assert not waiting.done()
     async with serving(server, service.handlers(), port=int(target.rpartition(":")[2])):
-        assert await asyncio.wait_for(waiting, 20) == b"ab"
+        assert await asyncio.wait_for(waiting, 60) == b"ab"
         await until(lambda: channel._link.generation == 2)
         assert await call(channel, "unary_unary") == b"ab"
 
@@ -233,8 +251,10 @@ async def test_nothing_is_left_of_40_rotations(stack):
         return descriptors(), channels, len(asyncio.all_tasks())
 
     first = await rotate(5)
-    assert await rotate(40) == first
     assert first[1] == 1
+    await rotate(40)
+    # What others left behind may go meanwhile; of each rotation's there would be 40 times as much.
+    await until(lambda: all(now <= then for now, then in zip(count(), first, strict=True)))
     assert not channel._drains
 
 
@@ -248,7 +268,7 @@ async def test_the_example(pytestconfig):
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         out, _ = await process.communicate()
     printed = dict(re.split(r"  +", line) for line in out.decode().splitlines())
     assert process.returncode == 0

@@ -55,6 +55,12 @@ def keys():
     return TokenKeys()
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch):
+    """RPCs wait for the one redemption, however slow the machine: after a second one of them would redeem too."""
+    monkeypatch.setattr(access, "_PATIENCE", 60.0)
+
+
 @pytest.fixture
 async def stack():
     async with AsyncExitStack() as entered:
@@ -244,7 +250,8 @@ async def test_all_first_rpcs_wait_for_the_one_redemption(server, echo, connect,
 @pytest.mark.parametrize("arity", ["unary_unary", "unary_stream", "stream_stream"])
 async def test_a_long_first_rpc_does_not_hold_the_others_up(server, echo, connect, keys, monkeypatch, arity):
     """A stream's ticket comes at once. A unary RPC tells its initial metadata only at its end: that costs a token."""
-    monkeypatch.setattr(access, "_PATIENCE", 0.5 if arity == "unary_unary" else 60.0)
+    if arity == "unary_unary":
+        monkeypatch.setattr(access, "_PATIENCE", 0.5)
     wallet = purse(keys)
     channel = await connect(server, wallet)
     echo.hold.clear()
@@ -733,10 +740,10 @@ async def test_nothing_is_shown_under_two_identities(stack, verifier, echo, keys
         for _ in range(8):
             await identity.renew("test")
             await mutual_tls.until(both_shown)
+        await mutual_tls.until(lambda: count > 100)
     finally:
         done.set()
         await asyncio.gather(*workers)
-    assert count > 100
     assert all(len(pems) == 1 for pems in shown.values())
     identities = {pem for pems in shown.values() for pem in pems}
     assert len(identities) == 9

@@ -153,7 +153,7 @@ async def test_the_order_of_roots_means_nothing(agent, source, root, clock):
     await until(lambda: agent.messages == 2)
     # What was sent on this stream has arrived once the next one is there.
     agent.say(grpc.StatusCode.UNAVAILABLE)
-    await until(lambda: agent.streams == 2)
+    await until(lambda: agent.streams >= 2)
     assert await source.fetch() is first
 
 
@@ -295,10 +295,11 @@ async def test_an_svid_that_is_over(agent, source, root, clock):
 
 async def test_an_agent_that_never_answers(agent, source, root, clock, monkeypatch):
     monkeypatch.setattr(workload, "ANSWER", 0.3)
-    began = time.monotonic()
+    monkeypatch.setattr(
+        workload, "LONGEST", 600.0
+    )  # The thread's limit is what ends it, not that of `fetch`.
     error = await refusal(source)
     assert error.reason == "ISSUER_UNAVAILABLE"
-    assert time.monotonic() - began < 5.0
     # It does not wait on that stream for ever.
     await until(lambda: agent.streams > 1 and agent.closed)
     agent.say(response(root.svid("a", clock.now)))
@@ -361,7 +362,13 @@ def threads() -> set[threading.Thread]:
     return set(threading.enumerate())
 
 
-async def test_close_ends_thread_and_connection(agent, root, clock):
+@pytest.fixture
+def patient(monkeypatch):
+    """Who closes waits for the thread for longer than any machine takes, so that it ended if the wait did."""
+    monkeypatch.setattr(workload, "CLOSING", PATIENCE)
+
+
+async def test_close_ends_thread_and_connection(agent, root, clock, patient):
     source = WorkloadSource(agent.address, clock=clock)
     before = threads()
     agent.say(response(root.svid("a", clock.now)))
@@ -378,7 +385,7 @@ async def test_close_ends_thread_and_connection(agent, root, clock):
     assert agent.streams == 1
 
 
-async def test_close_in_the_middle_of_a_fetch(agent, clock):
+async def test_close_in_the_middle_of_a_fetch(agent, clock, patient):
     source = WorkloadSource(agent.address, clock=clock)
     waiting = [asyncio.create_task(source.fetch()) for _ in range(3)]
     await until(lambda: agent.streams)
@@ -391,13 +398,14 @@ async def test_close_in_the_middle_of_a_fetch(agent, clock):
     await until(lambda: agent.closed)
 
 
-async def test_close_between_two_attempts(tmp_path, clock, monkeypatch):
+async def test_close_between_two_attempts(tmp_path, clock, monkeypatch, patient):
     monkeypatch.setattr(workload, "SHORTEST", 600.0)
     monkeypatch.setattr(workload, "LONGEST", 600.0)
     source = WorkloadSource(f"unix://{tmp_path}/none", clock=clock)
     before = threads()
     await refusal(source)
-    (thread,) = threads() - before
+    # Others' threads may begin meanwhile, and gRPC's own end a moment later.
+    (thread,) = (each for each in threads() - before if each.name == "dpmesh-workload-api")
     began = time.monotonic()
     await source.close()
     assert time.monotonic() - began < workload.CLOSING
