@@ -9,13 +9,14 @@ from urllib.parse import urlsplit
 
 from dpmesh.errors import LedgerError
 from dpmesh.ledger import Ledger, open_store
-from tests.faults.holders import BUDGETS, MARGIN, Event, Record, Report, Work, check
+from tests.faults.holders import BUDGETS, Event, Record, Report, Work, check
 
 
 class Endless:
     """A relay in front of a server that passes on what it says, but never that it has closed the connection."""
 
     def __init__(self, url: str) -> None:
+        self.ended = 0  # connections that the server has ended; all that it said before was passed on
         self._target = urlsplit(url)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -34,13 +35,14 @@ class Endless:
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         behind = await asyncio.open_connection(self._target.hostname, self._target.port)
         for source, sink in ((reader, behind[1]), (behind[0], writer)):
-            self._tasks.add(asyncio.create_task(self._pump(source, sink)))
+            self._tasks.add(asyncio.create_task(self._pump(source, sink, source is behind[0])))
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, downward: bool) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
                 sink.write(data)
                 await sink.drain()
+        self.ended += downward
 
 
 def test_a_connection_that_the_server_ended_and_nobody_closed_is_replaced(postgres, make_ledger):
@@ -65,8 +67,11 @@ def test_a_connection_that_the_server_ended_and_nobody_closed_is_replaced(postgr
                     "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
                     "WHERE application_name = 'dpmesh' AND state = 'idle'",
                 )
+                async with asyncio.timeout(40):
+                    while relay.ended <= unit:
+                        await asyncio.sleep(0.01)
                 await asyncio.sleep(0.05)
-                async with asyncio.timeout(5 + MARGIN):
+                async with asyncio.timeout(40):
                     while True:
                         began = time.monotonic()
                         try:

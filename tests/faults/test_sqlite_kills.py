@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from dpmesh.ledger import Ledger, open_store, schema, sqlite, witness
+from dpmesh.ledger import Ledger, schema, sqlite, witness
 from tests.faults.holders import Event, Holder, Work, check
 
 LEDGERS = 8
-KILLS = 32  # of each, or nearly
+KILLS = 34  # of each, or nearly: some end by themselves just before
 CANCELLED = 4000
 TRACED = (sqlite.__file__, schema.__file__, witness.__file__)
 ALARMS = ("lost charges", "older copy", "is missing", "another ledger", "is gone", "replaced", "damaged")
@@ -35,7 +35,7 @@ def dying_at_line(number: int) -> Callable[[Work], Ledger]:
             return line
 
         threading.settrace(lambda frame, *_: line if frame.f_code.co_filename in TRACED else None)
-        return Ledger(open_store(work.url), work.budgets, timeout=work.timeout)
+        return Ledger(work.store(), work.budgets, timeout=work.timeout)
 
     return make
 
@@ -81,6 +81,8 @@ def test_holders_are_killed_wherever_they_stand(crew, tmp_path):
             elif number > 2:
                 at_work.append(victim)
                 continue
+            if number > 2 and number % 2:  # on a slow machine many would never come to their first charge
+                crew.wait(lambda victim=victim: bool(victim.of(Event.RELEASED)), 40, "the victim is served")
             if way == "closing":
                 os.kill(victim.pid, signal.SIGTERM)
                 time.sleep(chance.expovariate(1 / 0.01))
@@ -105,10 +107,10 @@ def test_what_is_cancelled_while_it_commits_counts_as_spent(crew, tmp_path):
     Nothing is released without a debit, what was cancelled is debited at most once, and what is left comes back.
     """
     url = f"sqlite:///{tmp_path}/ledger.db"
-    crew.start(*[Work(url, seed=i, senders=32, cancel=0.9, pause=0.0) for i in range(3)])
+    crew.start(*[Work(url, seed=i, senders=32, cancel=0.9, pause=0.0, timeout=40.0) for i in range(3)])
     crew.wait(
         lambda: sum(len(holder.of(Event.CANCELLED)) for holder in crew.holders) >= CANCELLED,
-        90,
+        180,
         f"{CANCELLED} charges were cancelled",
     )
     served = crew.wait_released()

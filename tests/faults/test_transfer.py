@@ -86,7 +86,7 @@ def test_holders_at_work_lose_nothing_and_gain_nothing(crew, postgres, make_ledg
     place go on where they stopped, and for both together nothing is released that isn't debited there.
     """
     url, target = f"sqlite:///{tmp_path}/ledger.db", make_ledger(postgres)
-    old = crew.start(*[Work(url, seed=i, pause=0.001) for i in range(4)])
+    old = crew.start(*[Work(url, seed=i, pause=0.001, timeout=40.0) for i in range(4)])
     crew.wait_released()
     time.sleep(1.0)
     mark = asyncio.run(mark_of(url))
@@ -97,7 +97,7 @@ def test_holders_at_work_lose_nothing_and_gain_nothing(crew, postgres, make_ledg
     new = crew.start(*[Work(target, seed=10 + i) for i in range(2)])
     crew.wait(
         lambda: all(any(r.began > began for r in holder.of(Event.REFUSED)) for holder in old),
-        20,
+        40,
         "all holders of the file are refused",
     )
     texts = {r.text for holder in old for r in holder.of(Event.REFUSED)}

@@ -255,7 +255,7 @@ def test_a_newer_migration_under_holders_at_work(crew, postgres, make_ledger, ne
     if refused:
         crew.wait(
             lambda: all(any(r.began > changed for r in each.of(Event.REFUSED)) for each in crew.holders),
-            20,
+            40,
             "all are refused",
         )
     else:
@@ -291,7 +291,7 @@ def test_newer_tables_under_holders_of_an_sqlite_file(crew, tmp_path, newer, old
     """
     path = tmp_path / "ledger.db"
     url = f"sqlite:///{path}"
-    crew.start(*[Work(url, seed=i) for i in range(3)])
+    crew.start(*[Work(url, seed=i, timeout=40.0) for i in range(3)])
     crew.wait_released()
     _execute(path, "UPDATE meta SET schema_version = 4", newer)
     changed = time.monotonic()
@@ -300,7 +300,7 @@ def test_newer_tables_under_holders_of_an_sqlite_file(crew, tmp_path, newer, old
     if refused:
         crew.wait(
             lambda: all(any(r.began > changed for r in each.of(Event.REFUSED)) for each in crew.holders),
-            20,
+            40,
             "all are refused",
         )
     else:
@@ -315,7 +315,7 @@ def test_newer_tables_under_holders_of_an_sqlite_file(crew, tmp_path, newer, old
 
 
 def _execute(path: Path, *statements: str) -> None:
-    with closing(sqlite3.connect(path, timeout=10.0, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(path, timeout=40.0, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         for statement in statements:
             connection.execute(statement)
