@@ -14,6 +14,9 @@ from stations import rig
 
 import dpmesh
 
+# The middle of a day, so that no budget's window ends during a test.
+NOW = 1_357_041_600.0
+
 
 @pytest.fixture
 async def stack():
@@ -25,16 +28,20 @@ async def stack():
 @pytest.fixture
 async def open_mesh(stack, tmp_path):
     """Opens meshes with a SQLite ledger; keywords are sections of dpmesh.toml, `epsilon` is each unit's budget,
-    `policy` an overlay."""
+    `policy` an overlay, `patience` how many seconds the ledger waits while somebody else has its file locked."""
     count = 0
 
-    async def opened(*, epsilon: float = 1e6, policy=None, **sections) -> dpmesh.Mesh:
+    async def opened(*, epsilon: float = 1e6, policy=None, patience=None, **sections) -> dpmesh.Mesh:
         nonlocal count
         count += 1
         budget = {"name": "station", "epsilon": epsilon, "accounting": "pure", "window": "24h"}
         url = f"sqlite:///{tmp_path}/ledger-{count}.db"
         config = {"ledger": {"url": url}, "budget": [budget], **sections}
-        return await stack.enter_async_context(dpmesh.open(config, policy=policy))
+        mesh = dpmesh.open(config, policy=policy, clock=lambda: NOW)
+        if patience is not None:
+            mesh.ledger._store._busy_timeout = patience
+            mesh.ledger._timeout = max(mesh.ledger._timeout, 2 * patience)
+        return await stack.enter_async_context(mesh)
 
     return opened
 

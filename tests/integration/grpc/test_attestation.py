@@ -115,13 +115,14 @@ async def test_the_metadata_of_a_protected_call(mesh, serve, connect):
             return await continuation(client_call_details, request)
 
     stub = await connect(await serve(handlers=rig.Seen().handlers()), mesh, after=[Last()])
-    await stub.Report(reading(), wait_for_ready=True, timeout=9, compression=grpc.Compression.Gzip)
+    await stub.Report(reading(), wait_for_ready=True, timeout=60, compression=grpc.Compression.Gzip)
     (found,) = details
     assert isinstance(found, grpc.aio.ClientCallDetails)
     assert isinstance(found.metadata, grpc.aio.Metadata)
     assert found.metadata.get_all(COMPRESSION_KEY) == ["identity"]
     assert found.wait_for_ready is True
-    assert 8 < found.timeout < 9
+    # Less by what the release took.
+    assert 30 < found.timeout < 60
 
 
 async def test_overlays_protect_and_require_what_no_annotation_does(open_mesh, serve, connect):

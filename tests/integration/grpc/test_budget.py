@@ -83,10 +83,9 @@ async def test_a_lifetime_budget_has_no_time_to_retry(stack, serve, connect, tmp
     assert found.retry is None
 
 
-async def test_a_budget_that_suppresses_sends_blanks(stack, serve, connect, tmp_path):
+async def test_a_budget_that_suppresses_sends_blanks(open_mesh, serve, connect):
     budget = {"name": "station", "epsilon": 1.0, "accounting": "pure", "on_exhausted": "suppress"}
-    mesh = dpmesh.open({"ledger": {"url": f"sqlite:///{tmp_path}/blank.db"}, "budget": [budget]})
-    await stack.enter_async_context(mesh)
+    mesh = await open_mesh(budget=[budget])
     seen = rig.Seen()
     stub = await connect(await serve(handlers=seen.handlers()), mesh)
     for _ in range(2):
@@ -95,7 +94,8 @@ async def test_a_budget_that_suppresses_sends_blanks(stack, serve, connect, tmp_
     assert not seen[1].note
 
 
-async def test_a_ledger_that_does_not_answer_is_unavailable(mesh, serve, connect):
+async def test_a_ledger_that_does_not_answer_is_unavailable(open_mesh, serve, connect):
+    mesh = await open_mesh(patience=0.3)
     seen = rig.Seen()
     stub = await connect(await serve(handlers=seen.handlers()), mesh)
     with rig.stalled(mesh), pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -10,6 +10,8 @@ from stations import rig
 from stations import stations_pb2 as pb
 from stations.rig import BAD, RAW, SECRET, is_protected, reading, stream
 
+from tests.support.mutual_tls import until
+
 
 @pytest.fixture
 def seen():
@@ -167,13 +169,14 @@ async def test_a_refusal_of_what_was_written_is_the_rpcs_status(stub, seen, meth
 
 async def test_a_refused_stream_is_cancelled_at_the_server(mesh, serve, connect):
     ended = asyncio.get_running_loop().create_future()
+    seen = []
 
     async def collect(requests, context):
         try:
-            async for _ in requests:
-                pass
+            async for request in requests:
+                seen.append(request)
             # gRPC lets the iterator end like any other, and then cancels the handler.
-            await asyncio.sleep(5)
+            await asyncio.sleep(60)
             ended.set_result("completed")
         except asyncio.CancelledError:
             ended.set_result("cancelled")
@@ -183,11 +186,11 @@ async def test_a_refused_stream_is_cancelled_at_the_server(mesh, serve, connect)
     stub = await connect(await serve(handlers={"ReportAll": collect}), mesh)
     call = stub.ReportAll()
     await call.write(reading())
-    await asyncio.sleep(0.1)
+    await until(lambda: seen)  # An RPC that is cancelled before it arrives has no handler.
     await write(call, BAD)
     with pytest.raises(grpc.aio.AioRpcError, match="station"):
         await call
-    assert await asyncio.wait_for(ended, 5) == "cancelled"
+    assert await asyncio.wait_for(ended, 20) == "cancelled"
 
 
 @pytest.mark.parametrize("grace", [None, 0.5])
@@ -200,12 +203,13 @@ async def test_close_does_not_hang_after_a_refusal(mesh, seen, serve, grace):
         open_call = stub.ReportChat()
         await open_call.write(reading())
         watch = stub.ReportWatch(BAD)
-        await asyncio.sleep(0.05)
+        refused = (*calls, written, watch)
+        await until(lambda: all(call.done() for call in refused))
         closing = asyncio.create_task(stub.channel.close(grace))
         if grace:
             await open_call.done_writing()
-        await asyncio.wait_for(closing, 5)
-        for call in (*calls, written, watch):
+        await asyncio.wait_for(closing, 20)
+        for call in refused:
             assert await call.code() == grpc.StatusCode.FAILED_PRECONDITION
 
 

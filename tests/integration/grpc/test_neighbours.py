@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import grpc
 import pytest
@@ -138,13 +139,22 @@ async def test_refused_rpcs_have_spans_too(otel_stub, spans):
     assert {span.attributes["dpmesh.decision"] for span in refused} == {"refused"}
 
 
+def said(span):
+    """All that a span says but when, which may have the digits of any value."""
+    parts = json.loads(span.to_json())
+    del parts["start_time"], parts["end_time"]
+    for event in parts["events"]:
+        del event["timestamp"]
+    return json.dumps(parts)
+
+
 async def test_no_span_quotes_a_handler_when_dpmesh_stands_next_to_it(otel_stub, spans):
     stub = await otel_stub({"Ask": fail, "AskAll": abort}, first=True)
     for call in (stub.Ask(pb.Plain()), stub.AskAll(stream())):
         with pytest.raises(grpc.aio.AioRpcError):
             await call
     assert len(spans.get_finished_spans()) >= 4
-    assert "41.7" not in "".join(span.to_json() for span in spans.get_finished_spans())
+    assert "41.7" not in "".join(said(span) for span in spans.get_finished_spans())
 
 
 class Everything(
@@ -216,11 +226,11 @@ async def test_interceptors_before_dpmesh_see_a_refusal_as_the_calls_status(mesh
 
     stub = await connect(await serve(handlers=rig.Seen().handlers()), mesh, before=[First()])
     with pytest.raises(grpc.aio.AioRpcError):
-        await stub.ReportAll(stream(reading(), rig.BAD), timeout=9)
+        await stub.ReportAll(stream(reading(), rig.BAD), timeout=60)
     assert calls == done
     assert await done[0].code() == grpc.StatusCode.FAILED_PRECONDITION
     assert "station" in await done[0].details()
-    assert 0 < done[0].time_remaining() < 9
+    assert 0 < done[0].time_remaining() < 60
 
 
 class Buffering(grpc.aio.StreamStreamClientInterceptor):

@@ -15,6 +15,7 @@ from stations.rig import BAD, reading, stream
 import dpmesh
 from dpmesh_grpc.calls import Outcome
 from dpmesh_grpc.status import Failure
+from tests.support.mutual_tls import until
 
 
 class Times(rig.Seen):
@@ -31,6 +32,12 @@ class Times(rig.Seen):
 
 
 @pytest.fixture
+async def mesh(open_mesh):
+    # As long as a test has it locked, the ledger does not answer.
+    return await open_mesh(patience=20)
+
+
+@pytest.fixture
 def seen():
     return Times()
 
@@ -44,13 +51,15 @@ async def stub(mesh, seen, serve, connect):
 
 
 async def test_the_time_of_a_release_is_taken_from_the_deadline(mesh, stub, seen):
+    # gRPC tells the server of so long a time in tenths of a second, rounded up.
     with rig.stalled(mesh):
-        call = stub.Report(reading("slow"), timeout=3.0)
+        call = stub.Report(reading("slow"), timeout=60.0)
+        await until(lambda: rig.is_waited_for(mesh))
         await asyncio.sleep(0.5)
     await call
-    assert 0.5 < seen.left[-1] < 2.55
-    await stub.Report(reading("slow"), timeout=3.0)
-    assert 2.5 < seen.left[-1] <= 3.1
+    assert 30 < seen.left[-1] < 59.65
+    await stub.Report(reading("slow"), timeout=60.0)
+    assert 30 < seen.left[-1] <= 60.1
     await stub.Report(reading("slow"))
     assert seen.left[-1] is None or seen.left[-1] > 1e6
 
@@ -58,6 +67,8 @@ async def test_the_time_of_a_release_is_taken_from_the_deadline(mesh, stub, seen
 @pytest.mark.parametrize("method", ["Report", "ReportWatch", "ReportAll", "ReportChat"])
 async def test_no_time_left_is_deadline_exceeded(mesh, stub, seen, method):
     streams = method in ("ReportAll", "ReportChat")
+    commits = []
+    mesh.ledger.on_commit = commits.append
     with rig.stalled(mesh):
         started = time.monotonic()
         call = getattr(stub, method)(stream(reading("slow")) if streams else reading("slow"), timeout=0.3)
@@ -69,7 +80,8 @@ async def test_no_time_left_is_deadline_exceeded(mesh, stub, seen, method):
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         assert await call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         assert await call.details() == "Deadline Exceeded"
-        assert 0.25 < time.monotonic() - started < 2.0
+        assert time.monotonic() - started > 0.25
+        assert not commits  # It did not wait for the ledger's answer.
     await asyncio.sleep(0.2)
     assert not seen
 
@@ -89,7 +101,7 @@ async def test_without_any_time_nothing_is_released(mesh, seen, serve, connect, 
         await stub.Report(reading(), timeout=timeout)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert not released
-    await stub.Report(reading(), timeout=9)
+    await stub.Report(reading(), timeout=60)
     assert len(released) == 1
 
 
@@ -124,10 +136,10 @@ async def test_a_call_that_is_cancelled_during_its_release_sends_nothing(mesh, s
 async def test_what_was_written_before_a_cancellation_does_not_leave_after_it(mesh, stub, seen, method):
     call = getattr(stub, method)()
     await call.write(reading("warm"))
-    await asyncio.sleep(0.1)
+    await until(lambda: seen)
     with rig.stalled(mesh):
         await call.write(reading("slow"))
-        await asyncio.sleep(0.05)
+        await until(lambda: rig.is_waited_for(mesh))
         await cancelled(call)
     await asyncio.sleep(0.2)
     assert [message.station for message in seen] == ["warm"]
@@ -150,18 +162,20 @@ async def test_a_callers_own_cancellation_wins_over_a_refusal():
 
 
 async def test_wait_for_ready_waits_and_its_absence_does_not(mesh, seen, connect, stack):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        target = f"127.0.0.1:{free.getsockname()[1]}"
-    stub = await connect(target, mesh)
+    # Nobody listens on this socket, so connections are refused; it keeps the port for the server, which shares it.
+    kept = stack.enter_context(socket.socket())
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    kept.bind(("127.0.0.1", 0))
+    target = f"127.0.0.1:{kept.getsockname()[1]}"
+    stub = await connect(target, mesh, options=[("grpc.initial_reconnect_backoff_ms", 100)])
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.Report(reading(), timeout=2)
+        await stub.Report(reading(), timeout=60)
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.ReportAll(stream(reading()), timeout=2)
+        await stub.ReportAll(stream(reading()), timeout=60)
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-    calls = [stub.Report(reading(), wait_for_ready=True, timeout=20)]
-    calls.append(stub.ReportAll(stream(reading()), wait_for_ready=True, timeout=20))
+    calls = [stub.Report(reading(), wait_for_ready=True, timeout=60)]
+    calls.append(stub.ReportAll(stream(reading()), wait_for_ready=True, timeout=60))
     await asyncio.sleep(0.05)
     server = grpc.aio.server()
     rig.add_handlers(server, seen.handlers())

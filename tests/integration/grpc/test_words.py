@@ -140,7 +140,7 @@ async def test_a_wrong_abort_still_ends_the_rpc(mesh, serve, connect, caplog):
         await context.abort(grpc.StatusCode.NOT_FOUND, "gone", ((f"key-{RAW}", RAW),))
 
     stub = await connect(await serve(mesh=mesh, handlers={"Report": ask, "Ask": ask}))
-    for call in (stub.Report(reading(), timeout=5), stub.Ask(pb.Plain(), timeout=5)):
+    for call in (stub.Report(reading(), timeout=30), stub.Ask(pb.Plain(), timeout=30)):
         error = await failed(call)
         assert error.code() in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.NOT_FOUND)
         assert "41.7" not in str(error) + caplog.text

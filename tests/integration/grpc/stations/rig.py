@@ -196,6 +196,11 @@ def stalled(mesh: Any) -> Iterator[None]:
         other.close()
 
 
+def is_waited_for(mesh: Any) -> bool:
+    """Whether some charge waits for the ledger now."""
+    return mesh.ledger._queue._flusher is not None
+
+
 class Wire:
     """A relay that counts the bytes between a client and a server.
 
