@@ -304,9 +304,9 @@ class Holder(Report):
         """Kills it where it stands."""
         self.killed = True
         os.kill(self.pid, signal.SIGKILL)
-        assert self.join(30) == -signal.SIGKILL, f"a holder died by itself: {self.failure()}"
+        assert self.join(60) == -signal.SIGKILL, f"a holder died by itself: {self.failure()}"
 
-    def stop(self, timeout: float = 40.0) -> None:
+    def stop(self, timeout: float = 90.0) -> None:
         """Has it close its ledger in order and end; fails if it can't."""
         os.kill(self.pid, signal.SIGTERM)
         assert self.join(timeout) == 0, self.failure()
@@ -348,7 +348,7 @@ class Crew:
         for holder in self.holders:
             holder.put_away()
         self._closing = True
-        self._thread.join(10)
+        self._thread.join(60)
         self._selector.close()
 
     def start(self, *works: Work) -> list[Holder]:
@@ -396,7 +396,7 @@ class Crew:
         for holder in running:
             os.kill(holder.pid, signal.SIGTERM)
         for holder in running:
-            assert holder.join(60) == 0, holder.failure()
+            assert holder.join(90) == 0, holder.failure()
 
     def _read(self) -> None:
         while not self._closing:

@@ -44,7 +44,7 @@ def kill(holder: Holder) -> bool:
     """Kills a holder that may end by itself just then, because it was told to; returns whether it was killed."""
     holder.killed = True
     os.kill(holder.pid, signal.SIGKILL)
-    code = holder.join(30)
+    code = holder.join(60)
     assert code in (0, -signal.SIGTERM, -signal.SIGKILL), holder.failure()
     return code != 0
 

@@ -67,7 +67,7 @@ def small_disk(megabytes: int) -> Iterator[Path]:
             pytest.skip(f"no small disk: mounting needs root ({said or 'the helper died'})")
         yield folder
     finally:
-        helper.communicate(timeout=30)
+        helper.communicate(timeout=60)
 
 
 def run(megabytes: int, function: Callable[[Path], Any]) -> Any:

@@ -104,7 +104,7 @@ class Proxy:
         self._call(self._refuse)
         self._call(self._cut)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
         self._listener.close()
 
@@ -172,7 +172,7 @@ class Proxy:
         async def run() -> None:
             await function()
 
-        asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(run(), self._loop).result(60)
 
     def _bind(self) -> None:
         """Takes the port without listening on it: connections are refused, and it stays ours."""
