@@ -211,6 +211,8 @@ class Wallet:
     def _fill(self, wait: float) -> asyncio.Task[None]:
         """The request under way, or a new one after a wait, which `_hurry` cuts short."""
         if self._filling is None:
+            # Who found the wallet empty while the last request was under way did not hurry this one.
+            self._hurry.clear()
             self._filling = asyncio.get_running_loop().create_task(self._request(wait))
             self._filling.add_done_callback(self._filled)
         return self._filling
@@ -225,7 +227,6 @@ class Wallet:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait):
                 await self._hurry.wait()
-        self._hurry.clear()
         now = self._clock()
         got = list(await self._refill(self._batch))
         self._tokens.extend(got)

@@ -441,6 +441,27 @@ async def test_an_empty_wallet_does_not_wait(issuer, clock, monkeypatch):
     await purse.close()
 
 
+async def test_who_waited_for_one_request_does_not_hurry_the_next(issuer, clock, monkeypatch):
+    """Or its time would tell when a token was spent."""
+    monkeypatch.setattr(wallet, "_RANDOM", type("R", (), {"uniform": lambda *_: 3600.0})())
+    issuer.go.clear()
+    purse = Wallet(issuer, batch=4, low=3, clock=clock)
+    first = asyncio.create_task(purse.take())
+    async with asyncio.timeout(60):
+        while not issuer.asked:
+            await asyncio.sleep(0)
+        second = asyncio.create_task(purse.take())
+        await asyncio.sleep(0)
+        issuer.go.set()
+        await asyncio.gather(first, second)
+    assert len(purse) == 2
+    assert purse._filling is not None
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert issuer.asked == [4]
+    await purse.close()
+
+
 async def test_tokens_that_are_over_are_not_handed_out(issuer, keys, clock):
     purse = Wallet(issuer, batch=4, low=0, clock=clock)
     first = await purse.take()
