@@ -18,7 +18,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 import dpmesh
 from dpmesh.estimate import Reader
-from dpmesh.policy import Kind
+from dpmesh.policy import Grid, Kind
 from dpmesh_fleet import fleet_pb2, fleet_pb2_grpc
 from dpmesh_fleet.compare import compare
 from dpmesh_fleet.data import Flight, load
@@ -111,11 +111,20 @@ def test_true_aggregates_lie_within_their_bounds():
         assert bounds[name].lower <= value <= bounds[name].upper
 
 
+def on_grid(value: float, grid: Grid) -> float:
+    """A value as it would be sent without noise."""
+    return round(min(max(value, grid.lower), grid.upper) / grid.step) * grid.step
+
+
 # -- the month, in this process ------------------------------------------------------------------------------------
 
 
 async def test_three_days_of_the_fleet(tmp_path):
-    flights = FLIGHTS[:REPORTS]
+    # Raw values beside the grid that noisy ones lie on, so that none of those is a raw one by chance.
+    flights = [
+        replace(flight, dep_delay=flight.dep_delay + 1 / 3, air_time=flight.air_time + 1 / 3)
+        for flight in FLIGHTS[:REPORTS]
+    ]
     month = await fly(flights, tmp_path)
     assert month.refused == beyond_budget(flights) > 0
     assert len(month.received) + month.refused == REPORTS
@@ -127,8 +136,15 @@ async def test_three_days_of_the_fleet(tmp_path):
     assert not TAILS & {report.tail_number for report in month.received}
     assert {report.destination for report in month.received} == {""}
     assert {report.flight_number for report in month.received} == {0}
-    held = {(flight.dep_delay, flight.air_time) for flight in flights}
-    assert not held & {(report.dep_delay, report.air_time) for report in month.received}
+    received = [(report.dep_delay, report.air_time) for report in month.received]
+    assert not {flight.dep_delay for flight in flights} & {delay for delay, _ in received}
+    assert not {flight.air_time for flight in flights} & {minutes for _, minutes in received}
+    # Nor are they the raw ones put on the grid: of 2,500 pairs 0.002 are some flight's by chance, more than three once
+    # in 1e12 runs.
+    grids = {field.path: field.grid for field in Reader(fleet_pb2.FlightReport).plan.fields}
+    delay, minutes = grids["dep_delay"], grids["air_time"]
+    held = {(on_grid(flight.dep_delay, delay), on_grid(flight.air_time, minutes)) for flight in flights}
+    assert sum(pair in held for pair in received) <= 3
 
     # The ledger agrees with what arrived: 4 for each report, by aircraft and day.
     days = Counter((flight.day, flight.tail_number) for flight in flights)

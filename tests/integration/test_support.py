@@ -16,6 +16,7 @@ import asyncpg
 import pytest
 
 from tests.support import disk
+from tests.support.mutual_tls import until
 from tests.support.postgres import PostgresError, Server, certificate_files
 from tests.support.proxy import Proxy
 
@@ -129,15 +130,18 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     folder = Path(__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-c", script, folder], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script, folder], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     pid, left = done.stdout.split()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (Path("/proc", pid).exists() or Path(left).exists()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path("/proc", pid).exists()
     assert not Path(left).exists()
+
+
+PATIENCE = 30  # seconds until what is to come has come
 
 
 class Echo:
@@ -169,7 +173,7 @@ class Echo:
 async def ask(client, data):
     reader, writer = client
     writer.write(data)
-    return await asyncio.wait_for(reader.readexactly(len(data)), 5)
+    return await asyncio.wait_for(reader.readexactly(len(data)), PATIENCE)
 
 
 async def silent(reader):
@@ -187,7 +191,9 @@ async def test_the_proxy_forwards_stalls_and_resumes():
             client = await asyncio.open_connection("127.0.0.1", proxy.port)
             large = os.urandom(3_000_000)
             client[1].write(large)
-            assert await asyncio.wait_for(client[0].readexactly(len(large)), 10) == large
+            assert await asyncio.wait_for(client[0].readexactly(len(large)), PATIENCE) == large
+            # What was written is counted afterwards, in the proxy's thread.
+            await until(lambda: proxy.bytes_up >= 3_000_000 and proxy.bytes_down >= 3_000_000)
             assert (proxy.connections, proxy.open, proxy.bytes_up, proxy.bytes_down) == (
                 1,
                 1,
@@ -204,19 +210,19 @@ async def test_the_proxy_forwards_stalls_and_resumes():
             assert len(echo.got) == 3_000_000
 
             proxy.resume()
-            assert await asyncio.wait_for(client[0].readexactly(4), 5) == b"held"
-            assert await asyncio.wait_for(late[0].readexactly(4), 5) == b"late"
+            assert await asyncio.wait_for(client[0].readexactly(4), PATIENCE) == b"held"
+            assert await asyncio.wait_for(late[0].readexactly(4), PATIENCE) == b"late"
 
             proxy.stall(up=False)
             client[1].write(b"done")
+            await until(lambda: echo.got.endswith(b"done"))
             assert await silent(client[0])
-            assert echo.got.endswith(b"done")
             proxy.resume()
-            assert await asyncio.wait_for(client[0].readexactly(4), 5) == b"done"
+            assert await asyncio.wait_for(client[0].readexactly(4), PATIENCE) == b"done"
 
             late[1].close()
             client[1].write_eof()
-            assert await asyncio.wait_for(client[0].read(), 5) == b""
+            assert await asyncio.wait_for(client[0].read(), PATIENCE) == b""
             client[1].close()
 
 
@@ -227,9 +233,9 @@ async def test_the_proxy_cuts_refuses_and_accepts():
             await ask(client, b"x")
             proxy.cut()
             with pytest.raises(ConnectionResetError):
-                await asyncio.wait_for(client[0].read(1), 5)
-            await asyncio.sleep(0.05)
-            assert (echo.lost, proxy.open) == (1, 0)
+                await asyncio.wait_for(client[0].read(1), PATIENCE)
+            assert proxy.open == 0
+            await until(lambda: echo.lost == 1)
 
             client = await asyncio.open_connection("127.0.0.1", proxy.port)
             await ask(client, b"x")
@@ -244,7 +250,7 @@ async def test_the_proxy_cuts_refuses_and_accepts():
             proxy.stall()
             proxy.cut()
             with pytest.raises(ConnectionResetError):
-                await asyncio.wait_for(other[0].read(1), 5)
+                await asyncio.wait_for(other[0].read(1), PATIENCE)
             client[1].close()
             other[1].close()
 
@@ -256,7 +262,7 @@ async def test_the_proxy_delays_each_direction():
             proxy.delay(0.1)
             begun = time.monotonic()
             await ask(client, b"x")
-            assert 0.2 <= time.monotonic() - begun < 2
+            assert time.monotonic() - begun >= 0.2
             client[1].close()
 
 
@@ -264,7 +270,7 @@ async def test_the_proxy_resets_where_the_target_is_gone():
     with Proxy("127.0.0.1", 9) as proxy:
         client = await asyncio.open_connection("127.0.0.1", proxy.port)
         with pytest.raises(ConnectionResetError):
-            await asyncio.wait_for(client[0].read(1), 5)
+            await asyncio.wait_for(client[0].read(1), PATIENCE)
 
 
 @pytest.mark.parametrize("forward", [True, False])
@@ -335,6 +341,12 @@ async def test_postgres_on_a_full_disk():
                 )
         assert "No space left on device" in server.log.read_text()
         disk.free(folder)
-        if not server.running:
-            server.start()
-        await server.sql("postgres", "INSERT INTO spent VALUES ('after')")
+        async with asyncio.timeout(60):
+            while True:  # It may be recovering, or about to end.
+                if not server.running:
+                    server.start()
+                try:
+                    await server.sql("postgres", "INSERT INTO spent VALUES ('after')")
+                    break
+                except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                    await asyncio.sleep(0.05)
