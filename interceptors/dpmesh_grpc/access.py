@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, NamedTuple
@@ -58,6 +59,7 @@ class _Redemption:
 
     def __init__(self) -> None:
         self.token: Token | None = None
+        self.since = math.inf  # When there was one, on the monotonic clock.
         self.over = asyncio.Event()
 
 
@@ -95,9 +97,9 @@ class _Connection:
             waiting = self._redemption
             if waiting is not None:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_PATIENCE):
+                    async with asyncio.timeout(min(_PATIENCE, waiting.since + _PATIENCE - time.monotonic())):
                         await waiting.over.wait()
-                if self._redemption is not waiting or waiting.token is None:
+                if self._redemption is not waiting or time.monotonic() < waiting.since + _PATIENCE:
                     continue  # It came, or somebody else has lost patience, or it is the wallet that is waited for.
             return await self._redeem()
         return shown
@@ -116,6 +118,7 @@ class _Connection:
             self.abandon(redemption)
             raise
         self._unsent = None
+        redemption.since = time.monotonic()
         return _Pass((AUTHORIZATION, to_credentials(redemption.token)), redemption)
 
     def abandon(self, redemption: _Redemption | None) -> None:

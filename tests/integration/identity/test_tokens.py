@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from types import SimpleNamespace
 
 import grpc
 import grpc.aio
@@ -43,6 +44,7 @@ from dpmesh_grpc.rotating import rotating_channel
 from dpmesh_grpc.tokens import issuer_keys, token_interceptor, token_interceptors, token_request
 from tests.support import mutual_tls
 from tests.support.mutual_tls import ANSWERS, ARITIES, call, method
+from tests.support.virtual_time import in_virtual_time
 
 DAY = 86_400
 CHALLENGE = TokenChallenge("issuer.fleet.test", "telemetry.fleet.test")
@@ -272,6 +274,28 @@ async def test_a_long_first_rpc_does_not_hold_the_others_up(server, echo, connec
     held.cancel()
     await call(channel, "unary_unary")
     assert wallet.asked - len(wallet) == len(echo.tokens)
+
+
+@in_virtual_time
+async def test_patience_is_with_the_rpc_and_does_not_begin_at_the_wallet(keys, monkeypatch):
+    """Or a wallet that takes long would cost a token more."""
+    loop, tokens = asyncio.get_running_loop(), [held.token for held in issued(keys, 2)]
+    monkeypatch.setattr(access, "_PATIENCE", 1.0)
+    monkeypatch.setattr(access, "time", SimpleNamespace(monotonic=loop.time))
+
+    class Thinking:
+        async def take(self) -> Token:
+            await asyncio.sleep(0.9 if len(tokens) == 2 else 0.0)
+            return tokens.pop()
+
+    connection = access._Connection(Thinking())
+    first, second = (asyncio.create_task(connection.show()) for _ in range(2))
+    await asyncio.sleep(1.8)
+    assert first.done()
+    assert not second.done()
+    await asyncio.sleep(0.2)
+    assert second.done()
+    assert second.result().pair != first.result().pair
 
 
 async def test_requests_that_are_written(server, echo, connect, keys):
