@@ -83,6 +83,7 @@ def demo(jaeger) -> Counter[tuple[int, str]]:
     assert done.returncode == 0, done.stderr
     # The analyst's answers are 4, and a refusal.
     jaeger.wait_for("dpmesh-fleet", RELEASE, DEMO_REPORTS + 5)
+    jaeger.wait_for_parents("dpmesh-fleet")
     return Counter((flight.day, flight.tail_number) for flight in load()[0][:DEMO_REPORTS])
 
 
@@ -152,17 +153,21 @@ def pair(jaeger, tmp_path_factory) -> Pair:
             env=environment(jaeger, "aircraft"),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert client.returncode == 0, client.stderr
-        received, _ = server.communicate(timeout=60)
+        received, _ = server.communicate(timeout=120)
     finally:
         server.kill()
         server.wait()
     # 4 reports, 2 streams; one answer (a handler that fails releases nothing).
     jaeger.wait_for("aircraft", RELEASE, traced.REPORTS + 2)
     jaeger.wait_for("operator", RELEASE, 1)
+    # What reached the server for certain: the refused report did not, and of the refused stream perhaps nothing.
+    for method, count in ((REPORT, traced.REPORTS - 1), (REPORT_ALL, 1), (SUMMARIZE, 2)):
+        jaeger.wait_for("operator", method, count)
+    jaeger.wait_for_parents("aircraft")
     return Pair(json.loads(client.stdout), json.loads(received))
 
 

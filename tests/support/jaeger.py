@@ -17,7 +17,7 @@ from typing import IO, Any, Self
 from urllib.parse import urlencode
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 30.0
+PATIENCE = 60.0
 # Every listener that the all-in-one binary opens, so that none is left on a fixed port or another interface.
 FLAGS = {
     "otlp": "collector.otlp.grpc.host-port",
@@ -168,6 +168,16 @@ class Jaeger:
             return sum(span.name == name and span.service == service for span in self.spans(service))
 
         assert _until(lambda: stored() >= count), f"{stored()} spans {name} of {service} instead of {count}"
+
+    def wait_for_parents(self, service: str) -> None:
+        """Waits until Jaeger has the parents of all spans in a service's traces: it stores spans in any order."""
+
+        def orphans() -> set[tuple[str, str | None]]:
+            spans = self.spans(service)
+            parents = {(span.trace, span.parent) for span in spans if span.parent is not None}
+            return parents - {(span.trace, span.id) for span in spans}
+
+        assert _until(lambda: not orphans()), f"{len(orphans())} parents of spans of {service} are missing"
 
 
 def parsed(body: bytes) -> Iterator[Span]:

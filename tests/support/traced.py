@@ -28,8 +28,9 @@ from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors
 
 # One moment for all, so that no budget's window ends during the test.
 NOW = 1_357_041_600.0
-# Values that occur nowhere else. Digits that no rounding of another number would give.
-DELAY, AIR_TIME, DESTINATION, NUMBER = 41.734375, 217.734375, "QZX", 770_177
+# Values that occur nowhere else. Digits that no rounding of another number would give, and that are too many to be
+# found by chance in the hundreds of numbers and times that Jaeger returns.
+DELAY, AIR_TIME, DESTINATION, NUMBER = 41.734375, 217.734375, "QZX", 2_070_177_077
 UNARY, STREAMED, REFUSED_STREAM, FAILING = "N-UNARY-7Q", "N-STREAM-7Q", "N-OVER-7Q", "N-FAIL-7Q"
 TAILS = (UNARY, STREAMED, REFUSED_STREAM, FAILING)
 # Refused from the fourth on: fleet.toml gives an aircraft three reports a day.
