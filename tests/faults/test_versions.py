@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import sqlite3
 import time
 from contextlib import closing
@@ -14,7 +15,7 @@ import pytest
 
 from dpmesh.accounting import AMOUNT, Accounting
 from dpmesh.errors import BudgetExhaustedError, LedgerError
-from dpmesh.ledger import Budget, Ledger, account_hash, open_books, open_store
+from dpmesh.ledger import Budget, Ledger, account_hash, open_books
 from dpmesh.ledger.postgres_schema import VERSION
 from dpmesh.ledger.verify import verify
 from tests.faults.holders import Event, Work, check
@@ -44,7 +45,7 @@ class OldHolder:
     """What version 2 does with an SQLite ledger of one lifetime budget, and what it may release."""
 
     def __init__(self, path: str) -> None:
-        self._connection = sqlite3.connect(path, timeout=4.0, isolation_level=None)
+        self._connection = sqlite3.connect(path, timeout=40.0, isolation_level=None)
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.execute("PRAGMA journal_mode = WAL")
         version = self._connection.execute(V2_VERSION).fetchone()[1]
@@ -97,7 +98,7 @@ async def wrong(url: str) -> list[str]:
 
 
 async def opened(url: str, budget: Budget = UNIT) -> Ledger:
-    ledger = Ledger(open_store(url), [budget])
+    ledger = Work(url, budgets=(budget,), timeout=40.0).ledger()
     await ledger.open()
     return ledger
 
@@ -151,7 +152,7 @@ def test_an_older_version_that_has_the_file_open_is_shut_out(tmp_path):
         return holder.released, texts, spent
 
     child = children.start(old)
-    os.read(ready[0], 1)
+    assert select.select([ready[0]], [], [], 120)[0], "the child has failed"
 
     async def run() -> int:
         ledger = await opened(url)
