@@ -54,7 +54,7 @@ UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 
 @pytest.fixture(scope="module")
 def keys():
-    return TokenKeys()
+    return TokenKeys(epoch=100 * 365 * DAY)  # No test runs into another epoch.
 
 
 @pytest.fixture(autouse=True)
@@ -411,9 +411,7 @@ def bad_tokens(keys):
     past = TokenKeys(clock=lambda: time.time() - 3 * DAY)
     yield "wrong epoch", to_credentials(issued(past, key=past.current(time.time() - 3 * DAY))[0].token)
     coming = keys.published(time.time())[-1]
-    early = issued(keys, key=coming)[0].token
-    if coming.not_before > time.time() + 600:
-        yield "an epoch to come", to_credentials(early)
+    yield "an epoch to come", to_credentials(issued(keys, key=coming)[0].token)
     yield "not signed", to_credentials(Token(token.nonce, token.challenge_digest, token.key_id, bytes(256)))
     yield "truncated", to_credentials(token)[:-8]
     yield "garbage", "PrivateToken token=" + base64.urlsafe_b64encode(os.urandom(354)).decode()
