@@ -618,7 +618,9 @@ async def _check(
         if chain is None:
             assert not own, "a holder released before it had opened the ledger"
             continue
-        _check_waste(report, chain, own, cancelled, net[chain], largest[chain], faults, tally)
+        # Who did not run for long gives up on what was committed meanwhile.
+        long = sum(stop.amount >= report.work.timeout / 4 * 1e9 for stop in stops)
+        _check_waste(report, chain, own, cancelled, net[chain], largest[chain], faults + long, tally)
     for where, amount in released.items():
         assert amount <= debited[where], f"{where}: {amount} released, {debited[where]} debited"
     everything: Counter[tuple[str, str]] = Counter()
