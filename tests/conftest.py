@@ -3,6 +3,8 @@
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support import children  # noqa: F401 - what it does at forks, it does for all tests
+
 # The same examples in each run, however slow the machine: a run fails for what was changed, not by chance.
 settings.register_profile(
     "dpmesh", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]

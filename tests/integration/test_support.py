@@ -141,6 +141,41 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert not Path(left).exists()
 
 
+def test_a_child_leaves_the_garbage_of_its_parent_alone():
+    """gRPC's last object waits for gRPC's own thread before it goes, and a forked child has no such thread."""
+    script = """
+import asyncio, gc, signal, sys, types
+tests = types.ModuleType("tests")  # a package of that name may be installed
+tests.__path__ = [sys.argv[1]]
+sys.modules["tests"] = tests
+import grpc
+from tests.support import children
+
+async def leave():
+    channel = grpc.aio.insecure_channel("127.0.0.1:1")
+    await channel.close()
+    cycle = [channel]
+    cycle.append(cycle)
+
+def collect():
+    signal.alarm(30)  # ends a child that waits for ever
+    gc.collect()
+    return "collected"
+
+gc.disable()
+asyncio.run(leave())
+print(children.run(collect), gc.get_freeze_count())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, Path(__file__).parents[1]],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.split() == ["collected", "0"], done.stderr
+
+
 PATIENCE = 30  # seconds until what is to come has come
 
 

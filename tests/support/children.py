@@ -1,5 +1,6 @@
 """Forked children: to run something as another process, as an ordinary user, or until it is killed."""
 
+import gc
 import os
 import pickle
 import traceback
@@ -7,6 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 NOBODY = 65534
+
+# What is garbage at a fork is the parent's to collect. The last of gRPC's objects, if it were collected in a child,
+# would wait there for ever for a thread that only the parent has.
+os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
 
 
 def start(function: Callable[[], Any]) -> tuple[int, int]:
