@@ -412,7 +412,7 @@ def test_an_accept_that_is_read_along_or_killed(tmp_path):
 
     def accept(path: Path, lines: int | None = None) -> None:
         if lines is not None:
-            dying_at_line(lines)(Work("memory:"))
+            dying_at_line(lines)(Work(f"sqlite:///{path}"))
             sys.settrace(threading._trace_hook)
         asyncio.run(open_books(f"sqlite:///{path}").accept("restored"))
 
