@@ -70,7 +70,7 @@ class LedgerModel:
 
     async def check(self, place: Path, steps, holders: int) -> None:
         clock = await self.prepare(place)
-        ledgers = [Ledger(self.store(place), BUDGETS, clock=clock) for _ in range(holders)]
+        ledgers = [Ledger(self.store(place), BUDGETS, clock=clock, timeout=60.0) for _ in range(holders)]
         for ledger in ledgers:
             await ledger.open()
         released: Counter[tuple[int, bytes, int]] = Counter()
@@ -107,13 +107,13 @@ class LedgerModel:
                     await ledgers[which].close()
                 else:
                     dropped.append(ledgers[which])  # a crash: its leases are never returned
-                ledgers[which] = Ledger(self.store(place), BUDGETS, clock=clock)
+                ledgers[which] = Ledger(self.store(place), BUDGETS, clock=clock, timeout=60.0)
                 await ledgers[which].open()
             await self.check_debits(ledgers[0], released)
         for ledger in ledgers:
             await ledger.close()
         if holders == 1:
-            reader = Ledger(self.store(place), BUDGETS, clock=clock)
+            reader = Ledger(self.store(place), BUDGETS, clock=clock, timeout=60.0)
             await reader.open()
             await self.check_debits(reader, released, exactly=True)
             await self.check_odometers(reader, released)

@@ -50,9 +50,9 @@ class LedgerSuite:
 
     @pytest.fixture
     def make(self, tmp_path, clock):
-        """Makes ledgers on one store, as the processes of one machine would."""
+        """Makes ledgers on one store, as the processes of one machine would; they wait for a machine that is slow."""
         return lambda budgets=BUDGETS, **changes: Ledger(
-            self.store(tmp_path), budgets, **{"clock": clock, **changes}
+            self.store(tmp_path), budgets, **{"clock": clock, "timeout": 60.0, **changes}
         )
 
     @pytest.fixture

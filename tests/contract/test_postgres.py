@@ -28,7 +28,10 @@ class DatabaseClock(Clock):
     @now.setter
     def now(self, value: float) -> None:
         self._now = value
-        self._path.write_text(str(value).replace("inf", "Infinity"))
+        # At once: the server reads it whenever it likes, also while it still takes back what a holder has left.
+        new = self._path.with_name(self._path.name + ".new")
+        new.write_text(str(value).replace("inf", "Infinity"))
+        new.replace(self._path)
 
 
 class InPostgres:
@@ -44,7 +47,7 @@ class InPostgres:
             postgres.drop_database(name)
 
     def store(self, place):
-        return PostgresStore(self.url(place), monotonic=self.clock_of(place))
+        return PostgresStore(self.url(place), timeout=60.0, monotonic=self.clock_of(place))
 
     def url(self, place):
         if place not in self._names:

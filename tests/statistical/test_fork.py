@@ -25,8 +25,9 @@ def mechanisms():
     yield "k-rr", categorical.make(2**31, Fraction(1, 1000)).draw
 
 
-# Duchi's outputs are near two points only: 64 of them make a vector of 128 bits.
-DRAWS = {"duchi": 64}
+# Two of Duchi's outputs, which are near two points only, agree with probability 0.26, and two of Hybrid's, which is
+# Duchi with probability 0.6, with 0.1: 64 of them make two vectors that agree with a probability below 1e-37.
+DRAWS = {"duchi": 64, "hybrid": 64}
 
 
 @pytest.mark.parametrize("warm", [True, False], ids=["full-pools", "empty-pools"])
@@ -35,21 +36,23 @@ def test_64_forked_children_hand_out_64_different_noise_vectors(warm):
     if warm:
         for draw in draws.values():
             draw(SIZE // 2 % 2**31)
-    readers = []
+    readers, pids = [], []
     for _ in range(CHILDREN):
         reader, writer = os.pipe()
-        if not os.fork():
+        pid = os.fork()
+        if not pid:
             try:
                 os.write(writer, json.dumps(_vectors(draws)).encode())
             finally:
                 os._exit(0)
         os.close(writer)
         readers.append(reader)
+        pids.append(pid)
     answers = [_vectors(draws)]
-    for reader in readers:
+    for pid, reader in zip(pids, readers, strict=True):
         with os.fdopen(reader) as pipe:
             answers.append(json.loads(pipe.read()))
-        os.wait()
+        os.waitpid(pid, 0)
     for name in draws:
         assert len({tuple(answer[name]) for answer in answers}) == CHILDREN + 1, name
 

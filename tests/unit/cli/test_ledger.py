@@ -10,7 +10,9 @@ import sqlite3
 import stat
 import time
 from contextlib import closing
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +45,14 @@ async def ledger(workplace: Path) -> None:
     """Three units, charged by two holders."""
     await charge(b"unit-1", b"unit-2")
     await charge(b"unit-1", b"unit-3")
+
+
+@cache
+def rsa_key() -> Any:
+    """A key of another kind, which takes long to find."""
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    return rsa.generate_private_key(65537, 2048)
 
 
 def tamper(statement: str, *values: object) -> None:
@@ -286,7 +296,7 @@ def test_a_key_that_can_not_be_written_leaves_nothing(dpmesh, ledger: None, writ
     ],
 )
 def test_wrong_keys_and_files(dpmesh, ledger: None, arguments: list[str], words: str) -> None:
-    from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+    from cryptography.hazmat.primitives.asymmetric import ed25519
     from cryptography.hazmat.primitives.serialization import (
         BestAvailableEncryption,
         Encoding,
@@ -297,7 +307,7 @@ def test_wrong_keys_and_files(dpmesh, ledger: None, arguments: list[str], words:
 
     made = ["--key", "a.key", "--new-key", "--output", "a.json", "--ledger", URL]
     assert dpmesh("ledger", "checkpoint", *made).code == 0
-    other = rsa.generate_private_key(65537, 2048)
+    other = rsa_key()
     Path("rsa").write_bytes(other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     public = other.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     Path("rsa.pub").write_bytes(public)

@@ -20,6 +20,7 @@ from dpmesh.ledger.postgres_schema import VERSION
 from dpmesh.ledger.verify import verify
 from tests.support import children
 from tests.support.postgres import Server, certificate_files
+from tests.support.virtual_time import in_virtual_time
 
 DAY = 86_400
 UNIT = Budget("unit", epsilon=1.0, delta=0.0, accounting=Accounting.PURE)
@@ -36,7 +37,8 @@ async def url(database):
 
 @asynccontextmanager
 async def opened(url, budgets=(UNIT, LIFE), **changes):
-    ledger = Ledger(open_store(url), budgets, **changes)
+    """A ledger that waits for a machine that is slow."""
+    ledger = Ledger(PostgresStore(url, timeout=60.0), budgets, **{"timeout": 120.0, **changes})
     await ledger.open()
     try:
         yield ledger
@@ -76,7 +78,7 @@ async def connected(url):
 async def waiting(connection, count=1):
     """Waits until so many sessions of the database wait for a lock."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await connection.fetchval(query) < count:
             await connection.execute("SELECT pg_stat_clear_snapshot()")
             await asyncio.sleep(0.01)
@@ -189,6 +191,7 @@ def test_what_is_no_url(url):
 # Connections
 
 
+@in_virtual_time
 async def test_nothing_listens():
     with pytest.raises(LedgerError, match="can't be reached"):
         await Ledger(PostgresStore("postgresql://a:hunter2@127.0.0.1:1/b", timeout=0.5), [UNIT]).open()
@@ -262,8 +265,8 @@ async def test_commits_are_durable_whatever_the_default(postgres, url):
 async def test_the_same_charge_again_while_the_first_is_in_doubt_is_no_alarm(postgres, url):
     """Within a second its entry has the same bytes, and the first may be written when the second is refused."""
     await set_clock(postgres, url, "1700000000")
-    store = PostgresStore(url, monotonic=lambda: 0.0)
-    cut = Ledger(store, [LIFE])
+    store = PostgresStore(url, timeout=60.0, monotonic=lambda: 0.0)
+    cut = Ledger(store, [LIFE], timeout=120.0)
     await cut.open()
     async with opened(url, [LIFE]) as other, connected(url) as locking:
         await other.charge([(0, b"a", TENTH)])
@@ -285,6 +288,15 @@ async def test_the_same_charge_again_while_the_first_is_in_doubt_is_no_alarm(pos
     await whole(url)
 
 
+def open_files():
+    """What this process has open: sockets have numbers of their own."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the folder itself
+            found.add((number, os.readlink(f"/proc/self/fd/{number}")))
+    return found
+
+
 def test_closed_event_loops_leave_no_connection_open(postgres):
     """As when a script calls asyncio.run again and again."""
 
@@ -297,10 +309,10 @@ def test_closed_event_loops_leave_no_connection_open(postgres):
     with postgres.database() as url:
         asyncio.run(PostgresBooks(url).migrate())
         ledger = Ledger(open_store(url), [LIFE])
-        counts = []
+        before, counts = open_files(), []
         for number in range(8):
             asyncio.run(charge(ledger, bytes([number])))
-            counts.append(len(os.listdir("/proc/self/fd")))
+            counts.append(len(open_files() - before))  # what others had open may be closed meanwhile
         asyncio.run(ledger.close())
     assert len(set(counts)) == 1
 
@@ -349,7 +361,7 @@ async def test_two_orders_of_budgets_don_t_wait_for_each_other_as_windows_begin(
     )
     async with opened(url, budgets) as ledger, opened(url, budgets[::-1]) as reversed_:
         await asyncio.gather(ledger.charge([(0, b"a", 1)]), reversed_.charge([(0, b"b", 1)]))
-    async with connected(url) as connection, asyncio.timeout(10):
+    async with connected(url) as connection, asyncio.timeout(60):
         # The statistics are complete when the sessions have ended.
         sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dpmesh' AND datname = $1"
         while await connection.fetchval(sessions, url.rpartition("/")[2]):
@@ -368,7 +380,7 @@ async def test_opening_with_what_only_configurations_hold_changes_nothing(url):
         pass
     async with connected(url) as administrator:
         await administrator.execute("SELECT pg_advisory_lock($1)", LOCK)
-        ledger = Ledger(PostgresStore(url, timeout=2.0), budgets)
+        ledger = Ledger(PostgresStore(url, timeout=20.0), budgets, timeout=20.0)
         await ledger.open()
         await ledger.charge([(0, b"a", 1)])
         await ledger.close()
@@ -400,16 +412,21 @@ async def test_a_holder_that_may_not_write_says_so(postgres, url, holders_url):
 
 
 async def test_a_holder_whose_charges_wait_for_a_lock_says_so(url):
-    ledger = Ledger(PostgresStore(url, timeout=0.5), [UNIT, LIFE])
+    store = PostgresStore(url, timeout=60.0)
+    ledger = Ledger(store, [UNIT, LIFE], timeout=60.0)
     await ledger.open()
     await ledger.charge([(0, b"a", 1)])
     async with connected(url) as locking:
         async with locking.transaction():
             await locking.execute("LOCK TABLE dpmesh.accounts")
+            for line in (store._charging, store._reading):
+                line._timeout = 0.5
             with pytest.raises(LedgerError, match="did not answer"):
                 await ledger.charge([(0, b"b", 1)])
             with pytest.raises(LedgerError, match="did not answer"):
                 await ledger.check()
+        for line in (store._charging, store._reading):
+            line._timeout = 60.0
         await ledger.check()
     await ledger.charge([(0, b"b", 1)])
     await ledger.check()
@@ -644,7 +661,7 @@ async def test_who_reads_the_log_stops_no_charges_when_a_new_part_is_made(url):
             making = asyncio.create_task(another.execute(f"SELECT dpmesh.prepare({day})"))
             await asyncio.sleep(0.2)
             await ledger.charge([(0, b"b", 1)])
-            await asyncio.wait_for(making, 10)  # not even this waits for the reader
+            await asyncio.wait_for(making, 60)  # not even this waits for the reader
             await ledger.charge([(0, b"c", 1)])
 
 
@@ -653,21 +670,33 @@ async def test_who_reads_the_log_stops_no_charges_when_a_part_is_dropped(postgre
     """Pruning tries again until nobody reads; whoever charges meanwhile waits for a second at most."""
     if not patient:
         monkeypatch.setattr(postgres_books, "_DROPS", 2, raising=False)
-    books = PostgresBooks(url)
+    books, change, failed = PostgresBooks(url), PostgresBooks.change, []
+
+    async def counted(*args, **more):
+        try:
+            return await change(*args, **more)
+        except LedgerError as error:
+            failed.append(error)
+            raise
+
+    monkeypatch.setattr(PostgresBooks, "change", counted)
     await shift_clock(postgres, url, -10 * DAY)
     async with opened(url) as ledger:
         await ledger.charge([(0, b"a", 1), (1, b"a", 1)])
     await shift_clock(postgres, url, 0)
-    async with opened(url) as ledger:
+    async with opened(url, timeout=10.0) as ledger:
         async with books.view() as view:
             assert [decode(e.body).kind async for e in view.entries()] == [Kind.DEBIT]
             pruning = asyncio.create_task(books.prune(int(time.time()) - 5 * DAY))
-            began, number = time.monotonic(), 0
-            while time.monotonic() - began < 3.5:
-                number += 1
-                await ledger.charge([(0, b"%d" % number, 1)])
-                await asyncio.sleep(0.02)
+            number = 0
+            async with asyncio.timeout(60):
+                while not (failed if patient else pruning.done()):
+                    number += 1
+                    await ledger.charge([(0, b"%d" % number, 1)])
+                    await asyncio.sleep(0.02)
             assert pruning.done() != patient
+            assert len(failed) == (1 if patient else 2)
+            assert number > 1
             assert await verify(view) == []
         if patient:
             assert await pruning == 1
@@ -782,7 +811,8 @@ async def test_what_is_charged_during_accept_is_charged_to_the_windows_that_it_m
     """Just then a window begins, so that the charge waits for the budgets that accept is moving on."""
     await set_clock(postgres, url, str(20_000.5 * DAY))
     passed = 0.0
-    ledger = Ledger(PostgresStore(url, monotonic=lambda: passed), [UNIT])
+    store = PostgresStore(url, timeout=60.0, monotonic=lambda: passed)
+    ledger = Ledger(store, [UNIT], timeout=60.0)
     await ledger.open()
     await ledger.charge([(0, b"a", 1)])
     await execute(postgres, url, f"UPDATE dpmesh.ledger SET lost = {noticed}")
@@ -793,7 +823,11 @@ async def test_what_is_charged_during_accept_is_charged_to_the_windows_that_it_m
     async def slowly(*args):
         nonlocal charging
         charging = asyncio.create_task(ledger.charge([(0, b"b", 1)]))
-        await asyncio.sleep(0.3)
+        async with connected(url) as looking:
+            if noticed:
+                await asyncio.wait({charging}, timeout=60)
+            else:
+                await waiting(looking)
         assert charging.done() == noticed
         await append(*args)
 

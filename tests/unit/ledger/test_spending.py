@@ -46,7 +46,7 @@ async def opened(store, timeout=60.0):
 
 
 async def until(condition):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0)
 
@@ -97,7 +97,11 @@ async def test_a_store_that_is_stuck_refuses_in_time_and_nobody_wins_later(store
     )
     assert all(isinstance(result, LedgerError) and "did not answer" in str(result) for result in results)
     store.go.set()
-    assert not await ledger.spend_once(NAME, UNTIL)
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(LedgerError):  # the machine may be as slow as the store was
+                assert not await ledger.spend_once(NAME, UNTIL)
+                break
     await ledger.close()
 
 
@@ -158,7 +162,7 @@ async def test_an_old_file_opens_and_gains_the_tables(tmp_path):
     with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT schema_version FROM meta").fetchone() == (1,)
     for first in (True, False):
-        ledger = await opened(SQLiteStore(path))
+        ledger = await opened(SQLiteStore(path, busy_timeout=60.0))
         assert ledger.secret == b"s" * 32
         assert await ledger.spend_once(NAME, UNTIL) is first
         assert [(a.budget, a.spent) for a in await ledger.accounts()] == [("life", AMOUNT)]
@@ -174,7 +178,7 @@ def test_an_old_file_that_several_open_at_once(tmp_path):
 
     def process():
         async def run():
-            ledger = await opened(SQLiteStore(path))
+            ledger = await opened(SQLiteStore(path, busy_timeout=60.0))
             won = await ledger.spend_once(NAME, UNTIL)
             await ledger.close()
             return won
@@ -190,11 +194,11 @@ async def test_an_upgrade_that_fails_changes_nothing(tmp_path, monkeypatch):
     old_file(path)
     monkeypatch.setattr(schema, "SPENT", schema.SPENT + "CREATE TABLE spent (name)")
     with pytest.raises(LedgerError):
-        await opened(SQLiteStore(path))
+        await opened(SQLiteStore(path, busy_timeout=60.0))
     monkeypatch.undo()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT schema_version FROM meta").fetchone() == (1,)
-    ledger = await opened(SQLiteStore(path))
+    ledger = await opened(SQLiteStore(path, busy_timeout=60.0))
     assert await ledger.spend_once(NAME, UNTIL)
     await ledger.close()
 
@@ -214,7 +218,7 @@ async def test_a_file_keeps_no_more_than_it_must(tmp_path):
 
 async def test_a_file_that_is_removed_refuses(tmp_path):
     path = tmp_path / "ledger.db"
-    ledger = await opened(SQLiteStore(path))
+    ledger = await opened(SQLiteStore(path, busy_timeout=60.0))
     assert await ledger.spend_once(NAME, UNTIL)
     path.rename(tmp_path / "elsewhere.db")
     with pytest.raises(LedgerError):

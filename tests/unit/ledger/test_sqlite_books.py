@@ -32,7 +32,7 @@ def books(path):
 
 @contextlib.asynccontextmanager
 async def opened(path, budgets=BUDGETS, clock=time.time):
-    ledger = Ledger(SQLiteStore(path), budgets, clock=clock)
+    ledger = Ledger(SQLiteStore(path, busy_timeout=60.0), budgets, clock=clock, timeout=120.0)
     await ledger.open()
     try:
         yield ledger

@@ -19,6 +19,7 @@ from dpmesh.ledger import (
     witness,
 )
 from dpmesh.ledger.chain import Head
+from dpmesh.ledger.postgres import PostgresStore
 from dpmesh.ledger.postgres_books import PostgresBooks
 from dpmesh.ledger.transfer import Moved, transfer
 from dpmesh.ledger.verify import checkpoint, verify
@@ -44,7 +45,9 @@ async def target(database):
 
 
 async def opened(url, clock=time.time):
-    ledger = Ledger(open_store(url), BUDGETS, clock=clock)
+    # One that waits for a machine that is slow.
+    store = PostgresStore(url, timeout=60.0) if url.startswith("postgresql:") else open_store(url)
+    ledger = Ledger(store, BUDGETS, clock=clock, timeout=60.0)
     await ledger.open()
     return ledger
 
@@ -212,9 +215,10 @@ async def test_a_target_that_was_not_migrated(source, database):
 async def test_a_wrong_address_leaves_the_file_as_it_is(source, target, postgres, monkeypatch):
     """Whoever mistypes where it goes can try again."""
     await used(source)
-    monkeypatch.setattr(postgres_books, "_PATIENCE", 1.0)
-    with pytest.raises(LedgerError):
-        await transfer(source, "postgresql://postgres@127.0.0.1:1/ledger")
+    with monkeypatch.context() as patch:
+        patch.setattr(postgres_books, "_PATIENCE", 1.0)
+        with pytest.raises(LedgerError):
+            await transfer(source, "postgresql://postgres@127.0.0.1:1/ledger")
     with pytest.raises(LedgerError, match="create the database first"):
         await transfer(source, postgres.url("nowhere"))
     await used(source, clock=lambda: time.time() + DAY)
@@ -322,15 +326,15 @@ async def test_a_replica_that_starts_meanwhile_starts_with_what_arrives(
     async def slow(*args):
         moved = await fill(*args)
         filled.set()
-        await asyncio.wait_for(go.wait(), 20)
+        await asyncio.wait_for(go.wait(), 60)
         return moved
 
     monkeypatch.setattr(module, "_fill", slow)
     moving = asyncio.create_task(transfer(source, target))
-    await asyncio.wait_for(filled.wait(), 20)
+    await asyncio.wait_for(filled.wait(), 60)
     opening = asyncio.create_task(opened(target))
     waits = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await postgres.sql(target.rpartition("/")[2], waits):
             await asyncio.sleep(0.01)
     go.set()

@@ -32,7 +32,8 @@ def path(tmp_path):
 
 @contextlib.asynccontextmanager
 async def opened(path, now=None):
-    ledger = Ledger(SQLiteStore(path), BUDGETS, clock=time.time if now is None else Clock(now))
+    store = SQLiteStore(path, busy_timeout=60.0)
+    ledger = Ledger(store, BUDGETS, clock=time.time if now is None else Clock(now), timeout=120.0)
     await ledger.open()
     try:
         yield ledger
@@ -235,6 +236,15 @@ async def test_an_odometer_that_can_not_count_further(path):
     assert await findings(path) == []
 
 
+def count(path):
+    """How many chains there are."""
+    with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
+        try:
+            return connection.execute("SELECT count(*) FROM chains").fetchone()[0]
+        except sqlite3.OperationalError:  # not upgraded yet
+            return 0
+
+
 def test_a_ledger_that_was_upgraded_shared_and_killed(path):
     """Processes charge, move on to new windows, are killed, and leave nothing that would look like tampering."""
     now = time.time() - 10 * DAY
@@ -246,7 +256,7 @@ def test_a_ledger_that_was_upgraded_shared_and_killed(path):
         clock = Clock(now)
 
         async def run():
-            ledger = Ledger(SQLiteStore(path), BUDGETS, clock=clock)
+            ledger = Ledger(SQLiteStore(path, busy_timeout=60.0), BUDGETS, clock=clock, timeout=120.0)
             await ledger.open()
 
             async def sender():
@@ -271,9 +281,14 @@ def test_a_ledger_that_was_upgraded_shared_and_killed(path):
         asyncio.run(run())
 
     for round_ in range(4):
+        before = count(path)
         holders = [children.start(lambda seed=10 * round_ + i: process(seed)) for i in range(2)]
         children.run(lambda seed=round_: closing(seed))
         time.sleep(0.2)
+        end = time.monotonic() + 60
+        while count(path) < before + 3:  # both have charged, and go on
+            assert time.monotonic() < end
+            time.sleep(0.05)
         for pid, pipe in holders:
             os.kill(pid, signal.SIGKILL)
             assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
@@ -281,7 +296,7 @@ def test_a_ledger_that_was_upgraded_shared_and_killed(path):
 
     async def check():
         known = await taken(path)
-        assert len(known.heads) >= 8
+        assert len(known.heads) >= 12
         assert await findings(path, known) == []
         await SQLiteBooks(path).prune(int(time.time()) - 2 * DAY)
         assert await findings(path) == []

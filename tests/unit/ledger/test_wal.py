@@ -10,6 +10,7 @@ import pytest
 from dpmesh.accounting import AMOUNT, Accounting
 from dpmesh.errors import LedgerError
 from dpmesh.ledger import Budget, Ledger, open_books, open_store, wal
+from dpmesh.ledger.sqlite import SQLiteStore
 from dpmesh.ledger.verify import verify
 from tests.support import children
 
@@ -21,7 +22,7 @@ def charge(path, first, count):
 
     def holder():
         async def run():
-            ledger = Ledger(open_store(f"sqlite:///{path}"), [UNIT])
+            ledger = Ledger(SQLiteStore(path, busy_timeout=60.0), [UNIT], timeout=120.0)
             await ledger.open()
             for unit in range(first, first + count):
                 await ledger.charge([(0, unit.to_bytes(4, "big"), AMOUNT // 10)])
@@ -119,7 +120,7 @@ def test_checkpoints_of_a_log_in_use_raise_no_alarm(path):
     charge(path, 0, 5)
 
     def checkpoints():
-        connection = sqlite3.connect(path, isolation_level=None, timeout=10)
+        connection = sqlite3.connect(path, isolation_level=None, timeout=60)
         for _ in range(300):
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         connection.close()

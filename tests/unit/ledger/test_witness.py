@@ -21,7 +21,7 @@ def path(tmp_path):
 
 
 async def opened(path):
-    ledger = Ledger(SQLiteStore(path), BUDGETS)
+    ledger = Ledger(SQLiteStore(path, busy_timeout=60.0), BUDGETS, timeout=120.0)
     await ledger.open()
     return ledger
 

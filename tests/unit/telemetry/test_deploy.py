@@ -42,7 +42,7 @@ def get(checkout: Path, **environment: str) -> subprocess.CompletedProcess[str]:
         cwd=os.sep,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
 

@@ -223,7 +223,7 @@ def test_a_fork_while_another_thread_counts(listening):
     finally:
         done.set()
         holder.join()
-    timer = threading.Timer(20, os.kill, (child[0], 9))
+    timer = threading.Timer(60, os.kill, (child[0], 9))
     timer.start()
     assert children.finish(child) is True
     timer.cancel()
