@@ -212,7 +212,7 @@ class Server:
         secret = f":{quote(self.password, safe='')}" if self.password else ""
         return f"postgresql://{USER}{secret}@127.0.0.1:{port or self.port}/{database}"
 
-    def start(self, timeout: float = 30) -> None:
+    def start(self, timeout: float = 120) -> None:
         """Starts the server, and returns when it takes connections.
 
         Raises:
@@ -239,7 +239,7 @@ class Server:
         if self._certificate and self._front is None:
             self._start_front()
 
-    def stop(self, timeout: float = 30) -> None:
+    def stop(self, timeout: float = 120) -> None:
         """Stops the server in order: connections are closed, transactions rolled back (a "fast" shutdown)."""
         self._end(b"f", timeout)
 

@@ -469,9 +469,12 @@ async def test_a_ledger_at_rest_that_is_opened_meanwhile_is_read_again(path, boo
         await asyncio.gather(*[ledger.charge([(0, i.to_bytes(4, "big"), 1)]) for i in range(3000)])
     with pytest.raises(ReadAgainError, match="read it again"):
         async with books.view() as view:
+            once = True
             async for _ in view.accounts():
-                async with opened(path) as ledger:
-                    await ledger.charge([(1, b"", 1)])
+                if once:
+                    async with opened(path) as ledger:
+                        await ledger.charge([(1, b"", 1)])
+                once = False
     with pytest.raises(ReadAgainError):
         async with books.view() as view, opened(path):
             await view.chains()
