@@ -1,6 +1,7 @@
 """What a compiled plan does to a message: what it writes, what it never lets by, and to which inputs it is blind."""
 
 from collections import Counter
+from functools import cache
 
 import pytest
 from google.protobuf import any_pb2
@@ -20,8 +21,13 @@ def alias(unit: bytes, epoch: float) -> bytes:
     return (unit + b"#" * 16)[:16]
 
 
+@cache
+def plan_of(kind):
+    return Policy().plan(kind.DESCRIPTOR)
+
+
 def protect(message):
-    plan = Policy().plan(type(message).DESCRIPTOR)
+    plan = plan_of(type(message))
     before = message.SerializeToString(deterministic=True)
     out = plan.protect(message, alias)
     assert message.SerializeToString(deterministic=True) == before, "the caller's message was changed"
