@@ -32,8 +32,9 @@ $(VENV)/.bench: $(VENV)/.test
 demo: $(VENV)/.demo  ## the main job on a real fleet's reports
 	$(BIN)/dpmesh demo
 
+# Whole files to each process, because tests of one file share what is slow to make.
 test: $(VENV)/.test  ## unit, contract, small statistical and integration tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 stat: $(VENV)/.test  ## the statistical tests at full size
 	$(BIN)/python -m pytest tests/statistical tests/integration/identity/test_linkage.py --full
