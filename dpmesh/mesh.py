@@ -203,7 +203,11 @@ class Mesh:
             ProtectionError: The message can't be protected.
             AnnotationError: Its type's annotations are bad, or no budget covers it.
         """
-        route = self._routes.of(type(message), method, direction)
+        try:
+            route = self._routes.of(type(message), method, direction)
+        except DpmeshError as error:
+            self.refused(error, method=method, direction=direction)
+            raise
         if route is None:
             return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
         record = self._recording.release(route, method, direction) if self._telemetry.listening else None
@@ -228,11 +232,32 @@ class Mesh:
             ProtectionError: The message can't be protected.
             AnnotationError: Its type's annotations are bad, or no budget covers it.
         """
-        route = self._routes.of(type(message), method, direction)
+        try:
+            route = self._routes.of(type(message), method, direction)
+        except DpmeshError as error:
+            self.refused(error, method=method, direction=direction)
+            raise
         if route is None:
             return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
         record = self._recording.release(route, method, direction) if self._telemetry.listening else None
         return self._release_now(route, message, consumer, record)
+
+    def refused(self, error: DpmeshError, *, method: str = "", direction: Direction = "request") -> None:
+        """Records the refusal of a message that was not released, because of its type.
+
+        Args:
+            error: Why it is refused.
+            method: The RPC's full method, as for `release`.
+            direction: Which way the message was to go.
+        """
+        if self._telemetry.listening:
+            self._note(self._recording.release(None, method, direction), error)
+
+    def _note(self, record: Record, error: DpmeshError) -> None:
+        if self.observing:  # Transports let the message go all the same.
+            record.settled(names.OBSERVED, 0.0, 0.0, ())
+        else:
+            record.refused(error)
 
     def stream(
         self, *, method: str = "", direction: Direction = "request", consumer: str = ""
@@ -412,12 +437,22 @@ class ReleaseStream:
     async def release(self, message: Message) -> Receipt:
         """Protects one message, as Mesh.release does and with the same errors."""
         mesh = self._mesh
-        route = mesh._routes.of(type(message), self._method, self._direction)
+        try:
+            route = mesh._routes.of(type(message), self._method, self._direction)
+        except DpmeshError as error:
+            self.refused(error)
+            raise
         if route is None:
             return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
         record = self._recorded.message(route) if mesh._telemetry.listening else None
         receipt = mesh._release_now(route, message, self._consumer, record)
         return await mesh._release(route, message, self._consumer, record) if receipt is None else receipt
+
+    def refused(self, error: DpmeshError) -> None:
+        """Records the refusal of a message that was not released, as Mesh.refused does, in the stream's span."""
+        mesh = self._mesh
+        if mesh._telemetry.listening:
+            mesh._note(self._recorded.message(None), error)
 
     def close(self) -> None:
         """Ends the stream's span; calling it again does nothing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 from google.protobuf import descriptor_pool
@@ -12,7 +12,7 @@ from dpmesh.accounting import AMOUNT
 from dpmesh.errors import BudgetExhaustedError
 from dpmesh.ledger import Charge, Ledger
 from dpmesh.routes import Route
-from dpmesh.telemetry import Telemetry, names
+from dpmesh.telemetry import Telemetry, names, refused_status
 
 # A budget of which more than this is spent is low.
 _LOW = 0.8
@@ -67,8 +67,8 @@ class Recording:
         self._ledger = ledger
         self._alias = alias
 
-    def release(self, route: Route, method: str, direction: str) -> ReleaseRecord:
-        """The record of one message, which begins now."""
+    def release(self, route: Route | None, method: str, direction: str) -> ReleaseRecord:
+        """The record of one message, which begins now; without a route if the message is refused for want of one."""
         return ReleaseRecord(self, route, method, direction)
 
     def stream(self, method: str, direction: str) -> StreamRecord:
@@ -117,7 +117,7 @@ class ReleaseRecord:
 
     __slots__ = ("_direction", "_method", "_recording", "_route", "_started")
 
-    def __init__(self, recording: Recording, route: Route, method: str, direction: str) -> None:
+    def __init__(self, recording: Recording, route: Route | None, method: str, direction: str) -> None:
         self._recording = recording
         self._route = route
         self._method = method
@@ -138,10 +138,10 @@ class ReleaseRecord:
             budget = standing.get(names.BUDGET_NAME, "")
             seconds = (ended - self._started) * 1e-9
             method = self._recording.labels[self._method]
-            telemetry.add(method, self._route.mechanisms, decision, budget, 1, epsilon, seconds)
+            telemetry.add(method, _mechanisms(self._route), decision, budget, 1, epsilon, seconds)
         if telemetry.tracing:
             attributes = {
-                **self._route.attributes,
+                **_attributes(self._route),
                 names.RPC_METHOD: self._method[:_NAME_KEPT],
                 names.DIRECTION: self._direction,
                 names.DECISION: decision,
@@ -150,7 +150,15 @@ class ReleaseRecord:
                 names.MESSAGES_COUNT: 1,
                 **standing,
             }
-            telemetry.span(attributes, self._started, ended)
+            telemetry.span(attributes, self._started, ended, refused=decision == names.REFUSED)
+
+
+def _mechanisms(route: Route | None) -> str:
+    return "" if route is None else route.mechanisms
+
+
+def _attributes(route: Route | None) -> Mapping[str, Any]:
+    return {} if route is None else route.attributes
 
 
 def exhausted(error: BaseException) -> dict[str, Any]:
@@ -173,6 +181,7 @@ class StreamRecord:
         self._direction = direction
         self._span: Any = None
         self._route: Route | None = None
+        self._began = False
         self._started = 0
         self._state = names.STATE_OK
         self._decision = names.REFUSED
@@ -185,13 +194,14 @@ class StreamRecord:
         self._uncounted = (0, 0.0, 0.0)
         self._counted = 0
 
-    def message(self, route: Route) -> Self:
-        """Goes on to the next message, which begins now."""
+    def message(self, route: Route | None) -> Self:
+        """Goes on to the next message, which begins now; without a route if it is refused for want of one."""
         started = time.time_ns()
-        if self._route is None and self._recording.telemetry.tracing:
+        if not self._began and self._recording.telemetry.tracing:
             self._span = self._recording.telemetry.open_span(
                 {names.RPC_METHOD: self._method[:_NAME_KEPT]}, started
             )
+        self._began = True
         if route is not self._route:
             self._count()
         self._route = route
@@ -234,20 +244,22 @@ class StreamRecord:
         (count, epsilon, seconds), self._uncounted = self._uncounted, (0, 0.0, 0.0)
         self._counted = self._started
         telemetry = self._recording.telemetry
-        if count and telemetry.metering and self._route is not None:
+        if count and telemetry.metering:
             budget = self._standing().get(names.BUDGET_NAME, "")
-            method, mechanisms = self._recording.labels[self._method], self._route.mechanisms
+            method, mechanisms = self._recording.labels[self._method], _mechanisms(self._route)
             telemetry.add(method, mechanisms, self._decision, budget, count, epsilon, seconds)
 
     def close(self) -> None:
         """Ends the span; calling it again does nothing."""
         self._count()
         span, self._span = self._span, None
-        if span is None or self._route is None:
+        if span is None:
             return
+        if self._decision == names.REFUSED:
+            span.set_status(refused_status())
         span.set_attributes(
             {
-                **self._route.attributes,
+                **_attributes(self._route),
                 names.DIRECTION: self._direction,
                 names.DECISION: self._decision,
                 names.EPSILON: self._epsilon,

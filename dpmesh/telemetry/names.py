@@ -42,6 +42,9 @@ SUPPRESSED: Final = "suppressed"
 OBSERVED: Final = "observed"
 UNPROTECTED: Final = "unprotected"
 
+# The error status of every span whose decision is REFUSED. One fixed text, so that it can quote nothing.
+REFUSED_STATUS: Final = "dpmesh refused to release the message"
+
 # Values of DIRECTION.
 REQUEST: Final = "request"
 RESPONSE: Final = "response"

@@ -60,6 +60,7 @@ class Telemetry:
         start_ns: int,
         end_ns: int,
         *,
+        refused: bool = False,
         context: Context | None = None,
     ) -> None:
         """Records a release that has ended, as a child of the context's span.
@@ -68,10 +69,11 @@ class Telemetry:
             attributes: All of the span's attributes.
             start_ns: When it began, in ns since 1970.
             end_ns: When it ended, likewise.
+            refused: The span gets the error status names.REFUSED_STATUS.
             context: OpenTelemetry's context; the current one by default.
         """
         if self._write is not None:
-            self._write(names.RELEASE, attributes, start_ns, end_ns, context)
+            self._write(names.RELEASE, attributes, start_ns, end_ns, context, refused)
 
     def open_span(
         self, attributes: Attributes, start_ns: int | None = None, *, context: Context | None = None

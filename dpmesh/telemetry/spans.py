@@ -6,20 +6,24 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from dpmesh.telemetry import names
+
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import Tracer as SdkTracer
-    from opentelemetry.trace import Tracer
+    from opentelemetry.trace import Status, Tracer
 
-# (name, attributes, start and end in ns since 1970, context)
-Write = Callable[[str, Mapping[str, Any], int, int, "Context | None"], None]
+# (name, attributes, start and end in ns since 1970, context, whether the release was refused)
+Write = Callable[[str, Mapping[str, Any], int, int, "Context | None", bool], None]
 
 # More than any span of a release has.
 _ATTRIBUTES = 32
 
 
 def writer(tracer: Tracer) -> Write:
-    """What records a span that has ended, of kind INTERNAL, without events, links or a status.
+    """What records a span that has ended, of kind INTERNAL, without events or links.
+
+    A refused release has an error status, with a fixed text; all others have none.
 
     The SDK's own tracer makes a span that can be changed, checks every attribute of it, and copies it when it ends. A
     span that has ended needs none of that, so it goes to the processors as they will see it. Where somebody could
@@ -28,10 +32,18 @@ def writer(tracer: Tracer) -> Write:
     """
 
     def usual(
-        name: str, attributes: Mapping[str, Any], start: int, end: int, context: Context | None
+        name: str,
+        attributes: Mapping[str, Any],
+        start: int,
+        end: int,
+        context: Context | None,
+        refused: bool,
     ) -> None:
         # All attributes at the start: one check of them instead of one a call. The kind is INTERNAL by default.
-        tracer.start_span(name, context, attributes=attributes, start_time=start).end(end)
+        span = tracer.start_span(name, context, attributes=attributes, start_time=start)
+        if refused:
+            span.set_status(refused_status())
+        span.end(end)
 
     try:
         return _direct(tracer, usual)
@@ -59,17 +71,23 @@ def _direct(tracer: Any, usual: Write) -> Write:
         return usual
     # Processors can be added at any time; then this tuple is another.
     known, plain = tracer.span_processor._span_processors, _plain(tracer)
-    ids, unset, random = tracer.id_generator, Status(), TraceFlags.RANDOM_TRACE_ID
+    ids, random = tracer.id_generator, TraceFlags.RANDOM_TRACE_ID
+    unset, error = Status(), refused_status()
     is_random, internal = ids.is_trace_id_random, SpanKind.INTERNAL
 
     def write(
-        name: str, attributes: Mapping[str, Any], start: int, end: int, context: Context | None
+        name: str,
+        attributes: Mapping[str, Any],
+        start: int,
+        end: int,
+        context: Context | None,
+        refused: bool,
     ) -> None:
         nonlocal known, plain
         if tracer.span_processor._span_processors is not known:
             known, plain = tracer.span_processor._span_processors, _plain(tracer)
         if not (plain and enabled()):
-            return usual(name, attributes, start, end, context)
+            return usual(name, attributes, start, end, context, refused)
         parent: SpanContext | None = get_current_span(context).get_span_context()
         if parent is not None and parent.is_valid:
             trace_id, flags = parent.trace_id, parent.trace_flags & random
@@ -89,7 +107,7 @@ def _direct(tracer: Any, usual: Write) -> Write:
             resource=tracer.resource,
             attributes=sampled.attributes,
             kind=internal,
-            status=unset,
+            status=error if refused else unset,
             start_time=start,
             end_time=end,
             instrumentation_scope=scope,
@@ -97,6 +115,13 @@ def _direct(tracer: Any, usual: Write) -> Write:
         return tracer.span_processor.on_end(span)
 
     return write
+
+
+def refused_status() -> Status:
+    """The error status of a refused release."""
+    from opentelemetry.trace import Status, StatusCode
+
+    return Status(StatusCode.ERROR, names.REFUSED_STATUS)
 
 
 def _plain(tracer: SdkTracer) -> bool:

@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import dpmesh
-from dpmesh.errors import BudgetExhaustedError
+from dpmesh.errors import BudgetExhaustedError, DpmeshError
 from tests.support.protos import compiled
 
 CAT = "(dpmesh.v1.field).categorical"
@@ -179,3 +179,69 @@ async def test_methods_that_peers_make_up_share_one_series(sdk, streams):
     assert spans[0] == METHOD
     assert {"/a.B/7", f"/{service}.{name}"} < set(spans)
     assert max(map(len, spans)) == 256
+
+
+GLOBAL = {"name": "all", "key": "global", "epsilon": 6.0, "accounting": "pure", "window": "24h"}
+REFUSALS = {
+    "no budget": ({"budget": [GLOBAL]}, lambda: TYPES.Report(id="N1")),
+    "no message": ({"budget": [BUDGET]}, lambda: "N1"),
+    "no unit": ({"budget": [BUDGET]}, lambda: TYPES.Report(b=True)),
+}
+
+
+@pytest.mark.parametrize("way", ["release", "release_now", "stream"])
+@pytest.mark.parametrize("why", REFUSALS)
+async def test_every_refusal_has_a_span_with_an_error_status_and_is_counted(sdk, way, why):
+    exporter, reader = sdk
+    settings, make = REFUSALS[why]
+    message = make()
+    async with dpmesh.open({"ledger": {"url": "memory:"}, **settings}) as mesh:
+        stream = mesh.stream(method=METHOD)
+        with pytest.raises(DpmeshError):
+            if way == "release":
+                await mesh.release(message, method=METHOD)
+            elif way == "release_now":
+                mesh.release_now(message, method=METHOD)
+            else:
+                await stream.release(message)
+        stream.close()
+        counts, _ = counted(reader)
+    (span,) = exporter.get_finished_spans()
+    assert span.attributes["dpmesh.decision"] == "refused"
+    assert span.attributes["rpc.method"] == METHOD
+    assert span.attributes["dpmesh.direction"] == "request"
+    assert span.status.status_code is trace.StatusCode.ERROR
+    assert span.status.description == "dpmesh refused to release the message"
+    assert "N1" not in span.to_json()
+    assert counts == {("refused", ""): (1, 0.0)}
+
+
+async def test_a_stream_that_ends_in_a_refusal_for_its_type_has_one_span(sdk):
+    exporter, reader = sdk
+    async with dpmesh.open({"ledger": {"url": "memory:"}, "budget": [BUDGET]}) as mesh:
+        stream = mesh.stream(method=METHOD)
+        await stream.release(TYPES.Report(id="N1"))
+        with pytest.raises(DpmeshError):
+            await stream.release("N1")
+        stream.close()
+        counts, _ = counted(reader)
+    (span,) = exporter.get_finished_spans()
+    assert (span.attributes["dpmesh.decision"], span.attributes["dpmesh.messages.count"]) == ("refused", 1)
+    assert span.status.status_code is trace.StatusCode.ERROR
+    assert counts[("released", "unit-day")] == (1, 1.0)
+    assert sum(releases for (decision, _), (releases, _) in counts.items() if decision == "refused") == 1
+
+
+async def test_what_is_not_refused_has_no_error_status(sdk):
+    exporter, _ = sdk
+    spent = {**BUDGET, "epsilon": 1.0, "on_exhausted": "suppress"}
+    async with dpmesh.open({"ledger": {"url": "memory:"}, "budget": [spent]}) as mesh:
+        for _ in range(2):
+            await mesh.release(TYPES.Report(id="N1"), method=METHOD)
+    observing = {"ledger": {"url": "memory:"}, "budget": [GLOBAL], "mode": "observe"}
+    async with dpmesh.open(observing) as mesh:
+        with pytest.raises(DpmeshError):
+            await mesh.release(TYPES.Report(id="N1"), method=METHOD)
+    spans = exporter.get_finished_spans()
+    assert [s.attributes["dpmesh.decision"] for s in spans] == ["released", "suppressed", "observed"]
+    assert {span.status.status_code for span in spans} == {trace.StatusCode.UNSET}

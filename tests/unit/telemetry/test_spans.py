@@ -43,7 +43,7 @@ class Adding(Sampler):
         return "adding"
 
 
-def made(write_with, *, parent=None, processors=(), **options):
+def made(write_with, *, parent=None, processors=(), refused=False, **options):
     """What the exporter got of one span, as JSON, and the provider."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False, id_generator=Counting(), **options)
@@ -51,13 +51,16 @@ def made(write_with, *, parent=None, processors=(), **options):
         provider.add_span_processor(processor)
     write = write_with(provider.get_tracer("dpmesh", "1"))
     context = None if parent is None else trace.set_span_in_context(trace.NonRecordingSpan(parent))
-    write("dpmesh.release", ATTRIBUTES, 1_000, 2_000, context)
+    write("dpmesh.release", ATTRIBUTES, 1_000, 2_000, context, refused)
     return [json.loads(span.to_json()) for span in exporter.get_finished_spans()], write
 
 
 def own_way(tracer):
-    def write(name, attributes, start, end, context):
-        tracer.start_span(name, context, attributes=attributes, start_time=start).end(end)
+    def write(name, attributes, start, end, context, refused):
+        span = tracer.start_span(name, context, attributes=attributes, start_time=start)
+        if refused:
+            span.set_status(trace.StatusCode.ERROR, "dpmesh refused to release the message")
+        span.end(end)
 
     return write
 
@@ -73,9 +76,10 @@ def parent(flags):
     "sampler",
     [None, ALWAYS_OFF, *map(Adding, (Decision.RECORD_AND_SAMPLE, Decision.RECORD_ONLY, Decision.DROP))],
 )
-def test_it_is_what_the_sdk_makes(given, sampler):
-    found, write = made(spans.writer, parent=given, sampler=sampler)
-    expected, _ = made(own_way, parent=given, sampler=sampler)
+@pytest.mark.parametrize("refused", [False, True])
+def test_it_is_what_the_sdk_makes(given, sampler, refused):
+    found, write = made(spans.writer, parent=given, sampler=sampler, refused=refused)
+    expected, _ = made(own_way, parent=given, sampler=sampler, refused=refused)
     assert found == expected
     assert write.__qualname__.startswith("_direct"), "the fast way was not taken"
 
@@ -97,19 +101,20 @@ def test_processors_that_change_spans_still_do(processor, late):
     provider = TracerProvider(shutdown_on_exit=False)
     write = spans.writer(provider.get_tracer("dpmesh"))
     if late:
-        write("dpmesh.release", ATTRIBUTES, 1, 2, None)
+        write("dpmesh.release", ATTRIBUTES, 1, 2, None, False)
     provider.add_span_processor(processor())
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    write("dpmesh.release", ATTRIBUTES, 1, 2, None)
+    write("dpmesh.release", ATTRIBUTES, 1, 2, None, False)
     (span,) = exporter.get_finished_spans()
     assert len(span.attributes) == len(ATTRIBUTES) + 1
 
 
 @pytest.mark.parametrize("limits", [{"max_span_attributes": 2}, {"max_span_attribute_length": 3}])
 def test_limits_hold(limits):
-    found, _ = made(spans.writer, span_limits=SpanLimits(**limits))
-    expected, _ = made(own_way, span_limits=SpanLimits(**limits))
-    assert found == expected
+    for refused in (False, True):
+        found, _ = made(spans.writer, span_limits=SpanLimits(**limits), refused=refused)
+        expected, _ = made(own_way, span_limits=SpanLimits(**limits), refused=refused)
+        assert found == expected
     assert found[0]["attributes"] != {**ATTRIBUTES, "dpmesh.mechanisms": ["hybrid", "duchi"]}
 
 
@@ -121,7 +126,7 @@ def test_another_tracer_does_it_in_its_own_way():
             Other.started += 1
             return trace.INVALID_SPAN
 
-    spans.writer(Other())("dpmesh.release", ATTRIBUTES, 1, 2, None)
+    spans.writer(Other())("dpmesh.release", ATTRIBUTES, 1, 2, None, False)
     assert Other.started == 1
 
 
@@ -131,7 +136,7 @@ def test_a_batch_processor_is_no_obstacle():
     provider.add_span_processor(BatchSpanProcessor(exporter))
     tracer = provider.get_tracer("dpmesh")
     tracer.start_span = None  # the usual way would fail
-    spans.writer(tracer)("dpmesh.release", ATTRIBUTES, 1, 2, None)
+    spans.writer(tracer)("dpmesh.release", ATTRIBUTES, 1, 2, None, False)
     provider.force_flush()
     assert len(exporter.get_finished_spans()) == 1
     provider.shutdown()
