@@ -49,10 +49,18 @@ class PolicyConfig(_Section, frozen=True):
 
 
 class GrpcConfig(_Section, frozen=True):
-    """[grpc]: what else than messages may leave a server on methods whose response is protected."""
+    """[grpc]: what may leave although no rule protects it.
+
+    Attributes:
+        pass_metadata: Keys of metadata that leave a server also where responses are protected.
+        pass_status_details: Status details leave a server also where responses are protected.
+        pass_unjudged: Globs of methods that no loaded proto declares. On these, objects that are no protobuf messages
+            leave as they are; on all others they are refused while any rule is in force.
+    """
 
     pass_metadata: tuple[str, ...] = ()
     pass_status_details: bool = False
+    pass_unjudged: tuple[str, ...] = ()
 
 
 class BudgetConfig(_Section, frozen=True):

@@ -21,6 +21,7 @@ from dpmesh.config import Config
 from dpmesh.errors import BudgetExhaustedError, ConfigError, DpmeshError, LedgerError, ProtectionError
 from dpmesh.ledger import Charge, Ledger, open_store
 from dpmesh.policy import Policy, loaded
+from dpmesh.policy.in_force import InForce
 from dpmesh.recording import Record, Recording
 from dpmesh.refusals import Refusals
 from dpmesh.routes import Route, Routes
@@ -96,6 +97,7 @@ class Mesh:
         self.observing = config.mode == "observe"
         self.ledger = Ledger(open_store(config.ledger.url), configuration.budgets(config), clock=clock)
         self.ledger.on_commit = self._committed
+        self._in_force = InForce(policy)
         self._routes = Routes(policy, self.ledger.budgets)
         self._refusals = Refusals(self.ledger)
         self._telemetry = Telemetry()
@@ -170,6 +172,10 @@ class Mesh:
             ProtectionError: It is no protobuf message class.
         """
         return self._routes.protects(message_type)
+
+    def has_rules(self) -> bool:
+        """Whether any rule is in force: an overlay, or an annotation of a type that is loaded."""
+        return self._in_force()
 
     def requires(self, method: str) -> bool:
         """Whether a method's requests are refused unless a dpmesh sender protected them.

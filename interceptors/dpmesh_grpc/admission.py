@@ -145,7 +145,7 @@ def _coroutine(function: Any, gate: _Gate) -> Any:
         if decision is None:
             return await function(request, context)
         if isinstance(decision, Failure):
-            return await context.abort(*decision)
+            return await status.end(context, decision)
         async with announcing(context, decision) as announced:
             return await function(request, announced)
 
@@ -156,7 +156,7 @@ def _generator(function: Any, gate: _Gate) -> Any:
     async def generator(request: Any, context: Any) -> AsyncIterator[Any]:
         decision = await gate.decide(context)
         if isinstance(decision, Failure):
-            await context.abort(*decision)
+            await status.end(context, decision)
         elif decision is None:
             async with aclosing(function(request, context)) as responses:
                 async for response in responses:

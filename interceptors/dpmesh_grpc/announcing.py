@@ -55,10 +55,10 @@ class Announcing:
         await self.announce()
         await self._context.write(message)
 
-    async def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> None:
-        """Ends the RPC, after the ticket: the token is spent all the same."""
+    async def abort(self, *status: Any, **named: Any) -> None:
+        """Ends the RPC, after the ticket: the token is spent all the same. The arguments are gRPC's."""
         await self.announce()
-        await self._context.abort(code, details, trailing_metadata)
+        await self._context.abort(*status, **named)
 
     async def abort_with_status(self, rpc_status: Any) -> None:
         """Does the same with a grpc.Status."""
@@ -104,7 +104,7 @@ class SyncAnnouncing:
         if not self._sent:
             self.send_initial_metadata(())
 
-    def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> None:
-        """Ends the RPC, after the ticket."""
+    def abort(self, *status: Any, **named: Any) -> None:
+        """Ends the RPC, after the ticket. The arguments are gRPC's."""
         self.announce()
-        self._context.abort(code, details, trailing_metadata)
+        self._context.abort(*status, **named)

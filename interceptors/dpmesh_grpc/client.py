@@ -62,7 +62,7 @@ class Sender:
         left = details.timeout
         try:
             if left is None:
-                protected = await lane.protect(request, lane.release)
+                protected = await lane.protect(request)
             else:
                 protected, left = await _in_time(lane, request, left)
         except DpmeshError as error:
@@ -84,9 +84,8 @@ class Sender:
     async def send_many(self, continuation: Any, details: Any, requests: Any, call_type: Any) -> Any:
         """Lets the RPC begin with a stream in which each request is released as gRPC asks for it."""
         lane = self._methods[details.method].request
-        if lane.protected is False:
-            return await continuation(details, requests)
-        if not self._mesh.observing:
+        # Only sensitive lanes lose compression, but on all of them each message is judged by its own type.
+        if lane.sensitive() and not self._mesh.observing:
             metadata = self._marked(details.metadata, attest=lane.protected is True)
             details = _changed(details, details.timeout, metadata)
         outcome = Outcome()
@@ -157,7 +156,7 @@ async def _in_time(lane: Lane, request: Any, seconds: float) -> tuple[Any, float
     ends = time.monotonic() + seconds
     try:
         async with asyncio.timeout(seconds):
-            protected = await lane.protect(request, lane.release)
+            protected = await lane.protect(request)
     except TimeoutError:
         raise status.deadline() from None
     left = ends - time.monotonic()
@@ -171,10 +170,10 @@ async def _released(
 ) -> AsyncIterator[Any]:
     """The stream as it may leave; the first refusal ends it."""
     stream = lane.stream()
-    release = stream.release
+    passes = lane.passes
     try:
         async for request in requests if isinstance(requests, AsyncIterable) else _each(requests):
-            yield await lane.protect(request, release)
+            yield request if passes(type(request)) else await lane.protect(request, stream)
     except DpmeshError as error:
         failure = status.refusal(error)
         outcome.refuse(failure)

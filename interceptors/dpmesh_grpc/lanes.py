@@ -6,6 +6,7 @@ import copy
 import functools
 import logging
 from collections.abc import Awaitable, Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 from google.protobuf import descriptor_pool, message_factory
@@ -24,6 +25,42 @@ METHODS_KEPT = 4096
 _CONSUMERS_KEPT = 1024
 
 
+class Unjudged:
+    """Decides about objects that have no protobuf type, on methods that no loaded proto declares.
+
+    No rule can be found for such an object, although its type may have some: objects of proto-plus and betterproto,
+    or bytes that the application has serialized itself.
+
+    Args:
+        mesh: Whose configuration says what passes.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._globs = mesh.config.grpc.pass_unjudged
+        self._warned: set[str] = set()
+
+    def passes(self, method: str) -> bool:
+        """Whether such an object may leave on a method; the first one on each method is logged.
+
+        Args:
+            method: "/package.Service/Method".
+        """
+        passes = any(fnmatchcase(method, glob) for glob in self._globs)
+        if method not in self._warned:
+            if len(self._warned) >= METHODS_KEPT:
+                self._warned.clear()
+            self._warned.add(method)
+            if passes:
+                text = "%s: objects that are no protobuf messages leave unprotected ([grpc] pass_unjudged)"
+            elif self._mesh.observing:
+                text = "observe mode: %s sends objects that are no protobuf messages, which would be refused"
+            else:
+                text = "%s: objects that are no protobuf messages are refused; [grpc] pass_unjudged lets them pass"
+            log.warning(text, method)
+        return passes
+
+
 class Lane:
     """What leaves a sender on one direction of one method.
 
@@ -32,12 +69,12 @@ class Lane:
         method: "/package.Service/Method".
         direction: Which way the messages go.
         declared: The type that the method declares, or None for a method that no loaded proto has.
+        unjudged: Decides about objects without a protobuf type.
         consumer: Who receives it, for quotas.
 
     Attributes:
-        protected: Whether the declared type has anything to protect; None as long as there is no declared type, so
-            that each message's own type decides.
-        release: Releases one message on its own. Messages of a stream share a `stream()`.
+        protected: Whether the declared type has anything to protect; None as long as there is no declared type.
+            Each message is judged by its own type all the same.
     """
 
     def __init__(
@@ -46,6 +83,7 @@ class Lane:
         method: str,
         direction: Direction,
         declared: Descriptor | None,
+        unjudged: Unjudged,
         consumer: str = "",
     ) -> None:
         self.method = method
@@ -53,6 +91,7 @@ class Lane:
         self._mesh = mesh
         self._direction = direction
         self._declared = declared
+        self._unjudged = unjudged
         self._guarded: dict[type, bool] = {}
         self._others: dict[str, Lane] = {}
         self._lead(consumer)
@@ -60,7 +99,7 @@ class Lane:
     def _lead(self, consumer: str) -> None:
         """Sets where the lane leads."""
         self._consumer = consumer
-        self.release: Release = functools.partial(
+        self._release: Release = functools.partial(
             self._mesh.release, method=self.method, direction=self._direction, consumer=consumer
         )
 
@@ -79,16 +118,27 @@ class Lane:
         """What releases the messages of one RPC that is a stream in this direction."""
         return self._mesh.stream(method=self.method, direction=self._direction, consumer=self._consumer)
 
+    def sensitive(self) -> bool:
+        """Whether what goes along with messages (errors, metadata, their size when compressed) may tell what they said.
+
+        It may where messages are protected. Where it is not known whether they are, it may as soon as any rule is in
+        force.
+        """
+        return self._mesh.has_rules() if self.protected is None else self.protected
+
     def guards(self, kind: type) -> bool:
         """Whether a message of this class has to be released; otherwise it passes.
 
         Raises:
-            ProtectionError: The lane is for another, protected type.
+            ProtectionError: The lane is for another, protected type, or no rule can be found for such an object.
             AnnotationError: The type's annotations are bad.
         """
         guarded = self._guarded.get(kind)
         if guarded is None:
-            guarded = self._guarded[kind] = self._judge(kind)
+            guarded = self._judge(kind)
+            if guarded is None:
+                return False
+            self._guarded[kind] = guarded
         return guarded
 
     def passes(self, kind: type) -> bool:
@@ -101,7 +151,7 @@ class Lane:
     def protect_now(self, message: Any) -> Any:
         """What `protect` gives for a message on its own, or None where only `protect` can tell."""
         try:
-            if not self.guards(type(message)):
+            if not self._admits(type(message), None):
                 return message
             receipt = self._mesh.release_now(
                 message, method=self.method, direction=self._direction, consumer=self._consumer
@@ -117,18 +167,20 @@ class Lane:
         # Raised outside of the handler, so that the original is not even its context.
         raise self._failed(kind)
 
-    async def protect(self, message: Any, release: Release) -> Any:
+    async def protect(self, message: Any, stream: ReleaseStream | None = None) -> Any:
         """What may leave instead of `message`.
 
         Args:
             message: What the application wants to send.
-            release: The lane's `release`, or that of one of its streams.
+            stream: The one of the lane's streams that the message is part of, if it is.
 
         Raises:
             DpmeshError: Nothing may leave. In observe mode the message leaves all the same.
         """
         try:
-            return (await release(message)).message if self.guards(type(message)) else message
+            if not self._admits(type(message), stream):
+                return message
+            return (await (self._release if stream is None else stream.release)(message)).message
         except DpmeshError as error:
             if not self._mesh.observing:
                 raise
@@ -137,6 +189,23 @@ class Lane:
             kind = type(error).__name__
         raise self._failed(kind)
 
+    def _admits(self, kind: type, stream: ReleaseStream | None) -> bool:
+        """What `guards` says; a refusal is recorded."""
+        try:
+            return self.guards(kind)
+        except DpmeshError as error:
+            failed: DpmeshError = error
+        except Exception as error:  # Classes of the application are asked for their descriptors.
+            failed = self._failed(type(error).__name__)
+        if stream is None:
+            self._mesh.refused(failed, method=self.method, direction=self._direction)
+        else:
+            stream.refused(failed)
+        try:
+            raise failed
+        finally:
+            del failed  # It holds this frame.
+
     def _observed(self, message: Any, error: DpmeshError) -> Any:
         log.warning("observe mode: a message of %s would have been refused: %s", self.method, str(error))
         return message
@@ -144,17 +213,55 @@ class Lane:
     def _failed(self, kind: str) -> ProtectionError:
         return ProtectionError("INTERNAL", self.method, f"a message could not be protected ({kind})")
 
-    def _judge(self, kind: type) -> bool:
-        if (
-            self.protected
-            and self._declared is not None
-            and getattr(kind, "DESCRIPTOR", None) is not self._declared
-        ):
-            if kind is type(None) and self._direction == "response":
-                return False  # A handler's None is no message, and gRPC says so.
+    def _judge(self, kind: type) -> bool | None:
+        """The one place that decides about a class; None if it passes as long as no rule is in force."""
+        if kind is type(None) and (self._direction == "response" or not self.protected):
+            return False  # None is no message, and gRPC says so.
+        descriptor = _descriptor(kind)
+        if self.protected and self._declared is not None and descriptor is not self._declared:
             name = self._declared.full_name
             raise ProtectionError("WRONG_TYPE", name, f"{self.method} was given something else to send")
-        return issubclass(kind, Message) and self._mesh.protects(kind)
+        if descriptor is not None:
+            return self._protects(kind, descriptor)
+        if self._declared is not None:
+            return False  # Nothing of what the method declares is protected.
+        if not self._mesh.has_rules():
+            return None
+        if self._unjudged.passes(self.method):
+            return False
+        raise ProtectionError(
+            "NOT_JUDGED",
+            self.method,
+            "no loaded proto declares the method, and it was given something to send that is no protobuf message, so "
+            "no rule can be found for it; import the proto's _pb2 module and send its messages, or let the method "
+            "pass with [grpc] pass_unjudged",
+        )
+
+    def _protects(self, kind: type, descriptor: Descriptor) -> bool:
+        if self._mesh.protects(kind):
+            return True
+        known = _of_default_pool(descriptor)
+        if known is not None and _protected(self._mesh, known):
+            text = f"{self.method} was given a message of another version of this type, which has no rules"
+            raise ProtectionError("WRONG_TYPE", known.full_name, text)
+        return False
+
+
+def _descriptor(kind: type) -> Descriptor | None:
+    """The descriptor of a protobuf message class; None for all other classes, also for those that look like one."""
+    descriptor = getattr(kind, "DESCRIPTOR", None) if issubclass(kind, Message) else None
+    return descriptor if isinstance(descriptor, Descriptor) else None
+
+
+def _of_default_pool(descriptor: Descriptor) -> Descriptor | None:
+    """The type of the same name in protobuf's default pool, if the descriptor is from another pool."""
+    pool = descriptor_pool.Default()
+    if descriptor.file.pool is pool:
+        return None
+    try:
+        return pool.FindMessageTypeByName(descriptor.full_name)
+    except KeyError:
+        return None
 
 
 def _protected(mesh: Mesh, declared: Descriptor) -> bool:
@@ -170,6 +277,8 @@ class Method:
     Args:
         mesh: Who releases.
         name: "/package.Service/Method".
+        found: What declares it, if a loaded proto does.
+        unjudged: Decides about objects without a protobuf type.
         consumer: Who receives requests, for quotas.
 
     Attributes:
@@ -179,16 +288,26 @@ class Method:
         requires: Servers refuse requests that no dpmesh sender has protected.
     """
 
-    def __init__(self, mesh: Mesh, name: str, consumer: str = "") -> None:
-        found = _find(name)
+    def __init__(
+        self,
+        mesh: Mesh,
+        name: str,
+        found: MethodDescriptor | None,
+        unjudged: Unjudged,
+        consumer: str = "",
+    ) -> None:
+        sent, answered = (None, None) if found is None else (found.input_type, found.output_type)
         self.name = name
-        self.request = Lane(mesh, name, "request", None if found is None else found.input_type, consumer)
-        self.response = Lane(mesh, name, "response", None if found is None else found.output_type)
+        self.request = Lane(mesh, name, "request", sent, unjudged, consumer)
+        self.response = Lane(mesh, name, "response", answered, unjudged)
         self.requires = mesh.requires(name)
 
 
 class Methods(dict[str | bytes, Method]):
-    """All methods that were seen, by name as gRPC gives it; decided at the first RPC and kept.
+    """All methods that were seen, by name as gRPC gives it.
+
+    A method that a loaded proto declares is decided at its first RPC and kept. All others are looked up again at each
+    RPC, because their protos may have been loaded since.
 
     Args:
         mesh: Who releases.
@@ -199,18 +318,26 @@ class Methods(dict[str | bytes, Method]):
         super().__init__()
         self._mesh = mesh
         self._consumer = consumer
+        self._unjudged = Unjudged(mesh)
+        self._undeclared: dict[str | bytes, Method] = {}
 
     def __missing__(self, key: str | bytes) -> Method:
-        if len(self) >= METHODS_KEPT:
-            self.clear()
-        method = self[key] = Method(
-            self._mesh, key.decode() if isinstance(key, bytes) else key, self._consumer
-        )
+        name = key.decode() if isinstance(key, bytes) else key
+        found = _find(name)
+        kept: dict[str | bytes, Method] = self._undeclared if found is None else self
+        method = kept.get(key)
+        if method is None:
+            if len(kept) >= METHODS_KEPT:
+                kept.clear()
+            method = kept[key] = Method(self._mesh, name, found, self._unjudged, self._consumer)
         return method
 
 
 def _find(name: str) -> MethodDescriptor | None:
+    """What declares a method; other spellings of its name, which gRPC takes for other methods, are not declared."""
+    service, _, method = name.removeprefix("/").partition("/")
     try:
-        return descriptor_pool.Default().FindMethodByName(name.lstrip("/").replace("/", "."))
+        found = descriptor_pool.Default().FindMethodByName(f"{service}.{method}")
     except KeyError:
         return None
+    return found if name == f"/{found.containing_service.full_name}/{found.name}" else None

@@ -17,7 +17,7 @@ from dpmesh.errors import IdentityError
 from dpmesh.identity.identity import trust_domain
 from dpmesh.identity.rotating import RotatingIdentity
 from dpmesh_grpc.server import rebuilt
-from dpmesh_grpc.status import Failure
+from dpmesh_grpc.status import Failure, end
 
 _T = TypeVar("_T")
 
@@ -203,7 +203,7 @@ def _coroutine(function: Any, peers: _Peers) -> Any:
                 return await peer.hold(function(request, context))
             except _OverError:
                 failure = _OVER
-        return await context.abort(*failure)
+        return await end(context, failure)
 
     return coroutine
 
@@ -220,7 +220,7 @@ def _generator(function: Any, peers: _Peers) -> Any:
                     return
                 except _OverError:
                     failure = _OVER
-        await context.abort(*failure)
+        await end(context, failure)
 
     return generator
 

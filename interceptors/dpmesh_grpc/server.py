@@ -15,7 +15,7 @@ from dpmesh.mesh import Mesh
 from dpmesh_grpc.client import POLICY_KEY
 from dpmesh_grpc.context import AsyncContext, Guard, SyncContext
 from dpmesh_grpc.lanes import METHODS_KEPT, Method, Methods
-from dpmesh_grpc.status import Failure, not_protected
+from dpmesh_grpc.status import Failure, end, not_protected
 
 log = logging.getLogger("dpmesh.grpc")
 
@@ -41,15 +41,16 @@ def aio_server_interceptors(mesh: Mesh) -> tuple[grpc.aio.ServerInterceptor, ...
 
 
 class _Served(NamedTuple):
-    """A handler, what stands for it, and what stands for it when a request is not marked as protected."""
+    """A handler and its method, what stands for it, and what does when a request is not marked as protected."""
 
     handler: Any
+    method: Method
     wrapped: Any
     unmarked: Any
 
 
 class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Wraps the handlers of methods with protected messages; all others are served as they are.
+    """Wraps all handlers: each response is judged by its own type, whatever its method declares.
 
     Args:
         mesh: Who releases.
@@ -66,21 +67,21 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if handler is None:
             return None
         name = handler_call_details.method
+        method = self._methods[name]
         served = self._served.get(name)
-        if served is None or served.handler is not handler:
-            served = self._serve(name, handler)
+        if served is None or served.handler is not handler or served.method is not method:
+            served = self._serve(name, handler, method)
         if served.unmarked is None or any(
             key == POLICY_KEY for key, _ in handler_call_details.invocation_metadata
         ):
             return served.wrapped
         return served.unmarked
 
-    def _serve(self, name: str, handler: Any) -> _Served:
+    def _serve(self, name: str, handler: Any, method: Method) -> _Served:
         if len(self._served) >= METHODS_KEPT:
             self._served.clear()
-        method = self._methods[name]
         unmarked = self._unmarked(method, handler) if method.requires else None
-        served = self._served[name] = _Served(handler, self._wrapped(method, handler), unmarked)
+        served = self._served[name] = _Served(handler, method, self._wrapped(method, handler), unmarked)
         return served
 
     def _unmarked(self, method: Method, handler: Any) -> Any:
@@ -91,9 +92,14 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _wrapped(self, method: Method, handler: Any) -> Any:
         guard = Guard.of(method, handler.response_streaming, self._mesh)
-        if guard.lane.protected is False and not guard.masks:
-            return handler
-        return rebuilt(handler, lambda function: _guarded(function, guard, handler.response_streaming))
+        name, make = _ARITIES[bool(handler.request_streaming), bool(handler.response_streaming)]
+        deserializer = handler.request_deserializer
+        return make(
+            _guarded(getattr(handler, name), guard),
+            # Where requests are a stream, gRPC's errors reach the handler.
+            request_deserializer=deserializer if handler.request_streaming else guard.sealed(deserializer),
+            response_serializer=guard.sealed(handler.response_serializer),
+        )
 
 
 def rebuilt(handler: Any, change: Callable[[Any], Any]) -> Any:
@@ -110,21 +116,21 @@ def _refusing(handler: Any, failure: Failure) -> Any:
     """A handler of the same arity that refuses every RPC."""
 
     async def refuse(_request: Any, context: Any) -> None:
-        await context.abort(*failure)
+        await end(context, failure)
 
     async def refuse_stream(_request: Any, context: Any) -> AsyncIterator[None]:
-        await context.abort(*failure)
+        await end(context, failure)
         yield
 
     return rebuilt(handler, lambda _: refuse_stream if handler.response_streaming else refuse)
 
 
-def _guarded(function: Any, guard: Guard, streams: bool) -> Any:
+def _guarded(function: Any, guard: Guard) -> Any:
     """A handler's function with its responses protected.
 
     gRPC asks what kind of function it has, and calls each in its own way; so the wrapper is of the same kind.
     """
-    if not streams:
+    if not guard.streams:
         return (
             _unary(function, guard) if inspect.iscoroutinefunction(function) else _sync_unary(function, guard)
         )
@@ -139,8 +145,7 @@ def _guarded(function: Any, guard: Guard, streams: bool) -> Any:
 
 def _unary(function: Any, guard: Guard) -> Any:
     async def unary(request: Any, context: Any) -> Any:
-        lane = guard.lane_to(context)
-        guarded = AsyncContext(context, guard, lane, lane.release)
+        guarded = AsyncContext(context, guard)
         try:
             response = await function(request, guarded)
             if guard.lane.passes(type(response)):
@@ -158,9 +163,7 @@ def _unary(function: Any, guard: Guard) -> Any:
 
 def _writer(function: Any, guard: Guard) -> Any:
     async def writer(request: Any, context: Any) -> None:
-        lane = guard.lane_to(context)
-        stream = lane.stream()
-        guarded = AsyncContext(context, guard, lane, stream.release)
+        guarded = AsyncContext(context, guard)
         guarded.begin_stream()
         failure = None
         try:
@@ -170,7 +173,7 @@ def _writer(function: Any, guard: Guard) -> Any:
                 raise
             failure = guarded.failure(error)
         finally:
-            stream.close()
+            guarded.close()
         if failure is not None:
             await guarded.end(failure)
 
@@ -178,23 +181,30 @@ def _writer(function: Any, guard: Guard) -> Any:
 
 
 def _generator(function: Any, guard: Guard) -> Any:
+    passes = guard.lane.passes
+
     async def generator(request: Any, context: Any) -> AsyncIterator[Any]:
-        lane = guard.lane_to(context)
-        stream = lane.stream()
-        guarded = AsyncContext(context, guard, lane, stream.release)
+        guarded = AsyncContext(context, guard)
         guarded.begin_stream()
         failure = None
+        closing = False
         try:
             async with aclosing(function(request, guarded)) as responses:
                 async for response in responses:
-                    yield await guarded.protect(response)
+                    protected = response if passes(type(response)) else await guarded.protect(response)
+                    try:
+                        yield protected
+                    except GeneratorExit:
+                        closing = True
+                        raise
         except BaseException as error:
             if guarded.passes(error):
                 raise
             failure = guarded.failure(error)
         finally:
-            stream.close()
-        if failure is not None:
+            guarded.close()
+        # The RPC of a generator that is being closed is over.
+        if failure is not None and not closing:
             await guarded.end(failure)
 
     return generator
@@ -204,8 +214,7 @@ def _sync_unary(function: Any, guard: Guard) -> Any:
     loop = asyncio.get_running_loop()
 
     def unary(request: Any, context: Any) -> Any:
-        lane = guard.lane_to(context)
-        guarded = SyncContext(context, guard, lane, lane.release)
+        guarded = SyncContext(context, guard)
         try:
             response = function(request, guarded)
             if guard.lane.passes(type(response)):
@@ -223,22 +232,22 @@ def _sync_unary(function: Any, guard: Guard) -> Any:
 def _sync_generator(function: Any, guard: Guard) -> Any:
     loop = asyncio.get_running_loop()
 
+    passes = guard.lane.passes
+
     def generator(request: Any, context: Any) -> Iterator[Any]:
-        lane = guard.lane_to(context)
-        stream = lane.stream()
-        guarded = SyncContext(context, guard, lane, stream.release)
+        guarded = SyncContext(context, guard)
         guarded.begin_stream()
         try:
             for response in function(request, guarded):
                 if guarded.aborted:
                     return
-                yield _on(loop, guarded, response)
+                yield response if passes(type(response)) else _on(loop, guarded, response)
         except BaseException as error:
             if guarded.passes(error):
                 raise
             guarded.end(error)
         finally:
-            stream.close()
+            guarded.close()
 
     return generator
 

@@ -28,7 +28,11 @@ HANDLER_FAILED = "the handler failed; dpmesh keeps its exception's text from the
 WITHHELD = "dpmesh keeps the handler's details from the peer ([grpc] pass_status_details)"
 
 IDENTITY_FAILED = "an identity, or what checks one, can't be had now"
+FAILED = "dpmesh failed, so nothing may leave"
 LEDGER_FAILED = "the ledger can't answer now, so nothing may leave or be let in"
+
+# Tells a client whose retry policy names the status not to try again (gRFC A6, "Pushback").
+_NO_RETRY = ("grpc-retry-pushback-ms", "-1")
 
 _NANOSECONDS = 1_000_000_000
 
@@ -49,6 +53,9 @@ class Failure(NamedTuple):
 
 def refusal(error: DpmeshError) -> Failure:
     """The status of a message that was refused, with google.rpc.ErrorInfo in its details.
+
+    A client's retry policy may retry what is UNAVAILABLE for now. It is told not to retry anything else: the answer
+    would be no other, and each attempt runs the handler and may be charged again.
 
     Args:
         error: Why it was refused.
@@ -72,13 +79,31 @@ def refusal(error: DpmeshError) -> Failure:
     if isinstance(error, AnnotationError):
         where = {"field": error.element, "rule": error.rule}
         return _failure(grpc.StatusCode.FAILED_PRECONDITION, "BAD_ANNOTATION", str(error), where)
-    return _failure(grpc.StatusCode.INTERNAL, "INTERNAL", str(error), {})
+    # The text of an error that is none of these may be the application's own.
+    return _failure(grpc.StatusCode.INTERNAL, "INTERNAL", FAILED, {})
 
 
 def not_protected(method: str, key: str) -> Failure:
     """The status of a request that came without a dpmesh sender's mark where one is required."""
     text = f"{method} takes requests only from senders that protect them: metadata key {key!r} is missing"
     return _failure(grpc.StatusCode.FAILED_PRECONDITION, "NOT_PROTECTED", text, {"method": method})
+
+
+async def end(context: Any, failure: Failure) -> None:
+    """Ends an RPC on a server with a status.
+
+    The metadata is set beforehand: contexts of other libraries may take nothing but a code and a text.
+
+    Args:
+        context: The handler's.
+        failure: The status.
+
+    Raises:
+        grpc.aio.AbortError: Always, as gRPC's `abort` does.
+    """
+    if failure.trailing:
+        context.set_trailing_metadata(failure.trailing)
+    await context.abort(failure.code, failure.text)
 
 
 def rpc_error(failure: Failure) -> grpc.aio.AioRpcError:
@@ -116,4 +141,5 @@ def _failure(
         packed = AnyMessage()
         packed.Pack(detail)
         status.details.append(packed)
-    return Failure(code, text, ((DETAILS_KEY, status.SerializeToString()),))
+    trailing: tuple[tuple[str, str | bytes], ...] = ((DETAILS_KEY, status.SerializeToString()),)
+    return Failure(code, text, trailing if code is grpc.StatusCode.UNAVAILABLE else (*trailing, _NO_RETRY))

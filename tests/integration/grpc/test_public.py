@@ -80,34 +80,33 @@ async def test_exceptions_and_aborts_keep_their_words(mesh, serve, connect):
     assert "all of this text" in errors[0][1]
 
 
-async def test_the_handler_and_the_call_are_the_very_same(mesh):
-    handler = grpc.unary_unary_rpc_method_handler(sync_echo)
-
+async def test_the_call_is_the_very_same(mesh):
     class Details:
         method = rig.PREFIX + "Echo"
         invocation_metadata = ()
         timeout = metadata = credentials = wait_for_ready = None
 
-    async def found(details):
-        return handler
-
     async def nothing(details):
         return None
 
-    assert await ServerInterceptor(mesh).intercept_service(found, Details) is handler
     assert await ServerInterceptor(mesh).intercept_service(nothing, Details) is None
 
     async def begin(details, request):
         return details, request
 
-    request, requests = pb.Plain(), stream()
+    request = pb.Plain()
     assert await Sender(mesh).send_one(begin, Details, request, None) == (Details, request)
+
+    async def begin_stream(details, requests):
+        return details
+
     Details.method = (rig.PREFIX + "EchoAll").encode()
-    assert await Sender(mesh).send_many(begin, Details, requests, None) == (Details, requests)
+    details = await Sender(mesh).send_many(begin_stream, Details, stream(), lambda call, outcome: call)
+    assert details is Details
 
 
 async def test_a_method_that_is_not_served(mesh, serve, connect):
     stub = await connect(await serve(mesh=mesh), mesh)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.channel.unary_unary("/acme.Nowhere/Nothing")(b"")
+        await stub.channel.unary_unary("/acme.Nowhere/Nothing", pb.Plain.SerializeToString)(pb.Plain())
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED

@@ -93,6 +93,7 @@ async def serving(
     before: Any = (),
     add: Any = (),
     credentials: Any = None,
+    stations: bool = True,
     **options: Any,
 ) -> AsyncIterator[str]:
     """A server on a free port.
@@ -103,12 +104,14 @@ async def serving(
         before: Interceptors that stand before dpmesh's.
         add: Functions that add other services to the server.
         credentials: The server's, if it is to be a secure one.
+        stations: Serves the tests' own service, which answers before services of the same name.
         options: For grpc.aio.server.
     """
     ours = aio_server_interceptors(mesh) if mesh else ()
     pool = ThreadPoolExecutor(4)
     server = grpc.aio.server(pool, interceptors=[*before, *ours], **options)
-    add_handlers(server, handlers or {})
+    if stations:
+        add_handlers(server, handlers or {})
     for function in add:
         function(server)
     port = (

@@ -1,0 +1,53 @@
+"""Whether any rule is in force. As long as none is, there is nothing to protect, and dpmesh stays out of the way."""
+
+from __future__ import annotations
+
+import sys
+
+from google.protobuf.descriptor import Descriptor
+
+from dpmesh.errors import AnnotationError
+from dpmesh.policy import loaded
+from dpmesh.policy.policy import Policy
+
+# Generated code keeps its file's descriptor under this name. A module that has none yet is still being imported.
+_DESCRIPTOR = "DESCRIPTOR"
+
+
+class InForce:
+    """Looks for rules: an overlay, or an annotation of a type whose module is imported.
+
+    The answer is kept. "No" is looked up again as soon as more modules are imported; "yes" is for good.
+
+    Args:
+        policy: The rules.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        overlays = policy.rules.overlay
+        self._policy = policy
+        self._found = any((overlays.fields, overlays.messages, overlays.oneofs, overlays.methods))
+        # How many modules were imported when no rule was found.
+        self._modules = -1
+
+    def __call__(self) -> bool:
+        """Whether any rule is in force."""
+        if not self._found and len(sys.modules) != self._modules:
+            self._look()
+        return self._found
+
+    def _look(self) -> None:
+        modules = len(sys.modules)
+        # Another thread may be in the middle of an import: the number of modules then changes no more.
+        importing = any(
+            name.endswith("_pb2") and _DESCRIPTOR not in getattr(module, "__dict__", {})
+            for name, module in list(sys.modules.items())
+        )
+        self._found = any(self._rules(message) for message in loaded.message_types(self._policy))
+        self._modules = -1 if importing else modules
+
+    def _rules(self, message: Descriptor) -> bool:
+        try:
+            return self._policy.plan(message) is not None
+        except AnnotationError:
+            return True
