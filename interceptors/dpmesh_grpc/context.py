@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import grpc
 from grpc._cython import cygrpc
@@ -19,14 +19,13 @@ from dpmesh_grpc.status import end as end_rpc
 
 log = logging.getLogger("dpmesh.grpc")
 
-# What has to reach gRPC, which ends the RPC (or the process) by it and never sends its text. The last two say that the
+# What has to reach gRPC, which ends the RPC or the process by it and never sends its text. The last two say that the
 # peer has gone, or that the server has stopped; answering would touch what is no longer there. They have no public
 # names. All others of gRPC's errors are answered with their texts, and handlers can raise them too.
 _GRPC_OWN = (
     asyncio.CancelledError,
     KeyboardInterrupt,
     SystemExit,
-    GeneratorExit,
     cygrpc.ExecuteBatchError,
     cygrpc._ServerStoppedError,
 )
@@ -231,7 +230,7 @@ class _Context:
 
     def passes(self, error: BaseException) -> bool:
         """Whether an exception goes on to gRPC as it is."""
-        if isinstance(error, DpmeshError):
+        if _is_refusal(error):
             return False
         if not self._guard.masks() or error is self._abort_error:
             return True
@@ -239,13 +238,18 @@ class _Context:
 
     def failure(self, error: BaseException) -> Failure:
         """How the RPC ends when its handler raised something that does not pass."""
-        if isinstance(error, DpmeshError):
+        if _is_refusal(error):
             if not isinstance(error, BudgetExhaustedError):  # Those are everyday, and there can be many.
                 # Its text, because it holds the message, and who collects records would hold it in turn.
                 log.warning("%s: a response was refused: %s", self._guard.lane.method, str(error))
             return refusal(error)
         self._guard.log(error)
         return Failure(_code(error) if self._code in _FINE else self._code, HANDLER_FAILED)
+
+
+def _is_refusal(error: BaseException) -> TypeGuard[DpmeshError]:
+    """Whether it is dpmesh's own error, and no class that the application has derived from one, with any text."""
+    return isinstance(error, DpmeshError) and type(error).__module__ == DpmeshError.__module__
 
 
 def _is_unimplemented(error: BaseException) -> bool:

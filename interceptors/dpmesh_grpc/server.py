@@ -32,7 +32,8 @@ def aio_server_interceptors(mesh: Mesh) -> tuple[grpc.aio.ServerInterceptor, ...
     """What protects the responses of a grpc.aio server, and refuses requests that had to be protected and are not.
 
     It belongs next to the handlers, after all others: `interceptors=[*others, *aio_server_interceptors(mesh)]`. What
-    stands before it sees responses as they leave, and exceptions without their text.
+    stands before it sees responses as they leave, and exceptions without their text. So what turns exceptions into
+    statuses belongs after it: then the codes pass, and the texts are held back as a handler's own.
 
     Args:
         mesh: Who releases.
@@ -198,7 +199,7 @@ def _generator(function: Any, guard: Guard) -> Any:
                         closing = True
                         raise
         except BaseException as error:
-            if guarded.passes(error):
+            if guarded.passes(error) or (closing and isinstance(error, GeneratorExit)):
                 raise
             failure = guarded.failure(error)
         finally:
@@ -231,19 +232,24 @@ def _sync_unary(function: Any, guard: Guard) -> Any:
 
 def _sync_generator(function: Any, guard: Guard) -> Any:
     loop = asyncio.get_running_loop()
-
     passes = guard.lane.passes
 
     def generator(request: Any, context: Any) -> Iterator[Any]:
         guarded = SyncContext(context, guard)
         guarded.begin_stream()
+        closing = False
         try:
             for response in function(request, guarded):
                 if guarded.aborted:
                     return
-                yield response if passes(type(response)) else _on(loop, guarded, response)
+                protected = response if passes(type(response)) else _on(loop, guarded, response)
+                try:
+                    yield protected
+                except GeneratorExit:
+                    closing = True
+                    raise
         except BaseException as error:
-            if guarded.passes(error):
+            if guarded.passes(error) or (closing and isinstance(error, GeneratorExit)):
                 raise
             guarded.end(error)
         finally:

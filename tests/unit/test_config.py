@@ -30,6 +30,7 @@ def test_a_file_and_the_environment_over_it(tmp_path):
         "DPMESH_LEDGER_URL": "sqlite:///x.db",
         "DPMESH_GRPC_PASS_METADATA": "a, b",
         "DPMESH_GRPC_PASS_STATUS_DETAILS": "true",
+        "DPMESH_GRPC_PASS_UNJUDGED": "/acme.Legacy/*, /acme.Other/Call",
         "DPMESH_BUDGET_DEVICE_DAILY_EPSILON": "4",
         "HOME": "/",
     }
@@ -37,7 +38,11 @@ def test_a_file_and_the_environment_over_it(tmp_path):
     assert settings.mode == "enforce"
     assert settings.ledger.url == "sqlite:///x.db"
     assert settings.policy.file == str(tmp_path / "p.yaml")
-    assert settings.grpc == config.GrpcConfig(pass_metadata=("a", "b"), pass_status_details=True)
+    assert settings.grpc == config.GrpcConfig(
+        pass_metadata=("a", "b"),
+        pass_status_details=True,
+        pass_unjudged=("/acme.Legacy/*", "/acme.Other/Call"),
+    )
     assert (settings.budget[0].epsilon, settings.budget[0].window) == (4.0, "1h")
 
 

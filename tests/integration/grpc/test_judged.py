@@ -21,6 +21,7 @@ from stations import rig
 from stations import stations_pb2 as pb
 from stations.rig import PREFIX, RAW, is_protected, reading, stream
 from test_types import foreign_reading
+from test_words import TEXT, TRAILING, Talkative, everything
 
 ARITIES = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
 STYLES = [*ARITIES, "stream_unary by write", "stream_stream by write"]
@@ -347,6 +348,53 @@ async def test_no_response_of_an_undeclared_method_is_what_it_is_in_grpc(mesh, s
             await called(channel, "unary_unary", "/acme.Any/unary_unary", b"")
         found.append((caught.value.code(), caught.value.details()))
     assert found[0] == found[1]
+
+
+class Failing(Talkative):
+    """Handlers that quote a value, in all ways there are."""
+
+    async def fail(self, request, context):
+        await context.send_initial_metadata(TRAILING)
+        context.set_trailing_metadata(TRAILING)
+        context.set_details(TEXT)
+        context.set_code(grpc.StatusCode.NOT_FOUND)
+        raise ValueError(TEXT)
+
+    def sync_watch(self, request, context):
+        context.set_trailing_metadata(TRAILING)
+        context.set_code(grpc.StatusCode.NOT_FOUND)
+        yield pb.Plain()
+        raise ValueError(TEXT)
+
+
+WORDS = [("unary_unary", way) for way in ("abort", "abort_with_status", "settle", "sync_abort", "fail")]
+WORDS += [("unary_stream", way) for way in ("stream_abort", "write_abort", "sync_watch")]
+
+
+@pytest.mark.parametrize(("arity", "way"), WORDS)
+async def test_words_on_an_undeclared_method_stay_at_home(mesh, serve, connect, caplog, arity, way):
+    handler = Any({arity: getattr(Failing(), way)})
+    channel = (await connect(await serve(mesh=mesh, **adding(handler)))).channel
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await called(channel, arity, f"/acme.Any/{arity}", b"")
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    assert str(RAW) not in everything(caught.value) + caplog.text
+    assert "next-page" not in everything(caught.value)
+
+
+async def test_streams_of_an_undeclared_method_are_not_compressed(mesh, serve, connect, stack):
+    async def chat(requests, context):
+        context.set_compression(grpc.Compression.Gzip)
+        async for _ in requests:
+            yield reading(payload=bytes(20_000))
+
+    handler = Any({"stream_stream": chat})
+    target = await serve(mesh=mesh, compression=grpc.Compression.Gzip, **adding(handler))
+    wire = await stack.enter_async_context(rig.Wire(target))
+    channel = (await connect(wire.target, mesh, compression=grpc.Compression.Gzip)).channel
+    await called(channel, "stream_stream", "/acme.Any/stream_stream", reading(payload=bytes(20_000)))
+    assert 20_000 < wire.sent < 26_000
+    assert 20_000 < wire.received < 26_000
 
 
 # -- what is said of it -----------------------------------------------------------------------------------------------
