@@ -181,6 +181,7 @@ class StreamRecord:
         self._direction = direction
         self._span: Any = None
         self._route: Route | None = None
+        self._last: Route | None = None  # Of the last message that had one.
         self._began = False
         self._started = 0
         self._state = names.STATE_OK
@@ -205,6 +206,7 @@ class StreamRecord:
         if route is not self._route:
             self._count()
         self._route = route
+        self._last = route or self._last
         self._started = started
         return self
 
@@ -259,7 +261,7 @@ class StreamRecord:
             span.set_status(refused_status())
         span.set_attributes(
             {
-                **_attributes(self._route),
+                **_attributes(self._last),
                 names.DIRECTION: self._direction,
                 names.DECISION: self._decision,
                 names.EPSILON: self._epsilon,

@@ -6,7 +6,7 @@ import sys
 
 from google.protobuf.descriptor import Descriptor
 
-from dpmesh.errors import AnnotationError
+from dpmesh.errors import DpmeshError
 from dpmesh.policy import loaded
 from dpmesh.policy.policy import Policy
 
@@ -49,5 +49,5 @@ class InForce:
     def _rules(self, message: Descriptor) -> bool:
         try:
             return self._policy.plan(message) is not None
-        except AnnotationError:
+        except DpmeshError:
             return True

@@ -145,8 +145,8 @@ class Lane:
         """Whether a message of this class can go as it is, without being looked at any further."""
         try:
             return not self.guards(kind)
-        except DpmeshError:
-            return False
+        except Exception:
+            return False  # Whoever protects it says why it is refused.
 
     def protect_now(self, message: Any) -> Any:
         """What `protect` gives for a message on its own, or None where only `protect` can tell."""

@@ -227,6 +227,7 @@ async def test_a_stream_that_ends_in_a_refusal_for_its_type_has_one_span(sdk):
         counts, _ = counted(reader)
     (span,) = exporter.get_finished_spans()
     assert (span.attributes["dpmesh.decision"], span.attributes["dpmesh.messages.count"]) == ("refused", 1)
+    assert span.attributes["dpmesh.message"] == f"{TYPES.package}.Report"
     assert span.status.status_code is trace.StatusCode.ERROR
     assert counts[("released", "unit-day")] == (1, 1.0)
     assert sum(releases for (decision, _), (releases, _) in counts.items() if decision == "refused") == 1

@@ -230,6 +230,31 @@ async def test_what_looks_like_the_declared_type_is_refused(mesh, serve, connect
     assert seen == []
 
 
+class Opaque(type(Message)):
+    """The metaclass of a class that does not tell its descriptor."""
+
+    @property
+    def DESCRIPTOR(cls):
+        raise ValueError(f"temperature was {RAW}")
+
+
+async def test_a_class_that_fails_when_it_is_judged_is_refused(mesh, serve, connect, caplog):
+    class Shy(Message, metaclass=Opaque):
+        pass
+
+    handler = Any({"unary_unary": answers(Shy(), "unary_unary", "one")["unary_unary"]})
+    target = await serve(mesh=mesh, **adding(handler))
+    channel = (await connect(target, mesh)).channel
+    calls = [called(channel, style, f"/acme.Any/{style.split()[0]}", Shy()) for style in STYLES]
+    calls.append(called((await connect(target)).channel, "unary_unary", "/acme.Any/unary_unary", b""))
+    for call in calls:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert rig.status(caught.value).info.reason == "INTERNAL"
+        assert str(RAW) not in str(caught.value) + caplog.text
+    assert handler.got == []
+
+
 async def test_nothing_is_nothing(mesh, serve, connect):
     """A client's None is no value; its serializer says what is sent instead."""
     handler = Any()
@@ -454,9 +479,9 @@ async def test_a_refusal_for_a_requests_type_has_a_span(spans, open_mesh, serve,
     mesh = await open_mesh()
     arity = style.split()[0]
     name = (PREFIX if reason == "WRONG_TYPE" else "/acme.Any/") + WRONG[reason][arity]
-    channel = (await connect(await serve(), mesh)).channel
+    add = [lambda server: server.add_generic_rpc_handlers([Any()])]
+    channel = (await connect(await serve(handlers=rig.Seen().handlers(), add=add), mesh)).channel
     await refused(called(channel, style, name, str(RAW)), reason)
-    await asyncio.sleep(0)
     check_refused_span(spans, "request", name)
 
 
@@ -476,7 +501,7 @@ async def test_a_refusal_for_a_bad_annotation_or_a_missing_budget_has_a_span(
     everyone = {"name": "all", "key": "global", "epsilon": 6.0, "accounting": "pure", "window": "24h"}
     mesh = await open_mesh(budget=[everyone])
     name = PREFIX + ("Report" if style == "unary_unary" else "ReportAll")
-    channel = (await connect(await serve(), mesh)).channel
+    channel = (await connect(await serve(handlers=rig.Seen().handlers()), mesh)).channel
     found = await refused(called(channel, style, name, reading()), "BAD_ANNOTATION")
     assert "no-budget" in found.text
     check_refused_span(spans, "request", name)
