@@ -249,7 +249,7 @@ class _Context:
 
 def _is_refusal(error: BaseException) -> TypeGuard[DpmeshError]:
     """Whether it is dpmesh's own error, and no class that the application has derived from one, with any text."""
-    return isinstance(error, DpmeshError) and type(error).__module__ == DpmeshError.__module__
+    return isinstance(error, DpmeshError) and type(error).__module__.partition(".")[0] == "dpmesh"
 
 
 def _is_unimplemented(error: BaseException) -> bool:
