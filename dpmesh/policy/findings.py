@@ -62,6 +62,9 @@ class Findings:
         self.problems: list[Problem] = []
         self._book = book
         self._asked: dict[str, bytes] = {}
+        # A type is met at many places, and parsing its options takes longer than all else that is done there.
+        self._known: dict[str, Ruling] = {}
+        self._holding: dict[str, bool] = {}
 
     def version(self) -> str:
         """A digest of every rule that was looked at, 16 hex digits."""
@@ -89,13 +92,18 @@ class Findings:
 
     def holds_rules(self, field: FieldDescriptor) -> bool:
         """Whether the field is a message with something to protect in it."""
-        if field.message_type is None:
+        inside = field.message_type
+        if inside is None:
             return False
-        try:
-            return is_protected(field.message_type, self._book)
-        except AnnotationError as error:
-            self.refused(error)
-            return False
+        found = self._holding.get(inside.full_name)
+        if found is None:
+            try:
+                found = is_protected(inside, self._book)
+            except AnnotationError as error:
+                self.refused(error)
+                found = False
+            self._holding[inside.full_name] = found
+        return found
 
     def changes(self, field: FieldDescriptor) -> bool:
         """Whether the field leaves otherwise than as it is."""
@@ -103,6 +111,13 @@ class Findings:
         return kind != "public" if kind else self.holds_rules(field)
 
     def _ask(self, ask: Callable[[Any], Ruling], element: Any) -> Ruling:
+        # Protobuf allows no two elements of one name.
+        known = self._known.get(element.full_name)
+        if known is None:
+            known = self._known[element.full_name] = self._answer(ask, element)
+        return known
+
+    def _answer(self, ask: Callable[[Any], Ruling], element: Any) -> Ruling:
         try:
             ruling = ask(element)
         except AnnotationError as error:
