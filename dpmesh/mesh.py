@@ -119,7 +119,7 @@ class Mesh:
         return self.policy.digest
 
     async def __aenter__(self) -> Self:
-        """Checks every annotated type that is loaded, and opens the ledger.
+        """Checks every loaded type that has or reaches a rule, and opens the ledger.
 
         Raises:
             AnnotationError: An annotation of a loaded type is bad.
@@ -150,7 +150,7 @@ class Mesh:
             await asyncio.to_thread(self._flush)
 
     def _check_loaded(self) -> None:
-        """Compiles every annotated type that is loaded: a bad annotation fails now, not with the first message."""
+        """Compiles every loaded type that can reach a rule: a bad one fails now, not with the first message."""
         stray = self.policy.stray()
         if stray:
             raise ConfigError(

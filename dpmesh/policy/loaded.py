@@ -1,48 +1,90 @@
-"""Which message types of this process have annotations: those of all imported _pb2 modules."""
+"""Which message types of this process can have something to protect: those of all imported _pb2 modules."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FileDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
 
 from dpmesh.policy.policy import Policy
 from dpmesh.v1 import privacy_pb2
 
+# Two pools may hold files of one name.
+_Key = tuple[DescriptorPool, str]
+
 
 def message_types(policy: Policy) -> Iterator[Descriptor]:
-    """All message types of imported modules that import privacy.proto or that an overlay names, innermost too.
+    """All message types of loaded files from which an annotation or an overlay can be reached, innermost too.
 
-    A file that imports privacy.proto only by way of others counts.
+    These are the files that import privacy.proto, that hold a message type which an overlay names, or that import one
+    of these, also by way of others: a message type without rules may hold others that have some.
 
     Args:
         policy: Whose overlays to look for.
     """
-    overlays = policy.rules.overlay
-    overlaid = {name.rpartition(".")[0] for names in (overlays.fields, overlays.oneofs) for name in names}
-    overlaid |= set(overlays.messages)
-    known = {privacy_pb2.DESCRIPTOR.name: True}
+    files = _files(policy)
+    overlaid = _overlaid(policy)
+    ruled = [key for key, file in files.items() if _has_rules(file, overlaid)]
+    importers: dict[_Key, list[_Key]] = {}
+    for key, file in files.items():
+        for used in file.dependencies:
+            importers.setdefault(_key(used), []).append(key)
+    found = set(ruled)
+    while ruled:
+        new = [key for key in importers.get(ruled.pop(), ()) if key not in found]
+        found.update(new)
+        ruled += new
+    for key, file in files.items():
+        if key in found:
+            yield from _all(file.message_types_by_name.values())
+
+
+def _files(policy: Policy) -> dict[_Key, FileDescriptor]:
+    """The files of all imported modules and of the overlays' types, and what these files import."""
+    todo = []
     for module in list(sys.modules.values()):
         # Not getattr: modules that load lazily may do and raise anything then.
         file = getattr(module, "__dict__", {}).get("DESCRIPTOR")
-        if not isinstance(file, FileDescriptor):
+        if isinstance(file, FileDescriptor):
+            todo.append(file)
+    for name in sorted(_overlaid(policy)):
+        try:
+            todo.append(descriptor_pool.Default().FindMessageTypeByName(name).file)
+        except KeyError:
             continue
-        annotated = _uses_annotations(file, known)
-        for descriptor in _all(file.message_types_by_name.values()):
-            if annotated or descriptor.full_name in overlaid:
-                yield descriptor
+    files: dict[_Key, FileDescriptor] = {}
+    while todo:
+        file = todo.pop()
+        if _key(file) not in files:
+            files[_key(file)] = file
+            todo += file.dependencies
+    return files
 
 
-def _uses_annotations(file: FileDescriptor, known: dict[str, bool]) -> bool:
-    """Whether a file imports privacy.proto: a message without annotations may hold others that have some."""
-    if file.name not in known:
-        known[file.name] = any(_uses_annotations(used, known) for used in file.dependencies)
-    return known[file.name]
+def _key(file: FileDescriptor) -> _Key:
+    return file.pool, file.name
 
 
-def _all(descriptors: object) -> Iterator[Descriptor]:
-    for descriptor in descriptors:  # type: ignore[attr-defined]
+def _overlaid(policy: Policy) -> set[str]:
+    """The names of the message types that overlays are about."""
+    overlays = policy.rules.overlay
+    inside = {name.rpartition(".")[0] for names in (overlays.fields, overlays.oneofs) for name in names}
+    return inside | set(overlays.messages)
+
+
+def _has_rules(file: FileDescriptor, overlaid: set[str]) -> bool:
+    if file.name == privacy_pb2.DESCRIPTOR.name:
+        return True
+    return bool(overlaid) and any(
+        message.full_name in overlaid for message in _all(file.message_types_by_name.values())
+    )
+
+
+def _all(descriptors: Iterable[Descriptor]) -> Iterator[Descriptor]:
+    for descriptor in descriptors:
         if not descriptor.GetOptions().map_entry:
             yield descriptor
             yield from _all(descriptor.nested_types)
