@@ -207,8 +207,10 @@ class _Compiler:
                 )
         if read is not None:
             node.own(read, path + marked[0].name, owned=owned)
-        elif node.units and node.local != Cost.ZERO and not owned:
-            self._unowned(message, node, path)
+        elif node.units and not owned:
+            if node.local != Cost.ZERO:
+                self._unowned(message, node, path)
+            self._beside(message, node, path)
         node.values = self._fitting(message.full_name, node.values)
         return node
 
@@ -229,6 +231,17 @@ class _Compiler:
             f"has values that are not charged to the unit in {node.units[0][0].removeprefix(path)}, but to no unit",
             "mark the unit's id in the message that holds the values",
         )
+
+    def _beside(self, message: Descriptor, node: Node, path: str) -> None:
+        """A header that names a unit, beside messages that name others: these may be data of the header's unit."""
+        heads = dict.fromkeys(unit.removeprefix(path).partition(".")[0] for unit, _, _ in node.units)
+        fields = {head: message.fields_by_name[head.rstrip("[]{}")] for head in heads}
+        single = [entry for head, entry in fields.items() if head == entry.name and choice_of(entry) is None]
+        others = [entry.name for entry in fields.values() if single and _inside(entry) != _inside(single[0])]
+        if others:
+            text = f"shows which messages {' and '.join(others)} holds, and the unit in {single[0].name} does not pay"
+            fix = "if they are data of that unit, mark its id in this message"
+            self.findings.warn(message.full_name, "unit-beside", text, fix)
 
     def _odd(self, message: Descriptor) -> None:
         """What protobuf allows, and a protected message can't have."""
@@ -385,10 +398,7 @@ class _Compiler:
 
     def _nested(self, place: Place, node: Node, site: _Site) -> None:
         entry = place.field
-        inside = held(entry)
-        if is_map(entry):
-            value = inside.fields_by_name["value"]
-            inside = held(value)
+        inside = _inside(entry)
         if inside.full_name in site.stack:
             text = f"{type_name(entry)} holds itself, so its loss has no bound"
             self.findings.error(entry.full_name, "recursive", text, "use suppress")
@@ -507,6 +517,11 @@ class _Compiler:
             except BadRuleError as bad:
                 self.findings.bad(place.field.full_name, bad)
         return items, inner
+
+
+def _inside(entry: FieldDescriptor) -> Descriptor:
+    """The message type that a field holds; of a map, its values'."""
+    return held(held(entry).fields_by_name["value"]) if is_map(entry) else held(entry)
 
 
 def _short(path: str) -> str:

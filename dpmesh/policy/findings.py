@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
@@ -27,25 +27,51 @@ def is_protected(message: Descriptor, book: Rulebook) -> bool:
     Raises:
         AnnotationError: A rule was written by a newer schema.
     """
-    seen: set[str] = set()
+    return judged(message, book)[message.full_name]
+
+
+def judged(message: Descriptor, book: Rulebook) -> dict[str, bool]:
+    """For the name of each type that a message type reaches, itself included: whether it has something to protect.
+
+    Each type is looked at once, whatever the number of ways to it.
+
+    Raises:
+        AnnotationError: A rule was written by a newer schema.
+    """
+    seen: set[str] = {message.full_name}
+    holders: dict[str, list[str]] = {}
+    found: set[str] = set()
     todo = [message]
     while todo:
         at = todo.pop()
-        if at.full_name in seen:
-            continue
-        seen.add(at.full_name)
-        if is_map_entry(at):
-            # Nobody can rule for an entry, only for the map and for what it holds.
-            todo += [entry.message_type for entry in at.fields if entry.message_type is not None]
-            continue
-        drops = book.message(at).rules.unannotated != pb.MessageRules.PASS
-        for entry in (*at.fields, *extensions(at)):
-            kind = book.field(entry).rules.WhichOneof("kind")
-            if kind not in (None, "public") or (kind is None and drops):
-                return True
-            if kind is None and entry.message_type is not None:
-                todo.append(entry.message_type)
-    return False
+        for entry, ruled in _fields(at, book):
+            if ruled:
+                found.add(at.full_name)
+            elif entry.message_type is not None:
+                inside = entry.message_type
+                holders.setdefault(inside.full_name, []).append(at.full_name)
+                if inside.full_name not in seen:
+                    seen.add(inside.full_name)
+                    todo.append(inside)
+    new = list(found)
+    while new:
+        above = [name for name in holders.get(new.pop(), ()) if name not in found]
+        found.update(above)
+        new += above
+    return {name: name in found for name in seen}
+
+
+def _fields(message: Descriptor, book: Rulebook) -> Iterator[tuple[FieldDescriptor, bool]]:
+    """The fields of a type that do not leave as they are on purpose, and whether there is a rule to protect them."""
+    if is_map_entry(message):
+        # Nobody can rule for an entry, only for the map and for what it holds.
+        yield from ((entry, False) for entry in message.fields)
+        return
+    drops = book.message(message).rules.unannotated != pb.MessageRules.PASS
+    for entry in (*message.fields, *extensions(message)):
+        kind = book.field(entry).rules.WhichOneof("kind")
+        if kind != "public":
+            yield entry, drops or kind is not None
 
 
 class Findings:
@@ -64,7 +90,7 @@ class Findings:
         self._asked: dict[str, bytes] = {}
         # A type is met at many places, and parsing its options takes longer than all else that is done there.
         self._known: dict[str, Ruling] = {}
-        self._holding: dict[str, bool] = {}
+        self._judged: dict[str, bool] = {}
 
     def version(self) -> str:
         """A digest of every rule that was looked at, 16 hex digits."""
@@ -95,15 +121,13 @@ class Findings:
         inside = field.message_type
         if inside is None:
             return False
-        found = self._holding.get(inside.full_name)
-        if found is None:
+        if inside.full_name not in self._judged:
             try:
-                found = is_protected(inside, self._book)
+                self._judged.update(judged(inside, self._book))
             except AnnotationError as error:
                 self.refused(error)
-                found = False
-            self._holding[inside.full_name] = found
-        return found
+                self._judged[inside.full_name] = False
+        return self._judged[inside.full_name]
 
     def changes(self, field: FieldDescriptor) -> bool:
         """Whether the field leaves otherwise than as it is."""

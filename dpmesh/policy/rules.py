@@ -84,6 +84,8 @@ class Rulebook:
             rules = overlays[name]
             _refuse_newer(rules, name)
             return Ruling(rules, OVERLAY)
+        if not element.has_options:
+            return Ruling(options().Extensions[extension], UNANNOTATED)
         # The element may come from a descriptor pool that does not know the extension: parse its options again.
         parsed = options.FromString(element.GetOptions().SerializeToString())
         if not parsed.HasExtension(extension):

@@ -1,6 +1,7 @@
 """What the shape of a message tells: units inside of units, aggregates that are absent, plans without bounds."""
 
 import random
+from collections import Counter
 
 import pytest
 
@@ -8,6 +9,7 @@ import dpmesh
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.policy import Policy, Severity
+from dpmesh.policy.rules import Rulebook
 from tests.support.protos import compiled
 
 NUM = "(dpmesh.v1.field).numeric"
@@ -208,6 +210,25 @@ def test_batches_without_an_outer_unit_show_their_reports_as_before():
     assert protect(types.Batch()) == types.Batch()
     with pytest.raises(ProtectionError, match="MISSING_UNIT"):
         protect(types.Batch(many=[types.C()]))
+
+
+def test_a_header_that_names_a_unit_beside_messages_that_name_others_is_found():
+    parts = f"""message H {{ string id = 1 {UNIT}; bool sick = 2 {SURE}; }}
+    message C {{ string id = 1 {UNIT}; bool sick = 2 {SURE}; }}"""
+    beside = [(Severity.WARNING, "unit-beside", "M")]
+    assert problems("message M { H owner = 1; repeated C seen = 2; }" + parts) == beside
+    assert problems("message M { repeated C seen = 1; H owner = 2; C spouse = 3; }" + parts) == beside
+    assert problems("message M { C first = 1; C last = 2; repeated C more = 3; }" + parts) == []
+    batch = problems("message M { C first = 1; map<string, C> named = 2; }" + parts)
+    assert batch == [(Severity.WARNING, "map-keys", "M.named")]
+    assert problems("message M { repeated H owners = 1; repeated C seen = 2; }" + parts) == []
+    choice = "option (dpmesh.v1.oneof).public = true;"
+    assert problems(f"message M {{ oneof o {{ {choice} H owner = 1; C other = 2; }} }}" + parts) == []
+    unit = f"string id = 9 {UNIT};"
+    hidden = parts.replace(UNIT, HIDDEN)
+    assert (
+        problems(f"message M {{ {unit} U u = 1; }} message U {{ H owner = 1; C other = 2; }}" + hidden) == []
+    )
 
 
 def test_values_beside_an_inner_unit_are_the_outer_units():
@@ -463,3 +484,15 @@ def test_a_batch_may_hold_as_many_reports_as_it_does():
     fields = " ".join(f"bool b{n} = {n} {SURE};" for n in range(2, 20))
     body = f"message L0 {{ repeated R r = 1 [(dpmesh.v1.field).max_items = 100000]; }} message R {{ string id = 1 {UNIT}; {fields} }}"
     assert errors(body, "L0") == []
+
+
+def test_each_type_is_looked_at_a_few_times_whatever_the_number_of_ways_to_it(monkeypatch):
+    asked = Counter()
+    field = Rulebook.field
+    monkeypatch.setattr(
+        Rulebook, "field", lambda book, entry: asked.update([entry.full_name]) or field(book, entry)
+    )
+    types = compiled(tower(90, "L{n} a = 1; string s = 2;"))
+    assert plan_of(types.L0) is not None
+    assert len(asked) == 181
+    assert max(asked.values()) <= 3
