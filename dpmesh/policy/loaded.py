@@ -19,8 +19,9 @@ _Key = tuple[DescriptorPool, str]
 def message_types(policy: Policy) -> Iterator[Descriptor]:
     """All message types of loaded files from which an annotation or an overlay can be reached, innermost too.
 
-    These are the files that import privacy.proto, that hold a message type which an overlay names, or that import one
-    of these, also by way of others: a message type without rules may hold others that have some.
+    These are the files that import privacy.proto, that hold a message type which an overlay names or an extension with
+    options extends, or that import one of these, also by way of others: a message type without rules may hold others
+    that have some.
 
     Args:
         policy: Whose overlays to look for.
@@ -34,7 +35,9 @@ def message_types(policy: Policy) -> Iterator[Descriptor]:
             importers.setdefault(_key(used), []).append(key)
     found = set(ruled)
     while ruled:
-        new = [key for key in importers.get(ruled.pop(), ()) if key not in found]
+        key = ruled.pop()
+        reaching = {*importers.get(key, ()), *_extended(files[key])} & files.keys()
+        new = [key for key in reaching if key not in found]
         found.update(new)
         ruled += new
     for key, file in files.items():
@@ -81,6 +84,14 @@ def _has_rules(file: FileDescriptor, overlaid: set[str]) -> bool:
     return bool(overlaid) and any(
         message.full_name in overlaid for message in _all(file.message_types_by_name.values())
     )
+
+
+def _extended(file: FileDescriptor) -> Iterator[_Key]:
+    """The files of the types that a file's extensions extend, where these have options, which may be a rule."""
+    inside = [entry for message in _all(file.message_types_by_name.values()) for entry in message.extensions]
+    for entry in (*file.extensions_by_name.values(), *inside):
+        if entry.has_options and entry.containing_type is not None:
+            yield _key(entry.containing_type.file)
 
 
 def _all(descriptors: Iterable[Descriptor]) -> Iterator[Descriptor]:

@@ -10,6 +10,7 @@ import dpmesh
 from dpmesh.errors import AnnotationError
 from dpmesh.policy import Policy, loaded
 from dpmesh.policy.overlay import parse
+from dpmesh.v1 import privacy_pb2
 
 
 def plain_file(monkeypatch, name, build, *imports):
@@ -73,3 +74,24 @@ def test_a_chain_of_many_imports_is_followed_to_its_end(monkeypatch):
     policy = Policy(parse({"fields": {"chain0.M.value": {"suppress": {}}}}, "test"))
     found = {descriptor.full_name for descriptor in loaded.message_types(policy)}
     assert "chain1499.M" in found
+
+
+async def test_a_type_whose_extension_has_a_rule_is_looked_at_in_its_own_file(monkeypatch):
+    def extended(file):
+        file.syntax = "proto2"
+        message(file, "Txn", ("again", ".extended_by_another.Txn"))
+        file.message_type[0].extension_range.add(start=100, end=200)
+
+    def extending(file):
+        file.syntax = "proto2"
+        rule = file.extension.add(name="x", number=100, label=1, type=9, extendee=".extended_by_another.Txn")
+        rule.options.Extensions[privacy_pb2.field].suppress.SetInParent()
+
+    plain_file(monkeypatch, "extended_by_another", extended)
+    config = {"ledger": {"url": "memory:"}}
+    async with dpmesh.open(config):
+        pass
+    plain_file(monkeypatch, "extending", extending, "extended_by_another.proto", "dpmesh/v1/privacy.proto")
+    with pytest.raises(AnnotationError, match=r"extended_by_another\.Txn\.again: .*\[recursive\]"):
+        async with dpmesh.open(config):
+            pass
