@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dpmesh.cli import inputs
-from dpmesh.cli.console import FOUND, OK, print_json, stdout
+from dpmesh.cli.console import FOUND, OK, print_github, print_json, say, stdout
 
 if TYPE_CHECKING:
     from dpmesh.cli.findings import Finding
@@ -103,22 +103,11 @@ def _github(found: Sequence[Finding], looked: int) -> None:
         if entry.place.line:
             properties |= {"line": str(entry.place.line), "col": str(entry.place.column or 1)}
         properties["title"] = f"dpmesh {entry.rule}"
-        listed = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
         text = f"{entry.element}: {entry.text}" if entry.element else entry.text
         if entry.fix:
             text += f"\nFix: {entry.fix}"
-        print(f"::{entry.severity} {listed}::{_data(text)}")
-    print(_summary(found, looked))
-
-
-def _data(text: str) -> str:
-    """Escapes a workflow command's text (actions/toolkit, packages/core/src/command.ts)."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    """Escapes a workflow command's property."""
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
+        print_github(str(entry.severity), properties.items(), text)
+    say(_summary(found, looked))
 
 
 _WRITERS = {Format.TEXT: _text, Format.JSON: _json, Format.GITHUB: _github}

@@ -404,7 +404,7 @@ def test_an_older_copy_is_refused_until_it_is_accepted(dpmesh, restored: None) -
 
 def test_accept_json(dpmesh, restored: None) -> None:
     ran = dpmesh("ledger", "accept", "--reason", "r", "--by", "b", "--yes", "--json", "--ledger", URL)
-    assert json.loads(ran.out) == {"lifetime": ["lifetime"]}
+    assert json.loads(ran.out) == {"accepted": True, "lifetime": ["lifetime"]}
 
 
 def test_there_is_nothing_to_accept(dpmesh, ledger: None) -> None:
