@@ -47,14 +47,16 @@ def parse(document: Any, source: str) -> policy_pb2.Policy:
         raise ConfigError(f"policy file {source}: the top level must be a mapping with keys such as 'fields'")
     try:
         return json_format.ParseDict(document, policy_pb2.Policy())
-    except json_format.ParseError as error:
+    except (json_format.ParseError, OverflowError) as error:
         raise ConfigError(f"policy file {source}: {error}") from None
 
 
 def _document(text: str, path: Path) -> Any:
     import yaml
 
-    class Unique(yaml.SafeLoader):
+    from dpmesh.policy.bounded_yaml import BoundedLoader, BoundsError
+
+    class Unique(BoundedLoader):
         """A key written twice would silently drop the first protection."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -71,3 +73,8 @@ def _document(text: str, path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise ConfigError(f"policy file {path}: not YAML or JSON{where}") from None
+    except BoundsError as error:
+        raise ConfigError(f"policy file {path}: {error}") from None
+    except (ValueError, KeyError, AttributeError):
+        # PyYAML's own conversions: a date that does not exist, a number of thousands of digits, "!!bool perhaps".
+        raise ConfigError(f"policy file {path}: has a value that can't be read") from None
