@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from dpmesh import extras
 from dpmesh.cli.console import InputError, stdout
 
 HELP = (
@@ -50,7 +51,7 @@ def demo(
         fleet.run(stdout(), reports=reports, keep=keep, endpoint=endpoint, jaeger=jaeger)
     except ImportError as error:
         if (error.name or "").startswith("opentelemetry"):
-            raise InputError("sending spans needs more packages: pip install 'dpmesh[otel]'") from None
+            raise InputError(f"sending spans needs more packages: {extras.install('otel')}") from None
         raise
 
 

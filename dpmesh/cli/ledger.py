@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dpmesh import extras
 from dpmesh.cli import inputs, ledgers
 from dpmesh.cli.console import (
     FOUND,
@@ -202,7 +203,7 @@ def import_(
     except ImportError as error:
         if error.name != "asyncpg":
             raise
-        raise InputError("import needs another package: pip install 'dpmesh[postgres]'") from None
+        raise InputError(f"import needs another package: {extras.install('postgres')}") from None
     with ledgers.waiting("importing"):
         moved = ledgers.run(transfer(source, target))
     if as_json:

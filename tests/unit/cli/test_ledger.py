@@ -504,7 +504,7 @@ def test_import_without_its_package(dpmesh, ledger: None, monkeypatch: pytest.Mo
     for target in ("postgresql://u@127.0.0.1:1/d?sslmode=disable", "sqlite:///new.db"):
         ran = dpmesh("ledger", "import", URL, "--ledger", target)
         assert (ran.code, ran.out) == (2, "")
-        assert "pip install 'dpmesh[postgres]'" in ran.err
+        assert "pip install '.[postgres]'" in ran.err
 
 
 def test_a_ledger_flag_that_is_empty_names_no_ledger(dpmesh, ledger: None) -> None:
