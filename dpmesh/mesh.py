@@ -20,6 +20,7 @@ from dpmesh import config as configuration
 from dpmesh.config import Config
 from dpmesh.errors import BudgetExhaustedError, ConfigError, DpmeshError, LedgerError, ProtectionError
 from dpmesh.ledger import Charge, Ledger, open_store
+from dpmesh.opening import opened
 from dpmesh.policy import Policy, loaded
 from dpmesh.recording import Record, Recording
 from dpmesh.refusals import Refusals
@@ -39,8 +40,9 @@ class Receipt(NamedTuple):
     """What may be sent, and what it cost.
 
     Attributes:
-        message: A protected copy (in observe mode, and for types that have nothing to protect, the message itself).
-        decision: "released", "suppressed", "observed", or "unprotected" for a type that has nothing to protect.
+        message: A protected copy. In observe mode, and for types that have nothing to protect, the message itself. For
+            types that can hold google.protobuf.Any or extensions, an equal copy where nothing is protected.
+        decision: "released", "suppressed", "observed", or "unprotected" if it has nothing to protect.
         epsilon: The loss of all owners together; for mechanisms that are not pure, at the smallest budget's delta.
         rho: The same as zCDP.
     """
@@ -163,13 +165,24 @@ class Mesh:
     # -- what transports ask ------------------------------------------------------------------------------------------
 
     def protects(self, message_type: type) -> bool:
-        """Whether messages of a class have anything to protect.
+        """Whether messages of a class may have anything to protect, so that each of them has to be released.
 
         Raises:
             AnnotationError: Its annotations are bad, so it can't be told.
             ProtectionError: It is no protobuf message class.
         """
         return self._routes.protects(message_type)
+
+    def protection(self, message_type: type) -> bool | None:
+        """Whether messages of a class have anything to protect: True, False, or None where only each message tells.
+
+        True and False are for good. None is for types that can hold google.protobuf.Any or extensions.
+
+        Raises:
+            AnnotationError: Its annotations are bad, so it can't be told.
+            ProtectionError: It is no protobuf message class.
+        """
+        return self._routes.protection(message_type)
 
     def requires(self, method: str) -> bool:
         """Whether a method's requests are refused unless a dpmesh sender protected them.
@@ -206,6 +219,10 @@ class Mesh:
         route = self._routes.of(type(message), method, direction)
         if route is None:
             return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
+        if route.opens:
+            route, copied = opened(self._routes, route, message, method, direction)
+            if route is None:
+                return Receipt(message if self.observing else copied, names.UNPROTECTED, 0.0, 0.0)
         record = self._recording.release(route, method, direction) if self._telemetry.listening else None
         receipt = self._release_now(route, message, consumer, record)
         return await self._release(route, message, consumer, record) if receipt is None else receipt
@@ -231,6 +248,10 @@ class Mesh:
         route = self._routes.of(type(message), method, direction)
         if route is None:
             return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
+        if route.opens:
+            route, copied = opened(self._routes, route, message, method, direction)
+            if route is None:
+                return Receipt(message if self.observing else copied, names.UNPROTECTED, 0.0, 0.0)
         record = self._recording.release(route, method, direction) if self._telemetry.listening else None
         return self._release_now(route, message, consumer, record)
 
@@ -415,6 +436,10 @@ class ReleaseStream:
         route = mesh._routes.of(type(message), self._method, self._direction)
         if route is None:
             return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
+        if route.opens:
+            route, copied = opened(mesh._routes, route, message, self._method, self._direction)
+            if route is None:
+                return Receipt(message if mesh.observing else copied, names.UNPROTECTED, 0.0, 0.0)
         record = self._recorded.message(route) if mesh._telemetry.listening else None
         receipt = mesh._release_now(route, message, self._consumer, record)
         return await mesh._release(route, message, self._consumer, record) if receipt is None else receipt

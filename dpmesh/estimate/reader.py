@@ -198,6 +198,6 @@ def _compile(message_type: type[Message] | Descriptor, policy: Any) -> Plan:
     descriptor: Any = message_type if isinstance(message_type, Descriptor) else message_type.DESCRIPTOR
     rules = policy if isinstance(policy, Policy) else Policy(policy)
     plan = rules.plan(descriptor)
-    if plan is None:
+    if plan is None or plan.is_open:
         raise EstimateError(descriptor.full_name, "nothing of it is protected: nothing to estimate")
     return plan

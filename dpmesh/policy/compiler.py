@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NoReturn
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.accounting import Cost
-from dpmesh.errors import AnnotationError
-from dpmesh.policy import choices, steps, transforms, units
+from dpmesh.errors import AnnotationError, ProtectionError
+from dpmesh.policy import anys, choices, steps, transforms, units
 from dpmesh.policy.fields import Place, checked_items, plan_categorical, plan_numeric
 from dpmesh.policy.findings import Findings, is_protected
 from dpmesh.policy.node import Node, Walk, into_child, over_elements, over_entries
-from dpmesh.policy.plan import FieldPlan, Kind, Model, Plan, Scope
+from dpmesh.policy.plan import Alias, Anys, FieldPlan, Kind, Model, Plan, Scope
 from dpmesh.policy.problem import BadRuleError, Problem, Severity
 from dpmesh.policy.rules import UNANNOTATED, Rulebook
 from dpmesh.policy.shares import share
@@ -46,17 +46,17 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
         book: The rules that hold.
 
     Returns:
-        The plan (None when nothing is to be protected, or when a problem is an error), and all problems found.
+        The plan (None when nothing can ever be protected, or when a problem is an error), and all problems found.
     """
-    findings = Findings(book)
+    findings, loose = Findings(book), anys.Loose(book)
     try:
         if not is_protected(message, book):
             _refuse_idle(message, findings)
-            return None, findings.problems
+            return _open_plan(message, loose, findings), findings.problems
     except AnnotationError as error:
         findings.refused(error)
         return None, findings.problems
-    compiler = _Compiler(findings)
+    compiler = _Compiler(findings, loose)
     try:
         node = compiler.message(message, "", 1, ())
     except AnnotationError as error:
@@ -84,6 +84,60 @@ def _refuse_idle(message: Descriptor, findings: Findings) -> None:
             )
 
 
+def _open_plan(message: Descriptor, loose: anys.Loose, findings: Findings) -> Plan | None:
+    """The plan of a type of which nothing is protected but what its Anys pack; None if it can hold none."""
+    if any(problem.severity is Severity.ERROR for problem in findings.problems) or not loose.reaches(message):
+        return None
+    places = loose.places(message, "")
+    if anys.is_any(message):
+        places = iter([("value", message.fields_by_name["value"])])
+    new = GetMessageClass(message)
+
+    def copied(source: Message, _alias: Alias) -> Message:
+        target = new()
+        target.CopyFrom(source)
+        target.DiscardUnknownFields()
+        return target
+
+    return Plan(
+        descriptor=message,
+        version=findings.version(),
+        fields=tuple(_judged(path, entry, loose.rule_of(entry), findings) for path, entry in places),
+        scopes=(),
+        owners=lambda _: (),
+        unit=None,
+        protect=_unopened(message),
+        blank=_unopened(message),
+        mechanisms=(),
+        protected=0,
+        cost=Cost.ZERO,
+        delta=0.0,
+        messages=(message.full_name,),
+        anys=Anys(loose.find, copied, copied, alone=True, extendable=loose.extendable(message)),
+    )
+
+
+def _judged(path: str, entry: FieldDescriptor, rule: int, findings: Findings) -> FieldPlan:
+    """The row of a field that holds Anys, which people should know of."""
+    name = entry.full_name
+    what = "is" if name == f"{anys.ANY}.value" else "holds"
+    findings.warn(
+        name,
+        "any",
+        f"{what} an Any: what it packs is judged at release, and types without rules {anys.FATES[rule]}; "
+        "its presence, number and type are seen",
+        "suppress it, or say `public` if all that it packs may leave as it is",
+    )
+    return FieldPlan(path, name, Kind.ANY, UNANNOTATED, unannotated=rule)
+
+
+def _unopened(message: Descriptor) -> Callable[[Message, Alias], NoReturn]:
+    def refuse(_message: Message, _alias: Alias) -> NoReturn:
+        raise ProtectionError("INTERNAL", message.full_name, "can hold an Any, and has to be opened first")
+
+    return refuse
+
+
 def _plan(message: Descriptor, node: Node, version: str, compiler: _Compiler) -> Plan:
     new = GetMessageClass(message)
     scopes = [Scope(path, cost) for path, cost, _ in node.units]
@@ -91,6 +145,8 @@ def _plan(message: Descriptor, node: Node, version: str, compiler: _Compiler) ->
     if ownerless != Cost.ZERO:
         scopes.append(Scope("", ownerless))
     noised = [entry for entry in node.fields if entry.mechanism is not None]
+    protect = steps.build(new, node.steps, discard=node.copies)
+    blank = steps.build(new, node.bare, discard=node.copies)
     return Plan(
         descriptor=message,
         version=version,
@@ -98,14 +154,16 @@ def _plan(message: Descriptor, node: Node, version: str, compiler: _Compiler) ->
         scopes=tuple(scopes),
         owners=_owners([walk for _, _, walk in node.units], ownerless != Cost.ZERO),
         unit=node.unit if len(scopes) == 1 else None,
-        protect=steps.build(new, node.steps, discard=node.copies),
-        blank=steps.build(new, node.bare, discard=node.copies),
+        protect=_unopened(message) if node.anys else protect,
+        blank=_unopened(message) if node.anys else blank,
         mechanisms=tuple(sorted({entry.mechanism_name for entry in noised})),
-        protected=sum(entry.kind not in (Kind.PUBLIC, Kind.UNIT) for entry in node.fields),
+        protected=sum(entry.kind not in (Kind.PUBLIC, Kind.UNIT, Kind.ANY) for entry in node.fields),
         cost=sum((scope.cost for scope in scopes), Cost.ZERO),
         delta=sum(entry.delta * entry.instances for entry in noised),
         labels=tuple(sorted(compiler.labels)),
         messages=tuple(sorted(compiler.messages)),
+        ownerless=(node.local, node.central),
+        anys=Anys(anys.together(node.anys), protect, blank) if node.anys else None,
     )
 
 
@@ -150,8 +208,9 @@ class _Compiler:
         messages: The names of these types.
     """
 
-    def __init__(self, findings: Findings) -> None:
+    def __init__(self, findings: Findings, loose: anys.Loose) -> None:
         self.findings = findings
+        self.loose = loose
         self.labels: set[str] = set()
         self.messages: set[str] = set()
         self._places = 0
@@ -290,6 +349,8 @@ class _Compiler:
             )
         elif kind is None and self.findings.holds_rules(entry):
             self._nested(place, node, site)
+        elif kind is None and anys.holds_any(entry):
+            self._any(place, node, site)
         elif kind is None:
             self._unruled(place, node, site)
 
@@ -368,6 +429,10 @@ class _Compiler:
         node.fields.append(FieldPlan(path, entry.full_name, Kind.SUPPRESS, origin))
 
     def _pass(self, entry: FieldDescriptor, node: Node, path: str, origin: str) -> None:
+        self._copy(entry, node)
+        node.fields.append(FieldPlan(path, entry.full_name, Kind.PUBLIC, origin))
+
+    def _copy(self, entry: FieldDescriptor, node: Node) -> None:
         step = steps.passed(entry)
         node.steps.append(step)
         node.bare.append(step)
@@ -375,7 +440,20 @@ class _Compiler:
         if entry.is_required:
             node.gaps.append(entry.full_name)
         node.shown.append(f"{entry.full_name} leaves as it is")
-        node.fields.append(FieldPlan(path, entry.full_name, Kind.PUBLIC, origin))
+
+    def _any(self, place: Place, node: Node, site: _Site) -> None:
+        """A field of Anys: the step copies them, after the release has protected what they pack."""
+        entry = place.field
+        rule = self.loose.rule_of(entry, site.unannotated)
+        if place.max_items:
+            text = "max_items cuts no field that holds Anys"
+            self.findings.error(entry.full_name, "max-items", text, "remove it")
+        if entry.is_required and rule == pb.MessageRules.SUPPRESS:
+            text = "is required, so its message can't be sent where the Any is dropped"
+            self.findings.error(entry.full_name, "required", text, "make it optional")
+        self._copy(entry, node)
+        node.anys.append(anys.directly(entry, rule))
+        node.fields.append(_judged(place.path, entry, rule, self.findings))
 
     def _unruled(self, place: Place, node: Node, site: _Site) -> None:
         """A field of no kind, with nothing in it that has one: the message decides."""
@@ -393,6 +471,18 @@ class _Compiler:
                 name, "unannotated", "has no annotation and leaves as it is", "say `public` if that is right"
             )
             self._pass(entry, node, place.path, UNANNOTATED)
+            self._loose(place, node)
+
+    def _loose(self, place: Place, node: Node) -> None:
+        """A message without rules that leaves as it is, but for what the Anys in it pack."""
+        entry = place.field
+        inside = anys.inside_of(entry)
+        if inside is None or not self.loose.reaches(inside, strict=True):
+            return
+        node.anys.append(anys.within(_enter(entry), self.loose.find_strictly))
+        mark = "{}." if is_map(entry) else "[]." if entry.is_repeated else "."
+        for path, field in self.loose.places(inside, place.path + mark):
+            node.fields.append(_judged(path, field, self.loose.rule_of(field), self.findings))
 
     # -- messages in messages -----------------------------------------------------------------------------------
 
@@ -528,3 +618,10 @@ def _short(path: str) -> str:
     """A path for people; of a long one its beginning and its end."""
     path = path.removesuffix(".")
     return path if len(path) <= 120 else f"{path[:60]}...{path[-57:]}"
+
+
+def _enter(entry: FieldDescriptor) -> Callable[[Any], Iterable[Any]]:
+    """To all messages that a field holds."""
+    if is_map(entry):
+        return over_entries(entry.name, 0)
+    return over_elements(entry.name, 0) if entry.is_repeated else into_child(entry.name)

@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
 
 from dpmesh.errors import AnnotationError
+from dpmesh.policy.anys import is_any, refuse_ruled
 from dpmesh.policy.problem import BadRuleError, Problem, Severity
 from dpmesh.policy.rules import UNANNOTATED, Rulebook, Ruling
 from dpmesh.policy.types import extensions, is_map_entry
@@ -24,8 +25,10 @@ _EMPTY: tuple[tuple[type, Any], ...] = (
 def is_protected(message: Descriptor, book: Rulebook) -> bool:
     """Whether any field reachable from a message type is to be noised, replaced or suppressed; extensions too.
 
+    What an Any packs does not count: only a release can tell what it is.
+
     Raises:
-        AnnotationError: A rule was written by a newer schema.
+        AnnotationError: A rule was written by a newer schema, or is for a field of google.protobuf.Any.
     """
     return judged(message, book)[message.full_name]
 
@@ -63,6 +66,9 @@ def judged(message: Descriptor, book: Rulebook) -> dict[str, bool]:
 
 def _fields(message: Descriptor, book: Rulebook) -> Iterator[tuple[FieldDescriptor, bool]]:
     """The fields of a type that do not leave as they are on purpose, and whether there is a rule to protect them."""
+    if is_any(message):
+        refuse_ruled(message, book)  # Its content is judged at release.
+        return
     if is_map_entry(message):
         # Nobody can rule for an entry, only for the map and for what it holds.
         yield from ((entry, False) for entry in message.fields)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpmesh.accounting import Cost
+from dpmesh.policy.anys import Find, owned_by, within
 from dpmesh.policy.plan import FieldPlan
 from dpmesh.policy.steps import Step
 
@@ -29,6 +30,7 @@ class Node:
         units: The scopes of units within: each one's path, cost, and the walk to its instances.
         unit: Reads the id of the unit that this message itself names.
         copies: It copies whole messages, whose unknown fields must go.
+        anys: What finds the Anys that leave with this message.
         gaps: Required fields that leave only where they were set, so that the message must have been there.
         shown: What in it leaves only where the message was there, in words.
         values: How many values and messages it holds, even where nothing was set.
@@ -42,6 +44,7 @@ class Node:
     units: list[tuple[str, Cost, Walk]] = field(default_factory=list)
     unit: Callable[[Any], bytes] | None = None
     copies: bool = False
+    anys: list[Find] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)
     values: int = 0
@@ -64,6 +67,7 @@ class Node:
         self.units.insert(0, (path, self.local, lambda message: (read(message),)))
         if not owned:
             self.local = Cost.ZERO
+        self.anys = [owned_by(read, find) for find in self.anys]
 
     def absorb(self, inner: Node, items: int, enter: Enter) -> None:
         """Takes over a nested message that occurs `items` times."""
@@ -73,12 +77,14 @@ class Node:
         self.copies = self.copies or inner.copies
         self.shown += inner.shown
         self.units += [(path, cost, _through(enter, walk)) for path, cost, walk in inner.units]
+        self.anys += [within(enter, find) for find in inner.anys]
 
     def adopt(self, members: Sequence[Node]) -> None:
         """Takes over the members of a oneof, of which at most one leaves: the dearest covers all."""
         for member in members:
             self.fields += member.fields
             self.units += member.units
+            self.anys += member.anys
             self.copies = self.copies or member.copies
             self.shown += member.shown
         self.values += max(member.values for member in members)

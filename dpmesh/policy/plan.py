@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from dpmesh.accounting import Cost
 from dpmesh.noise.categorical import CategoricalMechanism
 from dpmesh.noise.numeric import NumericMechanism
+from dpmesh.policy.anys import Find
 
 # A unit's canonical bytes and the length of an epoch in seconds -> the unit's pseudonym (16 bytes) in this epoch.
 Alias = Callable[[bytes, float], bytes]
@@ -29,6 +30,8 @@ class Kind(enum.StrEnum):
     MESSAGE_ID = "message_id"
     SUPPRESS = "suppress"
     PUBLIC = "public"
+    # No annotation: a google.protobuf.Any, which is opened and judged at release.
+    ANY = "any"
 
 
 class Model(enum.StrEnum):
@@ -92,6 +95,7 @@ class FieldPlan:
         refuses_nan: A message whose value is NaN is refused; of an aggregate always.
         domain: Of a categorical field, in order: enum numbers, bools, strings or integers.
         mechanism: What draws each element.
+        unannotated: Of an Any: what becomes of packed types without rules (MessageRules.Unannotated).
     """
 
     path: str
@@ -110,6 +114,7 @@ class FieldPlan:
     refuses_nan: bool = False
     domain: tuple[Any, ...] | None = None
     mechanism: NumericMechanism | CategoricalMechanism | None = None
+    unannotated: int = 0
 
     @property
     def mechanism_name(self) -> str:
@@ -130,6 +135,29 @@ class Scope:
 
     path: str
     cost: Cost
+
+
+# The path of the scope of a packed message's local values, for which the nearest unit around its Any pays.
+AROUND = "^"
+
+
+@dataclass(frozen=True, slots=True)
+class Anys:
+    """How messages of a type leave that can hold Anys. A message is opened first, in a copy of its own.
+
+    Attributes:
+        find: Finds the Anys that leave with a message.
+        protect: What Plan.protect is for other types, for a message whose Anys hold protected messages already.
+        blank: The same for Plan.blank.
+        alone: Nothing else of the type is protected.
+        extendable: The type reaches types whose extensions can make it a protected one, when they are imported.
+    """
+
+    find: Find
+    protect: Callable[[Message, Alias], Message]
+    blank: Callable[[Message, Alias], Message]
+    alone: bool = False
+    extendable: tuple[Descriptor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +181,10 @@ class Plan:
         delta: The sum of the deltas that its Gaussians were declared with.
         labels: Of the message type and of the protected messages in it, sorted.
         messages: The full names of the message type and of the protected messages in it, sorted.
+        ownerless: What the scope of no unit costs, in two parts: local values, for which a unit pays where the message
+            is packed in a message that has one, and aggregates.
+        anys: What opens a message that can hold Anys, without which `protect` and `blank` refuse it. None where no
+            message of the type can hold one. `cost` counts nothing of what Anys pack.
     """
 
     descriptor: Descriptor
@@ -169,3 +201,10 @@ class Plan:
     delta: float
     labels: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
+    ownerless: tuple[Cost, Cost] = (Cost.ZERO, Cost.ZERO)
+    anys: Anys | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing is protected but what Anys pack, so that each message tells if it has to be protected."""
+        return self.anys is not None and self.anys.alone

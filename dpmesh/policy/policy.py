@@ -13,7 +13,7 @@ from dpmesh.policy.compiler import compile_message
 from dpmesh.policy.plan import Plan
 from dpmesh.policy.problem import Problem, Severity
 from dpmesh.policy.rules import Rulebook
-from dpmesh.policy.types import is_map_entry
+from dpmesh.policy.types import extensions, is_map_entry
 from dpmesh.v1 import policy_pb2
 
 
@@ -31,7 +31,8 @@ class Policy:
         if isinstance(overlays, (str, Path)):
             overlays = overlay.load(overlays)
         self.rules = Rulebook(overlays)
-        self._compiled: dict[Descriptor, tuple[Plan | None, list[Problem]]] = {}
+        # With the number of extensions that were known then, of the types whose extensions can change the answer.
+        self._compiled: dict[Descriptor, tuple[Plan | None, list[Problem], int]] = {}
 
     @property
     def digest(self) -> str:
@@ -39,12 +40,15 @@ class Policy:
         return self.rules.digest
 
     def plan(self, message: Descriptor) -> Plan | None:
-        """The plan of a message type, or None when nothing of it is protected.
+        """The plan of a message type, or None when nothing of it can ever be protected.
+
+        A type that reaches google.protobuf.Any, or a type that can be extended, always has a plan. If nothing else
+        of it is protected, the plan `is_open`; it is another one once an extension with a rule has been imported.
 
         Raises:
             AnnotationError: One of its annotations is bad.
         """
-        plan, problems = self._compile(message)
+        plan, problems, _ = self._compile(message)
         for problem in problems:
             if problem.severity is Severity.ERROR:
                 raise problem.error()
@@ -74,6 +78,14 @@ class Policy:
             return frozenset()
         return frozenset(self.rules.method(found).rules.labels)
 
+    def declares(self, method: str, pool: DescriptorPool) -> bool:
+        """Whether a proto that is loaded, or one in another pool, has a method."""
+        try:
+            name = _dotted(method)
+        except KeyError:
+            return False
+        return _found(descriptor_pool.Default().FindMethodByName, name) or _found(pool.FindMethodByName, name)
+
     def stray(self, pool: DescriptorPool | None = None) -> list[str]:
         """The overlays' names that no loaded proto has: misspelled, or imported too late.
 
@@ -90,11 +102,22 @@ class Policy:
         )
         return sorted(name for names, find in finders for name in names if not _found(find, name))
 
-    def _compile(self, message: Descriptor) -> tuple[Plan | None, list[Problem]]:
+    def _compile(self, message: Descriptor) -> tuple[Plan | None, list[Problem], int]:
         done = self._compiled.get(message)
-        if done is None:
-            done = self._compiled[message] = compile_message(message, self.rules)
+        if done is None or _extensions(done[0]) != done[2]:
+            plan, problems = compile_message(message, self.rules)
+            done = self._compiled[message] = plan, problems, _extensions(plan)
         return done
+
+
+def _extensions(plan: Plan | None) -> int:
+    """How many extensions this process knows of the types whose extensions can make another plan of an open one.
+
+    Descriptor pools have no version, but an extension that was added to one stays.
+    """
+    if plan is None or plan.anys is None:
+        return 0
+    return sum(len(extensions(message)) for message in plan.anys.extendable)
 
 
 def _dotted(method: str) -> str:

@@ -247,12 +247,12 @@ def passed(field: FieldDescriptor) -> Step:
 
     def bare(source: Any, target: Any, alias: Alias) -> None:
         copy(source, target, alias)
-        _drop_extensions(target, only=name)
+        drop_extensions(target, only=name)
 
     return bare
 
 
-def _drop_extensions(message: Any, only: str = "") -> None:
+def drop_extensions(message: Any, only: str = "") -> None:
     """Clears the extensions in a message and in all messages within; or only those within one field."""
     for field, value in message.ListFields():
         if only and field.name != only:
@@ -262,10 +262,10 @@ def _drop_extensions(message: Any, only: str = "") -> None:
         elif is_map(field):
             if field.message_type.fields_by_name["value"].message_type is not None:
                 for inner in value.values():
-                    _drop_extensions(inner)
+                    drop_extensions(inner)
         elif field.message_type is not None:
             for inner in value if field.is_repeated else (value,):
-                _drop_extensions(inner)
+                drop_extensions(inner)
 
 
 def _copied(field: FieldDescriptor) -> Run:
