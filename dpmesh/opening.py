@@ -17,7 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 from dpmesh.errors import DpmeshError, ProtectionError
 from dpmesh.ledger import Charge
 from dpmesh.policy import AROUND, Alias
-from dpmesh.policy.anys import DEEPEST, Find, Found, find_type, is_any
+from dpmesh.policy.anys import DEEPEST, Find, Found, find_types, is_any
 from dpmesh.policy.steps import drop_extensions
 from dpmesh.routes import Bill, Route, Routes, merged
 from dpmesh.telemetry import names
@@ -203,7 +203,8 @@ class _Content:
         """Judges one Any; whether it is dropped."""
         if not found.any.type_url and not found.any.value:
             return False  # It holds nothing.
-        kind = find_type(found.any.type_url, found.holder.DESCRIPTOR.file.pool, found.name)
+        kinds = find_types(found.any.type_url, found.holder.DESCRIPTOR.file.pool, found.name)
+        kind = kinds[0] if kinds else None
         if kind is not None and is_any(kind):
             # What holds the outer Any decides about the inner one too.
             entry = _Packed(found, kind, None, unit)
@@ -213,8 +214,10 @@ class _Content:
             self._todo.append((inner, _only(same), unit, found.strict, depth))
             return False
         route = None
-        if kind is not None:
-            route = self._routes.inside(self._route, kind, unit is not None, self._method, self._direction)
+        for each in kinds:
+            there = self._routes.inside(self._route, each, unit is not None, self._method, self._direction)
+            if there is not None and (route is None or (route.plan.is_open and not there.plan.is_open)):
+                kind, route = each, there
         anys = None if route is None else route.plan.anys
         if kind is None or route is None or route.plan.is_open:
             if found.rule == pb.MessageRules.REJECT:

@@ -92,10 +92,37 @@ def _problems(sources: Sources, policy: Policy) -> Iterator[Problem]:
         )
     policy = _without(policy, stray)
     for message in _messages(sources, policy):
-        yield from policy.problems(message)
+        # Of a type that is protected only where an Any in it is, only the RPCs that carry it are worth a finding.
+        is_open = _is_open(policy, message)
+        yield from (entry for entry in policy.problems(message) if not (is_open and entry.rule == "any"))
     for service in sources.services():
         for method in service.methods:
             yield from _of_method(policy, method)
+            for way, message in (("request", method.input_type), ("response", method.output_type)):
+                yield from _anys(sources, policy, method, way, message)
+
+
+def _is_open(policy: Policy, message: Descriptor) -> bool:
+    try:
+        plan = policy.plan(message)
+    except AnnotationError:
+        return False
+    return plan is not None and plan.is_open
+
+
+def _anys(
+    sources: Sources, policy: Policy, method: MethodDescriptor, way: str, message: Descriptor
+) -> Iterator[Problem]:
+    """The Anys that an RPC reaches: on their fields, or on the method where those are in files of others."""
+    asked = {entry.full_name for entry in sources.messages()}
+    for entry in policy.problems(message):
+        if entry.rule != "any" or entry.severity is not Severity.WARNING:
+            continue
+        if entry.element.rpartition(".")[0] not in asked:
+            name = f"/{method.containing_service.full_name}/{method.name}"
+            text = f"its {way} reaches {entry.element}, which {entry.text}"
+            entry = Problem(entry.severity, entry.rule, name, text, entry.fix)
+        yield entry
 
 
 def _without(policy: Policy, stray: Sequence[str]) -> Policy:

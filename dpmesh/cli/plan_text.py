@@ -68,7 +68,10 @@ def _message(
     """Writes a report, or only what is new since the one on the same type that was written before."""
     head = Text.assemble(f"  {role} ", (report.message, "bold"))
     if not report.protected:
-        console.print(head.append(": nothing to protect"), soft_wrap=True)
+        text = ": nothing to protect, but for what its Anys pack" if report.fields else ": nothing to protect"
+        console.print(head.append(text), soft_wrap=True)
+        if report.fields and report != before:
+            console.print(_table(report.fields))
         return
     if report == before:
         console.print(head.append(": as above"), soft_wrap=True)

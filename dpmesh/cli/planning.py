@@ -16,6 +16,7 @@ from dpmesh.ledger import Budget
 from dpmesh.noise.categorical import CategoricalMechanism
 from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy import FieldPlan, Kind, Model, Plan, Policy
+from dpmesh.policy.anys import FATES
 from dpmesh.policy.units import DEFAULT_EPOCH
 from dpmesh.routes import Route, Routes
 from dpmesh.v1 import privacy_pb2 as pb
@@ -93,7 +94,7 @@ class MessageReport:
 
     Attributes:
         message: Its full name.
-        protected: It has something to protect.
+        protected: It has something to protect, whatever Anys it holds.
         refused: Why no message of this type can be released, or None.
         epsilon: The most that one message costs, each owner counted once; None when nothing is protected.
         rho: The same as zCDP.
@@ -159,6 +160,8 @@ class Planner:
         if plan is None:
             return MessageReport(message.full_name, protected=False)
         fields = tuple(self._field(entry, message.file.pool) for entry in plan.fields)
+        if plan.is_open:
+            return MessageReport(message.full_name, protected=False, fields=fields)
         try:
             route = self._routes.of(GetMessageClass(message), method, direction)
         except AnnotationError as error:
@@ -224,6 +227,8 @@ class Planner:
             return "nothing"
         if entry.kind is Kind.PUBLIC:
             return "as it is"
+        if entry.kind is Kind.ANY:
+            return f"judged at release; types without rules {FATES[entry.unannotated]}"
         if entry.domain is not None:
             return f"one of {len(entry.domain)}"
         return f"{number(low)} to {number(high)}"

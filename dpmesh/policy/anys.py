@@ -101,8 +101,8 @@ def refuse_ruled(message: Descriptor, book: Rulebook) -> None:
             )
 
 
-def find_type(type_url: str, pool: DescriptorPool, field: str) -> Descriptor | None:
-    """The message type that a type_url names.
+def find_types(type_url: str, pool: DescriptorPool, field: str) -> list[Descriptor]:
+    """The message types that a type_url names.
 
     Args:
         type_url: What comes after the last "/" is the name.
@@ -110,7 +110,7 @@ def find_type(type_url: str, pool: DescriptorPool, field: str) -> Descriptor | N
         field: The full name of the field that holds the Any.
 
     Returns:
-        The type, or None if neither pool has it.
+        The type of either pool. A message whose pool knows no annotations is judged by those of the default pool.
 
     Raises:
         ProtectionError: It names nothing that could be a message type.
@@ -118,15 +118,15 @@ def find_type(type_url: str, pool: DescriptorPool, field: str) -> Descriptor | N
     name = type_url.rpartition("/")[2]
     if not _NAME.fullmatch(name):
         raise ProtectionError("WRONG_TYPE", field, "holds an Any whose type_url names no message type")
-    for place in (pool, descriptor_pool.Default()):
+    found = []
+    for place in dict.fromkeys((pool, descriptor_pool.Default())):
         try:
-            found = place.FindMessageTypeByName(name)
+            found.append(place.FindMessageTypeByName(name))
         except KeyError:
             continue
-        if is_map_entry(found):
+        if is_map_entry(found[-1]):
             raise ProtectionError("WRONG_TYPE", field, "holds an Any of a map's entry, which has no rules")
-        return found
-    return None
+    return found
 
 
 def directly(field: FieldDescriptor, rule: int) -> Find:
