@@ -37,8 +37,7 @@ class ProtectionError(DpmeshError):
 
     Attributes:
         reason: UPPER_SNAKE_CASE, one of MISSING_UNIT, MISSING_AGGREGATE, NOT_A_NUMBER, WRONG_TYPE, UNANNOTATED,
-            BAD_ANNOTATION,
-            NOT_PROTECTED, INTERNAL.
+            BAD_ANNOTATION, NOT_PROTECTED, INTERNAL.
         field: The field's full name, or the message's where no field is to blame.
     """
 

@@ -163,7 +163,7 @@ class _Content:
         if not self.protected:
             return None
         routes = [self._route, *(entry.route for entry in self._packed if entry.route is not None)]
-        plans = [route.plan for route in routes]
+        plans = [route.plan for route in routes if not route.plan.is_open]
         mechanisms = tuple(sorted({name for plan in plans for name in plan.mechanisms}))
         anys = self._route.plan.anys
         assert anys is not None
@@ -189,7 +189,7 @@ class _Content:
 
     def _look(self, holder: Any, find: Find, unit: bytes | None, strict: bool, depth: int) -> None:
         """Judges the Anys of one message."""
-        dropped = []
+        dropped: list[Found] = []
         for found in find(holder, strict):
             if depth == DEEPEST:
                 raise ProtectionError("WRONG_TYPE", found.name, f"more than {DEEPEST} Anys lie in each other")

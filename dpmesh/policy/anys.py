@@ -68,6 +68,24 @@ class Found(NamedTuple):
             self.holder.ClearField(self.field.name)
 
 
+class _Way(NamedTuple):
+    """A field that can lead to an Any.
+
+    Attributes:
+        field: The field.
+        name: Its full name.
+        inside: The message type that it holds.
+        contents: From a message to the messages in the field, each with its index or key.
+        rule: Of a field that holds Anys: its `unannotated`.
+    """
+
+    field: FieldDescriptor
+    name: str
+    inside: Descriptor
+    contents: Callable[[Any], Iterable[tuple[Any, Any]]]
+    rule: int | None
+
+
 # Finds the Anys in a message. The flag says that the message lies in a protected one.
 Find = Callable[[Any, bool], Iterable[Found]]
 
@@ -118,8 +136,9 @@ def find_types(type_url: str, pool: DescriptorPool, field: str) -> list[Descript
     name = type_url.rpartition("/")[2]
     if not _NAME.fullmatch(name):
         raise ProtectionError("WRONG_TYPE", field, "holds an Any whose type_url names no message type")
-    found = []
-    for place in dict.fromkeys((pool, descriptor_pool.Default())):
+    found: list[Descriptor] = []
+    default = descriptor_pool.Default()
+    for place in (pool,) if pool is default else (pool, default):
         try:
             found.append(place.FindMessageTypeByName(name))
         except KeyError:
@@ -132,9 +151,11 @@ def find_types(type_url: str, pool: DescriptorPool, field: str) -> list[Descript
 def directly(field: FieldDescriptor, rule: int) -> Find:
     """Finds the Anys of one field of a protected message."""
 
+    contents, name = _contents(field), field.full_name
+
     def find(message: Any, _strict: bool) -> Iterator[Found]:
-        for key, inner in _contents(message, field):
-            yield Found(inner, message, field, key, rule, None, True, field.full_name)
+        for key, inner in contents(message):
+            yield Found(inner, message, field, key, rule, None, True, name)
 
     return find
 
@@ -169,8 +190,9 @@ class Loose:
     def __init__(self, book: Rulebook) -> None:
         self._book = book
         self._open: dict[tuple[Descriptor, bool], bool] = {}
-        self._followed: dict[Descriptor, tuple[FieldDescriptor, ...]] = {}
-        self._kinds: dict[FieldDescriptor, str | None] = {}
+        self._followed: dict[Descriptor, tuple[_Way, ...]] = {}
+        self._ways: dict[FieldDescriptor, _Way | None] = {}
+        self._rules: dict[Descriptor, int] = {}
 
     def rule_of(self, field: FieldDescriptor, unannotated: int = pb.MessageRules.PASS) -> int:
         """What becomes of packed types without rules: the stricter of what the holder says and what Any itself says.
@@ -183,7 +205,10 @@ class Loose:
         return self._rule(field.containing_type if inside is None else inside, unannotated)
 
     def _rule(self, message: Any, unannotated: int = pb.MessageRules.PASS) -> int:
-        return max(unannotated, int(self._book.message(message).rules.unannotated))
+        known = self._rules.get(message)
+        if known is None:
+            known = self._rules[message] = int(self._book.message(message).rules.unannotated)
+        return max(unannotated, known)
 
     def reaches(self, message: Descriptor, *, strict: bool = False) -> bool:
         """Whether a message of this type can hold an Any, or an extension, which can hold one.
@@ -212,9 +237,10 @@ class Loose:
         """
         seen, todo = {message.full_name}, [(message, path)]
         for at, before in todo:
-            for field in (*self._follow(at), *self._known_extensions(at)):
+            for field in (*at.fields, *extensions(at)):
                 inside = inside_of(field)
-                assert inside is not None
+                if inside is None or self._way(field) is None:
+                    continue
                 here = before + (f"({field.full_name})" if field.is_extension else field.name)
                 if is_any(inside):
                     yield here, field
@@ -233,62 +259,56 @@ class Loose:
         Raises:
             ProtectionError: More messages lie in each other than protobuf can send.
         """
-        if is_any(message.DESCRIPTOR):
-            yield Found(message, message, None, None, self._rule(message.DESCRIPTOR), None, strict, ANY)
+        kind = message.DESCRIPTOR
+        if is_any(kind):
+            yield Found(message, message, None, None, self._rule(kind), None, strict, ANY)
             return
-        todo = [(message, 1)]
+        todo = [(message, kind, 1)]
         while todo:
-            at, depth = todo.pop()
+            at, kind, depth = todo.pop()
             if depth > DEEPEST:
                 text = f"more than {DEEPEST} messages lie in each other"
-                raise ProtectionError("WRONG_TYPE", at.DESCRIPTOR.full_name, text)
-            for field in self._held(at, strict):
-                inside = inside_of(field)
-                assert inside is not None
-                if is_any(inside):
-                    rule = self._rule(inside)
-                    for key, inner in _contents(at, field):
-                        yield Found(inner, at, field, key, rule, None, strict, field.full_name)
+                raise ProtectionError("WRONG_TYPE", kind.full_name, text)
+            ways = self._followed.get(kind) or self._follow(kind)
+            if kind.is_extendable and not strict:
+                ways += tuple(self._extended(at))
+            for field, name, inside, contents, rule in ways:
+                if rule is not None:
+                    for key, inner in contents(at):
+                        yield Found(inner, at, field, key, rule, None, strict, name)
                 else:
-                    todo += [(inner, depth + 1) for _, inner in _contents(at, field)]
+                    todo += [(inner, inside, depth + 1) for _, inner in contents(at)]
 
     def find_strictly(self, message: Any, _strict: bool) -> Iterator[Found]:
         """Finds the Anys in a message that lies in a protected one."""
         return self.find(message, True)
 
-    def _held(self, message: Any, strict: bool) -> Iterator[FieldDescriptor]:
-        """The fields of a message that can lead to an Any."""
-        yield from self._follow(message.DESCRIPTOR)
-        if strict or not message.DESCRIPTOR.is_extendable:
-            return
+    def _follow(self, message: Descriptor) -> tuple[_Way, ...]:
+        """The fields of a type that can lead to an Any."""
+        ways = tuple(way for field in message.fields if (way := self._way(field)) is not None)
+        self._followed[message] = ways
+        return ways
+
+    def _extended(self, message: Any) -> Iterator[_Way]:
+        """The extensions of a message that can lead to an Any."""
         for field, _ in message.ListFields():
-            if field.is_extension and field.message_type is not None:
-                kind = self._kind(field)
-                if kind not in (None, "public"):  # Only a module that was imported a moment ago can have it.
-                    raise ProtectionError("INTERNAL", field.full_name, "has a rule that was not in force yet")
-                if kind is None and self.reaches(field.message_type):
-                    yield field
+            if not field.is_extension:
+                continue
+            if self._kind(field) not in (None, "public"):  # Its module was imported a moment ago.
+                raise ProtectionError("INTERNAL", field.full_name, "has a rule that was not in force yet")
+            way = self._way(field)
+            if way is not None:
+                yield way
 
-    def _follow(self, message: Descriptor) -> tuple[FieldDescriptor, ...]:
-        known = self._followed.get(message)
-        if known is None:
-            known = self._followed[message] = tuple(
-                field
-                for field in message.fields
-                if (inside := inside_of(field)) is not None
-                and self._kind(field) is None
-                and self.reaches(inside)
-            )
-        return known
-
-    def _known_extensions(self, message: Descriptor) -> list[FieldDescriptor]:
-        return [
-            field
-            for field in extensions(message)
-            if field.message_type is not None
-            and self._kind(field) is None
-            and self.reaches(field.message_type)
-        ]
+    def _way(self, field: FieldDescriptor) -> _Way | None:
+        """How a field of a message leads to Anys; None if it can't."""
+        if field not in self._ways:
+            inside, way = inside_of(field), None
+            if inside is not None and self._kind(field) is None and self.reaches(inside):
+                rule = self._rule(inside) if is_any(inside) else None
+                way = _Way(field, field.full_name, inside, _contents(field), rule)
+            self._ways[field] = way
+        return self._ways[field]
 
     def _types(self, message: Descriptor, *, strict: bool = False) -> list[Descriptor]:
         """All types that the type reaches, itself included, but for those below `public`."""
@@ -296,16 +316,15 @@ class Loose:
         for at in todo:
             for field in (*at.fields, *(() if strict else extensions(at))):
                 inside = inside_of(field)
-                if inside is None or inside.full_name in seen or is_any(at) or self._kind(field) is not None:
+                if inside is None or inside.full_name in seen or self._kind(field) is not None:
                     continue
                 seen.add(inside.full_name)
                 todo.append(inside)
         return todo
 
     def _kind(self, field: FieldDescriptor) -> str | None:
-        if field not in self._kinds:
-            self._kinds[field] = self._book.field(field).rules.WhichOneof("kind")
-        return self._kinds[field]
+        kind: str | None = self._book.field(field).rules.WhichOneof("kind")
+        return kind
 
 
 def inside_of(field: FieldDescriptor) -> Descriptor | None:
@@ -317,12 +336,18 @@ def _value(message: Any, field: FieldDescriptor) -> Any:
     return message.Extensions[field] if field.is_extension else getattr(message, field.name)
 
 
-def _contents(message: Any, field: FieldDescriptor) -> list[tuple[Any, Any]]:
-    """The messages in a field, each with its index or key."""
+def _contents(field: FieldDescriptor) -> Callable[[Any], Iterable[tuple[Any, Any]]]:
+    """From a message to the messages in one of its fields, each with its index or key."""
+    name = field.name
     if is_map(field):
-        entries = _value(message, field)
-        return [(key, entries[key]) for key in entries]
+
+        def entries(message: Any) -> Iterable[tuple[Any, Any]]:
+            held = getattr(message, name)
+            return [(key, held[key]) for key in held]
+
+        return entries
     if field.is_repeated:
-        return list(enumerate(_value(message, field)))
-    there = message.HasExtension(field) if field.is_extension else message.HasField(field.name)
-    return [(None, _value(message, field))] if there else []
+        return lambda message: list(enumerate(_value(message, field)))
+    if field.is_extension:
+        return lambda message: [(None, message.Extensions[field])] if message.HasExtension(field) else ()
+    return lambda message: [(None, getattr(message, name))] if message.HasField(name) else ()

@@ -355,6 +355,23 @@ async def test_observe_mode_accounts_for_what_is_packed_and_sends_the_message_it
             assert receipt.epsilon == epsilon
 
 
+async def test_spans_and_metrics_say_what_was_protected_inside():
+    async with dpmesh.open(settings()) as mesh:
+        told = []
+        mesh._telemetry.listening = True
+        mesh._recording.release = lambda route, *_: told.append(route)
+        boxes = [packed(report()), packed(TYPES.Total(sum=1)), packed(TYPES.Plain())]
+        await mesh.release(TYPES.Envelope(many=boxes))
+        await mesh.release(TYPES.Envelope(many=boxes[2:]))
+    (route,) = told
+    assert route.attributes["dpmesh.message"] == TYPES.Envelope.DESCRIPTOR.full_name
+    assert route.attributes["dpmesh.mechanisms"] == ("discrete_laplace", "k_randomized_response")
+    assert route.mechanisms == "discrete_laplace,k_randomized_response"
+    assert route.attributes["dpmesh.fields.count"] == 4
+    versions = [Policy().plan(kind.DESCRIPTOR).version for kind in (TYPES.Report, TYPES.Total)]
+    assert route.attributes["dpmesh.policy.version"] == ",".join(versions)
+
+
 async def test_streams_and_releases_without_waiting_open_anys_too():
     async with dpmesh.open(settings()) as mesh:
         stream = mesh.stream(method="/x.Y/Z")
@@ -689,3 +706,24 @@ def test_types_of_a_pool_of_their_own_are_found_there_first():
     receipt, charges = asyncio.run(released(message))
     assert not raw(receipt.message)
     assert charges == {(1, b""): 1.0}
+
+
+def test_a_pool_that_knows_no_annotations_does_not_hide_those_of_the_default_pool():
+    from google.protobuf import descriptor_pb2
+
+    pool, default = descriptor_pool.DescriptorPool(), descriptor_pool.Default()
+    pool.AddSerializedFile(default.FindFileByName("google/protobuf/any.proto").serialized_pb)
+    file = descriptor_pb2.FileDescriptorProto()
+    TYPES.Value.DESCRIPTOR.file.CopyToProto(file)
+    del file.dependency[:]
+    file.dependency.append("google/protobuf/any.proto")
+    for message in file.message_type:
+        message.ClearField("options")
+        for field in message.field:
+            field.ClearField("options")
+    pool.AddSerializedFile(file.SerializeToString())
+    bare_any = GetMessageClass(pool.FindMessageTypeByName("google.protobuf.Any"))
+    box = packed(value())
+    receipt, charges = asyncio.run(released(bare_any(type_url=box.type_url, value=box.value)))
+    assert not raw(receipt.message)
+    assert charges == {(1, b""): 0.25}
