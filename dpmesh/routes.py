@@ -196,7 +196,7 @@ class Routes:
             return route
         if type(route) is _Provisional:
             if not route.holds():
-                del self._known[key]
+                self._known.pop(key, None)
                 return self.of(message_type, method, direction)
             route = route.answer
         if type(route) is tuple:
@@ -220,14 +220,16 @@ class Routes:
         Raises:
             AnnotationError: The packed type's annotations are bad, or no budget covers it.
         """
-        key = (packed, has_unit, outer.plan.descriptor, method, direction)
+        key: Any = (packed, has_unit)
+        if self._by_rpc:
+            key = (packed, has_unit, outer.plan.descriptor, method, direction)
         try:
             found = self._known[key]
         except KeyError:
             found = self._add(key, packed, method, direction, outer, has_unit)
         if type(found) is _Provisional:
             if not found.holds():
-                del self._known[key]
+                self._known.pop(key, None)
                 return self.inside(outer, packed, has_unit, method, direction)
             found = found.answer
         if type(found) is tuple:

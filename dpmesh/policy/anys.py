@@ -150,7 +150,6 @@ def find_types(type_url: str, pool: DescriptorPool, field: str) -> list[Descript
 
 def directly(field: FieldDescriptor, rule: int) -> Find:
     """Finds the Anys of one field of a protected message."""
-
     contents, name = _contents(field), field.full_name
 
     def find(message: Any, _strict: bool) -> Iterator[Found]:

@@ -84,7 +84,10 @@ class Policy:
             name = _dotted(method)
         except KeyError:
             return False
-        return _found(descriptor_pool.Default().FindMethodByName, name) or _found(pool.FindMethodByName, name)
+        default = descriptor_pool.Default()
+        if _found(default.FindMethodByName, name):
+            return True
+        return pool is not default and _found(pool.FindMethodByName, name)
 
     def stray(self, pool: DescriptorPool | None = None) -> list[str]:
         """The overlays' names that no loaded proto has: misspelled, or imported too late.

@@ -438,6 +438,39 @@ async def test_budgets_for_the_packed_type_and_for_what_is_around_it_pay():
         await released(packed(report()), config=only)
 
 
+async def test_quotas_count_what_is_packed():
+    config = settings()
+    config["quota"] = [{"name": "each", "under": "unit-day", "epsilon": 1.0, "consumers": ["alice"]}]
+    message = TYPES.Envelope(many=[packed(report()), packed(report("N2"))])
+    async with dpmesh.open(config) as mesh:
+        for _ in range(2):
+            await mesh.release(message, consumer="alice")
+        with pytest.raises(BudgetExhaustedError, match="each"):
+            await mesh.release(TYPES.Holder(id="N3", one=packed(report())), consumer="alice")
+        assert (await mesh.release(message, consumer="bob")).decision == "released"
+
+
+async def test_a_oneof_with_a_public_choice_can_hold_an_any():
+    types = compiled(
+        f"""message M {{ string id = 1 {UNIT}; oneof o {{ option (dpmesh.v1.oneof) = {{public: true}};
+        google.protobuf.Any a = 2; bool b = 3 [{CAT} = {{epsilon: 1}}]; }} }}"""
+    )
+    for message, paid in ((types.M(id="N1", a=packed(value())), 1.25), (types.M(id="N1", b=True), 1.0)):
+        receipt, charges = await released(message)
+        assert receipt.message.WhichOneof("o") == message.WhichOneof("o")
+        assert charges == {(0, b"N1"): paid}
+        assert not raw(receipt.message)
+
+
+async def test_messages_without_their_required_fields_are_judged_like_others():
+    assert (await released(TWO.Extended()))[0].decision == "unprotected"
+    types = compiled("message R { required string s = 1; optional google.protobuf.Any a = 2; }", "proto2")
+    message = types.R(a=packed(report()))
+    async with dpmesh.open(settings()) as mesh:
+        receipt = await mesh.release(message)
+    assert MARK.encode() not in receipt.message.SerializePartialToString()
+
+
 async def test_rules_for_the_fields_of_any_itself_are_refused():
     policy = policy_pb2.Policy(fields={"google.protobuf.Any.value": {"suppress": {}}})
     with pytest.raises(AnnotationError, match=r"\[any\]"):
