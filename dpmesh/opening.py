@@ -71,14 +71,14 @@ class _Packed:
         found: The Any and where it stands.
         kind: Its type.
         route: Its route; None for a type without rules.
-        unit: The id of the nearest unit around it.
+        units: The ids of all units around it.
         message: The message, once it was parsed.
     """
 
     found: Found
     kind: Descriptor
     route: Route | None
-    unit: bytes | None
+    units: tuple[bytes, ...]
     message: Any = None
 
     def parse(self) -> Any:
@@ -101,13 +101,20 @@ class _Packed:
         return self.message
 
     def owners(self) -> Sequence[tuple[int, bytes]]:
-        """Who pays for it: pairs of a scope and an account."""
+        """Who pays for it: pairs of a scope and an account.
+
+        Which messages an Any packs is data of the units around it: they pay for the values of other units as well.
+        """
         assert self.route is not None
         plan = self.route.plan
-        return [
-            (scope, self.unit or b"" if plan.scopes[scope].path == AROUND else unit)
-            for scope, unit in plan.owners(self.parse())
-        ]
+        found: list[tuple[int, bytes]] = []
+        for scope, unit in plan.owners(self.parse()):
+            path = plan.scopes[scope].path
+            if path != AROUND:
+                found.append((scope, unit))
+            if path:
+                found += [(scope, around) for around in self.units]
+        return found
 
     def pack(self, message: Message | None) -> None:
         """Puts what may leave into the Any; nothing for a message that can't leave without its required fields."""
@@ -146,9 +153,11 @@ class _Content:
         self._direction = direction
         self._packed: list[_Packed] = []
         self._dropped = False
-        # Messages that wait to be looked into: each with what finds its Anys, the unit around it, whether it lies in
+        # Messages that wait to be looked into: each with what finds its Anys, the units around it, whether it lies in
         # a protected message, and how many Anys it lies in.
-        self._todo: list[tuple[Any, Find, bytes | None, bool, int]] = [(self.copy, anys.find, None, False, 0)]
+        self._todo: list[tuple[Any, Find, tuple[bytes, ...], bool, int]] = [
+            (self.copy, anys.find, (), False, 0)
+        ]
         while self._todo:
             self._look(*self._todo.pop())
         self.protected = (
@@ -187,19 +196,19 @@ class _Content:
             opens=False,
         )
 
-    def _look(self, holder: Any, find: Find, unit: bytes | None, strict: bool, depth: int) -> None:
+    def _look(self, holder: Any, find: Find, units: tuple[bytes, ...], strict: bool, depth: int) -> None:
         """Judges the Anys of one message."""
         dropped: list[Found] = []
         for found in find(holder, strict):
             if depth == DEEPEST:
                 raise ProtectionError("WRONG_TYPE", found.name, f"more than {DEEPEST} Anys lie in each other")
-            if self._judge(found, found.unit if found.unit is not None else unit, depth + 1):
+            if self._judge(found, found.units + units, depth + 1):
                 dropped.append(found)
         for found in reversed(dropped):
             self._dropped = True
             found.drop()
 
-    def _judge(self, found: Found, unit: bytes | None, depth: int) -> bool:
+    def _judge(self, found: Found, units: tuple[bytes, ...], depth: int) -> bool:
         """Judges one Any; whether it is dropped."""
         if not found.any.type_url and not found.any.value:
             return False  # It holds nothing.
@@ -207,15 +216,15 @@ class _Content:
         kind = kinds[0] if kinds else None
         if kind is not None and is_any(kind):
             # What holds the outer Any decides about the inner one too.
-            entry = _Packed(found, kind, None, unit)
+            entry = _Packed(found, kind, None, units)
             inner = entry.parse()
             self._packed.append(entry)
-            same = found._replace(any=inner, holder=inner, field=None, key=None)
-            self._todo.append((inner, _only(same), unit, found.strict, depth))
+            same = found._replace(any=inner, holder=inner, field=None, key=None, units=())
+            self._todo.append((inner, _only(same), units, found.strict, depth))
             return False
         route = None
         for each in kinds:
-            there = self._routes.inside(self._route, each, unit is not None, self._method, self._direction)
+            there = self._routes.inside(self._route, each, bool(units), self._method, self._direction)
             if there is not None and (route is None or (route.plan.is_open and not there.plan.is_open)):
                 kind, route = each, there
         anys = None if route is None else route.plan.anys
@@ -227,12 +236,12 @@ class _Content:
                 return True
             route = None
         if kind is not None:
-            entry = _Packed(found, kind, route, unit)
+            entry = _Packed(found, kind, route, units)
             self._packed.append(entry)
             if route is not None or anys is not None:
                 entry.parse()
             if anys is not None:
-                self._todo.append((entry.message, anys.find, unit, found.strict, depth))
+                self._todo.append((entry.message, anys.find, units, found.strict, depth))
         return False
 
     def _bill(self, _message: Message, consumer: str) -> Bill:

@@ -213,7 +213,7 @@ class Routes:
         Args:
             outer: The route of the message that is released.
             packed: The packed type.
-            has_unit: A unit stands around the Any: it pays for the packed message's local values that have none.
+            has_unit: A unit stands around the Any, and pays for the packed message's local values that have none.
             method: The RPC.
             direction: "request" or "response".
 
@@ -413,7 +413,7 @@ def _descriptor(message_type: type) -> Descriptor:
 
 
 def _packed(plan: Plan) -> Plan:
-    """The plan of a message packed in one with a unit: that unit pays for local values that have none of their own.
+    """The plan of a message packed in one with a unit, which pays for local values that have none of their own.
 
     The account of the scope AROUND is left open: the message does not know it.
     """

@@ -42,7 +42,7 @@ class Found(NamedTuple):
         field: The holder's field; None where no message holds it.
         key: Its index in a repeated field, or its key in a map.
         rule: The `unannotated` that holds for packed types without rules.
-        unit: The id of the nearest unit around it within the message, or None.
+        units: The ids of all units around it within the message, the nearest first: each pays for what is packed.
         strict: It lies in a protected message, of which unknown fields and extensions never leave.
         name: The full name of the field, for errors.
     """
@@ -52,7 +52,7 @@ class Found(NamedTuple):
     field: FieldDescriptor | None
     key: Any
     rule: int
-    unit: bytes | None
+    units: tuple[bytes, ...]
     strict: bool
     name: str
 
@@ -154,7 +154,7 @@ def directly(field: FieldDescriptor, rule: int) -> Find:
 
     def find(message: Any, _strict: bool) -> Iterator[Found]:
         for key, inner in contents(message):
-            yield Found(inner, message, field, key, rule, None, True, name)
+            yield Found(inner, message, field, key, rule, (), True, name)
 
     return find
 
@@ -165,11 +165,11 @@ def within(enter: Callable[[Any], Iterable[Any]], find: Find) -> Find:
 
 
 def owned_by(read: Callable[[Any], bytes], find: Find) -> Find:
-    """Finds the same Anys, of which those without a nearer unit belong to the message's own."""
+    """Finds the same Anys, around which the message's unit stands too."""
 
     def owning(message: Any, strict: bool) -> Iterator[Found]:
         for found in find(message, strict):
-            yield found if found.unit is not None else found._replace(unit=read(message))
+            yield found._replace(units=(*found.units, read(message)))
 
     return owning
 
@@ -260,7 +260,7 @@ class Loose:
         """
         kind = message.DESCRIPTOR
         if is_any(kind):
-            yield Found(message, message, None, None, self._rule(kind), None, strict, ANY)
+            yield Found(message, message, None, None, self._rule(kind), (), strict, ANY)
             return
         todo = [(message, kind, 1)]
         while todo:
@@ -274,7 +274,7 @@ class Loose:
             for field, name, inside, contents, rule in ways:
                 if rule is not None:
                     for key, inner in contents(at):
-                        yield Found(inner, at, field, key, rule, None, strict, name)
+                        yield Found(inner, at, field, key, rule, (), strict, name)
                 else:
                     todo += [(inner, inside, depth + 1) for _, inner in contents(at)]
 

@@ -137,7 +137,7 @@ class Scope:
     cost: Cost
 
 
-# The path of the scope of a packed message's local values, for which the nearest unit around its Any pays.
+# The path of the scope of a packed message's local values without a unit, for which the units around its Any pay.
 AROUND = "^"
 
 
@@ -181,8 +181,8 @@ class Plan:
         delta: The sum of the deltas that its Gaussians were declared with.
         labels: Of the message type and of the protected messages in it, sorted.
         messages: The full names of the message type and of the protected messages in it, sorted.
-        ownerless: What the scope of no unit costs, in two parts: local values, for which a unit pays where the message
-            is packed in a message that has one, and aggregates.
+        ownerless: What the scope of no unit costs, in two parts: local values, for which the units pay that a message
+            with them is packed in, and aggregates.
         anys: What opens a message that can hold Anys, without which `protect` and `blank` refuse it. None where no
             message of the type can hold one. `cost` counts nothing of what Anys pack.
     """

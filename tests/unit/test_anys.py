@@ -164,12 +164,12 @@ async def test_each_packed_message_pays_for_itself():
     assert not raw(receipt.message)
 
 
-async def test_the_nearest_unit_around_an_any_pays_for_local_values_without_one():
+async def test_all_units_around_an_any_pay_for_what_it_packs():
     inner = packed(value(more=[packed(value()), packed(report("other", more=packed(value())))]))
     message = TYPES.Holder(id="N1", one=inner, loose=TYPES.Envelope(many=[packed(TYPES.Total(secret=MARK))]))
     receipt, charges = await released(message)
-    # Holder .125, two values .25 each; the report .5 and the value in it .25; the aggregate is the fleet's.
-    assert charges == {(0, b"N1"): 0.625, (0, b"other"): 0.75, (1, b""): 1.0}
+    # Holder .125, three values .25 each, the report .5; the report's own unit pays for it and the value in it too.
+    assert charges == {(0, b"N1"): 1.375, (0, b"other"): 0.75, (1, b""): 1.0}
     assert not raw(receipt.message)
 
 
@@ -184,7 +184,7 @@ async def test_protected_messages_open_all_anys_that_leave_with_them():
         gone=packed(report("N3")),
     )
     receipt, charges = await released(message)
-    assert charges == {(0, b"N1"): 0.125 + 6 * 0.25, (0, b"N2"): 0.5}, "what is dropped is not paid for"
+    assert charges == {(0, b"N1"): 0.125 + 6 * 0.25 + 0.5, (0, b"N2"): 0.5}, "what is dropped is not paid for"
     out = receipt.message
     assert not raw(out)
     assert (out.many[1], out.many[2]) == (message.many[1], UNKNOWN)
@@ -533,12 +533,12 @@ def test_random_nestings_never_leave_a_raw_value():
         if kind == "Plain":
             return TYPES.Plain(s="fine")
         if kind == "Total":
-            pay(paid, b"", 1.0)
+            pay(paid, [b""], 1.0)
             return TYPES.Total(secret=MARK)
         if kind == "Status":
             return status_pb2.Status(details=[packed(node(depth - 1, paid, unit)) for _ in range(2)])
         if kind == "Value":
-            pay(paid, unit, 0.25)
+            pay(paid, unit or [b""], 0.25)
             return value(
                 more=[packed(node(depth - 1, paid, unit)) for _ in range(draw.randrange(3))] if depth else []
             )
@@ -547,7 +547,7 @@ def test_random_nestings_never_leave_a_raw_value():
         if kind == "Envelope":
             return envelope(depth, paid, unit)
         own = f"unit-{draw.randrange(3)}"
-        key = own.encode()
+        key = [*unit, own.encode()]
         if kind == "Report":
             pay(paid, key, 0.5)
             return report(own, more=packed(node(depth - 1, paid, key)) if depth else None)
@@ -569,8 +569,9 @@ def test_random_nestings_never_leave_a_raw_value():
             by_number={3: TYPES.Envelope(one=packed(node(depth - 1, paid, unit)))},
         )
 
-    def pay(paid, account, epsilon):
-        paid[account] = paid.get(account, 0.0) + epsilon
+    def pay(paid, accounts, epsilon):
+        for account in accounts:
+            paid[account] = paid.get(account, 0.0) + epsilon
 
     async def run():
         protected = 0
@@ -580,7 +581,7 @@ def test_random_nestings_never_leave_a_raw_value():
             mesh.ledger.spend = lambda charges: billed.append(charges) or spend(charges)
             for _ in range(SEEDS):
                 paid, owed = {}, {}
-                message = node(3, paid, b"")
+                message = node(3, paid, [])
                 billed.clear()
                 receipt = await mesh.release(message)
                 assert not raw(receipt.message)
