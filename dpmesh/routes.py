@@ -12,7 +12,7 @@ from typing import Any, cast
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from dpmesh.accounting import AMOUNT, Accounting, Cost, rho_to_epsilon
+from dpmesh.accounting import AMOUNT, Accounting, Cost
 from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.ledger import Budget, Charge
 from dpmesh.ledger.budget import DIRECTIONS, consumer_key, parents
@@ -284,10 +284,8 @@ class Routes:
         )
 
     def _epsilon(self, cost: Cost) -> float:
-        if cost.epsilon is not None:
-            return cost.epsilon / AMOUNT
         deltas = [budget.delta for budget in self._budgets if budget.accounting is Accounting.ZCDP]
-        return rho_to_epsilon(cost.rho / AMOUNT, min(deltas))
+        return cost.epsilon_at(min(deltas, default=0.0))
 
 
 def _amount(plan: Plan, budget: Budget, cost: Cost) -> int:

@@ -10,7 +10,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
-from dpmesh.accounting import AMOUNT, rho_to_epsilon
+from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon
 from dpmesh.errors import AnnotationError
 from dpmesh.ledger import Budget
 from dpmesh.noise.categorical import CategoricalMechanism
@@ -99,6 +99,7 @@ class MessageReport:
         rho: The same as zCDP.
         fields: All fields that its plan names.
         payments: Who pays.
+        delta: Where the loss is not pure, the delta that `epsilon` holds at: the smallest of the budgets; else 0.
     """
 
     message: str
@@ -108,6 +109,7 @@ class MessageReport:
     rho: float | None = None
     fields: tuple[FieldReport, ...] = ()
     payments: tuple[Payment, ...] = ()
+    delta: float = 0.0
 
     @property
     def tightest(self) -> Payment | None:
@@ -164,9 +166,15 @@ class Planner:
         except AnnotationError as error:
             return MessageReport(message.full_name, True, str(error), *_total(plan, None), fields)
         assert route is not None
+        payments = tuple(self._payments(plan, route))
         return MessageReport(
-            message.full_name, True, None, *_total(plan, route), fields, tuple(self._payments(plan, route))
+            message.full_name, True, None, *_total(plan, route), fields, payments, self._delta(plan)
         )
+
+    def _delta(self, plan: Plan) -> float:
+        if all(scope.cost.epsilon is not None for scope in plan.scopes):
+            return 0.0
+        return min(budget.delta for budget in self._budgets if budget.accounting is Accounting.ZCDP)
 
     def _payments(self, plan: Plan, route: Route) -> list[Payment]:
         found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,8 +73,7 @@ class Node:
 
 
 def _dearest(costs: Sequence[Cost]) -> Cost:
-    pure = [cost.epsilon for cost in costs if cost.epsilon is not None]
-    return Cost(epsilon=max(pure) if len(pure) == len(costs) else None, rho=max(cost.rho for cost in costs))
+    return functools.reduce(Cost.largest, costs)
 
 
 def _through(enter: Enter, walk: Walk) -> Walk:
