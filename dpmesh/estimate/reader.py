@@ -14,6 +14,7 @@ from dpmesh.estimate import numbers, paths, shares
 from dpmesh.estimate.laws import Law, law_of
 from dpmesh.estimate.ratio import fieller
 from dpmesh.estimate.result import Estimate, EstimateError
+from dpmesh.estimate.spread import checked
 from dpmesh.noise.categorical import CategoricalMechanism
 from dpmesh.policy import Policy
 from dpmesh.policy.plan import FieldPlan, Plan
@@ -118,7 +119,7 @@ class Reader:
         exact = grid.integral and grid.step == 1
         # The clamp at the ends of a field IN_RANGE only moves outputs towards the truth, so the law's margin
         # around what was received holds there as well.
-        margin = (law.margin(numbers.checked(confidence)) + (0 if exact else 0.5)) * grid.step
+        margin = (law.margin(checked(confidence)) + (0 if exact else 0.5)) * grid.step
         return Estimate(grid.value(0) + index * grid.step, at - margin, at + margin, 1, confidence)
 
     def ratio(
@@ -151,7 +152,7 @@ class Reader:
         a, b = grid_a.lower / grid_a.step + index_a, grid_b.lower / grid_b.step + index_b
         if b == 0:
             raise EstimateError(denominator, "is 0, which nothing can be divided by")
-        low, high = fieller(a, b, law_a, law_b, numbers.checked(confidence))
+        low, high = fieller(a, b, law_a, law_b, checked(confidence))
         unit = grid_a.step / grid_b.step
         return Estimate(a / b * unit, low * unit, high * unit, 1, confidence)
 

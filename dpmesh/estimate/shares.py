@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 
-from dpmesh.estimate.numbers import quantile
+from dpmesh.estimate.binomial import interval
 from dpmesh.estimate.result import Estimate, EstimateError
+from dpmesh.estimate.spread import checked
 
 
 def shares(
@@ -17,7 +17,7 @@ def shares(
 
     With p the probability of the truth and q = (1-p)/(k-1) of each lie, a category whose share is f is
     received with probability q + f (p - q). That is turned around for the share of received values and for
-    both ends of its Wilson (1927) score interval, which holds for rare categories too.
+    both ends of its interval: see `binomial.interval`, which holds for rare categories too.
 
     Args:
         path: The field, for errors.
@@ -42,7 +42,7 @@ def shares(
     if not counts.keys() <= set(domain):
         raise EstimateError(path, "one of the values is not one of its categories")
     lie = (1 - truth) / (len(domain) - 1)
-    z = quantile(confidence)
+    checked(confidence)
 
     def share(received: float) -> float:
         return (received - lie) / (truth - lie)
@@ -50,13 +50,6 @@ def shares(
     found = []
     for category in domain:
         seen = counts[category] / n
-        low, high = _wilson(seen, n, z)
+        low, high = interval(counts[category], n, confidence)
         found.append(Estimate(share(seen), share(low), share(high), n, confidence))
     return found
-
-
-def _wilson(seen: float, n: int, z: float) -> tuple[float, float]:
-    centre = (seen + z * z / (2 * n)) / (1 + z * z / n)
-    margin = z * math.sqrt(seen * (1 - seen) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    # At 0 and n the ends meet what was seen, but for rounding.
-    return min(centre - margin, seen), max(centre + margin, seen)
