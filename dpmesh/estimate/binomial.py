@@ -9,7 +9,7 @@ from statistics import NormalDist
 # widened to the exact one. Computed exactly for n from 2 to 3,000 and every probability, 95 % intervals cover
 # at least 93.8 %, where Wilson's alone cover 82 %.
 _FEW = 40
-_HALVINGS = 60
+_HALVINGS = 48
 
 
 def interval(seen: int, n: int, confidence: float) -> tuple[float, float]:
@@ -26,8 +26,8 @@ def interval(seen: int, n: int, confidence: float) -> tuple[float, float]:
     low, high = _wilson(seen / n, n, NormalDist().inv_cdf((1 + confidence) / 2))
     if min(seen, n - seen) <= _FEW:
         tail = (1 - confidence) / 2
-        low = min(low, _lowest(seen, n, tail))
-        high = max(high, 1 - _lowest(n - seen, n, tail))
+        low = _lowest(seen, n, tail, low)
+        high = 1 - _lowest(n - seen, n, tail, 1 - high)
     return low, high
 
 
@@ -38,11 +38,11 @@ def _wilson(share: float, n: int, z: float) -> tuple[float, float]:
     return min(centre - margin, share), max(centre + margin, share)
 
 
-def _lowest(seen: int, n: int, tail: float) -> float:
-    """The least probability at which `seen` or more of n cases have at least the probability `tail`."""
-    if not seen:
-        return 0.0
-    low, high = 0.0, seen / n
+def _lowest(seen: int, n: int, tail: float, most: float) -> float:
+    """The least probability at which `seen` or more of n cases have at least the probability `tail`, or `most`."""
+    if not seen or _at_least(seen, n, most) <= tail:
+        return most
+    low, high = 0.0, most
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         if _at_least(seen, n, middle) < tail:
@@ -62,6 +62,6 @@ def _at_least(seen: int, n: int, p: float) -> float:
     for k in range(seen, n):
         term *= (n - k) / (k + 1) * odds
         total += term
-        if term < 1e-17 * total:
+        if term < 1e-15 * total:
             break
     return min(total, 1.0)

@@ -165,6 +165,66 @@ def test_frequencies():
         assert coverage_is(held[category], repetitions, CONFIDENCE, slack=0.007)
 
 
+def test_projected_frequencies():
+    """100 times 300 senders over ten categories at epsilon .5: never further from the truth, and much nearer on average.
+
+    The nearest point of a convex set is no further from any point of the set than what it is nearest to: that holds each
+    time. The gain of the root mean square error is 1.83 with a standard error of .06, so 1.35 is 8 of them away.
+    Intervals cover at least as often as the unbiased ones; 93 % is tested, one-sided at 4.75 standard errors.
+    """
+    names = "".join(f'domain: "{name}" ' for name in "abcdefghij")
+    protos = compiled(
+        f"message M {{ string x = 1 [(dpmesh.v1.field).categorical = {{epsilon: 0.5 {names}}}]; }}"
+    )
+    reader = Reader(protos.M)
+    field = reader.plan.fields[0]
+    population = 1 / np.arange(1, 11) / np.sum(1 / np.arange(1, 11))
+    repetitions, n, least = 100, 300, 0.93
+    squares, held = np.zeros(2), np.zeros(10)
+    places = [int(i) for share, i in zip(population, range(10), strict=True) for _ in range(round(share * n))]
+    truth = np.bincount(places, minlength=10) / len(places)
+    for _ in range(repetitions):
+        received = [field.domain[field.mechanism.draw(i)] for i in places]
+        both = [reader.frequencies("x", received, project=project) for project in (False, True)]
+        errors = [sum((e.value - t) ** 2 for e, t in zip(f.values(), truth, strict=True)) for f in both]
+        assert errors[1] <= errors[0] + 1e-12
+        squares += errors
+        held += [entry.covers(share) for entry, share in zip(both[1].values(), truth, strict=True)]
+    assert math.sqrt(squares[0] / squares[1]) > 1.35
+    assert held.min() / repetitions >= least - 4.75 * math.sqrt(least * (1 - least) / repetitions)
+
+
+def test_means_of_held_values():
+    """300 times 200 senders of up to five values, with a field that counts them: the intervals hold the held mean.
+
+    Each covers at least 95 % (both of its parts do 97.5 %); one-sided, at 4.75 standard errors.
+    """
+    protos = compiled(
+        """message M {
+          repeated double values = 1 [(dpmesh.v1.field).max_items = 5, (dpmesh.v1.field).numeric =
+              {lower: 10 upper: 60 epsilon: 10 resolution: 0.5}];
+          sint32 count = 2 [(dpmesh.v1.field).numeric = {lower: 0 upper: 5 epsilon: 2}];
+        }"""
+    )
+    reader = Reader(protos.M)
+    fields = {field.path: field for field in reader.plan.fields}
+    values, counts = fields["values"], fields["count"]
+    lengths = [number % 5 for number in range(200)]
+    held = [20.0 + 10 * (number % 4) for length in lengths for number in range(length)]
+    truth, repetitions = float(np.mean(held)), 300
+    filled = [*held, *[0.0] * (1000 - len(held))]
+    indexes, numbers = [values.grid.index(value) for value in filled], [counts.grid.index(n) for n in lengths]
+    draw, count = values.mechanism.draw, counts.mechanism.draw
+    covered = 0
+    for _ in range(repetitions):
+        counted = reader.mean("count", [counts.grid.value(count(i)) for i in numbers], confidence=0.975)
+        found = reader.mean(
+            "values", [values.grid.value(draw(i)) for i in indexes], held=counted.scaled(1 / 5)
+        )
+        covered += found.covers(truth)
+    assert covered / repetitions >= CONFIDENCE - 4.75 * math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / repetitions)
+
+
 @pytest.mark.parametrize("output", ["UNBIASED", "IN_RANGE"])
 def test_one_aggregate(output):
     """40,000 answers: the interval covers as often as discrete Laplace's own law says, no more and no less.
