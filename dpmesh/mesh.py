@@ -74,7 +74,9 @@ def open(
         ConfigError: The configuration or the policy file is wrong.
     """
     settings = configuration.load(config)
-    return Mesh(settings, Policy(policy or settings.policy.file or None), clock)
+    # An empty path is a mistake, and must not count as no policy.
+    overlays = settings.policy.file or None if policy is None else policy
+    return Mesh(settings, Policy(overlays), clock)
 
 
 class Mesh:

@@ -59,16 +59,16 @@ def test_a_misspelled_overlay_field_is_an_error_on_its_own_line(write: Write) ->
 
 
 @pytest.mark.parametrize(
-    ("section", "name"),
+    ("section", "name", "rules"),
     [
-        ("messages", "acme.Raeding"),
-        ("methods", "/acme.Telemetry/Pull"),
-        ("oneofs", "acme.Reading.where"),
-        ("fields", "Reading.id"),
+        ("messages", "acme.Raeding", "{epsilon: 1}"),
+        ("methods", "/acme.Telemetry/Pull", "{require: true}"),
+        ("oneofs", "acme.Reading.where", "{epsilon: 1}"),
+        ("fields", "Reading.id", "{suppress: {}}"),
     ],
 )
-def test_every_section_finds_its_strays(write: Write, section: str, name: str) -> None:
-    policy = write("policy.yaml", f"{section}:\n\n  {name}: {{}}\n")
+def test_every_section_finds_its_strays(write: Write, section: str, name: str, rules: str) -> None:
+    policy = write("policy.yaml", f"{section}:\n\n  {name}: {rules}\n")
     assert _lines(_check([write("reading.proto", READING)], policy)) == [("policy.yaml", 3, "stray")]
 
 
