@@ -152,7 +152,7 @@ class Mesh:
             await asyncio.to_thread(self._flush)
 
     def _check_loaded(self) -> None:
-        """Compiles every annotated type that is loaded: a bad annotation fails now, not with the first message."""
+        """Compiles every annotated type that is loaded, and reads the rules of every method: bad ones fail now."""
         stray = self.policy.stray()
         if stray:
             raise ConfigError(
@@ -161,6 +161,8 @@ class Mesh:
             )
         for descriptor in loaded.message_types(self.policy):
             self.policy.plan(descriptor)
+        for method in loaded.methods():
+            self.policy.requires(method)
 
     # -- what transports ask ------------------------------------------------------------------------------------------
 
