@@ -66,6 +66,7 @@ def of_sources(sources: Sources, policy: Policy, policy_file: Path | None = None
     overlays = places.of_overlays(policy_file) if policy_file else {}
     problems = dict.fromkeys(_problems(sources, policy))
     found = [Finding(_place(problem.element, sources, overlays), *_parts(problem)) for problem in problems]
+    found += [Finding(place, *_parts(problem)) for place, problem in sources.duplicates]
     return sorted(found, key=lambda entry: (entry.place, entry.rule))
 
 

@@ -32,7 +32,8 @@ DescriptorSets = Annotated[
     typer.Option(
         "--descriptor-set",
         metavar="FILE",
-        help="A FileDescriptorSet (protoc -o, or buf build) instead of .proto files; may be repeated.",
+        help="A FileDescriptorSet (protoc -o, or buf build) instead of .proto files; may be repeated. Only with "
+        "protoc's --include_source_info are annotations found that are set twice.",
         show_default=False,
     ),
 ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from google.protobuf import descriptor_pb2
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor, MethodDescriptor
+from google.protobuf.descriptor import Descriptor, FileDescriptor, MethodDescriptor
 
 from dpmesh.policy.policy import Policy
 from dpmesh.v1 import privacy_pb2
@@ -14,7 +15,8 @@ from dpmesh.v1 import privacy_pb2
 
 def _tag() -> bytes:
     options = descriptor_pb2.FieldOptions()
-    options.Extensions[privacy_pb2.field].SetInParent()
+    extension: Any = privacy_pb2.field
+    options.Extensions[extension].SetInParent()
     return options.SerializeToString()[:-1]
 
 
@@ -37,7 +39,7 @@ def message_types(policy: Policy) -> Iterator[Descriptor]:
     known: dict[str, bool] = {}
     files = list(_files())
     annotated = [file for file in files if _has_annotations(file, known)]
-    named |= {found.containing_type.full_name for file in annotated for found in _extensions(file)}
+    named |= {extended.full_name for file in annotated for extended in _extended(file)}
     for file in files:
         for descriptor in _all(file.message_types_by_name.values()):
             if known[file.name] or descriptor.full_name in named:
@@ -73,10 +75,12 @@ def _has_annotations(file: FileDescriptor, known: dict[str, bool]) -> bool:
     return known[file.name]
 
 
-def _extensions(file: FileDescriptor) -> Iterator[FieldDescriptor]:
-    yield from file.extensions_by_name.values()
+def _extended(file: FileDescriptor) -> Iterator[Descriptor]:
+    """The message types that a file's extensions extend."""
+    extensions: list[Any] = list(file.extensions_by_name.values())
     for message in _all(file.message_types_by_name.values()):
-        yield from message.extensions
+        extensions += message.extensions
+    return (extension.containing_type for extension in extensions)
 
 
 def _all(descriptors: object) -> Iterator[Descriptor]:
