@@ -121,7 +121,7 @@ def plan(
     path = inputs.config_file(config_file)
     settings = configuration.load(path)
     budgets = tuple(configuration.budgets(settings))
-    policy_path = policy_file or (Path(settings.policy.file) if settings.policy.file else None)
+    policy_path = inputs.policy_file(policy_file, settings)
     sources = inputs.load(protos, includes, descriptor_sets, reflect)
     _refuse_duplicates(sources)
     planner = Planner(_policy(policy_path, sources), budgets, per_second)
