@@ -72,7 +72,7 @@ class _Server:
         for serialized in self._ask(request).file_descriptor_response.file_descriptor_proto:
             try:
                 file = FileDescriptorProto.FromString(serialized)
-            except DecodeError:
+            except (DecodeError, UnicodeDecodeError):  # The latter from pure-Python protobuf.
                 raise InputError(f"{self._target}: answered with something that is no descriptor") from None
             found.setdefault(file.name, file)
 

@@ -74,7 +74,7 @@ def from_descriptor_sets(paths: Sequence[Path]) -> Sources:
             found = FileDescriptorSet.FromString(path.read_bytes()).file
         except OSError as error:
             raise InputError(f"{path}: can't be read ({error.strerror})") from None
-        except DecodeError:
+        except (DecodeError, UnicodeDecodeError):  # The latter from pure-Python protobuf.
             raise InputError(f"{path}: is not a descriptor set") from None
         if not found:
             raise InputError(f"{path}: is a descriptor set without files")

@@ -156,7 +156,7 @@ class _Compiler:
             if choice_of(entry) is None:
                 self._field(entry, node, site)
         for oneof in message.oneofs:
-            if len(oneof.fields) == 1:
+            if len(oneof.fields) < 2:
                 choices.refuse_idle(oneof, findings.oneof(oneof), findings)
             else:
                 members = [(entry, self._member(entry, site)) for entry in oneof.fields]
