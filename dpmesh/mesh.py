@@ -121,7 +121,7 @@ class Mesh:
         return self.policy.digest
 
     async def __aenter__(self) -> Self:
-        """Checks every annotated type that is loaded, and opens the ledger.
+        """Checks every loaded type that has or reaches a rule, and opens the ledger.
 
         Raises:
             AnnotationError: An annotation of a loaded type is bad.
@@ -152,7 +152,7 @@ class Mesh:
             await asyncio.to_thread(self._flush)
 
     def _check_loaded(self) -> None:
-        """Compiles every annotated type that is loaded, and reads the rules of every method: bad ones fail now."""
+        """Compiles every loaded type that can reach a rule, and reads every method's rules: a bad one fails now."""
         stray = self.policy.stray()
         if stray:
             raise ConfigError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dpmesh.cli import inputs
-from dpmesh.cli.console import FOUND, OK, print_json, stdout
+from dpmesh.cli.console import FOUND, OK, print_github, print_json, say, stdout
 
 if TYPE_CHECKING:
     from dpmesh.cli.findings import Finding
@@ -140,24 +140,13 @@ def _github(checked: Checked) -> None:
         if entry.place.line:
             properties |= {"line": str(entry.place.line), "col": str(entry.place.column or 1)}
         properties["title"] = f"dpmesh {entry.rule}"
-        listed = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
         text = f"{entry.element}: {entry.text}" if entry.element else entry.text
         if entry.fix:
             text += f"\nFix: {entry.fix}"
-        print(f"::{entry.severity} {listed}::{_data(text)}")
+        print_github(str(entry.severity), properties.items(), text)
     if checked.unprotected:
-        print(f"::warning title=dpmesh::{_data(checked.unprotected)}")
-    print(_summary(checked))
-
-
-def _data(text: str) -> str:
-    """Escapes a workflow command's text (actions/toolkit, packages/core/src/command.ts)."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    """Escapes a workflow command's property."""
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
+        print_github("warning", [("title", "dpmesh")], checked.unprotected)
+    say(_summary(checked))
 
 
 _WRITERS = {Format.TEXT: _text, Format.JSON: _json, Format.GITHUB: _github}

@@ -170,8 +170,10 @@ def _unreadable(ask: Callable[[Any], object], elements: Iterable[Any]) -> Iterat
 
 
 def _messages(sources: Sources, policy: Policy) -> Iterator[Descriptor]:
-    """The message types asked for, then those that only an overlay names."""
-    named = list(sources.messages())
+    """The message types asked for, those that their services use, then those that only an overlay names."""
+    methods = [method for service in sources.services() for method in service.methods]
+    used = [message for method in methods for message in (method.input_type, method.output_type)]
+    named = list({message.full_name: message for message in (*sources.messages(), *used)}.values())
     yield from named
     overlay = policy.rules.overlay
     names = set(overlay.messages)

@@ -88,7 +88,9 @@ def of_overlays(path: Path) -> dict[str, Place]:
     """
     import yaml
 
-    root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    from dpmesh.policy.bounded_yaml import BoundedLoader
+
+    root = yaml.compose(path.read_text(encoding="utf-8"), Loader=BoundedLoader)
     places: dict[str, Place] = {}
     for section, entries in _pairs(root):
         if section.value in _SECTIONS:

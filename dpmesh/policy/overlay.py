@@ -178,7 +178,7 @@ class _Reader:
             single = type(message)()
             try:
                 json_format.ParseDict({field.json_name: value}, single)
-            except (json_format.ParseError, ValueError):
+            except (json_format.ParseError, ValueError, OverflowError):
                 fits = False
             else:
                 message.MergeFrom(single)
@@ -229,7 +229,9 @@ def _read(text: str, source: str) -> tuple[Any, Locate]:
     """
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    from dpmesh.policy.bounded_yaml import BoundedLoader, BoundsError
+
+    class Loader(BoundedLoader):
         """Refuses a key that is written twice: the second would replace the first without a word."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -253,8 +255,10 @@ def _read(text: str, source: str) -> tuple[Any, Locate]:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise ConfigError(f"policy file {source}{where}: not YAML or JSON") from None
-    except (ValueError, OverflowError, RecursionError) as error:
-        # Dates that don't exist, numbers beyond all bounds, and nesting without end.
+    except BoundsError as error:
+        raise ConfigError(f"policy file {source}: {error}") from None
+    except (ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        # PyYAML's own conversions: a date that does not exist, a number of thousands of digits, "!!bool perhaps".
         raise ConfigError(f"policy file {source}: not YAML or JSON ({type(error).__name__})") from None
     return document, lambda path: _mark(_node(root, path))
 

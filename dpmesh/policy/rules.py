@@ -80,6 +80,8 @@ class Rulebook:
     def _ruling(
         self, element: Any, name: str, overlays: Any, options: type[_Options], extension: Any
     ) -> Ruling:
+        if not element.has_options and name not in overlays:
+            return Ruling(options().Extensions[extension], UNANNOTATED)
         # The element may come from a descriptor pool that does not know the extension: parse its options again.
         parsed = options.FromString(element.GetOptions().SerializeToString())
         _refuse_uninterpreted(parsed, name)

@@ -228,3 +228,25 @@ def test_an_overlay_that_drops_a_kind_is_an_error_on_its_line(write: Write) -> N
     )
     policy = write("policy.yaml", "fields:\n\n  acme.M.a: {max_items: 3}\n")
     assert _lines(_check([file], policy)) == [("policy.yaml", 3, "overlay-drops")]
+
+
+def test_a_type_that_a_service_uses_is_looked_at_wherever_it_stands(write: Write) -> None:
+    """As etcd's TxnRequest, which holds itself, and what an overlay rules for."""
+    head = 'syntax = "proto3";\npackage acme;\n'
+    write("put.proto", head + "message Put { bytes value = 1; }\n")
+    write(
+        "txn.proto",
+        head
+        + 'import "put.proto";\nmessage Op { Put put = 1;\n  Txn txn = 2; }\nmessage Txn { repeated Op ops = 1; }\n',
+    )
+    service = write(
+        "kv.proto",
+        head + 'import "txn.proto";\nservice KV { rpc Do(Txn) returns (Nothing); }\nmessage Nothing {}\n',
+    )
+    policy = write(
+        "policy.yaml",
+        "fields:\n  acme.Put.value: {suppress: {}}\n",
+    )
+    found = [entry for entry in _check([service], policy) if entry.severity is Severity.ERROR]
+    assert ("acme.Op.txn", "recursive") in {(entry.element, entry.rule) for entry in found}
+    assert {entry.place.line for entry in found if entry.rule == "recursive"} == {5}

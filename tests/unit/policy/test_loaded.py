@@ -1,126 +1,97 @@
-"""What is checked at start: every imported type that may hold something protected, however its file got the annotations."""
-
-from __future__ import annotations
+"""Which types are looked at, at start."""
 
 import sys
-from collections.abc import Callable
-from types import ModuleType
+import types as modules
 
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
-from google.protobuf.descriptor import FileDescriptor
 
 import dpmesh
 from dpmesh.errors import AnnotationError
 from dpmesh.policy import Policy, loaded
+from dpmesh.policy.overlay import parse
 from dpmesh.v1 import privacy_pb2
 
-Load = Callable[[descriptor_pb2.FileDescriptorProto], FileDescriptor]
+
+def plain_file(monkeypatch, name, build, *imports):
+    """A loaded file without annotations."""
+    file = descriptor_pb2.FileDescriptorProto(name=f"{name}.proto", package=name, syntax="proto3")
+    file.dependency.extend(imports)
+    build(file)
+    descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
+    module = modules.ModuleType(f"{name}_pb2")
+    module.DESCRIPTOR = descriptor_pool.Default().FindFileByName(f"{name}.proto")
+    monkeypatch.setitem(sys.modules, f"{name}_pb2", module)
 
 
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Load:
-    """Puts a file into a pool of its own and a module that declares it among the imported ones."""
-    pool = descriptor_pool.DescriptorPool()
-    for known in (descriptor_pb2, privacy_pb2):
-        for file in (*known.DESCRIPTOR.dependencies, known.DESCRIPTOR):
-            pool.AddSerializedFile(file.serialized_pb)
-
-    def add(file: descriptor_pb2.FileDescriptorProto) -> FileDescriptor:
-        pool.AddSerializedFile(file.SerializeToString())
-        module = ModuleType(file.name.replace(".", "_"))
-        module.DESCRIPTOR = pool.FindFileByName(file.name)  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        return module.DESCRIPTOR  # type: ignore[attr-defined,no-any-return]
-
-    return add
+def message(file, name, *fields):
+    found = file.message_type.add(name=name)
+    for number, (field, held) in enumerate(fields, start=1):
+        kind = 11 if held else 9
+        found.field.add(name=field, number=number, label=1, type=kind, type_name=held or None)
 
 
-def file_of(name: str, **more: object) -> descriptor_pb2.FileDescriptorProto:
-    return descriptor_pb2.FileDescriptorProto(name=f"{name}.proto", package=name, **more)
+async def test_a_type_that_holds_itself_is_refused_at_start_wherever_it_stands(monkeypatch):
+    """As etcd's TxnRequest: its file has no annotations, and an overlay names another type, in another file."""
 
+    def puts(file):
+        message(file, "Put", ("value", ""))
 
-def add_field(message: descriptor_pb2.DescriptorProto, name: str) -> descriptor_pb2.FieldOptions:
-    field = message.field.add(name=name, number=len(message.field) + 1, type=9, label=1, json_name=name)
-    return field.options
+    def transactions(file):
+        message(file, "Txn", ("op", ".holding_itself.Op"))
+        message(file, "Op", ("put", ".held_by_it.Put"), ("txn", ".holding_itself.Txn"))
+        message(file, "Apart", ("self", ".holding_itself.Apart"))
 
-
-def names() -> set[str]:
-    return {message.full_name for message in loaded.message_types(Policy())}
-
-
-def edition_2024() -> descriptor_pb2.FileDescriptorProto:
-    """What protoc makes of `import option "dpmesh/v1/privacy.proto"`: the import is no dependency."""
-    file = file_of("newest", syntax="editions", edition=descriptor_pb2.EDITION_2024)
-    file.option_dependency.append("dpmesh/v1/privacy.proto")
-    return file
-
-
-async def test_an_import_of_options_alone_is_checked_at_start(load: Load) -> None:
-    file = edition_2024()
-    add_field(file.message_type.add(name="M"), "a").Extensions[privacy_pb2.field].numeric.lower = 0
-    assert not list(load(file).dependencies)
-    assert "newest.M" in names()
-    with pytest.raises(AnnotationError, match=r"newest\.M\.a"):
-        async with dpmesh.open({"ledger": {"url": "memory:"}}):
+    plain_file(monkeypatch, "held_by_it", puts)
+    plain_file(monkeypatch, "holding_itself", transactions, "held_by_it.proto")
+    config = {"ledger": {"url": "memory:"}}
+    async with dpmesh.open(config):
+        pass
+    policy = parse({"fields": {"held_by_it.Put.value": {"suppress": {}}}}, "test")
+    with pytest.raises(AnnotationError, match=r"holding_itself\.(Op\.txn|Txn\.op): .*\[recursive\] Fix:"):
+        async with dpmesh.open(config, policy=policy):
             pass
+    policy.fields["holding_itself.Op.txn"].suppress.SetInParent()
+    async with dpmesh.open(config, policy=policy):
+        pass
+    found = {descriptor.full_name for descriptor in loaded.message_types(Policy(policy))}
+    assert {"held_by_it.Put", "holding_itself.Txn", "holding_itself.Op"} <= found
 
 
-def test_who_imports_such_a_file_is_checked_too(load: Load) -> None:
-    file = edition_2024()
-    add_field(file.message_type.add(name="M"), "a").Extensions[privacy_pb2.field].suppress.SetInParent()
-    load(file)
-    user = file_of("user", syntax="proto3", dependency=["newest.proto"])
-    held = user.message_type.add(name="N").field.add(name="m", number=1, label=1, json_name="m")
-    held.type, held.type_name = 11, ".newest.M"
-    load(user)
-    assert {"newest.M", "user.N"} <= names()
+def test_a_chain_of_many_imports_is_followed_to_its_end(monkeypatch):
+    def first(file):
+        message(file, "M", ("value", ""))
+
+    plain_file(monkeypatch, "chain0", first)
+    for number in range(1, 1500):
+        used = f"chain{number - 1}"
+        plain_file(
+            monkeypatch,
+            f"chain{number}",
+            lambda file, used=used: message(file, "M", ("m", f".{used}.M")),
+            f"{used}.proto",
+        )
+    policy = Policy(parse({"fields": {"chain0.M.value": {"suppress": {}}}}, "test"))
+    found = {descriptor.full_name for descriptor in loaded.message_types(policy)}
+    assert "chain1499.M" in found
 
 
-@pytest.mark.parametrize("where", ["message", "oneof", "nested"])
-def test_every_place_of_an_annotation_counts(load: Load, where: str) -> None:
-    file = edition_2024()
-    message = file.message_type.add(name="M")
-    if where == "message":
-        add_field(message, "a")
-        message.options.Extensions[privacy_pb2.message].unannotated = privacy_pb2.MessageRules.SUPPRESS
-    elif where == "oneof":
-        for name in ("a", "b"):
-            add_field(message, name)
-            message.field[-1].oneof_index = 0
-        message.oneof_decl.add(name="o").options.Extensions[privacy_pb2.oneof].epsilon = 1
-    else:
-        inner = message.nested_type.add(name="In")
-        add_field(inner, "a").Extensions[privacy_pb2.field].suppress.SetInParent()
-    load(file)
-    assert "newest.M" in names()
+async def test_a_type_whose_extension_has_a_rule_is_looked_at_in_its_own_file(monkeypatch):
+    def extended(file):
+        file.syntax = "proto2"
+        message(file, "Txn", ("again", ".extended_by_another.Txn"))
+        file.message_type[0].extension_range.add(start=100, end=200)
 
+    def extending(file):
+        file.syntax = "proto2"
+        rule = file.extension.add(name="x", number=100, label=1, type=9, extendee=".extended_by_another.Txn")
+        rule.options.Extensions[privacy_pb2.field].suppress.SetInParent()
 
-def test_a_type_that_an_annotated_file_extends_is_checked(load: Load) -> None:
-    plain = file_of("plain", syntax="proto2")
-    plain.message_type.add(name="M").extension_range.add(start=100, end=200)
-    load(plain)
-    assert "plain.M" not in names()
-    extending = file_of("more", syntax="proto2", dependency=["plain.proto", "dpmesh/v1/privacy.proto"])
-    field = extending.extension.add(name="x", number=100, type=9, label=1, extendee=".plain.M", json_name="x")
-    field.options.Extensions[privacy_pb2.field].suppress.SetInParent()
-    load(extending)
-    assert "plain.M" in names()
-
-
-def test_files_without_annotations_are_left_alone(load: Load) -> None:
-    file = file_of("quiet", syntax="proto3", dependency=["dpmesh/v1/privacy.proto"])
-    add_field(file.message_type.add(name="M"), "a")
-    load(file)
-    assert "quiet.M" not in names()
-
-
-async def test_a_methods_rule_that_sets_nothing_fails_at_start(load: Load) -> None:
-    file = file_of("asks", syntax="proto3", dependency=["dpmesh/v1/privacy.proto"])
-    file.message_type.add(name="M")
-    method = file.service.add(name="S").method.add(name="R", input_type=".asks.M", output_type=".asks.M")
-    method.options.Extensions[privacy_pb2.method].SetInParent()
-    load(file)
-    with pytest.raises(AnnotationError, match=r"/asks\.S/R.*empty-rule"):
-        async with dpmesh.open({"ledger": {"url": "memory:"}}):
+    plain_file(monkeypatch, "extended_by_another", extended)
+    config = {"ledger": {"url": "memory:"}}
+    async with dpmesh.open(config):
+        pass
+    plain_file(monkeypatch, "extending", extending, "extended_by_another.proto", "dpmesh/v1/privacy.proto")
+    with pytest.raises(AnnotationError, match=r"extended_by_another\.Txn\.again: .*\[recursive\]"):
+        async with dpmesh.open(config):
             pass
