@@ -14,6 +14,7 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from dpmesh.errors import ProtectionError
 from dpmesh.noise.codes import function, joint, taking
 from dpmesh.policy.plan import Alias
 from dpmesh.policy.transforms import Transform
@@ -65,6 +66,33 @@ def repeated(field: FieldDescriptor, transform: Transform, items: int) -> Step:
         getattr(target, name).extend([protect(value) for value in values])
 
     return plain
+
+
+def require_set(field: FieldDescriptor) -> Step:
+    """Refuses a message that lacks a field with an aggregate: no default may stand in for it."""
+    name, full_name = field.name, field.full_name
+
+    def step(source: Any, _target: Any, _alias: Alias) -> None:
+        if not source.HasField(name):
+            raise ProtectionError("MISSING_AGGREGATE", full_name, "is absent, and holds an aggregate: set it")
+
+    return step
+
+    return step
+
+
+def require_items(field: FieldDescriptor, items: int) -> Step:
+    """Refuses a message with fewer elements than it shows, where they hold aggregates."""
+    name, full_name = field.name, field.full_name
+    text = f"has fewer elements than its max_items of {items}, and they hold aggregates: fill it up"
+
+    def step(source: Any, _target: Any, _alias: Alias) -> None:
+        if len(getattr(source, name)) < items:
+            raise ProtectionError("MISSING_AGGREGATE", full_name, text)
+
+    return step
+
+    return step
 
 
 def build(new: type[Message], steps: Sequence[Step], *, discard: bool) -> Callable[[Message, Alias], Message]:

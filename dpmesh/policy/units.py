@@ -24,8 +24,15 @@ LONGEST_EPOCH = 315_576_000_000
 Read = Callable[[Any], bytes]
 
 
-def add(node: Node, entry: FieldDescriptor, path: str, findings: Findings) -> Read | None:
+def add(node: Node, entry: FieldDescriptor, path: str, findings: Findings, *, owned: bool) -> Read | None:
     """Adds the field that holds the unit's id to the node of its message.
+
+    Args:
+        node: Of the message.
+        entry: The field.
+        path: What comes before its name.
+        findings: What holds, and what was found.
+        owned: The message stands in one that names a unit too.
 
     Returns:
         What reads the id, or None if the field can't hold one.
@@ -42,16 +49,29 @@ def add(node: Node, entry: FieldDescriptor, path: str, findings: Findings) -> Re
         return None
     node.fields.append(FieldPlan(path + entry.name, name, Kind.UNIT, ruling.origin))
     read = _reader(entry)
+    if ruling.rules.unit.form == pb.Unit.SUPPRESSED:
+        _suppress(node, entry, read, findings, owned=owned)
+        return read
     step = _step(entry, ruling, read, findings)
     node.steps.append(step)
     node.bare.append(step)
+    node.shown.append(f"{name} leaves" + (" as it is" if ruling.rules.unit.form else " as a pseudonym"))
     return read
+
+
+def _suppress(node: Node, entry: FieldDescriptor, read: Read, findings: Findings, *, owned: bool) -> None:
+    if entry.is_required:
+        text = "is required, so its message can't be sent without it"
+        findings.error(entry.full_name, "required", text, "use another form, or make it optional")
+    if not owned:
+        # Where a message of an outer unit is filled in, there is no id; those that are there are read for the bill.
+        step = _required(read)
+        node.steps.append(step)
+        node.bare.append(step)
 
 
 def _step(entry: FieldDescriptor, ruling: Ruling, read: Read, findings: Findings) -> Step:
     name, rules = entry.full_name, ruling.rules.unit
-    if rules.form == pb.Unit.SUPPRESSED:
-        return _required(read)
     if rules.form == pb.Unit.RAW:
         findings.warn(name, "unit-raw", "the unit's id leaves as it is", "form: PSEUDONYM hides it")
         return passed(entry)
