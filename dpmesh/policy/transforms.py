@@ -23,14 +23,17 @@ class Transform:
     """What a field's plan does to each of its values.
 
     Attributes:
-        codes: The randomness that one value takes.
-        text: Python statements from a `value` and a `code` to what leaves, `out`.
+        codes: The randomness that one value takes; None where nothing is drawn.
+        text: Python statements from a `value`, a `code` (where something is drawn) and the `alias` function to what
+            leaves, `out`.
         known: What they refer to, by names that end in "@".
+        reads: The statements use the value; otherwise the field is not even read.
     """
 
-    codes: Codes
+    codes: Codes | None
     text: str
     known: Mapping[str, Any]
+    reads: bool = True
 
     def marked(self, mark: str) -> tuple[str, dict[str, Any]]:
         """The text, and what it refers to, with names that end in `mark`."""
@@ -40,6 +43,7 @@ class Transform:
 
     def function(self) -> Callable[[Any], Any]:
         """The same as a function of the value alone."""
+        assert self.codes is not None
         text, known = self.marked("")
         stock = pool.shared(self.codes.key, self.codes.block)
         transform: Callable[[Any], Any] = taking(stock, "transform", "value", "code", text, "out", **known)

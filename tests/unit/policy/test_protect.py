@@ -390,7 +390,7 @@ def test_every_field_takes_a_code_of_its_own():
         "k_randomized_response",
     ]
     message = types.M(id="u", a=20, b=40, c=60, e="B", z="y")
-    pool = plan.protect.__globals__["pop"].__self__
+    pool = plan.build.__globals__["pop"].__self__
     plan.protect(message, alias)
     rows = [list(row) for row in pool[:64]]
 
