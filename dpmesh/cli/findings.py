@@ -16,6 +16,7 @@ from dpmesh.cli.protoc import CompileError
 from dpmesh.cli.sources import Sources
 from dpmesh.errors import AnnotationError
 from dpmesh.policy import Policy, Problem, Severity
+from dpmesh.policy.plan import Kind
 from dpmesh.v1 import policy_pb2
 
 
@@ -96,6 +97,7 @@ def _problems(sources: Sources, policy: Policy) -> Iterator[Problem]:
     for service in sources.services():
         for method in service.methods:
             yield from _of_method(policy, method)
+            yield from _spellings(policy, method)
 
 
 def _without(policy: Policy, stray: Sequence[str]) -> Policy:
@@ -114,6 +116,26 @@ def _of_method(policy: Policy, method: MethodDescriptor) -> Iterator[Problem]:
     except AnnotationError as error:
         text = str(error).removeprefix(f"{error.element}: ").split(f" [{error.rule}]")[0]
         yield Problem(Severity.ERROR, error.rule, error.element, text, error.fix)
+
+
+def _spellings(policy: Policy, method: MethodDescriptor) -> Iterator[Problem]:
+    """Units in responses: a server that answers about ids in requests may send a peer's spelling of an id back."""
+    try:
+        plan = policy.plan(method.output_type)
+    except AnnotationError:
+        return  # A finding about the message type says so.
+    for entry in plan.fields if plan is not None else ():
+        if entry.kind is not Kind.UNIT:
+            continue
+        field = method.output_type.file.pool.FindFieldByName(entry.name)
+        if field.type == field.TYPE_STRING and not policy.rules.field(field).rules.unit.normalize:
+            yield Problem(
+                Severity.WARNING,
+                "unit-spelling",
+                entry.name,
+                "is a unit in responses: its spelling may be a client's, and each spelling has a budget of its own",
+                "normalize: [NFC, CASE_FOLD, STRIP], or normalize: AS_IS if the server writes the ids itself",
+            )
 
 
 def _messages(sources: Sources, policy: Policy) -> Iterator[Descriptor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def add(node: Node, entry: FieldDescriptor, path: str, findings: Findings) -> Re
         findings.error(name, "kind-type", "a unit can't be one of a oneof", "move it out")
         return None
     node.fields.append(FieldPlan(path + entry.name, name, Kind.UNIT, ruling.origin))
-    canonical = canonical_form(entry)
+    canonical = canonical_form(entry, _normalize(entry, ruling.rules.unit, findings))
     if not entry.has_presence:
         node.plain_unit = (entry.name, canonical)
     read = _reader(entry, canonical)
@@ -77,11 +78,69 @@ def _step(
     return _pseudonym(entry, read, canonical, epoch)
 
 
-def canonical_form(field: FieldDescriptor) -> Canonical:
+def _normalize(field: FieldDescriptor, rules: pb.Unit, findings: Findings) -> Callable[[str], str] | None:
+    """What makes spellings of an id equal, or None if each is a unit of its own."""
+    chosen = set(rules.normalize)
+    if not chosen:
+        return None
+    if field.type != F.TYPE_STRING:
+        text = f"normalize is for strings, and this is {type_name(field)}"
+        findings.error(field.full_name, "unit-normalize", text, "remove it")
+        return None
+    if pb.Unit.AS_IS in chosen:
+        if len(chosen) > 1:
+            text = "normalize has AS_IS, and something else"
+            findings.error(field.full_name, "unit-normalize", text, "choose one of the two")
+        return None
+    return normalization(
+        nfc=pb.Unit.NFC in chosen, fold=pb.Unit.CASE_FOLD in chosen, strip=pb.Unit.STRIP in chosen
+    )
+
+
+def normalization(*, nfc: bool, fold: bool, strip: bool) -> Callable[[str], str]:
+    """What makes spellings of an id equal.
+
+    Case folding can undo a normalization form, and some letters fold only once they are decomposed, so with both the
+    text is decomposed, folded and composed (Unicode 16, section 3.13, D145).
+
+    Args:
+        nfc: Unicode's canonical composition.
+        fold: Full case folding.
+        strip: White space, control and format characters at both ends.
+    """
+
+    def normalized(text: str) -> str:
+        if strip:
+            text = _stripped(text)
+        if fold:
+            text = (unicodedata.normalize("NFD", text) if nfc else text).casefold()
+        return unicodedata.normalize("NFC", text) if nfc else text
+
+    return normalized
+
+
+def _stripped(text: str) -> str:
+    start, end = 0, len(text)
+    while start < end and _is_blank(text[start]):
+        start += 1
+    while start < end and _is_blank(text[end - 1]):
+        end -= 1
+    return text[start:end]
+
+
+def _is_blank(character: str) -> bool:
+    return character.isspace() or unicodedata.category(character) in ("Cc", "Cf")
+
+
+def canonical_form(field: FieldDescriptor, normalize: Callable[[str], str] | None = None) -> Canonical:
     """Maps a unit's id to canonical bytes: text in UTF-8, bytes as they are, integers in decimal.
 
     So one device has one budget, whether a message spells its id "42" or 42. An id that is empty (or 0, where the
     field can't tell 0 from absent) is missing, and so is a declared default.
+
+    Args:
+        field: The field that holds the id.
+        normalize: What makes spellings of an id equal, if anything does.
     """
     missing, presence = _missing(field), field.has_presence
     if field.type in INTEGER_RANGES:
@@ -92,6 +151,18 @@ def canonical_form(field: FieldDescriptor) -> Canonical:
             return b"%d" % value
 
         return integer
+    if normalize is not None:
+
+        def normal(value: str | bytes) -> bytes:
+            if not isinstance(value, str):
+                text = "the privacy unit's id is not UTF-8, so it can't be normalized"
+                raise ProtectionError("WRONG_TYPE", field.full_name, text)
+            found = normalize(value)
+            if not found:
+                raise missing()
+            return found.encode()
+
+        return normal
     if field.type == F.TYPE_STRING:
 
         def text(value: str | bytes) -> bytes:
