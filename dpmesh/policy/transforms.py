@@ -100,6 +100,10 @@ def categorical(plan: FieldPlan) -> Transform:
     assert plan.domain is not None
     assert plan.mechanism is not None
     codes = plan.mechanism.codes
-    text = f"x = index_of@(value, 0)\n{codes.decode}\nout = values@[y]"
+    index = "index_of@(value, 0)"
+    if isinstance(plan.domain[0], str):
+        # Looking a text up takes time in proportion to its length, which the domain bounds.
+        index += f" if len(value) <= {max(map(len, plan.domain))} else 0"
+    text = f"x = {index}\n{codes.decode}\nout = values@[y]"
     indexes = {value: index for index, value in enumerate(plan.domain)}
     return Transform(codes, text, {"index_of@": indexes.get, "values@": plan.domain})
