@@ -73,7 +73,9 @@ def open(
         ConfigError: The configuration or the policy file is wrong.
     """
     settings = configuration.load(config)
-    return Mesh(settings, Policy(policy or settings.policy.file or None), clock)
+    # An empty path is a mistake, and must not count as no policy.
+    overlays = settings.policy.file or None if policy is None else policy
+    return Mesh(settings, Policy(overlays), clock)
 
 
 class Mesh:
@@ -118,7 +120,7 @@ class Mesh:
         return self.policy.digest
 
     async def __aenter__(self) -> Self:
-        """Checks every annotated type that is loaded, and opens the ledger.
+        """Checks every loaded type that has or reaches a rule, and opens the ledger.
 
         Raises:
             AnnotationError: An annotation of a loaded type is bad.
@@ -149,7 +151,7 @@ class Mesh:
             await asyncio.to_thread(self._flush)
 
     def _check_loaded(self) -> None:
-        """Compiles every annotated type that is loaded: a bad annotation fails now, not with the first message."""
+        """Compiles every loaded type that can reach a rule, and reads every method's rules: a bad one fails now."""
         stray = self.policy.stray()
         if stray:
             raise ConfigError(
@@ -158,6 +160,8 @@ class Mesh:
             )
         for descriptor in loaded.message_types(self.policy):
             self.policy.plan(descriptor)
+        for method in loaded.methods():
+            self.policy.requires(method)
 
     # -- what transports ask ------------------------------------------------------------------------------------------
 

@@ -246,7 +246,9 @@ class Routes:
         # A message that was compiled apart from the modules that are loaded has a pool of its own.
         labels = self._policy.labels(method) | self._policy.labels(method, plan.descriptor.file.pool)
         labels |= set(plan.labels)
-        return [i for i, b in enumerate(self._budgets) if b.match.fits(method, name, direction, labels)]
+        return [
+            i for i, b in enumerate(self._budgets) if b.match.fits(method, plan.messages, direction, labels)
+        ]
 
     def _pay(
         self, plan: Plan, cost: Cost, owner: str, paying: Sequence[int], method: str, direction: str

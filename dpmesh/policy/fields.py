@@ -157,7 +157,8 @@ def plan_numeric(place: Place, rules: pb.Numeric) -> FieldPlan:
         cost=cost,
         grid=grid,
         in_range=in_range,
-        refuses_nan=rules.nan == pb.Numeric.REJECT,
+        # An aggregate's sensitivity does not cover the jump from a number to the middle of the range.
+        refuses_nan=rules.nan == pb.Numeric.REJECT or not local,
         mechanism=mechanism,
     )
 

@@ -32,6 +32,8 @@ class Node:
             value alone tells all.
         copies: It copies whole messages, whose unknown fields must go.
         gaps: Required fields that leave only where they were set, so that the message must have been there.
+        shown: What in it leaves only where the message was there, in words.
+        values: How many values and messages it holds, even where nothing was set.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -44,17 +46,27 @@ class Node:
     plain_unit: tuple[str, Callable[[Any], bytes]] | None = None
     copies: bool = False
     gaps: list[str] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)
+    values: int = 0
 
     @property
     def scoped(self) -> bool:
         """Whether an instance of this message brings its own unit, so that its presence is a report."""
         return bool(self.units)
 
-    def own(self, read: Callable[[Any], bytes], path: str) -> None:
-        """A unit pays for all local values here that no deeper unit pays for."""
+    def own(self, read: Callable[[Any], bytes], path: str, *, owned: bool) -> None:
+        """A unit pays for all local values here, those of deeper units included.
+
+        Args:
+            read: Reads its id.
+            path: Where the id stands.
+            owned: The message stands in one that names a unit. Which messages it holds is the outer unit's data,
+                so the outer unit pays for these values as well.
+        """
         self.unit = read
         self.units.insert(0, (path, self.local, lambda message: (read(message),)))
-        self.local = Cost.ZERO
+        if not owned:
+            self.local = Cost.ZERO
 
     def absorb(self, inner: Node, items: int, enter: Enter) -> None:
         """Takes over a nested message that occurs `items` times."""
@@ -62,6 +74,7 @@ class Node:
         self.local += inner.local.times(items)
         self.central += inner.central.times(items)
         self.copies = self.copies or inner.copies
+        self.shown += inner.shown
         self.units += [(path, cost, _through(enter, walk)) for path, cost, walk in inner.units]
 
     def adopt(self, members: Sequence[Node]) -> None:
@@ -70,6 +83,8 @@ class Node:
             self.fields += member.fields
             self.units += member.units
             self.copies = self.copies or member.copies
+            self.shown += member.shown
+        self.values += max(member.values for member in members)
         self.local += _dearest([member.local for member in members])
         self.central += _dearest([member.central for member in members])
 

@@ -89,7 +89,7 @@ class FieldPlan:
         cost: What one message instance pays for it, all repeats together.
         grid: Of a numeric field.
         in_range: A numeric field's output mode.
-        refuses_nan: A message whose value is NaN is refused.
+        refuses_nan: A message whose value is NaN is refused; of an aggregate always.
         domain: Of a categorical field, in order: enum numbers, bools, strings or integers.
         mechanism: What draws each element.
     """
@@ -154,6 +154,7 @@ class Plan:
         cost: The most that one message can cost all owners together.
         delta: The sum of the deltas that its Gaussians were declared with.
         labels: Of the message type and of the protected messages in it, sorted.
+        messages: The full names of the message type and of the protected messages in it, sorted.
     """
 
     descriptor: Descriptor
@@ -170,6 +171,7 @@ class Plan:
     cost: Cost
     delta: float
     labels: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
 
     def owners(self, message: Message) -> Sequence[tuple[int, bytes]]:
         """What `payers` gives for a message that nobody changes."""

@@ -15,6 +15,7 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from dpmesh.errors import ProtectionError
 from dpmesh.noise.codes import function, joint, taking
 from dpmesh.policy.plan import Alias
 from dpmesh.policy.transforms import Transform
@@ -101,6 +102,29 @@ def copier(new: type[Message]) -> Callable[[Any], Message]:
     included.
     """
     return new.__deepcopy__
+
+
+def require_set(field: FieldDescriptor) -> Step:
+    """Refuses a message that lacks a field with an aggregate: no default may stand in for it."""
+    name, full_name = field.name, field.full_name
+
+    def step(source: Any, _target: Any, _alias: Alias) -> None:
+        if not source.HasField(name):
+            raise ProtectionError("MISSING_AGGREGATE", full_name, "is absent, and holds an aggregate: set it")
+
+    return step
+
+
+def require_items(field: FieldDescriptor, items: int) -> Step:
+    """Refuses a message with fewer elements than it shows, where they hold aggregates."""
+    name, full_name = field.name, field.full_name
+    text = f"has fewer elements than its max_items of {items}, and they hold aggregates: fill it up"
+
+    def step(source: Any, _target: Any, _alias: Alias) -> None:
+        if len(getattr(source, name)) < items:
+            raise ProtectionError("MISSING_AGGREGATE", full_name, text)
+
+    return step
 
 
 def build(

@@ -90,7 +90,7 @@ def _number(grid: Grid, value: float) -> str:
 
 def _refusal(name: str) -> Callable[[], NoReturn]:
     def refuse() -> NoReturn:
-        raise ProtectionError("NOT_A_NUMBER", name, "is NaN, which its rule refuses")
+        raise ProtectionError("NOT_A_NUMBER", name, "is NaN, which is refused")
 
     return refuse
 

@@ -29,8 +29,15 @@ Read = Callable[[Any], bytes]
 Canonical = Callable[[Any], bytes]
 
 
-def add(node: Node, entry: FieldDescriptor, path: str, findings: Findings) -> Read | None:
+def add(node: Node, entry: FieldDescriptor, path: str, findings: Findings, *, owned: bool) -> Read | None:
     """Adds the field that holds the unit's id to the node of its message.
+
+    Args:
+        node: Of the message.
+        entry: The field.
+        path: What comes before its name.
+        findings: What holds, and what was found.
+        owned: The message stands in one that names a unit too.
 
     Returns:
         What reads the id, or None if the field can't hold one.
@@ -50,18 +57,33 @@ def add(node: Node, entry: FieldDescriptor, path: str, findings: Findings) -> Re
     if not entry.has_presence:
         node.plain_unit = (entry.name, canonical)
     read = _reader(entry, canonical)
+    if ruling.rules.unit.form == pb.Unit.SUPPRESSED:
+        _suppress(node, entry, read, canonical, findings, owned=owned)
+        return read
     step = _step(entry, ruling, read, canonical, findings)
     node.steps.append(step)
     node.bare.append(step)
+    node.shown.append(f"{name} leaves" + (" as it is" if ruling.rules.unit.form else " as a pseudonym"))
     return read
+
+
+def _suppress(
+    node: Node, entry: FieldDescriptor, read: Read, canonical: Canonical, findings: Findings, *, owned: bool
+) -> None:
+    if entry.is_required:
+        text = "is required, so its message can't be sent without it"
+        findings.error(entry.full_name, "required", text, "use another form, or make it optional")
+    if not owned:
+        # Where a message of an outer unit is filled in, there is no id; those that are there are read for the bill.
+        step = _required(entry, read, canonical)
+        node.steps.append(step)
+        node.bare.append(step)
 
 
 def _step(
     entry: FieldDescriptor, ruling: Ruling, read: Read, canonical: Canonical, findings: Findings
 ) -> Step:
     name, rules = entry.full_name, ruling.rules.unit
-    if rules.form == pb.Unit.SUPPRESSED:
-        return _required(entry, read, canonical)
     if rules.form == pb.Unit.RAW:
         findings.warn(name, "unit-raw", "the unit's id leaves as it is", "form: PSEUDONYM hides it")
         return passed(entry)

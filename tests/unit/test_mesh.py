@@ -257,12 +257,22 @@ async def test_a_stream_releases_each_message():
 
 async def test_what_leaves_is_what_was_charged_for_though_the_caller_goes_on_with_its_message():
     async with dpmesh.open(settings()) as mesh:
+        asked, may_answer = asyncio.Event(), asyncio.Event()
+        debit = mesh.ledger._store.debit
+
+        async def slow(batch):
+            asked.set()
+            await may_answer.wait()
+            return await debit(batch)
+
+        mesh.ledger._store.debit = slow
         batch = TYPES.Batch(reports=[report("first")])
         waiting = asyncio.create_task(mesh.release(batch))
-        await asyncio.sleep(0)  # the charge is on its way to the store
+        await asked.wait()  # the charge is on its way to the store
         assert not waiting.done()
         batch.reports.add(id="uncharged")
         batch.reports[0].id = "other"
+        may_answer.set()
         receipt = await waiting
         assert len(receipt.message.reports) == 1
         fresh = await mesh.release(TYPES.Batch(reports=[report("first")]))

@@ -247,3 +247,49 @@ def test_the_default_pool_knows_the_labels_of_a_message_with_a_pool_of_its_own()
     assert Policy().labels(ASK) == {"audited", "slow"}
     assert Policy().labels(ASK, descriptor_pool.DescriptorPool()) == frozenset()
     assert Policy().labels("no method") == frozenset()
+
+
+WRAPPED = compiled(
+    f"""message Report {{ string id = 1 [(dpmesh.v1.field).unit = {{}}]; bool b = 2 [{CAT} = {{epsilon: 1}}]; }}
+    message Envelope {{ Sheet sheet = 1; }}
+    message Sheet {{ repeated Report reports = 1; map<string, Report> named = 2; }}
+    message Open {{ Report kept = 1 [(dpmesh.v1.field).public = {{}}]; bool b = 2 [{CAT} = {{epsilon: 1}}];
+      string id = 3 [(dpmesh.v1.field).unit = {{}}]; }}"""
+)
+
+
+def test_a_list_of_messages_is_not_got_around_by_wrapping_what_it_names():
+    report = WRAPPED.Report(id="N1")
+    budgets = [
+        budget("all"),
+        budget("reports", messages=(f"{WRAPPED.package}.Report",)),
+        budget("sheets", messages=("*.Sheet",)),
+        budget("neither", messages=("*.Nothing",)),
+        quota("each", messages=("*.Report",), epsilon=5.0),
+    ]
+    every = ["all", "reports", "sheets", "each"]
+    assert names(budgets, report, consumer="c") == ["all", "reports", "each"]
+    sheet = WRAPPED.Sheet(reports=[report], named={"k": report})
+    assert sorted(names(budgets, sheet, consumer="c")) == sorted(every)
+    assert sorted(names(budgets, WRAPPED.Envelope(sheet=sheet), consumer="c")) == sorted(every)
+    # What leaves as it is costs nothing, so nobody pays for it.
+    assert names(budgets, WRAPPED.Open(id="N1", kept=report), consumer="c") == ["all"]
+
+
+def test_the_outer_unit_pays_from_the_budgets_of_what_it_holds():
+    types = compiled(
+        f"""message Phone {{ string id = 1 [(dpmesh.v1.field).unit = {{}}];
+          repeated Contact seen = 2 [(dpmesh.v1.field).max_items = 3]; }}
+        message Contact {{ string id = 1 [(dpmesh.v1.field).unit = {{form: SUPPRESSED}}];
+          bool sick = 2 [{CAT} = {{epsilon: 1}}]; }}"""
+    )
+    budgets = [budget("contacts", messages=("*.Contact",)), quota("each", "contacts", epsilon=5.0)]
+    each = [consumer_key(unit, "c") for unit in (b"a", b"b")]
+    assert payers(budgets, types.Phone(id="a", seen=[{"id": "b"}]), consumer="c") == [
+        ("contacts", b"a", 3.0),
+        ("contacts", b"b", 1.0),
+        ("each", each[0], 3.0),
+        ("each", each[1], 1.0),
+    ]
+    # Who holds itself as a contact is one account, which pays for both.
+    assert payers(budgets[:1], types.Phone(id="a", seen=[{"id": "a"}])) == [("contacts", b"a", 4.0)]
