@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
 from dpmesh.cli import places
 from dpmesh.cli.places import Place
@@ -16,6 +16,7 @@ from dpmesh.cli.protoc import CompileError
 from dpmesh.cli.sources import Sources
 from dpmesh.errors import AnnotationError
 from dpmesh.policy import Policy, Problem, Severity
+from dpmesh.policy.plan import Kind
 from dpmesh.policy.policy import SECTIONS, takes_rules
 from dpmesh.policy.types import is_map
 from dpmesh.v1 import policy_pb2
@@ -116,6 +117,8 @@ def _problems(sources: Sources, policy: Policy) -> Iterator[Problem]:
         yield from _unreadable(book.field, file.extensions_by_name.values())
     for service in sources.services():
         yield from _unreadable(book.method, service.methods)
+        for method in service.methods:
+            yield from _spellings(policy, method)
 
 
 def _stray(section: str, name: str, sources: Sources) -> Problem:
@@ -167,6 +170,26 @@ def _unreadable(ask: Callable[[Any], object], elements: Iterable[Any]) -> Iterat
             ask(element)
         except AnnotationError as error:
             yield Problem(Severity.ERROR, error.rule, error.element, error.text, error.fix)
+
+
+def _spellings(policy: Policy, method: MethodDescriptor) -> Iterator[Problem]:
+    """Units in responses: a server that answers about ids in requests may send a peer's spelling of an id back."""
+    try:
+        plan = policy.plan(method.output_type)
+    except AnnotationError:
+        return  # A finding about the message type says so.
+    for entry in plan.fields if plan is not None else ():
+        if entry.kind is not Kind.UNIT:
+            continue
+        field = method.output_type.file.pool.FindFieldByName(entry.name)
+        if field.type == field.TYPE_STRING and not policy.rules.field(field).rules.unit.normalize:
+            yield Problem(
+                Severity.WARNING,
+                "unit-spelling",
+                entry.name,
+                "is a unit in responses: its spelling may be a client's, and each spelling has a budget of its own",
+                "normalize: [NFC, CASE_FOLD, STRIP], or normalize: AS_IS if the server writes the ids itself",
+            )
 
 
 def _messages(sources: Sources, policy: Policy) -> Iterator[Descriptor]:

@@ -296,6 +296,11 @@ def _outputs(entry: FieldPlan) -> tuple[float | None, float | None]:
 
 
 def _unit_output(rules: pb.Unit) -> str:
+    names = [pb.Unit.Normalization.Name(each) for each in rules.normalize if each != pb.Unit.AS_IS]
+    return _unit_form(rules) + (f", charged by {' '.join(names)}" if names else "")
+
+
+def _unit_form(rules: pb.Unit) -> str:
     if rules.form == pb.Unit.SUPPRESSED:
         return "nothing"
     if rules.form == pb.Unit.RAW:

@@ -8,7 +8,6 @@ from fractions import Fraction
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.accounting import Cost
@@ -91,15 +90,21 @@ def _plan(message: Descriptor, node: Node, version: str, compiler: _Compiler) ->
     if ownerless != Cost.ZERO:
         scopes.append(Scope("", ownerless))
     noised = [entry for entry in node.fields if entry.mechanism is not None]
+    fields = steps.flat_fields([*node.steps, *node.bare])
+    walks, unit = [walk for _, _, walk in node.units], node.unit
+    if fields is not None and node.plain_unit is not None:
+        unit = read = units.from_values(fields, *node.plain_unit)
+        walks = [lambda values: (read(values),)]
     return Plan(
         descriptor=message,
         version=version,
         fields=tuple(node.fields),
         scopes=tuple(scopes),
-        owners=_owners([walk for _, _, walk in node.units], ownerless != Cost.ZERO),
-        unit=node.unit if len(scopes) == 1 else None,
-        protect=steps.build(new, node.steps, discard=node.copies),
-        blank=steps.build(new, node.bare, discard=node.copies),
+        snapshot=steps.copier(new) if fields is None else steps.reader(fields),
+        payers=_payers(walks, ownerless != Cost.ZERO),
+        unit=unit if len(scopes) == 1 else None,
+        build=steps.build(new, node.steps, fields, discard=node.copies),
+        build_blank=steps.build(new, node.bare, fields, discard=node.copies),
         mechanisms=tuple(sorted({entry.mechanism_name for entry in noised})),
         protected=sum(entry.kind not in (Kind.PUBLIC, Kind.UNIT) for entry in node.fields),
         cost=sum((scope.cost for scope in scopes), Cost.ZERO),
@@ -109,16 +114,16 @@ def _plan(message: Descriptor, node: Node, version: str, compiler: _Compiler) ->
     )
 
 
-def _owners(walks: Sequence[Walk], ownerless: bool) -> Callable[[Message], Sequence[tuple[int, bytes]]]:
+def _payers(walks: Sequence[Walk], ownerless: bool) -> Callable[[Any], Sequence[tuple[int, bytes]]]:
     last = len(walks)
 
-    def owners(message: Message) -> Sequence[tuple[int, bytes]]:
+    def payers(message: Any) -> Sequence[tuple[int, bytes]]:
         found = [(index, unit) for index, walk in enumerate(walks) for unit in walk(message)]
         if ownerless:
             found.append((last, b""))
         return found
 
-    return owners
+    return payers
 
 
 @dataclass(frozen=True, slots=True)

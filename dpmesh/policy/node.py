@@ -29,6 +29,8 @@ class Node:
         central: What aggregates cost.
         units: The scopes of units within: each one's path, cost, and the walk to its instances.
         unit: Reads the id of the unit that this message itself names.
+        plain_unit: The name of the field that holds that id, and what maps its value to canonical bytes, where the
+            value alone tells all.
         copies: It copies whole messages, whose unknown fields must go.
         gaps: Required fields that leave only where they were set, so that the message must have been there.
         shown: What in it leaves only where the message was there, in words.
@@ -42,6 +44,7 @@ class Node:
     central: Cost = Cost.ZERO
     units: list[tuple[str, Cost, Walk]] = field(default_factory=list)
     unit: Callable[[Any], bytes] | None = None
+    plain_unit: tuple[str, Callable[[Any], bytes]] | None = None
     copies: bool = False
     gaps: list[str] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)

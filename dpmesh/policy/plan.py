@@ -141,12 +141,14 @@ class Plan:
         version: The digest of everything that decided this plan.
         fields: All fields that the plan names, in order of declaration, depth first.
         scopes: Who pays what; a scope inside a repeated field is paid once an instance.
-        owners: Maps a message to (scope index, unit's canonical bytes) pairs. Raises ProtectionError.
-        unit: Where one unit, in the message itself, pays for all of it: reads its id. None otherwise. Raises
-            ProtectionError.
-        protect: Maps a message and the pseudonym function to a new, protected message of the same type. The
-            argument is never changed. Raises ProtectionError.
-        blank: The same, as if every value were absent: what leaves under on_exhausted = "suppress".
+        snapshot: Maps a message to what it holds at this moment, in one step that no other thread can interrupt. All
+            functions below read the snapshot only, so that what is billed is what leaves. It is a tuple of the
+            fields' values, or a copy of the message if it has more than plain fields.
+        payers: Maps a snapshot to (scope index, unit's canonical bytes) pairs. Raises ProtectionError.
+        unit: Where one unit, in the message itself, pays for all of it: maps a snapshot to the unit's canonical bytes.
+            None otherwise. Raises ProtectionError.
+        build: Maps a snapshot and the pseudonym function to a new, protected message. Raises ProtectionError.
+        build_blank: The same, as if every value were absent: what leaves under on_exhausted = "suppress".
         mechanisms: The names of all mechanisms, sorted, for telemetry.
         protected: How many fields are noised or suppressed.
         cost: The most that one message can cost all owners together.
@@ -159,13 +161,26 @@ class Plan:
     version: str
     fields: tuple[FieldPlan, ...]
     scopes: tuple[Scope, ...]
-    owners: Callable[[Message], Sequence[tuple[int, bytes]]]
-    unit: Callable[[Message], bytes] | None
-    protect: Callable[[Message, Alias], Message]
-    blank: Callable[[Message, Alias], Message]
+    snapshot: Callable[[Any], Any]
+    payers: Callable[[Any], Sequence[tuple[int, bytes]]]
+    unit: Callable[[Any], bytes] | None
+    build: Callable[[Any, Alias], Message]
+    build_blank: Callable[[Any, Alias], Message]
     mechanisms: tuple[str, ...]
     protected: int
     cost: Cost
     delta: float
     labels: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
+
+    def owners(self, message: Message) -> Sequence[tuple[int, bytes]]:
+        """What `payers` gives for a message that nobody changes."""
+        return self.payers(self.snapshot(message))
+
+    def protect(self, message: Message, alias: Alias) -> Message:
+        """What `build` makes of a message that nobody changes. The message itself is never changed."""
+        return self.build(self.snapshot(message), alias)
+
+    def blank(self, message: Message, alias: Alias) -> Message:
+        """What `build_blank` makes of a message that nobody changes."""
+        return self.build_blank(self.snapshot(message), alias)

@@ -161,10 +161,11 @@ def _refuse_newer(rules: Message, name: str) -> None:
             "upgrade dpmesh",
         )
     for field, value in rules.ListFields():
-        if field.type == FieldDescriptor.TYPE_ENUM and not _knows(field, value):
-            raise AnnotationError("newer-schema", name, f"has an unknown {field.name}", "upgrade dpmesh")
-        if field.type == FieldDescriptor.TYPE_MESSAGE:
-            _refuse_newer(value, name)
+        for each in value if field.is_repeated else (value,):
+            if field.type == FieldDescriptor.TYPE_ENUM and not _knows(field, each):
+                raise AnnotationError("newer-schema", name, f"has an unknown {field.name}", "upgrade dpmesh")
+            if field.type == FieldDescriptor.TYPE_MESSAGE:
+                _refuse_newer(each, name)
 
 
 def _knows(field: FieldDescriptor, number: int) -> bool:

@@ -196,11 +196,11 @@ async def test_an_exception_while_protecting_carries_no_value(monkeypatch):
     async with dpmesh.open(settings()) as mesh:
         await mesh.release(report())
 
-        def explode(message, alias):
-            raise ValueError(f"temperature was {message.a}")
+        def explode(snapshot, alias):
+            raise ValueError(f"temperature was {snapshot}")
 
         route = mesh._routes.of(TYPES.Report)
-        object.__setattr__(route.plan, "protect", explode)
+        object.__setattr__(route.plan, "build", explode)
         with pytest.raises(ProtectionError) as caught:
             await mesh.release(report())
         error = caught.value

@@ -157,6 +157,40 @@ def test_a_finding_without_source_info_names_the_file_alone() -> None:
     assert found[0].document()["line"] is None
 
 
+SERVICE = """service Station {{
+  rpc Push(Reading) returns (Ack);
+  rpc Ask(Ack) returns ({response});
+  rpc Watch(Ack) returns (stream {response});
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("unit", "response", "found"),
+    [
+        ("string id = 1 [(dpmesh.v1.field).unit = {}];", "Reading", 1),
+        ("string id = 1 [(dpmesh.v1.field).unit = {form: RAW}];", "Batch", 1),
+        ("string id = 1 [(dpmesh.v1.field).unit = {}];", "Ack", 0),
+        ("string id = 1 [(dpmesh.v1.field).unit = {normalize: NFC}];", "Reading", 0),
+        ("string id = 1 [(dpmesh.v1.field).unit = {normalize: AS_IS}];", "Reading", 0),
+        ("bytes id = 1 [(dpmesh.v1.field).unit = {}];", "Reading", 0),
+        ("int64 id = 1 [(dpmesh.v1.field).unit = {}];", "Reading", 0),
+    ],
+)
+def test_a_unit_in_a_response_may_have_a_peers_spelling(
+    write: Write, unit: str, response: str, found: int
+) -> None:
+    text = (
+        'syntax = "proto3";\npackage acme;\nimport "dpmesh/v1/privacy.proto";\n'
+        f"message Reading {{\n  {unit}\n  bool b = 2 [(dpmesh.v1.field).categorical = {{epsilon: 1}}];\n}}\n"
+        "message Batch { repeated Reading readings = 1; }\nmessage Ack { string text = 1; }\n"
+        + SERVICE.format(response=response)
+    )
+    spellings = [each for each in _check([write("acme.proto", text)]) if each.rule == "unit-spelling"]
+    assert [(each.element, each.place.line) for each in spellings] == [("acme.Reading.id", 5)] * found
+    assert all(each.severity is Severity.WARNING for each in spellings)
+
+
 @pytest.mark.parametrize(
     ("section", "name", "rules", "fix"),
     [

@@ -124,6 +124,9 @@ def test_what_is_not_noised_says_how_it_leaves(report) -> None:
         ("{form: RAW}", "as it is"),
         ("{form: SUPPRESSED}", "nothing"),
         ("{epoch: {seconds: 5400}}", "pseudonym per 1 h 30 min"),
+        ("{normalize: AS_IS}", "pseudonym per 1 d"),
+        ("{normalize: [NFC, CASE_FOLD]}", "pseudonym per 1 d, charged by NFC CASE_FOLD"),
+        ("{form: RAW normalize: STRIP}", "as it is, charged by STRIP"),
     ],
 )
 def test_how_the_units_id_leaves(report, rules: str, output: str) -> None:
