@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import functools
 import hashlib
 import logging
@@ -76,7 +75,9 @@ def open(
         ConfigError: The configuration or the policy file is wrong.
     """
     settings = configuration.load(config)
-    return Mesh(settings, Policy(policy or settings.policy.file or None), clock)
+    # An empty path is a mistake, and must not count as no policy.
+    overlays = settings.policy.file or None if policy is None else policy
+    return Mesh(settings, Policy(overlays), clock)
 
 
 class Mesh:
@@ -152,7 +153,7 @@ class Mesh:
             await asyncio.to_thread(self._flush)
 
     def _check_loaded(self) -> None:
-        """Compiles every loaded type that can reach a rule: a bad one fails now, not with the first message."""
+        """Compiles every loaded type that can reach a rule, and reads every method's rules: a bad one fails now."""
         stray = self.policy.stray()
         if stray:
             raise ConfigError(
@@ -161,6 +162,8 @@ class Mesh:
             )
         for descriptor in loaded.message_types(self.policy):
             self.policy.plan(descriptor)
+        for method in loaded.methods():
+            self.policy.requires(method)
 
     # -- what transports ask ------------------------------------------------------------------------------------------
 
@@ -276,10 +279,13 @@ class Mesh:
         if not self._enforcing:
             return None
         try:
-            charges, epsilon, rho = route.bill(message, consumer)
+            plan = route.plan
+            # Another thread may change the message meanwhile: what leaves is what was charged for.
+            snapshot = plan.snapshot(message)
+            charges, epsilon, rho = route.bill(snapshot, consumer)
             if not self.ledger.spend(charges):
                 return None
-            receipt = _receipt((route.plan.protect(message, self._alias), names.RELEASED, epsilon, rho))
+            receipt = _receipt((plan.build(snapshot, self._alias), names.RELEASED, epsilon, rho))
         except Exception as error:
             failed = _refusal(error, route)
         else:
@@ -320,20 +326,21 @@ class Mesh:
             raise LedgerError("the mesh is not open: use `async with dpmesh.open(...) as mesh`")
         if self.observing:
             return await self._observe(route, message, consumer)
-        charges, epsilon, rho = route.bill(message, consumer)
+        plan = route.plan
+        # The caller may go on with its message while this one waits: what leaves is what was charged for.
+        snapshot = plan.snapshot(message)
+        charges, epsilon, rho = route.bill(snapshot, consumer)
         try:
             self._refusals.check(charges)
-            # The caller may go on with its message while this one waits: what leaves is what was charged for.
-            message = copy.deepcopy(message)
             await self._charge(charges)
         except BudgetExhaustedError as error:
             if error.budget not in self._suppressing:
                 raise
-            blank = route.plan.blank(message, self._alias)
+            blank = plan.build_blank(snapshot, self._alias)
             if not blank.IsInitialized():
                 raise  # a required field needs noise, and the message can't go without it
             return Receipt(blank, names.SUPPRESSED, 0.0, 0.0), charges
-        return Receipt(route.plan.protect(message, self._alias), names.RELEASED, epsilon, rho), charges
+        return Receipt(plan.build(snapshot, self._alias), names.RELEASED, epsilon, rho), charges
 
     async def _charge(self, charges: Sequence[Charge]) -> None:
         try:
@@ -354,7 +361,7 @@ class Mesh:
         charges: Sequence[Charge] = ()
         epsilon = rho = 0.0
         try:
-            charges, epsilon, rho = route.bill(message, consumer)
+            charges, epsilon, rho = route.bill(route.plan.snapshot(message), consumer)
             self._refusals.check(charges)
             await self._charge(charges)
         except Exception as error:

@@ -53,11 +53,11 @@ def opened(
     return replace(route, bill=_raising(failed), opens=False), message
 
 
-def _raising(error: DpmeshError) -> Callable[[Message, str], Bill]:
+def _raising(error: DpmeshError) -> Callable[[Any, str], Bill]:
     # Not kept once it is raised: it then holds the frames that it went through, and so the message.
     kept = [error]
 
-    def bill(_message: Message, _consumer: str) -> NoReturn:
+    def bill(_snapshot: Any, _consumer: str) -> NoReturn:
         raise kept.pop()
 
     return bill
@@ -181,8 +181,10 @@ class _Content:
             self._route,
             plan=replace(
                 self._route.plan,
-                protect=lambda _, alias: self._leave(protect, alias, blank=False),
-                blank=lambda _, alias: self._leave(blank, alias, blank=True),
+                # The copy was made when the message was opened.
+                snapshot=lambda _: None,
+                build=lambda _, alias: self._leave(protect, alias, blank=False),
+                build_blank=lambda _, alias: self._leave(blank, alias, blank=True),
             ),
             mechanisms=",".join(mechanisms),
             attributes={
@@ -244,12 +246,12 @@ class _Content:
                 self._todo.append((entry.message, anys.find, units, found.strict, depth))
         return False
 
-    def _bill(self, _message: Message, consumer: str) -> Bill:
+    def _bill(self, _snapshot: Any, consumer: str) -> Bill:
         """What the message costs, and what each message packed in it costs."""
         charges: list[Charge] = []
         epsilon = rho = 0.0
         if not self._route.plan.is_open:
-            own, epsilon, rho = self._route.bill(self.copy, consumer)
+            own, epsilon, rho = self._route.bill(self._route.plan.snapshot(self.copy), consumer)
             charges += own
         for entry in self._packed:
             if entry.route is not None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from dpmesh.accounting import AMOUNT, Accounting, Cost, rho_to_epsilon
+from dpmesh.accounting import AMOUNT, Accounting, Cost
 from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.ledger import Budget, Charge
 from dpmesh.ledger.budget import DIRECTIONS, consumer_key, parents
@@ -45,7 +45,8 @@ class Route:
             budget's delta) and rho.
         mechanisms: Their names, joined by commas, for metrics.
         attributes: What all its spans have in common.
-        bill: Who pays what for a message to a consumer. Raises ProtectionError where a unit's id is missing.
+        bill: Who pays what for a message to a consumer, by the plan's snapshot of it. Raises ProtectionError where a
+            unit's id is missing.
         opens: Messages can hold Anys: each is opened first (dpmesh.opening), which gives it a route of its own.
     """
 
@@ -55,7 +56,7 @@ class Route:
     losses: tuple[tuple[float, float], ...]
     mechanisms: str
     attributes: Mapping[str, Any]
-    bill: Callable[[Message, str], Bill]
+    bill: Callable[[Any, str], Bill]
     opens: bool = False
 
 
@@ -73,16 +74,16 @@ class _Provisional(NamedTuple):
 
 def _biller(
     plan: Plan, amounts: Amounts, losses: Sequence[tuple[float, float]]
-) -> Callable[[Message, str], Bill]:
+) -> Callable[[Any, str], Bill]:
     """What bills messages of one class; an account that occurs twice is charged once, for both."""
     if plan.unit is not None and len(amounts[0]) == 1:
         read, ((budget, amount),), (epsilon, rho) = plan.unit, amounts[0], losses[0]
-        return lambda message, _: (((budget, read(message), amount),), epsilon, rho)
+        return lambda snapshot, _: (((budget, read(snapshot), amount),), epsilon, rho)
     if plan.unit is not None:
         return _unit_biller(plan.unit, amounts[0], *losses[0])
 
-    def bill(message: Message, _: str) -> Bill:
-        owners = plan.owners(message)
+    def bill(snapshot: Any, _: str) -> Bill:
+        owners = plan.payers(snapshot)
         charges = [(budget, unit, amount) for scope, unit in owners for budget, amount in amounts[scope]]
         return merged(charges), *_lost(owners, losses)
 
@@ -90,12 +91,12 @@ def _biller(
 
 
 def _unit_biller(
-    read: Callable[[Message], bytes], pairs: Sequence[tuple[int, int]], epsilon: float, rho: float
-) -> Callable[[Message, str], Bill]:
+    read: Callable[[Any], bytes], pairs: Sequence[tuple[int, int]], epsilon: float, rho: float
+) -> Callable[[Any, str], Bill]:
     """The same where one unit pays for the whole message, from several budgets: no account occurs twice."""
 
-    def bill(message: Message, _: str) -> Bill:
-        unit = read(message)
+    def bill(snapshot: Any, _: str) -> Bill:
+        unit = read(snapshot)
         return [(budget, unit, amount) for budget, amount in pairs], epsilon, rho
 
     return bill
@@ -107,7 +108,7 @@ def _quota_biller(
     quotas: Amounts,
     losses: Sequence[tuple[float, float]],
     budgets: Sequence[Budget],
-) -> Callable[[Message, str], Bill]:
+) -> Callable[[Any, str], Bill]:
     """The same where quotas pay too. The budgets come first, so that where both are spent the budget is named."""
     plain = _biller(plan, amounts, losses)
     known: dict[str, Amounts] = {}
@@ -121,17 +122,17 @@ def _quota_biller(
         )
         return found
 
-    def unit_bill(message: Message, consumer: str) -> Bill:
+    def unit_bill(snapshot: Any, consumer: str) -> Bill:
         own = known.get(consumer) or held(consumer)
-        charges, epsilon, rho = plain(message, consumer)
+        charges, epsilon, rho = plain(snapshot, consumer)
         if own[0]:
             account = consumer_key(charges[0][1], consumer)
             charges = [*charges, *((quota, account, amount) for quota, amount in own[0])]
         return charges, epsilon, rho
 
-    def bill(message: Message, consumer: str) -> Bill:
+    def bill(snapshot: Any, consumer: str) -> Bill:
         own = known.get(consumer) or held(consumer)
-        owners = plan.owners(message)
+        owners = plan.payers(snapshot)
         charges = [(budget, unit, amount) for scope, unit in owners for budget, amount in amounts[scope]]
         for scope, unit in owners:
             if own[scope]:
@@ -400,10 +401,8 @@ class Routes:
         )
 
     def _epsilon(self, cost: Cost) -> float:
-        if cost.epsilon is not None:
-            return cost.epsilon / AMOUNT
         deltas = [budget.delta for budget in self._budgets if budget.accounting is Accounting.ZCDP]
-        return rho_to_epsilon(cost.rho / AMOUNT, min(deltas))
+        return cost.epsilon_at(min(deltas, default=0.0))
 
 
 def _descriptor(message_type: type) -> Descriptor:
@@ -422,11 +421,11 @@ def _packed(plan: Plan) -> Plan:
     around = [(Scope(AROUND, local), local), (Scope("", central), central)]
     extra = tuple(scope for scope, cost in around if cost != Cost.ZERO)
 
-    def owners(message: Message) -> Sequence[tuple[int, bytes]]:
-        found = [entry for entry in plan.owners(message) if entry[0] < len(own)]
+    def payers(snapshot: Any) -> Sequence[tuple[int, bytes]]:
+        found = [entry for entry in plan.payers(snapshot) if entry[0] < len(own)]
         return [*found, *((len(own) + index, b"") for index in range(len(extra)))]
 
-    return replace(plan, scopes=own + extra, owners=owners, unit=None)
+    return replace(plan, scopes=own + extra, payers=payers, unit=None)
 
 
 def _amount(plan: Plan, budget: Budget, cost: Cost) -> int:

@@ -12,7 +12,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Instead of the process's own.
     """
-    sys.exit(run(arguments))
+    from dpmesh.cli.pipes import LeavableOutput
+
+    if sys.stdout is not None:  # Where stdout is closed.
+        sys.stdout = LeavableOutput(sys.stdout)
+    code = run(arguments)
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -49,10 +56,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return console.FOUND
     except (KeyboardInterrupt, typer.Abort):
         code = console.INTERRUPTED
-    except BrokenPipeError:
-        # The reader has seen enough; Python would complain once more when it flushes stdout at exit.
-        sys.stdout = None
-        return console.OK
     except RecursionError:
         console.fail("the input is nested too deeply")
         return console.UNUSABLE

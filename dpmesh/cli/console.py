@@ -41,7 +41,7 @@ def prepare() -> None:
         stream = getattr(sys, name)
         if stream is None:  # The shell closed it.
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
-        elif isinstance(stream, io.TextIOWrapper):
+        elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
 
@@ -95,7 +95,7 @@ def data_stdout() -> IO[str]:
     """Stdout for files that somebody else reads: UTF-8 in a pipe, and only printable lines on a terminal."""
     if sys.stdout.isatty():
         return cast("IO[str]", _Lines())
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", newline="")
     return sys.stdout
 

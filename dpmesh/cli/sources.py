@@ -14,9 +14,10 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 
-from dpmesh.cli import places, protoc
+from dpmesh.cli import duplicates, places, protoc
 from dpmesh.cli.console import InputError
 from dpmesh.cli.places import Place
+from dpmesh.policy import Problem
 
 # Files that come with protobuf, grpc or dpmesh: their Python modules fill gaps in a descriptor set.
 _KNOWN = ("google/protobuf/", "google/rpc/", "google/api/", "google/type/", "dpmesh/v1/")
@@ -42,11 +43,14 @@ class Sources:
         pool: All files, imports included.
         files: Those that were asked for.
         places: Where elements stand, by full name ("/package.Service/Method" for methods).
+        duplicates: Annotations that are set twice, each with the place of the second; known only where the files
+            have source info.
     """
 
     pool: DescriptorPool
     files: tuple[FileDescriptor, ...]
     places: Mapping[str, Place]
+    duplicates: tuple[tuple[Place, Problem], ...] = ()
 
     def messages(self) -> Iterator[Descriptor]:
         """All message types of the files, nested ones too, in order."""
@@ -153,7 +157,10 @@ def load(files: Iterable[FileDescriptorProto], named: Sequence[str], shown: Mapp
     found: dict[str, Place] = {}
     for name, file in by_name.items():
         found.update(places.of_elements(file, shown.get(name, name)))
-    return Sources(pool, tuple(added[name] for name in named), found)
+    twice = (
+        entry for name in theirs(by_name) for entry in duplicates.find(by_name[name], shown.get(name, name))
+    )
+    return Sources(pool, tuple(added[name] for name in named), found, tuple(twice))
 
 
 def _imports_first(
@@ -193,8 +200,9 @@ def _imports_first(
 def _add(name: str, file: FileDescriptorProto, pool: DescriptorPool) -> FileDescriptor:
     try:
         return pool.AddSerializedFile(file.SerializeToString())
-    except Exception as error:  # of which type depends on protobuf's implementation
-        raise InputError(f"{name}: not a valid descriptor: {error}") from None
+    except Exception as error:
+        # Of which type it is depends on protobuf's implementation; pure Python takes a descriptor without checking it.
+        raise InputError(f"{name}: not a valid descriptor: {type(error).__name__}: {error}") from None
 
 
 def _known(name: str) -> FileDescriptorProto | None:

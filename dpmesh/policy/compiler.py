@@ -104,10 +104,11 @@ def _open_plan(message: Descriptor, loose: anys.Loose, findings: Findings) -> Pl
         version=findings.version(),
         fields=tuple(_judged(path, entry, loose.rule_of(entry), findings) for path, entry in places),
         scopes=(),
-        owners=lambda _: (),
+        snapshot=steps.copier(new),
+        payers=lambda _: (),
         unit=None,
-        protect=_unopened(message),
-        blank=_unopened(message),
+        build=_unopened(message),
+        build_blank=_unopened(message),
         mechanisms=(),
         protected=0,
         cost=Cost.ZERO,
@@ -145,17 +146,24 @@ def _plan(message: Descriptor, node: Node, version: str, compiler: _Compiler) ->
     if ownerless != Cost.ZERO:
         scopes.append(Scope("", ownerless))
     noised = [entry for entry in node.fields if entry.mechanism is not None]
-    protect = steps.build(new, node.steps, discard=node.copies)
-    blank = steps.build(new, node.bare, discard=node.copies)
+    # A message that can hold Anys is opened in a copy first, and its plan reads that copy.
+    fields = None if node.anys else steps.flat_fields([*node.steps, *node.bare])
+    walks, unit = [walk for _, _, walk in node.units], node.unit
+    if fields is not None and node.plain_unit is not None:
+        unit = read = units.from_values(fields, *node.plain_unit)
+        walks = [lambda values: (read(values),)]
+    build = steps.build(new, node.steps, fields, discard=node.copies)
+    build_blank = steps.build(new, node.bare, fields, discard=node.copies)
     return Plan(
         descriptor=message,
         version=version,
         fields=tuple(node.fields),
         scopes=tuple(scopes),
-        owners=_owners([walk for _, _, walk in node.units], ownerless != Cost.ZERO),
-        unit=node.unit if len(scopes) == 1 else None,
-        protect=_unopened(message) if node.anys else protect,
-        blank=_unopened(message) if node.anys else blank,
+        snapshot=steps.copier(new) if fields is None else steps.reader(fields),
+        payers=_payers(walks, ownerless != Cost.ZERO),
+        unit=unit if len(scopes) == 1 else None,
+        build=_unopened(message) if node.anys else build,
+        build_blank=_unopened(message) if node.anys else build_blank,
         mechanisms=tuple(sorted({entry.mechanism_name for entry in noised})),
         protected=sum(entry.kind not in (Kind.PUBLIC, Kind.UNIT, Kind.ANY) for entry in node.fields),
         cost=sum((scope.cost for scope in scopes), Cost.ZERO),
@@ -163,20 +171,20 @@ def _plan(message: Descriptor, node: Node, version: str, compiler: _Compiler) ->
         labels=tuple(sorted(compiler.labels)),
         messages=tuple(sorted(compiler.messages)),
         ownerless=(node.local, node.central),
-        anys=Anys(anys.together(node.anys), protect, blank) if node.anys else None,
+        anys=Anys(anys.together(node.anys), build, build_blank) if node.anys else None,
     )
 
 
-def _owners(walks: Sequence[Walk], ownerless: bool) -> Callable[[Message], Sequence[tuple[int, bytes]]]:
+def _payers(walks: Sequence[Walk], ownerless: bool) -> Callable[[Any], Sequence[tuple[int, bytes]]]:
     last = len(walks)
 
-    def owners(message: Message) -> Sequence[tuple[int, bytes]]:
+    def payers(message: Any) -> Sequence[tuple[int, bytes]]:
         found = [(index, unit) for index, walk in enumerate(walks) for unit in walk(message)]
         if ownerless:
             found.append((last, b""))
         return found
 
-    return owners
+    return payers
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +265,7 @@ class _Compiler:
             if choice_of(entry) is None:
                 self._field(entry, node, site)
         for oneof in message.oneofs:
-            if len(oneof.fields) == 1:
+            if len(oneof.fields) < 2:
                 choices.refuse_idle(oneof, findings.oneof(oneof), findings)
             else:
                 members = [(entry, self._member(entry, site)) for entry in oneof.fields]

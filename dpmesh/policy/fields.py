@@ -33,7 +33,7 @@ _NUMERIC_KINDS = {
     pb.Numeric.PIECEWISE: numeric.Kind.PIECEWISE,
     pb.Numeric.HYBRID: numeric.Kind.HYBRID,
 }
-# These answer only with points outside [lower, upper], or have no unbiased estimate once clamped to it.
+# These have no outputs IN_RANGE: see numeric.make.
 _NEVER_IN_RANGE = {pb.Numeric.DISCRETE_GAUSSIAN, pb.Numeric.PIECEWISE, pb.Numeric.HYBRID}
 _LOCAL_ONLY = {pb.Numeric.DUCHI, pb.Numeric.PIECEWISE, pb.Numeric.HYBRID}
 

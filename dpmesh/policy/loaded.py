@@ -1,12 +1,13 @@
-"""Which message types of this process can have something to protect: those of all imported _pb2 modules."""
+"""Which message types and methods of this process can have rules: those of all imported _pb2 modules."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from google.protobuf import descriptor_pool
-from google.protobuf.descriptor import Descriptor, FileDescriptor
+from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf.descriptor import Descriptor, FileDescriptor, MethodDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 
 from dpmesh.policy.policy import Policy
@@ -16,12 +17,23 @@ from dpmesh.v1 import privacy_pb2
 _Key = tuple[DescriptorPool, str]
 
 
+def _tag() -> bytes:
+    options = descriptor_pb2.FieldOptions()
+    extension: Any = privacy_pb2.field
+    options.Extensions[extension].SetInParent()
+    return options.SerializeToString()[:-1]
+
+
+# What every annotation begins with in a serialized descriptor: the four extensions have one number.
+_ANNOTATION = _tag()
+
+
 def message_types(policy: Policy) -> Iterator[Descriptor]:
     """All message types of loaded files from which an annotation or an overlay can be reached, innermost too.
 
-    These are the files that import privacy.proto, that hold a message type which an overlay names or an extension with
-    options extends, or that import one of these, also by way of others: a message type without rules may hold others
-    that have some.
+    These are the files that import privacy.proto or have annotations, that hold a message type which an overlay names
+    or an extension with options extends, or that import one of these, also by way of others: a message type without
+    rules may hold others that have some.
 
     Args:
         policy: Whose overlays to look for.
@@ -45,14 +57,25 @@ def message_types(policy: Policy) -> Iterator[Descriptor]:
             yield from _all(file.message_types_by_name.values())
 
 
-def _files(policy: Policy) -> dict[_Key, FileDescriptor]:
-    """The files of all imported modules and of the overlays' types, and what these files import."""
-    todo = []
+def methods() -> Iterator[MethodDescriptor]:
+    """All methods of imported modules."""
+    for file in _imported():
+        for service in file.services_by_name.values():
+            yield from service.methods
+
+
+def _imported() -> Iterator[FileDescriptor]:
+    """The files of imported modules."""
     for module in list(sys.modules.values()):
         # Not getattr: modules that load lazily may do and raise anything then.
         file = getattr(module, "__dict__", {}).get("DESCRIPTOR")
         if isinstance(file, FileDescriptor):
-            todo.append(file)
+            yield file
+
+
+def _files(policy: Policy) -> dict[_Key, FileDescriptor]:
+    """The files of all imported modules and of the overlays' types, and what these files import."""
+    todo = list(_imported())
     for name in sorted(_overlaid(policy)):
         try:
             todo.append(descriptor_pool.Default().FindMessageTypeByName(name).file)
@@ -79,7 +102,9 @@ def _overlaid(policy: Policy) -> set[str]:
 
 
 def _has_rules(file: FileDescriptor, overlaid: set[str]) -> bool:
-    if file.name == privacy_pb2.DESCRIPTOR.name:
+    # The serialized file is searched, because its imports don't tell of all annotations:
+    # `import option "dpmesh/v1/privacy.proto"` (edition 2024) is not among them.
+    if file.name == privacy_pb2.DESCRIPTOR.name or _ANNOTATION in file.serialized_pb:
         return True
     return bool(overlaid) and any(
         message.full_name in overlaid for message in _all(file.message_types_by_name.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,8 @@ class Node:
         central: What aggregates cost.
         units: The scopes of units within: each one's path, cost, and the walk to its instances.
         unit: Reads the id of the unit that this message itself names.
+        plain_unit: The name of the field that holds that id, and what maps its value to canonical bytes, where the
+            value alone tells all.
         copies: It copies whole messages, whose unknown fields must go.
         anys: What finds the Anys that leave with this message.
         gaps: Required fields that leave only where they were set, so that the message must have been there.
@@ -43,6 +46,7 @@ class Node:
     central: Cost = Cost.ZERO
     units: list[tuple[str, Cost, Walk]] = field(default_factory=list)
     unit: Callable[[Any], bytes] | None = None
+    plain_unit: tuple[str, Callable[[Any], bytes]] | None = None
     copies: bool = False
     anys: list[Find] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
@@ -93,8 +97,7 @@ class Node:
 
 
 def _dearest(costs: Sequence[Cost]) -> Cost:
-    pure = [cost.epsilon for cost in costs if cost.epsilon is not None]
-    return Cost(epsilon=max(pure) if len(pure) == len(costs) else None, rho=max(cost.rho for cost in costs))
+    return functools.reduce(Cost.largest, costs)
 
 
 def _through(enter: Enter, walk: Walk) -> Walk:

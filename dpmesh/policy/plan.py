@@ -147,8 +147,9 @@ class Anys:
 
     Attributes:
         find: Finds the Anys that leave with a message.
-        protect: What Plan.protect is for other types, for a message whose Anys hold protected messages already.
-        blank: The same for Plan.blank.
+        protect: Maps a copy of a message, whose Anys hold protected messages already, and the pseudonym function to a
+            new, protected message.
+        blank: What `protect` is for Plan.build, for Plan.build_blank.
         alone: Nothing else of the type is protected.
         extendable: The type reaches types whose extensions can make it a protected one, when they are imported.
     """
@@ -169,12 +170,14 @@ class Plan:
         version: The digest of everything that decided this plan.
         fields: All fields that the plan names, in order of declaration, depth first.
         scopes: Who pays what; a scope inside a repeated field is paid once an instance.
-        owners: Maps a message to (scope index, unit's canonical bytes) pairs. Raises ProtectionError.
-        unit: Where one unit, in the message itself, pays for all of it: reads its id. None otherwise. Raises
-            ProtectionError.
-        protect: Maps a message and the pseudonym function to a new, protected message of the same type. The
-            argument is never changed. Raises ProtectionError.
-        blank: The same, as if every value were absent: what leaves under on_exhausted = "suppress".
+        snapshot: Maps a message to what it holds at this moment, in one step that no other thread can interrupt. All
+            functions below read the snapshot only, so that what is billed is what leaves. It is a tuple of the
+            fields' values, or a copy of the message if it has more than plain fields.
+        payers: Maps a snapshot to (scope index, unit's canonical bytes) pairs. Raises ProtectionError.
+        unit: Where one unit, in the message itself, pays for all of it: maps a snapshot to the unit's canonical bytes.
+            None otherwise. Raises ProtectionError.
+        build: Maps a snapshot and the pseudonym function to a new, protected message. Raises ProtectionError.
+        build_blank: The same, as if every value were absent: what leaves under on_exhausted = "suppress".
         mechanisms: The names of all mechanisms, sorted, for telemetry.
         protected: How many fields are noised or suppressed.
         cost: The most that one message can cost all owners together.
@@ -183,7 +186,7 @@ class Plan:
         messages: The full names of the message type and of the protected messages in it, sorted.
         ownerless: What the scope of no unit costs, in two parts: local values, for which the units pay that a message
             with them is packed in, and aggregates.
-        anys: What opens a message that can hold Anys, without which `protect` and `blank` refuse it. None where no
+        anys: What opens a message that can hold Anys, without which `build` and `build_blank` refuse it. None where no
             message of the type can hold one. `cost` counts nothing of what Anys pack.
     """
 
@@ -191,10 +194,11 @@ class Plan:
     version: str
     fields: tuple[FieldPlan, ...]
     scopes: tuple[Scope, ...]
-    owners: Callable[[Message], Sequence[tuple[int, bytes]]]
-    unit: Callable[[Message], bytes] | None
-    protect: Callable[[Message, Alias], Message]
-    blank: Callable[[Message, Alias], Message]
+    snapshot: Callable[[Any], Any]
+    payers: Callable[[Any], Sequence[tuple[int, bytes]]]
+    unit: Callable[[Any], bytes] | None
+    build: Callable[[Any, Alias], Message]
+    build_blank: Callable[[Any, Alias], Message]
     mechanisms: tuple[str, ...]
     protected: int
     cost: Cost
@@ -208,3 +212,15 @@ class Plan:
     def is_open(self) -> bool:
         """Whether nothing is protected but what Anys pack, so that each message tells if it has to be protected."""
         return self.anys is not None and self.anys.alone
+
+    def owners(self, message: Message) -> Sequence[tuple[int, bytes]]:
+        """What `payers` gives for a message that nobody changes."""
+        return self.payers(self.snapshot(message))
+
+    def protect(self, message: Message, alias: Alias) -> Message:
+        """What `build` makes of a message that nobody changes. The message itself is never changed."""
+        return self.build(self.snapshot(message), alias)
+
+    def blank(self, message: Message, alias: Alias) -> Message:
+        """What `build_blank` makes of a message that nobody changes."""
+        return self.build_blank(self.snapshot(message), alias)

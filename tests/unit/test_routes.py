@@ -55,7 +55,7 @@ def quota(name, under="all", key="unit/consumer", epsilon=2.0, **more):
 def payers(budgets, message, method="", direction="request", consumer="", policy=None):
     """Who pays how much for a message: (name, account, epsilon)."""
     route = Routes(policy or Policy(), budgets).of(type(message), method, direction)
-    charges, _, _ = route.bill(message, consumer)
+    charges, _, _ = route.bill(route.plan.snapshot(message), consumer)
     return [(budgets[index].name, account, amount / 1e9) for index, account, amount in charges]
 
 
@@ -161,7 +161,7 @@ def test_a_quota_can_be_for_some_consumers():
             ("spiffe://ours/a", [0]),
             ("", [0, 2]),
         ):
-            charges, epsilon, _ = made.bill(REPORT, consumer)
+            charges, epsilon, _ = made.bill(made.plan.snapshot(REPORT), consumer)
             assert ([index for index, _, _ in charges], epsilon) == (expected, 1.0)
 
 
@@ -180,13 +180,13 @@ def test_a_message_dearer_than_a_quota_that_holds_for_all_is_a_configuration_err
     with pytest.raises(AnnotationError, match="over-budget.*quota 'each'|quota 'each'.*over-budget"):
         Routes(Policy(), [budget("all"), quota("each", epsilon=0.5)]).of(TYPES.Report)
     made = Routes(Policy(), [budget("all"), quota("some", epsilon=0.5, consumers=("c*",))]).of(TYPES.Report)
-    assert [index for index, _, _ in made.bill(REPORT, "other")[0]] == [0]
+    assert [index for index, _, _ in made.bill(made.plan.snapshot(REPORT), "other")[0]] == [0]
 
 
 def test_a_message_without_a_unit_is_refused_under_a_quota_too():
     made = Routes(Policy(), [budget("all"), quota("each")]).of(TYPES.Report)
     with pytest.raises(ProtectionError, match="MISSING_UNIT"):
-        made.bill(TYPES.Report(), "c")
+        made.bill(made.plan.snapshot(TYPES.Report()), "c")
 
 
 def test_a_direction_that_is_none_gets_around_nothing():
@@ -238,7 +238,8 @@ def test_peers_that_make_up_names_fill_no_memory(monkeypatch):
     monkeypatch.setattr(module, "_CONSUMERS_KEPT", 8)
     made = Routes(Policy(), [budget("all"), quota("each"), quota("out", directions=("response",))])
     for number in range(100):
-        made.of(TYPES.Report, f"/a.B/{number}").bill(REPORT, f"c{number}")
+        route = made.of(TYPES.Report, f"/a.B/{number}")
+        route.bill(route.plan.snapshot(REPORT), f"c{number}")
     assert len(made._known) <= 8
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -187,6 +189,31 @@ def test_places_of_overlays_survive_odd_files(write) -> None:
     assert places.of_overlays(write("empty.yaml", "")) == {}
     odd = write("odd.yaml", "version: '1'\nfields:\nmessages: {a.B: {}}\n")
     assert places.of_overlays(odd) == {"a.B": places.Place("odd.yaml", 3, 12)}
+
+
+@pytest.mark.parametrize("implementation", ["upb", "python"])
+def test_a_contradictory_descriptor_is_one_line_in_every_protobuf(tree: Path, implementation: str) -> None:
+    files = protoc.compile_files([tree], []).descriptors
+    field = files.file[-1].message_type[0].field[0]
+    broken = {}
+    for name, (type_name, number) in {"type": (".acme.v1.Nothing", 1), "kind": (".acme.v1.A", 14)}.items():
+        field.type_name, field.type = type_name, 11 if number == 1 else number
+        broken[name] = Path(f"{name}.binpb")
+        broken[name].write_bytes(files.SerializeToString())
+    broken["name"] = Path("name.binpb")
+    broken["name"].write_bytes(files.SerializeToString().replace(b"acme.v1", b"acm\xff.v1"))
+    environment = {**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": implementation}
+    for path in broken.values():
+        done = subprocess.run(
+            [sys.executable, "-c", "from dpmesh.cli import main; main()", "check", "--descriptor-set", path],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert ".proto: not a valid descriptor" in done.stderr or "is not a descriptor set" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 # Descriptor sets of strangers.
