@@ -11,8 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dpmesh import extras
 from dpmesh.cli import inputs, ledgers
-from dpmesh.cli.console import FOUND, UNUSABLE, InputError, fail, print_json
+from dpmesh.cli.console import (
+    FOUND,
+    UNUSABLE,
+    InputError,
+    data_stdout,
+    fail,
+    print_json,
+    print_json_line,
+    say,
+    say_help,
+)
 from dpmesh.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -42,7 +53,7 @@ Prefer to put the newest copy back, if there is one."""
 def ledger(context: typer.Context) -> None:
     """Without a command there is only help."""
     if context.invoked_subcommand is None:
-        print(context.get_help(), end="")
+        say_help(context)
         raise typer.Exit(UNUSABLE)
 
 
@@ -60,11 +71,11 @@ def migrate(
     if as_json:
         print_json({"before": before, "after": after})
     elif before == after:
-        print(f"tables: version {after}, up to date")
+        say(f"tables: version {after}, up to date")
     elif before == 0:
-        print(f"tables: made, version {after}")
+        say(f"tables: made, version {after}")
     else:
-        print(f"tables: from version {before} to version {after}")
+        say(f"tables: from version {before} to version {after}")
 
 
 @app.command(
@@ -119,7 +130,7 @@ def verify(
             }
         )
     else:
-        print("\n".join(findings) or checked.line(trusted))
+        say(*(findings or [checked.line(trusted)]))
     if findings:
         raise typer.Exit(FOUND)
 
@@ -134,7 +145,9 @@ def checkpoint(
             "--key", metavar="FILE", help="An Ed25519 private key in PEM, which signs it.", show_default=False
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="A new file.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", metavar="FILE", help="A new file; - is stdout.", show_default=False)
+    ],
     new_key: Annotated[
         bool,
         typer.Option(
@@ -151,14 +164,19 @@ def checkpoint(
     """
     from dpmesh.cli import checking, keyfiles
 
-    if output.exists():
+    to_stdout = str(output) == "-"
+    if not to_stdout and output.exists():
         raise InputError(f"{output} is there already, and is never overwritten")
     books = ledgers.books(config_file, url)
     made = ledgers.read(lambda: checking.point(books))  # before a key is made for what can't be read
     private = keyfiles.private(key, make=new_key)
-    keyfiles.write_once(output, made.sign(private).to_json().encode(), 0o644)
+    text = made.sign(private).to_json()
+    if to_stdout:
+        data_stdout().write(text)
+        return
+    keyfiles.write_once(output, text.encode(), 0o644)
     entries = sum(head.seq for head in made.heads.values())
-    print(
+    say(
         f"{output}: {ledgers.number(len(made.heads), 'chain', 'chains')}, {ledgers.number(entries, 'entry', 'entries')}"
     )
 
@@ -185,7 +203,7 @@ def import_(
     except ImportError as error:
         if error.name != "asyncpg":
             raise
-        raise InputError("import needs another package: pip install 'dpmesh[postgres]'") from None
+        raise InputError(f"import needs another package: {extras.install('postgres')}") from None
     with ledgers.waiting("importing"):
         moved = ledgers.run(transfer(source, target))
     if as_json:
@@ -204,7 +222,7 @@ def import_(
         (moved.entries, "entry", "entries"),
     )
     what = ", ".join(ledgers.number(*each) for each in numbers)
-    print(f"imported before, nothing was doubled: {what}" if moved.again else f"imported: {what}")
+    say(f"imported before, nothing was doubled: {what}" if moved.again else f"imported: {what}")
 
 
 @app.command("prune", epilog="Example: dpmesh ledger prune --keep 400d")
@@ -239,7 +257,7 @@ def prune(
     if as_json:
         print_json({"pruned": gone})
     else:
-        print(f"pruned: {ledgers.number(gone, 'entry', 'entries')}")
+        say(f"pruned: {ledgers.number(gone, 'entry', 'entries')}")
 
 
 async def _longest(books: Books) -> Budget | None:
@@ -285,18 +303,21 @@ def accept(
     note = ledgers.note(reason, by)
     books = ledgers.books(config_file, url)
     if not yes:
-        print(_ACCEPT)
         lifetime = ledgers.read(lambda: _lifetime(books))
+        if as_json:
+            print_json({"accepted": False, "lifetime": list(lifetime)})
+            raise InputError("nothing was done: add --yes")
+        say(*_ACCEPT.split("\n"))
         if lifetime:
-            print(f"Lifetime budgets here: {', '.join(lifetime)}")
+            say(f"Lifetime budgets here: {', '.join(lifetime)}")
         raise InputError("nothing was done: read the above, and add --yes")
     lifetime = ledgers.run(books.accept(note, unnoticed=unnoticed))
     if as_json:
-        print_json({"lifetime": list(lifetime)})
+        print_json({"accepted": True, "lifetime": list(lifetime)})
         return
-    print("accepted: every budget with windows goes on in the window after the one at hand")
+    say("accepted: every budget with windows goes on in the window after the one at hand")
     if lifetime:
-        print(
+        say(
             f"lifetime budgets that may have been charged more than the ledger knows: {', '.join(lifetime)}. "
             "What they lost since the copy can't be told"
         )
@@ -341,7 +362,7 @@ def _log(books: Books, grants: bool, as_json: bool) -> int:
         async with aclosing(_entries(books)) as found:
             async for written, budgets in found:
                 if not begun and not as_json:
-                    print(entries.HEAD)
+                    say(entries.HEAD)
                 begun = True
                 try:
                     entry = entries.shown(written, budgets)
@@ -349,7 +370,10 @@ def _log(books: Books, grants: bool, as_json: bool) -> int:
                     unreadable += 1
                     continue
                 if not grants or entry.kind in entries.BY_HAND:
-                    print(entries.json_line(entry) if as_json else entries.line(entry))
+                    if as_json:
+                        print_json_line(entries.json_line(entry))
+                    else:
+                        say(entries.line(entry))
 
     ledgers.read(work, may_repeat=lambda: not begun)
     return unreadable

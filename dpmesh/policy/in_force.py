@@ -48,6 +48,8 @@ class InForce:
 
     def _rules(self, message: Descriptor) -> bool:
         try:
-            return self._policy.plan(message) is not None
+            plan = self._policy.plan(message)
         except DpmeshError:
             return True
+        # An open plan says only that messages of the type can hold others.
+        return plan is not None and not plan.is_open

@@ -73,8 +73,9 @@ class Lane:
         consumer: Who receives it, for quotas.
 
     Attributes:
-        protected: Whether the declared type has anything to protect; None as long as there is no declared type.
-            Each message is judged by its own type all the same.
+        protected: Whether the declared type has anything to protect. None where each message decides: there is no
+            declared type, or it can hold google.protobuf.Any or extensions. Each message is judged by its own type in
+            any case.
     """
 
     def __init__(
@@ -125,6 +126,10 @@ class Lane:
         force.
         """
         return self._mesh.has_rules() if self.protected is None else self.protected
+
+    def attests(self) -> bool:
+        """Whether a stream is marked as one of a sender that protects, which is settled before its first message."""
+        return self._declared is not None and self.protected is not False
 
     def guards(self, kind: type) -> bool:
         """Whether a message of this class has to be released; otherwise it passes.
@@ -223,7 +228,7 @@ class Lane:
             raise ProtectionError("WRONG_TYPE", name, f"{self.method} was given something else to send")
         if descriptor is not None:
             return self._protects(kind, descriptor)
-        if self._declared is not None:
+        if self.protected is False:
             return False  # Nothing of what the method declares is protected.
         if not self._mesh.has_rules():
             return None
@@ -232,9 +237,8 @@ class Lane:
         raise ProtectionError(
             "NOT_JUDGED",
             self.method,
-            "no loaded proto declares the method, and it was given something to send that is no protobuf message, so "
-            "no rule can be found for it; import the proto's _pb2 module and send its messages, or let the method "
-            "pass with [grpc] pass_unjudged",
+            "was given something to send that is no protobuf message, so no rule can be found for it; import the "
+            "proto's _pb2 module and send its messages, or let the method pass with [grpc] pass_unjudged",
         )
 
     def _protects(self, kind: type, descriptor: Descriptor) -> bool:
@@ -264,9 +268,9 @@ def _of_default_pool(descriptor: Descriptor) -> Descriptor | None:
         return None
 
 
-def _protected(mesh: Mesh, declared: Descriptor) -> bool:
+def _protected(mesh: Mesh, declared: Descriptor) -> bool | None:
     try:
-        return mesh.protects(message_factory.GetMessageClass(declared))
+        return mesh.protection(message_factory.GetMessageClass(declared))
     except AnnotationError:
         return True  # Releasing a message says what is wrong with it.
 

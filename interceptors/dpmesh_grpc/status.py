@@ -106,6 +106,15 @@ async def end(context: Any, failure: Failure) -> None:
     await context.abort(failure.code, failure.text)
 
 
+def given_twice(text: str) -> Failure:
+    """The status of an RPC that two of dpmesh's interceptors would protect, and so charge for twice.
+
+    Args:
+        text: What to do about it.
+    """
+    return _failure(grpc.StatusCode.INTERNAL, "INTERCEPTED_TWICE", text, {})
+
+
 def rpc_error(failure: Failure) -> grpc.aio.AioRpcError:
     """The same as an exception, for a call that never reached the peer."""
     return grpc.aio.AioRpcError(
