@@ -38,7 +38,7 @@ LedgerUrl = Annotated[
     typer.Option(
         "--ledger",
         metavar="URL",
-        help="The ledger, such as sqlite:///.dpmesh/ledger.db, instead of the configuration's.",
+        help="The ledger, instead of the configuration's; a relative path starts in the working directory.",
         show_default=False,
     ),
 ]

@@ -172,7 +172,7 @@ def next_steps(console: Console, kept: Path | None) -> None:
         ("What leaves with each RPC, at what loss and error:", f"dpmesh plan {proto} --config {config}"),
     ]
     if kept:
-        ledger = f"DPMESH_LEDGER_URL=sqlite:///{kept / 'operator.db'}"
+        ledger = f"DPMESH_LEDGER_URL=sqlite:///{kept.absolute() / 'operator.db'}"
         steps.append(("What is spent, from the ledger:", f"{ledger} dpmesh budget list --config {config}"))
     else:
         steps.append(
