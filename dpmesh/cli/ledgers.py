@@ -223,6 +223,20 @@ def address(config_file: Path | None, url: str | None) -> str:
     return url or config.load(inputs.config_file(config_file)).ledger.url
 
 
+def configured(config_file: Path | None, url: str | None) -> frozenset[str] | None:
+    """The names of the configured budgets and quotas; None if a ledger was named and no configuration with it.
+
+    Raises:
+        ConfigError: The configuration is wrong.
+    """
+    from dpmesh import config
+
+    if url and config_file is None:
+        return None
+    settings = config.load(inputs.config_file(config_file))
+    return frozenset([budget.name for budget in settings.budget] + [quota.name for quota in settings.quota])
+
+
 def books(config_file: Path | None, url: str | None) -> Books:
     """The administration of the ledger that is meant.
 

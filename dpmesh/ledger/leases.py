@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import ConfigError, LedgerError, LostChargesError
-from dpmesh.ledger.budget import Budget, Charge, check_names
+from dpmesh.ledger.budget import Budget, Charge, check_names, similar
 from dpmesh.ledger.holdings import Holdings, Key
 from dpmesh.ledger.queue import CommitQueue
 from dpmesh.ledger.spending import SpendQueue
@@ -110,6 +110,7 @@ class Ledger:
             raise
         self._secret = opened.secret
         self._open = True
+        self._name_others(opened.others)
 
     async def close(self) -> None:
         """Refuses what waits, returns what is left of the leases, and closes the store.
@@ -239,6 +240,23 @@ class Ledger:
         else:
             return True
         return False
+
+    def _name_others(self, others: Sequence[tuple[Budget, int]]) -> None:
+        """Warns of budgets that the configuration does not name any more: one that was renamed is full again."""
+        now, names = self._clock(), [budget.name for budget in self.budgets]
+        told = []
+        for budget, start in others:
+            if budget.window is None or now < start + budget.window:
+                alike = similar(budget.name, names)
+                told.append(
+                    f"{budget.name!r}" + (f" (similar: {', '.join(map(repr, alike))})" if alike else "")
+                )
+        if told:
+            _log.warning(
+                "the ledger holds budgets that are not configured, and what is spent of them counts for no other: %s. "
+                "If one was renamed, restore its name, or it starts anew with nothing spent",
+                ", ".join(told),
+            )
 
     async def _charge_durably(self, charges: Sequence[Charge]) -> None:
         await self._queue.join(self._needs(charges))

@@ -364,6 +364,23 @@ def read_budgets(connection: sqlite3.Connection) -> dict[str, Budget]:
     return {budget.name: budget for budget in number_budgets(connection).values()}
 
 
+def charged_others(connection: sqlite3.Connection, names: Sequence[str]) -> tuple[tuple[Budget, int], ...]:
+    """Budgets of other names, and when their latest windows began, if anything is spent of them in these."""
+    charged = dict(
+        connection.execute(
+            "SELECT name, window_start FROM budgets WHERE EXISTS (SELECT 1 FROM accounts WHERE budget = budgets.id "
+            "AND accounts.window_start = budgets.window_start AND debited > 0)"
+        )
+        if set(read_budgets(connection)) - set(names)
+        else ()
+    )
+    return tuple(
+        (budget, charged[name])
+        for name, budget in read_budgets(connection).items()
+        if name in charged and name not in names
+    )
+
+
 def write_budget(connection: sqlite3.Connection, budget: Budget) -> tuple[int, int]:
     """Stores a budget's definition; returns its row's id and the latest window that was charged."""
     window = None if budget.window is None else int(budget.window)

@@ -149,6 +149,7 @@ class SQLiteStore:
                 stored = schema.read_budgets(connection)
                 for budget in budgets:
                     check_unchanged(stored.get(budget.name, budget), budget)
+                others = schema.charged_others(connection, [budget.name for budget in budgets])
                 written = [schema.write_budget(connection, budget) for budget in budgets]
                 # Written even where nothing changes: a file that can't be written is found now, not later.
                 connection.execute("UPDATE meta SET schema_version = schema_version")
@@ -157,7 +158,7 @@ class SQLiteStore:
             raise
         self._budgets = budgets
         self._rows = tuple(row for row, _ in written)
-        return Opened(self._secret, tuple(start for _, start in written))
+        return Opened(self._secret, tuple(start for _, start in written), others)
 
     def _connect(self) -> sqlite3.Connection:
         """The connection, made when there is none; always to the file that was opened first."""
