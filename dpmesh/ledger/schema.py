@@ -114,10 +114,13 @@ def plain_file(path: Path) -> os.stat_result:
     """The status of a file that could be a ledger.
 
     Raises:
-        LedgerError: It is a directory, a pipe or the like.
+        LedgerError: It is a directory, a pipe, a link or the like.
         OSError: There is none, or it can't be seen.
     """
-    status = path.stat()
+    status = path.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        # SQLite keeps its log beside the file that the link means, and dpmesh its witness beside the link.
+        raise LedgerError(f"{path} is a symbolic link: set ledger.url to the path of the file itself")
     if not stat.S_ISREG(status.st_mode):
         raise LedgerError(f"{path} is not a plain file: set ledger.url to another path")
     return status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import secrets
 import sqlite3
@@ -18,11 +19,13 @@ from typing import ParamSpec, TypeVar
 
 from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import DpmeshError, LedgerError, LostChargesError
-from dpmesh.ledger import schema, wal, witness
+from dpmesh.ledger import access, schema, wal, witness
 from dpmesh.ledger.budget import Budget, check_names, check_unchanged
 from dpmesh.ledger.chain import Kind, Line, OwnChain
 from dpmesh.ledger.store import SECRET_BYTES, Account, AccountId, Batch, Opened, Outcome, decide
 from dpmesh.ledger.witness import Witness
+
+_log = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -141,9 +144,11 @@ class SQLiteStore:
         self._disconnect()
         self._file, self._secret = None, b""
         self._chain = OwnChain()  # what it left in a file that it closed, the witness knows
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             make_file(self.path)
         connection = self._connect()
+        if remark := access.remark(self.path):
+            _log.warning("%s", remark)
         try:
             with schema.transaction(connection):
                 stored = schema.read_budgets(connection)
@@ -176,6 +181,7 @@ class SQLiteStore:
                 raise LedgerError(
                     f"{self.path} is read-only: make it and its directory writable for this user"
                 )
+            access.check(self.path)
             wal.check(self.path)
             connection = schema.connect(self.path, "mode=rw", self._busy_timeout)
             try:
@@ -385,9 +391,10 @@ def make_file(path: Path) -> None:
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
-        if path.exists():
+        if os.path.lexists(path):
             return
-        if witness.path_of(path).exists():
+        access.check_folder(path)
+        if os.path.lexists(witness.path_of(path)):
             raise LedgerError(
                 f"{path} is gone, and {witness.path_of(path).name} remembers that there was one: put it back, or "
                 "remove that too to start all budgets anew"

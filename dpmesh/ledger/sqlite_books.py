@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from dpmesh.accounting import window_end, window_start
 from dpmesh.errors import ConfigError, LedgerError
-from dpmesh.ledger import chain, schema, wal, witness
+from dpmesh.ledger import access, chain, schema, wal, witness
 from dpmesh.ledger.books import Chain, Written, check_grant, check_granted
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.chain import CHAIN_BYTES, Head, Kind, Line
@@ -86,7 +86,7 @@ class SQLiteBooks:
 
     def _migrate(self) -> tuple[int, int]:
         with _explained(self.path):
-            if not self.path.exists():
+            if not os.path.lexists(self.path):
                 make_file(self.path)
                 before = 0
             else:
@@ -190,7 +190,7 @@ class SQLiteView:
     def __init__(self, path: Path) -> None:
         self._path = path
         with _explained(path):
-            if not path.exists():
+            if not os.path.lexists(path):
                 raise _missing(path)
             schema.plain_file(path)
             self._at_rest = _at_rest(path)
@@ -305,7 +305,7 @@ class SQLiteView:
 
 
 def _remark(connection: sqlite3.Connection, path: Path, at_rest: bool) -> str:
-    """That nobody may charge a ledger, and why; "" if everybody may, or somebody just does."""
+    """That nobody may charge a ledger or that others may use its files; "" if all is well, or somebody just charges."""
     try:
         name, commits = schema.progress(connection, path)
     except LedgerError as error:
@@ -313,6 +313,8 @@ def _remark(connection: sqlite3.Connection, path: Path, at_rest: bool) -> str:
     with suppress(OSError):  # Whoever only reads needs no witness.
         if at_rest and witness.seen(path, name) > commits:
             return f"{path} is an older copy of itself, as its witness shows: nobody may charge it"
+    with suppress(OSError):
+        return access.remark(path)
     return ""
 
 
@@ -339,11 +341,12 @@ def _missing(path: Path) -> LedgerError:
 
 def _connect(path: Path) -> sqlite3.Connection:
     """A connection that may write to a ledger that there is."""
-    if not path.exists():
+    if not os.path.lexists(path):
         raise _missing(path)
     schema.plain_file(path)
     if not os.access(path, os.R_OK | os.W_OK):
         raise LedgerError(f"{path} is read-only: make it and its directory writable for this user")
+    access.check(path)
     wal.check(path)  # before SQLite looks at either
     connection = schema.connect(path, "mode=rw", _TIMEOUT)
     try:
