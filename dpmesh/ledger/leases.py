@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import ConfigError, LedgerError, LostChargesError
+from dpmesh.ledger import rewind
+from dpmesh.ledger.books import ahead_of_the_clock
 from dpmesh.ledger.budget import Budget, Charge, check_names, similar
 from dpmesh.ledger.holdings import Holdings, Key
 from dpmesh.ledger.queue import CommitQueue
@@ -111,6 +113,7 @@ class Ledger:
         self._secret = opened.secret
         self._open = True
         self._name_others(opened.others)
+        self._name_ahead(opened.windows)
 
     async def close(self) -> None:
         """Refuses what waits, returns what is left of the leases, and closes the store.
@@ -240,6 +243,13 @@ class Ledger:
         else:
             return True
         return False
+
+    def _name_ahead(self, windows: Sequence[int]) -> None:
+        """Warns of windows that a clock began which was wrong: these budgets would not renew for a long time."""
+        found = rewind.ahead(dict(enumerate(self.budgets)), dict(enumerate(windows)), self._clock(), 1)
+        if found:
+            names = [self.budgets[index].name for index in found]
+            _log.error("%s", ahead_of_the_clock("the ledger", names))
 
     def _name_others(self, others: Sequence[tuple[Budget, int]]) -> None:
         """Warns of budgets that the configuration does not name any more: one that was renamed is full again."""

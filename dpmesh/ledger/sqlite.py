@@ -78,6 +78,9 @@ class SQLiteStore:
         self._connection: sqlite3.Connection | None = None
         self._witness: Witness | None = None
         self._chain = OwnChain()
+        self._latest: dict[
+            int, int
+        ] = {}  # the latest window of each budget that this holder found in the file
         self._failed = False  # the last write did
         self._touched: tuple[int, ...] = ()  # what changes when somebody writes to the file
         self._least = 0  # how many commits it had at that time, without the log
@@ -163,6 +166,7 @@ class SQLiteStore:
             raise
         self._budgets = budgets
         self._rows = tuple(row for row, _ in written)
+        self._latest = dict(written)
         return Opened(self._secret, tuple(start for _, start in written), others)
 
     def _connect(self) -> sqlite3.Connection:
@@ -322,13 +326,27 @@ class SQLiteStore:
 
     def _advance(self, change: schema.Change, wanted: tuple[int, ...]) -> tuple[int, ...]:
         """The windows in force: the later of the wanted and the latest ever, which becomes the wanted."""
-        stored: dict[int, int] = dict(change.connection.execute("SELECT id, window_start FROM budgets"))
+        stored = self._windows(change.connection)
         later = [(start, row) for start, row in zip(wanted, self._rows, strict=True) if start > stored[row]]
         if later:
             change.touch()
             change.connection.executemany("UPDATE budgets SET window_start = ? WHERE id = ?", later)
             stored.update((row, start) for start, row in later)
+        self._latest = stored
         return tuple(stored[row] for row in self._rows)
+
+    def _windows(self, connection: sqlite3.Connection) -> dict[int, int]:
+        """The latest window of each budget, by its row.
+
+        Raises:
+            LostChargesError: An administrator brought some back, and this holder would begin them again.
+        """
+        stored: dict[int, int] = dict(connection.execute("SELECT id, window_start FROM budgets"))
+        if any(stored.get(row, 0) < start for row, start in self._latest.items()):
+            raise LostChargesError(
+                f"windows of {self.path} were brought back by `dpmesh ledger accept`: restart this holder"
+            )
+        return stored
 
     def _state(self, connection: sqlite3.Connection, account: AccountId, window: int) -> tuple[int, int]:
         """What an account was debited and granted in a window."""
@@ -354,8 +372,10 @@ class SQLiteStore:
             return schema.spend(change.connection, now, spends)
 
     def _ping(self) -> None:
+        connection = self._connect()
+        self._windows(connection)
         if not self._failed:
-            schema.progress(self._connect(), self.path)
+            schema.progress(connection, self.path)
             return
         with self._change() as change:
             change.touch()
