@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from dpmesh import config
+from dpmesh.accounting import AMOUNT
 from dpmesh.config import load, seconds
-from dpmesh.errors import ConfigError
-from dpmesh.ledger import open_store
+from dpmesh.errors import BudgetExhaustedError, ConfigError
+from dpmesh.ledger import Ledger, open_store
 from dpmesh.ledger.budget import Match
 
 BUDGET = {"name": "device-daily", "epsilon": 8.0, "delta": 1e-6}
@@ -431,3 +432,23 @@ def test_a_budget_may_be_called_like_a_service(caplog):
     assert [entry.epsilon for entry in load(document, environment).budget] == [4.0, 5.0]
     assert "DPMESH_BUDGET_SERVICE_HOST" in caplog.text
     assert "EPSILON" not in caplog.text
+
+
+async def test_what_is_spent_in_one_working_directory_is_spent_in_all(folders, monkeypatch):
+    home, _ = folders
+    (home / "dpmesh.toml").write_text(
+        '[ledger]\nurl = "sqlite:///.dpmesh/x.db"\n[[budget]]\nname = "life"\nepsilon = 1.0\nwindow = "lifetime"\n'
+        'accounting = "pure"\n'
+    )
+    refused = []
+    for folder in folders:
+        monkeypatch.chdir(folder)
+        settings = load(home / "dpmesh.toml", {})
+        ledger = Ledger(open_store(settings.ledger.url), config.budgets(settings))
+        await ledger.open()
+        try:
+            await ledger.charge([(0, b"a", AMOUNT)])
+        except BudgetExhaustedError:
+            refused.append(folder)
+        await ledger.close()
+    assert refused == [folders[1]]

@@ -88,8 +88,7 @@ def test_what_is_no_list_of_hosts(hosts):
 # Primaries
 
 
-async def test_the_host_that_is_no_primary_is_passed_over(postgres, database):
-    """The first does not answer, and the second is read-only for one user; the errors name no password."""
+async def test_a_host_that_does_not_answer_is_passed_over(postgres, database):
     path = postgres.url(database).partition("@")[2]
     async with opened(f"postgresql://{USER}:hunter2@127.0.0.1:1,{path}") as found:
         await found.charge([(0, b"a", TENTH)])
@@ -117,6 +116,24 @@ async def test_a_server_that_becomes_read_only_is_left(postgres, database):
         await found.check()
         async with PostgresBooks(url).view() as view:
             assert sorted([a.spent async for a in view.accounts()]) == [TENTH, TENTH]
+
+
+@bouncing
+async def test_a_host_that_takes_no_writes_is_passed_over(postgres, database):
+    """Whoever comes by the first host has a user who may only read, as on a primary that was demoted."""
+    reader = f"reader_{database}"
+    await postgres.sql("postgres", f"CREATE ROLE {reader} SUPERUSER LOGIN")
+    await postgres.sql("postgres", f"ALTER ROLE {reader} SET default_transaction_read_only = on")
+    try:
+        with pgbouncer.running(postgres.port, reader, pool_mode="session") as port:
+            with pytest.raises(LedgerError, match="is read-only: set ledger.url to the primary"):
+                await ledger(through(port, database)).open()
+            hosts = f"127.0.0.1:{port},127.0.0.1:{postgres.port}"
+            async with opened(f"postgresql://{USER}@{hosts}/{database}") as found:
+                await found.charge([(0, b"a", TENTH)])
+                await found.check()
+    finally:
+        await postgres.sql("postgres", f"DROP ROLE {reader}")
 
 
 # PgBouncer
