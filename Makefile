@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test stat faults lint protos drift bench jaeger spire ci clean
+.PHONY: help demo test stat faults lowest newest lint protos drift bench jaeger spire ci clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -42,6 +42,16 @@ stat: $(VENV)/.test  ## the statistical tests at full size
 faults: $(VENV)/.test  ## ledgers while processes are killed, networks stall, disks fill and clocks jump
 	$(BIN)/python -m pytest tests/faults
 
+lowest: $(VENV)/.test  ## unit and contract tests on the oldest versions of everything that is declared
+	$(BIN)/python -m pip install --quiet --group versions
+	$(PYTHON) -m venv --without-pip $(VENV)-lowest
+	$(BIN)/uv pip install --quiet --native-tls --python $(VENV)-lowest/bin/python --resolution lowest-direct \
+		--editable '.[otel,tools,postgres,spiffe]' --group test
+	$(VENV)-lowest/bin/python -m pytest tests/unit tests/contract --numprocesses auto --maxprocesses 4 --dist loadfile
+
+newest:  ## unit and contract tests on the newest Python that Debian has, with eager tasks (needs root)
+	.ci/newest
+
 lint: $(VENV)/.lint  ## format, lint, types, import contracts, proto lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -68,4 +78,4 @@ ci:  ## what CI runs
 	.ci/run
 
 clean:  ## remove what the other tasks made
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(VENV)-lowest .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -36,8 +36,8 @@ class ProtectionError(DpmeshError):
     """A message that can't be protected, and so can't be sent.
 
     Attributes:
-        reason: UPPER_SNAKE_CASE, one of MISSING_UNIT, NOT_A_NUMBER, WRONG_TYPE, BAD_ANNOTATION, NOT_PROTECTED,
-            INTERNAL.
+        reason: UPPER_SNAKE_CASE, one of MISSING_UNIT, MISSING_AGGREGATE, NOT_A_NUMBER, WRONG_TYPE, UNANNOTATED,
+            BAD_ANNOTATION, NOT_PROTECTED, INTERNAL.
         field: The field's full name, or the message's where no field is to blame.
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import functools
 import hashlib
 import logging
@@ -20,6 +19,7 @@ from dpmesh import config as configuration
 from dpmesh.config import Config
 from dpmesh.errors import BudgetExhaustedError, ConfigError, DpmeshError, LedgerError, ProtectionError
 from dpmesh.ledger import Charge, Ledger, open_store
+from dpmesh.opening import opened
 from dpmesh.policy import Policy, loaded
 from dpmesh.recording import Record, Recording
 from dpmesh.refusals import Refusals
@@ -39,8 +39,9 @@ class Receipt(NamedTuple):
     """What may be sent, and what it cost.
 
     Attributes:
-        message: A protected copy (in observe mode, and for types that have nothing to protect, the message itself).
-        decision: "released", "suppressed", "observed", or "unprotected" for a type that has nothing to protect.
+        message: A protected copy. In observe mode, and for types that have nothing to protect, the message itself. For
+            types that can hold google.protobuf.Any or extensions, an equal copy where nothing is protected.
+        decision: "released", "suppressed", "observed", or "unprotected" if it has nothing to protect.
         epsilon: The loss of all owners together; for mechanisms that are not pure, at the smallest budget's delta.
         rho: The same as zCDP.
     """
@@ -74,7 +75,9 @@ def open(
         ConfigError: The configuration or the policy file is wrong.
     """
     settings = configuration.load(config)
-    return Mesh(settings, Policy(policy or settings.policy.file or None), clock)
+    # An empty path is a mistake, and must not count as no policy.
+    overlays = settings.policy.file or None if policy is None else policy
+    return Mesh(settings, Policy(overlays), clock)
 
 
 class Mesh:
@@ -119,7 +122,7 @@ class Mesh:
         return self.policy.digest
 
     async def __aenter__(self) -> Self:
-        """Checks every annotated type that is loaded, and opens the ledger.
+        """Checks every loaded type that has or reaches a rule, and opens the ledger.
 
         Raises:
             AnnotationError: An annotation of a loaded type is bad.
@@ -150,7 +153,7 @@ class Mesh:
             await asyncio.to_thread(self._flush)
 
     def _check_loaded(self) -> None:
-        """Compiles every annotated type that is loaded: a bad annotation fails now, not with the first message."""
+        """Compiles every loaded type that can reach a rule, and reads every method's rules: a bad one fails now."""
         stray = self.policy.stray()
         if stray:
             raise ConfigError(
@@ -159,17 +162,30 @@ class Mesh:
             )
         for descriptor in loaded.message_types(self.policy):
             self.policy.plan(descriptor)
+        for method in loaded.methods():
+            self.policy.requires(method)
 
     # -- what transports ask ------------------------------------------------------------------------------------------
 
     def protects(self, message_type: type) -> bool:
-        """Whether messages of a class have anything to protect.
+        """Whether messages of a class may have anything to protect, so that each of them has to be released.
 
         Raises:
             AnnotationError: Its annotations are bad, so it can't be told.
             ProtectionError: It is no protobuf message class.
         """
         return self._routes.protects(message_type)
+
+    def protection(self, message_type: type) -> bool | None:
+        """Whether messages of a class have anything to protect: True, False, or None where only each message tells.
+
+        True and False are for good. None is for types that can hold google.protobuf.Any or extensions.
+
+        Raises:
+            AnnotationError: Its annotations are bad, so it can't be told.
+            ProtectionError: It is no protobuf message class.
+        """
+        return self._routes.protection(message_type)
 
     def requires(self, method: str) -> bool:
         """Whether a method's requests are refused unless a dpmesh sender protected them.
@@ -206,6 +222,10 @@ class Mesh:
         route = self._routes.of(type(message), method, direction)
         if route is None:
             return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
+        if route.opens:
+            route, copied = opened(self._routes, route, message, method, direction)
+            if route is None:
+                return Receipt(message if self.observing else copied, names.UNPROTECTED, 0.0, 0.0)
         record = self._recording.release(route, method, direction) if self._telemetry.listening else None
         receipt = self._release_now(route, message, consumer, record)
         return await self._release(route, message, consumer, record) if receipt is None else receipt
@@ -231,6 +251,10 @@ class Mesh:
         route = self._routes.of(type(message), method, direction)
         if route is None:
             return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
+        if route.opens:
+            route, copied = opened(self._routes, route, message, method, direction)
+            if route is None:
+                return Receipt(message if self.observing else copied, names.UNPROTECTED, 0.0, 0.0)
         record = self._recording.release(route, method, direction) if self._telemetry.listening else None
         return self._release_now(route, message, consumer, record)
 
@@ -255,10 +279,13 @@ class Mesh:
         if not self._enforcing:
             return None
         try:
-            charges, epsilon, rho = route.bill(message, consumer)
+            plan = route.plan
+            # Another thread may change the message meanwhile: what leaves is what was charged for.
+            snapshot = plan.snapshot(message)
+            charges, epsilon, rho = route.bill(snapshot, consumer)
             if not self.ledger.spend(charges):
                 return None
-            receipt = _receipt((route.plan.protect(message, self._alias), names.RELEASED, epsilon, rho))
+            receipt = _receipt((plan.build(snapshot, self._alias), names.RELEASED, epsilon, rho))
         except Exception as error:
             failed = _refusal(error, route)
         else:
@@ -299,20 +326,21 @@ class Mesh:
             raise LedgerError("the mesh is not open: use `async with dpmesh.open(...) as mesh`")
         if self.observing:
             return await self._observe(route, message, consumer)
-        charges, epsilon, rho = route.bill(message, consumer)
+        plan = route.plan
+        # The caller may go on with its message while this one waits: what leaves is what was charged for.
+        snapshot = plan.snapshot(message)
+        charges, epsilon, rho = route.bill(snapshot, consumer)
         try:
             self._refusals.check(charges)
-            # The caller may go on with its message while this one waits: what leaves is what was charged for.
-            message = copy.deepcopy(message)
             await self._charge(charges)
         except BudgetExhaustedError as error:
             if error.budget not in self._suppressing:
                 raise
-            blank = route.plan.blank(message, self._alias)
+            blank = plan.build_blank(snapshot, self._alias)
             if not blank.IsInitialized():
                 raise  # a required field needs noise, and the message can't go without it
             return Receipt(blank, names.SUPPRESSED, 0.0, 0.0), charges
-        return Receipt(route.plan.protect(message, self._alias), names.RELEASED, epsilon, rho), charges
+        return Receipt(plan.build(snapshot, self._alias), names.RELEASED, epsilon, rho), charges
 
     async def _charge(self, charges: Sequence[Charge]) -> None:
         try:
@@ -333,7 +361,7 @@ class Mesh:
         charges: Sequence[Charge] = ()
         epsilon = rho = 0.0
         try:
-            charges, epsilon, rho = route.bill(message, consumer)
+            charges, epsilon, rho = route.bill(route.plan.snapshot(message), consumer)
             self._refusals.check(charges)
             await self._charge(charges)
         except Exception as error:
@@ -415,6 +443,10 @@ class ReleaseStream:
         route = mesh._routes.of(type(message), self._method, self._direction)
         if route is None:
             return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
+        if route.opens:
+            route, copied = opened(mesh._routes, route, message, self._method, self._direction)
+            if route is None:
+                return Receipt(message if mesh.observing else copied, names.UNPROTECTED, 0.0, 0.0)
         record = self._recorded.message(route) if mesh._telemetry.listening else None
         receipt = mesh._release_now(route, message, self._consumer, record)
         return await mesh._release(route, message, self._consumer, record) if receipt is None else receipt

@@ -6,17 +6,17 @@ Decided once and kept, failures too.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from dpmesh.accounting import AMOUNT, Accounting, Cost, rho_to_epsilon
+from dpmesh.accounting import AMOUNT, Accounting, Cost
 from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.ledger import Budget, Charge
 from dpmesh.ledger.budget import DIRECTIONS, consumer_key, parents
-from dpmesh.policy import Plan, Policy
+from dpmesh.policy import AROUND, Plan, Policy, Scope
 from dpmesh.telemetry import names
 
 # What a message costs: charges, and the epsilon and rho of all owners together.
@@ -45,7 +45,9 @@ class Route:
             budget's delta) and rho.
         mechanisms: Their names, joined by commas, for metrics.
         attributes: What all its spans have in common.
-        bill: Who pays what for a message to a consumer. Raises ProtectionError where a unit's id is missing.
+        bill: Who pays what for a message to a consumer, by the plan's snapshot of it. Raises ProtectionError where a
+            unit's id is missing.
+        opens: Messages can hold Anys: each is opened first (dpmesh.opening), which gives it a route of its own.
     """
 
     plan: Plan
@@ -54,34 +56,47 @@ class Route:
     losses: tuple[tuple[float, float], ...]
     mechanisms: str
     attributes: Mapping[str, Any]
-    bill: Callable[[Message, str], Bill]
+    bill: Callable[[Any, str], Bill]
+    opens: bool = False
+
+
+class _Provisional(NamedTuple):
+    """An answer that a module which is imported later can change.
+
+    Attributes:
+        answer: The answer.
+        holds: Whether it still is the right one. Raises AnnotationError.
+    """
+
+    answer: Route | _Fault | None
+    holds: Callable[[], bool]
 
 
 def _biller(
     plan: Plan, amounts: Amounts, losses: Sequence[tuple[float, float]]
-) -> Callable[[Message, str], Bill]:
+) -> Callable[[Any, str], Bill]:
     """What bills messages of one class; an account that occurs twice is charged once, for both."""
     if plan.unit is not None and len(amounts[0]) == 1:
         read, ((budget, amount),), (epsilon, rho) = plan.unit, amounts[0], losses[0]
-        return lambda message, _: (((budget, read(message), amount),), epsilon, rho)
+        return lambda snapshot, _: (((budget, read(snapshot), amount),), epsilon, rho)
     if plan.unit is not None:
         return _unit_biller(plan.unit, amounts[0], *losses[0])
 
-    def bill(message: Message, _: str) -> Bill:
-        owners = plan.owners(message)
+    def bill(snapshot: Any, _: str) -> Bill:
+        owners = plan.payers(snapshot)
         charges = [(budget, unit, amount) for scope, unit in owners for budget, amount in amounts[scope]]
-        return _merged(charges), *_lost(owners, losses)
+        return merged(charges), *_lost(owners, losses)
 
     return bill
 
 
 def _unit_biller(
-    read: Callable[[Message], bytes], pairs: Sequence[tuple[int, int]], epsilon: float, rho: float
-) -> Callable[[Message, str], Bill]:
+    read: Callable[[Any], bytes], pairs: Sequence[tuple[int, int]], epsilon: float, rho: float
+) -> Callable[[Any, str], Bill]:
     """The same where one unit pays for the whole message, from several budgets: no account occurs twice."""
 
-    def bill(message: Message, _: str) -> Bill:
-        unit = read(message)
+    def bill(snapshot: Any, _: str) -> Bill:
+        unit = read(snapshot)
         return [(budget, unit, amount) for budget, amount in pairs], epsilon, rho
 
     return bill
@@ -93,7 +108,7 @@ def _quota_biller(
     quotas: Amounts,
     losses: Sequence[tuple[float, float]],
     budgets: Sequence[Budget],
-) -> Callable[[Message, str], Bill]:
+) -> Callable[[Any, str], Bill]:
     """The same where quotas pay too. The budgets come first, so that where both are spent the budget is named."""
     plain = _biller(plan, amounts, losses)
     known: dict[str, Amounts] = {}
@@ -107,23 +122,23 @@ def _quota_biller(
         )
         return found
 
-    def unit_bill(message: Message, consumer: str) -> Bill:
+    def unit_bill(snapshot: Any, consumer: str) -> Bill:
         own = known.get(consumer) or held(consumer)
-        charges, epsilon, rho = plain(message, consumer)
+        charges, epsilon, rho = plain(snapshot, consumer)
         if own[0]:
             account = consumer_key(charges[0][1], consumer)
             charges = [*charges, *((quota, account, amount) for quota, amount in own[0])]
         return charges, epsilon, rho
 
-    def bill(message: Message, consumer: str) -> Bill:
+    def bill(snapshot: Any, consumer: str) -> Bill:
         own = known.get(consumer) or held(consumer)
-        owners = plan.owners(message)
+        owners = plan.payers(snapshot)
         charges = [(budget, unit, amount) for scope, unit in owners for budget, amount in amounts[scope]]
         for scope, unit in owners:
             if own[scope]:
                 account = consumer_key(unit, consumer)
                 charges += [(quota, account, amount) for quota, amount in own[scope]]
-        return _merged(charges), *_lost(owners, losses)
+        return merged(charges), *_lost(owners, losses)
 
     return bill if plan.unit is None else unit_bill
 
@@ -133,7 +148,8 @@ def _lost(owners: Sequence[tuple[int, bytes]], losses: Sequence[tuple[float, flo
     return sum(losses[scope][0] for scope, _ in owners), sum(losses[scope][1] for scope, _ in owners)
 
 
-def _merged(charges: Sequence[Charge]) -> Sequence[Charge]:
+def merged(charges: Sequence[Charge]) -> Sequence[Charge]:
+    """The charges with one for each account of each budget."""
     sums: dict[tuple[int, bytes], int] = {}
     for budget, account, amount in charges:
         sums[budget, account] = sums.get((budget, account), 0) + amount
@@ -157,10 +173,10 @@ class Routes:
         self._parents = parents(budgets)
         # As long as all budgets pay for everything, a message's class alone decides.
         self._by_rpc = not all(budget.match.everything for budget in budgets)
-        self._known: dict[Any, Route | _Fault | None] = {}
+        self._known: dict[Any, Route | _Fault | _Provisional | None] = {}
 
     def of(self, message_type: type, method: str = "", direction: str = "request") -> Route | None:
-        """The route of a message class on an RPC, or None when it has nothing to protect.
+        """The route of a message class on an RPC, or None when it can't have anything to protect.
 
         Args:
             message_type: The class.
@@ -175,39 +191,137 @@ class Routes:
         try:
             route = self._known[key]
         except KeyError:
-            route = self._add(key, message_type, method, direction)
-        if type(route) is tuple:  # isinstance takes longer, as does all else that would tell mypy.
+            route = self._add(key, _descriptor(message_type), method, direction)
+        # isinstance takes longer, as does all else that would tell mypy.
+        if type(route) is Route or route is None:
+            return route
+        if type(route) is _Provisional:
+            if not route.holds():
+                self._known.pop(key, None)
+                return self.of(message_type, method, direction)
+            route = route.answer
+        if type(route) is tuple:
             raise AnnotationError(*route)
-        return route  # type: ignore[return-value]
+        return cast("Route | None", route)
 
-    def protects(self, message_type: type) -> bool:
-        """Whether a message class has anything to protect, whoever pays for it.
+    def inside(
+        self, outer: Route, packed: Descriptor, has_unit: bool, method: str, direction: str
+    ) -> Route | None:
+        """The route of a message that is packed in another one, or None when it can't have anything to protect.
+
+        Every budget that fits the packed type pays, and every one that fits the message around it.
+
+        Args:
+            outer: The route of the message that is released.
+            packed: The packed type.
+            has_unit: A unit stands around the Any, and pays for the packed message's local values that have none.
+            method: The RPC.
+            direction: "request" or "response".
+
+        Raises:
+            AnnotationError: The packed type's annotations are bad, or no budget covers it.
+        """
+        key: Any = (packed, has_unit)
+        if self._by_rpc:
+            key = (packed, has_unit, outer.plan.descriptor, method, direction)
+        try:
+            found = self._known[key]
+        except KeyError:
+            found = self._add(key, packed, method, direction, outer, has_unit)
+        if type(found) is _Provisional:
+            if not found.holds():
+                self._known.pop(key, None)
+                return self.inside(outer, packed, has_unit, method, direction)
+            found = found.answer
+        if type(found) is tuple:
+            raise AnnotationError(*found)
+        return cast("Route | None", found)
+
+    def charges(self, route: Route, owners: Sequence[tuple[int, bytes]], consumer: str) -> Bill:
+        """Who pays what for the owners of one message: charges that are not merged yet, epsilon and rho.
+
+        Args:
+            route: The message's route.
+            owners: Pairs of a scope and an account, as of Plan.owners.
+            consumer: Who receives it.
+        """
+        charges = [
+            (budget, unit, amount) for scope, unit in owners for budget, amount in route.amounts[scope]
+        ]
+        for scope, unit in owners:
+            charges += [
+                (quota, consumer_key(unit, consumer), amount)
+                for quota, amount in route.quotas[scope]
+                if self._budgets[quota].is_for(consumer)
+            ]
+        return charges, *_lost(owners, route.losses)
+
+    def protection(self, message_type: type) -> bool | None:
+        """Whether messages of a class have anything to protect, whoever pays for it.
+
+        Returns:
+            True or False, which is for good; None where only each message tells, because of what it can hold: Anys,
+            or extensions.
 
         Raises:
             AnnotationError: Its annotations are bad.
             ProtectionError: It is no protobuf message class.
         """
-        return self._plan(message_type) is not None
+        plan = self._policy.plan(_descriptor(message_type))
+        if plan is None:
+            return False
+        return None if plan.is_open else True
 
-    def _add(self, key: Any, message_type: type, method: str, direction: str) -> Route | _Fault | None:
-        found: Route | _Fault | None
+    def protects(self, message_type: type) -> bool:
+        """Whether messages of a class may have anything to protect, whoever pays for it.
+
+        Raises:
+            AnnotationError: Its annotations are bad.
+            ProtectionError: It is no protobuf message class.
+        """
+        return self.protection(message_type) is not False
+
+    def _add(
+        self,
+        key: Any,
+        message: Descriptor,
+        method: str,
+        direction: str,
+        outer: Route | None = None,
+        has_unit: bool = False,
+    ) -> Route | _Fault | _Provisional | None:
+        found: Route | _Fault | _Provisional | None
+        plan = None
         try:
-            plan = self._plan(message_type)
-            found = None if plan is None else self._route(plan, method, direction)
+            plan = self._policy.plan(message)
+            if plan is None:
+                found = None
+            else:
+                found = self._route(_packed(plan) if has_unit else plan, method, direction, outer)
         except AnnotationError as error:
             found = error.rule, error.element, error.text, error.fix
+        doubts = self._doubts(message, plan, method) if found is not None else []
+        if doubts:
+            found = _Provisional(found, lambda: all(holds() for holds in doubts))
         if len(self._known) >= _ROUTES_KEPT:
             self._known.clear()
         self._known[key] = found
         return found
 
-    def _plan(self, message_type: type) -> Plan | None:
-        if not issubclass(message_type, Message):
-            raise ProtectionError("WRONG_TYPE", message_type.__name__, "is not a protobuf message")
-        return self._policy.plan(cast(Descriptor, message_type.DESCRIPTOR))
+    def _doubts(self, message: Descriptor, plan: Plan | None, method: str) -> list[Callable[[], bool]]:
+        """What can change a route after it was found: each as a question whether it has not happened yet."""
+        policy, doubts = self._policy, []
+        if plan is not None and plan.anys is not None and plan.anys.extendable:
+            doubts.append(lambda: policy.plan(message) is plan)
+        if self._by_rpc and method and not policy.declares(method, message.file.pool):
+            # Its labels choose budgets, and its proto may be imported yet.
+            doubts.append(lambda: not policy.declares(method, message.file.pool))
+        return doubts
 
-    def _route(self, plan: Plan, method: str, direction: str) -> Route:
+    def _route(self, plan: Plan, method: str, direction: str, outer: Route | None = None) -> Route:
         paying = self._paying(plan, method, direction)
+        if outer is not None:
+            paying = sorted({*paying, *self._paying(outer.plan, method, direction)})
         amounts = tuple(
             self._pay(plan, scope.cost, "unit" if scope.path else "global", paying, method, direction)
             for scope in plan.scopes
@@ -233,6 +347,7 @@ class Routes:
                 names.POLICY_VERSION: plan.version,
                 names.DELTA: plan.delta,
             },
+            opens=plan.anys is not None,
         )
 
     def _paying(self, plan: Plan, method: str, direction: str) -> list[int]:
@@ -245,7 +360,9 @@ class Routes:
         # A message that was compiled apart from the modules that are loaded has a pool of its own.
         labels = self._policy.labels(method) | self._policy.labels(method, plan.descriptor.file.pool)
         labels |= set(plan.labels)
-        return [i for i, b in enumerate(self._budgets) if b.match.fits(method, name, direction, labels)]
+        return [
+            i for i, b in enumerate(self._budgets) if b.match.fits(method, plan.messages, direction, labels)
+        ]
 
     def _pay(
         self, plan: Plan, cost: Cost, owner: str, paying: Sequence[int], method: str, direction: str
@@ -284,10 +401,31 @@ class Routes:
         )
 
     def _epsilon(self, cost: Cost) -> float:
-        if cost.epsilon is not None:
-            return cost.epsilon / AMOUNT
         deltas = [budget.delta for budget in self._budgets if budget.accounting is Accounting.ZCDP]
-        return rho_to_epsilon(cost.rho / AMOUNT, min(deltas))
+        return cost.epsilon_at(min(deltas, default=0.0))
+
+
+def _descriptor(message_type: type) -> Descriptor:
+    if not issubclass(message_type, Message):
+        raise ProtectionError("WRONG_TYPE", message_type.__name__, "is not a protobuf message")
+    return cast(Descriptor, message_type.DESCRIPTOR)
+
+
+def _packed(plan: Plan) -> Plan:
+    """The plan of a message packed in one with a unit, which pays for local values that have none of their own.
+
+    The account of the scope AROUND is left open: the message does not know it.
+    """
+    own = tuple(scope for scope in plan.scopes if scope.path)
+    local, central = plan.ownerless
+    around = [(Scope(AROUND, local), local), (Scope("", central), central)]
+    extra = tuple(scope for scope, cost in around if cost != Cost.ZERO)
+
+    def payers(snapshot: Any) -> Sequence[tuple[int, bytes]]:
+        found = [entry for entry in plan.payers(snapshot) if entry[0] < len(own)]
+        return [*found, *((len(own) + index, b"") for index in range(len(extra)))]
+
+    return replace(plan, scopes=own + extra, payers=payers, unit=None)
 
 
 def _amount(plan: Plan, budget: Budget, cost: Cost) -> int:

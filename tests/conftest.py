@@ -1,4 +1,6 @@
-"""What all tests share: the large statistical sizes run only when asked for."""
+"""What all tests share: the large statistical sizes, and eager tasks, run only when asked for."""
+
+import asyncio
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +16,24 @@ settings.load_profile("dpmesh")
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="also run the tests marked `full` (large sizes)")
+    parser.addoption(
+        "--eager-tasks", action="store_true", help="run all event loops with eager tasks (Python 3.12)"
+    )
+
+
+def pytest_configure(config):
+    """Gives every event loop of this process eager tasks if --eager-tasks asks for them, as applications may."""
+    if not config.getoption("--eager-tasks"):
+        return
+    if not hasattr(asyncio, "eager_task_factory"):
+        raise pytest.UsageError("--eager-tasks needs Python 3.12 or later")
+    make = asyncio.BaseEventLoop.__init__
+
+    def eager(loop, *args, **kwargs):
+        make(loop, *args, **kwargs)
+        loop.set_task_factory(asyncio.eager_task_factory)
+
+    asyncio.BaseEventLoop.__init__ = eager
 
 
 def pytest_collection_modifyitems(config, items):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
-from dpmesh.accounting.amounts import amount_up
-from dpmesh.accounting.conversions import Accounting, pure_to_rho
+from dpmesh.accounting.amounts import AMOUNT, amount_up
+from dpmesh.accounting.conversions import Accounting, pure_to_rho, rho_to_epsilon
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,15 +17,24 @@ class Cost:
     Attributes:
         epsilon: The pure loss, or None where there is none (discrete Gaussian).
         rho: The zCDP loss.
+        pure_epsilon: Where the whole has no pure loss: the pure loss of those of its parts that have one.
+        pure_rho: The zCDP loss of these parts.
     """
 
     epsilon: int | None
     rho: int
+    pure_epsilon: int = 0
+    pure_rho: int = 0
 
     ZERO: ClassVar[Cost]
 
     def __post_init__(self) -> None:
-        for name, value in (("epsilon", self.epsilon), ("rho", self.rho)):
+        for name, value in (
+            ("epsilon", self.epsilon),
+            ("rho", self.rho),
+            ("pure_epsilon", self.pure_epsilon),
+            ("pure_rho", self.pure_rho),
+        ):
             if value is None and name == "epsilon":
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -52,9 +61,15 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         if not isinstance(other, Cost):
             return NotImplemented
-        both_pure = self.epsilon is not None and other.epsilon is not None
-        epsilon = self.epsilon + other.epsilon if both_pure else None  # type: ignore[operator]
-        return Cost(epsilon, self.rho + other.rho)
+        rho = self.rho + other.rho
+        if self.epsilon is not None and other.epsilon is not None:
+            return Cost(self.epsilon + other.epsilon, rho)
+        (pure, pure_rho), (others, others_rho) = self._pure_part(), other._pure_part()
+        return Cost(None, rho, pure + others, pure_rho + others_rho)
+
+    def _pure_part(self) -> tuple[int, int]:
+        """The epsilon and rho of the parts that have a pure loss."""
+        return (self.pure_epsilon, self.pure_rho) if self.epsilon is None else (self.epsilon, self.rho)
 
     def times(self, m: int) -> Cost:
         """The cost of m such releases.
@@ -66,7 +81,33 @@ class Cost:
             raise ValueError(f"m must be a non-negative integer, not {m!r}")
         if m == 0:
             return Cost.ZERO
-        return Cost(None if self.epsilon is None else self.epsilon * m, self.rho * m)
+        epsilon = None if self.epsilon is None else self.epsilon * m
+        return Cost(epsilon, self.rho * m, self.pure_epsilon * m, self.pure_rho * m)
+
+    def largest(self, other: Cost) -> Cost:
+        """What covers either of two releases of which only one takes place."""
+        rho = max(self.rho, other.rho)
+        if self.epsilon is not None and other.epsilon is not None:
+            return Cost(max(self.epsilon, other.epsilon), rho)
+        (pure, pure_rho), (others, others_rho) = self._pure_part(), other._pure_part()
+        gaussian = max(self.rho - pure_rho, other.rho - others_rho)
+        return Cost(None, rho, max(pure, others), rho - gaussian)
+
+    def epsilon_at(self, delta: float) -> float:
+        """The epsilon of this loss, at a delta where it has no pure one: the smaller of two that both hold.
+
+        All parts may be converted together, as zCDP. Or the pure parts add up by themselves, and the others are
+        converted (basic composition), which is less where a large pure part stands beside a small Gaussian.
+
+        Raises:
+            ValueError: The loss is not pure, and delta is outside (0, 1).
+        """
+        if self.epsilon is not None:
+            return self.epsilon / AMOUNT
+        together = rho_to_epsilon(self.rho / AMOUNT, delta)
+        return min(
+            together, self.pure_epsilon / AMOUNT + rho_to_epsilon((self.rho - self.pure_rho) / AMOUNT, delta)
+        )
 
     def amount(self, accounting: Accounting) -> int:
         """What a budget with this accounting is charged.

@@ -12,7 +12,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Instead of the process's own.
     """
-    sys.exit(run(arguments))
+    from dpmesh.cli.pipes import LeavableOutput
+
+    if sys.stdout is not None:  # Where stdout is closed.
+        sys.stdout = LeavableOutput(sys.stdout)
+    code = run(arguments)
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +37,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     from dpmesh.cli.app import app
     from dpmesh.errors import ConfigError, DpmeshError, LedgerError
 
+    console.prepare()
     # Typer brings its own click, or uses the installed one: this is the root of either's usage errors.
     usage_error: type[Exception] = typer.BadParameter.__mro__[2]
     command = typer.main.get_command(app)
@@ -48,10 +56,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return console.FOUND
     except (KeyboardInterrupt, typer.Abort):
         code = console.INTERRUPTED
-    except BrokenPipeError:
-        # The reader has seen enough; Python would complain once more when it flushes stdout at exit.
-        sys.stdout = None
-        return console.OK
+    except RecursionError:
+        console.fail("the input is nested too deeply")
+        return console.UNUSABLE
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        console.fail(f"{where}{error.strerror or error}")
+        return console.UNUSABLE
     except Exception as error:
         console.fail(f"a mistake of dpmesh, please report it: {_summary(error)}")
         return console.UNUSABLE

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dpmesh.cli.console import UNUSABLE
+from dpmesh.cli.console import UNUSABLE, say, say_help
 
 # In the order of --help: the command, and its line there.
 COMMANDS = {
@@ -47,7 +47,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from dpmesh import __version__
 
-        print(f"dpmesh {__version__}")
+        say(f"dpmesh {__version__}")
         raise typer.Exit
 
 
@@ -69,7 +69,7 @@ def root(
 ) -> None:
     """Without a command there is only help."""
     if context.invoked_subcommand is None:
-        print(context.get_help(), end="")
+        say_help(context)
         raise typer.Exit(UNUSABLE)
 
 

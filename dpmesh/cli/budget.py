@@ -12,8 +12,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpmesh.cli import inputs, ledgers
-from dpmesh.cli.console import UNUSABLE, InputError, print_json, stdout
+from dpmesh.cli import console, inputs, ledgers
+from dpmesh.cli.console import UNUSABLE, InputError, data_stdout, print_json, say, say_help, stdout
 
 if TYPE_CHECKING:
     from dpmesh.cli.balances import Amount, Balance, Spending
@@ -41,7 +41,7 @@ class Format(enum.StrEnum):
 def budget(context: typer.Context) -> None:
     """Without a command there is only help."""
     if context.invoked_subcommand is None:
-        print(context.get_help(), end="")
+        say_help(context)
         raise typer.Exit(UNUSABLE)
 
 
@@ -84,12 +84,12 @@ def list_(
     stdout().print(table)
     for entry in spending:
         if entry.granted:
-            print(
+            say(
                 f"{entry.standing.budget}: more than the cap was granted to {entry.granted} of these accounts "
                 "(dpmesh ledger log --grants tells why)"
             )
     for line in balances.not_configured([entry.standing.budget for entry in spending], configured):
-        print(line)
+        say(line)
 
 
 async def _spending(books: Books) -> list[Spending]:
@@ -127,7 +127,7 @@ def show(
         print_json([_document(entry) for entry in entries])
         return
     if not entries:
-        print(f"the ledger holds no budget of key {whose.key!r}")
+        say(f"the ledger holds no budget of key {whose.key!r}")
         return
     table = _table("budget", "window", "spent", "cap", "granted", "remaining", "lifetime loss")
     for entry in entries:
@@ -141,12 +141,12 @@ def show(
             balances.shown(entry.remaining, standing),
             balances.shown(entry.lifetime, standing),
         )
-    console = stdout()
-    console.print(table)
+    out = stdout()
+    out.print(table)
     for line in balances.promises(entries):
-        console.print(line)
+        out.print(line)
     for line in balances.not_configured([entry.standing.budget for entry in entries], configured):
-        console.print(line)
+        out.print(line)
 
 
 async def _balances(books: Books, whose: ledgers.Holder) -> list[Balance]:
@@ -201,7 +201,7 @@ def grant(
     entry = balances.balance(definition, account, account.window_start)
     more = balances.amount(definition, raised)
     for line in balances.not_configured([name], configured):
-        print(f"dpmesh: note: {line}", file=sys.stderr)
+        console.note(line)
     if as_json:
         print_json({"raised": asdict(more), **_document(entry)})
     else:
@@ -274,14 +274,14 @@ def _print_grant(entry: Balance, raised: Amount) -> None:
         "may be lost": f"{now_at} in all, so {remaining} from now on",
     }
     for name, value in rows.items():
-        print(f"{name:12} {value}")
+        say(f"{name:12} {value}")
     if promise.across_an_edge is None:
-        print(
+        say(
             f"The promise is weaker for ever: at most {now_at} instead of {usual}, and nothing can take that back."
         )
         return
     across = balances.shown(promise.across_an_edge, standing)
-    print(
+    say(
         f"The promise is weaker in this window: at most {now_at} instead of {usual}, and up to {across} in a span as "
         "long across its edge. The next window has the budget's cap again."
     )
@@ -297,7 +297,7 @@ def export(
         typer.Option(
             "--output",
             metavar="FILE",
-            help="Instead of stdout; replaced as a whole or not at all, readable by its owner only.",
+            help="Instead of stdout, which is also -; replaced as a whole or not at all, readable by its owner only.",
             show_default=False,
         ),
     ] = None,
@@ -316,10 +316,10 @@ def export(
     from dpmesh.cli import exporting
 
     books = ledgers.books(config_file, ledger)
-    if output is None:
+    if output is None or str(output) == "-":
         if form is Format.PARQUET:
             raise InputError("--format parquet needs --output FILE")
-        _export(books, name, lambda: _writer(form, sys.stdout), quiet=sys.stdout.isatty())
+        _export(books, name, lambda: _writer(form, data_stdout()), quiet=sys.stdout.isatty())
         return
     with exporting.replacing(output) as new:
         if form is Format.PARQUET:
@@ -327,7 +327,7 @@ def export(
         else:
             with new.open("w", encoding="utf-8", newline="") as file:
                 rows = _export(books, name, lambda: _writer(form, file))
-    print(f"{output}: {rows} account{'' if rows == 1 else 's'}")
+    say(f"{output}: {rows} account{'' if rows == 1 else 's'}")
 
 
 def _writer(form: Format, file: IO[str]) -> Writer:

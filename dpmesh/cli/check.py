@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dpmesh.cli import inputs
-from dpmesh.cli.console import FOUND, OK, print_json, stdout
+from dpmesh.cli.console import FOUND, OK, print_github, print_json, say, stdout
 
 if TYPE_CHECKING:
     from dpmesh.cli.findings import Finding
@@ -34,49 +35,81 @@ def check(
     descriptor_sets: inputs.DescriptorSets = None,
     reflect: inputs.Reflect = "",
     policy_file: inputs.PolicyFile = None,
+    config_file: inputs.ConfigFile = None,
     style: Annotated[
         Format, typer.Option("--format", help="text, json, or github (annotations on a pull request).")
     ] = Format.TEXT,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
-    """Prints all findings and a summary."""
+    """Prints all findings and a summary; says so when nothing is protected."""
+    from dpmesh import config as configuration
     from dpmesh.cli import findings
     from dpmesh.cli.protoc import CompileError
     from dpmesh.policy import Policy
 
-    policy = Policy(policy_file)
+    path = inputs.policy_file(policy_file, configuration.load(inputs.config_file(config_file)))
+    policy = Policy(path)
     try:
         sources = inputs.load(protos, includes, descriptor_sets, reflect)
     except CompileError as error:
-        found, looked = findings.of_compiler(error), 0
+        checked = Checked(findings.of_compiler(error), 0, 0)
     else:
-        found, looked = findings.of_sources(sources, policy, policy_file), sum(1 for _ in sources.messages())
-    _WRITERS[Format.JSON if as_json else style](found, looked)
-    raise typer.Exit(FOUND if _errors(found) else OK)
+        checked = Checked(
+            findings.of_sources(sources, policy, path),
+            sum(1 for _ in sources.messages()),
+            findings.protected_types(sources, policy),
+        )
+    _WRITERS[Format.JSON if as_json else style](checked)
+    raise typer.Exit(FOUND if checked.errors else OK)
 
 
-def _errors(found: Sequence[Finding]) -> int:
-    return sum(entry.severity == "error" for entry in found)
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What check found.
+
+    Attributes:
+        found: The findings.
+        looked: How many message types were looked at.
+        protected: How many of them, and of those that an overlay names, have something protected in them.
+    """
+
+    found: Sequence[Finding]
+    looked: int
+    protected: int
+
+    @property
+    def errors(self) -> int:
+        """How many findings are errors."""
+        return sum(entry.severity == "error" for entry in self.found)
+
+    @property
+    def unprotected(self) -> str:
+        """The sentence that says that nothing is protected; "" where something is, or may have been meant to be."""
+        if self.protected or self.errors:
+            return ""
+        if not self.looked:
+            return "Nothing is protected: there are no message types."
+        return f"Nothing is protected: all fields of {_count(self.looked, 'message type')} leave as they are."
 
 
-def _summary(found: Sequence[Finding], looked: int) -> str:
-    errors = _errors(found)
-    warnings = len(found) - errors
-    where = f" in {_count(looked, 'message type')}" if looked else ""
-    if not found:
-        return f"No findings{where}."
-    return f"{_count(errors, 'error')}, {_count(warnings, 'warning')}{where}."
+def _summary(checked: Checked) -> str:
+    warnings = len(checked.found) - checked.errors
+    where = f" in {_count(checked.looked, 'message type')}" if checked.looked else ""
+    if not checked.found:
+        return checked.unprotected or f"No findings{where}."
+    counts = f"{_count(checked.errors, 'error')}, {_count(warnings, 'warning')}{where}."
+    return f"{counts} {checked.unprotected}".rstrip()
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _text(found: Sequence[Finding], looked: int) -> None:
+def _text(checked: Checked) -> None:
     from rich.text import Text
 
     console = stdout()
-    for entry in found:
+    for entry in checked.found:
         colour = "red" if entry.severity == "error" else "yellow"
         line = Text.assemble(
             (f"{entry.place}: ", "bold"),
@@ -88,37 +121,32 @@ def _text(found: Sequence[Finding], looked: int) -> None:
         console.print(line, soft_wrap=True)
         if entry.fix:
             console.print(Text(f"    fix: {entry.fix}", "dim"), soft_wrap=True)
-    console.print(_summary(found, looked))
+    console.print(Text(_summary(checked), "yellow" if checked.unprotected else ""), soft_wrap=True)
 
 
-def _json(found: Sequence[Finding], looked: int) -> None:
-    errors = _errors(found)
-    summary = {"errors": errors, "warnings": len(found) - errors, "message_types": looked}
-    print_json({"findings": [entry.document() for entry in found], "summary": summary})
+def _json(checked: Checked) -> None:
+    summary = {
+        "errors": checked.errors,
+        "warnings": len(checked.found) - checked.errors,
+        "message_types": checked.looked,
+        "protected_types": checked.protected,
+    }
+    print_json({"findings": [entry.document() for entry in checked.found], "summary": summary})
 
 
-def _github(found: Sequence[Finding], looked: int) -> None:
-    for entry in found:
+def _github(checked: Checked) -> None:
+    for entry in checked.found:
         properties = {"file": entry.place.file}
         if entry.place.line:
             properties |= {"line": str(entry.place.line), "col": str(entry.place.column or 1)}
         properties["title"] = f"dpmesh {entry.rule}"
-        listed = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
         text = f"{entry.element}: {entry.text}" if entry.element else entry.text
         if entry.fix:
             text += f"\nFix: {entry.fix}"
-        print(f"::{entry.severity} {listed}::{_data(text)}")
-    print(_summary(found, looked))
-
-
-def _data(text: str) -> str:
-    """Escapes a workflow command's text (actions/toolkit, packages/core/src/command.ts)."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    """Escapes a workflow command's property."""
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
+        print_github(str(entry.severity), properties.items(), text)
+    if checked.unprotected:
+        print_github("warning", [("title", "dpmesh")], checked.unprotected)
+    say(_summary(checked))
 
 
 _WRITERS = {Format.TEXT: _text, Format.JSON: _json, Format.GITHUB: _github}

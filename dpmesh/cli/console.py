@@ -1,12 +1,21 @@
-"""What all commands say and how: tables and lines to stdout, one line to stderr when something is wrong."""
+"""What all commands say and how: tables and lines to stdout, one line to stderr when something is wrong.
+
+Names come from files, ledgers and servers of others. All that is printed goes through this module, so that no name can
+steer a terminal or give a CI runner a command.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.console import Console
 
 OK = 0
@@ -17,25 +26,134 @@ INTERRUPTED = 130
 
 # A pipe or a CI log has no width of its own; tables may take this much.
 _PLAIN_WIDTH = 200
+# What GitHub's runner takes for a command: "::" at the beginning of a line, and "##[" anywhere.
+_COMMAND = re.compile(r"^(\s*):(?=:)|(?<=##)\[")
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class InputError(Exception):
     """What the user gave can't be read or makes no sense: one line on stderr, exit code 2."""
 
 
+def prepare() -> None:
+    """Makes stdout and stderr take every character: what their encoding lacks becomes "?"."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # The shell closed it.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def printable(text: str) -> str:
+    """The text as one line that only shows: control characters, line breaks, and marks that reorder text are replaced.
+
+    The result has as many characters as the text.
+    """
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() else _REPLACEMENT for letter in text)
+    return _COMMAND.sub(lambda match: (match[1] or "") + _REPLACEMENT, text)
+
+
+def say(*lines: str) -> None:
+    """Writes lines to stdout."""
+    for line in lines:
+        print(printable(line))
+
+
+def say_help(context: Any) -> None:
+    """Writes a command's help to stdout."""
+    print(context.get_help(), end="")
+
+
 def stdout() -> Console:
     """The console for results: coloured on a terminal, plain in a pipe."""
     from rich.console import Console
+    from rich.text import Text
+
+    class Printable(Console):
+        """Prints each text as `printable` makes it; tables hand their cells to `render_str`."""
+
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(*map(self._one_line, objects), **options)
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(text), **options)
+
+        @staticmethod
+        def _one_line(item: Any) -> Any:
+            if isinstance(item, Text):
+                item = item.copy()
+                item.plain = printable(item.plain)
+            return item
 
     width = None if sys.stdout.isatty() else _PLAIN_WIDTH
-    return Console(width=width, highlight=False, markup=False, emoji=False)
+    return Printable(width=width, highlight=False, markup=False, emoji=False)
+
+
+def data_stdout() -> IO[str]:
+    """Stdout for files that somebody else reads: UTF-8 in a pipe, and only printable lines on a terminal."""
+    if sys.stdout.isatty():
+        return cast("IO[str]", _Lines())
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8", newline="")
+    return sys.stdout
+
+
+class _Lines(io.TextIOBase):
+    """Writes to stdout what `say` would; each write is whole lines."""
+
+    def write(self, text: str) -> int:
+        """See io.TextIOBase."""
+        say(*text.removesuffix("\n").split("\n"))
+        return len(text)
 
 
 def print_json(document: Any) -> None:
     """Writes one JSON document to stdout; infinities and NaN, which JSON has not, are a mistake of the caller."""
-    print(json.dumps(document, indent=2, allow_nan=False))
+    print(json.dumps(document, indent=2, allow_nan=False).replace("##[", r"##\u005b"))
+
+
+def print_json_line(line: str) -> None:
+    """Writes one JSON document, which is on one line, to stdout."""
+    print(ascii_json(line))
+
+
+def ascii_json(line: str) -> str:
+    """JSON in which all that `printable` replaces, and all that is not ASCII, is written as JSON's own escapes."""
+    return re.sub(r"[^ -~]|(?<=##)\[", _json_escape, line)
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    """One or two UTF-16 code units: the only escapes that JSON has for all characters."""
+    return r"\u" + match[0].encode("utf-16-be", "surrogatepass").hex(" ", 2).replace(" ", r"\u")
+
+
+def print_github(severity: str, properties: Iterable[tuple[str, str]], text: str) -> None:
+    """Writes a workflow command of GitHub Actions to stdout (actions/toolkit, packages/core/src/command.ts).
+
+    Args:
+        severity: "error" or "warning".
+        properties: Such as ("file", "acme.proto").
+        text: May have several lines.
+    """
+    listed = ",".join(
+        f"{key}={_data(value).replace(':', '%3A').replace(',', '%2C')}" for key, value in properties
+    )
+    print(f"::{severity} {listed}::{_data(text)}")
+
+
+def _data(text: str) -> str:
+    """Escapes a workflow command's text."""
+    lines = ("\r".join(map(printable, line.split("\r"))) for line in text.split("\n"))
+    return "\n".join(lines).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def fail(text: str) -> None:
     """Writes one line to stderr."""
-    print("dpmesh: " + " ".join(text.split()), file=sys.stderr)
+    print("dpmesh: " + printable(" ".join(text.split())), file=sys.stderr)
+
+
+def note(text: str) -> None:
+    """Writes one line to stderr that is no failure."""
+    fail(f"note: {text}")

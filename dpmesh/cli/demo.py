@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from dpmesh import extras
 from dpmesh.cli.console import InputError, stdout
 
 HELP = (
@@ -39,14 +40,28 @@ def demo(
     for name in [name for name in os.environ if name.startswith("DPMESH_")]:
         del os.environ[name]
     endpoint = _JAEGER if jaeger else os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None
-    if keep is not None and keep.exists():
+    if keep is not None and os.path.lexists(keep):
         raise InputError(f"--keep: {keep} exists; its ledgers would go on where they stopped")
     if endpoint and not tracing.answers(endpoint):
         hint = "; `make jaeger` builds one, and deploy/compose starts one" if jaeger else ""
         raise InputError(f"no collector answers at {endpoint}{hint}")
+    if keep is not None:
+        _make(keep)
     try:
         fleet.run(stdout(), reports=reports, keep=keep, endpoint=endpoint, jaeger=jaeger)
     except ImportError as error:
         if (error.name or "").startswith("opentelemetry"):
-            raise InputError("sending spans needs more packages: pip install 'dpmesh[otel]'") from None
+            raise InputError(f"sending spans needs more packages: {extras.install('otel')}") from None
         raise
+
+
+def _make(keep: Path) -> None:
+    """Makes the directory before a month is flown for nothing.
+
+    Raises:
+        InputError: It can't be made.
+    """
+    try:
+        keep.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"--keep: {keep} can't be made ({error.strerror})") from None

@@ -92,11 +92,6 @@ def line(entry: Shown) -> str:
     """For people; amounts in each budget's own accounting."""
     parts = [f"{budget} {letter} {amount / AMOUNT:+.4g}" for budget, letter, amount in entry.amounts]
     why = [f"{entry.by}: {entry.reason}" if entry.by else entry.reason] if entry.reason else []
-    # A log that somebody else wrote in must not steer the terminal.
-    why = [
-        "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-        for text in why
-    ]
     return (
         f"{_time(entry.at):19}  {entry.kind.name.lower():7}  {entry.chain[:_CHAIN_SHOWN]}  {entry.number:8}  "
         f"{entry.accounts:8}  {'; '.join([', '.join(parts)] * bool(parts) + why)}".rstrip()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dpmesh.accounting import AMOUNT
-from dpmesh.cli.console import InputError
+from dpmesh.cli.console import InputError, ascii_json
 
 if TYPE_CHECKING:
     from dpmesh.ledger import Account, Budget
@@ -124,7 +124,7 @@ class JsonLines:
         document: dict[str, Any] = row._asdict()
         for name in AMOUNTS:
             document[name] = self._raw(decimal(document[name]).encode())
-        self._file.write(self._encode(document).decode() + "\n")
+        self._file.write(ascii_json(self._encode(document).decode()) + "\n")
 
     def close(self) -> None:
         """See Writer."""
@@ -197,8 +197,12 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         InputError: It can't be written, or there is something at `path` that is no plain file.
     """
-    path = path.resolve()  # what a link points to is replaced, not the link
-    if path.exists() and not path.is_file():
+    try:
+        path = path.resolve()  # what a link points to is replaced, not the link
+        is_other = path.exists() and not path.is_file()
+    except OSError as error:
+        raise InputError(f"{path} can't be written: {error.strerror or error}") from None
+    if is_other:
         raise InputError(f"{path} is not a plain file")
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:

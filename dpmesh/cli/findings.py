@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from dpmesh.cli.protoc import CompileError
 from dpmesh.cli.sources import Sources
 from dpmesh.errors import AnnotationError
 from dpmesh.policy import Policy, Problem, Severity
+from dpmesh.policy.plan import Kind
+from dpmesh.policy.policy import SECTIONS, takes_rules
+from dpmesh.policy.types import is_map
 from dpmesh.v1 import policy_pb2
 
 
@@ -66,7 +69,21 @@ def of_sources(sources: Sources, policy: Policy, policy_file: Path | None = None
     overlays = places.of_overlays(policy_file) if policy_file else {}
     problems = dict.fromkeys(_problems(sources, policy))
     found = [Finding(_place(problem.element, sources, overlays), *_parts(problem)) for problem in problems]
+    found += [Finding(place, *_parts(problem)) for place, problem in sources.duplicates]
     return sorted(found, key=lambda entry: (entry.place, entry.rule))
+
+
+def protected_types(sources: Sources, policy: Policy) -> int:
+    """How many of the message types that `of_sources` looks at can be released and have something protected in them."""
+    policy = _without(policy, policy.stray(sources.pool))
+    return sum(_is_protected(message, policy) for message in _messages(sources, policy))
+
+
+def _is_protected(message: Descriptor, policy: Policy) -> bool:
+    try:
+        return policy.plan(message) is not None
+    except AnnotationError:
+        return False
 
 
 def of_compiler(error: CompileError) -> list[Finding]:
@@ -83,19 +100,84 @@ def _place(element: str, sources: Sources, overlays: Mapping[str, Place]) -> Pla
 
 
 def _problems(sources: Sources, policy: Policy) -> Iterator[Problem]:
-    stray = policy.stray(sources.pool)
-    for name in stray:
-        close = difflib.get_close_matches(name, sources.places, n=1)
-        fix = f"did you mean {close[0]}?" if close else "write its full name, as in package.Message.field"
-        yield Problem(
-            Severity.ERROR, "stray", name, "no proto has this, so its overlay protects nothing", fix
-        )
-    policy = _without(policy, stray)
+    overlay = policy.rules.overlay
+    for section in SECTIONS:
+        for name in sorted(getattr(overlay, section)):
+            if not takes_rules(section, name, sources.pool):
+                yield _stray(section, name, sources)
+    policy = _without(policy, policy.stray(sources.pool))
+    book = policy.rules
     for message in _messages(sources, policy):
-        yield from policy.problems(message)
+        # Of a type that is protected only where an Any in it is, only the RPCs that carry it are worth a finding.
+        is_open = _is_open(policy, message)
+        yield from (entry for entry in policy.problems(message) if not (is_open and entry.rule == "any"))
+        # The compiler stops at the first rule that can't be read, and does not look into what leaves as it is.
+        yield from _unreadable(book.message, (message,))
+        yield from _unreadable(book.oneof, message.oneofs)
+        yield from _unreadable(book.field, (*message.fields, *message.extensions))
+    for file in sources.files:
+        yield from _unreadable(book.field, file.extensions_by_name.values())
     for service in sources.services():
+        yield from _unreadable(book.method, service.methods)
         for method in service.methods:
-            yield from _of_method(policy, method)
+            yield from _spellings(policy, method)
+            for way, message in (("request", method.input_type), ("response", method.output_type)):
+                yield from _anys(sources, policy, method, way, message)
+
+
+def _is_open(policy: Policy, message: Descriptor) -> bool:
+    try:
+        plan = policy.plan(message)
+    except AnnotationError:
+        return False
+    return plan is not None and plan.is_open
+
+
+def _anys(
+    sources: Sources, policy: Policy, method: MethodDescriptor, way: str, message: Descriptor
+) -> Iterator[Problem]:
+    """The Anys that an RPC reaches: on their fields, or on the method where those are in files of others."""
+    asked = {entry.full_name for entry in sources.messages()}
+    for entry in policy.problems(message):
+        if entry.rule != "any" or entry.severity is not Severity.WARNING:
+            continue
+        if entry.element.rpartition(".")[0] not in asked:
+            name = f"/{method.containing_service.full_name}/{method.name}"
+            text = f"its {way} reaches {entry.element}, which {entry.text}"
+            entry = Problem(entry.severity, entry.rule, name, text, entry.fix)
+        yield entry
+
+
+def _stray(section: str, name: str, sources: Sources) -> Problem:
+    """An overlay that no element is found for, with the nearest name that there is one for."""
+    text = "no proto has this, so its overlay protects nothing"
+    other = next((known for known in SECTIONS if takes_rules(known, name, sources.pool)), None)
+    fix = "write its full name, as in package.Message.field"
+    if other is not None:
+        text, fix = f"is not one of the {section}, so its overlay protects nothing", f"move it to `{other}`"
+    elif name in sources.places:
+        text = "no rule is ever looked up under this name, so its overlay protects nothing"
+        held = _map_of(name, sources)
+        fix = f"write a rule for the map, {held}" if held else "extensions of a protected message never leave"
+    else:
+        known = [place for place in sources.places if takes_rules(section, place, sources.pool)]
+        close = difflib.get_close_matches(name, known, n=1)
+        if close:
+            fix = f"did you mean {close[0]}?"
+    return Problem(Severity.ERROR, "stray", name, text, fix)
+
+
+def _map_of(name: str, sources: Sources) -> str:
+    """The map whose entry, or whose entry's key or value, has this name; "" if it is none."""
+    for entry in (name, name.rpartition(".")[0]):
+        try:
+            fields = sources.pool.FindMessageTypeByName(entry.rpartition(".")[0]).fields
+        except KeyError:
+            continue
+        for field in fields:
+            if field.message_type is not None and field.message_type.full_name == entry and is_map(field):
+                return field.full_name
+    return ""
 
 
 def _without(policy: Policy, stray: Sequence[str]) -> Policy:
@@ -108,17 +190,40 @@ def _without(policy: Policy, stray: Sequence[str]) -> Policy:
     return Policy(kept)
 
 
-def _of_method(policy: Policy, method: MethodDescriptor) -> Iterator[Problem]:
+def _unreadable(ask: Callable[[Any], object], elements: Iterable[Any]) -> Iterator[Problem]:
+    """The elements whose rules can't be read, or set nothing."""
+    for element in elements:
+        try:
+            ask(element)
+        except AnnotationError as error:
+            yield Problem(Severity.ERROR, error.rule, error.element, error.text, error.fix)
+
+
+def _spellings(policy: Policy, method: MethodDescriptor) -> Iterator[Problem]:
+    """Units in responses: a server that answers about ids in requests may send a peer's spelling of an id back."""
     try:
-        policy.requires(method)
-    except AnnotationError as error:
-        text = str(error).removeprefix(f"{error.element}: ").split(f" [{error.rule}]")[0]
-        yield Problem(Severity.ERROR, error.rule, error.element, text, error.fix)
+        plan = policy.plan(method.output_type)
+    except AnnotationError:
+        return  # A finding about the message type says so.
+    for entry in plan.fields if plan is not None else ():
+        if entry.kind is not Kind.UNIT:
+            continue
+        field = method.output_type.file.pool.FindFieldByName(entry.name)
+        if field.type == field.TYPE_STRING and not policy.rules.field(field).rules.unit.normalize:
+            yield Problem(
+                Severity.WARNING,
+                "unit-spelling",
+                entry.name,
+                "is a unit in responses: its spelling may be a client's, and each spelling has a budget of its own",
+                "normalize: [NFC, CASE_FOLD, STRIP], or normalize: AS_IS if the server writes the ids itself",
+            )
 
 
 def _messages(sources: Sources, policy: Policy) -> Iterator[Descriptor]:
-    """The message types asked for, then those that only an overlay names."""
-    named = list(sources.messages())
+    """The message types asked for, those that their services use, then those that only an overlay names."""
+    methods = [method for service in sources.services() for method in service.methods]
+    used = [message for method in methods for message in (method.input_type, method.output_type)]
+    named = list({message.full_name: message for message in (*sources.messages(), *used)}.values())
     yield from named
     overlay = policy.rules.overlay
     names = set(overlay.messages)

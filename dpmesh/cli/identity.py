@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpmesh.cli import inputs
-from dpmesh.cli.console import InputError, print_json, stdout
+from dpmesh.cli.console import InputError, print_json, say, stdout
 from dpmesh.errors import IdentityError
 
 if TYPE_CHECKING:
@@ -68,11 +69,11 @@ def init(
 
     with _told():
         create_folder(folder, trust_domain, now=time.time(), password=_password(password_file))
-    print(f"{folder}: an authority for {trust_domain}")
-    print(f"Take {folder / 'root.key'} away now; only `dpmesh identity renew` needs it back.")
-    print(f"Every device and server needs {folder / 'root.pem'}, by which they know each other.")
-    print(f"Next: dpmesh identity serve {folder} --listen 0.0.0.0:8443, and for each device:")
-    print(f"      dpmesh identity token {folder}")
+    say(f"{folder}: an authority for {trust_domain}")
+    say(f"Take {folder / 'root.key'} away now; only `dpmesh identity renew` needs it back.")
+    say(f"Every device and server needs {folder / 'root.pem'}, by which they know each other.")
+    say(f"Next: dpmesh identity serve {folder} --listen 0.0.0.0:8443, and for each device:")
+    say(f"      dpmesh identity token {folder}")
 
 
 @app.command("token", epilog="Example: dpmesh identity token ca --hours 1")
@@ -105,7 +106,7 @@ def token(
     if as_json:
         print_json({"token": made.token, "device": made.device})
     else:
-        print(f"token   {made.token}\ndevice  {made.device}")
+        say(f"token   {made.token}", f"device  {made.device}")
 
 
 @app.command("revoke", epilog="Example: dpmesh identity revoke ca DEVICE")
@@ -116,7 +117,7 @@ def revoke(
     """Issue nothing more to a device. The certificate that it holds stays valid until it ends, in minutes."""
     with _opened(folder) as opened:
         opened.enrolments.revoke(device)
-    print("revoked")
+    say("revoked")
 
 
 @app.command("issue", epilog="Example: dpmesh identity issue ca --out server --server --minutes 60")
@@ -138,7 +139,8 @@ def issue(
     with _opened(folder) as opened:
         source = LocalSource(opened.authority, life=minutes * 60, server=server)
         identity = asyncio.run(source.fetch())
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _told():
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)
     parts = {
         "certificate.pem": identity.certificates,
         "key.pem": identity.key,
@@ -146,7 +148,7 @@ def issue(
     }
     for name, data in parts.items():
         _write_private(out / name, data)
-    print(f"{', '.join(str(out / name) for name in parts)}: valid until {_shown(identity.not_after)}")
+    say(f"{', '.join(str(out / name) for name in parts)}: valid until {_shown(identity.not_after)}")
 
 
 @app.command("renew", epilog="Example: dpmesh identity renew ca --password-file root.password")
@@ -157,9 +159,7 @@ def renew(folder: FolderPath, password_file: PasswordFile = None) -> None:
     with _told():
         root = open_root(folder, _password(password_file))
         replace_intermediate(folder, root, now=time.time())
-    print(
-        f"{folder}: a new intermediate; restart `dpmesh identity serve`, and take {folder / 'root.key'} away"
-    )
+    say(f"{folder}: a new intermediate; restart `dpmesh identity serve`, and take {folder / 'root.key'} away")
 
 
 @app.command("serve", epilog="Example: dpmesh identity serve ca --listen 0.0.0.0:8443 --allowance 100")
@@ -193,7 +193,8 @@ async def _serve(path: Path, opened: Folder, listen: str, life: float, allowance
     try:
         async with issuer_server(issuer, listen) as port:
             host = listen.rpartition(":")[0]
-            print(f"issuing on {host}:{port}", flush=True)
+            say(f"issuing on {host}:{port}")
+            sys.stdout.flush()
             await stop.wait()
     finally:
         issuer.close()
@@ -229,7 +230,7 @@ def status(folder: FolderPath, as_json: inputs.AsJson = False) -> None:
         "enrolment tokens open": str(counts.invitations),
     }
     for name, value in rows.items():
-        print(f"{name:22} {value}")
+        say(f"{name:22} {value}")
 
 
 @app.command("tokens", epilog="Example: dpmesh identity tokens ca")

@@ -12,6 +12,7 @@ from dpmesh.cli.console import InputError
 
 if TYPE_CHECKING:
     from dpmesh.cli.sources import Sources
+    from dpmesh.config import Config
 
 Protos = Annotated[
     list[Path] | None,
@@ -32,7 +33,8 @@ DescriptorSets = Annotated[
     typer.Option(
         "--descriptor-set",
         metavar="FILE",
-        help="A FileDescriptorSet (protoc -o, or buf build) instead of .proto files; may be repeated.",
+        help="A FileDescriptorSet (protoc -o, or buf build) instead of .proto files; may be repeated. Only with "
+        "protoc's --include_source_info are annotations found that are set twice.",
         show_default=False,
     ),
 ]
@@ -47,7 +49,12 @@ Reflect = Annotated[
 ]
 PolicyFile = Annotated[
     Path | None,
-    typer.Option("--policy", metavar="FILE", help="Overlays in YAML or JSON.", show_default=False),
+    typer.Option(
+        "--policy",
+        metavar="FILE",
+        help="Overlays in YAML or JSON; by default those of the configuration.",
+        show_default=False,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ConfigFile = Annotated[
@@ -91,3 +98,11 @@ def config_file(given: Path | None) -> Path | None:
     """The configuration to use: the one given, else dpmesh.toml of the working directory if it is there."""
     default = Path("dpmesh.toml")
     return given or (default if default.is_file() else None)
+
+
+def policy_file(given: Path | None, settings: Config) -> Path | None:
+    """The policy file to use: the one given, else that of the configuration, as seen from the working directory."""
+    if given is not None or not settings.policy.file:
+        return given
+    path, here = Path(settings.policy.file), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -11,8 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dpmesh import extras
 from dpmesh.cli import inputs, ledgers
-from dpmesh.cli.console import FOUND, UNUSABLE, InputError, fail, print_json
+from dpmesh.cli.console import (
+    FOUND,
+    UNUSABLE,
+    InputError,
+    data_stdout,
+    fail,
+    print_json,
+    print_json_line,
+    say,
+    say_help,
+)
 from dpmesh.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -50,7 +61,7 @@ Correct the clock first, and restart every holder afterwards: those that run on 
 def ledger(context: typer.Context) -> None:
     """Without a command there is only help."""
     if context.invoked_subcommand is None:
-        print(context.get_help(), end="")
+        say_help(context)
         raise typer.Exit(UNUSABLE)
 
 
@@ -68,11 +79,11 @@ def migrate(
     if as_json:
         print_json({"before": before, "after": after})
     elif before == after:
-        print(f"tables: version {after}, up to date")
+        say(f"tables: version {after}, up to date")
     elif before == 0:
-        print(f"tables: made, version {after}")
+        say(f"tables: made, version {after}")
     else:
-        print(f"tables: from version {before} to version {after}")
+        say(f"tables: from version {before} to version {after}")
 
 
 @app.command(
@@ -127,7 +138,7 @@ def verify(
             }
         )
     else:
-        print("\n".join(findings) or checked.line(trusted))
+        say(*(findings or [checked.line(trusted)]))
     if findings:
         raise typer.Exit(FOUND)
 
@@ -142,7 +153,9 @@ def checkpoint(
             "--key", metavar="FILE", help="An Ed25519 private key in PEM, which signs it.", show_default=False
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="A new file.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", metavar="FILE", help="A new file; - is stdout.", show_default=False)
+    ],
     new_key: Annotated[
         bool,
         typer.Option(
@@ -159,14 +172,19 @@ def checkpoint(
     """
     from dpmesh.cli import checking, keyfiles
 
-    if output.exists():
+    to_stdout = str(output) == "-"
+    if not to_stdout and output.exists():
         raise InputError(f"{output} is there already, and is never overwritten")
     books = ledgers.books(config_file, url)
     made = ledgers.read(lambda: checking.point(books))  # before a key is made for what can't be read
     private = keyfiles.private(key, make=new_key)
-    keyfiles.write_once(output, made.sign(private).to_json().encode(), 0o644)
+    text = made.sign(private).to_json()
+    if to_stdout:
+        data_stdout().write(text)
+        return
+    keyfiles.write_once(output, text.encode(), 0o644)
     entries = sum(head.seq for head in made.heads.values())
-    print(
+    say(
         f"{output}: {ledgers.number(len(made.heads), 'chain', 'chains')}, {ledgers.number(entries, 'entry', 'entries')}"
     )
 
@@ -193,7 +211,7 @@ def import_(
     except ImportError as error:
         if error.name != "asyncpg":
             raise
-        raise InputError("import needs another package: pip install 'dpmesh[postgres]'") from None
+        raise InputError(f"import needs another package: {extras.install('postgres')}") from None
     with ledgers.waiting("importing"):
         moved = ledgers.run(transfer(source, target))
     if as_json:
@@ -212,7 +230,7 @@ def import_(
         (moved.entries, "entry", "entries"),
     )
     what = ", ".join(ledgers.number(*each) for each in numbers)
-    print(f"imported before, nothing was doubled: {what}" if moved.again else f"imported: {what}")
+    say(f"imported before, nothing was doubled: {what}" if moved.again else f"imported: {what}")
 
 
 @app.command("prune", epilog="Example: dpmesh ledger prune --keep 400d")
@@ -247,7 +265,7 @@ def prune(
     if as_json:
         print_json({"pruned": gone})
     else:
-        print(f"pruned: {ledgers.number(gone, 'entry', 'entries')}")
+        say(f"pruned: {ledgers.number(gone, 'entry', 'entries')}")
 
 
 async def _longest(books: Books) -> Budget | None:
@@ -297,13 +315,16 @@ def accept(
     books = ledgers.books(config_file, url)
     if not yes:
         lifetime, ahead, only = ledgers.read(lambda: _concerned(books))
+        if as_json:
+            print_json({"accepted": False, "lifetime": list(lifetime), "ahead": list(ahead)})
+            raise InputError("nothing was done: add --yes")
         if not only:
-            print(_ACCEPT)
+            say(*_ACCEPT.split("\n"))
             if lifetime:
-                print(f"Lifetime budgets here: {', '.join(lifetime)}")
+                say(f"Lifetime budgets here: {', '.join(lifetime)}")
         if ahead:
-            print(_ACCEPT_WINDOWS)
-            print(f"Ahead of the clock here: {', '.join(ahead)}")
+            say(*_ACCEPT_WINDOWS.split("\n"))
+            say(f"Ahead of the clock here: {', '.join(ahead)}")
         raise InputError("nothing was done: read the above, and add --yes")
     try:
         _, ahead, only = ledgers.read(lambda: _concerned(books))
@@ -311,18 +332,18 @@ def accept(
         ahead, only = (), False
     lifetime = ledgers.run(books.accept(note, unnoticed=unnoticed))
     if as_json:
-        print_json({"lifetime": list(lifetime), "ahead": list(ahead)})
+        print_json({"accepted": True, "lifetime": list(lifetime), "ahead": list(ahead)})
         return
     if ahead:
-        print(
+        say(
             f"accepted: back from windows that the clock has not reached: {', '.join(ahead)}. What was spent in them "
             "counts in the window after the one at hand. Restart every holder now"
         )
     if only and not unnoticed:
         return
-    print("accepted: every budget with windows goes on in the window after the one at hand")
+    say("accepted: every budget with windows goes on in the window after the one at hand")
     if lifetime:
-        print(
+        say(
             f"lifetime budgets that may have been charged more than the ledger knows: {', '.join(lifetime)}. "
             "What they lost since the copy can't be told"
         )
@@ -369,7 +390,7 @@ def _log(books: Books, grants: bool, as_json: bool) -> int:
         async with aclosing(_entries(books)) as found:
             async for written, budgets in found:
                 if not begun and not as_json:
-                    print(entries.HEAD)
+                    say(entries.HEAD)
                 begun = True
                 try:
                     entry = entries.shown(written, budgets)
@@ -377,7 +398,10 @@ def _log(books: Books, grants: bool, as_json: bool) -> int:
                     unreadable += 1
                     continue
                 if not grants or entry.kind in entries.BY_HAND:
-                    print(entries.json_line(entry) if as_json else entries.line(entry))
+                    if as_json:
+                        print_json_line(entries.json_line(entry))
+                    else:
+                        say(entries.line(entry))
 
     ledgers.read(work, may_repeat=lambda: not begun)
     return unreadable

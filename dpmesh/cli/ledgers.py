@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from dpmesh.cli import inputs
+from dpmesh.cli import console, inputs
 from dpmesh.cli.console import InputError
 from dpmesh.errors import LedgerError
 
@@ -205,7 +205,7 @@ async def viewing(books: Books) -> AsyncIterator[View]:
     async with books.view() as view:
         if view.remark and view.remark not in _REMARKED:
             _REMARKED.add(view.remark)
-            print(f"dpmesh: note: {view.remark}", file=sys.stderr)
+            console.note(view.remark)
         yield view
 
 

@@ -12,8 +12,8 @@ from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 _SECTIONS = ("fields", "messages", "methods", "oneofs")
 
 # Field numbers in descriptor.proto, of which the paths in SourceCodeInfo are made.
-_FILE_MESSAGES, _FILE_SERVICES = 4, 6
-_MESSAGE_FIELDS, _MESSAGE_NESTED, _MESSAGE_ONEOFS = 2, 3, 8
+_FILE_MESSAGES, _FILE_SERVICES, _FILE_EXTENSIONS = 4, 6, 7
+_MESSAGE_FIELDS, _MESSAGE_NESTED, _MESSAGE_EXTENSIONS, _MESSAGE_ONEOFS = 2, 3, 6, 8
 _SERVICE_METHODS = 2
 
 
@@ -45,14 +45,15 @@ def of_elements(file: FileDescriptorProto, shown: str) -> dict[str, Place]:
         shown: What to call the file.
     """
     spans = {tuple(entry.path): entry.span for entry in file.source_code_info.location}
-    return {name: _place(spans.get(path), shown) for name, path in _elements(file)}
+    return {name: _place(spans.get(path), shown) for name, path in elements(file)}
 
 
 def _place(span: Sequence[int] | None, shown: str) -> Place:
-    return Place(shown, span[0] + 1, span[1] + 1) if span else Place(shown)
+    return Place(shown, span[0] + 1, span[1] + 1) if span and len(span) >= 2 else Place(shown)
 
 
-def _elements(file: FileDescriptorProto) -> Iterator[tuple[str, tuple[int, ...]]]:
+def elements(file: FileDescriptorProto) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The names of all elements of a file that can have annotations, and of services, with their source info paths."""
     prefix = file.package + "." if file.package else ""
     for index, message in enumerate(file.message_type):
         yield from _of_message(message, prefix + message.name, (_FILE_MESSAGES, index))
@@ -61,6 +62,8 @@ def _elements(file: FileDescriptorProto) -> Iterator[tuple[str, tuple[int, ...]]
         for number, method in enumerate(service.method):
             path = (_FILE_SERVICES, index, _SERVICE_METHODS, number)
             yield f"/{prefix}{service.name}/{method.name}", path
+    for index, extension in enumerate(file.extension):
+        yield prefix + extension.name, (_FILE_EXTENSIONS, index)
 
 
 def _of_message(
@@ -69,6 +72,8 @@ def _of_message(
     yield name, path
     for index, field in enumerate(message.field):
         yield f"{name}.{field.name}", (*path, _MESSAGE_FIELDS, index)
+    for index, extension in enumerate(message.extension):
+        yield f"{name}.{extension.name}", (*path, _MESSAGE_EXTENSIONS, index)
     for index, oneof in enumerate(message.oneof_decl):
         yield f"{name}.{oneof.name}", (*path, _MESSAGE_ONEOFS, index)
     for index, nested in enumerate(message.nested_type):
@@ -83,7 +88,9 @@ def of_overlays(path: Path) -> dict[str, Place]:
     """
     import yaml
 
-    root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    from dpmesh.policy.bounded_yaml import BoundedLoader
+
+    root = yaml.compose(path.read_text(encoding="utf-8"), Loader=BoundedLoader)
     places: dict[str, Place] = {}
     for section, entries in _pairs(root):
         if section.value in _SECTIONS:

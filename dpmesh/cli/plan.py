@@ -121,8 +121,9 @@ def plan(
     path = inputs.config_file(config_file)
     settings = configuration.load(path)
     budgets = tuple(configuration.budgets(settings))
-    policy_path = policy_file or (Path(settings.policy.file) if settings.policy.file else None)
+    policy_path = inputs.policy_file(policy_file, settings)
     sources = inputs.load(protos, includes, descriptor_sets, reflect)
+    _refuse_duplicates(sources)
     planner = Planner(_policy(policy_path, sources), budgets, per_second)
     reports = _reports(sources, planner)
     changes = None
@@ -151,6 +152,12 @@ def _per_second(rate: str) -> float:
             f"--rate {rate!r}: write a number above 0 and a unit, such as 10/s, 1/m, 30/h or 200/d"
         )
     return count / _SECONDS[match[2]]
+
+
+def _refuse_duplicates(sources: Sources) -> None:
+    """Refuses annotations that are set twice: the plan would show only the last of them."""
+    for place, problem in sources.duplicates:
+        raise InputError(f"{place}: {problem.error()}")
 
 
 def _policy(path: Path | None, sources: Sources) -> Policy:

@@ -68,7 +68,10 @@ def _message(
     """Writes a report, or only what is new since the one on the same type that was written before."""
     head = Text.assemble(f"  {role} ", (report.message, "bold"))
     if not report.protected:
-        console.print(head.append(": nothing to protect"), soft_wrap=True)
+        text = ": nothing to protect, but for what its Anys pack" if report.fields else ": nothing to protect"
+        console.print(head.append(text), soft_wrap=True)
+        if report.fields and report != before:
+            console.print(_table(report.fields))
         return
     if report == before:
         console.print(head.append(": as above"), soft_wrap=True)
@@ -76,7 +79,7 @@ def _message(
     if before is not None:
         head.append(": fields as above")
     elif report.refused is None or report.epsilon is not None:
-        head.append(f": at most ε {number(report.epsilon)}, ρ {number(report.rho)} per message")
+        head.append(f": at most {_loss(report)} per message")
     console.print(head, soft_wrap=True)
     if report.fields and before is None:
         console.print(_table(report.fields))
@@ -218,7 +221,12 @@ def _loss_in_words(report: MessageReport | None) -> str:
         return f"refused ({report.refused})"
     if not report.protected:
         return "unprotected"
-    return f"ε {number(report.epsilon)}, ρ {number(report.rho)}"
+    return _loss(report)
+
+
+def _loss(report: MessageReport) -> str:
+    at = f" at δ {report.delta:g}" if report.delta else ""
+    return f"ε {number(report.epsilon)}{at}, ρ {number(report.rho)}"
 
 
 def _change_table(fields: Sequence[FieldChange]) -> Table:

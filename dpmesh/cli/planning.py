@@ -10,12 +10,13 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
-from dpmesh.accounting import AMOUNT, rho_to_epsilon
+from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon
 from dpmesh.errors import AnnotationError
 from dpmesh.ledger import Budget
 from dpmesh.noise.categorical import CategoricalMechanism
 from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy import FieldPlan, Kind, Model, Plan, Policy
+from dpmesh.policy.anys import FATES
 from dpmesh.policy.units import DEFAULT_EPOCH
 from dpmesh.routes import Route, Routes
 from dpmesh.v1 import privacy_pb2 as pb
@@ -93,12 +94,13 @@ class MessageReport:
 
     Attributes:
         message: Its full name.
-        protected: It has something to protect.
+        protected: It has something to protect, whatever Anys it holds.
         refused: Why no message of this type can be released, or None.
         epsilon: The most that one message costs, each owner counted once; None when nothing is protected.
         rho: The same as zCDP.
         fields: All fields that its plan names.
         payments: Who pays.
+        delta: Where the loss is not pure, the delta that `epsilon` holds at: the smallest of the budgets; else 0.
     """
 
     message: str
@@ -108,6 +110,7 @@ class MessageReport:
     rho: float | None = None
     fields: tuple[FieldReport, ...] = ()
     payments: tuple[Payment, ...] = ()
+    delta: float = 0.0
 
     @property
     def tightest(self) -> Payment | None:
@@ -159,14 +162,22 @@ class Planner:
         if plan is None:
             return MessageReport(message.full_name, protected=False)
         fields = tuple(self._field(entry, message.file.pool) for entry in plan.fields)
+        if plan.is_open:
+            return MessageReport(message.full_name, protected=False, fields=fields)
         try:
             route = self._routes.of(GetMessageClass(message), method, direction)
         except AnnotationError as error:
             return MessageReport(message.full_name, True, str(error), *_total(plan, None), fields)
         assert route is not None
+        payments = tuple(self._payments(plan, route))
         return MessageReport(
-            message.full_name, True, None, *_total(plan, route), fields, tuple(self._payments(plan, route))
+            message.full_name, True, None, *_total(plan, route), fields, payments, self._delta(plan)
         )
+
+    def _delta(self, plan: Plan) -> float:
+        if all(scope.cost.epsilon is not None for scope in plan.scopes):
+            return 0.0
+        return min(budget.delta for budget in self._budgets if budget.accounting is Accounting.ZCDP)
 
     def _payments(self, plan: Plan, route: Route) -> list[Payment]:
         found = []
@@ -224,6 +235,8 @@ class Planner:
             return "nothing"
         if entry.kind is Kind.PUBLIC:
             return "as it is"
+        if entry.kind is Kind.ANY:
+            return f"judged at release; types without rules {FATES[entry.unannotated]}"
         if entry.domain is not None:
             return f"one of {len(entry.domain)}"
         return f"{number(low)} to {number(high)}"
@@ -288,6 +301,11 @@ def _outputs(entry: FieldPlan) -> tuple[float | None, float | None]:
 
 
 def _unit_output(rules: pb.Unit) -> str:
+    names = [pb.Unit.Normalization.Name(each) for each in rules.normalize if each != pb.Unit.AS_IS]
+    return _unit_form(rules) + (f", charged by {' '.join(names)}" if names else "")
+
+
+def _unit_form(rules: pb.Unit) -> str:
     if rules.form == pb.Unit.SUPPRESSED:
         return "nothing"
     if rules.form == pb.Unit.RAW:

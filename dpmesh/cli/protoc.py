@@ -14,6 +14,7 @@ from pathlib import Path
 
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
+from dpmesh import extras
 from dpmesh.cli import include
 from dpmesh.cli.console import InputError
 from dpmesh.cli.places import Place
@@ -155,8 +156,8 @@ def _command(roots: Sequence[Path], output: Path, files: Sequence[Path]) -> list
         # It brings Google's files itself, and takes no folders within folders.
         return [buf, "alpha", "protoc", *(f"-I{root}" for root in _outermost(own)), *flags, *inputs]
     raise InputError(
-        "reading .proto files needs a compiler: pip install 'dpmesh[tools]', or put protoc or buf on the PATH "
-        "(or use --descriptor-set)"
+        "reading .proto files needs a compiler: put protoc or buf on the PATH, or use --descriptor-set, or "
+        + extras.install("tools")
     )
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpmesh.estimate import spread
 from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy.plan import FieldPlan, Grid
 
 Array = NDArray[np.float64]
 
-# Below this many values their own spread is too uncertain to stand alone.
-_SMALL = 100
 _FLOAT32 = 2.0**-23
+# The log of the chance that a sample of this policy is refused all the same.
+_REFUSED = math.log(1e-10)
 
 
 def parts(field: FieldPlan) -> tuple[Grid, NumericMechanism]:
@@ -38,7 +38,8 @@ def indexes(field: FieldPlan, values: Iterable[float]) -> Array:
     points outside of the range (privacy-preserving post-processing: Ghosh, Roughgarden, Sundararajan 2009).
 
     Raises:
-        EstimateError: No values, one that is not a number, or one that this policy can't have released.
+        EstimateError: No values, one that is not a number, or one that this policy can't have released: outside of
+            its outputs, or between the points of its grid.
     """
     grid, mechanism = parts(field)
     try:
@@ -51,13 +52,40 @@ def indexes(field: FieldPlan, values: Iterable[float]) -> Array:
     if field.in_range:
         high = min(high, grid.upper)
     # A float field rounds what it carries.
-    slack = _FLOAT32 * max(abs(low), abs(high)) + grid.step / 2
+    rounding = _FLOAT32 * max(abs(low), abs(high))
+    slack = rounding + grid.step / 2
     if not bool(np.all((received >= low - slack) & (received <= high + slack))):
         raise EstimateError(
             field.path,
             f"one of the values lies outside of {low:.6g} to {high:.6g}, so this policy has not released it",
         )
+    if not _on_outputs(field, grid, mechanism, received, rounding):
+        raise EstimateError(
+            field.path,
+            "one of the values is none of its policy's outputs, so this policy has not released it",
+        )
     return _unbiased(field, grid, mechanism, received)
+
+
+def _on_outputs(
+    field: FieldPlan, grid: Grid, mechanism: NumericMechanism, received: Array, rounding: float
+) -> bool:
+    """Whether all values are outputs of the mechanism, as far as the rounding of floats lets it be told."""
+    law = spread.two_points(mechanism, grid.size)
+    if law is None:
+        index = np.rint((received - grid.lower) / grid.step)
+    else:
+        margin = 0 if field.in_range else int(law.margin)
+        ends = np.array([-margin - 1, -margin, grid.size + margin, grid.size + margin + 1], np.float64)
+        ends = ends[(ends >= mechanism.low) & (ends <= mechanism.high)]
+        where = (received - grid.lower) / grid.step
+        index = ends[np.argmin(np.abs(where[:, np.newaxis] - ends), axis=1)]
+    expected = grid.lower + index * grid.step
+    if field.in_range:
+        # The last grid point may lie above the upper bound, where the sender cuts it.
+        cut = np.abs(received - grid.upper) <= rounding
+        expected = np.where(cut, received, expected)
+    return bool(np.all(np.abs(received - expected) <= rounding))
 
 
 def _unbiased(field: FieldPlan, grid: Grid, mechanism: NumericMechanism, received: Array) -> Array:
@@ -74,39 +102,47 @@ def _unbiased(field: FieldPlan, grid: Grid, mechanism: NumericMechanism, receive
 def mean(field: FieldPlan, values: Iterable[float], confidence: float) -> Estimate:
     """The mean of what the senders held, from what they released.
 
-    The interval is the normal one on the spread of the values received, and for fewer than 100 of them on the
-    plan's worst variance if that is larger. It covers the mean of the values sent (clamped and rounded to the
-    grid), and, if these are a random sample, that of the population.
+    The interval counts at least the variance that the mechanism is known to have, however many values there are:
+    see `spread.around`, and `spread.from_ends` for mechanisms that tell one of two ends. It covers the mean of the
+    values sent (clamped and rounded to the grid), and, if these are a random sample large enough to show how they
+    spread, that of the population.
 
     Raises:
-        EstimateError: See `indexes`.
+        EstimateError: See `indexes`; or the mean is one that this policy's outputs can't have.
     """
     grid, mechanism = parts(field)
     at = indexes(field, values)
     n = at.size
-    variance = float(np.var(at, ddof=1)) if n > 1 else 0.0
-    if n < _SMALL:
-        variance = max(variance, mechanism.worst_variance)
-    middle = grid.value(0) + float(np.mean(at)) * grid.step
-    margin = quantile(confidence) * math.sqrt(variance / n) * grid.step
-    return Estimate(middle, middle - margin, middle + margin, n, confidence)
+    _refuse_impossible(field, grid, mechanism, at)
+    law = spread.two_points(mechanism, grid.size)
+    if law is not None:
+        upper = int(np.count_nonzero(at > grid.size / 2))
+        middle, low, high = spread.from_ends(law, upper, n, spread.checked(confidence))
+    else:
+        middle = float(np.mean(at))
+        variance = float(np.var(at, ddof=1)) if n > 1 else 0.0
+        least = spread.least_variance(mechanism, grid.size)
+        low, high = spread.around(middle, variance, n, least, confidence)
+    return Estimate(
+        grid.lower + middle * grid.step,
+        grid.lower + low * grid.step,
+        grid.lower + high * grid.step,
+        n,
+        confidence,
+    )
 
 
-def quantile(confidence: float) -> float:
-    """How many standard deviations a two-sided normal interval takes.
+def _refuse_impossible(field: FieldPlan, grid: Grid, mechanism: NumericMechanism, at: Array) -> None:
+    """Refuses a mean so far outside of the range that senders under this policy have it once in 10^10 times.
 
-    Raises:
-        ValueError: The confidence is not between 0 and 1.
+    By Bernstein's inequality: with variances up to v, and outputs up to r from their mean, the mean of n of them is
+    beyond its own by L r/(3 n) + sqrt((L r/(3 n))^2 + 2 L v/n) with probability at most exp(-L).
     """
-    return NormalDist().inv_cdf((1 + checked(confidence)) / 2)
-
-
-def checked(confidence: float) -> float:
-    """A confidence that means something.
-
-    Raises:
-        ValueError: It is not between 0 and 1.
-    """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, not {confidence!r}")
-    return confidence
+    ends = [mechanism.low, mechanism.high, mechanism.unbiased_low or 0.0, mechanism.unbiased_high or 0.0]
+    reach = max(max(ends), grid.size - min(ends))
+    part = -_REFUSED * reach / (3 * at.size)
+    beyond = part + math.sqrt(part * part - 2 * _REFUSED * mechanism.worst_variance / at.size)
+    if not -beyond <= float(np.mean(at)) <= grid.size + beyond:
+        raise EstimateError(
+            field.path, "the values' mean is not one that this policy gives: another policy has released them"
+        )

@@ -10,9 +10,11 @@ from google.protobuf.message import Message
 
 from dpmesh.estimate.result import EstimateError
 from dpmesh.policy.plan import FieldPlan, Kind, Plan
-from dpmesh.policy.types import is_map, is_wrapper, scalar
+from dpmesh.policy.types import F, choice_of, is_map, is_wrapper, scalar
 
 Read = Callable[[Message], Iterator[Any]]
+# The choice of a oneof of which no member is set.
+NOTHING = "none"
 
 
 def plain(path: str) -> str:
@@ -78,19 +80,58 @@ def enum_of(descriptor: Descriptor, field: FieldPlan) -> EnumDescriptor | None:
     return found
 
 
+def may_be_absent(plan: Plan, field: FieldPlan) -> bool:
+    """Whether a sender may hold less than the places that its messages show of a field.
+
+    Optional fields, wrappers, messages and elements of repeated fields are filled where they are absent. Entries of
+    maps, members of a oneof whose choice is public, and elements that bring a unit of their own are not.
+    """
+    prefix = ""
+    for step in walk(plan.descriptor, field):
+        mark = "{}" if is_map(step) else "[]" if step.is_repeated else ""
+        prefix += f"{step.name}{mark}."
+        filled = mark == "[]" or (step.has_presence and not step.is_required and choice_of(step) is None)
+        if filled and not any(scope.path.startswith(prefix) for scope in plan.scopes):
+            return True
+    return False
+
+
+def default(descriptor: Descriptor, field: FieldPlan) -> Any:
+    """What fills the place of an absent value, before noise."""
+    if field.kind is Kind.ONEOF:
+        return NOTHING
+    last = walk(descriptor, field)[-1]
+    if last.is_repeated:
+        return "" if scalar(last).type == F.TYPE_STRING else 0
+    return scalar(last).default_value
+
+
 def reader(descriptor: Descriptor, field: FieldPlan) -> Read:
-    """What reads all values of a field out of a received message."""
+    """What reads all values of a field out of a received message.
+
+    A field that its sender always fills and that is not there holds no report: so leave the messages of senders
+    whose budget is spent under on_exhausted = "suppress". A member of a oneof whose choice is public is there if it
+    was chosen.
+    """
     if field.kind is Kind.ONEOF:
         name = field.path.split(".")[-1]
         parents = _children(walk(descriptor, field))
-        return lambda message: (parent.WhichOneof(name) or "none" for parent in parents(message))
+        return lambda message: (parent.WhichOneof(name) or NOTHING for parent in parents(message))
     *above, last = walk(descriptor, field)
     parents = _children(above)
     name, repeated, wrapped = last.name, last.is_repeated, is_wrapper(last)
+    optional = last.has_presence
 
     def read(message: Message) -> Iterator[Any]:
         for parent in parents(message):
+            if optional and not parent.HasField(name):
+                continue
             held = getattr(parent, name)
+            if repeated and len(held) not in (0, field.repeats):
+                raise EstimateError(
+                    field.path,
+                    f"one of the messages does not hold it {field.repeats} times, so this policy has not released it",
+                )
             for value in held if repeated else (held,):
                 yield value.value if wrapped else value
 

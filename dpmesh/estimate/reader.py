@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from dpmesh.estimate import numbers, paths, shares
+from dpmesh.estimate import absence, numbers, paths, shares
+from dpmesh.estimate.absence import Held
 from dpmesh.estimate.laws import Law, law_of
 from dpmesh.estimate.ratio import fieller
 from dpmesh.estimate.result import Estimate, EstimateError
+from dpmesh.estimate.spread import checked
 from dpmesh.noise.categorical import CategoricalMechanism
 from dpmesh.policy import Policy
 from dpmesh.policy.plan import FieldPlan, Plan
@@ -29,76 +32,171 @@ class Reader:
     Everything is computed from the annotations (and overlays) that the senders used; no secret of theirs is
     needed. Fields are named by their path: names joined by dots, such as "air_time" or "origins.flights".
 
+    All values of one call have to come from senders under this one policy. Values that it can't have released are
+    refused: between the points of its grid, out of its range or domain, in lists of another length, or on average
+    where its law can't put them. Most policies can't be told apart by that. Two epsilons of one bool, or of one
+    number IN_RANGE, give the same outputs at other rates, and reports of both read as one give a wrong estimate with
+    an interval that looks right. The digests that come with the reports tell: keep them, make one Reader for each
+    policy, and pass the digests of its reports as `digests`.
+
+    Messages that left under on_exhausted = "suppress" hold no report. They are told by a field that is always filled
+    (an optional one, a wrapper, a repeated one). A plain number or category in them is its type's default, which
+    only the sender can tell from a report.
+
     Args:
         message_type: The generated class, its descriptor, or a plan that is already compiled.
         policy: The senders' overlays: a policy file's path, a dpmesh.v1.Policy message, or a compiled Policy.
+        digests: What the reports' senders said of their policy, in any order: the values of the metadata key
+            dpmesh-policy, which names the overlays; or of the span attribute dpmesh.policy.version, which names
+            all rules of the type, annotations too.
 
     Raises:
         AnnotationError: The type's annotations are bad.
         ConfigError: The policy file is.
-        EstimateError: Nothing of the type is protected, so there is nothing to estimate.
+        EstimateError: Nothing of the type is protected, so there is nothing to estimate; or one of the digests is not
+            this policy's.
     """
 
     def __init__(
         self,
         message_type: type[Message] | Descriptor | Plan,
         policy: str | Path | policy_pb2.Policy | Policy | None = None,
+        *,
+        digests: str | Iterable[str] = (),
     ) -> None:
-        self.plan = message_type if isinstance(message_type, Plan) else _compile(message_type, policy)
+        rules = policy if isinstance(policy, Policy) else Policy(policy)
+        self.plan = message_type if isinstance(message_type, Plan) else _compile(message_type, rules)
+        # A plan says nothing of the overlays that it was compiled from.
+        own = {self.plan.version} if isinstance(message_type, Plan) else {self.plan.version, rules.digest}
+        if not ({digests} if isinstance(digests, str) else set(digests)) <= own:
+            raise EstimateError(
+                self.plan.descriptor.full_name,
+                "one of the digests is not this policy's: make one Reader for each policy",
+            )
         self._fields: dict[str, FieldPlan] = {}
 
-    def mean(self, path: str, values: Values, *, confidence: float = 0.95) -> Estimate:
+    def mean(
+        self, path: str, values: Values, *, held: Held | None = None, confidence: float = 0.95
+    ) -> Estimate:
         """The mean of a numeric field, unbiased.
+
+        Where values may be absent (repeated and optional fields, wrappers, messages in messages), senders fill their
+        places up with defaults, so that nobody can tell who held how many. There the mean is that over all places,
+        an absent value counting as the default, and the estimate says `per_place`. Two values of 50 in
+        five places have a mean of 20. The mean over the values that are held needs the share of places that hold one.
 
         Args:
             path: The field.
             values: What was received: numbers in the field's units, or messages that hold it.
+            held: The share of places that hold a value, above 0 and at most 1, as a number or as an estimate from
+                another field: `mean("count", messages, confidence=0.975).scaled(1 / max_items)`. An estimate needs
+                half the chance to fail that `confidence` leaves. With it the mean is that of the values that are
+                held: their clamped values, without what fills the other places.
             confidence: How often the interval holds the mean of what the senders held, clamped to the bounds.
 
         Returns:
-            The mean and its normal interval; see `numbers.mean`.
+            The mean and its interval; see `numbers.mean`.
 
         Raises:
-            EstimateError: An unknown field, one that is not numeric, no values, or values that it can't have.
+            EstimateError: An unknown field, one that is not numeric, no values, or values that it can't have; or
+                `held` is no share, or is given for a field that is never absent.
         """
-        field = self._field(path)
-        return numbers.mean(field, self._values(field, values), confidence)
+        field, places, default = self._places(path, values, held, confidence)
+        if held is None:
+            return replace(places, per_place=paths.may_be_absent(self.plan, field))
+        return absence.mean_of_held(path, places, default, held, confidence)
 
-    def sum(self, path: str, values: Values, *, confidence: float = 0.95) -> Estimate:
-        """The sum of what the senders of the values held: n times `mean`, arguments likewise.
+    def sum(
+        self, path: str, values: Values, *, held: Held | None = None, confidence: float = 0.95
+    ) -> Estimate:
+        """The sum of what the senders of the values held; arguments as for `mean`.
+
+        An absent value counts as the default that fills its place. Where that is 0 it adds nothing, and the sum is
+        that of the held values. Where 0 is outside of the bounds, `held` takes it out.
 
         Raises:
             EstimateError: As for `mean`.
         """
-        mean = self.mean(path, values, confidence=confidence)
-        return Estimate(mean.value * mean.n, mean.low * mean.n, mean.high * mean.n, mean.n, confidence)
+        field, places, default = self._places(path, values, held, confidence)
+        if held is None:
+            return replace(
+                places.scaled(places.n),
+                per_place=default != 0 and paths.may_be_absent(self.plan, field),
+            )
+        return absence.sum_of_held(path, places, default, held, confidence)
+
+    def _places(
+        self, path: str, values: Values, held: Held | None, confidence: float
+    ) -> tuple[FieldPlan, Estimate, float]:
+        """A numeric field, the mean over all of its places, and what an absent value counts as."""
+        field = self._field(path)
+        grid, _ = numbers.parts(field)
+        self._refuse_held(path, field, held)
+        needed = absence.confidence_of_places(held, confidence)
+        places = numbers.mean(field, self._values(field, values), needed)
+        return field, places, grid.value(grid.index(float(paths.default(self.plan.descriptor, field))))
+
+    def _refuse_held(self, path: str, field: FieldPlan, held: Held | None) -> None:
+        if held is not None and not paths.may_be_absent(self.plan, field):
+            raise EstimateError(path, "is never absent, so leave held out")
 
     def frequencies(
-        self, path: str, values: Iterable[Any], *, confidence: float = 0.95
+        self,
+        path: str,
+        values: Iterable[Any],
+        *,
+        held: Held | None = None,
+        project: bool = False,
+        confidence: float = 0.95,
     ) -> dict[Any, Estimate]:
-        """The share of each category of a field, or of each choice of a randomized oneof, unbiased.
+        """The share of each category of a field, or of each choice of a randomized oneof.
+
+        They are unbiased, so that they can be added up, over categories or over groups of reports; single ones may
+        be below 0. With `project` they are shares, none below 0, and nearer to the truth as a whole: the more so the
+        more categories there are and the less epsilon. They are biased then, so don't add up what is projected.
+
+        Where values may be absent, the shares are those of all places, and an absent value counts as the category
+        that fills its place (the type's default, or the domain's first where that is not in it): see `mean`.
 
         Args:
             path: The field or oneof.
             values: What was received: members of the domain (enums by number or name), or messages.
+            held: The share of places that hold a value: see `mean`. The shares are those of held values then.
+            project: Move the shares to the nearest ones that can be, and cut the intervals to 0 and 1. These stay as
+                honest as they were: see `shares.projected`.
             confidence: How often each interval, by itself, holds its share.
 
         Returns:
             Estimates by category, in the domain's order: enums by name, others by value, a oneof's choices by
-            the member's name or "none". They sum to 1; single ones may be below 0.
+            the member's name or "none". They sum to 1.
 
         Raises:
-            EstimateError: An unknown field, one that is not categorical, no values, or an unknown category.
+            EstimateError: An unknown field, one that is not categorical, no values, an unknown category, or shares
+                that this policy can't give; or `held` is no share, or is given for a field that is never absent.
         """
         field = self._field(path)
         if not isinstance(field.mechanism, CategoricalMechanism) or field.domain is None:
             raise EstimateError(path, f"is {field.kind}, not categorical: it has no frequencies")
+        self._refuse_held(path, field, held)
         labels = self._labels(field)
         received: Iterable[Any] = self._values(field, values)
         if labels:
             numbered = {name: number for number, name in labels.items()}
             received = (numbered.get(value, value) if isinstance(value, str) else value for value in received)
-        found = shares.shares(path, received, field.domain, field.mechanism.truth, confidence)
+        needed = absence.confidence_of_places(held, confidence)
+        found = shares.shares(path, received, field.domain, field.mechanism.truth, needed)
+        if held is None:
+            per_place = paths.may_be_absent(self.plan, field)
+            found = [replace(entry, per_place=per_place) for entry in found]
+        else:
+            default = paths.default(self.plan.descriptor, field)
+            filler = field.domain.index(default) if default in field.domain else 0
+            found = [
+                absence.mean_of_held(path, entry, float(index == filler), held, confidence)
+                for index, entry in enumerate(found)
+            ]
+        if project:
+            found = shares.projected(found)
         return {labels.get(value, value): entry for value, entry in zip(field.domain, found, strict=True)}
 
     def value(self, path: str, value: float | Message, *, confidence: float = 0.95) -> Estimate:
@@ -118,7 +216,7 @@ class Reader:
         exact = grid.integral and grid.step == 1
         # The clamp at the ends of a field IN_RANGE only moves outputs towards the truth, so the law's margin
         # around what was received holds there as well.
-        margin = (law.margin(numbers.checked(confidence)) + (0 if exact else 0.5)) * grid.step
+        margin = (law.margin(checked(confidence)) + (0 if exact else 0.5)) * grid.step
         return Estimate(grid.value(0) + index * grid.step, at - margin, at + margin, 1, confidence)
 
     def ratio(
@@ -151,7 +249,7 @@ class Reader:
         a, b = grid_a.lower / grid_a.step + index_a, grid_b.lower / grid_b.step + index_b
         if b == 0:
             raise EstimateError(denominator, "is 0, which nothing can be divided by")
-        low, high = fieller(a, b, law_a, law_b, numbers.checked(confidence))
+        low, high = fieller(a, b, law_a, law_b, checked(confidence))
         unit = grid_a.step / grid_b.step
         return Estimate(a / b * unit, low * unit, high * unit, 1, confidence)
 
@@ -194,10 +292,9 @@ class Reader:
             yield from read(message)
 
 
-def _compile(message_type: type[Message] | Descriptor, policy: Any) -> Plan:
+def _compile(message_type: type[Message] | Descriptor, rules: Policy) -> Plan:
     descriptor: Any = message_type if isinstance(message_type, Descriptor) else message_type.DESCRIPTOR
-    rules = policy if isinstance(policy, Policy) else Policy(policy)
     plan = rules.plan(descriptor)
-    if plan is None:
+    if plan is None or plan.is_open:
         raise EstimateError(descriptor.full_name, "nothing of it is protected: nothing to estimate")
     return plan

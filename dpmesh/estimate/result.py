@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpmesh.errors import DpmeshError
 
@@ -21,14 +21,17 @@ class EstimateError(DpmeshError):
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """An unbiased estimate with a confidence interval, in the field's own units.
+    """An estimate with a confidence interval, in the field's own units.
 
     Attributes:
-        value: The estimate. Being unbiased it may leave the range of possible values (a share below 0).
+        value: The estimate, unbiased where its maker does not say otherwise. So it may leave the range of possible
+            values (a share below 0).
         low: The interval's lower end.
         high: The interval's upper end.
         n: How many noisy values it rests on.
         confidence: How often such an interval holds the true figure.
+        per_place: It is about all places of a field that may be absent, and counts an absent value as the default
+            that fills its place.
     """
 
     value: float
@@ -36,6 +39,7 @@ class Estimate:
     high: float
     n: int
     confidence: float
+    per_place: bool = False
 
     @property
     def margin(self) -> float:
@@ -46,5 +50,11 @@ class Estimate:
         """Whether a figure lies in the interval."""
         return self.low <= figure <= self.high
 
+    def scaled(self, factor: float) -> Estimate:
+        """The estimate of so many times the figure."""
+        low, high = sorted((self.low * factor, self.high * factor))
+        return replace(self, value=self.value * factor, low=low, high=high)
+
     def __str__(self) -> str:
-        return f"{self.value:.6g} [{self.low:.6g}, {self.high:.6g}]"
+        about = " per place" if self.per_place else ""
+        return f"{self.value:.6g} [{self.low:.6g}, {self.high:.6g}]{about}"

@@ -29,11 +29,13 @@ BAD_TOKEN = "the enrolment token is unknown, used or over: ask the issuer for a 
 NOT_ENROLLED = "the device is not enrolled, or no longer: enrol with a new token"
 REPLAYED = "the request's proof was used before: prove anew"
 USED_UP = "the device has had all anonymous tokens that the epoch allows"
+TOO_MANY = "the device has too many certificates in force: renew when one of them has ended"
 BROKEN = "the issuer's records can't be read or written now"
 
 _KEPT = (
     30 * 86_400.0
 )  # seconds that allowances outlive their epoch: a clock set forward and back refills none
+_MOST_CERTIFICATES = 256  # of a device in force; one that rotates every 15 s of an hour's life has fewer
 _RANDOM = 16  # bytes: 128 bits, of tokens and device ids
 _BUSY = 5.0  # seconds to wait for another process' lock
 
@@ -55,6 +57,7 @@ CREATE TABLE certificates (
     not_after   REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX certificates_end ON certificates (not_after);
+CREATE INDEX certificates_device ON certificates (device, not_after);
 CREATE TABLE proofs (
     digest    BLOB PRIMARY KEY CHECK (length(digest) = 32),
     not_after REAL NOT NULL
@@ -237,11 +240,16 @@ class Enrolments:
             now: The time.
 
         Raises:
-            IdentityError: REFUSED: the device is not known, or revoked, or the proof was used. ISSUER_UNAVAILABLE.
+            IdentityError: REFUSED: the device is not known, or revoked, or the proof was used. RATE_LIMITED: it has too
+                many certificates in force. ISSUER_UNAVAILABLE.
         """
         with self._transaction() as connection:
             _prune(connection, now)
             device = _prover(connection, proof, now)
+            query = "SELECT count(*) FROM certificates WHERE device = ? AND ? < not_after"
+            (in_force,) = connection.execute(query, (device, now)).fetchone()
+            if in_force >= _MOST_CERTIFICATES:
+                raise IdentityError("RATE_LIMITED", TOO_MANY)
             connection.execute("INSERT INTO certificates VALUES (?, ?, ?)", (fingerprint, device, not_after))
 
     def allow(
@@ -341,6 +349,11 @@ def _open(path: Path) -> sqlite3.Connection:
         # What is dropped is overwritten, so that old ties of certificates to devices are gone from the file.
         connection.execute("PRAGMA secure_delete = ON")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == VERSION:
+            # Files that were made before certificates were counted lack it.
+            connection.execute(
+                "CREATE INDEX IF NOT EXISTS certificates_device ON certificates (device, not_after)"
+            )
     except BaseException:
         connection.close()
         raise

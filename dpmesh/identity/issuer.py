@@ -41,6 +41,9 @@ BAD_REQUEST = "the certificate request is not PKCS #10 for a key on P-256, signe
 SAME_KEY = "a renewal needs a new key: the same one would tie both certificates together"
 NO_TOKENS = "this issuer signs no anonymous tokens"
 BAD_EPOCH = "no key that tokens are signed with now has this id"
+NO_REQUEST = "no request came, or not in time"
+BAD_MESSAGE = "the request is no message of this method"
+BUSY = "the issuer has too much to do now: come back later"
 BAD_BLINDED = "a blinded message is not one for this key, or there is none"
 
 TEXTS = frozenset(
@@ -51,6 +54,9 @@ TEXTS = frozenset(
         AUTHORITY_OVER,
         BAD_EPOCH,
         BAD_BLINDED,
+        NO_REQUEST,
+        BAD_MESSAGE,
+        BUSY,
         proof.BAD_PROOF,
         proof.BAD_CLOCK,
         proof.OVER,
@@ -58,6 +64,7 @@ TEXTS = frozenset(
         enrolment.NOT_ENROLLED,
         enrolment.REPLAYED,
         enrolment.USED_UP,
+        enrolment.TOO_MANY,
         enrolment.BROKEN,
     }
 )
@@ -145,7 +152,8 @@ class Issuer:
         """A certificate for a device that proves to have one.
 
         Raises:
-            IdentityError: As in `enrol`, and REFUSED: the proof or the device.
+            IdentityError: As in `enrol`, and REFUSED: the proof or the device. RATE_LIMITED: the device has too many
+                certificates in force.
         """
         now = self.clock()
         proven = self._check(proof.RENEW, request, now)

@@ -9,10 +9,10 @@ import os
 import secrets
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity import asking, rotation
@@ -29,6 +29,8 @@ _random = secrets.SystemRandom()
 
 # Seconds that tasks and the source get to end when the identity is closed.
 _CLOSING = 5.0
+# How often whoever waits for another event loop looks whether it still runs, in seconds.
+_LOOK = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,13 +199,13 @@ class RotatingIdentity:
             IdentityError: The source has no new identity now. The one in force stays so.
         """
         loop = self._loop
-        if not self._open or loop is None:
+        if not self._open or loop is None or loop.is_closed():
             raise _not_open()
         work = self._tasks.run(self._renew(reason, self._generation), _not_open())
         if loop is asyncio.get_running_loop():
             await work
         else:
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+            await _result_in(loop, work)
 
     # -- asking the source ---------------------------------------------------------------------------------------------
 
@@ -356,6 +358,26 @@ class RotatingIdentity:
         self._tasks.ended = True
         self._waiters = Waiters()
         self._telemetry.close()
+
+
+async def _result_in(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> None:
+    """Runs a coroutine in another event loop, and does not wait for one that has ended.
+
+    Raises:
+        IdentityError: It has.
+    """
+    result = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+    stood_still = False
+    try:
+        while not (await asyncio.wait({result}, timeout=_LOOK))[0]:
+            # A loop may also stand still between two `run_until_complete`.
+            if stood_still and not loop.is_running():
+                raise _not_open()
+            stood_still = not loop.is_running()
+        await result
+    finally:
+        if not loop.is_closed():
+            result.cancel()
 
 
 def _not_open() -> IdentityError:

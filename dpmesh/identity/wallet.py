@@ -210,7 +210,7 @@ class Wallet:
 
     def _fill(self, wait: float) -> asyncio.Task[None]:
         """The request under way, or a new one after a wait, which `_hurry` cuts short."""
-        if self._filling is None:
+        if self._filling is None or self._filling.done():
             # Who found the wallet empty while the last request was under way did not hurry this one.
             self._hurry.clear()
             self._filling = asyncio.get_running_loop().create_task(self._request(wait))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from dpmesh import extras
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.identity import Identity
 
@@ -246,7 +247,7 @@ def _endpoint(address: str | None) -> str:
         from spiffe.errors import ArgumentError
     except ImportError:
         raise ConfigError(
-            "identities from the SPIFFE Workload API need one more package: pip install 'dpmesh[spiffe]'"
+            f"identities from the SPIFFE Workload API need one more package: {extras.install('spiffe')}"
         ) from None
     allowed = "it must be a unix socket, such as unix:///run/spire/agent/public/api.sock"
     try:

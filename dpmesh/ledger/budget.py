@@ -46,7 +46,8 @@ class Match:
 
     Attributes:
         methods: Globs of "/package.Service/Method".
-        messages: Globs of the root message's full name.
+        messages: Globs, of which one has to fit the full name of the message or of a protected message in it: a budget
+            is not got around by wrapping what it pays for.
         directions: "request" or "response".
         labels: Globs, of which one has to fit one of the release's labels.
     """
@@ -61,11 +62,18 @@ class Match:
         """Whether it fits every release."""
         return not (self.methods or self.messages or self.directions or self.labels)
 
-    def fits(self, method: str, message: str, direction: str, labels: Iterable[str]) -> bool:
-        """Whether it fits a release."""
+    def fits(self, method: str, messages: Iterable[str], direction: str, labels: Iterable[str]) -> bool:
+        """Whether it fits a release.
+
+        Args:
+            method: "/package.Service/Method".
+            messages: The full names of the message type and of the protected messages in it.
+            direction: "request" or "response".
+            labels: Of the method and of all these messages.
+        """
         return (
             (not self.methods or matches(self.methods, method))
-            and (not self.messages or matches(self.messages, message))
+            and (not self.messages or any(matches(self.messages, message) for message in messages))
             and (not self.directions or direction in self.directions)
             and (not self.labels or any(matches(self.labels, label) for label in labels))
         )

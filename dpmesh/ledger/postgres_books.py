@@ -62,7 +62,8 @@ class PostgresBooks:
     async def _begin_view(self, connection: Any) -> PostgresView:
         # Whoever reads may take time over it, and locks nobody out.
         await connection.execute("SET idle_in_transaction_session_timeout = '10min'")
-        await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        # By asyncpg's own transaction: before 0.32 its cursors take no other.
+        await connection.transaction(isolation="repeatable_read", readonly=True).start()
         await _check_version(connection, self.place)
         secret, pruned, lost = await connection.fetchrow(
             "SELECT secret, pruned_before, lost FROM dpmesh.ledger"

@@ -7,15 +7,12 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from dpmesh.errors import BudgetExhaustedError, LedgerError, LostChargesError
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.holdings import Holdings, Key, Lease, Left
 from dpmesh.ledger.store import AccountId, Batch, Outcome, Store
-
-_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +78,8 @@ class CommitQueue:
         self._timeout = timeout
         self._waiting: deque[_Waiter] = deque()
         self._returns: deque[tuple[tuple[int, ...], dict[AccountId, int]]] = deque()
+        self._committing: list[_Waiter] = []
+        self._limit: asyncio.TimerHandle | None = None
         self._rotation: asyncio.TimerHandle | None = None
         self._flusher: asyncio.Task[None] | None = None
         self._stopped = False
@@ -98,10 +97,20 @@ class CommitQueue:
         if not needs:
             answer.set_result(None)
             return answer
-        self._waiting.append(_Waiter(needs, loop.time() + self._timeout, answer))
-        if self._flusher is None:
-            self._flusher = loop.create_task(self._flush())
+        deadline = loop.time() + self._timeout
+        self._waiting.append(_Waiter(needs, deadline, answer))
+        if self._limit is None:
+            self._limit = loop.call_at(deadline, self._expire)
+        self._start_flusher()
         return answer
+
+    def _start_flusher(self) -> None:
+        """Starts the task that commits what waits, unless it is at work.
+
+        The task itself says whether it is: an eager task (Python 3.12) can end before create_task returns it.
+        """
+        if self._flusher is None or self._flusher.done():
+            self._flusher = asyncio.get_running_loop().create_task(self._flush())
 
     async def stop(self) -> list[tuple[tuple[int, ...], dict[AccountId, int]]]:
         """Refuses who waits, and lets the commit under way finish.
@@ -115,6 +124,8 @@ class CommitQueue:
         self._refuse_waiting(LedgerError("the ledger is closing"))
         if self._flusher is not None:
             await asyncio.wait({self._flusher}, timeout=self._timeout)
+        if self._limit is not None:
+            self._limit.cancel()
         # Moved, not copied: who commits may still be at work, and must not hand the same back once more.
         returns, self._returns = list(self._returns), deque()
         return returns
@@ -139,23 +150,22 @@ class CommitQueue:
 
     async def _flush(self) -> None:
         """Commits what waits, batch by batch, until nothing does, and between batches hands back what is idle."""
-        waiters: list[_Waiter] = []
         try:
             while (self._waiting or self._returns) and not self._stopped:
-                waiters = self._next_batch()
-                if waiters:
-                    await self._commit(waiters)
-                waiters = []
+                self._committing = self._next_batch()
+                if self._committing:
+                    await self._commit(self._committing)
+                self._committing = []
                 self._returns.extend(self.parts(self._holdings.ended()))
                 if self._returns and not self._stopped:
                     await self._hand_back(*self._returns.popleft())
         except BaseException as error:
             # Whatever went wrong, nobody may wait for ever, and nobody may release.
-            self._refuse_waiting(error, waiters)
+            self._refuse_waiting(error, self._committing)
             if not isinstance(error, Exception):
                 raise
         finally:
-            self._flusher = None
+            self._committing = []
             if self._rotation is None and not self._stopped and self._holdings.holds_any():
                 self._rotation = asyncio.get_running_loop().call_later(_IDLE, self._rotate)
 
@@ -163,8 +173,8 @@ class CommitQueue:
         """Finds the leases that nobody uses any more, and has them handed back."""
         self._rotation = None
         self._returns.extend(self.parts([*self._holdings.ended(), self._holdings.rotate()]))
-        if self._flusher is None and (self._returns or self._holdings.holds_any()):
-            self._flusher = asyncio.get_running_loop().create_task(self._flush())
+        if self._returns or self._holdings.holds_any():
+            self._start_flusher()
 
     def parts(self, left: Iterable[Left]) -> Iterator[tuple[tuple[int, ...], dict[AccountId, int]]]:
         """What is to be handed back, by accounts, in parts for one commit each."""
@@ -176,7 +186,7 @@ class CommitQueue:
     async def _hand_back(self, starts: tuple[int, ...], unspent: dict[AccountId, int]) -> None:
         """Returns leases. What fails is wasted, never spent: nobody holds them any more."""
         try:
-            await self._watch(self._store.credit(starts, unspent), [])
+            await self._store.credit(starts, unspent)
         except LedgerError as error:
             if isinstance(error, LostChargesError):
                 self._holdings.drop()
@@ -209,7 +219,7 @@ class CommitQueue:
             known={ids[key]: lease.debited for key, lease in held.items()},
         )
         try:
-            outcome = await self._debit(batch, waiters)
+            outcome = await self._debit(batch)
         except LostChargesError:
             self._holdings.drop()
             raise
@@ -239,35 +249,30 @@ class CommitQueue:
             key: lease.left for key, lease in held.items() if lease.left and starts[key[0]] != windows[key[0]]
         }
 
-    async def _debit(self, batch: Batch, waiters: list[_Waiter]) -> Outcome:
+    async def _debit(self, batch: Batch) -> Outcome:
         """Has the store debit a batch."""
         began = time.perf_counter()
         try:
-            return await self._watch(self._store.debit(batch), waiters)
+            return await self._store.debit(batch)
         finally:
             self._committed(time.perf_counter() - began)
 
-    async def _watch(self, work: Coroutine[Any, Any, _T], waiters: list[_Waiter]) -> _T:
-        """Waits for the store, and meanwhile refuses whoever waits too long, in this batch or behind it."""
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(work)
-        deadline = waiters[0].deadline if waiters else loop.time()
-        while not task.done():
-            await asyncio.wait({task}, timeout=max(0.0, deadline - loop.time()))
-            if not task.done():
-                deadline = self._expire([*waiters, *self._waiting], loop.time())
-        return task.result()
+    def _expire(self) -> None:
+        """Refuses all charges that waited too long, in the commit under way or behind it.
 
-    def _expire(self, waiters: Iterable[_Waiter], now: float) -> float:
-        """Refuses those whose deadline is over; returns the next deadline."""
-        following = now + self._timeout
-        for waiter in waiters:
+        A timer of its own, so that a charge's limit holds whatever becomes of the task that commits.
+        """
+        loop = asyncio.get_running_loop()
+        now, following = loop.time(), math.inf
+        for waiter in (*self._committing, *self._waiting):
             if waiter.deadline <= now:
                 waiter.refuse(LedgerError(f"the ledger did not answer within {self._timeout:g} s"))
             elif not waiter.answer.done():
                 following = min(following, waiter.deadline)
         # Not each at its very moment: thousands may wait, and all are looked through every time.
-        return max(following, now + _TICK)
+        self._limit = (
+            None if following == math.inf else loop.call_at(max(following, now + _TICK), self._expire)
+        )
 
     def _refuse_waiting(self, error: BaseException, others: Iterable[_Waiter] = ()) -> None:
         """Refuses all that wait, each with an error of its own."""

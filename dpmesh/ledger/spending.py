@@ -42,7 +42,8 @@ class SpendQueue:
             raise LedgerError(f"the ledger is too slow: {MAX_WAITING} spends are waiting already")
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((spend, answer))
-        if self._flusher is None:
+        # The task itself says whether it is at work: an eager task can end before create_task returns it.
+        if self._flusher is None or self._flusher.done():
             self._flusher = asyncio.get_running_loop().create_task(self._flush())
         try:
             async with asyncio.timeout(self._timeout):
@@ -73,8 +74,6 @@ class SpendQueue:
             self._waiting.clear()
             if not isinstance(error, Exception):
                 raise
-        finally:
-            self._flusher = None
 
     async def _commit(self, batch: Sequence[tuple[Spend, asyncio.Future[bool]]]) -> None:
         now = self._clock()

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpmesh import extras
 from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.ledger.books import Books, Snapshot
 from dpmesh.ledger.memory import MemoryStore
@@ -121,7 +122,7 @@ def _postgres_books() -> type[PostgresBooks]:
 def _not_installed(error: ModuleNotFoundError) -> Exception:
     if error.name != "asyncpg":
         return error
-    return ConfigError("ledger.url: PostgreSQL needs asyncpg: pip install 'dpmesh[postgres]'")
+    return ConfigError(f"ledger.url: PostgreSQL needs asyncpg: {extras.install('postgres')}")
 
 
 def _is_postgres(url: str) -> bool:

@@ -98,8 +98,9 @@ def make(
             their guarantee holds for any two indexes.
         epsilon: Above 0 and at most 64; not used by the discrete Gaussian.
         rho: The discrete Gaussian's zCDP loss, above 0 and at most 2048; refused elsewhere.
-        in_range: Outputs lie in 0..size. Only discrete Laplace and Duchi can: elsewhere no estimate could
-            undo the bias.
+        in_range: Outputs lie in 0..size. Only discrete Laplace and Duchi offer it: there an estimate is unbiased
+            again once it replaces the two ends by two constants. The other mechanisms could stay in range too, for
+            example by an affine map of Piecewise's bounded outputs, which an estimate inverts; none does so here.
 
     Raises:
         ValueError: An argument is out of range, or does not go with the others.
@@ -170,7 +171,7 @@ def padded(scale: Fraction) -> Fraction:
 
 def _refuse(in_range: bool, kind: Kind) -> None:
     if in_range:
-        raise ValueError(f"{kind} can't be in range without a bias; use discrete_laplace or duchi")
+        raise ValueError(f"{kind} has no outputs in range; use discrete_laplace or duchi")
 
 
 def _laplace(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> NumericMechanism:

@@ -45,6 +45,7 @@ def add(
             node.steps += part.steps
             node.bare += part.bare
     elif ruling.rules.public:
+        node.shown.append(f"the choice of {oneof.full_name} leaves as it is")
         runs = [(field.name, steps.run_all(part.steps)) for field, part in members if part.steps]
         node.steps.append(steps.open_choice(oneof.name, runs))
         for _, part in members:
@@ -120,7 +121,15 @@ def _hide(
 def _run(field: FieldDescriptor, part: Node, findings: Findings) -> Run:
     if part.units:
         findings.error(field.full_name, "oneof-choice", "holds a unit, so its oneof must be {public: true}")
-    elif any(plan.kind is Kind.PUBLIC for plan in part.fields):
+    elif part.central != Cost.ZERO:
+        findings.error(
+            field.full_name,
+            "oneof-choice",
+            "holds an aggregate, whose sensitivity does not cover the default that leaves where it was not chosen",
+            "make the oneof {public: true}, or move the field out of it; "
+            "or remove sensitivity if the value is a unit's own",
+        )
+    elif part.shown:
         findings.error(
             field.full_name,
             "oneof-choice",

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NoReturn
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.accounting import Cost
-from dpmesh.errors import AnnotationError
-from dpmesh.policy import choices, steps, transforms, units
+from dpmesh.errors import AnnotationError, ProtectionError
+from dpmesh.policy import anys, choices, steps, transforms, units
 from dpmesh.policy.fields import Place, checked_items, plan_categorical, plan_numeric
 from dpmesh.policy.findings import Findings, is_protected
 from dpmesh.policy.node import Node, Walk, into_child, over_elements, over_entries
-from dpmesh.policy.plan import FieldPlan, Kind, Model, Plan, Scope
+from dpmesh.policy.plan import Alias, Anys, FieldPlan, Kind, Model, Plan, Scope
 from dpmesh.policy.problem import BadRuleError, Problem, Severity
 from dpmesh.policy.rules import UNANNOTATED, Rulebook
 from dpmesh.policy.shares import share
@@ -25,6 +25,17 @@ from dpmesh.policy.types import METHODS, F, choice_of, extensions, held, is_map,
 from dpmesh.v1 import privacy_pb2 as pb
 
 _NOT_YET = {"location", "time", "vector", "histogram", "pseudonym"}
+
+# Fields of one plan, counted at every place where they occur: two fields of one type on each of many levels are few
+# lines of a .proto file, and more places than a process can compile.
+PLACES_LIMIT = 5_000
+# Protobuf's parsers refuse deeper messages.
+DEPTH_LIMIT = 100
+# What a message holds once everything that is missing is filled in: about what fits into gRPC's limit of 4 MiB.
+VALUES_LIMIT = 500_000
+# A protobuf message is at most 2 GiB long, and each message in it takes two bytes or more.
+INSTANCES_LIMIT = 2**30
+_SHOWN_NAMES = 3
 
 
 def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, list[Problem]]:
@@ -35,22 +46,25 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
         book: The rules that hold.
 
     Returns:
-        The plan (None when nothing is to be protected, or when a problem is an error), and all problems found.
+        The plan (None when nothing can ever be protected, or when a problem is an error), and all problems found.
     """
-    findings = Findings(book)
+    findings, loose = Findings(book), anys.Loose(book)
     try:
         if not is_protected(message, book):
             _refuse_idle(message, findings)
-            return None, findings.problems
+            return _open_plan(message, loose, findings), findings.problems
     except AnnotationError as error:
         findings.refused(error)
         return None, findings.problems
-    compiler = _Compiler(findings)
-    node = compiler.message(message, "", 1, ())
+    compiler = _Compiler(findings, loose)
+    try:
+        node = compiler.message(message, "", 1, ())
+    except AnnotationError as error:
+        findings.refused(error)
+        return None, findings.problems
     if any(problem.severity is Severity.ERROR for problem in findings.problems):
         return None, findings.problems
-    plan = _plan(message, node, findings.version(), tuple(sorted(compiler.labels)))
-    return plan, findings.problems
+    return _plan(message, node, findings.version(), compiler), findings.problems
 
 
 def _refuse_idle(message: Descriptor, findings: Findings) -> None:
@@ -70,40 +84,107 @@ def _refuse_idle(message: Descriptor, findings: Findings) -> None:
             )
 
 
-def _plan(message: Descriptor, node: Node, version: str, labels: tuple[str, ...]) -> Plan:
+def _open_plan(message: Descriptor, loose: anys.Loose, findings: Findings) -> Plan | None:
+    """The plan of a type of which nothing is protected but what its Anys pack; None if it can hold none."""
+    if any(problem.severity is Severity.ERROR for problem in findings.problems) or not loose.reaches(message):
+        return None
+    places = loose.places(message, "")
+    if anys.is_any(message):
+        places = iter([("value", message.fields_by_name["value"])])
+    new = GetMessageClass(message)
+
+    def copied(source: Message, _alias: Alias) -> Message:
+        target = new()
+        target.CopyFrom(source)
+        target.DiscardUnknownFields()
+        return target
+
+    return Plan(
+        descriptor=message,
+        version=findings.version(),
+        fields=tuple(_judged(path, entry, loose.rule_of(entry), findings) for path, entry in places),
+        scopes=(),
+        snapshot=steps.copier(new),
+        payers=lambda _: (),
+        unit=None,
+        build=_unopened(message),
+        build_blank=_unopened(message),
+        mechanisms=(),
+        protected=0,
+        cost=Cost.ZERO,
+        delta=0.0,
+        messages=(message.full_name,),
+        anys=Anys(loose.find, copied, copied, alone=True, extendable=loose.extendable(message)),
+    )
+
+
+def _judged(path: str, entry: FieldDescriptor, rule: int, findings: Findings) -> FieldPlan:
+    """The row of a field that holds Anys, which people should know of."""
+    name = entry.full_name
+    what = "is" if name == f"{anys.ANY}.value" else "holds"
+    findings.warn(
+        name,
+        "any",
+        f"{what} an Any: what it packs is judged at release, and types without rules {anys.FATES[rule]}; "
+        "its presence, number and type are seen",
+        "suppress it, or say `public` if all that it packs may leave as it is",
+    )
+    return FieldPlan(path, name, Kind.ANY, UNANNOTATED, unannotated=rule)
+
+
+def _unopened(message: Descriptor) -> Callable[[Message, Alias], NoReturn]:
+    def refuse(_message: Message, _alias: Alias) -> NoReturn:
+        raise ProtectionError("INTERNAL", message.full_name, "can hold an Any, and has to be opened first")
+
+    return refuse
+
+
+def _plan(message: Descriptor, node: Node, version: str, compiler: _Compiler) -> Plan:
     new = GetMessageClass(message)
     scopes = [Scope(path, cost) for path, cost, _ in node.units]
     ownerless = node.local + node.central
     if ownerless != Cost.ZERO:
         scopes.append(Scope("", ownerless))
     noised = [entry for entry in node.fields if entry.mechanism is not None]
+    # A message that can hold Anys is opened in a copy first, and its plan reads that copy.
+    fields = None if node.anys else steps.flat_fields([*node.steps, *node.bare])
+    walks, unit = [walk for _, _, walk in node.units], node.unit
+    if fields is not None and node.plain_unit is not None:
+        unit = read = units.from_values(fields, *node.plain_unit)
+        walks = [lambda values: (read(values),)]
+    build = steps.build(new, node.steps, fields, discard=node.copies)
+    build_blank = steps.build(new, node.bare, fields, discard=node.copies)
     return Plan(
         descriptor=message,
         version=version,
         fields=tuple(node.fields),
         scopes=tuple(scopes),
-        owners=_owners([walk for _, _, walk in node.units], ownerless != Cost.ZERO),
-        unit=node.unit if len(scopes) == 1 else None,
-        protect=steps.build(new, node.steps, discard=node.copies),
-        blank=steps.build(new, node.bare, discard=node.copies),
+        snapshot=steps.copier(new) if fields is None else steps.reader(fields),
+        payers=_payers(walks, ownerless != Cost.ZERO),
+        unit=unit if len(scopes) == 1 else None,
+        build=_unopened(message) if node.anys else build,
+        build_blank=_unopened(message) if node.anys else build_blank,
         mechanisms=tuple(sorted({entry.mechanism_name for entry in noised})),
-        protected=sum(entry.kind not in (Kind.PUBLIC, Kind.UNIT) for entry in node.fields),
+        protected=sum(entry.kind not in (Kind.PUBLIC, Kind.UNIT, Kind.ANY) for entry in node.fields),
         cost=sum((scope.cost for scope in scopes), Cost.ZERO),
         delta=sum(entry.delta * entry.instances for entry in noised),
-        labels=labels,
+        labels=tuple(sorted(compiler.labels)),
+        messages=tuple(sorted(compiler.messages)),
+        ownerless=(node.local, node.central),
+        anys=Anys(anys.together(node.anys), build, build_blank) if node.anys else None,
     )
 
 
-def _owners(walks: Sequence[Walk], ownerless: bool) -> Callable[[Message], Sequence[tuple[int, bytes]]]:
+def _payers(walks: Sequence[Walk], ownerless: bool) -> Callable[[Any], Sequence[tuple[int, bytes]]]:
     last = len(walks)
 
-    def owners(message: Message) -> Sequence[tuple[int, bytes]]:
+    def payers(message: Any) -> Sequence[tuple[int, bytes]]:
         found = [(index, unit) for index, walk in enumerate(walks) for unit in walk(message)]
         if ownerless:
             found.append((last, b""))
         return found
 
-    return owners
+    return payers
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +197,7 @@ class _Site:
         stack: The types that it stands in, itself included.
         share: Each field's part of its epsilon.
         unannotated: Its rule for fields without one.
+        owned: The message names a unit, or stands in one that does: that unit pays for everything in it.
     """
 
     path: str
@@ -123,6 +205,7 @@ class _Site:
     stack: tuple[str, ...]
     share: Fraction | None
     unannotated: int
+    owned: bool
 
 
 class _Compiler:
@@ -130,33 +213,59 @@ class _Compiler:
 
     Attributes:
         labels: Those of all message types on the way: a budget for one of them is not got around by wrapping it.
+        messages: The names of these types.
     """
 
-    def __init__(self, findings: Findings) -> None:
+    def __init__(self, findings: Findings, loose: anys.Loose) -> None:
         self.findings = findings
+        self.loose = loose
         self.labels: set[str] = set()
+        self.messages: set[str] = set()
+        self._places = 0
 
-    def message(self, message: Descriptor, path: str, instances: int, stack: tuple[str, ...]) -> Node:
-        """Compiles a message type at a place."""
+    def message(
+        self, message: Descriptor, path: str, instances: int, stack: tuple[str, ...], *, owned: bool = False
+    ) -> Node:
+        """Compiles a message type at a place.
+
+        Args:
+            message: The type.
+            path: What comes before the names of its fields.
+            instances: How often it occurs in one root message.
+            stack: The types that it stands in.
+            owned: A message that it stands in names a unit.
+
+        Raises:
+            AnnotationError: The plan would be too large.
+        """
         findings, node = self.findings, Node()
         rules = findings.message(message).rules
         self.labels.update(rules.labels)
-        site = _Site(
-            path, instances, (*stack, message.full_name), share(message, findings), rules.unannotated
-        )
+        self.messages.add(message.full_name)
         marked = [entry for entry in message.fields if findings.kind(entry) == "unit"]
+        site = _Site(
+            path,
+            instances,
+            (*stack, message.full_name),
+            share(message, findings),
+            rules.unannotated,
+            owned or bool(marked),
+        )
+        if len(site.stack) > DEPTH_LIMIT:
+            text = f"stands more than {DEPTH_LIMIT} messages deep, at {_short(path)}"
+            raise AnnotationError("size", message.full_name, text, "suppress a field above it")
         if len(marked) > 1:
             names = " and ".join(entry.name for entry in marked)
             findings.error(
                 message.full_name, "unit-duplicate", f"has more than one unit: {names}", "mark one"
             )
         self._odd(message)
-        read = units.add(node, marked[0], path, findings) if marked else None
+        read = units.add(node, marked[0], path, findings, owned=owned) if marked else None
         for entry in message.fields:
             if choice_of(entry) is None:
                 self._field(entry, node, site)
         for oneof in message.oneofs:
-            if len(oneof.fields) == 1:
+            if len(oneof.fields) < 2:
                 choices.refuse_idle(oneof, findings.oneof(oneof), findings)
             else:
                 members = [(entry, self._member(entry, site)) for entry in oneof.fields]
@@ -164,10 +273,21 @@ class _Compiler:
                     node, oneof, members, path=path, instances=instances, share=site.share, findings=findings
                 )
         if read is not None:
-            node.own(read, path + marked[0].name)
-        elif node.units and node.local != Cost.ZERO:
-            self._unowned(message, node, path)
+            node.own(read, path + marked[0].name, owned=owned)
+        elif node.units and not owned:
+            if node.local != Cost.ZERO:
+                self._unowned(message, node, path)
+            self._beside(message, node, path)
+        node.values = self._fitting(message.full_name, node.values)
         return node
+
+    def _fitting(self, name: str, values: int) -> int:
+        """Refuses what grows too large when everything that is missing is filled in."""
+        if values <= VALUES_LIMIT:
+            return values
+        text = f"holds {values:,} values even where nothing was set; {VALUES_LIMIT:,} are allowed"
+        self.findings.error(name, "size", text, "lower max_items, or suppress fields")
+        return 0
 
     def _unowned(self, message: Descriptor, node: Node, path: str) -> None:
         """Values beside a unit that stands deeper: it does not pay for them, nor does their message's presence hide."""
@@ -178,6 +298,17 @@ class _Compiler:
             f"has values that are not charged to the unit in {node.units[0][0].removeprefix(path)}, but to no unit",
             "mark the unit's id in the message that holds the values",
         )
+
+    def _beside(self, message: Descriptor, node: Node, path: str) -> None:
+        """A header that names a unit, beside messages that name others: these may be data of the header's unit."""
+        heads = dict.fromkeys(unit.removeprefix(path).partition(".")[0] for unit, _, _ in node.units)
+        fields = {head: message.fields_by_name[head.rstrip("[]{}")] for head in heads}
+        single = [entry for head, entry in fields.items() if head == entry.name and choice_of(entry) is None]
+        others = [entry.name for entry in fields.values() if single and _inside(entry) != _inside(single[0])]
+        if others:
+            text = f"shows which messages {' and '.join(others)} holds, and the unit in {single[0].name} does not pay"
+            fix = "if they are data of that unit, mark its id in this message"
+            self.findings.warn(message.full_name, "unit-beside", text, fix)
 
     def _odd(self, message: Descriptor) -> None:
         """What protobuf allows, and a protected message can't have."""
@@ -195,13 +326,22 @@ class _Compiler:
         return node
 
     def _field(self, entry: FieldDescriptor, node: Node, site: _Site) -> None:
+        self._places += 1
+        if self._places > PLACES_LIMIT:
+            text = (
+                f"{site.stack[0]} has more than {PLACES_LIMIT:,} fields, counted at every place where they occur; "
+                f"this is one too many at {_short(site.path + entry.name)}"
+            )
+            raise AnnotationError(
+                "size", entry.full_name, text, "suppress a field above it that holds messages"
+            )
         ruling = self.findings.field(entry)
         kind = ruling.rules.WhichOneof("kind")
         place = Place(
             entry, site.path + entry.name, ruling.origin, site.share, ruling.rules.max_items, site.instances
         )
         if kind in ("numeric", "categorical"):
-            self._noised(place, ruling.rules, kind, node)
+            self._noised(place, ruling.rules, kind, node, site)
         elif kind == "message_id":
             self._message_id(place, node)
         elif kind == "suppress":
@@ -217,10 +357,12 @@ class _Compiler:
             )
         elif kind is None and self.findings.holds_rules(entry):
             self._nested(place, node, site)
+        elif kind is None and anys.holds_any(entry):
+            self._any(place, node, site)
         elif kind is None:
             self._unruled(place, node, site)
 
-    def _noised(self, place: Place, rules: Any, kind: str, node: Node) -> None:
+    def _noised(self, place: Place, rules: Any, kind: str, node: Node, site: _Site) -> None:
         name = place.field.full_name
         try:
             plan = (plan_numeric if kind == "numeric" else plan_categorical)(place, getattr(rules, kind))
@@ -232,8 +374,10 @@ class _Compiler:
             self.findings.error(name, "resolution", str(error), "use a coarser resolution")
             return
         node.fields.append(plan)
+        node.values += plan.repeats
         if plan.model is Model.CENTRAL:
             node.central += plan.cost
+            self._aggregate(place, node, plan.repeats, site)
         else:
             node.local += plan.cost
         transform = transforms.of(plan)
@@ -241,6 +385,28 @@ class _Compiler:
             node.steps.append(steps.repeated(place.field, transform, plan.repeats))
         else:
             node.steps.append(steps.single(place.field, transform))
+
+    def _aggregate(self, place: Place, node: Node, items: int, site: _Site) -> None:
+        """An aggregate's sensitivity covers what one unit changes in it, but not that it is absent."""
+        entry = place.field
+        if site.owned:
+            self.findings.warn(
+                entry.full_name,
+                "unit-aggregate",
+                "is an aggregate, because sensitivity is set: global budgets pay for it, and the unit does not",
+                "remove sensitivity if the value is the unit's own",
+            )
+        if entry.is_repeated:
+            node.steps.append(steps.require_items(entry, items))
+        elif entry.has_presence:
+            node.steps.append(steps.require_set(entry))
+            if not entry.is_required and choice_of(entry) is None:
+                self.findings.warn(
+                    entry.full_name,
+                    "aggregate-absent",
+                    "is an aggregate, and a message without it is refused: its sensitivity does not cover absence",
+                    "always set it (a count of nothing is 0), or make it a field without presence",
+                )
 
     def _public(self, place: Place, node: Node) -> None:
         entry = place.field
@@ -261,6 +427,7 @@ class _Compiler:
         step = steps.random_id(entry)
         node.steps.append(step)
         node.bare.append(step)
+        node.values += 1
         node.fields.append(FieldPlan(place.path, entry.full_name, Kind.MESSAGE_ID, place.origin))
 
     def _drop(self, entry: FieldDescriptor, node: Node, path: str, origin: str) -> None:
@@ -270,13 +437,31 @@ class _Compiler:
         node.fields.append(FieldPlan(path, entry.full_name, Kind.SUPPRESS, origin))
 
     def _pass(self, entry: FieldDescriptor, node: Node, path: str, origin: str) -> None:
+        self._copy(entry, node)
+        node.fields.append(FieldPlan(path, entry.full_name, Kind.PUBLIC, origin))
+
+    def _copy(self, entry: FieldDescriptor, node: Node) -> None:
         step = steps.passed(entry)
         node.steps.append(step)
         node.bare.append(step)
         node.copies = node.copies or entry.message_type is not None
         if entry.is_required:
             node.gaps.append(entry.full_name)
-        node.fields.append(FieldPlan(path, entry.full_name, Kind.PUBLIC, origin))
+        node.shown.append(f"{entry.full_name} leaves as it is")
+
+    def _any(self, place: Place, node: Node, site: _Site) -> None:
+        """A field of Anys: the step copies them, after the release has protected what they pack."""
+        entry = place.field
+        rule = self.loose.rule_of(entry, site.unannotated)
+        if place.max_items:
+            text = "max_items cuts no field that holds Anys"
+            self.findings.error(entry.full_name, "max-items", text, "remove it")
+        if entry.is_required and rule == pb.MessageRules.SUPPRESS:
+            text = "is required, so its message can't be sent where the Any is dropped"
+            self.findings.error(entry.full_name, "required", text, "make it optional")
+        self._copy(entry, node)
+        node.anys.append(anys.directly(entry, rule))
+        node.fields.append(_judged(place.path, entry, rule, self.findings))
 
     def _unruled(self, place: Place, node: Node, site: _Site) -> None:
         """A field of no kind, with nothing in it that has one: the message decides."""
@@ -294,15 +479,24 @@ class _Compiler:
                 name, "unannotated", "has no annotation and leaves as it is", "say `public` if that is right"
             )
             self._pass(entry, node, place.path, UNANNOTATED)
+            self._loose(place, node)
+
+    def _loose(self, place: Place, node: Node) -> None:
+        """A message without rules that leaves as it is, but for what the Anys in it pack."""
+        entry = place.field
+        inside = anys.inside_of(entry)
+        if inside is None or not self.loose.reaches(inside, strict=True):
+            return
+        node.anys.append(anys.within(_enter(entry), self.loose.find_strictly))
+        mark = "{}." if is_map(entry) else "[]." if entry.is_repeated else "."
+        for path, field in self.loose.places(inside, place.path + mark):
+            node.fields.append(_judged(path, field, self.loose.rule_of(field), self.findings))
 
     # -- messages in messages -----------------------------------------------------------------------------------
 
     def _nested(self, place: Place, node: Node, site: _Site) -> None:
         entry = place.field
-        inside = held(entry)
-        if is_map(entry):
-            value = inside.fields_by_name["value"]
-            inside = held(value)
+        inside = _inside(entry)
         if inside.full_name in site.stack:
             text = f"{type_name(entry)} holds itself, so its loss has no bound"
             self.findings.error(entry.full_name, "recursive", text, "use suppress")
@@ -314,57 +508,128 @@ class _Compiler:
             self._single(place, inside, node, site)
 
     def _single(self, place: Place, inside: Descriptor, node: Node, site: _Site) -> None:
-        name = place.field.name
+        entry, name = place.field, place.field.name
         if place.max_items:
-            self.findings.error(
-                place.field.full_name, "max-items", "max_items is for repeated fields and maps", "remove it"
-            )
-        inner = self.message(inside, place.path + ".", place.instances, site.stack)
-        self._always(inner)
-        node.steps.append(steps.child(name, steps.run_all(inner.steps), when_set=inner.scoped))
+            text = "max_items is for repeated fields and maps"
+            self.findings.error(entry.full_name, "max-items", text, "remove it")
+        inner = self.message(inside, place.path + ".", place.instances, site.stack, owned=site.owned)
+        chosen = choice_of(entry)
+        when_set = inner.scoped and (
+            not site.owned or (chosen is not None and self.findings.oneof(chosen).rules.public)
+        )
+        if not when_set:
+            self._always(inner)
+            if inner.unit is not None:
+                self._hidden(entry, inner)
+            if inner.central != Cost.ZERO:
+                node.steps.append(steps.require_set(entry))
+            node.values += 1 + inner.values
+        node.steps.append(steps.child(name, steps.run_all(inner.steps), when_set=when_set))
         node.absorb(inner, 1, into_child(name))
 
     def _always(self, inner: Node) -> None:
         """A message that leaves even where there was none needs a value for each of its required fields."""
-        for name in () if inner.scoped else inner.gaps:
+        for name in inner.gaps:
             text = "is required, and has no value where its message leaves without having been set"
             self.findings.error(name, "required", text, "protect it, or make it optional")
 
+    def _hidden(self, entry: FieldDescriptor, inner: Node) -> None:
+        """A message that names a unit, inside of one that does: nothing may tell it from one that was not there.
+
+        Whether it is there is the outer unit's data, and the receiver sees it always. So nothing in it may leave that
+        is there only when the message is: not even a pseudonym, because no made-up one recurs as those of units do.
+        """
+        if not inner.shown:
+            return
+        shown = ", ".join(inner.shown[:_SHOWN_NAMES])
+        more = len(inner.shown) - _SHOWN_NAMES
+        self.findings.error(
+            entry.full_name,
+            "unit-nested",
+            "names a unit inside a message that names one, so its presence is data of the outer unit, and would show: "
+            + shown
+            + (f", and {more} more" if more > 0 else ""),
+            "suppress the id (unit: {form: SUPPRESSED}) and protect or suppress the rest; or suppress the field; "
+            "a member of a oneof with {public: true} shows its presence on purpose",
+        )
+
     def _repeated(self, place: Place, inside: Descriptor, node: Node, site: _Site) -> None:
-        name = place.field.name
+        entry, name = place.field, place.field.name
         items, inner = self._elements(place, inside, "[].", site)
-        self._always(inner)
-        if not inner.scoped and any(plan.kind is Kind.PUBLIC for plan in inner.fields):
-            self.findings.warn(
-                place.field.full_name,
-                "length-shown",
-                "what leaves as it is of its elements shows how many there are",
-                "protect or suppress all of their fields, if the number is data",
-            )
+        fill = site.owned or not inner.scoped
+        if fill:
+            self._always(inner)
+            if inner.scoped:
+                self._hidden(entry, inner)
+            elif inner.shown:
+                self.findings.warn(
+                    entry.full_name,
+                    "length-shown",
+                    "what leaves as it is of its elements shows how many there are",
+                    "protect or suppress all of their fields, if the number is data",
+                )
+            if inner.central != Cost.ZERO:
+                node.steps.append(steps.require_items(entry, items))
+            node.values += self._fitting(entry.full_name, items * (1 + inner.values))
         blank = GetMessageClass(inside)()
         run = steps.run_all(inner.steps)
-        node.steps.append(steps.children(name, run, items, blank, fill=not inner.scoped))
+        node.steps.append(steps.children(name, run, items, blank, fill=fill))
         node.absorb(inner, max(items, 1), over_elements(name, items))
 
     def _map(self, place: Place, inside: Descriptor, node: Node, site: _Site) -> None:
-        name = place.field.name
+        entry, name = place.field, place.field.name
         items, inner = self._elements(place, inside, "{}.", site)
+        if inner.scoped and site.owned:
+            self.findings.error(
+                entry.full_name,
+                "unit-nested",
+                "holds messages that name a unit, inside a message that names one, and its keys show how many",
+                "use a repeated message with max_items, or suppress the map",
+            )
         self.findings.warn(
-            place.field.full_name,
+            entry.full_name,
             "map-keys",
             "the keys and their number leave as they are",
             "use a repeated message if they are data",
         )
+        node.shown.append(f"the keys of {entry.full_name} leave as they are")
         node.steps.append(steps.entries(name, steps.run_all(inner.steps), items))
         node.absorb(inner, max(items, 1), over_entries(name, items))
 
     def _elements(self, place: Place, inside: Descriptor, mark: str, site: _Site) -> tuple[int, Node]:
-        """The element's node and the public length, which elements that bring a unit of their own don't need."""
+        """The element's node and the public length.
+
+        Elements that bring a unit of their own don't need one, unless an outer unit pays for them.
+        """
         items = place.max_items
-        inner = self.message(inside, place.path + mark, place.instances * max(items, 1), site.stack)
-        if items or not inner.scoped or inner.local + inner.central != Cost.ZERO:
+        instances = place.instances * max(items, 1)
+        if instances > INSTANCES_LIMIT:
+            text = (
+                f"holds up to {instances:.2g} messages in one at {_short(place.path)}, more than fit into one"
+            )
+            raise AnnotationError("size", place.field.full_name, text, "lower max_items")
+        inner = self.message(inside, place.path + mark, instances, site.stack, owned=site.owned)
+        if items or site.owned or not inner.scoped or inner.local + inner.central != Cost.ZERO:
             try:
                 items = checked_items(items)
             except BadRuleError as bad:
                 self.findings.bad(place.field.full_name, bad)
         return items, inner
+
+
+def _inside(entry: FieldDescriptor) -> Descriptor:
+    """The message type that a field holds; of a map, its values'."""
+    return held(held(entry).fields_by_name["value"]) if is_map(entry) else held(entry)
+
+
+def _short(path: str) -> str:
+    """A path for people; of a long one its beginning and its end."""
+    path = path.removesuffix(".")
+    return path if len(path) <= 120 else f"{path[:60]}...{path[-57:]}"
+
+
+def _enter(entry: FieldDescriptor) -> Callable[[Any], Iterable[Any]]:
+    """To all messages that a field holds."""
+    if is_map(entry):
+        return over_entries(entry.name, 0)
+    return over_elements(entry.name, 0) if entry.is_repeated else into_child(entry.name)

@@ -33,7 +33,7 @@ _NUMERIC_KINDS = {
     pb.Numeric.PIECEWISE: numeric.Kind.PIECEWISE,
     pb.Numeric.HYBRID: numeric.Kind.HYBRID,
 }
-# These answer only with points outside [lower, upper], or have no unbiased estimate once clamped to it.
+# These have no outputs IN_RANGE: see numeric.make.
 _NEVER_IN_RANGE = {pb.Numeric.DISCRETE_GAUSSIAN, pb.Numeric.PIECEWISE, pb.Numeric.HYBRID}
 _LOCAL_ONLY = {pb.Numeric.DUCHI, pb.Numeric.PIECEWISE, pb.Numeric.HYBRID}
 
@@ -157,7 +157,8 @@ def plan_numeric(place: Place, rules: pb.Numeric) -> FieldPlan:
         cost=cost,
         grid=grid,
         in_range=in_range,
-        refuses_nan=rules.nan == pb.Numeric.REJECT,
+        # An aggregate's sensitivity does not cover the jump from a number to the middle of the range.
+        refuses_nan=rules.nan == pb.Numeric.REJECT or not local,
         mechanism=mechanism,
     )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
 
 from dpmesh.errors import AnnotationError
+from dpmesh.policy.anys import is_any, refuse_ruled
 from dpmesh.policy.problem import BadRuleError, Problem, Severity
 from dpmesh.policy.rules import UNANNOTATED, Rulebook, Ruling
 from dpmesh.policy.types import extensions, is_map_entry
@@ -24,28 +25,59 @@ _EMPTY: tuple[tuple[type, Any], ...] = (
 def is_protected(message: Descriptor, book: Rulebook) -> bool:
     """Whether any field reachable from a message type is to be noised, replaced or suppressed; extensions too.
 
+    What an Any packs does not count: only a release can tell what it is.
+
+    Raises:
+        AnnotationError: A rule was written by a newer schema, or is for a field of google.protobuf.Any.
+    """
+    return judged(message, book)[message.full_name]
+
+
+def judged(message: Descriptor, book: Rulebook) -> dict[str, bool]:
+    """For the name of each type that a message type reaches, itself included: whether it has something to protect.
+
+    Each type is looked at once, whatever the number of ways to it.
+
     Raises:
         AnnotationError: A rule was written by a newer schema.
     """
-    seen: set[str] = set()
+    seen: set[str] = {message.full_name}
+    holders: dict[str, list[str]] = {}
+    found: set[str] = set()
     todo = [message]
     while todo:
         at = todo.pop()
-        if at.full_name in seen:
-            continue
-        seen.add(at.full_name)
-        if is_map_entry(at):
-            # Nobody can rule for an entry, only for the map and for what it holds.
-            todo += [entry.message_type for entry in at.fields if entry.message_type is not None]
-            continue
-        drops = book.message(at).rules.unannotated != pb.MessageRules.PASS
-        for entry in (*at.fields, *extensions(at)):
-            kind = book.field(entry).rules.WhichOneof("kind")
-            if kind not in (None, "public") or (kind is None and drops):
-                return True
-            if kind is None and entry.message_type is not None:
-                todo.append(entry.message_type)
-    return False
+        for entry, ruled in _fields(at, book):
+            if ruled:
+                found.add(at.full_name)
+            elif entry.message_type is not None:
+                inside = entry.message_type
+                holders.setdefault(inside.full_name, []).append(at.full_name)
+                if inside.full_name not in seen:
+                    seen.add(inside.full_name)
+                    todo.append(inside)
+    new = list(found)
+    while new:
+        above = [name for name in holders.get(new.pop(), ()) if name not in found]
+        found.update(above)
+        new += above
+    return {name: name in found for name in seen}
+
+
+def _fields(message: Descriptor, book: Rulebook) -> Iterator[tuple[FieldDescriptor, bool]]:
+    """The fields of a type that do not leave as they are on purpose, and whether there is a rule to protect them."""
+    if is_any(message):
+        refuse_ruled(message, book)  # Its content is judged at release.
+        return
+    if is_map_entry(message):
+        # Nobody can rule for an entry, only for the map and for what it holds.
+        yield from ((entry, False) for entry in message.fields)
+        return
+    drops = book.message(message).rules.unannotated != pb.MessageRules.PASS
+    for entry in (*message.fields, *extensions(message)):
+        kind = book.field(entry).rules.WhichOneof("kind")
+        if kind != "public":
+            yield entry, drops or kind is not None
 
 
 class Findings:
@@ -62,6 +94,9 @@ class Findings:
         self.problems: list[Problem] = []
         self._book = book
         self._asked: dict[str, bytes] = {}
+        # A type is met at many places, and parsing its options takes longer than all else that is done there.
+        self._known: dict[str, Ruling] = {}
+        self._judged: dict[str, bool] = {}
 
     def version(self) -> str:
         """A digest of every rule that was looked at, 16 hex digits."""
@@ -89,13 +124,16 @@ class Findings:
 
     def holds_rules(self, field: FieldDescriptor) -> bool:
         """Whether the field is a message with something to protect in it."""
-        if field.message_type is None:
+        inside = field.message_type
+        if inside is None:
             return False
-        try:
-            return is_protected(field.message_type, self._book)
-        except AnnotationError as error:
-            self.refused(error)
-            return False
+        if inside.full_name not in self._judged:
+            try:
+                self._judged.update(judged(inside, self._book))
+            except AnnotationError as error:
+                self.refused(error)
+                self._judged[inside.full_name] = False
+        return self._judged[inside.full_name]
 
     def changes(self, field: FieldDescriptor) -> bool:
         """Whether the field leaves otherwise than as it is."""
@@ -103,6 +141,13 @@ class Findings:
         return kind != "public" if kind else self.holds_rules(field)
 
     def _ask(self, ask: Callable[[Any], Ruling], element: Any) -> Ruling:
+        # Protobuf allows no two elements of one name.
+        known = self._known.get(element.full_name)
+        if known is None:
+            known = self._known[element.full_name] = self._answer(ask, element)
+        return known
+
+    def _answer(self, ask: Callable[[Any], Ruling], element: Any) -> Ruling:
         try:
             ruling = ask(element)
         except AnnotationError as error:

@@ -1,48 +1,126 @@
-"""Which message types of this process have annotations: those of all imported _pb2 modules."""
+"""Which message types and methods of this process can have rules: those of all imported _pb2 modules."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from google.protobuf.descriptor import Descriptor, FileDescriptor
+from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf.descriptor import Descriptor, FileDescriptor, MethodDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
 
 from dpmesh.policy.policy import Policy
 from dpmesh.v1 import privacy_pb2
 
+# Two pools may hold files of one name.
+_Key = tuple[DescriptorPool, str]
+
+
+def _tag() -> bytes:
+    options = descriptor_pb2.FieldOptions()
+    extension: Any = privacy_pb2.field
+    options.Extensions[extension].SetInParent()
+    return options.SerializeToString()[:-1]
+
+
+# What every annotation begins with in a serialized descriptor: the four extensions have one number.
+_ANNOTATION = _tag()
+
 
 def message_types(policy: Policy) -> Iterator[Descriptor]:
-    """All message types of imported modules that import privacy.proto or that an overlay names, innermost too.
+    """All message types of loaded files from which an annotation or an overlay can be reached, innermost too.
 
-    A file that imports privacy.proto only by way of others counts.
+    These are the files that import privacy.proto or have annotations, that hold a message type which an overlay names
+    or an extension with options extends, or that import one of these, also by way of others: a message type without
+    rules may hold others that have some.
 
     Args:
         policy: Whose overlays to look for.
     """
-    overlays = policy.rules.overlay
-    overlaid = {name.rpartition(".")[0] for names in (overlays.fields, overlays.oneofs) for name in names}
-    overlaid |= set(overlays.messages)
-    known = {privacy_pb2.DESCRIPTOR.name: True}
+    files = _files(policy)
+    overlaid = _overlaid(policy)
+    ruled = [key for key, file in files.items() if _has_rules(file, overlaid)]
+    importers: dict[_Key, list[_Key]] = {}
+    for key, file in files.items():
+        for used in file.dependencies:
+            importers.setdefault(_key(used), []).append(key)
+    found = set(ruled)
+    while ruled:
+        key = ruled.pop()
+        reaching = {*importers.get(key, ()), *_extended(files[key])} & files.keys()
+        new = [key for key in reaching if key not in found]
+        found.update(new)
+        ruled += new
+    for key, file in files.items():
+        if key in found:
+            yield from _all(file.message_types_by_name.values())
+
+
+def methods() -> Iterator[MethodDescriptor]:
+    """All methods of imported modules."""
+    for file in _imported():
+        for service in file.services_by_name.values():
+            yield from service.methods
+
+
+def _imported() -> Iterator[FileDescriptor]:
+    """The files of imported modules."""
     for module in list(sys.modules.values()):
         # Not getattr: modules that load lazily may do and raise anything then.
         file = getattr(module, "__dict__", {}).get("DESCRIPTOR")
-        if not isinstance(file, FileDescriptor):
+        if isinstance(file, FileDescriptor):
+            yield file
+
+
+def _files(policy: Policy) -> dict[_Key, FileDescriptor]:
+    """The files of all imported modules and of the overlays' types, and what these files import."""
+    todo = list(_imported())
+    for name in sorted(_overlaid(policy)):
+        try:
+            todo.append(descriptor_pool.Default().FindMessageTypeByName(name).file)
+        except KeyError:
             continue
-        annotated = _uses_annotations(file, known)
-        for descriptor in _all(file.message_types_by_name.values()):
-            if annotated or descriptor.full_name in overlaid:
-                yield descriptor
+    files: dict[_Key, FileDescriptor] = {}
+    while todo:
+        file = todo.pop()
+        if _key(file) not in files:
+            files[_key(file)] = file
+            todo += file.dependencies
+    return files
 
 
-def _uses_annotations(file: FileDescriptor, known: dict[str, bool]) -> bool:
-    """Whether a file imports privacy.proto: a message without annotations may hold others that have some."""
-    if file.name not in known:
-        known[file.name] = any(_uses_annotations(used, known) for used in file.dependencies)
-    return known[file.name]
+def _key(file: FileDescriptor) -> _Key:
+    return file.pool, file.name
 
 
-def _all(descriptors: object) -> Iterator[Descriptor]:
-    for descriptor in descriptors:  # type: ignore[attr-defined]
+def _overlaid(policy: Policy) -> set[str]:
+    """The names of the message types that overlays are about."""
+    overlays = policy.rules.overlay
+    inside = {name.rpartition(".")[0] for names in (overlays.fields, overlays.oneofs) for name in names}
+    return inside | set(overlays.messages)
+
+
+def _has_rules(file: FileDescriptor, overlaid: set[str]) -> bool:
+    # The serialized file is searched, because its imports don't tell of all annotations:
+    # `import option "dpmesh/v1/privacy.proto"` (edition 2024) is not among them.
+    if file.name == privacy_pb2.DESCRIPTOR.name or _ANNOTATION in file.serialized_pb:
+        return True
+    return bool(overlaid) and any(
+        message.full_name in overlaid for message in _all(file.message_types_by_name.values())
+    )
+
+
+def _extended(file: FileDescriptor) -> Iterator[_Key]:
+    """The files of the types that a file's extensions extend, where these have options, which may be a rule."""
+    inside = [entry for message in _all(file.message_types_by_name.values()) for entry in message.extensions]
+    for entry in (*file.extensions_by_name.values(), *inside):
+        if entry.has_options and entry.containing_type is not None:
+            yield _key(entry.containing_type.file)
+
+
+def _all(descriptors: Iterable[Descriptor]) -> Iterator[Descriptor]:
+    for descriptor in descriptors:
         if not descriptor.GetOptions().map_entry:
             yield descriptor
             yield from _all(descriptor.nested_types)

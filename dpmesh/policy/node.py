@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dpmesh.accounting import Cost
+from dpmesh.policy.anys import Find, owned_by, within
 from dpmesh.policy.plan import FieldPlan
 from dpmesh.policy.steps import Step
 
@@ -28,8 +30,13 @@ class Node:
         central: What aggregates cost.
         units: The scopes of units within: each one's path, cost, and the walk to its instances.
         unit: Reads the id of the unit that this message itself names.
+        plain_unit: The name of the field that holds that id, and what maps its value to canonical bytes, where the
+            value alone tells all.
         copies: It copies whole messages, whose unknown fields must go.
+        anys: What finds the Anys that leave with this message.
         gaps: Required fields that leave only where they were set, so that the message must have been there.
+        shown: What in it leaves only where the message was there, in words.
+        values: How many values and messages it holds, even where nothing was set.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -39,19 +46,32 @@ class Node:
     central: Cost = Cost.ZERO
     units: list[tuple[str, Cost, Walk]] = field(default_factory=list)
     unit: Callable[[Any], bytes] | None = None
+    plain_unit: tuple[str, Callable[[Any], bytes]] | None = None
     copies: bool = False
+    anys: list[Find] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)
+    values: int = 0
 
     @property
     def scoped(self) -> bool:
         """Whether an instance of this message brings its own unit, so that its presence is a report."""
         return bool(self.units)
 
-    def own(self, read: Callable[[Any], bytes], path: str) -> None:
-        """A unit pays for all local values here that no deeper unit pays for."""
+    def own(self, read: Callable[[Any], bytes], path: str, *, owned: bool) -> None:
+        """A unit pays for all local values here, those of deeper units included.
+
+        Args:
+            read: Reads its id.
+            path: Where the id stands.
+            owned: The message stands in one that names a unit. Which messages it holds is the outer unit's data,
+                so the outer unit pays for these values as well.
+        """
         self.unit = read
         self.units.insert(0, (path, self.local, lambda message: (read(message),)))
-        self.local = Cost.ZERO
+        if not owned:
+            self.local = Cost.ZERO
+        self.anys = [owned_by(read, find) for find in self.anys]
 
     def absorb(self, inner: Node, items: int, enter: Enter) -> None:
         """Takes over a nested message that occurs `items` times."""
@@ -59,21 +79,25 @@ class Node:
         self.local += inner.local.times(items)
         self.central += inner.central.times(items)
         self.copies = self.copies or inner.copies
+        self.shown += inner.shown
         self.units += [(path, cost, _through(enter, walk)) for path, cost, walk in inner.units]
+        self.anys += [within(enter, find) for find in inner.anys]
 
     def adopt(self, members: Sequence[Node]) -> None:
         """Takes over the members of a oneof, of which at most one leaves: the dearest covers all."""
         for member in members:
             self.fields += member.fields
             self.units += member.units
+            self.anys += member.anys
             self.copies = self.copies or member.copies
+            self.shown += member.shown
+        self.values += max(member.values for member in members)
         self.local += _dearest([member.local for member in members])
         self.central += _dearest([member.central for member in members])
 
 
 def _dearest(costs: Sequence[Cost]) -> Cost:
-    pure = [cost.epsilon for cost in costs if cost.epsilon is not None]
-    return Cost(epsilon=max(pure) if len(pure) == len(costs) else None, rho=max(cost.rho for cost in costs))
+    return functools.reduce(Cost.largest, costs)
 
 
 def _through(enter: Enter, walk: Walk) -> Walk:

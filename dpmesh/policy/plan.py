@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from dpmesh.accounting import Cost
 from dpmesh.noise.categorical import CategoricalMechanism
 from dpmesh.noise.numeric import NumericMechanism
+from dpmesh.policy.anys import Find
 
 # A unit's canonical bytes and the length of an epoch in seconds -> the unit's pseudonym (16 bytes) in this epoch.
 Alias = Callable[[bytes, float], bytes]
@@ -29,6 +30,8 @@ class Kind(enum.StrEnum):
     MESSAGE_ID = "message_id"
     SUPPRESS = "suppress"
     PUBLIC = "public"
+    # No annotation: a google.protobuf.Any, which is opened and judged at release.
+    ANY = "any"
 
 
 class Model(enum.StrEnum):
@@ -89,9 +92,10 @@ class FieldPlan:
         cost: What one message instance pays for it, all repeats together.
         grid: Of a numeric field.
         in_range: A numeric field's output mode.
-        refuses_nan: A message whose value is NaN is refused.
+        refuses_nan: A message whose value is NaN is refused; of an aggregate always.
         domain: Of a categorical field, in order: enum numbers, bools, strings or integers.
         mechanism: What draws each element.
+        unannotated: Of an Any: what becomes of packed types without rules (MessageRules.Unannotated).
     """
 
     path: str
@@ -110,6 +114,7 @@ class FieldPlan:
     refuses_nan: bool = False
     domain: tuple[Any, ...] | None = None
     mechanism: NumericMechanism | CategoricalMechanism | None = None
+    unannotated: int = 0
 
     @property
     def mechanism_name(self) -> str:
@@ -132,6 +137,30 @@ class Scope:
     cost: Cost
 
 
+# The path of the scope of a packed message's local values without a unit, for which the units around its Any pay.
+AROUND = "^"
+
+
+@dataclass(frozen=True, slots=True)
+class Anys:
+    """How messages of a type leave that can hold Anys. A message is opened first, in a copy of its own.
+
+    Attributes:
+        find: Finds the Anys that leave with a message.
+        protect: Maps a copy of a message, whose Anys hold protected messages already, and the pseudonym function to a
+            new, protected message.
+        blank: What `protect` is for Plan.build, for Plan.build_blank.
+        alone: Nothing else of the type is protected.
+        extendable: The type reaches types whose extensions can make it a protected one, when they are imported.
+    """
+
+    find: Find
+    protect: Callable[[Message, Alias], Message]
+    blank: Callable[[Message, Alias], Message]
+    alone: bool = False
+    extendable: tuple[Descriptor, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How messages of one type leave.
@@ -141,29 +170,57 @@ class Plan:
         version: The digest of everything that decided this plan.
         fields: All fields that the plan names, in order of declaration, depth first.
         scopes: Who pays what; a scope inside a repeated field is paid once an instance.
-        owners: Maps a message to (scope index, unit's canonical bytes) pairs. Raises ProtectionError.
-        unit: Where one unit, in the message itself, pays for all of it: reads its id. None otherwise. Raises
-            ProtectionError.
-        protect: Maps a message and the pseudonym function to a new, protected message of the same type. The
-            argument is never changed. Raises ProtectionError.
-        blank: The same, as if every value were absent: what leaves under on_exhausted = "suppress".
+        snapshot: Maps a message to what it holds at this moment, in one step that no other thread can interrupt. All
+            functions below read the snapshot only, so that what is billed is what leaves. It is a tuple of the
+            fields' values, or a copy of the message if it has more than plain fields.
+        payers: Maps a snapshot to (scope index, unit's canonical bytes) pairs. Raises ProtectionError.
+        unit: Where one unit, in the message itself, pays for all of it: maps a snapshot to the unit's canonical bytes.
+            None otherwise. Raises ProtectionError.
+        build: Maps a snapshot and the pseudonym function to a new, protected message. Raises ProtectionError.
+        build_blank: The same, as if every value were absent: what leaves under on_exhausted = "suppress".
         mechanisms: The names of all mechanisms, sorted, for telemetry.
         protected: How many fields are noised or suppressed.
         cost: The most that one message can cost all owners together.
         delta: The sum of the deltas that its Gaussians were declared with.
         labels: Of the message type and of the protected messages in it, sorted.
+        messages: The full names of the message type and of the protected messages in it, sorted.
+        ownerless: What the scope of no unit costs, in two parts: local values, for which the units pay that a message
+            with them is packed in, and aggregates.
+        anys: What opens a message that can hold Anys, without which `build` and `build_blank` refuse it. None where no
+            message of the type can hold one. `cost` counts nothing of what Anys pack.
     """
 
     descriptor: Descriptor
     version: str
     fields: tuple[FieldPlan, ...]
     scopes: tuple[Scope, ...]
-    owners: Callable[[Message], Sequence[tuple[int, bytes]]]
-    unit: Callable[[Message], bytes] | None
-    protect: Callable[[Message, Alias], Message]
-    blank: Callable[[Message, Alias], Message]
+    snapshot: Callable[[Any], Any]
+    payers: Callable[[Any], Sequence[tuple[int, bytes]]]
+    unit: Callable[[Any], bytes] | None
+    build: Callable[[Any, Alias], Message]
+    build_blank: Callable[[Any, Alias], Message]
     mechanisms: tuple[str, ...]
     protected: int
     cost: Cost
     delta: float
     labels: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
+    ownerless: tuple[Cost, Cost] = (Cost.ZERO, Cost.ZERO)
+    anys: Anys | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing is protected but what Anys pack, so that each message tells if it has to be protected."""
+        return self.anys is not None and self.anys.alone
+
+    def owners(self, message: Message) -> Sequence[tuple[int, bytes]]:
+        """What `payers` gives for a message that nobody changes."""
+        return self.payers(self.snapshot(message))
+
+    def protect(self, message: Message, alias: Alias) -> Message:
+        """What `build` makes of a message that nobody changes. The message itself is never changed."""
+        return self.build(self.snapshot(message), alias)
+
+    def blank(self, message: Message, alias: Alias) -> Message:
+        """What `build_blank` makes of a message that nobody changes."""
+        return self.build_blank(self.snapshot(message), alias)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from google.protobuf import descriptor_pool
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 
 from dpmesh.policy import overlay
@@ -13,7 +13,7 @@ from dpmesh.policy.compiler import compile_message
 from dpmesh.policy.plan import Plan
 from dpmesh.policy.problem import Problem, Severity
 from dpmesh.policy.rules import Rulebook
-from dpmesh.policy.types import is_map_entry
+from dpmesh.policy.types import extensions, is_map_entry
 from dpmesh.v1 import policy_pb2
 
 
@@ -24,14 +24,17 @@ class Policy:
         overlays: A policy file's path, a dpmesh.v1.Policy message, or None for annotations alone.
 
     Raises:
-        ConfigError: The file can't be read or does not fit the schema.
+        ConfigError: The file can't be read or does not fit the schema, or an overlay sets nothing.
     """
 
     def __init__(self, overlays: str | Path | policy_pb2.Policy | None = None) -> None:
         if isinstance(overlays, (str, Path)):
             overlays = overlay.load(overlays)
+        elif overlays is not None:
+            overlay.check(overlays)
         self.rules = Rulebook(overlays)
-        self._compiled: dict[Descriptor, tuple[Plan | None, list[Problem]]] = {}
+        # With the number of extensions that were known then, of the types whose extensions can change the answer.
+        self._compiled: dict[Descriptor, tuple[Plan | None, list[Problem], int]] = {}
 
     @property
     def digest(self) -> str:
@@ -39,12 +42,15 @@ class Policy:
         return self.rules.digest
 
     def plan(self, message: Descriptor) -> Plan | None:
-        """The plan of a message type, or None when nothing of it is protected.
+        """The plan of a message type, or None when nothing of it can ever be protected.
+
+        A type that reaches google.protobuf.Any, or a type that can be extended, always has a plan. If nothing else
+        of it is protected, the plan `is_open`; it is another one once an extension with a rule has been imported.
 
         Raises:
             AnnotationError: One of its annotations is bad.
         """
-        plan, problems = self._compile(message)
+        plan, problems, _ = self._compile(message)
         for problem in problems:
             if problem.severity is Severity.ERROR:
                 raise problem.error()
@@ -74,6 +80,10 @@ class Policy:
             return frozenset()
         return frozenset(self.rules.method(found).rules.labels)
 
+    def declares(self, method: str, pool: DescriptorPool) -> bool:
+        """Whether a proto that is loaded, or one in another pool, has a method."""
+        return any(takes_rules("methods", method, each) for each in {descriptor_pool.Default(), pool})
+
     def stray(self, pool: DescriptorPool | None = None) -> list[str]:
         """The overlays' names that no loaded proto has: misspelled, or imported too late.
 
@@ -81,20 +91,29 @@ class Policy:
             pool: Where to look; protobuf's default pool when absent.
         """
         pool = pool or descriptor_pool.Default()
-        overlays = self.rules.overlay
-        finders = (
-            (overlays.fields, lambda name: _ruled_field(pool.FindFieldByName(name))),
-            (overlays.messages, lambda name: _ruled_message(pool.FindMessageTypeByName(name))),
-            (overlays.oneofs, pool.FindOneofByName),
-            (overlays.methods, lambda name: pool.FindMethodByName(_dotted(name))),
+        return sorted(
+            name
+            for section in SECTIONS
+            for name in getattr(self.rules.overlay, section)
+            if not takes_rules(section, name, pool)
         )
-        return sorted(name for names, find in finders for name in names if not _found(find, name))
 
-    def _compile(self, message: Descriptor) -> tuple[Plan | None, list[Problem]]:
+    def _compile(self, message: Descriptor) -> tuple[Plan | None, list[Problem], int]:
         done = self._compiled.get(message)
-        if done is None:
-            done = self._compiled[message] = compile_message(message, self.rules)
+        if done is None or _extensions(done[0]) != done[2]:
+            plan, problems = compile_message(message, self.rules)
+            done = self._compiled[message] = plan, problems, _extensions(plan)
         return done
+
+
+def _extensions(plan: Plan | None) -> int:
+    """How many extensions this process knows of the types whose extensions can make another plan of an open one.
+
+    Descriptor pools have no version, but an extension that was added to one stays.
+    """
+    if plan is None or plan.anys is None:
+        return 0
+    return sum(len(extensions(message)) for message in plan.anys.extendable)
 
 
 def _dotted(method: str) -> str:
@@ -105,22 +124,48 @@ def _dotted(method: str) -> str:
     return f"{service}.{name}"
 
 
-def _ruled_field(field: FieldDescriptor) -> None:
-    """Fields for which no rule is ever looked up: extensions never leave, and a map's entries are no message."""
-    inside = field.containing_type
-    if field.is_extension or inside is None or is_map_entry(inside):
-        raise KeyError(field.full_name)
+# The sections of a policy file that hold overlays.
+SECTIONS = ("fields", "messages", "methods", "oneofs")
 
 
-def _ruled_message(message: Descriptor) -> None:
-    """A map's entries are no message whose rules are looked up."""
-    if is_map_entry(message):
-        raise KeyError(message.full_name)
+def takes_rules(section: str, name: str, pool: DescriptorPool) -> bool:
+    """Whether a pool has an element whose rules are looked up under a name.
 
-
-def _found(find, name: str) -> bool:  # type: ignore[no-untyped-def]
+    Args:
+        section: One of SECTIONS.
+        name: The element's full name, "/package.Service/Method" for methods.
+        pool: Where to look.
+    """
     try:
-        find(name)
+        _find(section, name, pool)
     except KeyError:
         return False
     return True
+
+
+def _find(section: str, name: str, pool: DescriptorPool) -> None:
+    """Finds an element that takes rules.
+
+    Raises:
+        KeyError: There is none.
+    """
+    if section == "methods":
+        pool.FindMethodByName(_dotted(name))
+    elif section == "messages":
+        _refuse_map_entry(pool.FindMessageTypeByName(name))
+    elif section == "oneofs":
+        # Not FindOneofByName, which crashes the process before protobuf 7.35 if there is none of that name.
+        message, _, oneof = name.rpartition(".")
+        pool.FindMessageTypeByName(message).oneofs_by_name[oneof]
+    else:
+        field = pool.FindFieldByName(name)
+        # Extensions of a protected message never leave, so no rule is looked up for them.
+        if field.is_extension or field.containing_type is None:
+            raise KeyError(name)
+        _refuse_map_entry(field.containing_type)
+
+
+def _refuse_map_entry(message: Descriptor) -> None:
+    """A map's entries are no message whose rules are looked up."""
+    if is_map_entry(message):
+        raise KeyError(message.full_name)

@@ -80,17 +80,75 @@ class Rulebook:
     def _ruling(
         self, element: Any, name: str, overlays: Any, options: type[_Options], extension: Any
     ) -> Ruling:
-        if name in overlays:
-            rules = overlays[name]
-            _refuse_newer(rules, name)
-            return Ruling(rules, OVERLAY)
+        if not element.has_options and name not in overlays:
+            return Ruling(options().Extensions[extension], UNANNOTATED)
         # The element may come from a descriptor pool that does not know the extension: parse its options again.
         parsed = options.FromString(element.GetOptions().SerializeToString())
+        _refuse_uninterpreted(parsed, name)
+        annotation = parsed.Extensions[extension]
+        if name in overlays:
+            rules = overlays[name]
+            _refuse_unusable(rules, name)
+            _refuse_dropped(annotation, rules, name)
+            return Ruling(rules, OVERLAY)
         if not parsed.HasExtension(extension):
-            return Ruling(parsed.Extensions[extension], UNANNOTATED)
-        rules = parsed.Extensions[extension]
-        _refuse_newer(rules, name)
-        return Ruling(rules, ANNOTATION)
+            return Ruling(annotation, UNANNOTATED)
+        _refuse_unusable(annotation, name)
+        return Ruling(annotation, ANNOTATION)
+
+
+def says_nothing(rules: Message) -> bool:
+    """Whether rules set nothing at all, so that they would count as absent."""
+    return not rules.ByteSize()
+
+
+def _refuse_unusable(rules: Message, name: str) -> None:
+    _refuse_newer(rules, name)
+    if says_nothing(rules):
+        raise AnnotationError(
+            "empty-rule", name, "has a rule that sets nothing", "say what it should do, or remove it"
+        )
+
+
+def _refuse_uninterpreted(options: Any, name: str) -> None:
+    """Refuses options that a compiler left as text: protobuf would treat the element as not annotated."""
+    for option in options.uninterpreted_option:
+        if any(part.name_part.lstrip(".").startswith("dpmesh.v1.") for part in option.name):
+            raise AnnotationError(
+                "uninterpreted",
+                name,
+                "has an annotation that its compiler did not interpret",
+                "compile the proto together with dpmesh/v1/privacy.proto",
+            )
+
+
+# What an overlay has to set if the annotation sets it: without it, the element would be open.
+_PROTECTIVE = {"kind", "unannotated", "require"}
+
+
+def _refuse_dropped(annotation: Message, overlay: Message, name: str) -> None:
+    """Refuses an overlay that would remove part of the annotation by saying nothing about it."""
+    dropped = sorted((_settings(annotation) & _PROTECTIVE) - _settings(overlay))
+    if dropped:
+        raise AnnotationError(
+            "overlay-drops",
+            name,
+            f"its overlay replaces the annotation as a whole, but leaves out its {' and '.join(dropped)}",
+            f"set {' and '.join(dropped)} in the overlay",
+        )
+
+
+def _settings(rules: Message) -> set[str]:
+    """What rules set, by name; `kind` for every kind, also one of a newer schema."""
+    found = {
+        field.containing_oneof.name
+        if field.containing_oneof is not None and len(field.containing_oneof.fields) > 1
+        else field.name
+        for field, _ in rules.ListFields()
+    }
+    if isinstance(rules, privacy_pb2.FieldRules) and len(UnknownFieldSet(rules)):
+        found.add("kind")
+    return found
 
 
 def _refuse_newer(rules: Message, name: str) -> None:
@@ -103,10 +161,11 @@ def _refuse_newer(rules: Message, name: str) -> None:
             "upgrade dpmesh",
         )
     for field, value in rules.ListFields():
-        if field.type == FieldDescriptor.TYPE_ENUM and not _knows(field, value):
-            raise AnnotationError("newer-schema", name, f"has an unknown {field.name}", "upgrade dpmesh")
-        if field.type == FieldDescriptor.TYPE_MESSAGE:
-            _refuse_newer(value, name)
+        for each in value if field.is_repeated else (value,):
+            if field.type == FieldDescriptor.TYPE_ENUM and not _knows(field, each):
+                raise AnnotationError("newer-schema", name, f"has an unknown {field.name}", "upgrade dpmesh")
+            if field.type == FieldDescriptor.TYPE_MESSAGE:
+                _refuse_newer(each, name)
 
 
 def _knows(field: FieldDescriptor, number: int) -> bool:

@@ -7,13 +7,15 @@ extensions and suppressed fields need no code to stop them. The caller's message
 from __future__ import annotations
 
 import keyword
+import operator
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from dpmesh.errors import ProtectionError
 from dpmesh.noise.codes import function, joint, taking
 from dpmesh.policy.plan import Alias
 from dpmesh.policy.transforms import Transform
@@ -67,60 +69,145 @@ def repeated(field: FieldDescriptor, transform: Transform, items: int) -> Step:
     return plain
 
 
-def build(new: type[Message], steps: Sequence[Step], *, discard: bool) -> Callable[[Message, Alias], Message]:
-    """What makes a protected message from another one.
+def flat_fields(steps: Iterable[Step]) -> list[str] | None:
+    """The names of the fields that steps read, each once, or None if a step needs more than the values of fields."""
+    names: dict[str, None] = {}
+    for step in steps:
+        if not isinstance(step, tuple):
+            return None
+        name, transform = step
+        if transform.reads:
+            names[name] = None
+    return list(names)
+
+
+def reader(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """What reads several fields of a message at once.
+
+    It is one call into C, during which no other thread runs Python: so all values are of one moment, whatever another
+    thread makes of the message. No other field is touched, however large it is.
+    """
+    if len(names) > 1:
+        return operator.attrgetter(*names)
+    if not names:
+        return lambda _message: ()
+    read = operator.attrgetter(names[0])
+    return lambda message: (read(message),)
+
+
+def copier(new: type[Message]) -> Callable[[Any], Message]:
+    """What copies a whole message of a class, with all that is in it.
+
+    It is one call into C, as in `reader`. It takes time in proportion to the message's size, suppressed fields
+    included.
+    """
+    return new.__deepcopy__
+
+
+def require_set(field: FieldDescriptor) -> Step:
+    """Refuses a message that lacks a field with an aggregate: no default may stand in for it."""
+    name, full_name = field.name, field.full_name
+
+    def step(source: Any, _target: Any, _alias: Alias) -> None:
+        if not source.HasField(name):
+            raise ProtectionError("MISSING_AGGREGATE", full_name, "is absent, and holds an aggregate: set it")
+
+    return step
+
+
+def require_items(field: FieldDescriptor, items: int) -> Step:
+    """Refuses a message with fewer elements than it shows, where they hold aggregates."""
+    name, full_name = field.name, field.full_name
+    text = f"has fewer elements than its max_items of {items}, and they hold aggregates: fill it up"
+
+    def step(source: Any, _target: Any, _alias: Alias) -> None:
+        if len(getattr(source, name)) < items:
+            raise ProtectionError("MISSING_AGGREGATE", full_name, text)
+
+    return step
+
+
+def build(
+    new: type[Message], steps: Sequence[Step], fields: Sequence[str] | None, *, discard: bool
+) -> Callable[[Any, Alias], Message]:
+    """What makes a protected message from the snapshot of another one.
 
     Args:
         new: The message class.
         steps: What writes its fields.
+        fields: The snapshot holds the values of these fields, in this order. None: it is a message.
         discard: The steps copy whole messages, whose unknown fields must go.
     """
+    first = "target = new()"
+    read: Callable[[str], str] = _attribute
+    if fields is not None:
+        values = {name: f"in{number}" for number, name in enumerate(fields)}
+        read = values.__getitem__
+        if fields:
+            first = f"{', '.join(values.values())}, = source\n{first}"
     last = "target.DiscardUnknownFields()" if discard else ""
-    made: Callable[[Message, Alias], Message] = _compiled(
-        "source, alias", steps, "target = new()", last, "target", {"new": new}
+    made: Callable[[Any, Alias], Message] = _compiled(
+        "source, alias", steps, first, last, "target", {"new": new}, read
     )
     return made
 
 
 def run_all(steps: Sequence[Step]) -> Run:
     """What writes the protected fields of one message to another."""
-    run: Run = _compiled("source, target, alias", steps, "", "", "None", {})
+    run: Run = _compiled("source, target, alias", steps, "", "", "None", {}, _attribute)
     return run
 
 
 def _compiled(
-    arguments: str, steps: Sequence[Step], first: str, last: str, result: str, known: dict[str, Any]
+    arguments: str,
+    steps: Sequence[Step],
+    first: str,
+    last: str,
+    result: str,
+    known: dict[str, Any],
+    read: Callable[[str], str],
 ) -> Any:
     """All steps of one message type, as one function that takes all its randomness from one pool.
 
     Every message goes through it: between two RPCs, when the processor's caches hold other things, each function and
     each object that it touches costs more than what is done there.
     """
-    inlined = [(number, step) for number, step in enumerate(steps) if isinstance(step, tuple)]
-    codes = {number: f"code{number}" for number, _ in inlined}
+    drawn = {
+        number: step[1].codes
+        for number, step in enumerate(steps)
+        if isinstance(step, tuple) and step[1].codes is not None
+    }
     lines = [first]
     for number, step in enumerate(steps):
         if isinstance(step, tuple):
             name, transform = step
             text, names = transform.marked(str(number))
-            read, write = _attribute(name)
-            lines += [f"value = {read}", f"code = {codes[number]}", text, write]
+            lines += [f"value = {read(name)}"] if transform.reads else []
+            lines += [f"code = code{number}"] if number in drawn else []
+            lines += [text, _assignment(name)]
             known.update(names)
         else:
             known[f"step{number}"] = step
             lines.append(f"step{number}(source, target, alias)")
     body = "\n".join([*lines, last])
-    if not inlined:
+    if not drawn:
         return function("protect", arguments, body, result, known)
-    stock = joint([transform.codes for _, (_, transform) in inlined])
-    return taking(stock, "protect", arguments, ", ".join(codes.values()) + ",", body, result, **known)
+    codes = "".join(f"code{number}, " for number in drawn)
+    return taking(joint(list(drawn.values())), "protect", arguments, codes, body, result, **known)
 
 
-def _attribute(name: str) -> tuple[str, str]:
-    """What reads a field of the source, and what writes it to the target."""
-    if name.isidentifier() and not keyword.iskeyword(name):
-        return f"source.{name}", f"target.{name} = out"
-    return f"getattr(source, {name!r})", f"setattr(target, {name!r}, out)"
+def _attribute(name: str) -> str:
+    """What reads a field of the source."""
+    return f"source.{name}" if _plain(name) else f"getattr(source, {name!r})"
+
+
+def _assignment(name: str) -> str:
+    """What writes a field of the target."""
+    return f"target.{name} = out" if _plain(name) else f"setattr(target, {name!r}, out)"
+
+
+def _plain(name: str) -> bool:
+    return name.isidentifier() and not keyword.iskeyword(name)
 
 
 def child(name: str, run: Run, *, when_set: bool) -> Step:
@@ -202,29 +289,28 @@ def emptied(field: FieldDescriptor) -> Run:
     return lambda _source, target, _alias: setattr(target, name, default)
 
 
-def random_id(field: FieldDescriptor) -> Run:
+def random_id(field: FieldDescriptor) -> Step:
     """Writes 128 bits from the operating system, whatever the source holds."""
-    name = field.name
     draw: Callable[[int], str | bytes] = (
         secrets.token_hex if field.type == F.TYPE_STRING else secrets.token_bytes
     )
-    return lambda _source, target, _alias: setattr(target, name, draw(_ID_BYTES))
+    return field.name, Transform(None, f"out = draw@({_ID_BYTES})", {"draw@": draw}, reads=False)
 
 
 def passed(field: FieldDescriptor) -> Step:
     """Copies a field as it is, but for extensions."""
     copy, name = _copied(field), field.name
-    if field.message_type is None or not may_extend(field.message_type):
+    if isinstance(copy, tuple) or field.message_type is None or not may_extend(field.message_type):
         return copy
 
     def bare(source: Any, target: Any, alias: Alias) -> None:
         copy(source, target, alias)
-        _drop_extensions(target, only=name)
+        drop_extensions(target, only=name)
 
     return bare
 
 
-def _drop_extensions(message: Any, only: str = "") -> None:
+def drop_extensions(message: Any, only: str = "") -> None:
     """Clears the extensions in a message and in all messages within; or only those within one field."""
     for field, value in message.ListFields():
         if only and field.name != only:
@@ -234,13 +320,13 @@ def _drop_extensions(message: Any, only: str = "") -> None:
         elif is_map(field):
             if field.message_type.fields_by_name["value"].message_type is not None:
                 for inner in value.values():
-                    _drop_extensions(inner)
+                    drop_extensions(inner)
         elif field.message_type is not None:
             for inner in value if field.is_repeated else (value,):
-                _drop_extensions(inner)
+                drop_extensions(inner)
 
 
-def _copied(field: FieldDescriptor) -> Run:
+def _copied(field: FieldDescriptor) -> Step:
     """Copies a field with all that is in it."""
     name = field.name
     if field.is_repeated:
@@ -259,4 +345,4 @@ def _copied(field: FieldDescriptor) -> Run:
                 setattr(target, name, getattr(source, name))
 
         return optional
-    return lambda source, target, _alias: setattr(target, name, getattr(source, name))
+    return name, Transform(None, "out = value", {})

@@ -23,14 +23,17 @@ class Transform:
     """What a field's plan does to each of its values.
 
     Attributes:
-        codes: The randomness that one value takes.
-        text: Python statements from a `value` and a `code` to what leaves, `out`.
+        codes: The randomness that one value takes; None where nothing is drawn.
+        text: Python statements from a `value`, a `code` (where something is drawn) and the `alias` function to what
+            leaves, `out`.
         known: What they refer to, by names that end in "@".
+        reads: The statements use the value; otherwise the field is not even read.
     """
 
-    codes: Codes
+    codes: Codes | None
     text: str
     known: Mapping[str, Any]
+    reads: bool = True
 
     def marked(self, mark: str) -> tuple[str, dict[str, Any]]:
         """The text, and what it refers to, with names that end in `mark`."""
@@ -40,6 +43,7 @@ class Transform:
 
     def function(self) -> Callable[[Any], Any]:
         """The same as a function of the value alone."""
+        assert self.codes is not None
         text, known = self.marked("")
         stock = pool.shared(self.codes.key, self.codes.block)
         transform: Callable[[Any], Any] = taking(stock, "transform", "value", "code", text, "out", **known)
@@ -86,7 +90,7 @@ def _number(grid: Grid, value: float) -> str:
 
 def _refusal(name: str) -> Callable[[], NoReturn]:
     def refuse() -> NoReturn:
-        raise ProtectionError("NOT_A_NUMBER", name, "is NaN, which its rule refuses")
+        raise ProtectionError("NOT_A_NUMBER", name, "is NaN, which is refused")
 
     return refuse
 
@@ -96,6 +100,10 @@ def categorical(plan: FieldPlan) -> Transform:
     assert plan.domain is not None
     assert plan.mechanism is not None
     codes = plan.mechanism.codes
-    text = f"x = index_of@(value, 0)\n{codes.decode}\nout = values@[y]"
+    index = "index_of@(value, 0)"
+    if isinstance(plan.domain[0], str):
+        # Looking a text up takes time in proportion to its length, which the domain bounds.
+        index += f" if len(value) <= {max(map(len, plan.domain))} else 0"
+    text = f"x = {index}\n{codes.decode}\nout = values@[y]"
     indexes = {value: index for index, value in enumerate(plan.domain)}
     return Transform(codes, text, {"index_of@": indexes.get, "values@": plan.domain})

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dpmesh import extras
+
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
 
@@ -51,7 +53,8 @@ def configure_from_environment() -> Callable[[], None] | None:
             except ImportError:
                 log.warning(
                     "nothing is exported: OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry's SDK and its "
-                    "OTLP exporter are not installed; pip install 'dpmesh[otel]'"
+                    "OTLP exporter are not installed; %s",
+                    extras.install("otel"),
                 )
         return _flush
 

@@ -82,7 +82,7 @@ class OneofRules(_message.Message):
     def __init__(self, epsilon: _Optional[float] = ..., public: bool = ...) -> None: ...
 
 class Unit(_message.Message):
-    __slots__ = ("form", "epoch")
+    __slots__ = ("form", "epoch", "normalize")
     class Form(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         PSEUDONYM: _ClassVar[Unit.Form]
@@ -91,11 +91,23 @@ class Unit(_message.Message):
     PSEUDONYM: Unit.Form
     SUPPRESSED: Unit.Form
     RAW: Unit.Form
+    class Normalization(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        AS_IS: _ClassVar[Unit.Normalization]
+        NFC: _ClassVar[Unit.Normalization]
+        CASE_FOLD: _ClassVar[Unit.Normalization]
+        STRIP: _ClassVar[Unit.Normalization]
+    AS_IS: Unit.Normalization
+    NFC: Unit.Normalization
+    CASE_FOLD: Unit.Normalization
+    STRIP: Unit.Normalization
     FORM_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZE_FIELD_NUMBER: _ClassVar[int]
     form: Unit.Form
     epoch: _duration_pb2.Duration
-    def __init__(self, form: _Optional[_Union[Unit.Form, str]] = ..., epoch: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    normalize: _containers.RepeatedScalarFieldContainer[Unit.Normalization]
+    def __init__(self, form: _Optional[_Union[Unit.Form, str]] = ..., epoch: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., normalize: _Optional[_Iterable[_Union[Unit.Normalization, str]]] = ...) -> None: ...
 
 class Numeric(_message.Message):
     __slots__ = ("lower", "upper", "epsilon", "delta", "mechanism", "resolution", "output", "sensitivity", "nan")

@@ -9,7 +9,7 @@ so that who only wants noise does not load certificates.
 
 from typing import TYPE_CHECKING, Any
 
-from dpmesh_grpc.coverage import aio_client_interceptors, check_channel
+from dpmesh_grpc.coverage import aio_client_interceptors, check_channel, check_server
 from dpmesh_grpc.server import aio_server_interceptors
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ __all__ = [
     "aio_client_interceptors",
     "aio_server_interceptors",
     "check_channel",
+    "check_server",
     "issuer_keys",
     "peer_interceptor",
     "report_health",

@@ -23,6 +23,7 @@ from dpmesh_grpc import status
 from dpmesh_grpc.announcing import TICKET_KEY, SyncAnnouncing, announcing
 from dpmesh_grpc.server import rebuilt
 from dpmesh_grpc.status import Failure
+from dpmesh_grpc.threads import result_of
 
 log = logging.getLogger("dpmesh.grpc")
 
@@ -175,7 +176,7 @@ def _generator(function: Any, gate: _Gate) -> Any:
 
 def _enter(gate: _Gate, context: Any, loop: asyncio.AbstractEventLoop) -> Any:
     """The context for a handler in an executor, or None if the RPC was refused."""
-    decision = asyncio.run_coroutine_threadsafe(gate.decide(context), loop).result()
+    decision = result_of(gate.decide(context), loop)
     if isinstance(decision, Failure):
         context.set_code(decision.code)
         context.set_details(decision.text)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Iterator
 from typing import Any
 
 import grpc.aio
 
-from dpmesh.errors import DpmeshError
+from dpmesh.errors import ConfigError, DpmeshError
 from dpmesh.mesh import Mesh
 from dpmesh_grpc import status
 from dpmesh_grpc.calls import (
@@ -21,12 +23,22 @@ from dpmesh_grpc.calls import (
 )
 from dpmesh_grpc.lanes import Lane, Methods
 
+log = logging.getLogger("dpmesh.grpc")
+
 # The metadata key that says that a sender protects, with its policy's digest as the value.
 POLICY_KEY = "dpmesh-policy"
 # Chooses a call's compression in gRPC; the size of what was compressed tells what it said.
 COMPRESSION_KEY = "grpc-internal-encoding-request"
 _PLAIN = (COMPRESSION_KEY, "identity")
 _OURS = (POLICY_KEY, COMPRESSION_KEY)
+TWICE = (
+    "dpmesh's interceptors are given twice, and would charge for each message twice; "
+    "give them once: interceptors=[*aio_client_interceptors(mesh), ...]"
+)
+SYNCHRONOUS = (
+    "dpmesh's interceptors are for grpc.aio: use grpc.aio.insecure_channel or grpc.aio.secure_channel, and "
+    "grpc.aio.server; synchronous gRPC is not supported yet"
+)
 
 
 class Sender:
@@ -40,9 +52,14 @@ class Sender:
     def __init__(self, mesh: Mesh, consumer: str = "") -> None:
         self._mesh = mesh
         self._methods = Methods(mesh, consumer)
+        self._warned = False
 
     def send_one(self, continuation: Any, details: Any, request: Any, refused_type: Any) -> Awaitable[Any]:
         """Releases the request, and only then lets the RPC begin."""
+        if more_follow(continuation):
+            twice = self._twice()
+            if twice is not None:
+                return _done(_refused(refused_type, twice))
         lane = self._methods[details.method].request
         left = details.timeout
         if left is None or left > 0:
@@ -83,6 +100,10 @@ class Sender:
 
     async def send_many(self, continuation: Any, details: Any, requests: Any, call_type: Any) -> Any:
         """Lets the RPC begin with a stream in which each request is released as gRPC asks for it."""
+        if more_follow(continuation):
+            twice = self._twice()
+            if twice is not None:
+                raise status.rpc_error(status.refusal(twice))
         lane = self._methods[details.method].request
         if lane.protected is False:
             return await continuation(details, requests)
@@ -92,22 +113,31 @@ class Sender:
         outcome = Outcome()
         return call_type(await continuation(details, _released(lane, requests, outcome)), outcome)
 
+    def _twice(self) -> ConfigError | None:
+        """Why an RPC is refused whose requests would be protected twice, or None in observe mode, which only warns."""
+        if not self._mesh.observing:
+            return ConfigError(TWICE)
+        if not self._warned:
+            self._warned = True
+            log.warning("observe mode: RPCs would be refused: %s", TWICE)
+        return None
+
     def _marked(self, metadata: Any, *, attest: bool) -> grpc.aio.Metadata:
         """Metadata that turns compression off, and may carry the mark of a sender that protects."""
         mark = ((POLICY_KEY, self._mesh.policy_digest), _PLAIN) if attest else (_PLAIN,)
-        return LazyMetadata(
-            (*(pair for pair in metadata if pair[0] not in _OURS), *mark) if metadata else mark
-        )
+        if metadata:
+            return LazyMetadata(*[pair for pair in metadata if pair[0] not in _OURS], *mark)
+        return LazyMetadata(*mark)
 
 
 class LazyMetadata(grpc.aio.Metadata):  # type: ignore[misc]
     """The same as its base, which takes as long to fill as a message takes to be released.
 
     Args:
-        pairs: Keys and values.
+        *pairs: Keys and values.
     """
 
-    def __init__(self, pairs: tuple[tuple[str, str | bytes], ...]) -> None:
+    def __init__(self, *pairs: tuple[str, str | bytes]) -> None:
         self._pairs = pairs
 
     def __getattr__(self, name: str) -> Any:
@@ -122,6 +152,27 @@ class LazyMetadata(grpc.aio.Metadata):  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[tuple[str, str | bytes]]:
         return super().__iter__() if "_metadata" in self.__dict__ else iter(self._pairs)
+
+    # The base takes only operands of the class of `self`, which would leave its own objects out.
+
+    def __add__(self, other: Any) -> Any:
+        return grpc.aio.Metadata(*self) + other
+
+    def __eq__(self, other: object) -> bool:
+        return bool(grpc.aio.Metadata(*self) == other)
+
+    __hash__ = None  # type: ignore[assignment]  # It can be changed.
+
+
+def more_follow(continuation: Any) -> bool:
+    """Whether more of dpmesh's interceptors follow on a channel: its requests would be charged for, and noised, twice.
+
+    Args:
+        continuation: What gRPC gives an interceptor to go on with. The interceptors that are left are its first
+            argument.
+    """
+    left = continuation.args[0] if isinstance(continuation, functools.partial) and continuation.args else ()
+    return isinstance(left, list) and any(isinstance(other, _Interceptor) for other in left)
 
 
 async def _done(call: Any) -> Any:
@@ -191,6 +242,19 @@ async def _each(requests: Iterable[Any]) -> AsyncIterator[Any]:
 class _Interceptor:
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
+
+
+class _OfSynchronousGrpc(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
+    """Stands where Python looks, when `grpc.intercept_channel` asks whether it has an interceptor of its own kind.
+
+    Without it gRPC says only that it wants another class.
+    """
+
+    @classmethod
+    def __subclasshook__(cls, kind: type) -> Any:
+        if issubclass(kind, _Interceptor):
+            raise ConfigError(SYNCHRONOUS)
+        return NotImplemented
 
 
 # What these return is awaited by gRPC; a coroutine of their own would only pass it on.

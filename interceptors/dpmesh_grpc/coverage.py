@@ -1,7 +1,9 @@
-"""Coverage: all arities of a channel are protected, or none of its RPCs should be made."""
+"""Coverage: all arities of a channel are protected once, and so is a server, or no RPC should be made."""
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import grpc.aio
@@ -9,12 +11,14 @@ import grpc.aio
 from dpmesh.errors import ConfigError
 from dpmesh.mesh import Mesh
 from dpmesh_grpc.client import (
+    TWICE,
     Sender,
     StreamStreamInterceptor,
     StreamUnaryInterceptor,
     UnaryStreamInterceptor,
     UnaryUnaryInterceptor,
 )
+from dpmesh_grpc.server import ServerInterceptor
 
 # Where grpc.aio.Channel keeps the interceptors of each arity, and ours for it.
 _LISTS = (
@@ -92,3 +96,43 @@ def check_channel(channel: grpc.aio.Channel) -> None:
                 f"{arity} RPCs of this channel have {count} of dpmesh's interceptors instead of 1; "
                 "pass interceptors=[*aio_client_interceptors(mesh), ...] once"
             )
+
+
+def refuse_twice(interceptors: Iterable[Any]) -> None:
+    """Refuses interceptors for a channel among which dpmesh's are more than once.
+
+    Raises:
+        ConfigError: They are.
+    """
+    found = [type(interceptor) for interceptor in interceptors]
+    if any(found.count(ours) > 1 for _, ours in _LISTS):
+        raise ConfigError(TWICE)
+
+
+def check_server(server: grpc.aio.Server) -> None:
+    """Asserts that a server has dpmesh's interceptor, exactly once.
+
+    Call it once where the server is made. A second one would charge for each response twice.
+
+    Raises:
+        ConfigError: It has none, or more than one, or it is no grpc.aio server.
+    """
+    count = count_on(server)
+    if count != 1:
+        raise ConfigError(
+            f"this server has {count} of dpmesh's interceptors instead of 1; "
+            "pass interceptors=[..., *aio_server_interceptors(mesh)] once"
+        )
+
+
+def count_on(server: Any) -> int:
+    """How many of dpmesh's interceptors a server has.
+
+    Raises:
+        ConfigError: It is no grpc.aio server.
+    """
+    if not isinstance(server, grpc.aio.Server):
+        raise ConfigError("not a grpc.aio server: it does not say which interceptors it has")
+    # gRPC keeps them in its compiled part, which tells nobody but the garbage collector what it holds.
+    held = [found for found in gc.get_referents(server._server) if isinstance(found, (tuple, list))]
+    return sum(isinstance(each, ServerInterceptor) for found in held for each in found)

@@ -9,11 +9,14 @@ import signal
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
-from dpmesh.errors import LedgerError
+from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.mesh import Mesh
+from dpmesh_grpc.coverage import count_on
+from dpmesh_grpc.server import TWICE
 
 log = logging.getLogger("dpmesh.grpc")
 
@@ -34,7 +37,12 @@ async def report_health(server: Any, mesh: Mesh, services: Sequence[str] = ()) -
         server: A grpc.aio server that is not started yet.
         mesh: Whose ledger counts, opened.
         services: Names of services that are asked for by themselves; the server as a whole ("") always can be.
+
+    Raises:
+        ConfigError: The server has dpmesh's interceptors twice.
     """
+    if isinstance(server, grpc.aio.Server) and count_on(server) > 1:
+        raise ConfigError(TWICE)
     servicer = _Health()
     names = ("", *services)
     for name in names:

@@ -14,13 +14,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from google.protobuf import message_factory
+from google.protobuf.message import DecodeError
 
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.authority import issuer_name
 from dpmesh.identity.identity import Identity, trust_domain
-from dpmesh.identity.issuer import NO_TOKENS, TEXTS, Issuer
+from dpmesh.identity.issuer import BAD_MESSAGE, BUSY, NO_REQUEST, NO_TOKENS, TEXTS, Issuer
 from dpmesh.identity.keys import key_pem, new_key
 from dpmesh.identity.proof import RENEW, prove
+from dpmesh.v1 import identity_pb2
 from dpmesh.v1 import identity_pb2_grpc as rpc
 from dpmesh.v1.identity_pb2 import (
     Certificate,
@@ -40,9 +43,20 @@ TIMEOUT = 10.0
 """Seconds that a client waits for the issuer."""
 
 _LARGEST = 512 * 1024  # bytes of a request; a thousand blinded messages are half of it
-_CONCURRENT = 1000  # RPCs that the server holds at once; more are told to come later
-_CONNECTION_AGE = 60_000  # milliseconds; a connection would outlive the certificate otherwise
-_GRACE = 5.0  # seconds that RPCs under way get when the server stops
+_CONCURRENT = 1000  # requests that the server works on at once; more are told to come later
+_WAITING = 1000  # RPCs whose requests are still to come; the oldest gives way to a new one
+_ARRIVAL = 5.0  # seconds that a request may take to come
+_GRACE = 2.0  # seconds that RPCs under way get when the server stops
+# A stranger can open connections and RPCs: what each of them holds is bounded in number and in time.
+_OPTIONS = (
+    ("grpc.max_receive_message_length", _LARGEST),
+    ("grpc.so_reuseport", 0),  # Two issuers on one port would be a mistake.
+    ("grpc.max_concurrent_streams", 16),  # of one connection; a device needs one
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 10_000),
+    ("grpc.max_connection_age_ms", 60_000),  # A connection would outlive the certificate otherwise.
+    ("grpc.max_connection_age_grace_ms", 10_000),
+)
 
 _FAILED = "the issuer failed"
 _STATUS = {
@@ -96,6 +110,86 @@ class IssuerService(rpc.IssuerServiceServicer):
         return await _answer(self._issuer.sign_tokens(request), context)
 
 
+class _Arrivals:
+    """RPCs whose requests are still to come.
+
+    gRPC counts an RPC as soon as its headers are there, and waits for its request without a limit. A client that sends
+    no request would hold a place for ever. So handlers take requests as streams of one message, and wait here. A new
+    RPC is never refused: it takes the place of the one that has waited longest.
+    """
+
+    def __init__(self) -> None:
+        self._timers: dict[asyncio.Timeout, None] = {}  # in the order of their ends
+
+    async def request(self, context: Any) -> bytes | None:
+        """The one message of an RPC, or None if it did not come."""
+        if len(self._timers) >= _WAITING:
+            self._end(next(iter(self._timers)))
+        try:
+            async with asyncio.timeout(_ARRIVAL) as timer:
+                self._timers[timer] = None
+                message = await context.read()
+        except TimeoutError:
+            return None
+        finally:
+            self._timers.pop(timer, None)
+        return None if message is grpc.aio.EOF else message
+
+    def close(self) -> None:
+        """Ends all that wait."""
+        for timer in list(self._timers):
+            self._end(timer)
+
+    def _end(self, timer: asyncio.Timeout) -> None:
+        del self._timers[timer]
+        if not timer.expired():
+            timer.reschedule(asyncio.get_running_loop().time())
+
+
+class _Handlers:
+    """The methods of the service, each with limits for how long a request may take to come, and how many there are.
+
+    Args:
+        service: Answers requests.
+    """
+
+    def __init__(self, service: IssuerService) -> None:
+        self._service = service
+        self._busy = 0
+        self.arrivals = _Arrivals()
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Registers all methods."""
+        service = identity_pb2.DESCRIPTOR.services_by_name["IssuerService"]
+        methods = {method.name: self._handler(method) for method in service.methods}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, methods),))
+
+    def _handler(self, method: Any) -> Any:
+        request_type = message_factory.GetMessageClass(method.input_type)
+        answer = getattr(self._service, method.name)
+
+        async def handle(_: Any, context: Any) -> Any:
+            received = await self.arrivals.request(context)
+            if received is None:
+                return await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, NO_REQUEST)
+            if self._busy >= _CONCURRENT:
+                return await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, BUSY)
+            try:
+                request = request_type.FromString(received)
+            except DecodeError:
+                request = None
+            if request is None:
+                return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, BAD_MESSAGE)
+            self._busy += 1
+            try:
+                return await answer(request, context)
+            finally:
+                self._busy -= 1
+
+        serializer = message_factory.GetMessageClass(method.output_type).SerializeToString
+        return grpc.stream_unary_rpc_method_handler(handle, response_serializer=serializer)
+
+
 async def _answer(response: Awaitable[_T], context: Any) -> _T:
     try:
         return await response
@@ -132,14 +226,9 @@ async def issuer_server(issuer: Issuer, address: str) -> AsyncIterator[int]:
         ConfigError: It can't listen there.
         IdentityError: EXPIRED: the authority is over.
     """
-    options = (
-        ("grpc.max_receive_message_length", _LARGEST),
-        ("grpc.so_reuseport", 0),  # Two issuers on one port would be a mistake.
-        ("grpc.max_connection_age_ms", _CONNECTION_AGE),
-        ("grpc.max_connection_age_grace_ms", _CONNECTION_AGE),
-    )
-    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_CONCURRENT)
-    rpc.add_IssuerServiceServicer_to_server(IssuerService(issuer), server)  # type: ignore[no-untyped-call]
+    server = grpc.aio.server(options=_OPTIONS)
+    handlers = _Handlers(IssuerService(issuer))
+    handlers.add_to(server)
     certificates = _ServerCertificates(issuer)
     credentials = grpc.dynamic_ssl_server_credentials(certificates.first, certificates)
     try:
@@ -150,6 +239,7 @@ async def issuer_server(issuer: Issuer, address: str) -> AsyncIterator[int]:
     try:
         yield port
     finally:
+        handlers.arrivals.close()
         await server.stop(_GRACE)
 
 

@@ -35,8 +35,8 @@ class Lane:
         consumer: Who receives it, for quotas.
 
     Attributes:
-        protected: Whether the declared type has anything to protect; None as long as there is no declared type, so
-            that each message's own type decides.
+        protected: Whether the declared type has anything to protect. None where each message decides: there is no
+            declared type, or it can hold google.protobuf.Any or extensions.
         release: Releases one message on its own. Messages of a stream share a `stream()`.
     """
 
@@ -157,9 +157,9 @@ class Lane:
         return issubclass(kind, Message) and self._mesh.protects(kind)
 
 
-def _protected(mesh: Mesh, declared: Descriptor) -> bool:
+def _protected(mesh: Mesh, declared: Descriptor) -> bool | None:
     try:
-        return mesh.protects(message_factory.GetMessageClass(declared))
+        return mesh.protection(message_factory.GetMessageClass(declared))
     except AnnotationError:
         return True  # Releasing a message says what is wrong with it.
 

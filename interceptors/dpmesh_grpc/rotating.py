@@ -20,6 +20,7 @@ import grpc.aio
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity import Identity
 from dpmesh.identity.rotating import RotatingIdentity
+from dpmesh_grpc.coverage import refuse_twice
 from dpmesh_grpc.links import Link, Refusal
 from dpmesh_grpc.multicallables import StreamStream, StreamUnary, UnaryStream, UnaryUnary
 from dpmesh_grpc.unlinkable import LINKING, stripping_interceptors
@@ -100,6 +101,7 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
         self._compression = compression
         self._linking = linking
         others = tuple(interceptors or ())
+        refuse_twice(others)
         # What interceptors add is taken out by one more; without any, a channel has none, and costs what it did.
         self._interceptors = (*others, *stripping_interceptors(linking)) if others else None
         if not 0 <= drain < float("inf"):

@@ -5,19 +5,28 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import grpc
 
+from dpmesh.errors import ConfigError
 from dpmesh.mesh import Mesh
-from dpmesh_grpc.client import POLICY_KEY
+from dpmesh_grpc.client import POLICY_KEY, SYNCHRONOUS
 from dpmesh_grpc.context import AsyncContext, Guard, SyncContext
 from dpmesh_grpc.lanes import METHODS_KEPT, Method, Methods
-from dpmesh_grpc.status import Failure, not_protected
+from dpmesh_grpc.status import Failure, not_protected, refusal
+from dpmesh_grpc.threads import result_of
 
 log = logging.getLogger("dpmesh.grpc")
+
+TWICE = (
+    "dpmesh's interceptors are given twice, and would charge for each message twice; "
+    "give them once: interceptors=[..., *aio_server_interceptors(mesh)]"
+)
 
 # (requests are a stream, responses are a stream) -> where a handler keeps its function, and what makes a handler.
 _ARITIES: dict[tuple[bool, bool], tuple[str, Callable[..., Any]]] = {
@@ -37,7 +46,23 @@ def aio_server_interceptors(mesh: Mesh) -> tuple[grpc.aio.ServerInterceptor, ...
     Args:
         mesh: Who releases.
     """
-    return (ServerInterceptor(mesh),)
+    return _Interceptors([ServerInterceptor(mesh)])
+
+
+class _Interceptors(tuple[grpc.aio.ServerInterceptor, ...]):
+    """A tuple that synchronous gRPC refuses to take."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Iterator[grpc.aio.ServerInterceptor]:
+        # grpc.server looks at its interceptors only when an RPC comes; but it makes a tuple of them.
+        if sys._getframe(1).f_globals.get("__name__") == "grpc._interceptor":
+            raise ConfigError(SYNCHRONOUS)
+        return super().__iter__()
+
+
+# The interceptor of dpmesh that is asking those after it for a handler.
+_asking: ContextVar[ServerInterceptor | None] = ContextVar("dpmesh_asking", default=None)
 
 
 class _Served(NamedTuple):
@@ -59,10 +84,29 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._mesh = mesh
         self._methods = Methods(mesh)
         self._served: dict[str, _Served] = {}
+        self._twice = False
 
-    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """See grpc.aio.ServerInterceptor."""
-        handler = await continuation(handler_call_details)
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Awaitable[Any]:
+        """See grpc.aio.ServerInterceptor.
+
+        Raises:
+            ConfigError: Synchronous gRPC asks, which does so in a thread without an event loop.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigError(SYNCHRONOUS) from None
+        return self._intercept(continuation, handler_call_details)
+
+    async def _intercept(self, continuation: Any, handler_call_details: Any) -> Any:
+        before = _asking.get()
+        if before is not None:
+            before.found_another()
+        asking = _asking.set(self)
+        try:
+            handler = await continuation(handler_call_details)
+        finally:
+            _asking.reset(asking)
         if handler is None:
             return None
         name = handler_call_details.method
@@ -74,6 +118,14 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         ):
             return served.wrapped
         return served.unmarked
+
+    def found_another(self) -> None:
+        """Notes that another of dpmesh's interceptors follows: from now on nothing that is protected is served."""
+        if self._twice:
+            return
+        self._twice = True
+        self._served.clear()
+        log.error("%s%s", "observe mode: RPCs would be refused: " if self._mesh.observing else "", TWICE)
 
     def _serve(self, name: str, handler: Any) -> _Served:
         if len(self._served) >= METHODS_KEPT:
@@ -93,6 +145,8 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         guard = Guard.of(method, handler.response_streaming, self._mesh)
         if guard.lane.protected is False and not guard.masks:
             return handler
+        if self._twice and not self._mesh.observing:
+            return _refusing(handler, refusal(ConfigError(TWICE)))
         return rebuilt(handler, lambda function: _guarded(function, guard, handler.response_streaming))
 
 
@@ -245,4 +299,4 @@ def _sync_generator(function: Any, guard: Guard) -> Any:
 
 def _on(loop: asyncio.AbstractEventLoop, context: SyncContext, response: Any) -> Any:
     """Protects a response on the server's loop, waiting in the executor's thread."""
-    return asyncio.run_coroutine_threadsafe(context.protect(response), loop).result()
+    return result_of(context.protect(response), loop)

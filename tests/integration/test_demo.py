@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import subprocess
@@ -22,8 +23,10 @@ from dpmesh.policy import Grid, Kind
 from dpmesh_fleet import fleet_pb2, fleet_pb2_grpc
 from dpmesh_fleet.compare import compare
 from dpmesh_fleet.data import Flight, load
+from dpmesh_fleet.fleet_pb2 import SummarizeRequest
 from dpmesh_fleet.fly import configuration, fly
-from dpmesh_fleet.service import Collector, summarize
+from dpmesh_fleet.service import Collector, FleetStatistics, summarize
+from dpmesh_fleet.show import dates
 from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors
 
 # The first three days; some aircraft fly more than three times on one of them.
@@ -209,7 +212,7 @@ def demo(*options: str, before: str = "", **environment: str) -> subprocess.Comp
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("demo") / "ledgers"
+    return tmp_path_factory.mktemp("demo") / "the ledgers"
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +221,44 @@ def printed(kept) -> str:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
+
+
+def test_it_names_the_days_that_were_flown(printed):
+    assert "from New York, 1 to 3 January 2013 (public records" in " ".join(printed.split())
+    assert "in the windows of 1 to 3 January 2013" in printed
+
+
+def test_dates_in_words():
+    days = [0, 0, 3, 40, 400]
+    flights = [replace(FLIGHTS[0], departure=FLIGHTS[0].departure + day * 86_400) for day in days]
+    assert dates(flights[:2]) == "1 January 2013"
+    assert dates(flights[:3]) == "1 to 4 January 2013"
+    assert dates(flights[:4]) == "1 January 2013 to 10 February 2013"
+    assert dates(flights[3:]) == "10 February 2013 to 5 February 2014"
+    assert dates(FLIGHTS) == "1 to 31 January 2013"
+
+
+async def test_a_month_is_answered_with_its_own_flights():
+    later = [replace(flight, departure=flight.departure + 40 * 86_400) for flight in FLIGHTS[:50]]
+    service = FleetStatistics([*FLIGHTS[:100], *later])
+    asked = {
+        month: await service.Summarize(SummarizeRequest(month=month), None)
+        for month in ("2013-01", "2013-02")
+    }
+    assert asked == {"2013-01": summarize(FLIGHTS[:100]), "2013-02": summarize(later)}
+
+
+@pytest.mark.parametrize("month", ["2013-03", "", "January"])
+async def test_a_month_without_records_is_said_to_be_one(month):
+    server = grpc.aio.server()
+    fleet_pb2_grpc.add_FleetStatisticsServicer_to_server(FleetStatistics(FLIGHTS[:100]), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await fleet_pb2_grpc.FleetStatisticsStub(channel).Summarize(SummarizeRequest(month=month))
+    await server.stop(None)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 def test_it_prints_every_statistic(printed):
@@ -268,6 +309,11 @@ def test_what_to_try_next_works(printed, kept):
             ["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False, env=environment
         )
         assert done.returncode == 0, (command, done.stdout, done.stderr)
+        if " budget " in command:
+            (row,) = csv.DictReader(done.stdout.splitlines())
+            # Four answers of rho 0.107 each, in a window of the month that was flown.
+            assert float(row["spent"]) == pytest.approx(0.429, abs=0.001)
+            assert row["window_start"] < "2013-01-02" < row["window_end"]
     # The ledgers do not know the aircraft by their numbers.
     ledgers = list(kept.glob("*.db*"))
     assert len(ledgers) >= 2
@@ -287,14 +333,14 @@ def test_it_works_without_the_sdk_and_whatever_the_shell_configures():
     configured = {"DPMESH_MODE": "observe", "DPMESH_LEDGER_URL": "sqlite:////nowhere/at/all.db"}
     done = demo("--reports", "1000", before=NO_SDK, **configured)
     assert done.returncode == 0, done.stderr
-    assert "pip install 'dpmesh[otel]'" in done.stdout
+    assert "pip install '.[otel]'" in " ".join(done.stdout.split())
     assert "answered 4 times" in done.stdout
 
 
 def test_exporting_without_the_exporter_names_the_extra(sink):
     done = demo("--reports", "1000", before=NO_SDK, OTEL_EXPORTER_OTLP_ENDPOINT=sink[1])
     assert done.returncode == 2
-    assert "pip install 'dpmesh[otel]'" in done.stderr
+    assert "pip install '.[otel]'" in done.stderr
 
 
 def test_an_absent_collector_is_said_at_once():

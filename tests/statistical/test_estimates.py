@@ -64,8 +64,9 @@ def outputs(reader: Reader, value: float, count: int) -> np.ndarray:
 def test_means(rule, part):
     """1500 means of 400: the coverage, their own mean (bias), and the intervals' width against the plan's variance.
 
-    Slack 0.6 %: at n = 400 the normal interval on the empirical variance of the most skewed of these laws covers
-    94.4 % (10^5 simulations with numpy).
+    Slack 0.6 % below: at n = 400 the normal interval on the empirical variance of the most skewed of these laws covers
+    94.4 % (10^5 simulations with numpy). Slack 1.5 % above, and 5 % of the squared width: a sample whose variance
+    is by chance below what the mechanism is known to have counts as that.
     """
     reader = numeric_reader(rule)
     field = reader.plan.fields[0]
@@ -75,12 +76,56 @@ def test_means(rule, part):
     noisy = outputs(reader, truth, repetitions * n).reshape(repetitions, n)
     means = [reader.mean("x", row, confidence=CONFIDENCE) for row in noisy]
     held = sum(mean.covers(truth) for mean in means)
-    assert coverage_is(held, repetitions, CONFIDENCE, slack=0.006)
+    assert coverage_is(
+        held, repetitions, CONFIDENCE, slack=0.006 if held < CONFIDENCE * repetitions else 0.015
+    )
     error = math.sqrt(field.mechanism.variance(index) / n) * field.grid.step
     assert within(float(np.mean([mean.value for mean in means])), truth, error / math.sqrt(repetitions))
     # Of the squared widths, each estimates the variance with relative error at most sqrt(5/n) (Laplace: kurtosis 6).
-    squared = float(np.mean([(mean.margin / 1.959964) ** 2 for mean in means]))
-    assert within(squared / error**2, 1.0, math.sqrt(5 / (n * repetitions)))
+    squared = float(np.mean([(mean.margin / 1.959964) ** 2 for mean in means])) / error**2
+    sd = math.sqrt(5 / (n * repetitions))
+    assert -0.01 - Z * sd <= squared - 1 <= 0.05 + Z * sd
+
+
+# At a large epsilon an output is nearly always the value itself, and rarely something far away, which a sample
+# may not hold even once. What the old intervals covered is in the last column.
+RARE = [
+    ("lower: 0 upper: 100 epsilon: 12", 0.0, 100),  # .21
+    ("lower: 0 upper: 100 epsilon: 12", 0.0, 300),  # .49
+    ("lower: 0 upper: 100 epsilon: 12", 0.0, 1000),  # .78
+    ("lower: 0 upper: 100 epsilon: 8", 0.0, 100),  # .69
+    ("lower: 0 upper: 100 epsilon: 8", 1.0, 100),
+    ("lower: 0 upper: 100 epsilon: 12", 0.5, 100),
+    ("lower: 0 upper: 100 epsilon: 12", 0.01, 300),
+    ("lower: 0 upper: 100 epsilon: 12 mechanism: PIECEWISE", 0.0, 100),
+    ("lower: 0 upper: 100 epsilon: 8 mechanism: DUCHI output: IN_RANGE", 0.0, 100),  # .05 to .60
+    ("lower: 0 upper: 100 epsilon: 8 mechanism: DUCHI output: IN_RANGE", 0.0, 1000),
+    ("lower: 0 upper: 100 epsilon: 8 mechanism: DUCHI", 1.0, 300),
+    ("lower: 0 upper: 7 resolution: 1 epsilon: 12 mechanism: DISCRETE_LAPLACE output: IN_RANGE", 0.0, 100),
+    ("lower: 0 upper: 7 resolution: 1 epsilon: 12 mechanism: HYBRID", 0.0, 1000),
+    ("lower: 0 upper: 100 epsilon: 12", None, 30),
+    ("lower: 0 upper: 100 epsilon: 2", 0.0, 10),
+]
+
+
+@pytest.mark.parametrize(("rule", "part", "n"), RARE)
+def test_intervals_hold_where_outputs_rarely_vary(rule, part, n):
+    """1000 means: the intervals cover the mean of what senders held in at least 93 %.
+
+    `part` is where in the range all senders are; None spreads them over all of it. One-sided, at the 4.75 standard
+    errors of a false-alarm rate of 1e-6: a coverage of 86 % or less is rejected nearly always.
+    """
+    reader = numeric_reader(rule)
+    field, repetitions, least = reader.plan.fields[0], 1000, 0.93
+    draw, size = field.mechanism.draw, field.grid.size
+    places = [size * i // (n - 1) for i in range(n)] if part is None else [round(size * part)] * n
+    truth = field.grid.value(0) + sum(places) / n * field.grid.step
+    held = 0
+    for _ in range(repetitions):
+        released = [field.grid.value(draw(x)) for x in places]
+        cut = [min(y, field.grid.upper) for y in released] if field.in_range else released
+        held += reader.mean("x", cut, confidence=CONFIDENCE).covers(truth)
+    assert held / repetitions >= least - 4.75 * math.sqrt(least * (1 - least) / repetitions)
 
 
 def test_uncorrected_outputs_in_range_would_not_pass():
@@ -94,7 +139,7 @@ def test_uncorrected_outputs_in_range_would_not_pass():
 def test_frequencies():
     """1500 times 300 senders of a known population: coverage per category, bias, and the interval's width.
 
-    Slack 0.7 %: by the exact binomial law Wilson's interval covers 94.7 to 95.6 % at these rates.
+    Slack 0.7 %: by the exact binomial law the intervals cover 94.7 to 95.6 % at these rates.
     """
     protos = compiled(
         """message M { string x = 1 [(dpmesh.v1.field).categorical =
@@ -118,6 +163,66 @@ def test_frequencies():
         sd = math.sqrt(seen * (1 - seen) / (n * repetitions)) / (truth - lie)
         assert within(values[category] / repetitions, share, sd)
         assert coverage_is(held[category], repetitions, CONFIDENCE, slack=0.007)
+
+
+def test_projected_frequencies():
+    """100 times 300 senders over ten categories at epsilon .5: never further from the truth, and much nearer on average.
+
+    The nearest point of a convex set is no further from any point of the set than what it is nearest to: that holds each
+    time. The gain of the root mean square error is 1.83 with a standard error of .06, so 1.35 is 8 of them away.
+    Intervals cover at least as often as the unbiased ones; 93 % is tested, one-sided at 4.75 standard errors.
+    """
+    names = "".join(f'domain: "{name}" ' for name in "abcdefghij")
+    protos = compiled(
+        f"message M {{ string x = 1 [(dpmesh.v1.field).categorical = {{epsilon: 0.5 {names}}}]; }}"
+    )
+    reader = Reader(protos.M)
+    field = reader.plan.fields[0]
+    population = 1 / np.arange(1, 11) / np.sum(1 / np.arange(1, 11))
+    repetitions, n, least = 100, 300, 0.93
+    squares, held = np.zeros(2), np.zeros(10)
+    places = [int(i) for share, i in zip(population, range(10), strict=True) for _ in range(round(share * n))]
+    truth = np.bincount(places, minlength=10) / len(places)
+    for _ in range(repetitions):
+        received = [field.domain[field.mechanism.draw(i)] for i in places]
+        both = [reader.frequencies("x", received, project=project) for project in (False, True)]
+        errors = [sum((e.value - t) ** 2 for e, t in zip(f.values(), truth, strict=True)) for f in both]
+        assert errors[1] <= errors[0] + 1e-12
+        squares += errors
+        held += [entry.covers(share) for entry, share in zip(both[1].values(), truth, strict=True)]
+    assert math.sqrt(squares[0] / squares[1]) > 1.35
+    assert held.min() / repetitions >= least - 4.75 * math.sqrt(least * (1 - least) / repetitions)
+
+
+def test_means_of_held_values():
+    """300 times 200 senders of up to five values, with a field that counts them: the intervals hold the held mean.
+
+    Each covers at least 95 % (both of its parts do 97.5 %); one-sided, at 4.75 standard errors.
+    """
+    protos = compiled(
+        """message M {
+          repeated double values = 1 [(dpmesh.v1.field).max_items = 5, (dpmesh.v1.field).numeric =
+              {lower: 10 upper: 60 epsilon: 10 resolution: 0.5}];
+          sint32 count = 2 [(dpmesh.v1.field).numeric = {lower: 0 upper: 5 epsilon: 2}];
+        }"""
+    )
+    reader = Reader(protos.M)
+    fields = {field.path: field for field in reader.plan.fields}
+    values, counts = fields["values"], fields["count"]
+    lengths = [number % 5 for number in range(200)]
+    held = [20.0 + 10 * (number % 4) for length in lengths for number in range(length)]
+    truth, repetitions = float(np.mean(held)), 300
+    filled = [*held, *[0.0] * (1000 - len(held))]
+    indexes, numbers = [values.grid.index(value) for value in filled], [counts.grid.index(n) for n in lengths]
+    draw, count = values.mechanism.draw, counts.mechanism.draw
+    covered = 0
+    for _ in range(repetitions):
+        counted = reader.mean("count", [counts.grid.value(count(i)) for i in numbers], confidence=0.975)
+        found = reader.mean(
+            "values", [values.grid.value(draw(i)) for i in indexes], held=counted.scaled(1 / 5)
+        )
+        covered += found.covers(truth)
+    assert covered / repetitions >= CONFIDENCE - 4.75 * math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / repetitions)
 
 
 @pytest.mark.parametrize("output", ["UNBIASED", "IN_RANGE"])

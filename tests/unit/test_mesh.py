@@ -196,11 +196,11 @@ async def test_an_exception_while_protecting_carries_no_value(monkeypatch):
     async with dpmesh.open(settings()) as mesh:
         await mesh.release(report())
 
-        def explode(message, alias):
-            raise ValueError(f"temperature was {message.a}")
+        def explode(snapshot, alias):
+            raise ValueError(f"temperature was {snapshot}")
 
         route = mesh._routes.of(TYPES.Report)
-        object.__setattr__(route.plan, "protect", explode)
+        object.__setattr__(route.plan, "build", explode)
         with pytest.raises(ProtectionError) as caught:
             await mesh.release(report())
         error = caught.value
@@ -257,12 +257,22 @@ async def test_a_stream_releases_each_message():
 
 async def test_what_leaves_is_what_was_charged_for_though_the_caller_goes_on_with_its_message():
     async with dpmesh.open(settings()) as mesh:
+        asked, may_answer = asyncio.Event(), asyncio.Event()
+        debit = mesh.ledger._store.debit
+
+        async def slow(batch):
+            asked.set()
+            await may_answer.wait()
+            return await debit(batch)
+
+        mesh.ledger._store.debit = slow
         batch = TYPES.Batch(reports=[report("first")])
         waiting = asyncio.create_task(mesh.release(batch))
-        await asyncio.sleep(0)  # the charge is on its way to the store
+        await asked.wait()  # the charge is on its way to the store
         assert not waiting.done()
         batch.reports.add(id="uncharged")
         batch.reports[0].id = "other"
+        may_answer.set()
         receipt = await waiting
         assert len(receipt.message.reports) == 1
         fresh = await mesh.release(TYPES.Batch(reports=[report("first")]))

@@ -55,7 +55,7 @@ def quota(name, under="all", key="unit/consumer", epsilon=2.0, **more):
 def payers(budgets, message, method="", direction="request", consumer="", policy=None):
     """Who pays how much for a message: (name, account, epsilon)."""
     route = Routes(policy or Policy(), budgets).of(type(message), method, direction)
-    charges, _, _ = route.bill(message, consumer)
+    charges, _, _ = route.bill(route.plan.snapshot(message), consumer)
     return [(budgets[index].name, account, amount / 1e9) for index, account, amount in charges]
 
 
@@ -161,7 +161,7 @@ def test_a_quota_can_be_for_some_consumers():
             ("spiffe://ours/a", [0]),
             ("", [0, 2]),
         ):
-            charges, epsilon, _ = made.bill(REPORT, consumer)
+            charges, epsilon, _ = made.bill(made.plan.snapshot(REPORT), consumer)
             assert ([index for index, _, _ in charges], epsilon) == (expected, 1.0)
 
 
@@ -180,13 +180,13 @@ def test_a_message_dearer_than_a_quota_that_holds_for_all_is_a_configuration_err
     with pytest.raises(AnnotationError, match="over-budget.*quota 'each'|quota 'each'.*over-budget"):
         Routes(Policy(), [budget("all"), quota("each", epsilon=0.5)]).of(TYPES.Report)
     made = Routes(Policy(), [budget("all"), quota("some", epsilon=0.5, consumers=("c*",))]).of(TYPES.Report)
-    assert [index for index, _, _ in made.bill(REPORT, "other")[0]] == [0]
+    assert [index for index, _, _ in made.bill(made.plan.snapshot(REPORT), "other")[0]] == [0]
 
 
 def test_a_message_without_a_unit_is_refused_under_a_quota_too():
     made = Routes(Policy(), [budget("all"), quota("each")]).of(TYPES.Report)
     with pytest.raises(ProtectionError, match="MISSING_UNIT"):
-        made.bill(TYPES.Report(), "c")
+        made.bill(made.plan.snapshot(TYPES.Report()), "c")
 
 
 def test_a_direction_that_is_none_gets_around_nothing():
@@ -238,7 +238,8 @@ def test_peers_that_make_up_names_fill_no_memory(monkeypatch):
     monkeypatch.setattr(module, "_CONSUMERS_KEPT", 8)
     made = Routes(Policy(), [budget("all"), quota("each"), quota("out", directions=("response",))])
     for number in range(100):
-        made.of(TYPES.Report, f"/a.B/{number}").bill(REPORT, f"c{number}")
+        route = made.of(TYPES.Report, f"/a.B/{number}")
+        route.bill(route.plan.snapshot(REPORT), f"c{number}")
     assert len(made._known) <= 8
 
 
@@ -246,3 +247,49 @@ def test_the_default_pool_knows_the_labels_of_a_message_with_a_pool_of_its_own()
     assert Policy().labels(ASK) == {"audited", "slow"}
     assert Policy().labels(ASK, descriptor_pool.DescriptorPool()) == frozenset()
     assert Policy().labels("no method") == frozenset()
+
+
+WRAPPED = compiled(
+    f"""message Report {{ string id = 1 [(dpmesh.v1.field).unit = {{}}]; bool b = 2 [{CAT} = {{epsilon: 1}}]; }}
+    message Envelope {{ Sheet sheet = 1; }}
+    message Sheet {{ repeated Report reports = 1; map<string, Report> named = 2; }}
+    message Open {{ Report kept = 1 [(dpmesh.v1.field).public = {{}}]; bool b = 2 [{CAT} = {{epsilon: 1}}];
+      string id = 3 [(dpmesh.v1.field).unit = {{}}]; }}"""
+)
+
+
+def test_a_list_of_messages_is_not_got_around_by_wrapping_what_it_names():
+    report = WRAPPED.Report(id="N1")
+    budgets = [
+        budget("all"),
+        budget("reports", messages=(f"{WRAPPED.package}.Report",)),
+        budget("sheets", messages=("*.Sheet",)),
+        budget("neither", messages=("*.Nothing",)),
+        quota("each", messages=("*.Report",), epsilon=5.0),
+    ]
+    every = ["all", "reports", "sheets", "each"]
+    assert names(budgets, report, consumer="c") == ["all", "reports", "each"]
+    sheet = WRAPPED.Sheet(reports=[report], named={"k": report})
+    assert sorted(names(budgets, sheet, consumer="c")) == sorted(every)
+    assert sorted(names(budgets, WRAPPED.Envelope(sheet=sheet), consumer="c")) == sorted(every)
+    # What leaves as it is costs nothing, so nobody pays for it.
+    assert names(budgets, WRAPPED.Open(id="N1", kept=report), consumer="c") == ["all"]
+
+
+def test_the_outer_unit_pays_from_the_budgets_of_what_it_holds():
+    types = compiled(
+        f"""message Phone {{ string id = 1 [(dpmesh.v1.field).unit = {{}}];
+          repeated Contact seen = 2 [(dpmesh.v1.field).max_items = 3]; }}
+        message Contact {{ string id = 1 [(dpmesh.v1.field).unit = {{form: SUPPRESSED}}];
+          bool sick = 2 [{CAT} = {{epsilon: 1}}]; }}"""
+    )
+    budgets = [budget("contacts", messages=("*.Contact",)), quota("each", "contacts", epsilon=5.0)]
+    each = [consumer_key(unit, "c") for unit in (b"a", b"b")]
+    assert payers(budgets, types.Phone(id="a", seen=[{"id": "b"}]), consumer="c") == [
+        ("contacts", b"a", 3.0),
+        ("contacts", b"b", 1.0),
+        ("each", each[0], 3.0),
+        ("each", each[1], 1.0),
+    ]
+    # Who holds itself as a contact is one account, which pays for both.
+    assert payers(budgets[:1], types.Phone(id="a", seen=[{"id": "a"}])) == [("contacts", b"a", 4.0)]

@@ -9,12 +9,14 @@ import csv
 import gzip
 import io
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime, timedelta, timezone
 from importlib import resources
 
 from dpmesh_fleet import fleet_pb2
 
 DAY = 86_400.0
+# The airports' own time, in winter: months begin and end by it.
+_NEW_YORK = timezone(timedelta(hours=-5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,16 @@ class Flight:
     def day(self) -> int:
         """Days since 1970, UTC."""
         return int(self.departure // DAY)
+
+    @property
+    def date(self) -> date:
+        """The date in New York."""
+        return datetime.fromtimestamp(self.departure, _NEW_YORK).date()
+
+    @property
+    def month(self) -> str:
+        """The month in New York, such as "2013-01"."""
+        return f"{self.date:%Y-%m}"
 
     def report(self) -> fleet_pb2.FlightReport:
         """What the aircraft sends after it has landed."""

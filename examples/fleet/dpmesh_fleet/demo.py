@@ -44,7 +44,7 @@ def run(
     flights = flights[:reports]
     aircraft = len({flight.tail_number for flight in flights})
     tracing = start(endpoint)
-    show.introduction(console, len(flights), aircraft, skipped)
+    show.introduction(console, flights, aircraft, skipped)
     with _directory(keep) as ledgers:
         month = _fly(console, flights, ledgers, tracing)
     show.arrived(console, month)
@@ -52,7 +52,7 @@ def run(
     show.budgets(console, month)
     tracing.close()
     traces(console, tracing.album, endpoint, jaeger=jaeger)
-    show.next_steps(console, keep.resolve() if keep else None)
+    show.next_steps(console, month, keep.resolve() if keep else None)
     return month
 
 

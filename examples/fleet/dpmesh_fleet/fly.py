@@ -135,7 +135,7 @@ async def fly(
             await _report(month, fleet_pb2_grpc.CollectorStub(channel), aircraft, clock, landed)
         month.seconds = time.perf_counter() - started
         async with grpc.aio.insecure_channel(target, interceptors=list(outer.client)) as channel:
-            await _ask(month, fleet_pb2_grpc.FleetStatisticsStub(channel))
+            await _ask(month, fleet_pb2_grpc.FleetStatisticsStub(channel), flights[0].month)
     return month
 
 
@@ -182,10 +182,10 @@ async def _send(
         landed()
 
 
-async def _ask(month: Month, stub: Any) -> None:
+async def _ask(month: Month, stub: Any, asked: str) -> None:
     for _ in range(_QUESTIONS):
         try:
-            month.answers.append(await stub.Summarize(fleet_pb2.SummarizeRequest(month="2013-01")))
+            month.answers.append(await stub.Summarize(fleet_pb2.SummarizeRequest(month=asked)))
         except grpc.aio.AioRpcError as error:
             month.answer_refusal = _refusal(error)
             return

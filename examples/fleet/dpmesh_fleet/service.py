@@ -53,7 +53,7 @@ class FleetStatistics(fleet_pb2_grpc.FleetStatisticsServicer):
     """Answers analysts from the operator's own records.
 
     Args:
-        flights: One month of them.
+        flights: In order of time.
     """
 
     def __init__(self, flights: Sequence[Flight]) -> None:
@@ -62,8 +62,11 @@ class FleetStatistics(fleet_pb2_grpc.FleetStatisticsServicer):
     async def Summarize(
         self, request: fleet_pb2.SummarizeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> fleet_pb2.FleetSummary:
-        """The month in aggregates."""
-        return summarize(self._flights)
+        """A month in aggregates."""
+        flights = [flight for flight in self._flights if flight.month == request.month]
+        if not flights:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there are no records of this month")
+        return summarize(flights)
 
 
 def summarize(flights: Iterable[Flight]) -> fleet_pb2.FleetSummary:

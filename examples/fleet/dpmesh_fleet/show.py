@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,7 @@ from dpmesh.accounting import AMOUNT
 from dpmesh.estimate import Estimate, Reader
 from dpmesh_fleet import fleet_pb2
 from dpmesh_fleet.compare import Comparison, Row
+from dpmesh_fleet.data import Flight
 from dpmesh_fleet.fly import Month, Refusal
 
 _WIDTH = 100
@@ -47,12 +49,12 @@ def percent(value: float) -> str:
     return minutes(value * 100)
 
 
-def introduction(console: Console, flights: int, aircraft: int, skipped: int) -> None:
+def introduction(console: Console, flights: Sequence[Flight], aircraft: int, skipped: int) -> None:
     """What is about to happen."""
     heading(console, "dpmesh demo: one month of a fleet")
     say(
         console,
-        f"{flights:,} flights of {aircraft:,} aircraft from New York in January 2013 (public records, CC0; "
+        f"{len(flights):,} flights of {aircraft:,} aircraft from New York, {dates(flights)} (public records, CC0; "
         f"{skipped:,} of the month were cancelled or diverted and make no report).",
     )
     say(
@@ -61,6 +63,16 @@ def introduction(console: Console, flights: int, aircraft: int, skipped: int) ->
     say(console, "Central model: an analyst asks the operator, and noise is added to the answer.")
     say(console, "Neither service knows of privacy: the annotations in fleet.proto and three lines do it.")
     console.print()
+
+
+def dates(flights: Sequence[Flight]) -> str:
+    """The dates of the first and the last flight, in words."""
+    first, last = flights[0].date, flights[-1].date
+    if first == last:
+        return f"{first.day} {first:%B %Y}"
+    if (first.year, first.month) == (last.year, last.month):
+        return f"{first.day} to {last.day} {last:%B %Y}"
+    return f"{first.day} {first:%B %Y} to {last.day} {last:%B %Y}"
 
 
 def arrived(console: Console, month: Month) -> None:
@@ -162,18 +174,20 @@ def _refused(console: Console, first: str, refusal: Refusal) -> None:
         say(console, Text(f"  {line}", style))
 
 
-def next_steps(console: Console, kept: Path | None) -> None:
+def next_steps(console: Console, month: Month, kept: Path | None) -> None:
     """Commands that go on from here, with the files of this installation."""
     heading(console, "what to try next")
     files = resources.files("dpmesh_fleet")
-    proto, config = files.joinpath("fleet.proto"), files.joinpath("fleet.toml")
+    proto, config = (shlex.quote(str(files.joinpath(name))) for name in ("fleet.proto", "fleet.toml"))
     steps = [
         ("What is wrong with annotations:", f"dpmesh check {proto}"),
         ("What leaves with each RPC, at what loss and error:", f"dpmesh plan {proto} --config {config}"),
     ]
     if kept:
-        ledger = f"DPMESH_LEDGER_URL=sqlite:///{kept.absolute() / 'operator.db'}"
-        steps.append(("What is spent, from the ledger:", f"{ledger} dpmesh budget list --config {config}"))
+        # Not `budget list`: it shows the windows of today, in which nothing was spent.
+        why = f"What was spent in the windows of {dates(month.flights)}, from the ledger:"
+        ledger = shlex.quote(f"sqlite:///{kept.absolute() / 'operator.db'}")
+        steps.append((why, f"dpmesh budget export --ledger {ledger}"))
     else:
         steps.append(
             ("The same with the ledgers kept, for dpmesh budget:", "dpmesh demo --keep fleet-ledgers")

@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from rich.text import Text
 from rich.tree import Tree
 
+from dpmesh import extras
 from dpmesh_fleet.show import heading, say
 from dpmesh_fleet.tracing import Album
 
@@ -19,7 +20,7 @@ def traces(console: Console, album: Album | None, endpoint: str | None, *, jaege
     """What a trace of one report looks like, and where traces go."""
     heading(console, "a trace of one report")
     if album is None:
-        say(console, "No spans were recorded: pip install 'dpmesh[otel]', and run this again.")
+        say(console, f"No spans were recorded: {extras.install('otel')}; then run this again.")
         return
     for decision, first in (("released", ""), ("refused", "and of one that was refused:")):
         spans = album.traces.get((REPORT, decision))

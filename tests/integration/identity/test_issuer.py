@@ -27,6 +27,7 @@ from dpmesh.identity.rotating import RotatingIdentity
 from dpmesh.identity.tokens import TokenChallenge, TokenKeys, TokenRequestState
 from dpmesh.v1 import identity_pb2_grpc as rpc
 from dpmesh.v1.identity_pb2 import EnrolRequest, GetTokenKeysRequest, RenewRequest, SignTokensRequest
+from dpmesh_grpc import issuer as serving_module
 from dpmesh_grpc.issuer import IssuerService, IssuerSource, issuer_channel, issuer_server
 from tests.support.issuing import rogue_leaf
 
@@ -912,3 +913,113 @@ async def test_grpc_refuses_what_is_outside_of_the_constraints(authority, name, 
 async def test_grpc_takes_the_certificates(authority):
     identity = await LocalSource(authority).fetch()
     assert await reached(authority, identity.certificates, identity.key)
+
+
+# Clients that hold places.
+
+ENROL = "/dpmesh.v1.IssuerService/Enrol"
+
+
+def silent(channel, number):
+    """So many RPCs that never send a request."""
+    return [channel.stream_unary(ENROL)() for _ in range(number)]
+
+
+async def how(call):
+    """How an RPC ends, and what it says."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code(), caught.value.details()
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def arrivals(monkeypatch):
+    """The RPCs that wait for their requests, in every server that starts afterwards; no time limit ends them."""
+    made = []
+
+    class Seen(serving_module._Arrivals):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(serving_module, "_Arrivals", Seen)
+    monkeypatch.setattr(serving_module, "_ARRIVAL", 3600.0)
+    return made
+
+
+async def test_a_client_that_sends_no_requests_blocks_nobody(arrivals, place):
+    async with place.channel() as hostile:
+        calls = silent(hostile, 1000)
+        await until(lambda: arrivals[0]._timers)
+        assert (await place.identity()).trust_domain == DOMAIN
+        # Of one connection, sixteen RPCs reach the service at a time.
+        assert len(arrivals[0]._timers) <= 16
+        for call in calls:
+            call.cancel()
+
+
+async def test_the_rpc_that_waited_longest_gives_way(arrivals, place, monkeypatch):
+    monkeypatch.setattr(serving_module, "_WAITING", 12)
+    async with place.channel() as hostile, place.channel() as other:
+        first = silent(hostile, 12)
+        await until(lambda: len(arrivals[0]._timers) == 12)
+        more = silent(other, 12)
+        assert [await how(call) for call in first] == [(Code.DEADLINE_EXCEEDED, deciding.NO_REQUEST)] * 12
+        assert (await place.identity()).trust_domain == DOMAIN
+        await until(lambda: sum(call.done() for call in more) == 1)
+        for call in more:
+            call.cancel()
+
+
+async def test_a_request_must_come_in_time(place, monkeypatch):
+    monkeypatch.setattr(serving_module, "_ARRIVAL", 0.05)
+    async with place.channel() as channel:
+        (call,) = silent(channel, 1)
+        assert await how(call) == (Code.DEADLINE_EXCEEDED, deciding.NO_REQUEST)
+
+
+async def test_waiting_rpcs_end_when_the_server_stops(arrivals, authority, tmp_path):
+    async with serving(authority, tmp_path / "stopped.db") as place:
+        channel = place.channel()
+        (call,) = silent(channel, 1)
+        await until(lambda: arrivals[0]._timers)
+    assert await how(call) == (Code.DEADLINE_EXCEEDED, deciding.NO_REQUEST)
+    await channel.close()
+
+
+async def test_no_message_and_messages_that_are_none(place):
+    async with place.channel() as channel:
+        (call,) = silent(channel, 1)
+        await call.done_writing()
+        assert await how(call) == (Code.DEADLINE_EXCEEDED, deciding.NO_REQUEST)
+        garbage = channel.unary_unary(ENROL)(b"\xff\xff not protobuf")
+        assert await how(garbage) == (Code.INVALID_ARGUMENT, deciding.BAD_MESSAGE)
+    await place.identity()
+
+
+async def test_more_requests_than_can_be_worked_on_are_told_to_come_later(place, monkeypatch):
+    monkeypatch.setattr(serving_module, "_CONCURRENT", 0)
+    error = await refused(place.identity())
+    assert (error.reason, deciding.BUSY in str(error)) == ("RATE_LIMITED", True)
+
+
+async def test_every_method_waits_with_a_limit(place, monkeypatch):
+    monkeypatch.setattr(serving_module, "_ARRIVAL", 0.05)
+    async with place.channel() as channel:
+        for method in ("Enrol", "Renew", "GetTokenKeys", "SignTokens"):
+            call = channel.stream_unary(f"/dpmesh.v1.IssuerService/{method}")()
+            assert await how(call) == (Code.DEADLINE_EXCEEDED, deciding.NO_REQUEST)
+
+
+async def test_a_device_renews_only_so_often(place, stub, monkeypatch):
+    monkeypatch.setattr(enrolment, "_MOST_CERTIFICATES", 3)
+    source = place.source()
+    identities = [await source.fetch() for _ in range(3)]
+    for identity in identities:  # the device has as many, whichever certificate it proves
+        assert await status(stub.Renew(renewal(identity))) == (Code.RESOURCE_EXHAUSTED, enrolment.TOO_MANY)
+    assert (await place.identity()).trust_domain == DOMAIN  # other devices are not concerned

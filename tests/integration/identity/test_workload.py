@@ -543,4 +543,4 @@ def test_without_the_package():
         "except dpmesh.errors.ConfigError as error:\n"
         "    print(error)\n"
     )
-    assert "pip install 'dpmesh[spiffe]'" in done.stdout, done.stderr
+    assert "pip install '.[spiffe]'" in done.stdout, done.stderr

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpmesh.accounting import Accounting, Cost, amount_up, pure_to_rho
+from dpmesh.accounting import Accounting, Cost, amount_up, pure_to_rho, rho_to_epsilon
 
 LOSSES = st.fractions(min_value=0, max_value=100)
 
@@ -55,3 +55,34 @@ def test_only_whole_non_negative_amounts():
             Cost.ZERO.times(m)
     with pytest.raises(TypeError):
         Cost.ZERO + 1
+
+
+PARTS = st.lists(st.tuples(st.booleans(), st.fractions(min_value=Fraction(1, 1000), max_value=2)), max_size=8)
+
+
+@given(PARTS, st.sampled_from([1e-9, 1e-6, 1e-2]))
+def test_the_epsilon_at_a_delta_is_the_smaller_of_both_compositions(parts, delta):
+    costs = [Cost.pure(loss) if is_pure else Cost.gaussian(loss) for is_pure, loss in parts]
+    total = sum(costs, Cost.ZERO)
+    pure = sum(cost.epsilon for cost in costs if cost.epsilon is not None)
+    rho = sum(cost.rho for cost in costs if cost.epsilon is None)
+    if rho == 0:
+        assert total.epsilon_at(delta) == total.epsilon / 1e9 == pure / 1e9
+    else:
+        apart = pure / 1e9 + rho_to_epsilon(rho / 1e9, delta)
+        assert total.epsilon_at(delta) == min(apart, rho_to_epsilon(total.rho / 1e9, delta))
+    twice = total + total
+    assert twice == total.times(2)
+
+
+@given(PARTS, PARTS, st.sampled_from([1e-9, 1e-2]))
+def test_the_larger_of_two_costs_covers_both(one, other, delta):
+    costs = [
+        sum((Cost.pure(loss) if is_pure else Cost.gaussian(loss) for is_pure, loss in parts), Cost.ZERO)
+        for parts in (one, other)
+    ]
+    most = costs[0].largest(costs[1])
+    for cost in costs:
+        assert most.rho >= cost.rho
+        assert most.epsilon is None or most.epsilon >= cost.epsilon
+        assert most.epsilon_at(delta) >= cost.epsilon_at(delta) * (1 - 1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -103,3 +104,38 @@ def test_check_imports_neither_grpc_nor_the_demo(write) -> None:
     code = f"import sys; from dpmesh import cli; cli.run(['check', {str(file)!r}]); print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+GOOD = """syntax = "proto3";
+import "dpmesh/v1/privacy.proto";
+message A { string a = 1 [(dpmesh.v1.field).suppress = {}]; }
+"""
+
+
+@pytest.mark.parametrize("text", [GOOD, GOOD.replace(".suppress = {}", " = {}")], ids=["good", "bad"])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--json"], ["--format", "github"]], ids=["text", "json", "github"]
+)
+def test_a_reader_that_leaves_does_not_change_the_exit_code(write, text: str, arguments: list[str]) -> None:
+    command = ["check", write("a.proto", text), *arguments]
+    assert _without_a_reader(*command) == (0 if text == GOOD else 1, "")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["check", "--help"], ["protos"], ["--version"]])
+def test_a_reader_that_leaves_is_no_error(arguments: list[str]) -> None:
+    assert _without_a_reader(*arguments) == (0, "")
+
+
+def _without_a_reader(*arguments: object) -> tuple[int, str]:
+    """Runs a command whose output goes into a pipe that nobody reads any more: its exit code, and stderr."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as output:
+        done = subprocess.run(
+            [sys.executable, "-c", "from dpmesh.cli import main; main()", *map(str, arguments)],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    return done.returncode, done.stderr

@@ -47,7 +47,7 @@ def test_json(dpmesh, write, flag: tuple[str, ...]) -> None:
     ran = dpmesh("check", write("report.proto", BAD), *flag)
     document = json.loads(ran.out)
     assert ran.code == 1
-    assert document["summary"] == {"errors": 1, "warnings": 0, "message_types": 1}
+    assert document["summary"] == {"errors": 1, "warnings": 0, "message_types": 1, "protected_types": 0}
     (finding,) = document["findings"]
     assert finding.pop("text")
     assert finding.pop("fix")
@@ -140,3 +140,89 @@ def test_several_inputs(dpmesh, write: Callable[[str, str], Path]) -> None:
     assert ran.code == 1
     assert ran.out.startswith("a/b/two.proto:6:3: error")
     assert ran.out.endswith("in 2 message types.\n")
+
+
+PLAIN = GOOD.replace(" [(dpmesh.v1.field).unit = {}]", "").replace(
+    " [(dpmesh.v1.field).numeric = {lower: 0 upper: 60 epsilon: 1}]", ""
+)
+NOTHING = "Nothing is protected: all fields of 1 message type leave as they are."
+
+
+def test_that_nothing_is_protected_is_said(dpmesh, write) -> None:
+    write("report.proto", PLAIN)
+    assert dpmesh("check", "report.proto") == (0, NOTHING + "\n", "")
+    ran = dpmesh("check", "report.proto", "--format", "github")
+    assert ran == (0, f"::warning title=dpmesh::{NOTHING}\n{NOTHING}\n", "")
+    ran = dpmesh("check", "report.proto", "--json")
+    assert (ran.code, json.loads(ran.out)) == (
+        0,
+        {"findings": [], "summary": {"errors": 0, "warnings": 0, "message_types": 1, "protected_types": 0}},
+    )
+
+
+def test_fields_that_are_public_are_not_protected(dpmesh, write) -> None:
+    text = PLAIN.replace("tail = 1", "tail = 1 [(dpmesh.v1.field).public = {}]")
+    assert dpmesh("check", write("report.proto", text)).out == NOTHING + "\n"
+
+
+def test_without_message_types_nothing_is_protected(dpmesh, write) -> None:
+    ran = dpmesh("check", write("empty.proto", 'syntax = "proto3";\n'))
+    assert ran == (0, "Nothing is protected: there are no message types.\n", "")
+
+
+def test_what_an_overlay_protects_counts(dpmesh, write) -> None:
+    policy = write(
+        "policy.yaml", "fields: {acme.Report.tail: {suppress: {}}, acme.Report.delay: {public: {}}}\n"
+    )
+    ran = dpmesh("check", write("report.proto", PLAIN), "--policy", policy)
+    assert ran == (0, "No findings in 1 message type.\n", "")
+
+
+@pytest.mark.parametrize("how", ["working directory", "option", "environment"])
+def test_the_configurations_policy_file_counts(dpmesh, write, monkeypatch, how: str) -> None:
+    """As for plan and at run time, its path is relative to the configuration."""
+    folder = "" if how == "working directory" else "etc/"
+    write(
+        f"{folder}policy.yaml", "fields:\n  acme.Report.tail: {numeric: {lower: 0, upper: 1, epsilon: 1}}\n"
+    )
+    config = write(f"{folder}dpmesh.toml", "" if how == "environment" else '[policy]\nfile = "policy.yaml"\n')
+    if how == "environment":
+        monkeypatch.setenv("DPMESH_POLICY_FILE", "policy.yaml")
+    more = [] if how == "working directory" else ["--config", config]
+    ran = dpmesh("check", write("report.proto", PLAIN), *more)
+    assert ran.code == 1
+    assert ran.out.startswith(f"{folder}policy.yaml:2:3: error [kind-type] acme.Report.tail:")
+    assert dpmesh("plan", "report.proto", *more).code == 1
+
+
+def test_policy_wins_over_the_configurations(dpmesh, write) -> None:
+    write("bad.yaml", "fields: {acme.Report.tail: {numeric: {}}}\n")
+    write("good.yaml", "fields: {acme.Report.tail: {suppress: {}}, acme.Report.delay: {public: {}}}\n")
+    write("dpmesh.toml", '[policy]\nfile = "bad.yaml"\n')
+    write("report.proto", PLAIN)
+    assert dpmesh("check", "report.proto").code == 1
+    assert dpmesh("check", "report.proto", "--policy", "good.yaml").code == 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        (
+            "fields:\n  acme.Report.tail: {suppress: }\n",
+            "policy.yaml:2:22: fields acme.Report.tail suppress: has no",
+        ),
+        ("fields:\n  acme.Report.tail: {supress: {}}\n", "did you mean suppress?"),
+        ("fields:\n  acme.Report.tail: {}\n", "policy.yaml:2:3: fields acme.Report.tail: sets nothing"),
+    ],
+)
+def test_an_overlay_that_rules_nothing_is_refused_by_check_and_plan(
+    dpmesh, write, policy: str, words: str
+) -> None:
+    write("report.proto", GOOD)
+    write("dpmesh.toml", '[policy]\nfile = "policy.yaml"\n')
+    write("policy.yaml", policy)
+    for command in ("check", "plan"):
+        ran = dpmesh(command, "report.proto")
+        assert (ran.code, ran.out) == (2, "")
+        assert words in ran.err
+        assert len(ran.err.splitlines()) == 1

@@ -404,7 +404,7 @@ def test_an_older_copy_is_refused_until_it_is_accepted(dpmesh, restored: None) -
 
 def test_accept_json(dpmesh, restored: None) -> None:
     ran = dpmesh("ledger", "accept", "--reason", "r", "--by", "b", "--yes", "--json", "--ledger", URL)
-    assert json.loads(ran.out) == {"lifetime": ["lifetime"], "ahead": []}
+    assert json.loads(ran.out) == {"accepted": True, "lifetime": ["lifetime"], "ahead": []}
 
 
 def test_there_is_nothing_to_accept(dpmesh, ledger: None) -> None:
@@ -504,7 +504,7 @@ def test_import_without_its_package(dpmesh, ledger: None, monkeypatch: pytest.Mo
     for target in ("postgresql://u@127.0.0.1:1/d?sslmode=disable", "sqlite:///new.db"):
         ran = dpmesh("ledger", "import", URL, "--ledger", target)
         assert (ran.code, ran.out) == (2, "")
-        assert "pip install 'dpmesh[postgres]'" in ran.err
+        assert "pip install '.[postgres]'" in ran.err
 
 
 def test_a_ledger_flag_that_is_empty_names_no_ledger(dpmesh, ledger: None) -> None:
@@ -573,4 +573,4 @@ def test_a_ledger_that_a_wrong_clock_locked_is_accepted(dpmesh, locked: None) ->
 
 def test_accept_json_names_what_a_wrong_clock_locked(dpmesh, locked: None) -> None:
     ran = dpmesh("ledger", "accept", "--reason", "r", "--by", "b", "--yes", "--json", "--ledger", URL)
-    assert json.loads(ran.out) == {"lifetime": [], "ahead": ["daily"]}
+    assert json.loads(ran.out) == {"accepted": True, "lifetime": [], "ahead": ["daily"]}

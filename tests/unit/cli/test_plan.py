@@ -363,3 +363,26 @@ def test_against_compares_what_an_rpc_carries(dpmesh, fleet: Path, write) -> Non
     old = write("old.proto", FLEET.replace("epsilon: 1}];\n  bool", "epsilon: 2}];\n  bool"))
     ran = dpmesh("plan", fleet, "--against", old)
     assert (ran.code, ran.out.splitlines()[0]) == (0, "acme.v1.Report: ε 3, ρ 1.985 -> ε 2, ρ 0.9242")
+
+
+def test_a_loss_that_is_not_pure_says_at_which_delta(dpmesh, write) -> None:
+    """A Gaussian of .25 beside a pure .25: the message costs .5, and not what both give as zCDP."""
+    bounds = "lower: 0 upper: 1000 resolution: 1 sensitivity: 5 epsilon: 0.25"
+    proto = write(
+        "sums.proto",
+        f"""syntax = "proto3";
+package acme.v1;
+import "dpmesh/v1/privacy.proto";
+message Sums {{
+  int64 one = 1 [(dpmesh.v1.field).numeric = {{{bounds}}}];
+  int64 two = 2 [(dpmesh.v1.field).numeric = {{{bounds} delta: 1e-6 mechanism: DISCRETE_GAUSSIAN}}];
+}}
+""",
+    )
+    write(
+        "dpmesh.toml",
+        '[[budget]]\nname = "sums"\nkey = "global"\nepsilon = 4.0\ndelta = 1e-6\naccounting = "zcdp"\nwindow = "24h"\n',
+    )
+    ran = dpmesh("plan", proto)
+    assert (ran.code, ran.err) == (0, "")
+    assert "message acme.v1.Sums: at most ε 0.5 at δ 1e-06, ρ 0." in " ".join(ran.out.split())

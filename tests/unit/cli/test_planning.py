@@ -124,6 +124,9 @@ def test_what_is_not_noised_says_how_it_leaves(report) -> None:
         ("{form: RAW}", "as it is"),
         ("{form: SUPPRESSED}", "nothing"),
         ("{epoch: {seconds: 5400}}", "pseudonym per 1 h 30 min"),
+        ("{normalize: AS_IS}", "pseudonym per 1 d"),
+        ("{normalize: [NFC, CASE_FOLD]}", "pseudonym per 1 d, charged by NFC CASE_FOLD"),
+        ("{form: RAW normalize: STRIP}", "as it is, charged by STRIP"),
     ],
 )
 def test_how_the_units_id_leaves(report, rules: str, output: str) -> None:
@@ -239,3 +242,34 @@ def test_numbers_for_people(value: float | None, text: str) -> None:
 )
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+GAUSSIAN = (
+    "mechanism: DISCRETE_GAUSSIAN epsilon: {} delta: 1e-6 lower: 0 upper: 1000 resolution: 1 sensitivity: 5"
+)
+LARGE = Budget("all", "global", 20.0, 1e-6, Accounting.ZCDP, 3600.0)
+LAPLACE = "epsilon: {} lower: 0 upper: 1000 resolution: 1 sensitivity: 5"
+
+
+@pytest.mark.parametrize(("pure", "gaussian"), [(0.25, 0.25), (0.4, 0.1), (0.1, 0.4), (2, 0.5)])
+def test_a_message_loses_no_more_than_its_parts_together(report, pure: float, gaussian: float) -> None:
+    """Converted to zCDP and back, a large pure part would count for more than twice itself."""
+    found = report(
+        numeric(LAPLACE.format(pure), "int64", 1) + numeric(GAUSSIAN.format(gaussian), "int64", 2),
+        LARGE,
+    )
+    assert found.epsilon == pytest.approx(pure + gaussian, rel=1e-6)
+    assert found.epsilon < rho_to_epsilon(found.rho, 1e-6)
+    assert found.delta == 1e-6
+
+
+def test_many_small_parts_are_still_converted_together(report) -> None:
+    """There zCDP's sum is the smaller of the two."""
+    fields = [numeric(LAPLACE.format(0.1), "int64", number) for number in range(1, 60)]
+    found = report("".join(fields) + numeric(GAUSSIAN.format(0.1), "int64", 60), LARGE)
+    assert found.epsilon == pytest.approx(rho_to_epsilon(found.rho, 1e-6), rel=1e-9)
+    assert found.epsilon < 59 * 0.1
+
+
+def test_a_pure_message_has_no_delta(report) -> None:
+    assert report(numeric(LAPLACE.format(0.1), "int64", 1), ALL).delta == 0.0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
 import dpmesh
 from dpmesh.cli import include, places, protoc, sources
@@ -119,7 +121,7 @@ def _hide_grpc_tools(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_any_compiler_the_extra_is_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _hide_grpc_tools(monkeypatch)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'dpmesh\[tools\]'"):
+    with pytest.raises(InputError, match=r"pip install '.\[tools\]'"):
         sources.from_protos([tree], [])
 
 
@@ -187,3 +189,94 @@ def test_places_of_overlays_survive_odd_files(write) -> None:
     assert places.of_overlays(write("empty.yaml", "")) == {}
     odd = write("odd.yaml", "version: '1'\nfields:\nmessages: {a.B: {}}\n")
     assert places.of_overlays(odd) == {"a.B": places.Place("odd.yaml", 3, 12)}
+
+
+@pytest.mark.parametrize("implementation", ["upb", "python"])
+def test_a_contradictory_descriptor_is_one_line_in_every_protobuf(tree: Path, implementation: str) -> None:
+    files = protoc.compile_files([tree], []).descriptors
+    field = files.file[-1].message_type[0].field[0]
+    broken = {}
+    for name, (type_name, number) in {"type": (".acme.v1.Nothing", 1), "kind": (".acme.v1.A", 14)}.items():
+        field.type_name, field.type = type_name, 11 if number == 1 else number
+        broken[name] = Path(f"{name}.binpb")
+        broken[name].write_bytes(files.SerializeToString())
+    broken["name"] = Path("name.binpb")
+    broken["name"].write_bytes(files.SerializeToString().replace(b"acme.v1", b"acm\xff.v1"))
+    environment = {**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": implementation}
+    for path in broken.values():
+        done = subprocess.run(
+            [sys.executable, "-c", "from dpmesh.cli import main; main()", "check", "--descriptor-set", path],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert ".proto: not a valid descriptor" in done.stderr or "is not a descriptor set" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+# Descriptor sets of strangers.
+
+
+def _file(name: str, *imports: str) -> FileDescriptorProto:
+    return FileDescriptorProto(name=name, syntax="proto3", dependency=imports)
+
+
+def _set(*files: FileDescriptorProto) -> list[Path]:
+    Path("set.binpb").write_bytes(FileDescriptorSet(file=files).SerializeToString())
+    return [Path("set.binpb")]
+
+
+@pytest.mark.parametrize("length", [1, 3000])
+def test_a_ring_of_imports_is_an_error(workplace: Path, length: int) -> None:
+    ring = [_file(f"{number}.proto", f"{(number + 1) % length}.proto") for number in range(length)]
+    with pytest.raises(InputError, match="imports itself"):
+        sources.from_descriptor_sets(_set(*ring))
+
+
+def test_a_chain_of_thousands_of_imports_is_none(workplace: Path) -> None:
+    chain = [_file(f"{number}.proto", f"{number + 1}.proto") for number in range(3000)]
+    assert len(sources.from_descriptor_sets(_set(*chain, _file("3000.proto"))).files) == 3001
+
+
+def test_each_file_comes_after_all_that_it_imports(workplace: Path) -> None:
+    """Also where two files import a third, and one of them the other."""
+    files = [
+        _file("a.proto", "b.proto", "c.proto", "d.proto"),
+        _file("b.proto", "c.proto"),
+        _file("c.proto", "d.proto"),
+        _file("d.proto"),
+    ]
+    for order in (files, files[::-1], files[2:] + files[:2]):
+        assert len(sources.from_descriptor_sets(_set(*order)).files) == 4
+
+
+def test_a_set_that_is_cut_off_is_an_error(tree: Path) -> None:
+    whole = protoc.compile_files([tree], []).descriptors.SerializeToString()
+    for end in range(1, len(whole), 7):
+        Path("cut.binpb").write_bytes(whole[:end])
+        try:
+            sources.from_descriptor_sets([Path("cut.binpb")])
+        except InputError as error:
+            assert "cut.binpb" in str(error) or "imported, but missing" in str(error)  # noqa: PT017
+
+
+def test_a_set_that_does_not_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MOST_BYTES", 1_000_000)
+    with pytest.raises(InputError, match="/dev/zero: has more than"):
+        sources.from_descriptor_sets([Path("/dev/zero")])
+
+
+def test_installed_files_take_the_place_of_those_in_a_set(workplace: Path) -> None:
+    own = _file("dpmesh/v1/privacy.proto")
+    own.package = "evil"
+    loaded = sources.from_descriptor_sets(_set(_file("a.proto", own.name), own))
+    assert [file.name for file in loaded.files] == ["a.proto"]
+    assert loaded.pool.FindExtensionByName("dpmesh.v1.field")
+
+
+def test_names_need_not_be_ascii(write) -> None:
+    assert _names(sources.from_protos([write("größe.proto", 'syntax = "proto3";\nmessage A {}\n')], [])) == [
+        "A"
+    ]

@@ -8,7 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from dpmesh.estimate.numbers import indexes
+from dpmesh.estimate import EstimateError
+from dpmesh.estimate.numbers import indexes, mean
 from dpmesh.noise import numeric
 from dpmesh.policy.plan import FieldPlan, Grid, Kind, Model
 
@@ -82,3 +83,60 @@ def test_unbiased_outputs_stay_as_they_are():
     grid = Grid(10.0, 20.0, 0.5, 20, integral=False)
     mechanism = numeric.make(numeric.Kind.DISCRETE_LAPLACE, 20, 20, Fraction(1))
     assert list(indexes(field(grid, mechanism), [-90.0, 10.0, 12.5, 20.0, 110.0])) == [-200, 0, 5, 20, 200]
+
+
+SECRET = 4711.125
+
+
+def refusal(call) -> str:
+    """What a refusal says, which is never the value."""
+    with pytest.raises(EstimateError) as caught:
+        call()
+    assert "4711" not in str(caught.value)
+    assert str(caught.value).startswith("x: ")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("in_range", [False, True])
+def test_values_between_the_points_of_the_grid_are_not_this_policys(in_range):
+    grid = Grid(0.0, 10_000.0, 0.5, 20_000, integral=False)
+    mechanism = numeric.make(numeric.Kind.DISCRETE_LAPLACE, 20_000, 20_000, Fraction(1), in_range=in_range)
+    assert indexes(field(grid, mechanism), [17.5, 18.0])[0] == 35
+    assert "none of its policy's outputs" in refusal(lambda: indexes(field(grid, mechanism), [17.5, SECRET]))
+
+
+@pytest.mark.parametrize("kind", [numeric.Kind.DUCHI, numeric.Kind.HYBRID])
+@pytest.mark.parametrize("size", [1, 3, 10_000])
+@pytest.mark.parametrize("in_range", [False, True])
+def test_mechanisms_of_two_ends_tell_nothing_in_between(kind, size, in_range):
+    if kind is numeric.Kind.HYBRID and in_range:
+        return
+    grid = Grid(0.0, float(size), 1.0, size, integral=False)
+    mechanism = numeric.make(kind, size, size, Fraction(1, 2), in_range=in_range)
+    outputs = [float(mechanism.draw(x)) for x in (0, size // 2, size) for _ in range(50)]
+    assert len(indexes(field(grid, mechanism), outputs)) == 150
+    if size > 1:
+        assert "outputs" in refusal(lambda: indexes(field(grid, mechanism), [*outputs, size // 2 + 0.0]))
+    far = min(mechanism.high + 1, 4711)
+    assert "released" in refusal(lambda: indexes(field(grid, mechanism), [*outputs, float(far)]))
+
+
+@pytest.mark.parametrize("kind", list(numeric.Kind))
+@pytest.mark.parametrize("as_float32", [False, True])
+def test_all_that_a_policy_releases_is_its_output(kind, as_float32):
+    """Also after a float field, or a table that holds floats, has rounded it."""
+    grid = Grid(-0.1, 0.9, 2.0**-14, 16_384, integral=False)
+    rho = Fraction(1, 8) if kind is numeric.Kind.DISCRETE_GAUSSIAN else None
+    mechanism = numeric.make(kind, 16_384, 16_384, Fraction(2), rho=rho)
+    released = [grid.value(mechanism.draw(x)) for x in (0, 8000, 16_384) for _ in range(300)]
+    if as_float32:
+        released = [float(np.float32(value)) for value in released]
+    assert len(indexes(field(grid, mechanism), released)) == 900
+
+
+def test_a_mean_that_the_policy_can_not_give_is_refused():
+    """Outputs of senders under other bounds, which are on the grid and in reach, yet too many on one side."""
+    grid = Grid(0.0, 100.0, 0.5, 200, integral=False)
+    mechanism = numeric.make(numeric.Kind.DISCRETE_LAPLACE, 200, 200, Fraction(1))
+    assert "another policy" in refusal(lambda: mean(field(grid, mechanism), [600.0] * 1000, 0.95))
+    assert mean(field(grid, mechanism), [600.0] * 2, 0.95).n == 2

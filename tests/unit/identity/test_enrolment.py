@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dpmesh.errors import ConfigError, IdentityError
+from dpmesh.identity import enrolment
 from dpmesh.identity.enrolment import TOKEN_LIFE, Enrolments, Proof
 from tests.support import children
 
@@ -329,3 +330,31 @@ def test_closed_records_refuse(enrolments):
     token = enrolments.invite(now=NOW).token
     enrolments.close()
     assert reason(enrolments.enrol, token, fingerprint("a"), LATER, now=NOW) == "ISSUER_UNAVAILABLE"
+
+
+def test_a_device_has_so_many_certificates_in_force(enrolments, monkeypatch):
+    monkeypatch.setattr(enrolment, "_MOST_CERTIFICATES", 3)
+    enrolled(enrolments, "a")
+    enrolled(enrolments, "other")
+    enrolments.renew(proof("a", 1), fingerprint("b"), LATER, now=NOW)
+    enrolments.renew(proof("a", 2), fingerprint("c"), LATER + 10, now=NOW)
+    assert reason(enrolments.renew, proof("a", 3), fingerprint("d"), LATER, now=NOW) == "RATE_LIMITED"
+    assert reason(enrolments.renew, proof("c", 1), fingerprint("d"), LATER, now=NOW) == "RATE_LIMITED"
+    enrolments.renew(proof("other"), fingerprint("e"), LATER, now=NOW)
+    # Certificates that have ended count no more.
+    enrolments.renew(proof("c", 2), fingerprint("d"), LATER + 10, now=LATER)
+
+
+def test_a_file_from_before_certificates_were_counted(enrolments, path):
+    enrolled(enrolments, "a")
+    enrolments.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP INDEX certificates_device")
+    connection.close()
+    again = Enrolments(path)
+    again.renew(proof("a"), fingerprint("b"), LATER, now=NOW)
+    plan = again._connection.execute(
+        "EXPLAIN QUERY PLAN SELECT count(*) FROM certificates WHERE device = ? AND ? < not_after", (b"", 0)
+    ).fetchall()
+    again.close()
+    assert "certificates_device" in str(plan)

@@ -845,3 +845,21 @@ def test_virtual_time_is_what_it_says():
         assert time.monotonic() - started < 30
     finally:
         loop.close()
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_renewal_does_not_wait_for_an_event_loop_that_has_ended(closed):
+    owner = asyncio.new_event_loop()
+    identity = RotatingIdentity(Fast())
+    owner.run_until_complete(identity.__aenter__())
+    if closed:
+        tasks = asyncio.all_tasks(owner)
+        for task in tasks:
+            task.cancel()
+        owner.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        owner.close()
+    with pytest.raises(IdentityError, match="not open"):
+        asyncio.run(asyncio.wait_for(identity.renew("a test"), 30))
+    if not closed:
+        owner.run_until_complete(identity.__aexit__(None, None, None))
+        owner.close()

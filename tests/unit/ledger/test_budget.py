@@ -75,12 +75,12 @@ def test_what_is_allowed_is_said():
     ],
 )
 def test_all_lists_that_are_given_have_to_fit(match, fits):
-    release = ("/acme.v1.Fleet/Ask", "acme.v1.Mean", "response", {"health", "audited"})
+    release = ("/acme.v1.Fleet/Ask", ("acme.v1.Mean", "acme.v1.Part"), "response", {"health", "audited"})
     assert match.fits(*release) is fits
 
 
 def test_a_release_without_labels_fits_no_list_of_them():
-    assert not Match(labels=("*",)).fits("", "a.B", "request", ())
+    assert not Match(labels=("*",)).fits("", ("a.B",), "request", ())
 
 
 def test_no_two_consumers_share_an_account():

@@ -143,7 +143,7 @@ async def test_nothing_wakes_up_when_nothing_is_held():
     assert ledger._queue._rotation is not None
     await asyncio.sleep(60)
     assert ledger._queue._rotation is None
-    assert ledger._queue._flusher is None
+    assert ledger._queue._flusher.done()
     await ledger.close()
 
 
@@ -331,7 +331,8 @@ async def test_a_closed_ledger_wakes_up_no_more():
     await ledger.open()
     for _ in range(3):
         await ledger.charge([(1, b"b", TENTH)])
-    assert (first._rotation, first._flusher) == (None, None)
+    assert first._rotation is None
+    assert first._flusher.done()
     await ledger.close()
 
 
@@ -360,10 +361,10 @@ async def test_thousands_that_wait_too_long_are_refused_in_a_few_looks():
     looks = 0
     expire = ledger._queue._expire
 
-    def counted(waiters, now):
+    def counted():
         nonlocal looks
         looks += 1
-        return expire(waiters, now)
+        expire()
 
     ledger._queue._expire = counted
 
@@ -413,7 +414,7 @@ async def test_what_the_store_forgot_is_not_spent(how):
     elif how == "credit":
         ledger._queue._returns.append(((0, 0), {(0, b"x" * 16): 1}))
         await ledger.charge([(1, b"b", COST)])
-        while ledger._queue._flusher is not None:
+        while not ledger._queue._flusher.done():
             await asyncio.sleep(0)
     else:
         with pytest.raises(LostChargesError):
@@ -421,3 +422,50 @@ async def test_what_the_store_forgot_is_not_spent(how):
     assert not ledger.spend([(0, b"", 1)])
     assert not ledger.spend([(1, b"a", 1)])
     await ledger.close()
+
+
+# Eager tasks: a commit that never waits is over before create_task returns
+
+
+@pytest.fixture
+def eager_tasks():
+    """The running loop's tasks begin, and may end, in create_task."""
+    if not hasattr(asyncio, "eager_task_factory"):
+        pytest.skip("eager tasks came with Python 3.12")
+
+    def start():
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+
+    return start
+
+
+async def test_a_second_charge_is_committed_where_tasks_are_eager(eager_tasks):
+    eager_tasks()
+    ledger = await opened()
+    for unit in (b"a", b"b", b"c"):
+        async with asyncio.timeout(30):
+            await ledger.charge([(1, unit, COST)])
+    assert await spent(ledger) == [COST] * 3
+    await ledger.close()
+
+
+async def test_a_second_name_is_spent_where_tasks_are_eager(eager_tasks):
+    eager_tasks()
+    ledger = await opened()
+    answers = []
+    for name in (b"a" * 32, b"b" * 32, b"a" * 32):
+        async with asyncio.timeout(30):
+            answers.append(await ledger.spend_once(name, time.time() + 60))
+    assert answers == [True, True, False]
+    await ledger.close()
+
+
+@in_virtual_time
+async def test_a_charge_is_refused_in_time_whatever_became_of_the_task_that_commits():
+    ledger = await opened(timeout=2.0)
+    ledger._queue._flush = lambda: asyncio.sleep(3600)  # A task that never looks at what waits.
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(LedgerError, match="did not answer within 2 s"):
+        await ledger.charge([(1, b"a", COST)])
+    assert asyncio.get_running_loop().time() - began <= 2.1
+    ledger._queue._flusher.cancel()

@@ -123,11 +123,15 @@ async def test_who_gives_up_before_the_store_was_asked_has_spent_nothing(store):
 async def test_too_many_at_once_are_refused(store, monkeypatch):
     monkeypatch.setattr(spending, "MAX_WAITING", 3)
     ledger = await opened(store)
+    spends = [asyncio.create_task(ledger.spend_once(bytes(32), UNTIL))]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # The store has the first one. Three may wait behind it.
+    spends += [asyncio.create_task(ledger.spend_once(bytes([i]) * 32, UNTIL)) for i in range(1, 7)]
+    await asyncio.wait(spends[4:])
     store.go.set()
-    spends = [ledger.spend_once(bytes([i]) * 32, UNTIL) for i in range(6)]
     results = await asyncio.gather(*spends, return_exceptions=True)
-    assert results[:3] == [True] * 3
-    assert all("too slow" in str(result) for result in results[3:])
+    assert results[:4] == [True] * 4
+    assert all("too slow" in str(result) for result in results[4:])
     await ledger.close()
 
 

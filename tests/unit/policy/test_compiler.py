@@ -346,7 +346,13 @@ def test_stray_overlays_are_named():
     types = compiled("message M { double a = 1; oneof o { bool x = 2; bool y = 3; } }")
     good = {f"{types.package}.M.a": {"suppress": {}}}
     policy = Policy(
-        parse({"fields": {**good, "no.such.field": {"suppress": {}}}, "methods": {"/no.S/M": {}}}, "test")
+        parse(
+            {
+                "fields": {**good, "no.such.field": {"suppress": {}}},
+                "methods": {"/no.S/M": {"require": True}},
+            },
+            "test",
+        )
     )
     assert policy.stray() == ["/no.S/M", "no.such.field"]
 

@@ -224,7 +224,7 @@ def test_a_missing_extra_is_named(missing):
     assert not telemetry.tracing
     """
     done = run(program, NOWHERE)
-    assert "pip install 'dpmesh[otel]'" in done.stderr
+    assert "pip install '.[otel]'" in done.stderr
     assert done.stderr.count("WARNING") == 1
 
 
