@@ -4,12 +4,20 @@ A key DPMESH_SECTION_KEY overrides the file's [section] key; DPMESH_BUDGET_<NAME
 that name, with the name in capitals and every other character than letters and digits as an underscore, and
 DPMESH_QUOTA_<NAME>_<KEY> the quota. Lists are written with commas, and '""' is a word without letters.
 
+A relative path (of the policy file, of an SQLite ledger) starts in the configuration file's folder, whether the file or
+the environment names it, and in the working directory where there is no file: so two working directories share one
+budget.
+
+Kubernetes gives every pod variables about every Service, and those about a Service called dpmesh begin with DPMESH_.
+They are passed over. Every other unknown key is an error.
+
 Errors show what was written, but no value of a key that is not known at the top or in [ledger], as that may be a
 password under a misspelled name, and of URLs not who connects and with which password.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tomllib
@@ -24,12 +32,30 @@ from dpmesh.accounting import Accounting
 from dpmesh.errors import ConfigError
 from dpmesh.ledger import Budget
 from dpmesh.ledger.budget import Match, parents
-from dpmesh.ledger.urls import shown
+from dpmesh.ledger.urls import relative_file, shown, sqlite_url
+
+_log = logging.getLogger(__name__)
 
 _ENV_PREFIX = "DPMESH_"
 # What may name a user or a password: a URL, or the rest of one, or the words that libpq takes instead.
 _URL = re.compile("://|@")
 _PASSWORD = re.compile("passw", re.IGNORECASE)
+# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+_LINK_NUMBER = re.compile("[0-9]{1,5}")
+_LINK_PROTOCOL = re.compile("tcp|udp|sctp")
+_LINK_URL = re.compile(r"(tcp|udp|sctp)://(\[[0-9a-fA-F:.]+\]|[0-9.]+):[0-9]{1,5}")
+_LINK_ADDRESS = re.compile("[0-9]{1,3}([.][0-9]{1,3}){3}|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*")
+# The exact forms of names, and for each that of its value.
+_SERVICE_LINKS = (
+    (re.compile(".+_SERVICE_HOST"), _LINK_ADDRESS),
+    (re.compile(".+_SERVICE_PORT"), _LINK_NUMBER),
+    (re.compile(".+_PORT"), _LINK_URL),
+    (re.compile(".+_PORT_[0-9]+_(TCP|UDP|SCTP)"), _LINK_URL),
+    (re.compile(".+_PORT_[0-9]+_(TCP|UDP|SCTP)_PROTO"), _LINK_PROTOCOL),
+    (re.compile(".+_PORT_[0-9]+_(TCP|UDP|SCTP)_PORT"), _LINK_NUMBER),
+    (re.compile(".+_PORT_[0-9]+_(TCP|UDP|SCTP)_ADDR"), _LINK_ADDRESS),
+)
+_NAMED_PORT = re.compile("(.+_SERVICE)_PORT_[A-Z0-9_]+")
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,7 +63,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LedgerConfig(_Section, frozen=True):
-    """[ledger]: where budgets live."""
+    """[ledger]: where budgets live; an SQLite file's path relative to the configuration file."""
 
     url: str = "sqlite:///.dpmesh/ledger.db"
 
@@ -131,11 +157,11 @@ def load(
         environment: What overrides it; os.environ when absent.
 
     Returns:
-        The configuration, with the policy file's path made absolute.
+        The configuration, with the paths of the policy file and of an SQLite ledger made absolute.
 
     Raises:
         ConfigError: A file that can't be read, a wrong key or a wrong value. The text names the key and the value,
-            and says what is allowed.
+            and says what is allowed. Or there is no ledger yet, and another one in the working directory.
     """
     if isinstance(source, (str, Path)):
         name, document = str(source), _read(Path(source))
@@ -151,7 +177,40 @@ def load(
     if config.policy.file:
         found = msgspec.structs.replace(config.policy, file=str(base / config.policy.file))
         config = msgspec.structs.replace(config, policy=found)
-    return config
+    ledger = msgspec.structs.replace(config.ledger, url=_located(config.ledger.url, base))
+    return msgspec.structs.replace(config, ledger=ledger)
+
+
+def _located(url: str, base: Path) -> str:
+    """A ledger's URL, with a relative path made absolute.
+
+    Versions before this rule looked for the file in the working directory. Where one is left there, a new ledger in the
+    right place would refill every budget.
+
+    Raises:
+        ConfigError: There is a ledger in the working directory, and none where the URL means.
+    """
+    relative = relative_file(url)
+    if relative is None:
+        return url
+    path = base / relative
+    try:
+        old = relative.absolute()
+    except FileNotFoundError:  # the working directory was removed
+        return sqlite_url(path)
+    if not _is_there(path) and _is_there(old):
+        raise ConfigError(
+            f"ledger.url: {url!r} starts in the configuration file's folder, and there is no ledger at {path}. But "
+            f"there is one in the working directory, {old}, where earlier versions kept it. If it is this "
+            "configuration's, end its holders and move it, with all files whose names begin like its own. If it is "
+            "not, write an absolute path"
+        )
+    return sqlite_url(path)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a ledger at a path, or the witness of one that is gone."""
+    return any(os.path.lexists(f"{path}{suffix}") for suffix in ("", "-witness"))
 
 
 def budgets(config: Config) -> list[Budget]:
@@ -234,24 +293,58 @@ def _copied(value: Any) -> Any:
 
 def _override(document: dict[str, Any], environment: Mapping[str, str]) -> None:
     """Writes the environment's DPMESH_ keys into the document."""
+    links = []
     for variable in sorted(name for name in environment if name.startswith(_ENV_PREFIX)):
-        words = variable.removeprefix(_ENV_PREFIX).lower()
-        text = environment[variable]
-        section, _, key = words.partition("_")
-        if words == "mode":
-            document["mode"] = text
-        elif section in _LISTED:
-            _override_entry(document, section, variable, key, text)
-        elif key and section in _SECTIONS:
-            if key not in _SECTIONS[section].__struct_fields__:
-                keys = _SECTIONS[section].__struct_fields__
-                raise ConfigError(_unknown(variable, [f"{_ENV_PREFIX}{section}_{k}".upper() for k in keys]))
-            into = document.setdefault(section, {})
-            if isinstance(into, dict):  # if not, the document is refused for that
-                into[key] = _typed(_SECTIONS[section], key, text, variable)
-        else:
-            known = [f"{_ENV_PREFIX}{name}_..." for name in ("LEDGER", "POLICY", "GRPC", "BUDGET", "QUOTA")]
-            raise ConfigError(_unknown(variable, [f"{_ENV_PREFIX}MODE", *known]))
+        try:
+            _override_key(document, variable, environment[variable])
+        except ConfigError:
+            if not _is_service_link(variable, environment):
+                raise
+            links.append(variable)
+    if links:
+        _log.warning(
+            "passed over variables that Kubernetes makes of Services, which are no keys of the configuration: %s "
+            "(enableServiceLinks: false in the pod's spec keeps them away)",
+            ", ".join(links),
+        )
+
+
+def _override_key(document: dict[str, Any], variable: str, text: str) -> None:
+    """Writes one key of the environment into the document.
+
+    Raises:
+        ConfigError: There is no such key, or the text is no value of it.
+    """
+    words = variable.removeprefix(_ENV_PREFIX).lower()
+    section, _, key = words.partition("_")
+    if words == "mode":
+        document["mode"] = text
+    elif section in _LISTED:
+        _override_entry(document, section, variable, key, text)
+    elif key and section in _SECTIONS:
+        if key not in _SECTIONS[section].__struct_fields__:
+            keys = _SECTIONS[section].__struct_fields__
+            raise ConfigError(_unknown(variable, [f"{_ENV_PREFIX}{section}_{k}".upper() for k in keys]))
+        into = document.setdefault(section, {})
+        if isinstance(into, dict):  # if not, the document is refused for that
+            into[key] = _typed(_SECTIONS[section], key, text, variable)
+    else:
+        known = [f"{_ENV_PREFIX}{name}_..." for name in ("LEDGER", "POLICY", "GRPC", "BUDGET", "QUOTA")]
+        raise ConfigError(_unknown(variable, [f"{_ENV_PREFIX}MODE", *known]))
+
+
+def _is_service_link(variable: str, environment: Mapping[str, str]) -> bool:
+    """Whether a variable that is no key has the exact form, in name and value, of one that Kubernetes makes.
+
+    A Service's ports may have any names, also those of keys. Such a variable counts only beside the Service's address,
+    which Kubernetes always gives too.
+    """
+    text = environment[variable]
+    if any(name.fullmatch(variable) and value.fullmatch(text) for name, value in _SERVICE_LINKS):
+        return True
+    port = _NAMED_PORT.fullmatch(variable)
+    address = environment.get(f"{port[1]}_HOST", "") if port else ""
+    return bool(_LINK_NUMBER.fullmatch(text) and _LINK_ADDRESS.fullmatch(address))
 
 
 def _override_entry(document: dict[str, Any], section: str, variable: str, rest: str, text: str) -> None:

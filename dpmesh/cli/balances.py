@@ -13,6 +13,8 @@ from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon, window_end
 if TYPE_CHECKING:
     from dpmesh.ledger import Account, Budget
 
+NOT_CONFIGURED = "not configured"
+
 # Whose loss a budget caps, and towards whom, by its key.
 _WHOSE = {
     "unit": "The loss is this unit's, towards everyone who receives its messages, all of them together.",
@@ -74,6 +76,7 @@ class Spending:
         percentile_95: Nineteen of twenty spent at most this.
         most: Nobody spent more.
         least_remaining: None of these has less left, grants included.
+        state: "configured" or "not configured": whether holders that are started now charge it; None if nobody knows.
     """
 
     standing: Standing
@@ -83,6 +86,7 @@ class Spending:
     percentile_95: Amount
     most: Amount
     least_remaining: Amount
+    state: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +233,29 @@ def shown(loss: Amount, budget: Standing) -> str:
     if budget.accounting == "pure":
         return f"ε {loss.value:.4g}"
     return f"ρ {loss.value:.4g} (ε {loss.epsilon:.3g})"
+
+
+def state(budget: str, configured: frozenset[str] | None) -> str | None:
+    """Whether a budget is configured, as Spending.state says it."""
+    if configured is None:
+        return None
+    return "configured" if budget in configured else NOT_CONFIGURED
+
+
+def not_configured(budgets: Sequence[str], configured: frozenset[str] | None) -> list[str]:
+    """A line for each budget that is not configured, with the names that it may have now."""
+    from dpmesh.ledger.budget import similar
+
+    lines = []
+    for name in budgets:
+        if configured is not None and name not in configured:
+            alike = similar(name, configured)
+            names = f" (similar: {', '.join(alike)})" if alike else ""
+            lines.append(
+                f"{name}: {NOT_CONFIGURED}{names}. What is spent of it counts for no other budget: if it was renamed, "
+                "restore its name"
+            )
+    return lines
 
 
 def shown_grant(entry: Balance) -> str:

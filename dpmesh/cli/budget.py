@@ -6,13 +6,13 @@ import enum
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpmesh.cli import inputs, ledgers
+from dpmesh.cli import console, inputs, ledgers
 from dpmesh.cli.console import UNUSABLE, InputError, data_stdout, print_json, say, say_help, stdout
 
 if TYPE_CHECKING:
@@ -49,20 +49,32 @@ def budget(context: typer.Context) -> None:
 def list_(
     config_file: inputs.ConfigFile = None, ledger: ledgers.LedgerUrl = None, as_json: inputs.AsJson = False
 ) -> None:
-    """Show for each budget how much its accounts have spent in the current window, and never whose they are."""
+    """Show for each budget how much its accounts have spent in the current window, and never whose they are.
+
+    A budget that the ledger holds and the configuration does not name is "not configured": what is spent of it counts
+    for no other. With --ledger, give --config too to see that.
+    """
     from dpmesh.cli import balances
 
+    configured = ledgers.configured(config_file, ledger)
     books = ledgers.books(config_file, ledger)
-    spending = ledgers.read(lambda: _spending(books))
+    spending = [
+        replace(entry, state=balances.state(entry.standing.budget, configured))
+        for entry in ledgers.read(lambda: _spending(books))
+    ]
     if as_json:
         print_json([_document(entry) for entry in spending])
         return
-    table = _table("budget", "window", "cap", "accounts", "median", "95 %", "most", "least left")
+    stray = any(entry.state == balances.NOT_CONFIGURED for entry in spending)
+    table = _table(
+        "budget", *["state"] * stray, "window", "cap", "accounts", "median", "95 %", "most", "least left"
+    )
     for entry in spending:
         standing = entry.standing
         amounts = (entry.median, entry.percentile_95, entry.most)
         table.add_row(
             standing.budget,
+            *[entry.state] * stray,
             balances.shown_window(standing),
             balances.shown(standing.cap, standing),
             str(entry.accounts),
@@ -76,6 +88,8 @@ def list_(
                 f"{entry.standing.budget}: more than the cap was granted to {entry.granted} of these accounts "
                 "(dpmesh ledger log --grants tells why)"
             )
+    for line in balances.not_configured([entry.standing.budget for entry in spending], configured):
+        say(line)
 
 
 async def _spending(books: Books) -> list[Spending]:
@@ -106,6 +120,7 @@ def show(
     from dpmesh.cli import balances
 
     whose = ledgers.holder(unit, as_hex, of_all, consumer)
+    configured = ledgers.configured(config_file, ledger)
     books = ledgers.books(config_file, ledger)
     entries = ledgers.read(lambda: _balances(books, whose))
     if as_json:
@@ -126,10 +141,12 @@ def show(
             balances.shown(entry.remaining, standing),
             balances.shown(entry.lifetime, standing),
         )
-    console = stdout()
-    console.print(table)
+    out = stdout()
+    out.print(table)
     for line in balances.promises(entries):
-        console.print(line)
+        out.print(line)
+    for line in balances.not_configured([entry.standing.budget for entry in entries], configured):
+        out.print(line)
 
 
 async def _balances(books: Books, whose: ledgers.Holder) -> list[Balance]:
@@ -176,12 +193,15 @@ def grant(
 
     whose = ledgers.holder(unit, as_hex, of_all, consumer)
     note = ledgers.note(reason, by, whose)
+    configured = ledgers.configured(config_file, ledger)
     books = ledgers.books(config_file, ledger)
     definition, key, has = ledgers.read(lambda: _granted(books, whose, name))
     raised = _raise(definition, has, to)
     account = ledgers.run(books.grant(name, key, raised, note, has=has))
     entry = balances.balance(definition, account, account.window_start)
     more = balances.amount(definition, raised)
+    for line in balances.not_configured([name], configured):
+        console.note(line)
     if as_json:
         print_json({"raised": asdict(more), **_document(entry)})
     else:

@@ -82,6 +82,16 @@ class Counting:
         return self._view.remark
 
     @property
+    def older(self) -> bool:
+        """See View."""
+        return self._view.older
+
+    @property
+    def ahead(self) -> tuple[str, ...]:
+        """See View."""
+        return self._view.ahead
+
+    @property
     def pruned_before(self) -> int:
         """See View."""
         return self._view.pruned_before
@@ -102,6 +112,7 @@ class Counting:
 
     async def entries(self) -> AsyncIterator[Written]:
         """See View."""
+        self.seen_entries = 0  # they may be read twice
         async for found in self._view.entries():
             self.seen_entries += 1
             yield found

@@ -48,6 +48,14 @@ An older copy of a ledger has forgotten what was charged since it was made. `acc
 - The charge log gets an entry with the reason. Nothing brings back the entries that the copy lacks.
 Prefer to put the newest copy back, if there is one."""
 
+_ACCEPT_WINDOWS = """\
+A clock that was wrong began windows that this ledger's clock has not reached. `accept` brings their budgets back:
+- They go on in the window after the one at hand. What is left of the one at hand and all of the next have to do with
+  one cap.
+- What was spent in the wrong windows counts as spent there, so nothing is refilled.
+- The charge log gets entries with the reason.
+Correct the clock first, and restart every holder afterwards: those that run on refuse, or are slow."""
+
 
 @app.callback(invoke_without_command=True)
 def ledger(context: typer.Context) -> None:
@@ -295,25 +303,43 @@ def accept(
     url: ledgers.LedgerUrl = None,
     as_json: inputs.AsJson = False,
 ) -> None:
-    """Go on with a ledger that is an older copy of itself: after a restore, or when its witness is lost.
+    """Go on with a ledger that is an older copy of itself, after a restore or when its witness is lost.
 
     Every budget with windows moves to the window after the one at hand, so that nothing is spent twice in a window.
     Lifetime budgets can't be helped like that, and are listed.
+
+    A ledger that a wrong clock locked goes on, too: what was spent in windows that its clock has not reached counts in
+    the window after the one at hand, and every holder has to be restarted.
     """
     note = ledgers.note(reason, by)
     books = ledgers.books(config_file, url)
     if not yes:
-        lifetime = ledgers.read(lambda: _lifetime(books))
+        lifetime, ahead, only = ledgers.read(lambda: _concerned(books))
         if as_json:
-            print_json({"accepted": False, "lifetime": list(lifetime)})
+            print_json({"accepted": False, "lifetime": list(lifetime), "ahead": list(ahead)})
             raise InputError("nothing was done: add --yes")
-        say(*_ACCEPT.split("\n"))
-        if lifetime:
-            say(f"Lifetime budgets here: {', '.join(lifetime)}")
+        if not only:
+            say(*_ACCEPT.split("\n"))
+            if lifetime:
+                say(f"Lifetime budgets here: {', '.join(lifetime)}")
+        if ahead:
+            say(*_ACCEPT_WINDOWS.split("\n"))
+            say(f"Ahead of the clock here: {', '.join(ahead)}")
         raise InputError("nothing was done: read the above, and add --yes")
+    try:
+        _, ahead, only = ledgers.read(lambda: _concerned(books))
+    except InputError:  # It can't be read as it is, which may be why it is accepted.
+        ahead, only = (), False
     lifetime = ledgers.run(books.accept(note, unnoticed=unnoticed))
     if as_json:
-        print_json({"accepted": True, "lifetime": list(lifetime)})
+        print_json({"accepted": True, "lifetime": list(lifetime), "ahead": list(ahead)})
+        return
+    if ahead:
+        say(
+            f"accepted: back from windows that the clock has not reached: {', '.join(ahead)}. What was spent in them "
+            "counts in the window after the one at hand. Restart every holder now"
+        )
+    if only and not unnoticed:
         return
     say("accepted: every budget with windows goes on in the window after the one at hand")
     if lifetime:
@@ -323,9 +349,11 @@ def accept(
         )
 
 
-async def _lifetime(books: Books) -> tuple[str, ...]:
+async def _concerned(books: Books) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    """The lifetime budgets, those whose windows are ahead of the clock, and whether nothing else is to be accepted."""
     async with ledgers.viewing(books) as view:
-        return tuple(budget.name for budget in view.budgets.values() if budget.window is None)
+        lifetime = tuple(budget.name for budget in view.budgets.values() if budget.window is None)
+        return lifetime, view.ahead, bool(view.ahead) and not view.older
 
 
 @app.command("log", epilog="Example: dpmesh ledger log --grants")

@@ -38,7 +38,7 @@ LedgerUrl = Annotated[
     typer.Option(
         "--ledger",
         metavar="URL",
-        help="The ledger, such as sqlite:///.dpmesh/ledger.db, instead of the configuration's.",
+        help="The ledger, instead of the configuration's; a relative path starts in the working directory.",
         show_default=False,
     ),
 ]
@@ -221,6 +221,20 @@ def address(config_file: Path | None, url: str | None) -> str:
     if url is not None and not url.strip():
         raise InputError("--ledger is empty: give a URL, or leave it out for the configuration's")
     return url or config.load(inputs.config_file(config_file)).ledger.url
+
+
+def configured(config_file: Path | None, url: str | None) -> frozenset[str] | None:
+    """The names of the configured budgets and quotas; None if a ledger was named and no configuration with it.
+
+    Raises:
+        ConfigError: The configuration is wrong.
+    """
+    from dpmesh import config
+
+    if url and config_file is None:
+        return None
+    settings = config.load(inputs.config_file(config_file))
+    return frozenset([budget.name for budget in settings.budget] + [quota.name for quota in settings.quota])
 
 
 def books(config_file: Path | None, url: str | None) -> Books:

@@ -5,7 +5,7 @@ Holders may be at work meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -68,6 +68,14 @@ class View(Protocol):
         """What whoever reads it has to know: that it was moved, or is an older copy; "" if there is nothing."""
 
     @property
+    def older(self) -> bool:
+        """Whether it is known to be an older copy of itself."""
+
+    @property
+    def ahead(self) -> tuple[str, ...]:
+        """The budgets whose windows a wrong clock began, and which renew no earlier than it said."""
+
+    @property
     def pruned_before(self) -> int:
         """Entries older than this (seconds since the epoch) may have been pruned; 0 if none was."""
 
@@ -120,18 +128,33 @@ class Books(Protocol):
         """
 
     async def accept(self, note: str, *, unnoticed: bool = False) -> tuple[str, ...]:
-        """Goes on with a ledger that is an older copy of itself, and writes that to the charge log.
+        """Goes on with an older copy of a ledger, or one that a wrong clock locked, and writes that to the charge log.
 
         What was spent since the copy is unknown, so every tumbling budget is moved to the window after the one at hand:
         nothing is spent twice within a window. Lifetime budgets can't be helped like that.
 
+        Where windows are ahead of the clock, they are brought back, and what was spent in them counts (rewind.py). On
+        SQLite every holder has to be restarted then.
+
         Args:
             note: Why, and who says so.
-            unnoticed: The administrator knows it, though the ledger doesn't show it.
+            unnoticed: The administrator knows it is an older copy, though the ledger doesn't show it.
 
         Returns:
-            The names of the lifetime budgets, which may have been charged more than the ledger knows.
+            The names of the lifetime budgets, which may have been charged more than the ledger knows; none if it is no
+            older copy.
+
+        Raises:
+            LedgerError: It is no older copy, as far as anybody noticed, and no window is ahead of the clock.
         """
+
+
+def ahead_of_the_clock(place: str, names: Iterable[str]) -> str:
+    """What whoever uses a ledger has to know when its windows are ahead of its clock."""
+    return (
+        f"{place} is in windows that its clock has not reached, of {', '.join(map(repr, names))}: a clock was wrong, "
+        "and these budgets renew no earlier than it said. `dpmesh ledger accept` undoes that"
+    )
 
 
 def check_grant(account: bytes, raised: int) -> None:

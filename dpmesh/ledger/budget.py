@@ -265,6 +265,19 @@ def parents(budgets: Sequence[Budget]) -> dict[int, int]:
     return found
 
 
+def similar(name: str, names: Iterable[str]) -> list[str]:
+    """The names that another one may have been renamed to, or misspelled as, most similar first."""
+    from difflib import get_close_matches  # only where there is something to warn of
+
+    plain = {_letters(other): other for other in names}
+    return [plain[other] for other in get_close_matches(_letters(name), plain)]
+
+
+def _letters(name: str) -> str:
+    """A name without what people change first: capitals, and what stands between words."""
+    return re.sub(r"[\W_]", "", name.casefold()) or name
+
+
 def check_unchanged(stored: Budget, configured: Budget) -> None:
     """Checks that a budget means the same as when its ledger first saw it; epsilon and delta may change.
 
@@ -277,6 +290,11 @@ def check_unchanged(stored: Budget, configured: Budget) -> None:
             shown = ["lifetime" if value is None else str(value) for value in (old, new)]
             raise ConfigError(
                 f"{configured.kind}.{key}: {shown[1]!r} for {configured.kind} {stored.name!r}, which the ledger holds "
-                f"with {shown[0]!r}. Changing it would refill what is spent: restore the old value, or give the "
-                f"{configured.kind} a new name"
+                f"with {shown[0]!r}. Changing it would refill what is spent, and so would a new name: restore the old "
+                f"value. To change it all the same, add a {configured.kind} of another name, and keep this one beside "
+                f"it {_while_it_counts(stored)}"
             )
+
+
+def _while_it_counts(budget: Budget) -> str:
+    return "for ever" if budget.window is None else "until its window is over"

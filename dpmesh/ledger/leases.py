@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 
 from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import ConfigError, LedgerError, LostChargesError
-from dpmesh.ledger.budget import Budget, Charge, check_names
+from dpmesh.ledger import rewind
+from dpmesh.ledger.books import ahead_of_the_clock
+from dpmesh.ledger.budget import Budget, Charge, check_names, similar
 from dpmesh.ledger.holdings import Holdings, Key
 from dpmesh.ledger.queue import CommitQueue
 from dpmesh.ledger.spending import SpendQueue
@@ -110,6 +112,8 @@ class Ledger:
             raise
         self._secret = opened.secret
         self._open = True
+        self._name_others(opened.others)
+        self._name_ahead(opened.windows)
 
     async def close(self) -> None:
         """Refuses what waits, returns what is left of the leases, and closes the store.
@@ -239,6 +243,30 @@ class Ledger:
         else:
             return True
         return False
+
+    def _name_ahead(self, windows: Sequence[int]) -> None:
+        """Warns of windows that a clock began which was wrong: these budgets would not renew for a long time."""
+        found = rewind.ahead(dict(enumerate(self.budgets)), dict(enumerate(windows)), self._clock(), 1)
+        if found:
+            names = [self.budgets[index].name for index in found]
+            _log.error("%s", ahead_of_the_clock("the ledger", names))
+
+    def _name_others(self, others: Sequence[tuple[Budget, int]]) -> None:
+        """Warns of budgets that the configuration does not name any more: one that was renamed is full again."""
+        now, names = self._clock(), [budget.name for budget in self.budgets]
+        told = []
+        for budget, start in others:
+            if budget.window is None or now < start + budget.window:
+                alike = similar(budget.name, names)
+                told.append(
+                    f"{budget.name!r}" + (f" (similar: {', '.join(map(repr, alike))})" if alike else "")
+                )
+        if told:
+            _log.warning(
+                "the ledger holds budgets that are not configured, and what is spent of them counts for no other: %s. "
+                "If one was renamed, restore its name, or it starts anew with nothing spent",
+                ", ".join(told),
+            )
 
     async def _charge_durably(self, charges: Sequence[Charge]) -> None:
         await self._queue.join(self._needs(charges))

@@ -40,7 +40,7 @@ class MemoryStore:
             self._stored[budget.name] = budget
             self._windows.setdefault(budget.name, 0)
         self._budgets = tuple(budgets)
-        return Opened(self._secret, tuple(self._windows[budget.name] for budget in budgets))
+        return Opened(self._secret, tuple(self._windows[budget.name] for budget in budgets), self._others())
 
     async def debit(self, batch: Batch) -> Outcome:
         """See Store."""
@@ -97,6 +97,19 @@ class MemoryStore:
 
     def forked(self) -> None:
         """See Store. Two copies of one budget would spend it twice, so the child's refuses to answer."""
+
+    def _others(self) -> tuple[tuple[Budget, int], ...]:
+        charged = {
+            name
+            for (name, _), (start, debited, _) in self._rows.items()
+            if debited and start == self._windows[name]
+        }
+        configured = {budget.name for budget in self._budgets}
+        return tuple(
+            (budget, self._windows[name])
+            for name, budget in self._stored.items()
+            if name in charged and name not in configured
+        )
 
     def _spend(self, name: bytes, until: int) -> bool:
         if until <= self._now or name in self._spent:

@@ -49,6 +49,13 @@ ORDER BY w.place
 _BUDGETS = (
     "SELECT id, name, key, epsilon, delta, accounting, length, on_exhausted FROM dpmesh.budgets ORDER BY id"
 )
+_OTHERS = """
+SELECT b.id, b.window_start FROM dpmesh.budgets b
+WHERE b.name <> ALL ($1::text[]) AND EXISTS (
+    SELECT FROM dpmesh.accounts a WHERE a.budget = b.id AND a.window_start = b.window_start AND a.debited > 0
+)
+ORDER BY b.id
+"""
 # Replicas of two configurations could wait for each other in a circle. The lock comes first: the sort needs all rows.
 _WRITE_BUDGETS = """
 WITH locked AS MATERIALIZED (SELECT pg_advisory_xact_lock($1))
@@ -199,8 +206,16 @@ class PostgresStore:
         self._hear({"status": "told" if 0 <= now <= MAX_SECONDS else "clock", "now": now}, asked)
         await self._prepare(connection, max(0, math.floor(self._now())) // _DAY)
         return Opened(
-            bytes(ledger["secret"]), tuple(rows[budget.name]["window_start"] for budget in self._budgets)
+            bytes(ledger["secret"]),
+            tuple(rows[budget.name]["window_start"] for budget in self._budgets),
+            await self._others(connection),
         )
+
+    async def _others(self, connection: Any) -> tuple[tuple[Budget, int], ...]:
+        """See Opened."""
+        charged = await connection.fetch(_OTHERS, [budget.name for budget in self._budgets])
+        stored = await read_budgets(connection) if charged else {}
+        return tuple((stored[row["id"]], row["window_start"]) for row in charged)
 
     async def _ledger(self, connection: Any) -> Any:
         """What the database says of the ledger as a whole.

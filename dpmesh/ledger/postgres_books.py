@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import asyncpg
 
+from dpmesh.accounting import MAX_SECONDS
 from dpmesh.errors import ConfigError, LedgerError
-from dpmesh.ledger.books import Chain, Written, check_grant, check_granted
+from dpmesh.ledger import rewind
+from dpmesh.ledger.books import Chain, Written, ahead_of_the_clock, check_grant, check_granted
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.chain import CHAIN_BYTES, Head, Kind, Line, begin, decode, encode, link
 from dpmesh.ledger.postgres import ACCOUNTS, LOCK, read_account, read_budgets
@@ -24,6 +26,9 @@ _T = TypeVar("_T")
 
 _PATIENCE = 600.0  # seconds: whole ledgers are read, and old parts dropped
 _CONNECTING = 4.0
+_EARLY_DAYS = (
+    2  # a window is charged on its first day at the earliest, and a holder's guess of the time may be late
+)
 _PAGE = 100  # entries may have thousands of lines
 _DAY = 86_400
 _DROPS = 60  # how often a part of the log that somebody reads in is tried
@@ -71,7 +76,11 @@ class PostgresBooks:
         }
         budgets = await read_budgets(connection)
         view = PostgresView(connection, self.place, bytes(secret), pruned, budgets, windows)
+        view.ahead = tuple(budgets[number].name for number in await _ahead(connection))
+        if view.ahead:
+            view.remark = ahead_of_the_clock(self.place, view.ahead)
         if lost:
+            view.older = True
             view.remark = (
                 f"{self.place} is an older copy of itself, as a holder noticed: nobody may charge it"
             )
@@ -172,10 +181,14 @@ class PostgresBooks:
         """See Books."""
 
         async def work(connection: Any) -> tuple[str, ...]:
-            if not await connection.fetchval("SELECT lost FROM dpmesh.ledger FOR UPDATE") and not unnoticed:
+            lost = await connection.fetchval("SELECT lost FROM dpmesh.ledger FOR UPDATE")
+            rewound = await _rewind(connection, note)
+            if not lost and not unnoticed:
+                if rewound:
+                    return ()
                 raise LedgerError(
-                    f"{self.place} has lost nothing that anybody noticed: there is nothing to accept, unless you know "
-                    "better (--unnoticed)"
+                    f"{self.place} has lost nothing that anybody noticed, and none of its windows is ahead of the "
+                    "clock: there is nothing to accept, unless you know better (--unnoticed)"
                 )
             await connection.execute(
                 "UPDATE dpmesh.budgets SET window_start = dpmesh.in_force(dpmesh.now(), length, window_start) + length "
@@ -233,6 +246,8 @@ class PostgresView:
         self.budgets = budgets
         self.windows = windows
         self.remark = ""
+        self.ahead: tuple[str, ...] = ()
+        self.older = False
 
     async def accounts(
         self, budget: str | None = None, account: bytes | None = None
@@ -293,6 +308,23 @@ WITH written AS (
 )
 SELECT $6::text AS name, b.length, w.* FROM written w JOIN dpmesh.budgets b ON b.id = w.budget
 """
+_LATER = """
+SELECT a.budget, a.account, a.window_start, a.debited
+FROM dpmesh.accounts a JOIN unnest($1::int[], $2::bigint[]) AS t (budget, start) USING (budget)
+WHERE a.window_start > t.start
+"""
+_CARRY = """
+UPDATE dpmesh.accounts a SET
+    window_start = w.start, debited = w.debited, granted = w.granted, cap = w.cap,
+    lifetime = least(a.lifetime, 9223372036854775807 - w.more) + w.more
+FROM unnest($1::int[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
+    AS w (budget, account, start, debited, granted, cap, more)
+WHERE a.budget = w.budget AND a.account = w.account
+"""
+_BACK = """
+UPDATE dpmesh.budgets b SET window_start = t.start
+FROM unnest($1::int[], $2::bigint[]) AS t (id, start) WHERE b.id = t.id
+"""
 _PRUNE_CHAINS = """
 UPDATE dpmesh.chains c SET pruned_seq = old.seq, pruned_hash = old.hash
 FROM (
@@ -320,7 +352,74 @@ async def _check_version(connection: Any, where: str) -> None:
         raise LedgerError(f"{where} {state}: run `dpmesh ledger migrate` with the newest dpmesh")
 
 
-async def _append(connection: Any, kind: Kind, lines: tuple[Line, ...], note: str) -> None:
+async def _ahead(connection: Any) -> dict[int, int]:
+    """The budgets whose windows a wrong clock began, and where they have to go on."""
+    now = await connection.fetchval("SELECT dpmesh.now()")
+    if not 0 <= now <= MAX_SECONDS:
+        raise LedgerError("the ledger's clock is broken: the database shows no time")
+    budgets = await read_budgets(connection)
+    windows = {
+        row["id"]: row["window_start"]
+        for row in await connection.fetch("SELECT id, window_start FROM dpmesh.budgets")
+    }
+    if not rewind.ahead(budgets, windows, now, 0):
+        return {}
+    accepted = await connection.fetchval("SELECT accepted FROM dpmesh.ledger")
+    return rewind.ahead(budgets, windows, now, accepted)
+
+
+async def _rewind(connection: Any, note: str) -> bool:
+    """Brings back all windows that a wrong clock began, in the transaction that is open; says if there were any."""
+    if not await _ahead(connection):
+        return False
+    # Nobody debits or credits meanwhile, and who debits later finds the windows that this leaves: a debit reads them
+    # first, and holds what it has read until it is done.
+    await connection.execute("SET LOCAL lock_timeout = '30s'")
+    await connection.execute("LOCK TABLE dpmesh.budgets IN ACCESS EXCLUSIVE MODE")
+    await connection.execute("LOCK TABLE dpmesh.accounts IN SHARE ROW EXCLUSIVE MODE")
+    targets = await _ahead(connection)
+    if not targets:
+        return False
+    budgets = await read_budgets(connection)
+    numbers, starts = list(targets), list(targets.values())
+    rows = {
+        (row["budget"], bytes(row["account"])): (row["window_start"], row["debited"])
+        for row in await connection.fetch(_LATER, numbers, starts)
+    }
+    pruned = await connection.fetchval("SELECT pruned_before FROM dpmesh.ledger")
+    nets = rewind.Nets(rows.keys(), targets)
+    day = min(starts) // _DAY - _EARLY_DAYS
+    entries = connection.cursor("SELECT body FROM dpmesh.charges WHERE day >= $1", day, prefetch=_PAGE)
+    async for (body,) in entries:
+        nets.add(decode(bytes(body)))
+    carried = {
+        key: rewind.carry(
+            key,
+            row,
+            nets.of(key),
+            targets[key[0]],
+            cap=budgets[key[0]].cap,
+            whole=pruned <= targets[key[0]],
+        )
+        for key, row in rows.items()
+    }
+    await connection.execute(
+        _CARRY,
+        [number for number, _ in carried],
+        [account for _, account in carried],
+        [targets[number] for number, _ in carried],
+        [one.debited for one in carried.values()],
+        [one.granted for one in carried.values()],
+        [max(budgets[key[0]].cap, one.debited - one.granted) for key, one in carried.items()],
+        [one.more for one in carried.values()],
+    )
+    await connection.execute(_BACK, numbers, starts)
+    for kind, lines in rewind.entries(carried.values()):
+        await _append(connection, kind, lines, note)
+    return True
+
+
+async def _append(connection: Any, kind: Kind, lines: Sequence[Line], note: str) -> None:
     """Writes an administrator's entry, in a chain of its own."""
     at = await connection.fetchval("SELECT greatest(0, floor(dpmesh.now()))::bigint")
     await connection.execute("SELECT dpmesh.prepare($1)", at // 86_400)

@@ -114,10 +114,13 @@ def plain_file(path: Path) -> os.stat_result:
     """The status of a file that could be a ledger.
 
     Raises:
-        LedgerError: It is a directory, a pipe or the like.
+        LedgerError: It is a directory, a pipe, a link or the like.
         OSError: There is none, or it can't be seen.
     """
-    status = path.stat()
+    status = path.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        # SQLite keeps its log beside the file that the link means, and dpmesh its witness beside the link.
+        raise LedgerError(f"{path} is a symbolic link: set ledger.url to the path of the file itself")
     if not stat.S_ISREG(status.st_mode):
         raise LedgerError(f"{path} is not a plain file: set ledger.url to another path")
     return status
@@ -362,6 +365,23 @@ def number_budgets(connection: sqlite3.Connection) -> dict[int, Budget]:
 def read_budgets(connection: sqlite3.Connection) -> dict[str, Budget]:
     """The budgets that the file holds, by name, in order of creation."""
     return {budget.name: budget for budget in number_budgets(connection).values()}
+
+
+def charged_others(connection: sqlite3.Connection, names: Sequence[str]) -> tuple[tuple[Budget, int], ...]:
+    """Budgets of other names, and when their latest windows began, if anything is spent of them in these."""
+    charged = dict(
+        connection.execute(
+            "SELECT name, window_start FROM budgets WHERE EXISTS (SELECT 1 FROM accounts WHERE budget = budgets.id "
+            "AND accounts.window_start = budgets.window_start AND debited > 0)"
+        )
+        if set(read_budgets(connection)) - set(names)
+        else ()
+    )
+    return tuple(
+        (budget, charged[name])
+        for name, budget in read_budgets(connection).items()
+        if name in charged and name not in names
+    )
 
 
 def write_budget(connection: sqlite3.Connection, budget: Budget) -> tuple[int, int]:

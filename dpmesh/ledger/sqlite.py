@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import secrets
 import sqlite3
@@ -18,11 +19,13 @@ from typing import ParamSpec, TypeVar
 
 from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import DpmeshError, LedgerError, LostChargesError
-from dpmesh.ledger import schema, wal, witness
+from dpmesh.ledger import access, schema, wal, witness
 from dpmesh.ledger.budget import Budget, check_names, check_unchanged
 from dpmesh.ledger.chain import Kind, Line, OwnChain
 from dpmesh.ledger.store import SECRET_BYTES, Account, AccountId, Batch, Opened, Outcome, decide
 from dpmesh.ledger.witness import Witness
+
+_log = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -75,6 +78,9 @@ class SQLiteStore:
         self._connection: sqlite3.Connection | None = None
         self._witness: Witness | None = None
         self._chain = OwnChain()
+        self._latest: dict[
+            int, int
+        ] = {}  # the latest window of each budget that this holder found in the file
         self._failed = False  # the last write did
         self._touched: tuple[int, ...] = ()  # what changes when somebody writes to the file
         self._least = 0  # how many commits it had at that time, without the log
@@ -141,14 +147,17 @@ class SQLiteStore:
         self._disconnect()
         self._file, self._secret = None, b""
         self._chain = OwnChain()  # what it left in a file that it closed, the witness knows
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             make_file(self.path)
         connection = self._connect()
+        if remark := access.remark(self.path):
+            _log.warning("%s", remark)
         try:
             with schema.transaction(connection):
                 stored = schema.read_budgets(connection)
                 for budget in budgets:
                     check_unchanged(stored.get(budget.name, budget), budget)
+                others = schema.charged_others(connection, [budget.name for budget in budgets])
                 written = [schema.write_budget(connection, budget) for budget in budgets]
                 # Written even where nothing changes: a file that can't be written is found now, not later.
                 connection.execute("UPDATE meta SET schema_version = schema_version")
@@ -157,7 +166,8 @@ class SQLiteStore:
             raise
         self._budgets = budgets
         self._rows = tuple(row for row, _ in written)
-        return Opened(self._secret, tuple(start for _, start in written))
+        self._latest = dict(written)
+        return Opened(self._secret, tuple(start for _, start in written), others)
 
     def _connect(self) -> sqlite3.Connection:
         """The connection, made when there is none; always to the file that was opened first."""
@@ -175,6 +185,7 @@ class SQLiteStore:
                 raise LedgerError(
                     f"{self.path} is read-only: make it and its directory writable for this user"
                 )
+            access.check(self.path)
             wal.check(self.path)
             connection = schema.connect(self.path, "mode=rw", self._busy_timeout)
             try:
@@ -315,13 +326,27 @@ class SQLiteStore:
 
     def _advance(self, change: schema.Change, wanted: tuple[int, ...]) -> tuple[int, ...]:
         """The windows in force: the later of the wanted and the latest ever, which becomes the wanted."""
-        stored: dict[int, int] = dict(change.connection.execute("SELECT id, window_start FROM budgets"))
+        stored = self._windows(change.connection)
         later = [(start, row) for start, row in zip(wanted, self._rows, strict=True) if start > stored[row]]
         if later:
             change.touch()
             change.connection.executemany("UPDATE budgets SET window_start = ? WHERE id = ?", later)
             stored.update((row, start) for start, row in later)
+        self._latest = stored
         return tuple(stored[row] for row in self._rows)
+
+    def _windows(self, connection: sqlite3.Connection) -> dict[int, int]:
+        """The latest window of each budget, by its row.
+
+        Raises:
+            LostChargesError: An administrator brought some back, and this holder would begin them again.
+        """
+        stored: dict[int, int] = dict(connection.execute("SELECT id, window_start FROM budgets"))
+        if any(stored.get(row, 0) < start for row, start in self._latest.items()):
+            raise LostChargesError(
+                f"windows of {self.path} were brought back by `dpmesh ledger accept`: restart this holder"
+            )
+        return stored
 
     def _state(self, connection: sqlite3.Connection, account: AccountId, window: int) -> tuple[int, int]:
         """What an account was debited and granted in a window."""
@@ -347,8 +372,10 @@ class SQLiteStore:
             return schema.spend(change.connection, now, spends)
 
     def _ping(self) -> None:
+        connection = self._connect()
+        self._windows(connection)
         if not self._failed:
-            schema.progress(self._connect(), self.path)
+            schema.progress(connection, self.path)
             return
         with self._change() as change:
             change.touch()
@@ -384,9 +411,10 @@ def make_file(path: Path) -> None:
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
-        if path.exists():
+        if os.path.lexists(path):
             return
-        if witness.path_of(path).exists():
+        access.check_folder(path)
+        if os.path.lexists(witness.path_of(path)):
             raise LedgerError(
                 f"{path} is gone, and {witness.path_of(path).name} remembers that there was one: put it back, or "
                 "remove that too to start all budgets anew"

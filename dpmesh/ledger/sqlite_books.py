@@ -14,10 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from dpmesh.accounting import window_end, window_start
+from dpmesh.accounting import MAX_AMOUNT, window_end, window_start
 from dpmesh.errors import ConfigError, LedgerError
-from dpmesh.ledger import chain, schema, wal, witness
-from dpmesh.ledger.books import Chain, Written, check_grant, check_granted
+from dpmesh.ledger import access, chain, rewind, schema, wal, witness
+from dpmesh.ledger.books import Chain, Written, ahead_of_the_clock, check_grant, check_granted
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.chain import CHAIN_BYTES, Head, Kind, Line
 from dpmesh.ledger.sqlite import make_file
@@ -86,7 +86,7 @@ class SQLiteBooks:
 
     def _migrate(self) -> tuple[int, int]:
         with _explained(self.path):
-            if not self.path.exists():
+            if not os.path.lexists(self.path):
                 make_file(self.path)
                 before = 0
             else:
@@ -130,6 +130,9 @@ class SQLiteBooks:
         with _explained(self.path), closing(_connect(self.path)) as connection:
             schema.make_durable(connection, self.path)
             schema.upgrade(connection)
+            if not unnoticed and witness.refusal(self.path, *schema.progress(connection, self.path)) is None:
+                self._accept_windows(note)
+                return ()
             with schema.transaction(connection):
                 self._refused(connection, unnoticed)
                 # The count is going to jump. Were that the first that the log has of it, and stayed there because
@@ -139,6 +142,7 @@ class SQLiteBooks:
             with schema.transaction(connection):
                 name, commits = self._refused(connection, unnoticed)
                 budgets = _budgets(connection, self.path)
+                _rewind(connection, self.path, note)
                 for row, budget in budgets.items():
                     end = window_end(_window_in_force(connection, row, budget), budget.window)
                     if end is not None:
@@ -153,6 +157,19 @@ class SQLiteBooks:
             witness.remake(self.path, name, commits)
         return tuple(budget.name for budget in budgets.values() if budget.window is None)
 
+    def _accept_windows(self, note: str) -> None:
+        """Undoes what a wrong clock did to a ledger that is no older copy.
+
+        Raises:
+            LedgerError: No clock was wrong.
+        """
+        with self._writing() as (connection, seen), _commit(connection, seen):
+            if not _rewind(connection, self.path, note):
+                raise LedgerError(
+                    f"{self.path} is not an older copy of itself, and none of its windows is ahead of the clock: there "
+                    "is nothing to accept, unless you know better (--unnoticed)"
+                )
+
     def _refused(self, connection: sqlite3.Connection, unnoticed: bool) -> tuple[bytes, int]:
         """The name and the commits of a ledger that nobody may open, because it is an older copy.
 
@@ -162,8 +179,7 @@ class SQLiteBooks:
         name, commits = schema.progress(connection, self.path)
         if witness.refusal(self.path, name, commits) is None and not unnoticed:
             raise LedgerError(
-                f"{self.path} is not an older copy of itself: there is nothing to accept, unless you know better "
-                "(--unnoticed)"
+                f"{self.path} is not an older copy of itself any more: somebody has accepted it, or put another back"
             )
         return name, commits
 
@@ -190,7 +206,7 @@ class SQLiteView:
     def __init__(self, path: Path) -> None:
         self._path = path
         with _explained(path):
-            if not path.exists():
+            if not os.path.lexists(path):
                 raise _missing(path)
             schema.plain_file(path)
             self._at_rest = _at_rest(path)
@@ -249,6 +265,8 @@ class SQLiteView:
 
     def _open(self, mode: str) -> None:
         self._connection = connection = schema.connect(self._path, mode, _TIMEOUT)
+        self.ahead: tuple[str, ...] = ()
+        self.older = False
         try:
             connection.execute("BEGIN")  # everything is read as it is at the first SELECT
             self._secret = schema.read_secret(connection, self._path)
@@ -260,10 +278,21 @@ class SQLiteView:
             self._pruned_before, self._remark = 0, ""
             if self._has_log:
                 (self._pruned_before,) = connection.execute("SELECT pruned_before FROM ledger").fetchone()
-                self._remark = _remark(connection, self._path, self._at_rest is not None)
+                self.ahead = tuple(_ahead(connection, self._path).values())
+                self._remark, self.older = _state(connection, self._path, self._at_rest is not None)
+                if not self._remark:
+                    self._remark = self._notes()
         except BaseException:
             connection.close()
             raise
+
+    def _notes(self) -> str:
+        """What else has to be known: that a wrong clock locked it, or that others may use its files."""
+        if self.ahead:
+            return ahead_of_the_clock(str(self._path), self.ahead)
+        with suppress(OSError):
+            return access.remark(self._path)
+        return ""
 
     def _read_chains(self) -> list[Chain]:
         rows = self._connection.execute(
@@ -304,16 +333,17 @@ class SQLiteView:
             raise ReadAgainError(f"{self._path} was opened by a holder while it was read: read it again")
 
 
-def _remark(connection: sqlite3.Connection, path: Path, at_rest: bool) -> str:
-    """That nobody may charge a ledger, and why; "" if everybody may, or somebody just does."""
+def _state(connection: sqlite3.Connection, path: Path, at_rest: bool) -> tuple[str, bool]:
+    """That nobody may charge a ledger and why, or "" if everybody may; and whether it is an older copy."""
     try:
         name, commits = schema.progress(connection, path)
     except LedgerError as error:
-        return str(error)
+        return str(error), False
     with suppress(OSError):  # Whoever only reads needs no witness.
+        # While somebody charges it, that is no matter of the view's.
         if at_rest and witness.seen(path, name) > commits:
-            return f"{path} is an older copy of itself, as its witness shows: nobody may charge it"
-    return ""
+            return f"{path} is an older copy of itself, as its witness shows: nobody may charge it", True
+    return "", False
 
 
 def _at_rest(path: Path) -> tuple[int, int, int] | None:
@@ -339,11 +369,12 @@ def _missing(path: Path) -> LedgerError:
 
 def _connect(path: Path) -> sqlite3.Connection:
     """A connection that may write to a ledger that there is."""
-    if not path.exists():
+    if not os.path.lexists(path):
         raise _missing(path)
     schema.plain_file(path)
     if not os.access(path, os.R_OK | os.W_OK):
         raise LedgerError(f"{path} is read-only: make it and its directory writable for this user")
+    access.check(path)
     wal.check(path)  # before SQLite looks at either
     connection = schema.connect(path, "mode=rw", _TIMEOUT)
     try:
@@ -387,6 +418,69 @@ def _window_in_force(connection: sqlite3.Connection, row: int, budget: Budget) -
     """When the window began that is charged: the latest that ever was, or by this machine's clock, if that is later."""
     (stored,) = connection.execute("SELECT window_start FROM budgets WHERE id = ?", (row,)).fetchone()
     return max(int(stored), window_start(time.time(), budget.window))
+
+
+def _windows(connection: sqlite3.Connection) -> dict[int, int]:
+    """The latest window that ever was in force, for each budget."""
+    return dict(connection.execute("SELECT id, window_start FROM budgets"))
+
+
+def _ahead(connection: sqlite3.Connection, path: Path) -> dict[int, str]:
+    """The budgets whose windows a wrong clock began."""
+    budgets, windows = _budgets(connection, path), _windows(connection)
+    if not rewind.ahead(budgets, windows, time.time(), 0):
+        return {}
+    accepted = rewind.accepted_copies(_entries(connection))
+    return {row: budgets[row].name for row in rewind.ahead(budgets, windows, time.time(), accepted)}
+
+
+def _entries(connection: sqlite3.Connection) -> Iterator[chain.Entry]:
+    """All entries, in any order."""
+    return (chain.decode(body) for (body,) in connection.execute("SELECT body FROM charges"))
+
+
+def _rewind(connection: sqlite3.Connection, path: Path, note: str) -> bool:
+    """Brings back all windows that a wrong clock began, within the transaction that is open; says if there were any."""
+    budgets = _budgets(connection, path)
+    if not _ahead(connection, path):
+        return False
+    accepted = rewind.accepted_copies(_entries(connection))
+    targets = rewind.ahead(budgets, _windows(connection), time.time(), accepted)
+    rows = {
+        (row, account): state
+        for row, at in targets.items()
+        for account, *state in connection.execute(
+            "SELECT account, window_start, debited FROM accounts WHERE budget = ? AND window_start > ?",
+            (row, at),
+        )
+    }
+    (pruned,) = connection.execute("SELECT pruned_before FROM ledger").fetchone()
+    nets = rewind.Nets(rows.keys(), targets)
+    for entry in _entries(connection):
+        nets.add(entry)
+    carried = []
+    for key, (start, debited) in rows.items():
+        at, cap = targets[key[0]], budgets[key[0]].cap
+        one = rewind.carry(key, (start, debited), nets.of(key), at, cap=cap, whole=pruned <= at)
+        carried.append(one)
+        connection.execute(
+            "UPDATE accounts SET window_start = ?, debited = ?, granted = ?, cap = ?, lifetime = min(lifetime, ?) + ? "
+            "WHERE budget = ? AND account = ?",
+            (
+                at,
+                one.debited,
+                one.granted,
+                max(cap, one.debited - one.granted),
+                MAX_AMOUNT - one.more,
+                one.more,
+                *key,
+            ),
+        )
+    for row, at in targets.items():
+        connection.execute("UPDATE budgets SET window_start = ? WHERE id = ?", (at, row))
+    for kind, lines in rewind.entries(carried):
+        _append(connection, kind, lines, note)
+    return True
 
 
 def _granted(connection: sqlite3.Connection, row: int, account: bytes, window: int) -> int:

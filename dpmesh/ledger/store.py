@@ -73,10 +73,13 @@ class Opened:
     Attributes:
         secret: 32 bytes, made with the ledger and as durable as it.
         windows: For each budget, the latest window that any holder ever charged: time never moves back.
+        others: Budgets that the store holds and that it was opened without, if anything is spent of them in their
+            latest window; each with the time when that window began.
     """
 
     secret: bytes = field(repr=False)
     windows: tuple[int, ...]
+    others: tuple[tuple[Budget, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

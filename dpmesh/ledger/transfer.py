@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpmesh.errors import ConfigError, LedgerError
-from dpmesh.ledger import schema, wal
+from dpmesh.ledger import access, schema, wal
 from dpmesh.ledger.postgres import write_budget
 from dpmesh.ledger.postgres_books import PostgresBooks
 from dpmesh.ledger.sqlite_books import SQLiteBooks
@@ -65,7 +65,7 @@ async def transfer(source: str, target: str) -> Moved:
     try:
         wal.check(books.path)
         async with books.view():  # There is one, and it can be read.
-            pass
+            access.check(books.path)
         with closing(schema.connect(books.path, "mode=rw", _BUSY)) as connection:
             return await _transfer(connection, books.path, into)
     except (sqlite3.Error, OSError) as error:

@@ -139,6 +139,21 @@ def _path(url: str) -> Path | None:
     return Path(rest)
 
 
+def relative_file(url: str) -> Path | None:
+    """The relative path of a URL that names an SQLite file by one; None for any other, right or wrong."""
+    rest = url.removeprefix("sqlite:///")
+    return None if rest in ("", url) or rest.startswith(("/", ":")) or rest.endswith("/") else Path(rest)
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of an SQLite file.
+
+    Args:
+        path: Absolute.
+    """
+    return f"sqlite:///{path}"
+
+
 def shown(url: str) -> str:
     """A URL without what may be secret: who and with which password, in front of the last @, and parameters."""
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url)

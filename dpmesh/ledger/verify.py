@@ -10,7 +10,9 @@ import base64
 import hashlib
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import LedgerError
+from dpmesh.ledger import rewind
 from dpmesh.ledger.books import Chain, View, Written
 from dpmesh.ledger.chain import (
     CHAIN_BYTES,
@@ -172,6 +175,11 @@ async def verify(view: View, checkpoint: Checkpoint | None = None) -> list[str]:
         entry = walk.step(written)
         if entry is not None:
             sums.add(entry)
+    if sums.retracted:
+        async for written in view.entries():
+            with suppress(LedgerError):
+                sums.count_again(decode(written.body))
+        sums.correct()
     found = [*walk.finish(view.pruned_before), *walk.compare(view, checkpoint)]
     async for account in view.accounts():
         found += sums.check(account)
@@ -286,10 +294,23 @@ class _Sum:
 
 @dataclass(slots=True)
 class _Sums:
-    """All accounts, as the charge log has them."""
+    """All accounts, as the charge log has them.
+
+    The sum of an account forgets a window when it finds a later one. Where an administrator took everything out of
+    later windows, which a wrong clock began, that is too early: these accounts are counted again, window by window.
+
+    Attributes:
+        view: The ledger.
+        pruned: Whether any chain was.
+        retracted: For each account, the windows that everything was taken out of.
+    """
 
     view: View
     pruned: bool
+    retracted: dict[tuple[int, bytes], set[int]] = field(default_factory=lambda: defaultdict(set))
+    _windows: dict[tuple[int, bytes], dict[int, rewind.Net]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
     _sums: dict[tuple[int, bytes], _Sum] = field(default_factory=dict)
     _numbers: dict[str, int] = field(init=False)
 
@@ -303,6 +324,23 @@ class _Sums:
             if found is None:
                 found = self._sums[line[:2]] = _Sum()
             found.add(entry.kind, line)
+        for key, window in rewind.retracted(entry):
+            self.retracted[key].add(window)
+
+    def count_again(self, entry: Entry) -> None:
+        """Counts an entry by windows, for the accounts of which anything was taken out of one."""
+        for line in entry.lines:
+            if line[:2] in self.retracted:
+                rewind.add(self._windows[line[:2]], entry.kind, line)
+
+    def correct(self) -> None:
+        """Takes for the latest window of an account the latest that has anything in it, or was never retracted."""
+        for key, windows in self._windows.items():
+            gone = self.retracted[key]
+            left = [w for w, net in windows.items() if w not in gone or net.debited > 0 or net.granted > 0]
+            found = self._sums[key]
+            found.window = max(left, default=0)
+            found.debited, found.granted = windows.get(found.window, rewind.Net())
 
     def check(self, account: Account) -> Iterator[str]:
         """What is wrong with an account. Call it once for each."""

@@ -7,6 +7,7 @@ holder saw that its file was overwritten while in use, the witness holds nobody'
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -142,10 +143,20 @@ def _locked(file: int, how: int) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
+def _open(path: Path, flags: int = 0) -> int:
+    """Opens it; no link is followed, which would lead to a file of somebody else, or make one elsewhere."""
+    try:
+        return os.open(path, flags | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a symbolic link") from None
+        raise
+
+
 def _find(path: Path) -> tuple[int, tuple[bytes, int]]:
     """The file, or -1 if there is none, and what it says."""
     try:
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        file = _open(path)
     except FileNotFoundError:
         return -1, (b"", 0)
     with _locked(file, fcntl.LOCK_SH):
@@ -162,7 +173,7 @@ def _read(file: int) -> tuple[bytes, int]:
 
 def _write(path: Path, name: bytes, commits: int, *, only_new: bool = False) -> None:
     """Writes it durably, and makes it where there is none. In place: whoever has it open goes on with the same."""
-    file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    file = _open(path, os.O_CREAT)
     try:
         with _locked(file, fcntl.LOCK_EX):
             if only_new and _read(file) != (b"", 0):

@@ -619,3 +619,60 @@ class LedgerSuite:
         await store.credit((DAY,), {a: TENTH})
         assert [account.spent for account in await store.accounts(None, None)] == [TENTH]
         await store.close()
+
+    # Budgets that are no longer configured
+
+    async def test_a_renamed_budget_is_named_at_the_start(self, make, clock, caplog):
+        """Under a new name it is full again, so whoever starts has to be told: of all that is spent, and not yet over."""
+        old = [
+            LIFE,
+            UNIT,
+            pure("unspent", window=None),
+            pure("analyst-quota", key="unit/consumer", window=None),
+        ]
+        ledger = make(old)
+        await ledger.open()
+        await ledger.charge([(0, b"a", TENTH), (1, b"a", TENTH), (3, b"a", TENTH)])
+        await ledger.close()
+        assert "not configured" not in caplog.text
+        renamed = [pure("Life_time", 5.0, window=None), pure("daily"), pure("analysts-quota", window=None)]
+        ledger = make(renamed)
+        await ledger.open()
+        (record,) = [record for record in caplog.records if "not configured" in record.getMessage()]
+        text = record.getMessage()
+        assert record.levelname == "WARNING"
+        assert "'life' (similar: 'Life_time')" in text
+        assert "'unit'," in text
+        assert "'analyst-quota' (similar: 'analysts-quota')" in text
+        assert "unspent" not in text
+        assert "restore its name" in text
+        await ledger.close()
+        caplog.clear()
+        clock.now += DAY  # a window that is over has nothing to refill; a lifetime is never over
+        ledger = make(renamed)
+        await ledger.open()
+        assert "'life'" in caplog.text
+        assert "'unit'" not in caplog.text
+        await ledger.close()
+        caplog.clear()
+        ledger = make([*renamed, *old])
+        await ledger.open()
+        assert "not configured" not in caplog.text
+        await ledger.close()
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"window": None}, "until its window is over"),
+            ({"key": "global"}, "until its window is over"),
+            ({"window": 3600}, "until its window is over"),
+        ],
+    )
+    async def test_nobody_is_told_to_rename_what_is_spent(self, make, change, words):
+        ledger = make([UNIT])
+        await ledger.open()
+        await ledger.charge([(0, b"a", AMOUNT)])
+        await ledger.close()
+        with pytest.raises(ConfigError, match="and so would a new name: restore the old value") as caught:
+            await make([pure("unit", **change)]).open()
+        assert words in str(caught.value)

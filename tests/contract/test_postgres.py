@@ -1,6 +1,10 @@
 """The contract, for PostgreSQL: a real server, whose clock is a file that the test writes."""
 
+import asyncio
+import math
 import tempfile
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ from dpmesh.errors import BudgetExhaustedError
 from dpmesh.ledger.postgres import PostgresStore
 from dpmesh.ledger.postgres_books import PostgresBooks
 from tests.contract.model import LedgerModel
+from tests.contract.rewinds import FAR, RewindSuite
 from tests.contract.suite import DAY, TENTH, Clock, LedgerSuite
 
 
@@ -144,6 +149,66 @@ class TestPostgresLedger(InPostgres, LedgerSuite):
             return await reader.accounts(unit=unit)
         finally:
             await reader.close()
+
+
+class TestPostgresRewinds(InPostgres, RewindSuite):
+    @pytest.fixture(autouse=True)
+    async def _prepared(self, _databases, tmp_path):
+        await self.prepare(tmp_path)
+
+    @pytest.fixture
+    def clock(self, tmp_path):
+        return self.clock_of(tmp_path)
+
+    async def test_a_holder_that_runs_on_goes_on(self, make, clock, tmp_path):
+        """The database tells it the windows; what it has in hand is paid for."""
+        ledger = make()
+        await ledger.open()
+        clock.now += FAR
+        for _ in range(3):
+            await ledger.charge([(0, b"a", TENTH)])  # one more tenth is held
+        clock.now -= FAR
+        await self.accept(tmp_path)
+        assert ledger.spend([(0, b"a", TENTH)])
+        await ledger.charge([(0, b"a", 6 * TENTH), (0, b"b", AMOUNT)])
+        for unit in (b"a", b"b"):
+            with pytest.raises(BudgetExhaustedError):
+                await ledger.charge([(0, unit, 1)])
+        await ledger.close()
+        await self.whole(tmp_path)
+
+    async def test_no_charge_slips_in_between(self, make, clock, tmp_path):
+        """Holders charge while it is accepted: nobody is debited in a window that was brought back, nor twice."""
+        ledgers = [make() for _ in range(3)]
+        for ledger in ledgers:
+            await ledger.open()
+        clock.now += FAR
+        await ledgers[0].charge([(0, b"u0", AMOUNT)])
+        clock.now -= FAR
+        paid: Counter[bytes] = Counter()
+        asked, enough = 0, math.inf
+
+        async def work(ledger):
+            nonlocal asked
+            while asked < enough:
+                unit = b"u%d" % (asked % 50)
+                asked += 1
+                with suppress(BudgetExhaustedError):
+                    await ledger.charge([(0, unit, TENTH)])
+                    paid[unit] += 1
+
+        tasks = [asyncio.create_task(work(ledger)) for ledger in ledgers]
+        while asked < 200:
+            await asyncio.sleep(0.001)
+        await self.accept(tmp_path)
+        enough = asked + 600  # beyond the cap of every unit
+        await asyncio.gather(*tasks)
+        for ledger in ledgers:
+            await ledger.close()
+        assert paid[b"u0"] == 0
+        assert max(paid.values()) <= 10
+        assert {account.window_start for account in await self.accounts(tmp_path)} <= {1001 * DAY}
+        await self.whole(tmp_path)
 
 
 class TestPostgresModel(InPostgres, LedgerModel):

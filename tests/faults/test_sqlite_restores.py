@@ -430,7 +430,7 @@ def test_an_accept_that_is_read_along_or_killed(tmp_path):
     assert asyncio.run(wrong(path)) == []
 
     outcomes: Counter[str] = Counter()
-    for lines in range(1, 200, 5):
+    for lines in range(1, 400, 8):
         path = restored(f"killed-{lines}")
         child = children.start(lambda path=path, lines=lines: accept(path, lines))
         os.close(child[1])

@@ -1,11 +1,15 @@
 """Configuration: defaults, files, the environment, and clear errors for everything else."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from dpmesh import config
+from dpmesh.accounting import AMOUNT
 from dpmesh.config import load, seconds
-from dpmesh.errors import ConfigError
-from dpmesh.ledger import open_store
+from dpmesh.errors import BudgetExhaustedError, ConfigError
+from dpmesh.ledger import Ledger, open_store
 from dpmesh.ledger.budget import Match
 
 BUDGET = {"name": "device-daily", "epsilon": 8.0, "delta": 1e-6}
@@ -15,7 +19,7 @@ QUOTA = {"name": "partner", "under": "device-daily", "epsilon": 2.0}
 def test_defaults_need_no_file():
     settings = load(None, {})
     assert settings.mode == "enforce"
-    assert settings.ledger.url == "sqlite:///.dpmesh/ledger.db"
+    assert settings.ledger.url == f"sqlite:///{Path.cwd()}/.dpmesh/ledger.db"
     assert [(budget.key, budget.epsilon) for budget in settings.budget] == [("unit", 8.0), ("global", 8.0)]
 
 
@@ -36,7 +40,7 @@ def test_a_file_and_the_environment_over_it(tmp_path):
     }
     settings = load(file, environment)
     assert settings.mode == "enforce"
-    assert settings.ledger.url == "sqlite:///x.db"
+    assert settings.ledger.url == f"sqlite:///{tmp_path}/x.db"
     assert settings.policy.file == str(tmp_path / "p.yaml")
     assert settings.grpc == config.GrpcConfig(
         pass_metadata=("a", "b"),
@@ -293,3 +297,163 @@ def test_windows(text, length):
 def test_a_variable_that_meets_a_document_it_does_not_fit_is_refused_by_name(document, variable, words):
     with pytest.raises(ConfigError, match=words):
         load(document, {variable: "3"})
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """A configuration's folder, and the working directory, which is another one."""
+    folders = tmp_path / "configuration", tmp_path / "elsewhere"
+    for folder in folders:
+        folder.mkdir()
+    monkeypatch.chdir(folders[1])
+    return folders
+
+
+@pytest.mark.parametrize(
+    ("written", "environment"),
+    [
+        ('[ledger]\nurl = "sqlite:///data/x.db"\n', {}),
+        ("", {"DPMESH_LEDGER_URL": "sqlite:///data/x.db"}),
+    ],
+)
+def test_two_working_directories_share_a_ledger(folders, monkeypatch, written, environment):
+    """A relative URL follows the configuration file, also in the environment, and also one that is given relatively."""
+    home = folders[0]
+    (home / "dpmesh.toml").write_text(written)
+    found = {load(home / "dpmesh.toml", environment).ledger.url}
+    found.add(load(os.path.relpath(home / "dpmesh.toml"), environment).ledger.url)
+    monkeypatch.chdir(home)
+    found.add(load("dpmesh.toml", environment).ledger.url)
+    assert found == {f"sqlite:///{home}/data/x.db"}
+
+
+def test_the_default_ledger_follows_the_file_and_without_one_the_working_directory(folders):
+    home, elsewhere = folders
+    (home / "dpmesh.toml").touch()
+    assert load(home / "dpmesh.toml", {}).ledger.url == f"sqlite:///{home}/.dpmesh/ledger.db"
+    assert load({}, {}).ledger.url == load(None, {}).ledger.url == f"sqlite:///{elsewhere}/.dpmesh/ledger.db"
+
+
+@pytest.mark.parametrize(
+    "url", ["memory:", "sqlite:////var/x.db", "postgresql://h/d", "sqlite://x", "sqlite:///"]
+)
+def test_other_urls_stay_as_they_are(folders, url):
+    (folders[0] / "dpmesh.toml").write_text(f'[ledger]\nurl = "{url}"\n')
+    assert load(folders[0] / "dpmesh.toml", {}).ledger.url == url
+
+
+@pytest.mark.parametrize("left", ["x.db", "x.db-witness"])
+def test_a_ledger_where_earlier_versions_kept_it_is_not_forgotten(folders, left):
+    home, elsewhere = folders
+    (home / "dpmesh.toml").write_text('[ledger]\nurl = "sqlite:///x.db"\n')
+    (elsewhere / left).touch()
+    with pytest.raises(ConfigError, match="move it") as caught:
+        load(home / "dpmesh.toml", {})
+    assert f"{home}/x.db" in str(caught.value)
+    assert f"{elsewhere}/x.db" in str(caught.value)
+    (home / "x.db").touch()  # moved, or another one
+    assert load(home / "dpmesh.toml", {}).ledger.url == f"sqlite:///{home}/x.db"
+
+
+def test_a_working_directory_that_is_gone(folders):
+    home, elsewhere = folders
+    (home / "dpmesh.toml").touch()
+    elsewhere.rmdir()
+    assert load(home / "dpmesh.toml", {}).ledger.url == f"sqlite:///{home}/.dpmesh/ledger.db"
+
+
+def service_link(service: str, protocol: str, port: int, name: str, address: str) -> dict[str, str]:
+    """What Kubernetes puts into the environment for a Service with one port."""
+    prefix = service.upper().replace("-", "_")
+    shown = f"[{address}]" if ":" in address else address
+    url = f"{protocol}://{shown}:{port}"
+    one = f"{prefix}_PORT_{port}_{protocol.upper()}"
+    return {
+        f"{prefix}_SERVICE_HOST": address,
+        f"{prefix}_SERVICE_PORT": str(port),
+        f"{prefix}_SERVICE_PORT_{name.upper().replace('-', '_')}": str(port),
+        f"{prefix}_PORT": url,
+        one: url,
+        f"{one}_PROTO": protocol,
+        f"{one}_PORT": str(port),
+        f"{one}_ADDR": address,
+    }
+
+
+@pytest.mark.parametrize(
+    ("service", "protocol", "name", "address"),
+    [
+        ("dpmesh", "tcp", "grpc", "10.0.0.1"),
+        ("dpmesh-ledger", "tcp", "postgres", "10.96.0.12"),
+        ("dpmesh-policy", "udp", "x", "fd00::1"),
+        ("dpmesh-service", "sctp", "service-port", "10.0.0.1"),
+        ("dpmesh-mode", "tcp", "mode", "10.0.0.1"),
+        ("dpmesh-budget-fleet", "tcp", "epsilon", "10.0.0.1"),
+        ("dpmesh-quota", "tcp", "on-exhausted", "10.0.0.1"),
+    ],
+)
+def test_what_kubernetes_says_of_services_is_passed_over(caplog, service, protocol, name, address):
+    links = service_link(service, protocol, 50051, name, address)
+    assert load(None, {**links, "DPMESH_MODE": "observe"}) == load({"mode": "observe"}, {})
+    (record,) = caplog.records
+    assert all(variable in record.getMessage() for variable in links)
+    assert "enableServiceLinks" in record.getMessage()
+    caplog.clear()
+    for variable, value in links.items():
+        if not variable.endswith(f"_SERVICE_PORT_{name.upper().replace('-', '_')}"):
+            load(None, {variable: value})  # each by itself, too
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("DPMESH_SERVICE_HOTS", "10.0.0.1"),
+        ("DPMESH_LEDGER_HOST", "10.0.0.1"),
+        ("DPMESH_LEDGER_PORT", "5432"),
+        ("DPMESH_LEDGER_SERVICE_HOST", "db.example"),
+        ("DPMESH_LEDGER_SERVICE_URL", "tcp://10.0.0.1:5432"),
+        ("DPMESH_PORT", "tcp://db.example:5432"),
+        ("DPMESH_PORT_5432_TCP_ADRR", "10.0.0.1"),
+        ("DPMESH_PORT_5432_HTTP_ADDR", "10.0.0.1"),
+        ("DPMESH_PORT_TCP_ADDR", "10.0.0.1"),
+        ("DPMESH_SERVICE_HOST_", "10.0.0.1"),
+        ("DPMESH_BUDGET_SERVICE_PORT_EPSILON", "4"),  # of a budget that there isn't
+        ("DPMESH_SERVICE_HOST\n", "10.0.0.1"),
+    ],
+)
+def test_a_misspelled_key_is_no_service_link(variable, value):
+    with pytest.raises(ConfigError, match=variable.strip()):
+        load(None, {variable: value})
+
+
+def test_a_budget_may_be_called_like_a_service(caplog):
+    """A key that there is counts, whatever its name looks like, also beside a Service that is called like the budget."""
+    document = {"budget": [{**BUDGET, "name": "service-port"}, {**BUDGET, "name": "service-host"}]}
+    environment = {
+        "DPMESH_BUDGET_SERVICE_PORT_EPSILON": "4",
+        "DPMESH_BUDGET_SERVICE_HOST_EPSILON": "5",
+        "DPMESH_BUDGET_SERVICE_HOST": "10.0.0.1",
+    }
+    assert [entry.epsilon for entry in load(document, environment).budget] == [4.0, 5.0]
+    assert "DPMESH_BUDGET_SERVICE_HOST" in caplog.text
+    assert "EPSILON" not in caplog.text
+
+
+async def test_what_is_spent_in_one_working_directory_is_spent_in_all(folders, monkeypatch):
+    home, _ = folders
+    (home / "dpmesh.toml").write_text(
+        '[ledger]\nurl = "sqlite:///.dpmesh/x.db"\n[[budget]]\nname = "life"\nepsilon = 1.0\nwindow = "lifetime"\n'
+        'accounting = "pure"\n'
+    )
+    refused = []
+    for folder in folders:
+        monkeypatch.chdir(folder)
+        settings = load(home / "dpmesh.toml", {})
+        ledger = Ledger(open_store(settings.ledger.url), config.budgets(settings))
+        await ledger.open()
+        try:
+            await ledger.charge([(0, b"a", AMOUNT)])
+        except BudgetExhaustedError:
+            refused.append(folder)
+        await ledger.close()
+    assert refused == [folders[1]]

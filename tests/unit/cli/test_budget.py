@@ -299,3 +299,47 @@ def test_a_tally_counts_the_window_in_force() -> None:
     assert (found.standing.window_start, found.standing.window_end) == (200, 300)
     assert (found.accounts, found.granted, found.median.value, found.most.value) == (2, 1, 1, 3)
     assert found.least_remaining.value == 7
+
+
+CONFIGURED = """
+[ledger]
+url = "sqlite:///ledger.db"
+[[budget]]
+name = "life-time"
+epsilon = 100.0
+[[budget]]
+name = "analysts"
+epsilon = 2.0
+"""
+
+
+def test_what_is_no_longer_configured_is_named(dpmesh, ledger: None, write) -> None:
+    write("dpmesh.toml", CONFIGURED)
+    ran = dpmesh("budget", "list")
+    assert (ran.code, ran.err) == (0, "")
+    head, century, lifetime, analysts, *notes = (" ".join(line.split()) for line in ran.out.splitlines())
+    assert head.startswith("budget state window")
+    assert century.startswith("century not configured 1970")
+    assert lifetime.startswith("lifetime not configured lifetime")
+    assert analysts.startswith("analysts configured 1970")
+    assert [note.partition(".")[0] for note in notes] == [
+        "century: not configured",
+        "lifetime: not configured (similar: life-time)",
+    ]
+    states = [entry["state"] for entry in json.loads(dpmesh("budget", "list", "--json").out)]
+    assert states == ["not configured", "not configured", "configured"]
+    assert "lifetime: not configured (similar: life-time)" in dpmesh("budget", "show", "unit-1").out
+    granted = dpmesh(
+        "budget", "grant", "unit-1", "--budget", "lifetime", "--to", "101", "--reason", "a test", "--by", "me"
+    )
+    assert "lifetime: not configured" in granted.err
+
+
+def test_a_ledger_without_its_configuration_has_no_states(dpmesh, ledger: None, write) -> None:
+    """A configuration that happens to be in the working directory is not taken for that of a ledger that was named."""
+    write("dpmesh.toml", CONFIGURED)
+    assert "not configured" not in dpmesh("budget", "list", "--ledger", URL).out
+    states = json.loads(dpmesh("budget", "list", "--ledger", URL, "--json").out)
+    assert {entry["state"] for entry in states} == {None}
+    named = dpmesh("budget", "list", "--ledger", URL, "--config", "dpmesh.toml")
+    assert "not configured" in named.out

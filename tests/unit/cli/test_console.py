@@ -252,5 +252,5 @@ def test_a_dash_is_stdout(dpmesh, ledger: None) -> None:
 def test_json_alone_is_on_stdout_when_nothing_was_done(dpmesh, ledger: None) -> None:
     ran = dpmesh("ledger", "accept", "--reason", "r", "--by", "b", "--json", "--ledger", URL)
     assert ran.code == 2
-    assert json.loads(ran.out) == {"accepted": False, "lifetime": ["täglich-ε"]}
+    assert json.loads(ran.out) == {"accepted": False, "lifetime": ["täglich-ε"], "ahead": []}
     assert "--yes" in ran.err

@@ -404,7 +404,7 @@ def test_an_older_copy_is_refused_until_it_is_accepted(dpmesh, restored: None) -
 
 def test_accept_json(dpmesh, restored: None) -> None:
     ran = dpmesh("ledger", "accept", "--reason", "r", "--by", "b", "--yes", "--json", "--ledger", URL)
-    assert json.loads(ran.out) == {"accepted": True, "lifetime": ["lifetime"]}
+    assert json.loads(ran.out) == {"accepted": True, "lifetime": ["lifetime"], "ahead": []}
 
 
 def test_there_is_nothing_to_accept(dpmesh, ledger: None) -> None:
@@ -529,3 +529,48 @@ def test_who_is_granted_to_is_not_in_the_log(dpmesh, ledger: None) -> None:
 def test_identities_that_rotate_share_an_account() -> None:
     rotating = ledgers.Holder(b"unit-1", "spiffe://a.example/" + "0f" * 16)
     assert rotating.account(bytes(32)) == ledgers.Holder(b"unit-1", "spiffe://a.example").account(bytes(32))
+
+
+# accept, after a clock that was wrong
+
+
+@pytest.fixture
+async def locked(workplace: Path) -> None:
+    """A ledger that a clock locked which was fifty years ahead."""
+    ledger = Ledger(
+        open_store(URL), [Budget("daily", window=86_400.0)], clock=lambda: time.time() + 50 * 365 * 86_400
+    )
+    await ledger.open()
+    await ledger.charge([(0, b"unit-1", AMOUNT // 10)])
+    await ledger.close()
+
+
+def test_a_ledger_that_a_wrong_clock_locked_is_accepted(dpmesh, locked: None) -> None:
+    listed = dpmesh("budget", "list", "--ledger", URL)
+    assert "windows that its clock has not reached, of 'daily'" in listed.err
+    arguments = ["accept", "--reason", "the battery died", "--by", "bob", "--ledger", URL]
+    ran = dpmesh("ledger", *arguments)
+    assert ran.code == 2
+    assert "A clock that was wrong" in ran.out
+    assert "older copy" not in ran.out
+    assert ran.out.endswith("Ahead of the clock here: daily\n")
+    assert "nothing was done" in ran.err
+    ran = dpmesh("ledger", *arguments, "--yes")
+    assert (ran.code, len(ran.out.splitlines())) == (0, 1)
+    assert "the clock has not reached: daily." in ran.out
+    assert "Restart every holder" in ran.out
+    listed = dpmesh("budget", "list", "--ledger", URL, "--json")
+    assert listed.err == ""
+    (daily,) = json.loads(listed.out)
+    assert daily["window_start"] < time.time() + 86_400
+    assert (daily["accounts"], daily["most"]["value"]) == (1, 0.1)
+    assert dpmesh("ledger", "verify", "--ledger", URL).code == 0
+    (entry,) = dpmesh("ledger", "log", "--grants", "--json", "--ledger", URL).out.splitlines()
+    found = json.loads(entry)
+    assert (found["kind"], found["by"], found["reason"]) == ("accept", "bob", "the battery died")
+    assert dpmesh("ledger", *arguments, "--yes").code == 2  # once is enough
+
+
+def test_accept_json_names_what_a_wrong_clock_locked(dpmesh, locked: None) -> None:
+    ran = dpmesh("ledger", "accept", "--reason", "r", "--by", "b", "--yes", "--json", "--ledger", URL)
+    assert json.loads(ran.out) == {"accepted": True, "lifetime": [], "ahead": ["daily"]}

@@ -139,6 +139,12 @@ async def test_what_comes_back_is_no_more_than_was_ever_debited(path):
 # Bad files: a clear error at the earliest moment
 
 
+def give(path):
+    """Gives a file to whom children.as_ordinary_user runs as."""
+    if os.geteuid() == 0:
+        os.chown(path, children.NOBODY, children.NOBODY)
+
+
 async def test_a_file_that_may_not_be_written(anyones):
     path = anyones / "ledger.db"
     await made(path)
@@ -147,10 +153,14 @@ async def test_a_file_that_may_not_be_written(anyones):
         answer = children.as_ordinary_user(lambda: attempt(path))
         assert "ledger.db is read-only: make it and its directory writable" in answer
     assert sorted(os.listdir(anyones)) == AT_REST
-    path.chmod(0o666)
+    witness = path.with_name("ledger.db-witness")
+    path.chmod(0o600)
+    witness.chmod(0)
+    give(path)
     answer = children.as_ordinary_user(lambda: attempt(path))
     assert "ledger.db-witness can't be used: Permission denied" in answer
-    path.with_name("ledger.db-witness").chmod(0o666)
+    witness.chmod(0o600)
+    give(witness)
     assert children.as_ordinary_user(lambda: attempt(path)) == "it worked"
 
 

@@ -1,0 +1,91 @@
+"""Who else than this user may write or read the files of an SQLite ledger.
+
+Whoever may write them may put back what was spent, and the witness with it, so nothing shows. Whoever may read them
+learns the secret that keys pseudonyms and account names. A group that this process belongs to counts as its own:
+services share a ledger by one, and Kubernetes (fsGroup) gives a volume's files to one.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from dpmesh.errors import LedgerError
+
+_SUFFIXES = ("", "-wal", "-shm", "-witness")
+
+
+def check(path: Path) -> None:
+    """Checks that nobody else may write a ledger's files, or replace them.
+
+    Args:
+        path: The ledger's file, which need not be there yet.
+
+    Raises:
+        LedgerError: Somebody may.
+        OSError: The folder can't be seen.
+    """
+    check_folder(path)
+    exposed = _exposed(path, stat.S_IWOTH, stat.S_IWGRP)
+    if exposed:
+        raise LedgerError(
+            f"{path} is not safe: other users may write {exposed}, and so put back what was spent. "
+            f"Run `chmod go-w {path}*`, then `dpmesh ledger verify`"
+        )
+
+
+def check_folder(path: Path) -> None:
+    """Checks that nobody else may replace files in a ledger's folder. In one with a sticky bit only their owner may.
+
+    Raises:
+        LedgerError: Somebody may.
+        OSError: The folder can't be seen.
+    """
+    status = path.parent.stat()
+    if _allows(status, stat.S_IWOTH, stat.S_IWGRP) and not status.st_mode & stat.S_ISVTX:
+        raise LedgerError(
+            f"{path} is not safe: other users may write its folder, and so put an older ledger in its place. Run "
+            f"`chmod go-w {path.parent}`; or, if this user may not, make a folder in it with mode 700, and move the "
+            "ledger with all of its files there"
+        )
+
+
+def remark(path: Path) -> str:
+    """What whoever uses a ledger has to know about its files, as a sentence; "" if nobody else can use them.
+
+    Raises:
+        OSError: One of them can't be seen.
+    """
+    try:
+        check(path)
+    except LedgerError as error:
+        return str(error)
+    exposed = _exposed(path, stat.S_IROTH, stat.S_IRGRP)
+    if not exposed:
+        return ""
+    return (
+        f"other users may read {exposed}, and so learn the secret of pseudonyms and account names: run "
+        f"`chmod go-r {path}*`"
+    )
+
+
+def _exposed(path: Path, others: int, group: int) -> str:
+    """The names of the ledger's files that allow something to other users."""
+    names = []
+    for suffix in _SUFFIXES:
+        # Whoever closes the ledger last removes its log, perhaps just now.
+        with suppress(FileNotFoundError):
+            file = path.with_name(path.name + suffix)
+            if _allows(file.lstat(), others, group):
+                names.append(file.name)
+    return ", ".join(names)
+
+
+def _allows(status: os.stat_result, others: int, group: int) -> bool:
+    """Whether a file allows something to others, or to a group that is not this process's."""
+    foreign = status.st_gid not in (os.getegid(), *os.getgroups())
+    return not stat.S_ISLNK(status.st_mode) and bool(
+        status.st_mode & others or (status.st_mode & group and foreign)
+    )

@@ -1,0 +1,155 @@
+"""Who may use an SQLite ledger's files: modes, groups and links."""
+
+import contextlib
+import os
+import stat
+
+import pytest
+
+from dpmesh.accounting import Accounting
+from dpmesh.errors import LedgerError
+from dpmesh.ledger import Budget, Ledger, access
+from dpmesh.ledger.sqlite import SQLiteStore
+from dpmesh.ledger.sqlite_books import SQLiteBooks
+
+BUDGET = Budget("day", epsilon=1.0, delta=0.0, accounting=Accounting.PURE)
+SUFFIXES = ["", "-wal", "-shm", "-witness"]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "dir" / "ledger.db"
+
+
+@contextlib.asynccontextmanager
+async def opened(path):
+    ledger = Ledger(SQLiteStore(path), [BUDGET])
+    await ledger.open()
+    try:
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+async def use(path):
+    async with opened(path) as ledger:
+        await ledger.charge([(0, b"a", 1)])
+
+
+async def remark(path):
+    async with SQLiteBooks(path).view() as view:
+        return view.remark
+
+
+@pytest.mark.parametrize("umask", [0, 0o002, 0o077])
+async def test_a_new_ledger_is_its_owner_s_whatever_the_umask(path, umask):
+    path.parent.parent.chmod(0o700)
+    before = os.umask(umask)
+    try:
+        async with opened(path) as ledger:
+            await ledger.charge([(0, b"a", 1)])
+            files = list(path.parent.iterdir())
+            assert {file.name for file in files} == {f"ledger.db{suffix}" for suffix in SUFFIXES}
+            assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+            assert await remark(path) == ""
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("mode", [0o666, 0o602])
+async def test_files_that_others_may_write_are_refused(path, suffix, mode):
+    async with opened(path) as first:
+        await first.charge([(0, b"a", 1)])
+        file = path.with_name(path.name + suffix)
+        file.chmod(mode)
+        with pytest.raises(
+            LedgerError, match=f"other users may write ledger.db{suffix}, .*chmod go-w"
+        ) as caught:
+            await use(path)
+        with pytest.raises(LedgerError, match="other users may write"):
+            await SQLiteBooks(path).prune(0)
+        assert await remark(path) == str(caught.value)
+        file.chmod(0o600)
+        await use(path)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o702])
+async def test_a_folder_that_others_may_write_is_refused(path, mode):
+    path.parent.mkdir()
+    path.parent.chmod(mode)
+    with pytest.raises(LedgerError, match="other users may write its folder"):
+        await use(path)
+    assert list(path.parent.iterdir()) == []
+    path.parent.chmod(0o1777)  # As /tmp: nobody can replace what is another's.
+    await use(path)
+    path.parent.chmod(mode)
+    with pytest.raises(LedgerError, match="other users may write its folder"):
+        await use(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to other groups")
+async def test_a_group_that_is_not_one_s_own_is_as_others_are(path):
+    await use(path)
+    own = os.getegid()
+    foreign = max([own, *os.getgroups()]) + 1
+    for file in (path, path.parent):
+        mode = stat.S_IMODE(file.stat().st_mode)
+        file.chmod(mode | 0o060)
+        await use(path)  # The mode of a volume under Kubernetes with fsGroup.
+        os.chown(file, -1, foreign)
+        with pytest.raises(LedgerError, match="other users may write"):
+            await use(path)
+        os.chown(file, -1, own)
+        file.chmod(mode)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604])
+async def test_files_that_others_may_read_are_warned_of(path, caplog, mode):
+    await use(path)
+    assert caplog.text == ""
+    path.chmod(mode)
+    await use(path)
+    (record,) = caplog.records
+    assert "other users may read ledger.db, ledger.db-wal, ledger.db-shm, and so learn" in record.getMessage()
+    assert "other users may read ledger.db, and so learn the secret" in await remark(path)
+
+
+@pytest.mark.parametrize("existing", [False, True])
+async def test_no_link_is_followed_for_the_witness(path, tmp_path, existing):
+    """Neither is a file made elsewhere, nor one that is there written over; also not by `accept`."""
+    async with opened(path):
+        pass
+    elsewhere = tmp_path / "elsewhere"
+    if existing:
+        elsewhere.write_bytes(b"")
+    witness = path.with_name("ledger.db-witness")
+    witness.unlink()
+    witness.symlink_to(elsewhere)
+    with pytest.raises(LedgerError, match="it is a symbolic link"):
+        await use(path)
+    with pytest.raises(LedgerError, match="it is a symbolic link"):
+        await SQLiteBooks(path).accept("me: a test", unnoticed=True)
+    assert elsewhere.exists() == existing
+    assert not existing or elsewhere.read_bytes() == b""
+
+
+@pytest.mark.parametrize("existing", [False, True])
+async def test_a_ledger_that_is_a_link_is_refused(path, tmp_path, existing):
+    real = tmp_path / "real.db"
+    if existing:
+        await use(real)
+    path.parent.mkdir()
+    path.symlink_to(real)
+    for attempt in (use(path), SQLiteBooks(path).migrate(), remark(path)):
+        with pytest.raises(LedgerError, match="is a symbolic link: set ledger.url"):
+            await attempt
+    assert real.exists() == existing
+    assert os.listdir(path.parent) == ["ledger.db"]
+
+
+def test_links_have_no_modes_of_their_own(path):
+    path.parent.mkdir()
+    path.with_name("ledger.db-shm").symlink_to("nowhere")
+    access.check(path)
