@@ -34,7 +34,7 @@ def made(kind: Kind, in_range: bool, size: int, epsilon: Fraction) -> numeric.Nu
 def test_students_quantile(degrees, confidence):
     expected = stats.t.ppf((1 + confidence) / 2, degrees)
     assert spread.student(confidence, degrees) == pytest.approx(
-        expected, rel=1e-9 if degrees <= 200 else 1e-3
+        expected, rel=1e-8 if degrees <= 200 else 1e-3
     )
 
 
