@@ -215,7 +215,10 @@ class _Context:
 
         Raises:
             DpmeshError: Nothing may.
+            grpc.aio.AbortError: The RPC has ended, so that nothing leaves any more, and nothing is charged.
         """
+        if self._abort_error is not None:
+            raise self._abort_error
         lane = self._lane
         if lane is None:
             lane = self._lane = self._guard.lane_to(self._context)

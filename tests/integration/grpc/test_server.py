@@ -321,3 +321,55 @@ async def test_handlers_that_are_looked_up_anew_are_protected_each_time(mesh, se
     responses = [await ask(pb.Plain()) for _ in range(4)]
     assert all(is_protected(response) for response in responses)
     assert [response.station for response in responses] == ["other", "s1"] * 2
+
+
+async def swallowing(context):
+    with contextlib.suppress(grpc.aio.AbortError):
+        await context.abort(grpc.StatusCode.NOT_FOUND, "no such station")
+
+
+async def ended_answer(request, context):
+    await swallowing(context)
+    return reading()
+
+
+async def ended_watch(request, context):
+    await swallowing(context)
+    yield reading()
+
+
+async def ended_write(request, context):
+    await swallowing(context)
+    for _ in range(COUNT):
+        with contextlib.suppress(grpc.aio.AbortError):
+            await context.write(reading())
+
+
+@pytest.mark.parametrize(
+    ("method", "handler"), [("Ask", ended_answer), ("Watch", ended_watch), ("Watch", ended_write)]
+)
+async def test_what_comes_after_the_end_of_an_rpc_is_not_charged(mesh, serve, connect, method, handler):
+    stub = await connect(await serve(mesh=mesh, handlers={method: handler}))
+    call = getattr(stub, method)(pb.Plain())
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await (call if method == "Ask" else call.read())
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    await asyncio.sleep(0.05)
+    assert not await mesh.ledger.accounts()
+
+
+async def test_what_comes_after_a_refusal_is_not_charged(mesh, serve, connect):
+    written = asyncio.Event()
+
+    async def watch(request, context):
+        for message in (BAD, reading(), reading()):
+            with contextlib.suppress(grpc.aio.AbortError):
+                await context.write(message)
+        written.set()
+
+    stub = await connect(await serve(mesh=mesh, handlers={"Watch": watch}))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Watch(pb.Plain()).read()
+    assert rig.status(caught.value).info.reason == "MISSING_UNIT"
+    await asyncio.wait_for(written.wait(), 20)
+    assert not await mesh.ledger.accounts()
