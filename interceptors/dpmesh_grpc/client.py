@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc.aio
 
-from dpmesh.errors import ConfigError, DpmeshError
+from dpmesh.errors import ConfigError, DpmeshError, ProtectionError
 from dpmesh.mesh import Mesh
 from dpmesh_grpc import status
 from dpmesh_grpc.calls import (
@@ -57,7 +57,7 @@ class Sender:
     def send_one(self, continuation: Any, details: Any, request: Any, refused_type: Any) -> Awaitable[Any]:
         """Releases the request, and only then lets the RPC begin."""
         if more_follow(continuation):
-            twice = self._twice()
+            twice = self._twice(details)
             if twice is not None:
                 return _done(refused_type(twice))
         lane = self._methods[details.method].request
@@ -101,7 +101,7 @@ class Sender:
     async def send_many(self, continuation: Any, details: Any, requests: Any, call_type: Any) -> Any:
         """Lets the RPC begin with a stream in which each request is released as gRPC asks for it."""
         if more_follow(continuation):
-            twice = self._twice()
+            twice = self._twice(details)
             if twice is not None:
                 raise twice
         lane = self._methods[details.method].request
@@ -112,9 +112,12 @@ class Sender:
         outcome = Outcome()
         return call_type(await continuation(details, _released(lane, requests, outcome)), outcome)
 
-    def _twice(self) -> grpc.aio.AioRpcError | None:
+    def _twice(self, details: Any) -> grpc.aio.AioRpcError | None:
         """Why an RPC is refused whose requests would be protected twice, or None in observe mode, which only warns."""
         if not self._mesh.observing:
+            name = self._methods[details.method].name
+            error = ProtectionError("INTERCEPTED_TWICE", name, TWICE)
+            self._mesh.refused(error, method=name)
             return status.rpc_error(status.given_twice(TWICE))
         if not self._warned:
             self._warned = True

@@ -49,6 +49,7 @@ class Guard:
         consumer: Tells who the client is, by the handler's context; None where no quota asks.
         pass_metadata: The metadata keys that leave all the same, in lower case.
         pass_details: Status details leave all the same.
+        twice: Two of dpmesh's interceptors serve the method, and both would charge.
     """
 
     lane: Lane
@@ -58,9 +59,10 @@ class Guard:
     consumer: Callable[[Any], str] | None
     pass_metadata: frozenset[str]
     pass_details: bool
+    twice: bool
 
     @classmethod
-    def of(cls, method: Method, streams: bool, mesh: Mesh) -> Guard:
+    def of(cls, method: Method, streams: bool, mesh: Mesh, *, twice: bool = False) -> Guard:
         """Derives the guard of a method whose responses are a stream, or are not."""
         allowed = mesh.config.grpc
         return cls(
@@ -72,6 +74,7 @@ class Guard:
             pass_metadata=frozenset(key.lower() for key in allowed.pass_metadata)
             | ({DETAILS_KEY} if allowed.pass_status_details else set()),
             pass_details=allowed.pass_status_details,
+            twice=twice and not mesh.observing,
         )
 
     # Asked at each RPC: where no loaded proto declares the method, the answers change with the first rule.
@@ -224,6 +227,8 @@ class _Context:
             lane = self._lane = self._guard.lane_to(self._context)
             if self._guard.streams:
                 self._stream = lane.stream()
+        if self._guard.twice:
+            lane.refuse_twice(message, self._stream)
         protected = lane.protect_now(message) if self._stream is None else None
         if protected is None:
             protected = await lane.protect(message, self._stream)

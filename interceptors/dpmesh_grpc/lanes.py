@@ -191,8 +191,29 @@ class Lane:
                 raise
             return self._observed(message, error)
         except Exception as error:
-            kind = type(error).__name__
-        raise self._failed(kind)
+            failed = type(error).__name__
+        raise self._failed(failed)
+
+    def refuse_twice(self, message: Any, stream: ReleaseStream | None) -> None:
+        """Refuses a message that another of dpmesh's interceptors would protect too; what is not protected passes.
+
+        Raises:
+            ProtectionError: It is refused.
+        """
+        if not self.passes(type(message)):
+            text = "two of dpmesh's interceptors would protect and charge for a message; give them once"
+            error = ProtectionError("INTERCEPTED_TWICE", self.method, text)
+            self._record(error, stream)
+            try:
+                raise error
+            finally:
+                del error  # It holds this frame, and so the message.
+
+    def _record(self, error: DpmeshError, stream: ReleaseStream | None) -> None:
+        if stream is None:
+            self._mesh.refused(error, method=self.method, direction=self._direction)
+        else:
+            stream.refused(error)
 
     def _admits(self, kind: type, stream: ReleaseStream | None) -> bool:
         """What `guards` says; a refusal is recorded."""
@@ -202,10 +223,7 @@ class Lane:
             failed: DpmeshError = error
         except Exception as error:  # Classes of the application are asked for their descriptors.
             failed = self._failed(type(error).__name__)
-        if stream is None:
-            self._mesh.refused(failed, method=self.method, direction=self._direction)
-        else:
-            stream.refused(failed)
+        self._record(failed, stream)
         try:
             raise failed
         finally:

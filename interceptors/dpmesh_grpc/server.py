@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from dpmesh.errors import ConfigError
-from dpmesh.mesh import Mesh
+from dpmesh.errors import ConfigError, ProtectionError
+from dpmesh.mesh import Direction, Mesh
 from dpmesh_grpc.client import POLICY_KEY, SYNCHRONOUS
 from dpmesh_grpc.context import AsyncContext, Guard, SyncContext
 from dpmesh_grpc.lanes import METHODS_KEPT, Method, Methods
@@ -103,7 +103,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     async def _intercept(self, continuation: Any, handler_call_details: Any) -> Any:
         before = _asking.get()
         if before is not None:
-            before.found_another()
+            before.found_another(self)
         asking = _asking.set(self)
         try:
             handler = await continuation(handler_call_details)
@@ -122,12 +122,13 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return served.wrapped
         return served.unmarked
 
-    def found_another(self) -> None:
-        """Notes that another of dpmesh's interceptors follows: from now on nothing that is protected is served."""
-        if self._twice:
+    def found_another(self, other: ServerInterceptor) -> None:
+        """Notes that another of dpmesh's interceptors follows: from now on both serve nothing that is protected."""
+        if self._twice and other._twice:
             return
-        self._twice = True
-        self._served.clear()
+        for each in (self, other):
+            each._twice = True
+            each._served.clear()
         log.error("%s%s", "observe mode: RPCs would be refused: " if self._mesh.observing else "", TWICE)
 
     def _serve(self, name: str, handler: Any, method: Method) -> _Served:
@@ -141,12 +142,12 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if self._mesh.observing:
             log.warning("observe mode: %s requires protected requests, and takes any", method.name)
             return None
-        return _refusing(handler, not_protected(method.name, POLICY_KEY))
+        return self._refusing(handler, method, "request", not_protected(method.name, POLICY_KEY))
 
     def _wrapped(self, method: Method, handler: Any) -> Any:
-        guard = Guard.of(method, handler.response_streaming, self._mesh)
-        if self._twice and not self._mesh.observing and guard.lane.sensitive():
-            return _refusing(handler, given_twice(TWICE))
+        guard = Guard.of(method, handler.response_streaming, self._mesh, twice=self._twice)
+        if guard.twice and guard.lane.sensitive():
+            return self._refusing(handler, method, "response", given_twice(TWICE))
         name, make = _ARITIES[bool(handler.request_streaming), bool(handler.response_streaming)]
         deserializer = handler.request_deserializer
         return make(
@@ -155,6 +156,20 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             request_deserializer=deserializer if handler.request_streaming else guard.sealed(deserializer),
             response_serializer=guard.sealed(handler.response_serializer),
         )
+
+    def _refusing(self, handler: Any, method: Method, direction: Direction, failure: Failure) -> Any:
+        """A handler of the same arity that refuses every RPC, and records that."""
+        error = ProtectionError("NOT_SERVED", method.name, failure.text)
+
+        async def refuse(_request: Any, context: Any) -> None:
+            self._mesh.refused(error, method=method.name, direction=direction)
+            await end(context, failure)
+
+        async def refuse_stream(_request: Any, context: Any) -> AsyncIterator[None]:
+            await refuse(_request, context)
+            yield
+
+        return rebuilt(handler, lambda _: refuse_stream if handler.response_streaming else refuse)
 
 
 def rebuilt(handler: Any, change: Callable[[Any], Any]) -> Any:
@@ -165,19 +180,6 @@ def rebuilt(handler: Any, change: Callable[[Any], Any]) -> Any:
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
-
-
-def _refusing(handler: Any, failure: Failure) -> Any:
-    """A handler of the same arity that refuses every RPC."""
-
-    async def refuse(_request: Any, context: Any) -> None:
-        await end(context, failure)
-
-    async def refuse_stream(_request: Any, context: Any) -> AsyncIterator[None]:
-        await end(context, failure)
-        yield
-
-    return rebuilt(handler, lambda _: refuse_stream if handler.response_streaming else refuse)
 
 
 def _guarded(function: Any, guard: Guard) -> Any:

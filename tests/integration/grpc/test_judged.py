@@ -507,6 +507,17 @@ async def test_a_refusal_for_a_bad_annotation_or_a_missing_budget_has_a_span(
     check_refused_span(spans, "request", name)
 
 
+@pytest.mark.parametrize("method", ["Strict", "StrictChat"])
+async def test_a_refusal_of_requests_that_no_sender_has_protected_has_a_span(
+    spans, open_mesh, serve, connect, method
+):
+    mesh = await open_mesh()
+    stub = await connect(await serve(mesh=mesh, handlers=rig.Seen().handlers()))
+    call = stub.Strict(reading()) if method == "Strict" else stub.StrictChat(stream(reading())).read()
+    await refused(call, "NOT_PROTECTED")
+    check_refused_span(spans, "request", PREFIX + method)
+
+
 # -- before any rule is in force --------------------------------------------------------------------------------------
 
 PROGRAM = Path(__file__).parent / "stations" / "without_rules.py"

@@ -7,6 +7,10 @@ import logging
 
 import grpc
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from stations import rig
 from stations import stations_pb2 as pb
 from stations.rig import reading, stream
@@ -179,3 +183,65 @@ async def test_a_rotating_channel_with_two_is_not_made(mesh):
     ours = aio_client_interceptors(mesh)
     with pytest.raises(ConfigError, match="given twice"):
         rotating_channel("127.0.0.1:1", object(), interceptors=[*ours, *ours])
+
+
+@pytest.mark.parametrize("arity", ["unary_unary", "unary_stream", "writing"])
+async def test_a_protected_message_that_its_method_does_not_declare_is_not_charged_twice(
+    open_mesh, serve, connect, arity
+):
+    mesh = await open_mesh()
+
+    async def one(request, context):
+        return reading()
+
+    async def many(request, context):
+        yield reading()
+
+    async def write(request, context):
+        await context.write(reading())
+
+    handler = {"unary_unary": one, "unary_stream": many, "writing": write}[arity]
+    make = grpc.unary_unary_rpc_method_handler if handler is one else grpc.unary_stream_rpc_method_handler
+    served = make(handler, pb.Plain.FromString, pb.Reading.SerializeToString)
+
+    class Handlers(grpc.GenericRpcHandler):
+        def service(self, details):
+            return served
+
+    target = await serve(
+        mesh=mesh,
+        before=aio_server_interceptors(mesh),
+        stations=False,
+        add=[lambda server: server.add_generic_rpc_handlers([Handlers()])],
+    )
+    stub = await connect(target)
+    for _ in range(2):
+        with pytest.raises(grpc.aio.AioRpcError, match="give them once"):
+            if handler is one:
+                await stub.Echo(pb.Plain())
+            else:
+                await stub.EchoWatch(pb.Plain()).read()
+    assert await spent(mesh) == 0
+
+
+async def test_refusals_of_two_have_spans(open_mesh, serve, connect, monkeypatch):
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    mesh = await open_mesh()
+    target = await serve(mesh=mesh, handlers=answering(mesh), before=aio_server_interceptors(mesh))
+    ours = [*aio_client_interceptors(mesh), *aio_client_interceptors(mesh)]
+    async with grpc.aio.insecure_channel(target, interceptors=ours) as channel:
+        for stub, calls, direction in (
+            (rig.stations_pb2_grpc.StationsStub(channel), CALLS, "request"),
+            (await connect(target), ANSWERS, "response"),
+        ):
+            for call in calls.values():
+                with pytest.raises(grpc.aio.AioRpcError, match="given twice"):
+                    await call(stub)
+                (span,) = exporter.get_finished_spans()
+                exporter.clear()
+                assert span.attributes["dpmesh.direction"] == direction
+                assert span.attributes["dpmesh.decision"] == "refused"
+                assert span.status.status_code is trace.StatusCode.ERROR
