@@ -23,6 +23,8 @@ Release = Callable[[Any], Awaitable[Receipt]]
 # Peers choose the names of methods where a generic handler serves any: the table must not grow for ever.
 METHODS_KEPT = 4096
 _CONSUMERS_KEPT = 1024
+# Applications can make message classes as they go, one for each RPC.
+CLASSES_KEPT = 1024
 
 
 class Unjudged:
@@ -94,6 +96,8 @@ class Lane:
         self._declared = declared
         self._unjudged = unjudged
         self._guarded: dict[type, bool] = {}
+        # Whether a protected message came along although the method declares none; shared by the lane's copies.
+        self._strays = [False]
         self._others: dict[str, Lane] = {}
         self._lead(consumer)
 
@@ -122,10 +126,10 @@ class Lane:
     def sensitive(self) -> bool:
         """Whether what goes along with messages (errors, metadata, their size when compressed) may tell what they said.
 
-        It may where messages are protected. Where it is not known whether they are, it may as soon as any rule is in
-        force.
+        It may where messages are protected: by what the method declares, or because one came along that it does not
+        declare. Where it is not known whether they are, it may as soon as any rule is in force.
         """
-        return self._mesh.has_rules() if self.protected is None else self.protected
+        return self._mesh.has_rules() if self.protected is None else self.protected or self._strays[0]
 
     def attests(self) -> bool:
         """Whether a stream is marked as one of a sender that protects, which is settled before its first message."""
@@ -143,6 +147,10 @@ class Lane:
             guarded = self._judge(kind)
             if guarded is None:
                 return False
+            if guarded and self.protected is False:
+                self._strays[0] = True
+            if len(self._guarded) >= CLASSES_KEPT:
+                self._guarded.clear()
             self._guarded[kind] = guarded
         return guarded
 

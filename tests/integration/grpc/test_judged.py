@@ -518,6 +518,49 @@ async def test_a_refusal_of_requests_that_no_sender_has_protected_has_a_span(
     check_refused_span(spans, "request", PREFIX + method)
 
 
+# -- methods that carry protected messages which they do not declare --------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["unary_unary", "unary_stream", "writing", "sync stream"])
+async def test_words_stay_at_home_once_a_method_has_sent_what_it_does_not_declare(
+    mesh, serve, connect, caplog, capfd, way
+):
+    caplog.set_level(logging.DEBUG)
+    asked = 0
+
+    async def one(request, context):
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            return reading()
+        raise ValueError(TEXT)
+
+    async def many(request, context):
+        yield reading()
+        raise ValueError(TEXT)
+
+    async def write(request, context):
+        await context.write(reading())
+        raise ValueError(TEXT)
+
+    def sync_many(request, context):
+        yield reading()
+        context.set_trailing_metadata(TRAILING)
+        context.abort(grpc.StatusCode.NOT_FOUND, TEXT)
+
+    function = {"unary_unary": one, "unary_stream": many, "writing": write, "sync stream": sync_many}[way]
+    arity = "unary_unary" if way == "unary_unary" else "unary_stream"
+    channel = (await connect(await serve(mesh=mesh, **adding(Any({arity: function}))))).channel
+    name = PREFIX + PUBLIC[arity]
+    if arity == "unary_unary":
+        await called(channel, arity, name, b"")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await called(channel, arity, name, b"")
+    told = f"{caught.value} {caught.value.trailing_metadata()} {caplog.text} {capfd.readouterr()}"
+    assert str(RAW) not in told
+    assert rig.SECRET not in told
+
+
 # -- before any rule is in force --------------------------------------------------------------------------------------
 
 PROGRAM = Path(__file__).parent / "stations" / "without_rules.py"
