@@ -267,20 +267,27 @@ class Lane:
             "proto's _pb2 module and send its messages, or let the method pass with [grpc] pass_unjudged",
         )
 
-    def _protects(self, kind: type, descriptor: Descriptor) -> bool:
+    def _protects(self, kind: type, descriptor: Descriptor) -> bool | None:
         if self._mesh.protects(kind):
             return True
+        if descriptor.file.pool is descriptor_pool.Default():
+            return False
         known = _of_default_pool(descriptor)
         if known is not None and _protected(self._mesh, known):
             text = f"{self.method} was given a message of another version of this type, which has no rules"
             raise ProtectionError("WRONG_TYPE", known.full_name, text)
-        return False
+        return None if known is None else False  # A version with rules may be imported later.
 
 
 def _descriptor(kind: type) -> Descriptor | None:
-    """The descriptor of a protobuf message class; None for all other classes, also for those that look like one."""
+    """The descriptor of a protobuf message class; None for all other classes, also for those that look like one.
+
+    A class of the application that derives from Message and borrows another type's descriptor can hold anything.
+    """
     descriptor = getattr(kind, "DESCRIPTOR", None) if issubclass(kind, Message) else None
-    return descriptor if isinstance(descriptor, Descriptor) else None
+    if not isinstance(descriptor, Descriptor) or message_factory.GetMessageClass(descriptor) is not kind:
+        return None
+    return descriptor
 
 
 def _of_default_pool(descriptor: Descriptor) -> Descriptor | None:

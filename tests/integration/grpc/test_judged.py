@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import proto
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, duration_pb2, message_factory
 from google.protobuf.message import Message
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -22,6 +23,9 @@ from stations import stations_pb2 as pb
 from stations.rig import PREFIX, RAW, is_protected, reading, stream
 from test_types import foreign_reading
 from test_words import TEXT, TRAILING, Talkative, everything
+
+from dpmesh.v1 import privacy_pb2
+from dpmesh_grpc.lanes import CLASSES_KEPT, Methods
 
 ARITIES = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
 STYLES = [*ARITIES, "stream_unary by write", "stream_stream by write"]
@@ -54,6 +58,15 @@ class Bare(Message):
         return reading().SerializeToString()
 
 
+class Borrowed(Message):
+    """A message class of the application's, which says that it is of a public type."""
+
+    DESCRIPTOR = pb.Plain.DESCRIPTOR
+
+    def SerializeToString(self, **_):
+        return reading().SerializeToString()
+
+
 UNJUDGED = {
     "proto-plus": ProtoPlus(station="s1", temperature=RAW),
     "betterproto": BetterProto(),
@@ -62,6 +75,7 @@ UNJUDGED = {
     "bytes": reading().SerializeToString(),
     "text": str(RAW),
     "no descriptor": Bare(),
+    "a borrowed descriptor": Borrowed(),
 }
 
 
@@ -559,6 +573,51 @@ async def test_words_stay_at_home_once_a_method_has_sent_what_it_does_not_declar
     told = f"{caught.value} {caught.value.trailing_metadata()} {caplog.text} {capfd.readouterr()}"
     assert str(RAW) not in told
     assert rig.SECRET not in told
+
+
+LATE = "acme.late.v1"
+
+
+def late_file():
+    """A file with one message, before it has rules."""
+    file = descriptor_pb2.FileDescriptorProto(name="acme/late.proto", package=LATE, syntax="proto3")
+    message = file.message_type.add(name="Visit")
+    for number, field in enumerate(("person", "sick"), 1):
+        message.field.add(
+            name=field,
+            number=number,
+            label="LABEL_OPTIONAL",
+            type="TYPE_STRING" if number == 1 else "TYPE_BOOL",
+        )
+    return file
+
+
+async def test_another_version_is_refused_when_the_one_with_rules_is_imported_later(mesh, serve, connect):
+    pool = descriptor_pool.DescriptorPool()
+    file = late_file()
+    pool.AddSerializedFile(file.SerializeToString())
+    foreign = message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{LATE}.Visit"))
+    handler = Any()
+    channel = (await connect(await serve(**adding(handler)), mesh)).channel
+    await called(channel, "unary_unary", "/acme.Any/unary_unary", foreign(person="p1"))
+    file.dependency.append("dpmesh/v1/privacy.proto")
+    person, sick = file.message_type[0].field
+    person.options.Extensions[privacy_pb2.field].unit.form = privacy_pb2.Unit.RAW
+    sick.options.Extensions[privacy_pb2.field].categorical.epsilon = 1.0
+    descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
+    await refused(called(channel, "unary_unary", "/acme.Any/unary_unary", foreign(person="p1")), "WRONG_TYPE")
+    assert len(handler.got) == 1
+
+
+async def test_classes_that_are_made_for_each_rpc_are_not_kept(mesh):
+    lane = Methods(mesh)["/acme.Any/unary_unary"].request
+    for _ in range(CLASSES_KEPT + 1):
+        pool = descriptor_pool.DescriptorPool()
+        pool.AddSerializedFile(duration_pb2.DESCRIPTOR.serialized_pb)
+        assert lane.passes(
+            message_factory.GetMessageClass(pool.FindMessageTypeByName("google.protobuf.Duration"))
+        )
+    assert len(lane._guarded) <= CLASSES_KEPT
 
 
 # -- before any rule is in force --------------------------------------------------------------------------------------
