@@ -156,6 +156,9 @@ class Lane:
 
     def passes(self, kind: type) -> bool:
         """Whether a message of this class can go as it is, without being looked at any further."""
+        guarded = self._guarded.get(kind)
+        if guarded is not None:
+            return not guarded
         try:
             return not self.guards(kind)
         except Exception:
@@ -164,7 +167,8 @@ class Lane:
     def protect_now(self, message: Any) -> Any:
         """What `protect` gives for a message on its own, or None where only `protect` can tell."""
         try:
-            if not self._admits(type(message), None):
+            kind = type(message)
+            if not (self._guarded.get(kind) or self._admits(kind, None)):
                 return message
             receipt = self._mesh.release_now(
                 message, method=self.method, direction=self._direction, consumer=self._consumer
@@ -174,11 +178,11 @@ class Lane:
                 raise
             return self._observed(message, error)
         except Exception as error:  # Whatever it is, its text stays here.
-            kind = type(error).__name__
+            failed = type(error).__name__
         else:
             return None if receipt is None else receipt.message
         # Raised outside of the handler, so that the original is not even its context.
-        raise self._failed(kind)
+        raise self._failed(failed)
 
     async def protect(self, message: Any, stream: ReleaseStream | None = None) -> Any:
         """What may leave instead of `message`.
@@ -191,7 +195,8 @@ class Lane:
             DpmeshError: Nothing may leave. In observe mode the message leaves all the same.
         """
         try:
-            if not self._admits(type(message), stream):
+            kind = type(message)
+            if not (self._guarded.get(kind) or self._admits(kind, stream)):
                 return message
             return (await (self._release if stream is None else stream.release)(message)).message
         except DpmeshError as error:
