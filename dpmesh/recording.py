@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
-from google.protobuf import descriptor_pool
-
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import BudgetExhaustedError
 from dpmesh.ledger import Charge, Ledger
+from dpmesh.policy.policy import find_method
 from dpmesh.routes import Route
 from dpmesh.telemetry import Telemetry, names, refused_status
 
@@ -36,13 +35,8 @@ class _Labels(dict[str, str]):
     """What metrics call a method: a series is kept for ever, so names that peers make up share one."""
 
     def __missing__(self, method: str) -> str:
-        service, _, name = method.removeprefix("/").partition("/")
-        try:
-            found = descriptor_pool.Default().FindMethodByName(f"{service}.{name}")
-        except KeyError:
-            found = None
-        # Not that of another spelling, of which there are as many as one likes.
-        if method and (found is None or method != f"/{found.containing_service.full_name}/{found.name}"):
+        # Other spellings of a name, of which there are as many as one likes, are not found.
+        if method and find_method(method) is None:
             return names.OTHER  # Not kept: its proto may be loaded yet.
         self[method] = method
         return method
