@@ -21,7 +21,7 @@ from dpmesh.policy.plan import Alias, Anys, FieldPlan, Kind, Model, Plan, Scope
 from dpmesh.policy.problem import BadRuleError, Problem, Severity
 from dpmesh.policy.rules import UNANNOTATED, Rulebook
 from dpmesh.policy.shares import share
-from dpmesh.policy.types import METHODS, F, choice_of, extensions, inside_of, is_map, mark, type_name
+from dpmesh.policy.types import METHODS, F, choice_of, extensions, inside_of, is_map, type_name
 from dpmesh.v1 import privacy_pb2 as pb
 
 _NOT_YET = {"location", "time", "vector", "histogram", "pseudonym"}
@@ -488,7 +488,8 @@ class _Compiler:
         if inside is None or not self.loose.reaches(inside, strict=True):
             return
         node.anys.append(anys.within(_enter(entry), self.loose.find_strictly))
-        for path, field in self.loose.places(inside, f"{place.path}{mark(entry)}."):
+        mark = "{}." if is_map(entry) else "[]." if entry.is_repeated else "."
+        for path, field in self.loose.places(inside, place.path + mark):
             node.fields.append(_judged(path, field, self.loose.rule_of(field), self.findings))
 
     # -- messages in messages -----------------------------------------------------------------------------------
