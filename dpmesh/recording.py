@@ -128,14 +128,15 @@ class ReleaseRecord:
 
     def _write(self, decision: str, epsilon: float, rho: float, standing: dict[str, Any]) -> None:
         telemetry, ended = self._recording.telemetry, time.time_ns()
+        mechanisms, known = _known(self._route)
         if telemetry.metering:
             budget = standing.get(names.BUDGET_NAME, "")
             seconds = (ended - self._started) * 1e-9
             method = self._recording.labels[self._method]
-            telemetry.add(method, _mechanisms(self._route), decision, budget, 1, epsilon, seconds)
+            telemetry.add(method, mechanisms, decision, budget, 1, epsilon, seconds)
         if telemetry.tracing:
             attributes = {
-                **_attributes(self._route),
+                **known,
                 names.RPC_METHOD: self._method[:_NAME_KEPT],
                 names.DIRECTION: self._direction,
                 names.DECISION: decision,
@@ -147,12 +148,13 @@ class ReleaseRecord:
             telemetry.span(attributes, self._started, ended, refused=decision == names.REFUSED)
 
 
-def _mechanisms(route: Route | None) -> str:
-    return "" if route is None else route.mechanisms
+# The attributes of a message that was refused for want of a route.
+_NOTHING: Mapping[str, Any] = {}
 
 
-def _attributes(route: Route | None) -> Mapping[str, Any]:
-    return {} if route is None else route.attributes
+def _known(route: Route | None) -> tuple[str, Mapping[str, Any]]:
+    """What is recorded of a route: mechanisms and attributes."""
+    return ("", _NOTHING) if route is None else (route.mechanisms, route.attributes)
 
 
 def exhausted(error: BaseException) -> dict[str, Any]:
@@ -174,8 +176,10 @@ class StreamRecord:
         self._method = method
         self._direction = direction
         self._span: Any = None
-        self._route: Route | None = None
-        self._last: Route | None = None  # Of the last message that had one.
+        # Of the message's route. The route itself is not kept: that of a message with Anys holds the message.
+        self._mechanisms = ""
+        self._attributes = _NOTHING
+        self._last = _NOTHING  # Attributes of the last message that had a route.
         self._began = False
         self._started = 0
         self._state = names.STATE_OK
@@ -197,10 +201,11 @@ class StreamRecord:
                 {names.RPC_METHOD: self._method[:_NAME_KEPT]}, started
             )
         self._began = True
-        if route is not self._route:
+        mechanisms, attributes = _known(route)
+        if attributes is not self._attributes:
             self._count()
-        self._route = route
-        self._last = route or self._last
+        self._mechanisms, self._attributes = mechanisms, attributes
+        self._last = attributes or self._last
         self._started = started
         return self
 
@@ -242,8 +247,8 @@ class StreamRecord:
         telemetry = self._recording.telemetry
         if count and telemetry.metering:
             budget = self._standing().get(names.BUDGET_NAME, "")
-            method, mechanisms = self._recording.labels[self._method], _mechanisms(self._route)
-            telemetry.add(method, mechanisms, self._decision, budget, count, epsilon, seconds)
+            method = self._recording.labels[self._method]
+            telemetry.add(method, self._mechanisms, self._decision, budget, count, epsilon, seconds)
 
     def close(self) -> None:
         """Ends the span; calling it again does nothing."""
@@ -255,7 +260,7 @@ class StreamRecord:
             span.set_status(refused_status())
         span.set_attributes(
             {
-                **_attributes(self._last),
+                **self._last,
                 names.DIRECTION: self._direction,
                 names.DECISION: self._decision,
                 names.EPSILON: self._epsilon,
