@@ -200,6 +200,7 @@ class Mesh:
             method: "/package.Service/Method".
         """
         try:
+            # Other spellings of the name count too: a generic handler may serve them.
             found = descriptor_pool.Default().FindMethodByName(method.lstrip("/").replace("/", "."))
         except KeyError:
             return False
@@ -248,8 +249,8 @@ class Mesh:
         Args:
             message: What is to be sent; it is never changed.
             method: The RPC's full method, as for `release`.
-            direction: Which way it goes, likewise.
-            consumer: Who receives it, likewise.
+            direction: Which way it goes, as for `release`.
+            consumer: Who receives it, as for `release`.
 
         Returns:
             The receipt, or None where only `release` can tell: nothing is charged then.

@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
-from google.protobuf import descriptor_pool
-
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import BudgetExhaustedError
 from dpmesh.ledger import Charge, Ledger
+from dpmesh.policy.policy import find_method
 from dpmesh.routes import Route
 from dpmesh.telemetry import Telemetry, names, refused_status
 
@@ -36,13 +35,8 @@ class _Labels(dict[str, str]):
     """What metrics call a method: a series is kept for ever, so names that peers make up share one."""
 
     def __missing__(self, method: str) -> str:
-        service, _, name = method.removeprefix("/").partition("/")
-        try:
-            found = descriptor_pool.Default().FindMethodByName(f"{service}.{name}")
-        except KeyError:
-            found = None
-        # Not that of another spelling, of which there are as many as one likes.
-        if method and (found is None or method != f"/{found.containing_service.full_name}/{found.name}"):
+        # Other spellings of a name, of which there are as many as one likes, are not found.
+        if method and find_method(method) is None:
             return names.OTHER  # Not kept: its proto may be loaded yet.
         self[method] = method
         return method
@@ -134,14 +128,15 @@ class ReleaseRecord:
 
     def _write(self, decision: str, epsilon: float, rho: float, standing: dict[str, Any]) -> None:
         telemetry, ended = self._recording.telemetry, time.time_ns()
+        mechanisms, known = _known(self._route)
         if telemetry.metering:
             budget = standing.get(names.BUDGET_NAME, "")
             seconds = (ended - self._started) * 1e-9
             method = self._recording.labels[self._method]
-            telemetry.add(method, _mechanisms(self._route), decision, budget, 1, epsilon, seconds)
+            telemetry.add(method, mechanisms, decision, budget, 1, epsilon, seconds)
         if telemetry.tracing:
             attributes = {
-                **_attributes(self._route),
+                **known,
                 names.RPC_METHOD: self._method[:_NAME_KEPT],
                 names.DIRECTION: self._direction,
                 names.DECISION: decision,
@@ -153,12 +148,13 @@ class ReleaseRecord:
             telemetry.span(attributes, self._started, ended, refused=decision == names.REFUSED)
 
 
-def _mechanisms(route: Route | None) -> str:
-    return "" if route is None else route.mechanisms
+# The attributes of a message that was refused for want of a route.
+_NOTHING: Mapping[str, Any] = {}
 
 
-def _attributes(route: Route | None) -> Mapping[str, Any]:
-    return {} if route is None else route.attributes
+def _known(route: Route | None) -> tuple[str, Mapping[str, Any]]:
+    """What is recorded of a route: mechanisms and attributes."""
+    return ("", _NOTHING) if route is None else (route.mechanisms, route.attributes)
 
 
 def exhausted(error: BaseException) -> dict[str, Any]:
@@ -180,8 +176,10 @@ class StreamRecord:
         self._method = method
         self._direction = direction
         self._span: Any = None
-        self._route: Route | None = None
-        self._last: Route | None = None  # Of the last message that had one.
+        # Of the message's route. The route itself is not kept: that of a message with Anys holds the message.
+        self._mechanisms = ""
+        self._attributes = _NOTHING
+        self._last = _NOTHING  # Attributes of the last message that had a route.
         self._began = False
         self._started = 0
         self._state = names.STATE_OK
@@ -203,10 +201,11 @@ class StreamRecord:
                 {names.RPC_METHOD: self._method[:_NAME_KEPT]}, started
             )
         self._began = True
-        if route is not self._route:
+        mechanisms, attributes = _known(route)
+        if attributes is not self._attributes:
             self._count()
-        self._route = route
-        self._last = route or self._last
+        self._mechanisms, self._attributes = mechanisms, attributes
+        self._last = attributes or self._last
         self._started = started
         return self
 
@@ -248,8 +247,8 @@ class StreamRecord:
         telemetry = self._recording.telemetry
         if count and telemetry.metering:
             budget = self._standing().get(names.BUDGET_NAME, "")
-            method, mechanisms = self._recording.labels[self._method], _mechanisms(self._route)
-            telemetry.add(method, mechanisms, self._decision, budget, count, epsilon, seconds)
+            method = self._recording.labels[self._method]
+            telemetry.add(method, self._mechanisms, self._decision, budget, count, epsilon, seconds)
 
     def close(self) -> None:
         """Ends the span; calling it again does nothing."""
@@ -261,7 +260,7 @@ class StreamRecord:
             span.set_status(refused_status())
         span.set_attributes(
             {
-                **_attributes(self._last),
+                **self._last,
                 names.DIRECTION: self._direction,
                 names.DECISION: self._decision,
                 names.EPSILON: self._epsilon,

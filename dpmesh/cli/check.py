@@ -89,7 +89,9 @@ class Checked:
             return ""
         if not self.looked:
             return "Nothing is protected: there are no message types."
-        return f"Nothing is protected: all fields of {_count(self.looked, 'message type')} leave as they are."
+        anys = any(entry.rule == "any" for entry in self.found)
+        but = ", but for what their Anys pack" if anys else ""
+        return f"Nothing is protected: all fields of {_count(self.looked, 'message type')} leave as they are{but}."
 
 
 def _summary(checked: Checked) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ from dpmesh.cli.places import Place
 from dpmesh.cli.protoc import CompileError
 from dpmesh.cli.sources import Sources
 from dpmesh.errors import AnnotationError
-from dpmesh.policy import Policy, Problem, Severity
-from dpmesh.policy.plan import Kind
+from dpmesh.policy import Kind, Plan, Policy, Problem, Severity
 from dpmesh.policy.policy import SECTIONS, takes_rules
 from dpmesh.policy.types import is_map
 from dpmesh.v1 import policy_pb2
@@ -74,16 +73,21 @@ def of_sources(sources: Sources, policy: Policy, policy_file: Path | None = None
 
 
 def protected_types(sources: Sources, policy: Policy) -> int:
-    """How many of the message types that `of_sources` looks at can be released and have something protected in them."""
+    """How many of the message types that `of_sources` looks at can be released and have something protected in them.
+
+    What their Anys pack does not count: only a release can tell what it is.
+    """
     policy = _without(policy, policy.stray(sources.pool))
-    return sum(_is_protected(message, policy) for message in _messages(sources, policy))
+    plans = [_plan(message, policy) for message in _messages(sources, policy)]
+    return sum(plan is not None and not plan.is_open for plan in plans)
 
 
-def _is_protected(message: Descriptor, policy: Policy) -> bool:
+def _plan(message: Descriptor, policy: Policy) -> Plan | None:
+    """The plan of a message type; None also where it has an error, of which a finding tells."""
     try:
-        return policy.plan(message) is not None
+        return policy.plan(message)
     except AnnotationError:
-        return False
+        return None
 
 
 def of_compiler(error: CompileError) -> list[Finding]:
@@ -109,7 +113,8 @@ def _problems(sources: Sources, policy: Policy) -> Iterator[Problem]:
     book = policy.rules
     for message in _messages(sources, policy):
         # Of a type that is protected only where an Any in it is, only the RPCs that carry it are worth a finding.
-        is_open = _is_open(policy, message)
+        plan = _plan(message, policy)
+        is_open = plan is not None and plan.is_open
         yield from (entry for entry in policy.problems(message) if not (is_open and entry.rule == "any"))
         # The compiler stops at the first rule that can't be read, and does not look into what leaves as it is.
         yield from _unreadable(book.message, (message,))
@@ -117,27 +122,27 @@ def _problems(sources: Sources, policy: Policy) -> Iterator[Problem]:
         yield from _unreadable(book.field, (*message.fields, *message.extensions))
     for file in sources.files:
         yield from _unreadable(book.field, file.extensions_by_name.values())
+    asked = {message.full_name for message in sources.messages()}
     for service in sources.services():
         yield from _unreadable(book.method, service.methods)
         for method in service.methods:
             yield from _spellings(policy, method)
             for way, message in (("request", method.input_type), ("response", method.output_type)):
-                yield from _anys(sources, policy, method, way, message)
-
-
-def _is_open(policy: Policy, message: Descriptor) -> bool:
-    try:
-        plan = policy.plan(message)
-    except AnnotationError:
-        return False
-    return plan is not None and plan.is_open
+                yield from _anys(asked, policy, method, way, message)
 
 
 def _anys(
-    sources: Sources, policy: Policy, method: MethodDescriptor, way: str, message: Descriptor
+    asked: Container[str], policy: Policy, method: MethodDescriptor, way: str, message: Descriptor
 ) -> Iterator[Problem]:
-    """The Anys that an RPC reaches: on their fields, or on the method where those are in files of others."""
-    asked = {entry.full_name for entry in sources.messages()}
+    """The Anys that an RPC reaches: on their fields, or on the method where those are in files of others.
+
+    Args:
+        asked: The names of the message types in the files asked for.
+        policy: The rules.
+        method: The RPC's.
+        way: "request" or "response".
+        message: The type that goes this way.
+    """
     for entry in policy.problems(message):
         if entry.rule != "any" or entry.severity is not Severity.WARNING:
             continue
@@ -201,10 +206,7 @@ def _unreadable(ask: Callable[[Any], object], elements: Iterable[Any]) -> Iterat
 
 def _spellings(policy: Policy, method: MethodDescriptor) -> Iterator[Problem]:
     """Units in responses: a server that answers about ids in requests may send a peer's spelling of an id back."""
-    try:
-        plan = policy.plan(method.output_type)
-    except AnnotationError:
-        return  # A finding about the message type says so.
+    plan = _plan(method.output_type, policy)
     for entry in plan.fields if plan is not None else ():
         if entry.kind is not Kind.UNIT:
             continue

@@ -64,7 +64,7 @@ def indexes(field: FieldPlan, values: Iterable[float]) -> Array:
             field.path,
             "one of the values is none of its policy's outputs, so this policy has not released it",
         )
-    return _unbiased(field, grid, mechanism, received)
+    return _unbiased(grid, mechanism, received)
 
 
 def _on_outputs(
@@ -88,7 +88,7 @@ def _on_outputs(
     return bool(np.all(np.abs(received - expected) <= rounding))
 
 
-def _unbiased(field: FieldPlan, grid: Grid, mechanism: NumericMechanism, received: Array) -> Array:
+def _unbiased(grid: Grid, mechanism: NumericMechanism, received: Array) -> Array:
     index = (received - grid.lower) / grid.step
     if mechanism.unbiased_low is None or mechanism.unbiased_high is None:
         return index

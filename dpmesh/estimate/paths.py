@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from dpmesh.estimate.result import EstimateError
 from dpmesh.policy.plan import FieldPlan, Kind, Plan
-from dpmesh.policy.types import F, choice_of, is_map, is_wrapper, scalar
+from dpmesh.policy.types import F, choice_of, inside_of, is_map, is_wrapper, mark, scalar
 
 Read = Callable[[Message], Iterator[Any]]
 # The choice of a oneof of which no member is set.
@@ -62,16 +62,8 @@ def walk(descriptor: Descriptor, field: FieldPlan) -> list[FieldDescriptor]:
     for name in names[:-1] if field.kind is Kind.ONEOF else names:
         step = descriptor.fields_by_name[plain(name)]
         steps.append(step)
-        descriptor = _held(step) or descriptor
+        descriptor = inside_of(step) or descriptor
     return steps
-
-
-def _held(field: FieldDescriptor) -> Descriptor | None:
-    """The message type that a field, or a map's value, holds."""
-    inner: Descriptor | None = field.message_type
-    if inner is not None and is_map(field):
-        inner = inner.fields_by_name["value"].message_type
-    return inner
 
 
 def enum_of(descriptor: Descriptor, field: FieldPlan) -> EnumDescriptor | None:
@@ -84,14 +76,19 @@ def may_be_absent(plan: Plan, field: FieldPlan) -> bool:
     """Whether a sender may hold less than the places that its messages show of a field.
 
     Optional fields, wrappers, messages and elements of repeated fields are filled where they are absent. Entries of
-    maps, members of a oneof whose choice is public, and elements that bring a unit of their own are not.
+    maps and members of a oneof whose choice is public are not. Neither are messages that bring a unit of their own,
+    unless a message around them names a unit too.
     """
+    units = [scope.path for scope in plan.scopes if scope.path]
     prefix = ""
     for step in walk(plan.descriptor, field):
-        mark = "{}" if is_map(step) else "[]" if step.is_repeated else ""
-        prefix += f"{step.name}{mark}."
-        filled = mark == "[]" or (step.has_presence and not step.is_required and choice_of(step) is None)
-        if filled and not any(scope.path.startswith(prefix) for scope in plan.scopes):
+        owned = any(prefix.startswith(path[: path.rfind(".") + 1]) for path in units)
+        prefix += f"{step.name}{mark(step)}."
+        scoped = any(path.startswith(prefix) for path in units)
+        filled = mark(step) == "[]" or (
+            step.has_presence and not step.is_required and choice_of(step) is None
+        )
+        if filled and (owned or not scoped):
             return True
     return False
 

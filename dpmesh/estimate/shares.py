@@ -54,20 +54,15 @@ def shares(
 
     found = []
     for category in domain:
-        seen = counts[category] / n
-        least, most = interval(counts[category], n, _FOREIGN)
-        if least > truth or most < lie:
-            raise EstimateError(
-                path,
-                "the values' shares are not ones that this policy gives: another policy has released them",
-            )
-        low, high = interval(counts[category], n, confidence)
-        found.append(Estimate(share(seen), share(low), share(high), n, confidence))
+        seen = counts[category]
+        _refuse_foreign(path, seen, n, lie, truth)
+        low, high = interval(seen, n, confidence)
+        found.append(Estimate(share(seen / n), share(low), share(high), n, confidence))
     return found
 
 
 def _refuse_foreign(path: str, seen: int, n: int, lie: float, truth: float) -> None:
-    """Refuses a category that is received as often as it never is from senders under this policy."""
+    """Refuses a category that is received more or less often than senders under this policy can make it."""
     least, most = interval(seen, n, _FOREIGN)
     if least > truth or most < lie:
         raise EstimateError(

@@ -26,9 +26,8 @@ _T = TypeVar("_T")
 
 _PATIENCE = 600.0  # seconds: whole ledgers are read, and old parts dropped
 _CONNECTING = 4.0
-_EARLY_DAYS = (
-    2  # a window is charged on its first day at the earliest, and a holder's guess of the time may be late
-)
+# A window is charged on its first day at the earliest, and a holder's guess of the time may be late.
+_EARLY_DAYS = 2
 _PAGE = 100  # entries may have thousands of lines
 _DAY = 86_400
 _DROPS = 60  # how often a part of the log that somebody reads in is tried

@@ -80,7 +80,7 @@ class SQLiteStore:
         self._chain = OwnChain()
         self._latest: dict[
             int, int
-        ] = {}  # the latest window of each budget that this holder found in the file
+        ] = {}  # for each row, the latest window that this holder found in the file
         self._failed = False  # the last write did
         self._touched: tuple[int, ...] = ()  # what changes when somebody writes to the file
         self._least = 0  # how many commits it had at that time, without the log

@@ -278,7 +278,7 @@ class SQLiteView:
             self._pruned_before, self._remark = 0, ""
             if self._has_log:
                 (self._pruned_before,) = connection.execute("SELECT pruned_before FROM ledger").fetchone()
-                self.ahead = tuple(_ahead(connection, self._path).values())
+                self.ahead = tuple(self._budgets[row].name for row in _ahead(connection, self._budgets))
                 self._remark, self.older = _state(connection, self._path, self._at_rest is not None)
                 if not self._remark:
                     self._remark = self._notes()
@@ -425,13 +425,12 @@ def _windows(connection: sqlite3.Connection) -> dict[int, int]:
     return dict(connection.execute("SELECT id, window_start FROM budgets"))
 
 
-def _ahead(connection: sqlite3.Connection, path: Path) -> dict[int, str]:
-    """The budgets whose windows a wrong clock began."""
-    budgets, windows = _budgets(connection, path), _windows(connection)
-    if not rewind.ahead(budgets, windows, time.time(), 0):
-        return {}
-    accepted = rewind.accepted_copies(_entries(connection))
-    return {row: budgets[row].name for row in rewind.ahead(budgets, windows, time.time(), accepted)}
+def _ahead(connection: sqlite3.Connection, budgets: Mapping[int, Budget]) -> dict[int, int]:
+    """The budgets whose windows a wrong clock began, and where they have to go on."""
+    windows, now = _windows(connection), time.time()
+    if not rewind.ahead(budgets, windows, now, 0):
+        return {}  # The common case, which spares a look at the whole log.
+    return rewind.ahead(budgets, windows, now, rewind.accepted_copies(_entries(connection)))
 
 
 def _entries(connection: sqlite3.Connection) -> Iterator[chain.Entry]:
@@ -442,10 +441,9 @@ def _entries(connection: sqlite3.Connection) -> Iterator[chain.Entry]:
 def _rewind(connection: sqlite3.Connection, path: Path, note: str) -> bool:
     """Brings back all windows that a wrong clock began, within the transaction that is open; says if there were any."""
     budgets = _budgets(connection, path)
-    if not _ahead(connection, path):
+    targets = _ahead(connection, budgets)
+    if not targets:
         return False
-    accepted = rewind.accepted_copies(_entries(connection))
-    targets = rewind.ahead(budgets, _windows(connection), time.time(), accepted)
     rows = {
         (row, account): state
         for row, at in targets.items()

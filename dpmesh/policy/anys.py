@@ -17,7 +17,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 
 from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.policy.rules import Rulebook
-from dpmesh.policy.types import extensions, held, is_map, is_map_entry
+from dpmesh.policy.types import extensions, inside_of, is_map, is_map_entry, mark
 from dpmesh.v1 import privacy_pb2 as pb
 
 ANY = "google.protobuf.Any"
@@ -245,8 +245,7 @@ class Loose:
                     yield here, field
                 elif inside.full_name not in seen:
                     seen.add(inside.full_name)
-                    mark = "{}." if is_map(field) else "[]." if field.is_repeated else "."
-                    todo.append((inside, here + mark))
+                    todo.append((inside, f"{here}{mark(field)}."))
 
     def find(self, message: Any, strict: bool) -> Iterator[Found]:
         """Finds the Anys in a message.
@@ -324,11 +323,6 @@ class Loose:
     def _kind(self, field: FieldDescriptor) -> str | None:
         kind: str | None = self._book.field(field).rules.WhichOneof("kind")
         return kind
-
-
-def inside_of(field: FieldDescriptor) -> Descriptor | None:
-    """The message type that a field holds; of a map, that of its values."""
-    return held(field).fields_by_name["value"].message_type if is_map(field) else field.message_type
 
 
 def _value(message: Any, field: FieldDescriptor) -> Any:

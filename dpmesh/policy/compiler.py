@@ -21,7 +21,7 @@ from dpmesh.policy.plan import Alias, Anys, FieldPlan, Kind, Model, Plan, Scope
 from dpmesh.policy.problem import BadRuleError, Problem, Severity
 from dpmesh.policy.rules import UNANNOTATED, Rulebook
 from dpmesh.policy.shares import share
-from dpmesh.policy.types import METHODS, F, choice_of, extensions, held, is_map, type_name
+from dpmesh.policy.types import METHODS, F, choice_of, extensions, inside_of, is_map, type_name
 from dpmesh.v1 import privacy_pb2 as pb
 
 _NOT_YET = {"location", "time", "vector", "histogram", "pseudonym"}
@@ -484,7 +484,7 @@ class _Compiler:
     def _loose(self, place: Place, node: Node) -> None:
         """A message without rules that leaves as it is, but for what the Anys in it pack."""
         entry = place.field
-        inside = anys.inside_of(entry)
+        inside = inside_of(entry)
         if inside is None or not self.loose.reaches(inside, strict=True):
             return
         node.anys.append(anys.within(_enter(entry), self.loose.find_strictly))
@@ -618,8 +618,10 @@ class _Compiler:
 
 
 def _inside(entry: FieldDescriptor) -> Descriptor:
-    """The message type that a field holds; of a map, its values'."""
-    return held(held(entry).fields_by_name["value"]) if is_map(entry) else held(entry)
+    """The message type that a field of messages holds; of a map, that of its values."""
+    inside = inside_of(entry)
+    assert inside is not None
+    return inside
 
 
 def _short(path: str) -> str:

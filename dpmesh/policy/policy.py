@@ -74,15 +74,12 @@ class Policy:
         Raises:
             AnnotationError: Its annotation is bad.
         """
-        try:
-            found = (pool or descriptor_pool.Default()).FindMethodByName(_dotted(method))
-        except KeyError:
-            return frozenset()
-        return frozenset(self.rules.method(found).rules.labels)
+        found = find_method(method, pool)
+        return frozenset() if found is None else frozenset(self.rules.method(found).rules.labels)
 
     def declares(self, method: str, pool: DescriptorPool) -> bool:
         """Whether a proto that is loaded, or one in another pool, has a method."""
-        return any(takes_rules("methods", method, each) for each in {descriptor_pool.Default(), pool})
+        return any(find_method(method, each) is not None for each in {descriptor_pool.Default(), pool})
 
     def stray(self, pool: DescriptorPool | None = None) -> list[str]:
         """The overlays' names that no loaded proto has: misspelled, or imported too late.
@@ -116,12 +113,21 @@ def _extensions(plan: Plan | None) -> int:
     return sum(len(extensions(message)) for message in plan.anys.extendable)
 
 
-def _dotted(method: str) -> str:
-    """How descriptor pools spell "/package.Service/Method", the only form that is a rule's name."""
-    service, slash, name = method.removeprefix("/").partition("/")
-    if not (method.startswith("/") and slash):
-        raise KeyError(method)
-    return f"{service}.{name}"
+def find_method(name: str, pool: DescriptorPool | None = None) -> MethodDescriptor | None:
+    """What declares a method, or None.
+
+    Descriptor pools take other spellings of a name, such as "/package/Service.Method". gRPC takes these for other
+    methods, and no rule is looked up under them.
+
+    Args:
+        name: "/package.Service/Method".
+        pool: Where to look; protobuf's default pool when absent.
+    """
+    try:
+        found = (pool or descriptor_pool.Default()).FindMethodByName(name.removeprefix("/").replace("/", "."))
+    except KeyError:
+        return None
+    return found if name == f"/{found.containing_service.full_name}/{found.name}" else None
 
 
 # The sections of a policy file that hold overlays.
@@ -150,7 +156,8 @@ def _find(section: str, name: str, pool: DescriptorPool) -> None:
         KeyError: There is none.
     """
     if section == "methods":
-        pool.FindMethodByName(_dotted(name))
+        if find_method(name, pool) is None:
+            raise KeyError(name)
     elif section == "messages":
         _refuse_map_entry(pool.FindMessageTypeByName(name))
     elif section == "oneofs":

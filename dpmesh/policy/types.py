@@ -90,6 +90,16 @@ def is_map(field: FieldDescriptor) -> bool:
     return field.message_type is not None and is_map_entry(field.message_type)
 
 
+def inside_of(field: FieldDescriptor) -> Descriptor | None:
+    """The message type that a field holds; of a map, that of its values."""
+    return held(field).fields_by_name["value"].message_type if is_map(field) else field.message_type
+
+
+def mark(field: FieldDescriptor) -> str:
+    """What follows a field's name in the paths of a plan."""
+    return "{}" if is_map(field) else "[]" if field.is_repeated else ""
+
+
 def type_name(field: FieldDescriptor) -> str:
     """How a .proto file spells the field's type."""
     if is_map(field):

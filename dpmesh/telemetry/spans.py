@@ -61,14 +61,9 @@ def _direct(tracer: Any, usual: Write) -> Write:
     from opentelemetry.sdk.trace import ReadableSpan, Tracer
     from opentelemetry.trace import SpanContext, SpanKind, Status, TraceFlags, get_current_span
 
-    if type(tracer) is not Tracer or os.environ.get("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"):
+    if type(tracer) is not Tracer or _limited(tracer):
         return usual
-    limits, scope, enabled = tracer._span_limits, tracer._instrumentation_scope, tracer._is_enabled
-    if (
-        limits.max_span_attribute_length is not None
-        or (limits.max_span_attributes or _ATTRIBUTES) < _ATTRIBUTES
-    ):
-        return usual
+    scope, enabled = tracer._instrumentation_scope, tracer._is_enabled
     # Processors can be added at any time; then this tuple is another.
     known, plain = tracer.span_processor._span_processors, _plain(tracer)
     ids, random = tracer.id_generator, TraceFlags.RANDOM_TRACE_ID
@@ -115,6 +110,16 @@ def _direct(tracer: Any, usual: Write) -> Write:
         return tracer.span_processor.on_end(span)
 
     return write
+
+
+def _limited(tracer: SdkTracer) -> bool:
+    """Whether the SDK would count its spans, or cut their attributes, which the fast way does not."""
+    limits = tracer._span_limits
+    return (
+        bool(os.environ.get("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"))
+        or limits.max_span_attribute_length is not None
+        or (limits.max_span_attributes or _ATTRIBUTES) < _ATTRIBUTES
+    )
 
 
 def refused_status() -> Status:

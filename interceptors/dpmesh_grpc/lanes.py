@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from dpmesh.errors import AnnotationError, DpmeshError, ProtectionError
 from dpmesh.mesh import Direction, Mesh, Receipt, ReleaseStream
+from dpmesh.policy.policy import find_method
 
 log = logging.getLogger("dpmesh.grpc")
 
@@ -365,7 +366,7 @@ class Methods(dict[str | bytes, Method]):
 
     def __missing__(self, key: str | bytes) -> Method:
         name = key.decode() if isinstance(key, bytes) else key
-        found = _find(name)
+        found = find_method(name)
         kept: dict[str | bytes, Method] = self._undeclared if found is None else self
         method = kept.get(key)
         if method is None:
@@ -373,13 +374,3 @@ class Methods(dict[str | bytes, Method]):
                 kept.clear()
             method = kept[key] = Method(self._mesh, name, found, self._unjudged, self._consumer)
         return method
-
-
-def _find(name: str) -> MethodDescriptor | None:
-    """What declares a method; other spellings of its name, which gRPC takes for other methods, are not declared."""
-    service, _, method = name.removeprefix("/").partition("/")
-    try:
-        found = descriptor_pool.Default().FindMethodByName(f"{service}.{method}")
-    except KeyError:
-        return None
-    return found if name == f"/{found.containing_service.full_name}/{found.name}" else None

@@ -239,17 +239,18 @@ async def test_a_policy_can_reject_unknown_types_everywhere():
         policy = policy_pb2.Policy(
             messages={"google.protobuf.Any": privacy_pb2.MessageRules(unannotated=rule)}
         )
-        for carrier in CARRIERS:
-            message = CARRIERS[carrier](TYPES.Plain(s=MARK))
-            if rule == privacy_pb2.MessageRules.REJECT:
-                with pytest.raises(ProtectionError, match="UNANNOTATED"):
-                    await released(message, policy)
-            else:
-                receipt, charges = await released(message, policy)
-                assert not raw(receipt.message)
-                assert (receipt.decision, charges) == ("released", {})
-            receipt, charges = await released(packed(report()), policy)
-            assert charges == {(0, b"N1"): 0.5}
+        async with dpmesh.open(settings(), policy=policy) as mesh:
+            for carrier in CARRIERS.values():
+                message = carrier(TYPES.Plain(s=MARK))
+                if rule == privacy_pb2.MessageRules.REJECT:
+                    with pytest.raises(ProtectionError, match="UNANNOTATED"):
+                        await mesh.release(message)
+                else:
+                    receipt = await mesh.release(message)
+                    assert not raw(receipt.message)
+                    assert (receipt.decision, receipt.epsilon, receipt.rho) == ("released", 0.0, 0.0)
+        receipt, charges = await released(packed(report()), policy)
+        assert charges == {(0, b"N1"): 0.5}
 
 
 @pytest.mark.parametrize(

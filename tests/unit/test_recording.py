@@ -1,6 +1,10 @@
 """What spans and metrics say of releases: of single messages, of streams, and of refusals."""
 
+import asyncio
+import gc
+
 import pytest
+from google.protobuf import any_pb2
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -246,3 +250,19 @@ async def test_what_is_not_refused_has_no_error_status(sdk):
     spans = exporter.get_finished_spans()
     assert [s.attributes["dpmesh.decision"] for s in spans] == ["released", "suppressed", "observed"]
     assert {span.status.status_code for span in spans} == {trace.StatusCode.UNSET}
+
+
+async def test_the_record_of_a_stream_keeps_no_message(sdk):
+    box = any_pb2.Any()
+    box.Pack(TYPES.Report(id="N1"))
+    async with dpmesh.open({"ledger": {"url": "memory:"}, "budget": [BUDGET]}) as mesh:
+        stream = mesh.stream(method=METHOD)
+        for _ in range(6):
+            await stream.release(box)
+        with pytest.raises(BudgetExhaustedError):
+            await stream.release(box)
+        async with asyncio.timeout(10):
+            while any(type(found).__name__ == "_Content" for found in gc.get_objects()):
+                await asyncio.sleep(0.01)  # The task that asked the ledger ends a moment later.
+                gc.collect()
+        stream.close()

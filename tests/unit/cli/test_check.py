@@ -160,6 +160,28 @@ def test_that_nothing_is_protected_is_said(dpmesh, write) -> None:
     )
 
 
+ANYS = """syntax = "proto3";
+package acme;
+import "google/protobuf/any.proto";
+message Box { google.protobuf.Any held = 1; }
+"""
+EXTENDABLE = 'syntax = "proto2"; package acme; message Base { optional string s = 1; extensions 100 to 199; }'
+
+
+@pytest.mark.parametrize("text", [ANYS, EXTENDABLE])
+def test_types_that_only_can_hold_protected_messages_are_not_protected(dpmesh, write, text: str) -> None:
+    assert dpmesh("check", write("box.proto", text)) == (0, NOTHING + "\n", "")
+    ran = dpmesh("check", "box.proto", "--json")
+    assert json.loads(ran.out)["summary"]["protected_types"] == 0
+
+
+def test_what_anys_pack_is_left_out_of_what_leaves_as_it_is(dpmesh, write) -> None:
+    service = "service Post { rpc Send(Box) returns (Box); }\n"
+    ran = dpmesh("check", write("box.proto", ANYS + service))
+    assert ran.code == 0
+    assert ran.out.endswith(f"1 message type. {NOTHING[:-1]}, but for what their Anys pack.\n")
+
+
 def test_fields_that_are_public_are_not_protected(dpmesh, write) -> None:
     text = PLAIN.replace("tail = 1", "tail = 1 [(dpmesh.v1.field).public = {}]")
     assert dpmesh("check", write("report.proto", text)).out == NOTHING + "\n"

@@ -49,6 +49,17 @@ message M {
   uint32 count = 13 [(dpmesh.v1.field).numeric = {lower: 0 upper: 5 output: IN_RANGE epsilon: 60.0}];
 }
 message Batch { repeated Mine reports = 1; }
+message Contact {
+  string id = 1 [(dpmesh.v1.field).unit = {form: SUPPRESSED}];
+  bool sick = 2 [(dpmesh.v1.field).categorical = {epsilon: 60.0}];
+}
+message Phone {
+  string id = 1 [(dpmesh.v1.field).unit = {}];
+  repeated Contact seen = 2 [(dpmesh.v1.field).max_items = 4];
+  Contact spouse = 3;
+  bool on = 4 [(dpmesh.v1.field).categorical = {epsilon: 60.0}];
+}
+message Phones { repeated Phone phones = 1; }
 """
 
 
@@ -228,3 +239,19 @@ def test_a_share_that_is_none(reader, received, held, says):
             call("values", received, held=held)
     with pytest.raises(EstimateError, match=f"^kinds: .*{says}"):
         reader.frequencies("kinds", received, held=held)
+
+
+@pytest.mark.parametrize("name", ["Phone", "Phones"])
+def test_a_unit_inside_of_a_unit_is_filled_where_it_is_absent_and_its_estimates_say_so(protos, name: str):
+    phone = {"id": "p", "seen": [{"id": "a", "sick": True}], "spouse": {"id": "b", "sick": True}, "on": True}
+    message = protos.Phone(**phone) if name == "Phone" else protos.Phones(phones=[phone])
+    reader, path = Reader(getattr(protos, name)), "" if name == "Phone" else "phones."
+    received = [reader.plan.protect(message, alias) for _ in range(20)]
+    seen = reader.frequencies(f"{path}seen.sick", received)[True]
+    assert seen.per_place
+    assert seen.value == pytest.approx(0.25, abs=1e-9)
+    assert reader.frequencies(f"{path}seen.sick", received, held=0.25)[True].value == pytest.approx(
+        1, abs=1e-9
+    )
+    assert reader.frequencies(f"{path}spouse.sick", received)[True].per_place
+    assert not reader.frequencies(f"{path}on", received)[True].per_place

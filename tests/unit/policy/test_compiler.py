@@ -9,6 +9,7 @@ from dpmesh.accounting import AMOUNT, Cost
 from dpmesh.errors import AnnotationError, ConfigError
 from dpmesh.policy import Kind, Model, Policy, Severity
 from dpmesh.policy.overlay import parse
+from dpmesh.v1 import identity_pb2
 from tests.support.protos import compiled
 
 NUM = "(dpmesh.v1.field).numeric"
@@ -340,6 +341,18 @@ def test_overlay_names_that_no_rule_is_looked_up_under_are_stray():
         "methods": {"grpc.reflection.v1.ServerReflection.ServerReflectionInfo": {"require": True}},
     }
     assert len(Policy(parse(rules, "test")).stray()) == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/dpmesh.v1/IssuerService.Enrol", "/dpmesh/v1.IssuerService/Enrol", "//dpmesh.v1.IssuerService/Enrol"],
+)
+def test_other_spellings_of_a_method_are_stray(name: str):
+    right = "/dpmesh.v1.IssuerService/Enrol"
+    assert identity_pb2.DESCRIPTOR.services_by_name["IssuerService"].methods_by_name["Enrol"]
+    policy = Policy(parse({"methods": {each: {"require": True} for each in (right, name)}}, "test"))
+    assert policy.stray() == [name]
+    assert policy.labels(name) == frozenset()
 
 
 def test_stray_overlays_are_named():
