@@ -161,7 +161,8 @@ def load(
 
     Raises:
         ConfigError: A file that can't be read, a wrong key or a wrong value, or a budget that `budgets` refuses. The
-            text names the key and the value, and says what is allowed. Or there is no ledger yet, and another one in the working directory.
+            text names the key and the value, and says what is allowed. Or there is no ledger yet, and another one in
+            the working directory.
     """
     if isinstance(source, (str, Path)):
         name, document = str(source), _read(Path(source))
