@@ -160,8 +160,9 @@ def load(
         The configuration, with the paths of the policy file and of an SQLite ledger made absolute.
 
     Raises:
-        ConfigError: A file that can't be read, a wrong key or a wrong value. The text names the key and the value,
-            and says what is allowed. Or there is no ledger yet, and another one in the working directory.
+        ConfigError: A file that can't be read, a wrong key or a wrong value, or a budget that `budgets` refuses. The
+            text names the key and the value, and says what is allowed. Or there is no ledger yet, and another one in
+            the working directory.
     """
     if isinstance(source, (str, Path)):
         name, document = str(source), _read(Path(source))
@@ -177,6 +178,10 @@ def load(
     if config.policy.file:
         found = msgspec.structs.replace(config.policy, file=str(base / config.policy.file))
         config = msgspec.structs.replace(config, policy=found)
+    try:
+        budgets(config)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
     ledger = msgspec.structs.replace(config.ledger, url=_located(config.ledger.url, base))
     return msgspec.structs.replace(config, ledger=ledger)
 
@@ -278,7 +283,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: can't be read ({error.strerror})") from None
+        where = "" if path.is_absolute() else "; the path starts in the working directory"
+        raise ConfigError(f"{path}: can't be read ({error.strerror}){where}") from None
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply") from None
     except ValueError as error:  # TOML's and UTF-8's own errors, and what int() says of thousands of digits

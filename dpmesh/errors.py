@@ -67,6 +67,13 @@ class LedgerError(DpmeshError):
     """The ledger can't answer, so nothing may leave."""
 
 
+class NotOpenError(LedgerError):
+    """The mesh is not open: nobody entered it, or it was left."""
+
+    def __init__(self) -> None:
+        super().__init__("the mesh is not open: use `async with dpmesh.open(...) as mesh`")
+
+
 class LostChargesError(LedgerError):
     """The ledger has forgotten charges that it had acknowledged: an older copy was put in its place."""
 

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 
 from dpmesh import config as configuration
 from dpmesh.config import Config
-from dpmesh.errors import BudgetExhaustedError, ConfigError, DpmeshError, LedgerError, ProtectionError
+from dpmesh.errors import BudgetExhaustedError, ConfigError, DpmeshError, NotOpenError, ProtectionError
 from dpmesh.ledger import Charge, Ledger, open_store
 from dpmesh.opening import opened
 from dpmesh.policy import Policy, loaded
@@ -355,7 +355,7 @@ class Mesh:
         self, route: Route, message: Message, consumer: str
     ) -> tuple[Receipt, Sequence[Charge]]:
         if not self._is_open:
-            raise LedgerError("the mesh is not open: use `async with dpmesh.open(...) as mesh`")
+            raise NotOpenError
         if self.observing:
             return await self._observe(route, message, consumer)
         plan = route.plan

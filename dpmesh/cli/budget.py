@@ -28,6 +28,12 @@ app = typer.Typer(
     epilog="Example: dpmesh budget list --config dpmesh.toml",
 )
 
+# A grant for an id that is spelt wrong would raise the cap of nobody.
+_NEVER = (
+    "Nothing was ever charged to this id. Another spelling is another unit; of a unit with `normalize`, write the "
+    "normalized id."
+)
+
 
 class Format(enum.StrEnum):
     """What `export` writes."""
@@ -145,6 +151,8 @@ def show(
     out.print(table)
     for line in balances.promises(entries):
         out.print(line)
+    if whose.unit and consumer is None and not any(entry.lifetime.value for entry in entries):
+        out.print(_NEVER)
     for line in balances.not_configured([entry.standing.budget for entry in entries], configured):
         out.print(line)
 
@@ -206,6 +214,8 @@ def grant(
         print_json({"raised": asdict(more), **_document(entry)})
     else:
         _print_grant(entry, more)
+        if whose.unit and consumer is None and not entry.lifetime.value:
+            say(_NEVER)
 
 
 async def _granted(books: Books, whose: ledgers.Holder, name: str) -> tuple[Budget, bytes, int]:

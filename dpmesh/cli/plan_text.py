@@ -194,7 +194,7 @@ def _lifetime(budget: Budget) -> str:
     else:
         total = f"ε {number(_WINDOWS * budget.epsilon)}"
     return (
-        f"{head} in each window of {duration(budget.window)}. T windows cost a lifetime unit T times that "
+        f"{head} in each window of {duration(budget.window)}. T windows cost at most T times that "
         f"({_WINDOWS}: {total}), and as long a time across an edge up to twice."
     )
 

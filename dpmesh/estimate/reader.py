@@ -71,7 +71,8 @@ class Reader:
         if not ({digests} if isinstance(digests, str) else set(digests)) <= own:
             raise EstimateError(
                 self.plan.descriptor.full_name,
-                "one of the digests is not this policy's: make one Reader for each policy",
+                "one of the digests is not this policy's: give Reader the senders' policy file, if they have one, and "
+                "make one Reader for each policy",
             )
         self._fields: dict[str, FieldPlan] = {}
 

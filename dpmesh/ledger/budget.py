@@ -136,6 +136,11 @@ class Budget:
         self._one_of("on_exhausted", ON_EXHAUSTED)
         self._check_match()
         object.__setattr__(self, "accounting", Accounting(self.accounting))
+        if self.accounting is Accounting.ZCDP and self.delta == 0:
+            raise ConfigError(
+                f"{self.kind} {self.name!r}: delta is missing, and zcdp, the default accounting, needs it, between 0 "
+                "and 1: 1e-6 is usual. accounting = 'pure' needs none"
+            )
         try:
             check_length(self.window)
             amount = cap(self.accounting, self.epsilon, self.delta)

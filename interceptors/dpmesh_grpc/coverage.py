@@ -61,7 +61,7 @@ def aio_client_interceptors(mesh: Mesh, *, consumer: str = "") -> tuple[Any, ...
         `grpc.aio.insecure_channel(target, interceptors=aio_client_interceptors(mesh))`.
 
     Raises:
-        ConfigError: The consumer is no text, or none that UTF-8 can write.
+        ConfigError: `mesh` is no mesh, or the consumer is no text, or none that UTF-8 can write.
     """
     if not isinstance(consumer, str):
         raise ConfigError(f"consumer: a {type(consumer).__name__} is no name; allowed: text")

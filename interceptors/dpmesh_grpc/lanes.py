@@ -13,7 +13,7 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message import Message
 
-from dpmesh.errors import AnnotationError, DpmeshError, ProtectionError
+from dpmesh.errors import AnnotationError, ConfigError, DpmeshError, ProtectionError
 from dpmesh.mesh import Direction, Mesh, Receipt, ReleaseStream
 from dpmesh.policy.policy import find_method
 
@@ -355,9 +355,16 @@ class Methods(dict[str | bytes, Method]):
     Args:
         mesh: Who releases.
         consumer: Who receives requests, for quotas.
+
+    Raises:
+        ConfigError: It is no mesh.
     """
 
     def __init__(self, mesh: Mesh, consumer: str = "") -> None:
+        if not isinstance(mesh, Mesh):
+            raise ConfigError(
+                f"mesh: a {type(mesh).__name__} is no mesh; allowed: what dpmesh.open(...) returns"
+            )
         super().__init__()
         self._mesh = mesh
         self._consumer = consumer

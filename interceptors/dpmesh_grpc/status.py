@@ -17,6 +17,7 @@ from dpmesh.errors import (
     DpmeshError,
     IdentityError,
     LedgerError,
+    NotOpenError,
     ProtectionError,
 )
 
@@ -66,7 +67,8 @@ def refusal(error: DpmeshError) -> Failure:
         return _failure(code, "PRIVACY_BUDGET_EXHAUSTED", str(error), {"budget": error.budget}, *retry)
     if isinstance(error, LedgerError):
         # Its own text may name the ledger's file.
-        return _failure(grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE", LEDGER_FAILED, {})
+        text = str(error) if isinstance(error, NotOpenError) else LEDGER_FAILED
+        return _failure(grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE", text, {})
     if isinstance(error, IdentityError):
         if error.reason.startswith("TOKEN_"):
             return _failure(grpc.StatusCode.UNAUTHENTICATED, error.reason, str(error), {})

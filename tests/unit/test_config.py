@@ -86,6 +86,13 @@ def test_the_environment_alone_changes_a_default_budget():
             {"budget": [BUDGET], "quota": [{**QUOTA, "consumers": []}]},
             ["quota[0].consumers", "[]", "length >= 1"],
         ),
+        ({"budget": [{"name": "daily", "epsilon": 8.0}]}, ["configuration: budget 'daily': delta", "'pure'"]),
+        ({"budget": [{**BUDGET, "epsilon": -1.0}]}, ["configuration: budget 'device-daily': epsilon"]),
+        (
+            {"budget": [{**BUDGET, "window": "1day"}]},
+            ["configuration: budget 'device-daily': window", "'1day'"],
+        ),
+        ({"budget": [{**BUDGET, "methods": ["a.B"]}]}, ["configuration: budget", "'a.B'", "'device-daily'"]),
         ({"budget": [{**BUDGET, "a.b": 1}]}, ["budget[0].a.b", "1", "no such key", "epsilon"]),
         (
             {"budget": [BUDGET], "quota": [{**QUOTA, "under": "daily"}]},
@@ -271,6 +278,8 @@ def test_files_that_are_missing_or_not_toml_are_refused(tmp_path):
     (tmp_path / "bad.toml").write_text("[ledger\n")
     with pytest.raises(ConfigError, match="not TOML"):
         load(tmp_path / "bad.toml", {})
+    with pytest.raises(ConfigError, match="none.toml: .*; the path starts in the working directory"):
+        load("none.toml", {})
 
 
 @pytest.mark.parametrize(

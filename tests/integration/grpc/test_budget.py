@@ -106,6 +106,17 @@ async def test_a_ledger_that_does_not_answer_is_unavailable(open_mesh, serve, co
     assert not seen
 
 
+async def test_a_mesh_that_nobody_opened_says_so(serve, connect):
+    """The ledger's own words would send its user to look for a fault of the ledger."""
+    stub = await connect(
+        await serve(handlers=rig.Seen().handlers()), dpmesh.open({"ledger": {"url": "memory:"}})
+    )
+    with pytest.raises(grpc.aio.AioRpcError, match=r"not open: use `async with dpmesh\.open") as caught:
+        await stub.Report(reading())
+    found = rig.status(caught.value)
+    assert (found.code, found.info.reason) == (grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE")
+
+
 @pytest.mark.parametrize("side", ["client", "server"])
 async def test_a_message_that_no_budget_could_ever_cover_is_a_bad_annotation(open_mesh, serve, connect, side):
     async def ask(request, context):

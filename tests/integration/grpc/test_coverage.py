@@ -83,3 +83,10 @@ async def test_a_consumer_that_is_no_text_is_refused_before_the_first_rpc(mesh, 
     with pytest.raises(ConfigError, match="consumer: .*allowed: text"):
         aio_client_interceptors(mesh, consumer=consumer)
     aio_client_interceptors(mesh, consumer="")
+
+
+@pytest.mark.parametrize("interceptors", [aio_client_interceptors, aio_server_interceptors])
+@pytest.mark.parametrize("wrong", [None, "dpmesh.toml", {}])
+def test_what_is_no_mesh_is_refused_at_once(interceptors, wrong):
+    with pytest.raises(ConfigError, match=rf"mesh: a {type(wrong).__name__} .*dpmesh\.open"):
+        interceptors(wrong)

@@ -118,6 +118,14 @@ def test_show(dpmesh, ledger: None) -> None:
     assert "unit-7" not in ran.out
 
 
+def test_an_id_that_was_never_charged_is_said_to_be_one(dpmesh, ledger: None) -> None:
+    """Another spelling of a unit's id looks like a unit that has spent nothing, and takes its grant."""
+    granted = ("--budget", "lifetime", "--to", "200", "--reason", "recall", "--ledger", URL)
+    for unit, never in (("unit-7", False), ("Unit-7 ", True)):
+        ran = dpmesh("budget", "show", unit, "--ledger", URL), dpmesh("budget", "grant", unit, *granted)
+        assert [("Nothing was ever charged" in each.out, each.code) for each in ran] == [(never, 0)] * 2
+
+
 def test_show_of_all_aggregates(dpmesh, ledger: None) -> None:
     ran = dpmesh("budget", "show", "--global", "--ledger", URL)
     assert (ran.code, ran.err) == (0, "")
@@ -307,9 +315,11 @@ url = "sqlite:///ledger.db"
 [[budget]]
 name = "life-time"
 epsilon = 100.0
+accounting = "pure"
 [[budget]]
 name = "analysts"
 epsilon = 2.0
+accounting = "pure"
 """
 
 

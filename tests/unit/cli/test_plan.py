@@ -71,7 +71,7 @@ def test_every_rpc_with_its_request_and_response(dpmesh, fleet: Path) -> None:
     )
     assert any(
         line.startswith(
-            "Budget daily: ε 4 for each unit in each window of 1 d. T windows cost a lifetime unit T times"
+            "Budget daily: ε 4 for each unit in each window of 1 d. T windows cost at most T times"
         )
         and "(30: ε 120)" in line
         for line in lines
