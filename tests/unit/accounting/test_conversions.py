@@ -144,3 +144,13 @@ def test_extreme_but_valid():
     assert rho_to_epsilon(1e300, 1e-6) >= 1e300
     assert 0 < epsilon_delta_to_rho(1.0, 5e-324) < 1.0
     assert 0 < epsilon_delta_to_rho(9e9, 1e-6) < 9e9
+
+
+def test_the_smallest_cap_is_one_amount():
+    assert cap(Accounting.PURE, 1e-9, 0.0) == 1
+    with pytest.raises(ValueError, match="too small"):
+        cap(Accounting.PURE, 0.99e-9, 0.0)
+    rho = 1.5 / AMOUNT
+    assert cap(Accounting.ZCDP, rho_to_epsilon(rho, 1e-6), 1e-6) == 1
+    with pytest.raises(ValueError, match="too small"):
+        cap(Accounting.ZCDP, rho_to_epsilon(rho / 2, 1e-6), 1e-6)

@@ -35,9 +35,9 @@ def costs(plan):
     return {scope.path: scope.cost for scope in plan.scopes}
 
 
-def silent(field):
-    """What a field does to its values, without the noise."""
-    codes = Codes("no noise", lambda count, _: np.zeros(count, np.int64), "y = x")
+def silent(field, noise=0):
+    """What a field does to its values, with a noise that is known."""
+    codes = Codes(("known", noise), lambda count, _: np.full(count, noise), "y = x + code")
     return transforms.of(replace(field, mechanism=replace(field.mechanism, codes=codes))).function()
 
 
@@ -340,6 +340,19 @@ def test_an_output_in_range_is_never_above_the_upper_bound(kind, rule, ends, mec
     assert all(lower <= released(bound) <= bound for _ in range(20))
     if mechanism == "DUCHI":
         assert (released(-100 if kind != "uint32" else 0), released(100)) == (lower, upper)
+
+
+@pytest.mark.parametrize(
+    ("kind", "upper", "step"), [("double", 10.75, 1.0), ("double", 10.25, 1.0), ("int64", 15, 10)]
+)
+def test_an_unbiased_output_is_not_cut_at_the_bounds(kind, upper, step):
+    """Cut at one end, its mean would be off."""
+    field = field_of(
+        f"message M {{ {kind} a = 1 [{NUM} = {{lower: 0 upper: {upper} resolution: {step} epsilon: 1}}]; }}"
+    )
+    for noise in (-9, 0, 1, 9):
+        assert silent(field, noise)(upper) == (field.grid.size + noise) * step
+        assert silent(field, noise)(0) == noise * step
 
 
 def test_every_category_is_itself_without_noise_and_a_strange_one_is_the_first():

@@ -448,3 +448,19 @@ def test_a_forked_child_takes_no_row_of_its_parents():
     drawn = [pair for _ in range(8) for pair in children.run(outputs)] + outputs()
     # A pair is one of some 10^10: two of 180 agree by chance once in a million runs.
     assert len(set(drawn)) == 180
+
+
+def test_each_field_of_a_message_keeps_its_own_domain_bounds_and_name():
+    """The code of all fields is one function, whose parts must not take each other's names."""
+    sure = f"{CAT} = {{epsilon: 64"
+    types = compiled(
+        f"""message M {{ string a = 1 [{sure} domain: ["x", "y"]}}]; string b = 2 [{sure} domain: ["v", "w"]}}];
+        double c = 3 [{NUM} = {{lower: 0 upper: 1 epsilon: 1 nan: REJECT}}]; double d = 4 [{NUM} = {{lower: 5 upper: 6 epsilon: 64 nan: REJECT
+        mechanism: DUCHI output: IN_RANGE}}]; }}"""
+    )
+    out = protect(types.M(a="y", b="w", d=6))
+    assert (out.a, out.b, out.d) == ("y", "w", 6)
+    for name in "cd":
+        with pytest.raises(ProtectionError) as caught:
+            protect(types.M(**{name: NAN}))
+        assert caught.value.field == f"{types.package}.M.{name}"
