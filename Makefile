@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test stat faults lint protos drift bench jaeger spire ci clean
+.PHONY: help demo test stat faults mutants lint protos drift bench jaeger spire ci clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -29,6 +29,10 @@ $(VENV)/.bench: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --group bench
 	@touch $@
 
+$(VENV)/.mutants: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --group mutants
+	@touch $@
+
 demo: $(VENV)/.demo  ## the main job on a real fleet's reports
 	$(BIN)/dpmesh demo
 
@@ -41,6 +45,11 @@ stat: $(VENV)/.test  ## the statistical tests at full size
 
 faults: $(VENV)/.test  ## ledgers while processes are killed, networks stall, disks fill and clocks jump
 	$(BIN)/python -m pytest tests/faults
+
+# Takes an hour or two, and keeps what it knows in mutants/. A part: make mutants PART='dpmesh.accounting.*'
+mutants: $(VENV)/.mutants  ## change noise, costs and billing in thousands of places: which changes no test notices
+	$(BIN)/mutmut run $(if $(PART),'$(PART)')
+	$(BIN)/mutmut results
 
 lint: $(VENV)/.lint  ## format, lint, types, import contracts, proto lint
 	$(BIN)/ruff format --check .
@@ -68,4 +77,4 @@ ci:  ## what CI runs
 	.ci/run
 
 clean:  ## remove what the other tasks made
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) mutants .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
