@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import dpmesh
-from dpmesh.accounting import AMOUNT, Cost, epsilon_delta_to_rho
+from dpmesh.accounting import AMOUNT, Cost, epsilon_delta_to_rho, rho_to_epsilon
 from dpmesh.errors import AnnotationError
 from dpmesh.noise import categorical, numeric
 from dpmesh.noise.codes import Codes
@@ -566,3 +566,65 @@ def test_a_plans_cost_is_the_sum_over_every_place_in_both_accountings():
     }
     assert plan.protected == 10
     assert plan.mechanisms == ("discrete_laplace", "k_randomized_response")
+
+
+# -- what leaves is what is billed --------------------------------------------------------------------------------
+
+BATCH = compiled(
+    f"""message Batch {{ repeated Report reports = 1 [{ITEMS} = 3]; map<string, Report> named = 2 [{ITEMS} = 3]; }}
+    message Open {{ repeated Report reports = 1; map<int32, Report> named = 2; }}
+    message Report {{ string id = 1 [(dpmesh.v1.field).unit = {{}}]; bool b = 2 {OWN}; }}"""
+)
+
+
+@pytest.mark.parametrize(("kind", "keys", "shown"), [("Batch", "{:02d}".format, 3), ("Open", int, 50)])
+def test_the_elements_that_leave_are_those_that_are_billed(kind, keys, shown):
+    """Of a map, the first in order of key: its own order may be another one for each reader."""
+    numbers = [*range(25, 50), *range(24, -1, -1)]
+    message = getattr(BATCH, kind)(
+        reports=[BATCH.Report(id=f"r{number:02d}") for number in range(50)],
+        named={keys(number): BATCH.Report(id=f"n{number:02d}") for number in numbers},
+    )
+    plan = Policy().plan(message.DESCRIPTOR)
+    out = plan.protect(message, lambda unit, _: unit)
+    left = [
+        bytes.fromhex(report.id) for report in [*out.reports, *(out.named[key] for key in sorted(out.named))]
+    ]
+    assert left == [b"r%02d" % number for number in range(shown)] + [
+        b"n%02d" % number for number in range(shown)
+    ]
+    assert [unit for _, unit in plan.owners(message)] == left
+
+
+def test_what_fills_a_repeated_field_up_is_a_default():
+    """At epsilon 32 or more each element leaves as it is, but for one draw in 10^13."""
+    duchi = f"{NUM} = {{lower: %s upper: %s epsilon: 64 resolution: 1 mechanism: DUCHI output: IN_RANGE}}, {ITEMS} = 2"
+    types = compiled(
+        f"""message M {{ repeated int64 a = 1 [{duchi % (0, 1)}]; repeated google.protobuf.DoubleValue b = 2 [{duchi % (-1, 0)}];
+        repeated E e = 3 [{CAT} = {{epsilon: 64}}, {ITEMS} = 2]; repeated string s = 4 [{CAT} = {{epsilon: 64 domain: ["x", ""]}}, {ITEMS} = 2];
+        repeated int32 i = 5 [{CAT} = {{epsilon: 64 domain: ["1", "0"]}}, {ITEMS} = 2]; }} enum E {{ A = 0; B = 1; }}"""
+    )
+    out = Policy().plan(types.M.DESCRIPTOR).protect(types.M(), None)
+    assert out == types.M(a=[0, 0], b=[{"value": 0}, {"value": 0}], e=[0, 0], s=["", ""], i=[0, 0])
+
+
+async def test_a_receipt_holds_the_sums_over_all_owners():
+    budgets = [
+        {"name": name, "key": key, "epsilon": 50.0, "delta": delta, "accounting": "zcdp"}
+        for name, key, delta in (("a", "unit", 1e-4), ("b", "unit", 1e-7), ("c", "global", 1e-5))
+    ]
+    types = compiled(
+        f"message M {{ double g = 1 [{NUM} = {{lower: 0 upper: 1 epsilon: 1 delta: 1e-6 mechanism: DISCRETE_GAUSSIAN}}]; }}"
+    )
+    async with dpmesh.open({"ledger": {"url": "memory:"}, "budget": budgets}) as mesh:
+        batch = BATCH.Batch(reports=[BATCH.Report(id="a"), BATCH.Report(id="b"), BATCH.Report(id="a")])
+        receipt = await mesh.release(batch)
+        assert (receipt.epsilon, receipt.rho) == (
+            1.5,
+            pytest.approx(3 * Cost.pure(Fraction(1, 2)).rho / AMOUNT),
+        )
+        receipt = await mesh.release(types.M(g=1))
+    rho = epsilon_delta_to_rho(1.0, 1e-6)
+    assert receipt.rho == pytest.approx(rho, abs=2e-9)
+    # At the smallest delta that some budget has.
+    assert receipt.epsilon == pytest.approx(rho_to_epsilon(rho, 1e-7), rel=1e-6)
