@@ -55,3 +55,9 @@ def test_only_whole_non_negative_amounts():
             Cost.ZERO.times(m)
     with pytest.raises(TypeError):
         Cost.ZERO + 1
+
+
+def test_a_bad_rho_is_refused_beside_no_epsilon_too():
+    for rho in (-1, 0.5, None, True):
+        with pytest.raises(ValueError, match="rho"):
+            Cost(None, rho)

@@ -9,6 +9,7 @@ from dpmesh.noise.discrete_gaussian import DiscreteGaussian
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
 from dpmesh.noise.entropy import KeyStream
 from dpmesh.noise.numeric import Kind
+from dpmesh.noise.piecewise import Piecewise
 from tests.unit.noise.streams import KEY
 
 SIZES, EPSILONS = (4, 10, 1000), (Fraction(1, 2), Fraction(1), Fraction(2))
@@ -59,3 +60,19 @@ def test_draws_come_from_the_pool_of_the_laws_key():
     left = len(stock._items)
     second.draw(3)
     assert len(stock._items) == left - 1
+
+
+def test_hybrid_begins_where_it_is_better_than_duchi():
+    for epsilon, kind in ((Fraction(61, 100), "Duchi"), (Fraction(62, 100), "hybrid")):
+        key = numeric.make(Kind.HYBRID, 10, 10, epsilon).codes.key
+        assert getattr(key[0], "__name__", key[0]) == kind
+
+
+def test_every_piecewise_code_rounds_by_a_draw_of_its_own():
+    """Of 2^40 and more rounding draws no two are equal: false alarm below 1e-6."""
+    law = Piecewise(1000, Fraction(1))
+    assert law.shift > 40
+    codes = law.block(1000, KeyStream()).tolist()
+    rounding = [code % law.slope if code >= 0 else ~code & ((1 << law.shift) - 1) for code in codes]
+    assert len(set(rounding)) == 1000
+    assert 200 < sum(code >= 0 for code in codes) < 900
