@@ -371,6 +371,9 @@ def test_every_category_is_itself_without_noise_and_a_strange_one_is_the_first()
         assert release(strange) == values[0]
 
 
+AGGREGATE = f"[{NUM} = {{lower: 0 upper: 9 epsilon: 0.25 sensitivity: 1}}]"
+OWN = f"[{CAT} = {{epsilon: 0.5}}]"
+
 # -- oneofs -------------------------------------------------------------------------------------------------------
 
 MEMBERS = {
@@ -461,10 +464,70 @@ def test_a_hidden_choice_is_the_member_that_is_set():
     assert plan.protect(types.M(), None).WhichOneof("o") is None
 
 
+# -- oneofs beside other fields -----------------------------------------------------------------------------------
+
+HIDDEN_CHOICE = (
+    f"oneof h {{ option (dpmesh.v1.oneof) = {{epsilon: 1}}; bool ha = 101 {OWN}; bool hb = 102 {OWN}; }}"
+)
+
+
+def test_a_oneof_takes_no_units_and_no_costs_of_other_fields_away():
+    plan = plan_of(
+        f"""message M {{ R a = 1; int64 n = 2 {AGGREGATE}; bool own = 3 {OWN};
+        oneof o {{ option (dpmesh.v1.oneof) = {{public: true}}; R b = 4; R c = 5; int64 m = 6 {AGGREGATE}; }}
+        oneof p {{ option (dpmesh.v1.oneof) = {{public: true}}; R d = 7; int64 k = 8 {AGGREGATE}; }} {HIDDEN_CHOICE} }}
+        message R {{ string id = 1 [(dpmesh.v1.field).unit = {{}}]; bool b = 2 {OWN}; }}"""
+    )
+    half, aggregate, choice = (Cost.pure(Fraction(1, parts)) for parts in (2, 4, 1))
+    # Own, and a member of h and its choice; n, and one of each public oneof.
+    ownerless = half.times(2) + choice + aggregate.times(3)
+    assert costs(plan) == {**dict.fromkeys(("a.id", "b.id", "c.id", "d.id"), half), "": ownerless}
+
+
+@pytest.mark.parametrize("order", [("raw", "word"), ("word", "raw")])
+def test_unknown_fields_do_not_pass_in_a_member_that_is_copied(order):
+    members = {"raw": "Raw raw = 1;", "word": f"bool word = 2 {OWN};"}
+    types = compiled(
+        f"""message M {{ oneof o {{ option (dpmesh.v1.oneof) = {{public: true}}; {" ".join(members[name] for name in order)} }} }}
+        message Raw {{ string s = 1; }}"""
+    )
+    message = types.M(raw=types.Raw(s="fine"))
+    message.raw.MergeFromString(b"\xfa\x07\x06secret")
+    out = Policy().plan(types.M.DESCRIPTOR).protect(message, None).SerializeToString()
+    assert b"fine" in out
+    assert b"secret" not in out
+
+
+def found(body):
+    return {
+        (entry.rule, entry.element.split(".", 1)[1])
+        for entry in Policy().problems(compiled(body).M.DESCRIPTOR)
+    }
+
+
+def test_a_oneof_does_not_hide_what_is_shown_beside_it():
+    body = f"""message M {{ string id = 1 [(dpmesh.v1.field).unit = {{}}]; C c = 2; }}
+    message C {{ string id = 1 [(dpmesh.v1.field).unit = {{form: SUPPRESSED}}]; %s {HIDDEN_CHOICE} }}"""
+    assert ("unit-nested", "M.c") in found(body % "string note = 2;")
+    assert ("unit-nested", "M.c") not in found(body % "")
+
+
+def test_a_oneof_does_not_make_a_message_smaller():
+    lists = " ".join(
+        f"repeated bool a{n} = {n} [{CAT} = {{epsilon: 1}}, {ITEMS} = 90000];" for n in range(1, 6)
+    )
+    lots = f"repeated bool %s = %d [{CAT} = {{epsilon: 1}}, {ITEMS} = 60000];"
+    assert ("size", "M") not in found(f"message M {{ {lists} {HIDDEN_CHOICE} }}")
+    assert ("size", "M") in found(f"message M {{ {lists} {lots % ('b', 6)} {HIDDEN_CHOICE} }}")
+    inner = f"oneof o {{ option (dpmesh.v1.oneof) = {{epsilon: 1}}; bool b = 7 {OWN}; Big c = 8; }}"
+    big = f"message Big {{ {lots % ('c', 1)} }}"
+    assert ("size", "M") in found(f"message M {{ {lists} {inner} }} {big}")
+
+
 # -- a message's epsilon ------------------------------------------------------------------------------------------
 
 TOTAL = "option (dpmesh.v1.message) = {epsilon: 12};"
-BARE, OWN = f"[{CAT} = {{}}]", f"[{CAT} = {{epsilon: 0.5}}]"
+BARE = f"[{CAT} = {{}}]"
 GONE = "[(dpmesh.v1.field).suppress = {}]"
 
 
