@@ -13,7 +13,7 @@ from dpmesh.accounting import AMOUNT, Cost, epsilon_delta_to_rho, rho_to_epsilon
 from dpmesh.errors import AnnotationError
 from dpmesh.noise import categorical, numeric
 from dpmesh.noise.codes import Codes
-from dpmesh.policy import Kind, Policy, transforms
+from dpmesh.policy import Kind, Model, Policy, transforms
 from tests.support.protos import compiled
 
 NUM = "(dpmesh.v1.field).numeric"
@@ -482,6 +482,33 @@ def test_a_oneof_takes_no_units_and_no_costs_of_other_fields_away():
     # Own, and a member of h and its choice; n, and one of each public oneof.
     ownerless = half.times(2) + choice + aggregate.times(3)
     assert costs(plan) == {**dict.fromkeys(("a.id", "b.id", "c.id", "d.id"), half), "": ownerless}
+
+
+@pytest.mark.parametrize(
+    "choice", ["", f"option (dpmesh.v1.oneof) = {{public: true}}; bool c = 6 [{CAT} = {{epsilon: 64}}];"]
+)
+def test_a_oneof_takes_no_fields_away(choice):
+    """Neither from what leaves, nor from what leaves when a budget is spent."""
+    types = compiled(
+        f"""message M {{ string kept = 1; string id = 2 [(dpmesh.v1.field).unit = {{}}]; bool b = 3 [{CAT} = {{epsilon: 64}}];
+        oneof o {{ {choice} string d = 4; string e = 5; }} }}"""
+    )
+    plan = Policy().plan(types.M.DESCRIPTOR)
+    for member in ("d", "e"):
+        message = types.M(kept="k", id="u", b=True, **{member: "x"})
+        assert plan.protect(message, lambda unit, _: unit) == types.M(
+            kept="k", id=b"u".hex(), b=True, **{member: "x"}
+        )
+        assert plan.blank(message, lambda unit, _: unit) == types.M(kept="k", id=b"u".hex(), **{member: "x"})
+
+
+def test_a_hidden_choice_is_a_local_value_at_every_place():
+    types = compiled(
+        f"message M {{ repeated Row rows = 1 [{ITEMS} = 4]; }} message Row {{ {HIDDEN_CHOICE} }}"
+    )
+    (choice,) = [entry for entry in Policy().plan(types.M.DESCRIPTOR).fields if entry.kind is Kind.ONEOF]
+    assert (choice.path, choice.name, choice.instances) == ("rows[].h", f"{types.package}.Row.h", 4)
+    assert (choice.model, choice.origin) == (Model.LOCAL, "annotation")
 
 
 @pytest.mark.parametrize("order", [("raw", "word"), ("word", "raw")])
