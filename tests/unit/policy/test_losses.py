@@ -718,3 +718,38 @@ async def test_a_receipt_holds_the_sums_over_all_owners():
     assert receipt.rho == pytest.approx(rho, abs=2e-9)
     # At the smallest delta that some budget has.
     assert receipt.epsilon == pytest.approx(rho_to_epsilon(rho, 1e-7), rel=1e-6)
+
+
+# -- limits of a rule ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delta", ["0", "1", "1.5", "-0.1", "nan"])
+def test_a_delta_that_is_none_is_refused_as_such(delta):
+    rule = f"{NUM} = {{lower: 0 upper: 1 epsilon: 1 mechanism: DISCRETE_GAUSSIAN delta: {delta}}}"
+    assert found(f"message M {{ double a = 1 [{rule}]; }}") == {("delta", "M.a")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "bounds", "step", "size"),
+    [
+        ("int64", "lower: 0 upper: 100", 1, 100),
+        ("int64", "lower: 0 upper: 1000000", 64, 15625),
+        ("double", "lower: 0 upper: 1", 2**-14, 2**14),
+        ("double", "lower: 0 upper: 5e-324", 5e-324, 1),
+    ],
+)
+def test_the_default_grid(kind, bounds, step, size):
+    grid = field_of(f"message M {{ {kind} a = 1 [{NUM} = {{{bounds} epsilon: 1 output: IN_RANGE}}]; }}").grid
+    assert (grid.step, grid.size) == (step, size)
+
+
+def test_a_domain_may_hold_all_that_its_field_can_and_no_more():
+    least, most = -(2**31), 2**31 - 1
+    body = f"""message M {{ int32 a = 1 [{CAT} = {{epsilon: 1 domain: ["%d", "%d"]}}]; }}"""
+    assert field_of(body % (least, most)).domain == (least, most)
+    for wrong in ((least - 1, most), (least, most + 1)):
+        assert found(body % wrong) == {("domain", "M.a")}
+    strange = (
+        f"""message M {{ E a = 1 [{CAT} = {{epsilon: 1 domain: ["A", "Z"]}}]; }} enum E {{ A = 0; B = 1; }}"""
+    )
+    assert found(strange) == {("domain", "M.a")}
