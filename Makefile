@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test stat faults lowest newest lint protos drift bench jaeger spire ci clean
+.PHONY: help demo test stat faults lowest newest mutants lint protos drift bench jaeger spire ci clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -29,6 +29,10 @@ $(VENV)/.bench: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --group bench
 	@touch $@
 
+$(VENV)/.mutants: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --group mutants
+	@touch $@
+
 demo: $(VENV)/.demo  ## the main job on a real fleet's reports
 	$(BIN)/dpmesh demo
 
@@ -51,6 +55,11 @@ lowest: $(VENV)/.test  ## unit and contract tests on the oldest versions of ever
 
 newest:  ## unit and contract tests on the newest Python that Debian has, with eager tasks (needs root)
 	.ci/newest
+
+# Takes an hour or two, and keeps what it knows in mutants/. A part: make mutants PART='dpmesh.accounting.*'
+mutants: $(VENV)/.mutants  ## change noise, costs and billing in thousands of places: which changes no test notices
+	$(BIN)/mutmut run $(if $(PART),'$(PART)')
+	$(BIN)/mutmut results | sed '/: not checked$$/d'
 
 lint: $(VENV)/.lint  ## format, lint, types, import contracts, proto lint
 	$(BIN)/ruff format --check .
@@ -78,4 +87,4 @@ ci:  ## what CI runs
 	.ci/run
 
 clean:  ## remove what the other tasks made
-	rm -rf $(VENV) $(VENV)-lowest .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(VENV)-lowest mutants .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -50,3 +50,9 @@ def test_what_is_no_loss_is_refused_by_name(function, value):
 def test_more_than_a_ledger_holds_is_refused_by_name(function, value):
     with pytest.raises(ValueError, match="my_epsilon must be at most 9223372036"):
         function(value, "my_epsilon")
+
+
+def test_the_largest_amount_is_an_amount():
+    assert amount_up(Fraction(MAX_AMOUNT, AMOUNT)) == amount_down(Fraction(MAX_AMOUNT, AMOUNT)) == MAX_AMOUNT
+    with pytest.raises(ValueError, match="at most"):
+        amount_up(Fraction(MAX_AMOUNT + 1, AMOUNT))

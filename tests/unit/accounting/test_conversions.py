@@ -144,3 +144,27 @@ def test_extreme_but_valid():
     assert rho_to_epsilon(1e300, 1e-6) >= 1e300
     assert 0 < epsilon_delta_to_rho(1.0, 5e-324) < 1.0
     assert 0 < epsilon_delta_to_rho(9e9, 1e-6) < 9e9
+
+
+def test_the_smallest_cap_is_one_amount():
+    assert cap(Accounting.PURE, 1e-9, 0.0) == 1
+    with pytest.raises(ValueError, match="too small"):
+        cap(Accounting.PURE, 0.99e-9, 0.0)
+    rho = 1.5 / AMOUNT
+    assert cap(Accounting.ZCDP, rho_to_epsilon(rho, 1e-6), 1e-6) == 1
+    with pytest.raises(ValueError, match="too small"):
+        cap(Accounting.ZCDP, rho_to_epsilon(rho / 2, 1e-6), 1e-6)
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 0.01, 0.5, 1.0, 8.0, 60.0])
+@pytest.mark.parametrize("delta", [1e-12, 1e-6, 0.1, 0.5, 0.9, 0.999])
+def test_the_largest_rho_is_the_largest_at_every_delta(epsilon, delta):
+    rho = epsilon_delta_to_rho(epsilon, delta)
+    assert rho_to_epsilon(rho, delta) <= epsilon
+    assert rho_to_epsilon(rho * (1 + 1e-6), delta) > epsilon
+
+
+def test_the_ends_of_pure_to_rho():
+    assert pure_to_rho(100) == 100
+    tiny = Fraction(1, 10**70)
+    assert pure_to_rho(tiny) == tiny**2 / 2

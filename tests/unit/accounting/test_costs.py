@@ -86,3 +86,9 @@ def test_the_larger_of_two_costs_covers_both(one, other, delta):
         assert most.rho >= cost.rho
         assert most.epsilon is None or most.epsilon >= cost.epsilon
         assert most.epsilon_at(delta) >= cost.epsilon_at(delta) * (1 - 1e-12)
+
+
+def test_a_bad_rho_is_refused_beside_no_epsilon_too():
+    for rho in (-1, 0.5, None, True):
+        with pytest.raises(ValueError, match="rho"):
+            Cost(None, rho)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpmesh.accounting import check_length, window_end, window_start
+from dpmesh.accounting import MAX_SECONDS, check_length, window_end, window_start
 
 TIMES = st.floats(0, 2**40)
 LENGTHS = st.integers(1, 10**9)
@@ -44,3 +44,13 @@ def test_bad_lengths_are_refused_by_name(length):
 def test_what_is_no_time_is_refused_by_name(now, length):
     with pytest.raises(ValueError, match="now"):
         window_start(now, length)
+
+
+def test_the_longest_time_and_the_longest_window_are_times():
+    check_length(MAX_SECONDS)
+    assert window_start(MAX_SECONDS, 1) == MAX_SECONDS
+    assert window_end(MAX_SECONDS - 1, MAX_SECONDS) == MAX_SECONDS
+    with pytest.raises(ValueError, match="window"):
+        check_length(MAX_SECONDS + 2)
+    with pytest.raises(ValueError, match="now"):
+        window_start(MAX_SECONDS + 2, None)

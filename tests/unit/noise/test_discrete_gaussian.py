@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from types import SimpleNamespace
 
 import mpmath
 import numpy as np
@@ -125,3 +126,16 @@ def test_scales_out_of_range(sigma2):
 @pytest.mark.parametrize("count", [0, 1, 20_000])
 def test_block_lengths(count):
     assert DiscreteGaussian(Fraction(9)).block(count).shape == (count,)
+
+
+@pytest.mark.parametrize(("sigma2", "y"), [(Fraction(1_000_053, 7), 561), (Fraction(1_000_256, 7), -81)])
+def test_where_float64_can_not_tell_the_same_uniform_is_extended(sigma2, y):
+    """A threshold whose next digits are nearly all ones: only a uniform that goes on with more of them is above it."""
+    threshold = exponential(exponent(sigma2, y), 64)
+    assert 2**32 - 2**16 < threshold % 2**32 < 2**32 - 1
+    law = DiscreteGaussian(sigma2)
+    law._proposals = SimpleNamespace(block=lambda count, stream: np.array([y]))
+    for rest, accepted in ((2**32 - 1, []), (0, [y])):
+        script = Script(np.array([threshold >> 32], np.uint32).tobytes() + rest.to_bytes(4, "big"))
+        assert law._accepted(1, script).tolist() == accepted
+        assert not script.data, "the extension was not asked for"

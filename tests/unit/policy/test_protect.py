@@ -471,3 +471,19 @@ def test_a_text_that_is_longer_than_its_domain_is_not_even_looked_up():
         "a",
         "a",
     ]
+
+
+def test_each_field_of_a_message_keeps_its_own_domain_bounds_and_name():
+    """The code of all fields is one function, whose parts must not take each other's names."""
+    sure = f"{CAT} = {{epsilon: 64"
+    types = compiled(
+        f"""message M {{ string a = 1 [{sure} domain: ["x", "y"]}}]; string b = 2 [{sure} domain: ["v", "w"]}}];
+        double c = 3 [{NUM} = {{lower: 0 upper: 1 epsilon: 1 nan: REJECT}}]; double d = 4 [{NUM} = {{lower: 5 upper: 6 epsilon: 64 nan: REJECT
+        mechanism: DUCHI output: IN_RANGE}}]; }}"""
+    )
+    out = protect(types.M(a="y", b="w", d=6))
+    assert (out.a, out.b, out.d) == ("y", "w", 6)
+    for name in "cd":
+        with pytest.raises(ProtectionError) as caught:
+            protect(types.M(**{name: NAN}))
+        assert caught.value.field == f"{types.package}.M.{name}"
