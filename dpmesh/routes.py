@@ -17,6 +17,7 @@ from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.ledger import Budget, Charge
 from dpmesh.ledger.budget import DIRECTIONS, consumer_key, parents
 from dpmesh.policy import AROUND, Plan, Policy, Scope
+from dpmesh.policy.policy import is_foreign
 from dpmesh.telemetry import names
 
 # What a message costs: charges, and the epsilon and rho of all owners together.
@@ -260,16 +261,17 @@ class Routes:
         """Whether messages of a class have anything to protect, whoever pays for it.
 
         Returns:
-            True or False, which is for good; None where only each message tells, because of what it can hold: Anys,
-            or extensions.
+            True or False, which is for good; None where only each message tells, because of what it can hold (Anys,
+            or extensions), or because its type is from another pool than protobuf's default pool.
 
         Raises:
             AnnotationError: Its annotations are bad.
             ProtectionError: It is no protobuf message class.
         """
-        plan = self._policy.plan(_descriptor(message_type))
+        message = _descriptor(message_type)
+        plan = self._policy.plan(message)
         if plan is None:
-            return False
+            return None if is_foreign(message) else False
         return None if plan.is_open else True
 
     def protects(self, message_type: type) -> bool:
@@ -300,7 +302,7 @@ class Routes:
                 found = self._route(_packed(plan) if has_unit else plan, method, direction, outer)
         except AnnotationError as error:
             found = error.rule, error.element, error.text, error.fix
-        doubts = self._doubts(message, plan, method) if found is not None else []
+        doubts = self._doubts(message, plan, method)
         if doubts:
             found = _Provisional(found, lambda: all(holds() for holds in doubts))
         if len(self._known) >= _ROUTES_KEPT:
@@ -311,9 +313,10 @@ class Routes:
     def _doubts(self, message: Descriptor, plan: Plan | None, method: str) -> list[Callable[[], bool]]:
         """What can change a route after it was found: each as a question whether it has not happened yet."""
         policy, doubts = self._policy, []
-        if plan is not None and plan.anys is not None and plan.anys.extendable:
+        extendable = plan is not None and plan.anys is not None and plan.anys.extendable
+        if extendable or is_foreign(message):
             doubts.append(lambda: policy.plan(message) is plan)
-        if self._by_rpc and method and not policy.declares(method, message.file.pool):
+        if plan is not None and self._by_rpc and method and not policy.declares(method, message.file.pool):
             # Its labels choose budgets, and its proto may be imported yet.
             doubts.append(lambda: not policy.declares(method, message.file.pool))
         return doubts
