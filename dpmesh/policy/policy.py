@@ -141,7 +141,8 @@ def _extensions(plan: Plan | None) -> int:
 def _dotted(method: str) -> str:
     """How descriptor pools spell "/package.Service/Method", the only form that is a rule's name."""
     service, slash, name = method.removeprefix("/").partition("/")
-    if not (method.startswith("/") and slash):
+    # "/package/Service.Method" names the same to a pool, but no rule is looked up under it.
+    if not (method.startswith("/") and slash) or "." in name:
         raise KeyError(method)
     return f"{service}.{name}"
 
