@@ -471,3 +471,16 @@ def test_a_text_that_is_longer_than_its_domain_is_not_even_looked_up():
         "a",
         "a",
     ]
+
+
+@pytest.mark.parametrize("given", [{"m": "mine"}, {"p": "open"}, {"x": 0.5}, {}], ids=str)
+def test_without_noise_a_public_choice_shows_no_other_member_than_was_set(given):
+    types = compiled(
+        """message M { string id = 1 [(dpmesh.v1.field).unit = {}];
+        oneof o { option (dpmesh.v1.oneof) = {public: true}; string m = 2 [(dpmesh.v1.field).message_id = {}];
+            string p = 3 [(dpmesh.v1.field).public = {}];
+            double x = 4 [(dpmesh.v1.field).numeric = {lower: 0 upper: 1 epsilon: 1}]; } }"""
+    )
+    out = Policy().plan(types.M.DESCRIPTOR).blank(types.M(id="u", **given), alias)
+    assert out.WhichOneof("o") == ({*given} - {"x"} or {None}).pop()
+    assert out.m != "mine"
