@@ -180,7 +180,7 @@ class Plan:
         build_blank: The same, as if every value were absent: what leaves under on_exhausted = "suppress".
         mechanisms: The names of all mechanisms, sorted, for telemetry.
         protected: How many fields are noised or suppressed.
-        cost: The most that one message can cost all owners together.
+        cost: The most that one message can cost all owners together, with one instance of each scope.
         delta: The sum of the deltas that its Gaussians were declared with.
         labels: Of the message type and of the messages in it that are protected or can hold an Any, sorted.
         messages: The full names of the same types, sorted.
