@@ -16,7 +16,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.errors import DpmeshError, ProtectionError
 from dpmesh.ledger import Charge
-from dpmesh.policy import AROUND, Alias
+from dpmesh.policy import AROUND, Alias, Plan
 from dpmesh.policy.anys import DEEPEST, Find, Found, find_types, is_any
 from dpmesh.policy.steps import drop_extensions
 from dpmesh.routes import Bill, Route, Routes, merged
@@ -154,9 +154,9 @@ class _Content:
         self._packed: list[_Packed] = []
         self._dropped = False
         # Messages that wait to be looked into: each with what finds its Anys, the units around it, whether it lies in
-        # a protected message, and how many Anys it lies in.
-        self._todo: list[tuple[Any, Find, tuple[bytes, ...], bool, int]] = [
-            (self.copy, anys.find, (), False, 0)
+        # a protected message, and the plans of all messages on the way, its own included: one for each Any.
+        self._todo: list[tuple[Any, Find, tuple[bytes, ...], bool, tuple[Plan, ...]]] = [
+            (self.copy, anys.find, (), False, (route.plan,))
         ]
         while self._todo:
             self._look(*self._todo.pop())
@@ -198,19 +198,21 @@ class _Content:
             opens=False,
         )
 
-    def _look(self, holder: Any, find: Find, units: tuple[bytes, ...], strict: bool, depth: int) -> None:
+    def _look(
+        self, holder: Any, find: Find, units: tuple[bytes, ...], strict: bool, around: tuple[Plan, ...]
+    ) -> None:
         """Judges the Anys of one message."""
         dropped: list[Found] = []
         for found in find(holder, strict):
-            if depth == DEEPEST:
+            if len(around) > DEEPEST:
                 raise ProtectionError("WRONG_TYPE", found.name, f"more than {DEEPEST} Anys lie in each other")
-            if self._judge(found, found.units + units, depth + 1):
+            if self._judge(found, found.units + units, around):
                 dropped.append(found)
         for found in reversed(dropped):
             self._dropped = True
             found.drop()
 
-    def _judge(self, found: Found, units: tuple[bytes, ...], depth: int) -> bool:
+    def _judge(self, found: Found, units: tuple[bytes, ...], around: tuple[Plan, ...]) -> bool:
         """Judges one Any; whether it is dropped."""
         if not found.any.type_url and not found.any.value:
             return False  # It holds nothing.
@@ -222,14 +224,14 @@ class _Content:
             inner = entry.parse()
             self._packed.append(entry)
             same = found._replace(any=inner, holder=inner, field=None, key=None, units=())
-            self._todo.append((inner, _only(same), units, found.strict, depth))
+            self._todo.append((inner, _only(same), units, found.strict, (*around, around[-1])))
             return False
         route = None
         for each in kinds:
-            there = self._routes.inside(self._route, each, bool(units), self._method, self._direction)
+            there = self._routes.inside(around, each, bool(units), self._method, self._direction)
             if there is not None and (route is None or (route.plan.is_open and not there.plan.is_open)):
                 kind, route = each, there
-        anys = None if route is None else route.plan.anys
+        plan = None if route is None else route.plan
         if kind is None or route is None or route.plan.is_open:
             if found.rule == pb.MessageRules.REJECT:
                 text = "holds an Any of a type that is unknown or has no rules, which its message rejects"
@@ -240,10 +242,11 @@ class _Content:
         if kind is not None:
             entry = _Packed(found, kind, route, units)
             self._packed.append(entry)
-            if route is not None or anys is not None:
+            if plan is not None:
                 entry.parse()
-            if anys is not None:
-                self._todo.append((entry.message, anys.find, units, found.strict, depth))
+                if plan.anys is not None:
+                    inside = (*around, plan)
+                    self._todo.append((entry.message, plan.anys.find, units, found.strict, inside))
         return False
 
     def _bill(self, _snapshot: Any, consumer: str) -> Bill:

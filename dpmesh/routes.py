@@ -17,6 +17,7 @@ from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.ledger import Budget, Charge
 from dpmesh.ledger.budget import DIRECTIONS, consumer_key, parents
 from dpmesh.policy import AROUND, Plan, Policy, Scope
+from dpmesh.policy.policy import is_foreign
 from dpmesh.telemetry import names
 
 # What a message costs: charges, and the epsilon and rho of all owners together.
@@ -205,14 +206,14 @@ class Routes:
         return cast("Route | None", route)
 
     def inside(
-        self, outer: Route, packed: Descriptor, has_unit: bool, method: str, direction: str
+        self, around: Sequence[Plan], packed: Descriptor, has_unit: bool, method: str, direction: str
     ) -> Route | None:
         """The route of a message that is packed in another one, or None when it can't have anything to protect.
 
-        Every budget that fits the packed type pays, and every one that fits the message around it.
+        Every budget that fits the packed type pays, and every one that fits a message around it.
 
         Args:
-            outer: The route of the message that is released.
+            around: The plans of the message that is released and of all packed ones around this one.
             packed: The packed type.
             has_unit: A unit stands around the Any, and pays for the packed message's local values that have none.
             method: The RPC.
@@ -223,15 +224,16 @@ class Routes:
         """
         key: Any = (packed, has_unit)
         if self._by_rpc:
-            key = (packed, has_unit, outer.plan.descriptor, method, direction)
+            outer = frozenset(plan.descriptor for plan in around)
+            key = (packed, has_unit, outer, method, direction)
         try:
             found = self._known[key]
         except KeyError:
-            found = self._add(key, packed, method, direction, outer, has_unit)
+            found = self._add(key, packed, method, direction, around, has_unit)
         if type(found) is _Provisional:
             if not found.holds():
                 self._known.pop(key, None)
-                return self.inside(outer, packed, has_unit, method, direction)
+                return self.inside(around, packed, has_unit, method, direction)
             found = found.answer
         if type(found) is tuple:
             raise AnnotationError(*found)
@@ -260,16 +262,17 @@ class Routes:
         """Whether messages of a class have anything to protect, whoever pays for it.
 
         Returns:
-            True or False, which is for good; None where only each message tells, because of what it can hold: Anys,
-            or extensions.
+            True or False, which is for good; None where only each message tells, because of what it can hold (Anys,
+            or extensions), or because its type is from another pool than protobuf's default pool.
 
         Raises:
             AnnotationError: Its annotations are bad.
             ProtectionError: It is no protobuf message class.
         """
-        plan = self._policy.plan(_descriptor(message_type))
+        message = _descriptor(message_type)
+        plan = self._policy.plan(message)
         if plan is None:
-            return False
+            return None if is_foreign(message) else False
         return None if plan.is_open else True
 
     def protects(self, message_type: type) -> bool:
@@ -287,7 +290,7 @@ class Routes:
         message: Descriptor,
         method: str,
         direction: str,
-        outer: Route | None = None,
+        around: Sequence[Plan] = (),
         has_unit: bool = False,
     ) -> Route | _Fault | _Provisional | None:
         found: Route | _Fault | _Provisional | None
@@ -297,10 +300,10 @@ class Routes:
             if plan is None:
                 found = None
             else:
-                found = self._route(_packed(plan) if has_unit else plan, method, direction, outer)
+                found = self._route(_packed(plan) if has_unit else plan, method, direction, around)
         except AnnotationError as error:
             found = error.rule, error.element, error.text, error.fix
-        doubts = self._doubts(message, plan, method) if found is not None else []
+        doubts = self._doubts(message, plan, method)
         if doubts:
             found = _Provisional(found, lambda: all(holds() for holds in doubts))
         if len(self._known) >= _ROUTES_KEPT:
@@ -311,17 +314,18 @@ class Routes:
     def _doubts(self, message: Descriptor, plan: Plan | None, method: str) -> list[Callable[[], bool]]:
         """What can change a route after it was found: each as a question whether it has not happened yet."""
         policy, doubts = self._policy, []
-        if plan is not None and plan.anys is not None and plan.anys.extendable:
+        extendable = plan is not None and plan.anys is not None and plan.anys.extendable
+        if extendable or is_foreign(message):
             doubts.append(lambda: policy.plan(message) is plan)
-        if self._by_rpc and method and not policy.declares(method, message.file.pool):
+        if plan is not None and self._by_rpc and method and not policy.declares(method, message.file.pool):
             # Its labels choose budgets, and its proto may be imported yet.
             doubts.append(lambda: not policy.declares(method, message.file.pool))
         return doubts
 
-    def _route(self, plan: Plan, method: str, direction: str, outer: Route | None = None) -> Route:
-        paying = self._paying(plan, method, direction)
-        if outer is not None:
-            paying = sorted({*paying, *self._paying(outer.plan, method, direction)})
+    def _route(self, plan: Plan, method: str, direction: str, around: Sequence[Plan] = ()) -> Route:
+        paying = sorted(
+            {index for each in (plan, *around) for index in self._paying(each, method, direction)}
+        )
         amounts = tuple(
             self._pay(plan, scope.cost, "unit" if scope.path else "global", paying, method, direction)
             for scope in plan.scopes

@@ -79,7 +79,8 @@ def _message(
     if before is not None:
         head.append(": fields as above")
     elif report.refused is None or report.epsilon is not None:
-        head.append(f": at most {_loss(report)} per message")
+        several = any("[]" in payment.unit or "{}" in payment.unit for payment in report.payments)
+        head.append(f": at most {_loss(report)} per message" + ", one of each unit in it" * several)
     console.print(head, soft_wrap=True)
     if report.fields and before is None:
         console.print(_table(report.fields))

@@ -227,6 +227,17 @@ class Loose:
         """All extendable types that the type reaches, also by the extensions that this process knows."""
         return tuple(at for at in self._types(message) if at.is_extendable)
 
+    def around(self, message: Descriptor, *, strict: bool = False) -> tuple[set[str], set[str]]:
+        """The names and the labels of the types in which an Any can lie, the type itself included.
+
+        Args:
+            message: The type.
+            strict: It stands in a protected one.
+        """
+        types = [at for at in self._types(message, strict=strict) if self.reaches(at, strict=strict)]
+        labels = {label for at in types for label in self._book.message(at).rules.labels}
+        return {message.full_name, *(at.full_name for at in types)}, labels
+
     def places(self, message: Descriptor, path: str) -> Iterator[tuple[str, FieldDescriptor]]:
         """Each field within a type that holds Anys, once, with its path.
 

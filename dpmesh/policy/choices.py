@@ -48,8 +48,8 @@ def add(
         node.shown.append(f"the choice of {oneof.full_name} leaves as it is")
         runs = [(field.name, steps.run_all(part.steps)) for field, part in members if part.steps]
         node.steps.append(steps.open_choice(oneof.name, runs))
-        for _, part in members:
-            node.bare += part.bare
+        bare = [(field.name, steps.run_all(part.bare)) for field, part in members if part.bare]
+        node.bare += [steps.open_choice(oneof.name, bare)] if bare else []
     else:
         epsilon = _epsilon(oneof, ruling, share, findings)
         if epsilon is not None:

@@ -91,6 +91,7 @@ def _open_plan(message: Descriptor, loose: anys.Loose, findings: Findings) -> Pl
     places = loose.places(message, "")
     if anys.is_any(message):
         places = iter([("value", message.fields_by_name["value"])])
+    names, labels = loose.around(message)
     new = GetMessageClass(message)
 
     def copied(source: Message, _alias: Alias) -> Message:
@@ -113,7 +114,8 @@ def _open_plan(message: Descriptor, loose: anys.Loose, findings: Findings) -> Pl
         protected=0,
         cost=Cost.ZERO,
         delta=0.0,
-        messages=(message.full_name,),
+        labels=tuple(sorted(labels)),
+        messages=tuple(sorted(names)),
         anys=Anys(loose.find, copied, copied, alone=True, extendable=loose.extendable(message)),
     )
 
@@ -212,7 +214,8 @@ class _Compiler:
     """Walks a message type depth first.
 
     Attributes:
-        labels: Those of all message types on the way: a budget for one of them is not got around by wrapping it.
+        labels: Those of all message types on the way: a budget for one of them is not got around by wrapping it. Of
+            types without rules, those in which an Any can lie.
         messages: The names of these types.
     """
 
@@ -488,6 +491,9 @@ class _Compiler:
         if inside is None or not self.loose.reaches(inside, strict=True):
             return
         node.anys.append(anys.within(_enter(entry), self.loose.find_strictly))
+        names, labels = self.loose.around(inside, strict=True)
+        self.messages |= names
+        self.labels |= labels
         mark = "{}." if is_map(entry) else "[]." if entry.is_repeated else "."
         for path, field in self.loose.places(inside, place.path + mark):
             node.fields.append(_judged(path, field, self.loose.rule_of(field), self.findings))

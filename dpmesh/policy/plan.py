@@ -180,10 +180,10 @@ class Plan:
         build_blank: The same, as if every value were absent: what leaves under on_exhausted = "suppress".
         mechanisms: The names of all mechanisms, sorted, for telemetry.
         protected: How many fields are noised or suppressed.
-        cost: The most that one message can cost all owners together.
+        cost: The most that one message can cost all owners together, with one instance of each scope.
         delta: The sum of the deltas that its Gaussians were declared with.
-        labels: Of the message type and of the protected messages in it, sorted.
-        messages: The full names of the message type and of the protected messages in it, sorted.
+        labels: Of the message type and of the messages in it that are protected or can hold an Any, sorted.
+        messages: The full names of the same types, sorted.
         ownerless: What the scope of no unit costs, in two parts: local values, for which the units pay that a message
             with them is packed in, and aggregates.
         anys: What opens a message that can hold Anys, without which `build` and `build_blank` refuse it. None where no

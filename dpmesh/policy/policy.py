@@ -12,7 +12,7 @@ from dpmesh.policy import overlay
 from dpmesh.policy.compiler import compile_message
 from dpmesh.policy.plan import Plan
 from dpmesh.policy.problem import Problem, Severity
-from dpmesh.policy.rules import Rulebook
+from dpmesh.policy.rules import Rulebook, default_twin
 from dpmesh.policy.types import extensions, is_map_entry
 from dpmesh.v1 import policy_pb2
 
@@ -33,7 +33,7 @@ class Policy:
         elif overlays is not None:
             overlay.check(overlays)
         self.rules = Rulebook(overlays)
-        # With the number of extensions that were known then, of the types whose extensions can change the answer.
+        # With what was known then of other types that can change the answer.
         self._compiled: dict[Descriptor, tuple[Plan | None, list[Problem], int]] = {}
 
     @property
@@ -97,10 +97,32 @@ class Policy:
 
     def _compile(self, message: Descriptor) -> tuple[Plan | None, list[Problem], int]:
         done = self._compiled.get(message)
-        if done is None or _extensions(done[0]) != done[2]:
+        if done is None or _known(message, done[0]) != done[2]:
             plan, problems = compile_message(message, self.rules)
-            done = self._compiled[message] = plan, problems, _extensions(plan)
+            done = self._compiled[message] = plan, problems, _known(message, plan)
         return done
+
+
+def is_foreign(message: Descriptor) -> bool:
+    """Whether a type is from another pool than protobuf's default pool, where a module may yet bring rules for it."""
+    return message.file.pool is not descriptor_pool.Default()
+
+
+def _known(message: Descriptor, plan: Plan | None) -> int:
+    """How many types and extensions this process knows that can make another plan of a type."""
+    return _extensions(plan) + (_twins(message) if is_foreign(message) else 0)
+
+
+def _twins(message: Descriptor) -> int:
+    """How many of the types that a type of another pool reaches are in protobuf's default pool too."""
+    seen, todo = {message.full_name}, [message]
+    for at in todo:
+        for field in (*at.fields, *extensions(at)):
+            inside = field.message_type
+            if inside is not None and inside.full_name not in seen:
+                seen.add(inside.full_name)
+                todo.append(inside)
+    return sum(default_twin(at) is not None for at in todo)
 
 
 def _extensions(plan: Plan | None) -> int:

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from google.protobuf import descriptor_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor, OneofDescriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -40,6 +40,9 @@ class Ruling:
 class Rulebook:
     """Annotations and overlays behind one question: what holds for this element?
 
+    A message class can come from a descriptor pool of its own, which may have lost the annotations (by reflection, or
+    from a descriptor set). So an element that has no rule there takes that of its twin in protobuf's default pool.
+
     Args:
         overlay: The policy file, or None for annotations alone.
     """
@@ -53,22 +56,29 @@ class Rulebook:
 
     def field(self, field: FieldDescriptor) -> Ruling:
         """The FieldRules of a field."""
-        return self._ruling(
+        found = self._ruling(
             field, field.full_name, self.overlay.fields, descriptor_pb2.FieldOptions, privacy_pb2.field
         )
+        twins = () if found else _field_twins(field)
+        return next((ruling for twin in twins if (ruling := self.field(twin))), found)
 
     def message(self, message: Descriptor) -> Ruling:
         """The MessageRules of a message type."""
         names = self.overlay.messages
-        return self._ruling(
+        found = self._ruling(
             message, message.full_name, names, descriptor_pb2.MessageOptions, privacy_pb2.message
         )
+        twin = None if found else default_twin(message)
+        return found if twin is None else self.message(twin)
 
     def oneof(self, oneof: OneofDescriptor) -> Ruling:
         """The OneofRules of a oneof."""
-        return self._ruling(
+        found = self._ruling(
             oneof, oneof.full_name, self.overlay.oneofs, descriptor_pb2.OneofOptions, privacy_pb2.oneof
         )
+        message = None if found else default_twin(oneof.containing_type)
+        twin = None if message is None else message.oneofs_by_name.get(oneof.name)
+        return found if twin is None else self.oneof(twin)
 
     def method(self, method: MethodDescriptor) -> Ruling:
         """The MethodRules of a method."""
@@ -95,6 +105,30 @@ class Rulebook:
             return Ruling(annotation, UNANNOTATED)
         _refuse_unusable(annotation, name)
         return Ruling(annotation, ANNOTATION)
+
+
+def default_twin(message: Descriptor | None) -> Descriptor | None:
+    """The type of the same name in protobuf's default pool, for a type of another pool."""
+    pool = descriptor_pool.Default()
+    if message is None or message.file.pool is pool:
+        return None
+    try:
+        return pool.FindMessageTypeByName(message.full_name)
+    except KeyError:
+        return None
+
+
+def _field_twins(field: FieldDescriptor) -> list[FieldDescriptor]:
+    """The fields of the same name or number in protobuf's default pool, for a field of another pool."""
+    message = default_twin(field.containing_type)
+    if message is None:
+        return []
+    if field.is_extension:
+        known = {each.full_name: each for each in message.file.pool.FindAllExtensions(message)}
+        found = [known.get(field.full_name)]
+    else:
+        found = [message.fields_by_name.get(field.name), message.fields_by_number.get(field.number)]
+    return [each for each in found if each is not None]
 
 
 def says_nothing(rules: Message) -> bool:

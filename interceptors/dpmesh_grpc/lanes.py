@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from google.protobuf import descriptor_pool, message_factory
+from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message import Message
 
@@ -259,7 +259,7 @@ class Lane:
             name = self._declared.full_name
             raise ProtectionError("WRONG_TYPE", name, f"{self.method} was given something else to send")
         if descriptor is not None:
-            return self._protects(kind, descriptor)
+            return self._mesh.protects(kind)
         if self.protected is False:
             return False  # Nothing of what the method declares is protected.
         if not self._mesh.has_rules():
@@ -273,17 +273,6 @@ class Lane:
             "proto's _pb2 module and send its messages, or let the method pass with [grpc] pass_unjudged",
         )
 
-    def _protects(self, kind: type, descriptor: Descriptor) -> bool | None:
-        if self._mesh.protects(kind):
-            return True
-        if descriptor.file.pool is descriptor_pool.Default():
-            return False
-        known = _of_default_pool(descriptor)
-        if known is not None and _protected(self._mesh, known):
-            text = f"{self.method} was given a message of another version of this type, which has no rules"
-            raise ProtectionError("WRONG_TYPE", known.full_name, text)
-        return None if known is None else False  # A version with rules may be imported later.
-
 
 def _descriptor(kind: type) -> Descriptor | None:
     """The descriptor of a protobuf message class; None for all other classes, also for those that look like one.
@@ -294,17 +283,6 @@ def _descriptor(kind: type) -> Descriptor | None:
     if not isinstance(descriptor, Descriptor) or message_factory.GetMessageClass(descriptor) is not kind:
         return None
     return descriptor
-
-
-def _of_default_pool(descriptor: Descriptor) -> Descriptor | None:
-    """The type of the same name in protobuf's default pool, if the descriptor is from another pool."""
-    pool = descriptor_pool.Default()
-    if descriptor.file.pool is pool:
-        return None
-    try:
-        return pool.FindMessageTypeByName(descriptor.full_name)
-    except KeyError:
-        return None
 
 
 def _protected(mesh: Mesh, declared: Descriptor) -> bool | None:

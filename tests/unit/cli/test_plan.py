@@ -386,3 +386,24 @@ message Sums {{
     ran = dpmesh("plan", proto)
     assert (ran.code, ran.err) == (0, "")
     assert "message acme.v1.Sums: at most ε 0.5 at δ 1e-06, ρ 0." in " ".join(ran.out.split())
+
+
+def test_a_loss_that_several_units_in_one_message_have_says_that_it_counts_one_of_each(dpmesh, write) -> None:
+    """Three elements of epsilon .5 each cost 1.5 in all, and each unit .5."""
+    proto = write(
+        "batch.proto",
+        """syntax = "proto3";
+package acme.v1;
+import "dpmesh/v1/privacy.proto";
+message Row {
+  string id = 1 [(dpmesh.v1.field).unit = {}];
+  bool b = 2 [(dpmesh.v1.field).categorical = {epsilon: 0.5}];
+}
+message Batch { repeated Row rows = 1; }
+""",
+    )
+    lines = dpmesh("plan", proto).out.splitlines()
+    assert any(
+        "acme.v1.Batch: at most ε 0.5" in line and line.endswith("one of each unit in it") for line in lines
+    )
+    assert any("acme.v1.Row: at most ε 0.5" in line and line.endswith("per message") for line in lines)

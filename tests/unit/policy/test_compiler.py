@@ -4,11 +4,14 @@ import math
 from fractions import Fraction
 
 import pytest
+from google.protobuf import descriptor_pool
+from grpc_health.v1 import health_pb2  # noqa: F401 - the pool has to know its methods
 
 from dpmesh.accounting import AMOUNT, Cost
 from dpmesh.errors import AnnotationError, ConfigError
 from dpmesh.policy import Kind, Model, Policy, Severity
 from dpmesh.policy.overlay import parse
+from dpmesh.policy.policy import takes_rules
 from dpmesh.v1 import identity_pb2
 from tests.support.protos import compiled
 
@@ -338,9 +341,14 @@ def test_overlay_names_that_no_rule_is_looked_up_under_are_stray():
     types = compiled("message M { map<string, double> m = 1; }")
     rules = {
         "fields": {f"{types.package}.M.MEntry.value": {"suppress": {}}},
-        "methods": {"grpc.reflection.v1.ServerReflection.ServerReflectionInfo": {"require": True}},
+        "methods": {
+            "grpc.reflection.v1.ServerReflection.ServerReflectionInfo": {"require": True},
+            "/grpc.health.v1/Health.Check": {"require": True},
+            "/grpc/health.v1.Health.Check": {"require": True},
+        },
     }
-    assert len(Policy(parse(rules, "test")).stray()) == 2
+    assert takes_rules("methods", "/grpc.health.v1.Health/Check", descriptor_pool.Default())
+    assert len(Policy(parse(rules, "test")).stray()) == 4
 
 
 @pytest.mark.parametrize(

@@ -487,3 +487,16 @@ def test_each_field_of_a_message_keeps_its_own_domain_bounds_and_name():
         with pytest.raises(ProtectionError) as caught:
             protect(types.M(**{name: NAN}))
         assert caught.value.field == f"{types.package}.M.{name}"
+
+
+@pytest.mark.parametrize("given", [{"m": "mine"}, {"p": "open"}, {"x": 0.5}, {}], ids=str)
+def test_without_noise_a_public_choice_shows_no_other_member_than_was_set(given):
+    types = compiled(
+        """message M { string id = 1 [(dpmesh.v1.field).unit = {}];
+        oneof o { option (dpmesh.v1.oneof) = {public: true}; string m = 2 [(dpmesh.v1.field).message_id = {}];
+            string p = 3 [(dpmesh.v1.field).public = {}];
+            double x = 4 [(dpmesh.v1.field).numeric = {lower: 0 upper: 1 epsilon: 1}]; } }"""
+    )
+    out = Policy().plan(types.M.DESCRIPTOR).blank(types.M(id="u", **given), alias)
+    assert out.WhichOneof("o") == ({*given} - {"x"} or {None}).pop()
+    assert out.m != "mine"
