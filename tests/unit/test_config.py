@@ -466,3 +466,10 @@ def test_an_empty_policy_file_takes_no_rules_away(tmp_path):
     for source, environment in ((file, {"DPMESH_POLICY_FILE": ""}), ({"policy": {"file": ""}}, {})):
         with pytest.raises(ConfigError, match=r"policy\.file = ''"):
             load(source, environment)
+
+
+@pytest.mark.parametrize("key", ["methods", "messages", "labels"])
+@pytest.mark.parametrize("glob", ["/acme.S/M ", "acme.M\n", " *"])
+def test_a_glob_with_a_space_at_its_end_fits_nothing(key, glob):
+    with pytest.raises(ConfigError, match="without spaces"):
+        config.budgets(load({"budget": [{**BUDGET, key: [glob]}]}, {}))
