@@ -125,6 +125,8 @@ class SQLiteBooks:
 
     def _accept(self, note: str, unnoticed: bool) -> tuple[str, ...]:
         with _explained(self.path):
+            if os.path.lexists(self.path):
+                access.check(self.path)
             if wal.gap(self.path):
                 wal.discard(self.path)  # It can't be applied to this file; the witness knows what it said.
         with _explained(self.path), closing(_connect(self.path)) as connection:

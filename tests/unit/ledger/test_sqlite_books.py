@@ -340,7 +340,7 @@ async def test_an_accept_is_refused_while_the_witness_can_not_be_used(path, book
     await older(path)
     witness.path_of(path).unlink()
     witness.path_of(path).mkdir()
-    with pytest.raises(LedgerError, match="witness can't be used"):
+    with pytest.raises(LedgerError, match="witness is not a plain file"):
         await books.accept("?")
     assert not [entry for entry in await logged(books) if entry.kind is Kind.ACCEPT]
 
