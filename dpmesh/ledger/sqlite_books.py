@@ -343,8 +343,8 @@ def _state(connection: sqlite3.Connection, path: Path, at_rest: bool) -> tuple[s
         return str(error), False
     with suppress(OSError):  # Whoever only reads needs no witness.
         # While somebody charges it, that is no matter of the view's.
-        if at_rest and witness.seen(path, name) > commits:
-            return f"{path} is an older copy of itself, as its witness shows: nobody may charge it", True
+        if at_rest and (doubt := witness.doubt(path, name, commits)):
+            return doubt, True
     return "", False
 
 
