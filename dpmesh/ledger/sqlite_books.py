@@ -291,7 +291,7 @@ class SQLiteView:
     def _notes(self) -> str:
         """What else has to be known: that a wrong clock locked it, or that others may use its files."""
         if self.ahead:
-            return ahead_of_the_clock(str(self._path), self.ahead)
+            return ahead_of_the_clock(str(self._path), self.ahead, time.time())
         with suppress(OSError):
             return access.remark(self._path)
         return ""

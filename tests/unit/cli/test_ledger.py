@@ -576,6 +576,11 @@ async def locked(workplace: Path) -> None:
 def test_a_ledger_that_a_wrong_clock_locked_is_accepted(dpmesh, locked: None) -> None:
     listed = dpmesh("budget", "list", "--ledger", URL)
     assert "windows that its clock has not reached, of 'daily'" in listed.err
+    assert (
+        f"The clock shows {time.strftime('%Y-%m-', time.gmtime())}" in listed.err
+        or time.gmtime().tm_mday == 1
+    )
+    assert "if that is wrong, correct it, and accept nothing" in listed.err
     arguments = ["accept", "--reason", "the battery died", "--by", "bob", "--ledger", URL]
     ran = dpmesh("ledger", *arguments)
     assert ran.code == 2
