@@ -154,9 +154,9 @@ class _Content:
         self._packed: list[_Packed] = []
         self._dropped = False
         # Messages that wait to be looked into: each with what finds its Anys, the units around it, whether it lies in
-        # a protected message, and how many Anys it lies in.
-        self._todo: list[tuple[Any, Find, tuple[bytes, ...], bool, int]] = [
-            (self.copy, anys.find, (), False, 0)
+        # a protected message, and the routes of the messages that its Anys stand in, one for each Any it lies in.
+        self._todo: list[tuple[Any, Find, tuple[bytes, ...], bool, tuple[Route, ...]]] = [
+            (self.copy, anys.find, (), False, (route,))
         ]
         while self._todo:
             self._look(*self._todo.pop())
@@ -198,19 +198,21 @@ class _Content:
             opens=False,
         )
 
-    def _look(self, holder: Any, find: Find, units: tuple[bytes, ...], strict: bool, depth: int) -> None:
+    def _look(
+        self, holder: Any, find: Find, units: tuple[bytes, ...], strict: bool, around: tuple[Route, ...]
+    ) -> None:
         """Judges the Anys of one message."""
         dropped: list[Found] = []
         for found in find(holder, strict):
-            if depth == DEEPEST:
+            if len(around) > DEEPEST:
                 raise ProtectionError("WRONG_TYPE", found.name, f"more than {DEEPEST} Anys lie in each other")
-            if self._judge(found, found.units + units, depth + 1):
+            if self._judge(found, found.units + units, around):
                 dropped.append(found)
         for found in reversed(dropped):
             self._dropped = True
             found.drop()
 
-    def _judge(self, found: Found, units: tuple[bytes, ...], depth: int) -> bool:
+    def _judge(self, found: Found, units: tuple[bytes, ...], around: tuple[Route, ...]) -> bool:
         """Judges one Any; whether it is dropped."""
         if not found.any.type_url and not found.any.value:
             return False  # It holds nothing.
@@ -222,14 +224,15 @@ class _Content:
             inner = entry.parse()
             self._packed.append(entry)
             same = found._replace(any=inner, holder=inner, field=None, key=None, units=())
-            self._todo.append((inner, _only(same), units, found.strict, depth))
+            self._todo.append((inner, _only(same), units, found.strict, (*around, around[-1])))
             return False
         route = None
         for each in kinds:
-            there = self._routes.inside(self._route, each, bool(units), self._method, self._direction)
+            there = self._routes.inside(around, each, bool(units), self._method, self._direction)
             if there is not None and (route is None or (route.plan.is_open and not there.plan.is_open)):
                 kind, route = each, there
         anys = None if route is None else route.plan.anys
+        within = around if route is None else (*around, route)
         if kind is None or route is None or route.plan.is_open:
             if found.rule == pb.MessageRules.REJECT:
                 text = "holds an Any of a type that is unknown or has no rules, which its message rejects"
@@ -243,7 +246,7 @@ class _Content:
             if route is not None or anys is not None:
                 entry.parse()
             if anys is not None:
-                self._todo.append((entry.message, anys.find, units, found.strict, depth))
+                self._todo.append((entry.message, anys.find, units, found.strict, within))
         return False
 
     def _bill(self, _snapshot: Any, consumer: str) -> Bill:

@@ -205,14 +205,14 @@ class Routes:
         return cast("Route | None", route)
 
     def inside(
-        self, outer: Route, packed: Descriptor, has_unit: bool, method: str, direction: str
+        self, around: Sequence[Route], packed: Descriptor, has_unit: bool, method: str, direction: str
     ) -> Route | None:
         """The route of a message that is packed in another one, or None when it can't have anything to protect.
 
-        Every budget that fits the packed type pays, and every one that fits the message around it.
+        Every budget that fits the packed type pays, and every one that fits a message around it.
 
         Args:
-            outer: The route of the message that is released.
+            around: The routes of the message that is released, and of those in it that the packed one stands in.
             packed: The packed type.
             has_unit: A unit stands around the Any, and pays for the packed message's local values that have none.
             method: The RPC.
@@ -223,15 +223,16 @@ class Routes:
         """
         key: Any = (packed, has_unit)
         if self._by_rpc:
-            key = (packed, has_unit, outer.plan.descriptor, method, direction)
+            types = tuple(dict.fromkeys(route.plan.descriptor for route in around))
+            key = (packed, has_unit, types, method, direction)
         try:
             found = self._known[key]
         except KeyError:
-            found = self._add(key, packed, method, direction, outer, has_unit)
+            found = self._add(key, packed, method, direction, around, has_unit)
         if type(found) is _Provisional:
             if not found.holds():
                 self._known.pop(key, None)
-                return self.inside(outer, packed, has_unit, method, direction)
+                return self.inside(around, packed, has_unit, method, direction)
             found = found.answer
         if type(found) is tuple:
             raise AnnotationError(*found)
@@ -287,7 +288,7 @@ class Routes:
         message: Descriptor,
         method: str,
         direction: str,
-        outer: Route | None = None,
+        around: Sequence[Route] = (),
         has_unit: bool = False,
     ) -> Route | _Fault | _Provisional | None:
         found: Route | _Fault | _Provisional | None
@@ -297,7 +298,7 @@ class Routes:
             if plan is None:
                 found = None
             else:
-                found = self._route(_packed(plan) if has_unit else plan, method, direction, outer)
+                found = self._route(_packed(plan) if has_unit else plan, method, direction, around)
         except AnnotationError as error:
             found = error.rule, error.element, error.text, error.fix
         doubts = self._doubts(message, plan, method) if found is not None else []
@@ -318,10 +319,9 @@ class Routes:
             doubts.append(lambda: not policy.declares(method, message.file.pool))
         return doubts
 
-    def _route(self, plan: Plan, method: str, direction: str, outer: Route | None = None) -> Route:
-        paying = self._paying(plan, method, direction)
-        if outer is not None:
-            paying = sorted({*paying, *self._paying(outer.plan, method, direction)})
+    def _route(self, plan: Plan, method: str, direction: str, around: Sequence[Route] = ()) -> Route:
+        plans = [plan, *(route.plan for route in around)]
+        paying = sorted({budget for each in plans for budget in self._paying(each, method, direction)})
         amounts = tuple(
             self._pay(plan, scope.cost, "unit" if scope.path else "global", paying, method, direction)
             for scope in plan.scopes

@@ -309,6 +309,17 @@ class Loose:
             self._ways[field] = way
         return self._ways[field]
 
+    def holders(self, message: Descriptor, *, strict: bool = False) -> Iterator[Descriptor]:
+        """The types in which the Anys of a message stand, itself included: a budget for one of them pays.
+
+        Args:
+            message: The type.
+            strict: As for `reaches`.
+        """
+        for at in self._types(message, strict=strict):
+            if not is_any(at) and self.reaches(at, strict=strict):
+                yield at
+
     def _types(self, message: Descriptor, *, strict: bool = False) -> list[Descriptor]:
         """All types that the type reaches, itself included, but for those below `public`."""
         seen, todo = {message.full_name}, [message]

@@ -92,6 +92,7 @@ def _open_plan(message: Descriptor, loose: anys.Loose, findings: Findings) -> Pl
     if anys.is_any(message):
         places = iter([("value", message.fields_by_name["value"])])
     new = GetMessageClass(message)
+    holders = tuple(loose.holders(message))
 
     def copied(source: Message, _alias: Alias) -> Message:
         target = new()
@@ -113,7 +114,8 @@ def _open_plan(message: Descriptor, loose: anys.Loose, findings: Findings) -> Pl
         protected=0,
         cost=Cost.ZERO,
         delta=0.0,
-        messages=(message.full_name,),
+        labels=tuple(sorted({label for at in holders for label in findings.message(at).rules.labels})),
+        messages=tuple(sorted({message.full_name, *(at.full_name for at in holders)})),
         anys=Anys(loose.find, copied, copied, alone=True, extendable=loose.extendable(message)),
     )
 
@@ -488,6 +490,9 @@ class _Compiler:
         if inside is None or not self.loose.reaches(inside, strict=True):
             return
         node.anys.append(anys.within(_enter(entry), self.loose.find_strictly))
+        for at in self.loose.holders(inside, strict=True):
+            self.messages.add(at.full_name)
+            self.labels.update(self.findings.message(at).rules.labels)
         mark = "{}." if is_map(entry) else "[]." if entry.is_repeated else "."
         for path, field in self.loose.places(inside, place.path + mark):
             node.fields.append(_judged(path, field, self.loose.rule_of(field), self.findings))
