@@ -71,7 +71,8 @@ class LedgerConfig(_Section, frozen=True):
 class PolicyConfig(_Section, frozen=True):
     """[policy]: overlays for protos that one can't edit; a path relative to the configuration file."""
 
-    file: str = ""
+    # Empty is what a variable is that nobody has set. It must not take away the rules that a file names.
+    file: Annotated[str, msgspec.Meta(min_length=1)] = ""
 
 
 class GrpcConfig(_Section, frozen=True):

@@ -224,7 +224,7 @@ class Routes:
         """
         key: Any = (packed, has_unit)
         if self._by_rpc:
-            outer = frozenset(plan.descriptor for plan in around)
+            outer = frozenset((plan.descriptor, plan.version) for plan in around)
             key = (packed, has_unit, outer, method, direction)
         try:
             found = self._known[key]

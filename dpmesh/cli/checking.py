@@ -127,7 +127,7 @@ async def check(books: Books, known: Checkpoint | None) -> Checked:
     """
     async with ledgers.viewing(books) as view:
         counting = Counting(view)
-        findings = await verify(counting, known)
+        findings = [*([view.remark] if view.older else []), *await verify(counting, known)]
         return Checked(
             findings,
             counting.seen_chains,

@@ -54,7 +54,8 @@ A clock that was wrong began windows that this ledger's clock has not reached. `
   one cap.
 - What was spent in the wrong windows counts as spent there, so nothing is refilled.
 - The charge log gets entries with the reason.
-Correct the clock first, and restart every holder afterwards: those that run on refuse, or are slow."""
+Correct the clock first, and restart every holder afterwards: those that run on refuse, or are slow. The clock
+that is read now may be the one that is wrong: if it is behind, what was spent in the present window is forgotten."""
 
 
 @app.callback(invoke_without_command=True)

@@ -15,19 +15,24 @@ from pathlib import Path
 from dpmesh.errors import LedgerError
 
 _SUFFIXES = ("", "-wal", "-shm", "-witness")
+# SQLite's other kind of log, which a ledger never has.
+_JOURNAL = "-journal"
 
 
 def check(path: Path) -> None:
-    """Checks that nobody else may write a ledger's files, or replace them.
+    """Checks that nobody else may write a ledger's files or replace them, and that they are files.
+
+    SQLite and dpmesh follow a link, wait at a pipe for a writer, and apply a journal to whatever it stands beside.
 
     Args:
         path: The ledger's file, which need not be there yet.
 
     Raises:
-        LedgerError: Somebody may.
+        LedgerError: Somebody may, or one of them is no file, or of somebody else.
         OSError: The folder can't be seen.
     """
     check_folder(path)
+    _check_files(path)
     exposed = _exposed(path, stat.S_IWOTH, stat.S_IWGRP)
     if exposed:
         raise LedgerError(
@@ -44,7 +49,7 @@ def check_folder(path: Path) -> None:
         OSError: The folder can't be seen.
     """
     status = path.parent.stat()
-    if _allows(status, stat.S_IWOTH, stat.S_IWGRP) and not status.st_mode & stat.S_ISVTX:
+    if _others_may_write(status) and not status.st_mode & stat.S_ISVTX:
         raise LedgerError(
             f"{path} is not safe: other users may write its folder, and so put an older ledger in its place. Run "
             f"`chmod go-w {path.parent}`; or, if this user may not, make a folder in it with mode 700, and move the "
@@ -71,6 +76,33 @@ def remark(path: Path) -> str:
     )
 
 
+def _check_files(path: Path) -> None:
+    """Checks that what is beside a ledger, by the names of its files, is what a ledger has.
+
+    Raises:
+        LedgerError: It is not.
+    """
+    shared = bool(path.parent.stat().st_mode & stat.S_ISVTX) and _others_may_write(path.parent.stat())
+    for suffix in (*_SUFFIXES, _JOURNAL):
+        file = path.with_name(path.name + suffix)
+        try:
+            status = file.lstat()
+        except FileNotFoundError:
+            continue
+        if suffix == _JOURNAL:
+            raise LedgerError(
+                f"{path} is not safe: there is a file {file.name}, which a ledger never has, and SQLite would put back "
+                "what is in it. Remove it, then run `dpmesh ledger verify`"
+            )
+        if not stat.S_ISREG(status.st_mode):
+            raise LedgerError(f"{path} is not safe: {file.name} is not a plain file. Remove it")
+        if shared and status.st_uid not in (os.geteuid(), 0):
+            raise LedgerError(
+                f"{path} is not safe: other users may make files in its folder, and {file.name} is another user's. "
+                "Make a folder in it with mode 700, and keep the ledger with all of its files there"
+            )
+
+
 def _exposed(path: Path, others: int, group: int) -> str:
     """The names of the ledger's files that allow something to other users."""
     names = []
@@ -81,6 +113,10 @@ def _exposed(path: Path, others: int, group: int) -> str:
             if _allows(file.lstat(), others, group):
                 names.append(file.name)
     return ", ".join(names)
+
+
+def _others_may_write(status: os.stat_result) -> bool:
+    return _allows(status, stat.S_IWOTH, stat.S_IWGRP)
 
 
 def _allows(status: os.stat_result, others: int, group: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
 from dpmesh.accounting import MAX_AMOUNT
@@ -149,11 +150,22 @@ class Books(Protocol):
         """
 
 
-def ahead_of_the_clock(place: str, names: Iterable[str]) -> str:
-    """What whoever uses a ledger has to know when its windows are ahead of its clock."""
+def ahead_of_the_clock(place: str, names: Iterable[str], now: float) -> str:
+    """What whoever uses a ledger has to know when its windows are ahead of its clock.
+
+    Args:
+        place: The ledger.
+        names: Of the budgets.
+        now: What the clock shows. It may be the one that is wrong: then `accept` would refill the present window.
+    """
+    try:
+        shown = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M} UTC"
+    except (ValueError, OverflowError, OSError):  # beyond the year 9999
+        shown = f"{now:.0f} s since 1970"
     return (
         f"{place} is in windows that its clock has not reached, of {', '.join(map(repr, names))}: a clock was wrong, "
-        "and these budgets renew no earlier than it said. `dpmesh ledger accept` undoes that"
+        f"and these budgets renew no earlier than it said. `dpmesh ledger accept` undoes that. The clock shows "
+        f"{shown}: if that is wrong, correct it, and accept nothing"
     )
 
 

@@ -192,8 +192,10 @@ class Budget:
         """Refuses globs that can never fit: their budget would pay for nothing, and nobody would notice."""
         for entry in fields(self.match):
             for glob in getattr(self.match, entry.name):
-                if not isinstance(glob, str) or not glob:
-                    self._bad(entry.name, glob, "every entry must be a word, or a glob with * or ?")
+                if not isinstance(glob, str) or not glob or glob != glob.strip():
+                    self._bad(
+                        entry.name, glob, "every entry must be a word, or a glob with * or ?, without spaces"
+                    )
         for glob in self.match.methods:
             if not glob.startswith(("/", *_WILD)):
                 self._bad("methods", glob, 'a method is "/package.Service/Method", with * for any part')

@@ -249,7 +249,7 @@ class Ledger:
         found = rewind.ahead(dict(enumerate(self.budgets)), dict(enumerate(windows)), self._clock(), 1)
         if found:
             names = [self.budgets[index].name for index in found]
-            _log.error("%s", ahead_of_the_clock("the ledger", names))
+            _log.error("%s", ahead_of_the_clock("the ledger", names, self._clock()))
 
     def _name_others(self, others: Sequence[tuple[Budget, int]]) -> None:
         """Warns of budgets that the configuration does not name any more: one that was renamed is full again."""

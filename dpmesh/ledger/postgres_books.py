@@ -77,7 +77,8 @@ class PostgresBooks:
         view = PostgresView(connection, self.place, bytes(secret), pruned, budgets, windows)
         view.ahead = tuple(budgets[number].name for number in await _ahead(connection))
         if view.ahead:
-            view.remark = ahead_of_the_clock(self.place, view.ahead)
+            now = await connection.fetchval("SELECT dpmesh.now()")
+            view.remark = ahead_of_the_clock(self.place, view.ahead, now)
         if lost:
             view.older = True
             view.remark = (

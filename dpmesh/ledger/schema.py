@@ -138,7 +138,7 @@ def connect(path: Path, mode: str, timeout: float) -> sqlite3.Connection:
         sqlite3.Error: It can't be opened.
     """
     return sqlite3.connect(
-        f"file:{quote(str(path))}?{mode}",
+        f"file:{quote(os.fsencode(path))}?{mode}",
         uri=True,
         timeout=timeout,
         isolation_level=None,  # transactions are explicit

@@ -125,6 +125,8 @@ class SQLiteBooks:
 
     def _accept(self, note: str, unnoticed: bool) -> tuple[str, ...]:
         with _explained(self.path):
+            if os.path.lexists(self.path):
+                access.check(self.path)
             if wal.gap(self.path):
                 wal.discard(self.path)  # It can't be applied to this file; the witness knows what it said.
         with _explained(self.path), closing(_connect(self.path)) as connection:
@@ -289,7 +291,7 @@ class SQLiteView:
     def _notes(self) -> str:
         """What else has to be known: that a wrong clock locked it, or that others may use its files."""
         if self.ahead:
-            return ahead_of_the_clock(str(self._path), self.ahead)
+            return ahead_of_the_clock(str(self._path), self.ahead, time.time())
         with suppress(OSError):
             return access.remark(self._path)
         return ""
@@ -341,8 +343,8 @@ def _state(connection: sqlite3.Connection, path: Path, at_rest: bool) -> tuple[s
         return str(error), False
     with suppress(OSError):  # Whoever only reads needs no witness.
         # While somebody charges it, that is no matter of the view's.
-        if at_rest and witness.seen(path, name) > commits:
-            return f"{path} is an older copy of itself, as its witness shows: nobody may charge it", True
+        if at_rest and (doubt := witness.doubt(path, name, commits)):
+            return doubt, True
     return "", False
 
 

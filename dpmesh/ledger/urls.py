@@ -23,6 +23,8 @@ _ALLOWED = (
     '"postgresql://user@host/database"'
 )
 _POSTGRES = ("postgresql://", "postgres://")
+# What no path of a ledger has, but what other tools' URLs do, or a line that was read from a file.
+_STRAY = re.compile(r"[?]\w+=|[\x01-\x1f\x7f]")
 _TRIES = 3  # A holder that opens the ledger meanwhile spoils one.
 
 
@@ -134,6 +136,11 @@ def _path(url: str) -> Path | None:
     if url == "memory:":
         return None
     rest = url.removeprefix("sqlite:///") if isinstance(url, str) else ""
+    if rest not in ("", url) and (_STRAY.search(rest) or rest != rest.strip()):
+        raise ConfigError(
+            f"ledger.url: {shown(url)!r}: a file's path has no parameters (?...), no control characters and no space "
+            "at its end. It would be another file, of which nothing is spent"
+        )
     if rest in ("", url) or rest.endswith("/") or rest.startswith((":", "//")) or "\0" in rest:
         raise ConfigError(f"ledger.url: {shown(str(url))!r} is not a ledger; {_ALLOWED}")
     return Path(rest)

@@ -215,6 +215,30 @@ def refusal(ledger: Path, name: bytes, commits: int) -> LedgerError | None:
     return None
 
 
+def doubt(ledger: Path, name: bytes, commits: int) -> str:
+    """Why nobody may charge a ledger that has come so far, for whoever only reads; "" if nothing speaks against it.
+
+    A copy that is read elsewhere has no witness, which is fine.
+
+    Args:
+        ledger: The ledger's file.
+        name: Its random name.
+        commits: How many it holds.
+
+    Raises:
+        OSError: The witness can't be read.
+    """
+    file, (found, count) = _find(path_of(ledger))
+    if file >= 0:
+        os.close(file)
+    if not found or (found == name and count <= commits):
+        return ""
+    if found == name:
+        return f"{ledger} is an older copy of itself, as its witness shows: nobody may charge it"
+    why = "it was overwritten while in use" if found == _NOBODY else "the witness is of another ledger"
+    return f"{ledger} may be an older copy of itself, because {why}: nobody may charge it"
+
+
 def seen(ledger: Path, name: bytes) -> int:
     """How many commits the witness of a ledger saw; 0 if it is missing or another ledger's.
 

@@ -35,7 +35,7 @@ import os, select, subprocess, sys
 
 parent, size, folder = sys.argv[1:]
 done = subprocess.run(
-    ["mount", "-t", "tmpfs", "-o", f"size={size}m,mode=0777", "dpmesh-test", folder], capture_output=True, text=True)
+    ["mount", "-t", "tmpfs", "-o", f"size={size}m,mode=1777", "dpmesh-test", folder], capture_output=True, text=True)
 print((done.stderr.strip() or "refused") if done.returncode else "mounted", flush=True)
 while os.getppid() == int(parent) and not select.select([0], [], [], 0.5)[0]:
     pass
@@ -47,7 +47,7 @@ os.rmdir(folder)
 
 @contextmanager
 def small_disk(megabytes: int) -> Iterator[Path]:
-    """The folder of an empty disk of this size, which every user reaches and may write to.
+    """The folder of an empty disk of this size, which every user reaches and may write to (sticky, as /tmp).
 
     A PostgreSQL data directory takes about 30 MB of it. The disk is gone in the end, with all that is on it.
     """
@@ -131,7 +131,7 @@ def _private_disk(megabytes: int) -> Path:
     _check(libc.mount(b"none", b"/", None, private | recursive, None))
     # Mounted over an existing folder: nothing is left of it when the process has ended.
     folder = Path("/mnt") if Path("/mnt").is_dir() else Path("/tmp")
-    options = f"size={megabytes}m,mode=0777".encode()
+    options = f"size={megabytes}m,mode=1777".encode()
     _check(libc.mount(b"dpmesh-test", os.fsencode(folder), b"tmpfs", 0, options))
     return folder
 

@@ -466,3 +466,19 @@ async def test_what_is_spent_in_one_working_directory_is_spent_in_all(folders, m
             refused.append(folder)
         await ledger.close()
     assert refused == [folders[1]]
+
+
+def test_an_empty_policy_file_takes_no_rules_away(tmp_path):
+    """A variable that nobody has set is often passed on as an empty one."""
+    file = tmp_path / "dpmesh.toml"
+    file.write_text('[policy]\nfile = "policy.yaml"\n')
+    for source, environment in ((file, {"DPMESH_POLICY_FILE": ""}), ({"policy": {"file": ""}}, {})):
+        with pytest.raises(ConfigError, match=r"policy\.file = ''"):
+            load(source, environment)
+
+
+@pytest.mark.parametrize("key", ["methods", "messages", "labels"])
+@pytest.mark.parametrize("glob", ["/acme.S/M ", "acme.M\n", " *"])
+def test_a_glob_with_a_space_at_its_end_fits_nothing(key, glob):
+    with pytest.raises(ConfigError, match="without spaces"):
+        config.budgets(load({"budget": [{**BUDGET, key: [glob]}]}, {}))

@@ -283,24 +283,43 @@ async def test_nothing_is_nothing(mesh, serve, connect):
 
 
 def answering(message):
-    """Handlers of all kinds that answer with a message."""
+    """Handlers of all kinds that answer with a message.
+
+    They take all requests first: gRPC fails a request that is written when the RPC has just ended, by chance.
+    """
+
+    async def take(requests):
+        if hasattr(requests, "__aiter__"):
+            async for _ in requests:
+                pass
+
+    def take_all(requests):
+        if hasattr(requests, "__next__"):
+            for _ in requests:
+                pass
 
     async def one(request, context):
+        await take(request)
         return message
 
     def sync_one(request, context):
+        take_all(request)
         return message
 
     async def generate(request, context):
+        await take(request)
         yield message
 
     async def write(request, context):
+        await take(request)
         await context.write(message)
 
     def sync_generate(request, context):
+        take_all(request)
         yield message
 
     def sync_list(request, context):
+        take_all(request)
         return iter([message])
 
     unary, streaming = [one, sync_one], [generate, write, sync_generate, sync_list]

@@ -199,6 +199,7 @@ def test_findings(dpmesh, ledger: None, statement: str, words: str) -> None:
 
 def test_a_checkpoint_finds_what_was_rewritten_consistently(dpmesh, ledger: None) -> None:
     shutil.copy("ledger.db", "older.db")
+    shutil.copy("ledger.db-witness", "older.db-witness")
     asyncio.run(charge(b"unit-4"))
     ran = dpmesh("ledger", "checkpoint", "--key", "a.key", "--new-key", "--output", "c.json", "--ledger", URL)
     assert ran == (0, "c.json: 3 chains, 5 entries\n", "")
@@ -209,6 +210,7 @@ def test_a_checkpoint_finds_what_was_rewritten_consistently(dpmesh, ledger: None
     assert "nothing was changed since the checkpoint of 20" in ran.out
     assert json.loads(dpmesh("ledger", "verify", *signed, "--json").out)["checkpoint"] > 0
     shutil.copy("older.db", "ledger.db")
+    shutil.copy("older.db-witness", "ledger.db-witness")
     assert dpmesh("ledger", "verify", "--ledger", URL).code == 0  # by itself it is whole
     ran = dpmesh("ledger", "verify", *signed)
     assert (ran.code, ran.err) == (1, "")
@@ -402,6 +404,32 @@ def test_an_older_copy_is_refused_until_it_is_accepted(dpmesh, restored: None) -
     assert "accept" in dpmesh("ledger", "log", "--grants", "--ledger", URL).out
 
 
+def test_verify_does_not_call_an_older_copy_whole(dpmesh, restored: None) -> None:
+    """Its chains and accounts fit, and whoever looks at the exit code alone has to learn of it too."""
+    ran = dpmesh("ledger", "verify", "--ledger", URL)
+    assert ran.code == 1
+    assert "is an older copy of itself, as its witness shows" in ran.out
+    found = json.loads(dpmesh("ledger", "verify", "--json", "--ledger", URL).out)
+    assert (found["whole"], len(found["findings"])) == (False, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [(bytes(16), "it was overwritten while in use"), (b"x" * 16, "of another ledger")]
+)
+def test_verify_tells_what_a_witness_distrusts(dpmesh, ledger: None, name: bytes, why: str) -> None:
+    witness = Path("ledger.db-witness")
+    witness.write_bytes(name + witness.read_bytes()[16:])
+    ran = dpmesh("ledger", "verify", "--ledger", URL)
+    assert ran.code == 1
+    assert why in ran.out
+
+
+def test_verify_takes_a_copy_without_a_witness(dpmesh, ledger: None) -> None:
+    """As auditors read one."""
+    shutil.copy("ledger.db", "copy.db")
+    assert dpmesh("ledger", "verify", "--ledger", "sqlite:///copy.db").code == 0
+
+
 def test_accept_json(dpmesh, restored: None) -> None:
     ran = dpmesh("ledger", "accept", "--reason", "r", "--by", "b", "--yes", "--json", "--ledger", URL)
     assert json.loads(ran.out) == {"accepted": True, "lifetime": ["lifetime"], "ahead": []}
@@ -548,6 +576,11 @@ async def locked(workplace: Path) -> None:
 def test_a_ledger_that_a_wrong_clock_locked_is_accepted(dpmesh, locked: None) -> None:
     listed = dpmesh("budget", "list", "--ledger", URL)
     assert "windows that its clock has not reached, of 'daily'" in listed.err
+    assert (
+        f"The clock shows {time.strftime('%Y-%m-', time.gmtime())}" in listed.err
+        or time.gmtime().tm_mday == 1
+    )
+    assert "if that is wrong, correct it, and accept nothing" in listed.err
     arguments = ["accept", "--reason", "the battery died", "--by", "bob", "--ledger", URL]
     ran = dpmesh("ledger", *arguments)
     assert ran.code == 2

@@ -1,5 +1,6 @@
 """Who may use an SQLite ledger's files: modes, groups and links."""
 
+import asyncio
 import contextlib
 import os
 import stat
@@ -8,7 +9,7 @@ import pytest
 
 from dpmesh.accounting import Accounting
 from dpmesh.errors import LedgerError
-from dpmesh.ledger import Budget, Ledger, access
+from dpmesh.ledger import Budget, Ledger
 from dpmesh.ledger.sqlite import SQLiteStore
 from dpmesh.ledger.sqlite_books import SQLiteBooks
 
@@ -127,9 +128,9 @@ async def test_no_link_is_followed_for_the_witness(path, tmp_path, existing):
     witness = path.with_name("ledger.db-witness")
     witness.unlink()
     witness.symlink_to(elsewhere)
-    with pytest.raises(LedgerError, match="it is a symbolic link"):
+    with pytest.raises(LedgerError, match=r"ledger\.db-witness is not a plain file"):
         await use(path)
-    with pytest.raises(LedgerError, match="it is a symbolic link"):
+    with pytest.raises(LedgerError, match=r"ledger\.db-witness is not a plain file"):
         await SQLiteBooks(path).accept("me: a test", unnoticed=True)
     assert elsewhere.exists() == existing
     assert not existing or elsewhere.read_bytes() == b""
@@ -149,7 +150,60 @@ async def test_a_ledger_that_is_a_link_is_refused(path, tmp_path, existing):
     assert os.listdir(path.parent) == ["ledger.db"]
 
 
-def test_links_have_no_modes_of_their_own(path):
-    path.parent.mkdir()
-    path.with_name("ledger.db-shm").symlink_to("nowhere")
-    access.check(path)
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-witness"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+async def test_what_is_no_file_is_refused_at_once(path, tmp_path, suffix, kind):
+    """SQLite would follow the link, and who opens a pipe would wait for ever."""
+    await use(path)
+    file = path.with_name(f"ledger.db{suffix}")
+    file.unlink(missing_ok=True)
+    make = {"link": lambda: file.symlink_to(tmp_path / "elsewhere"), "pipe": lambda: os.mkfifo(file)}
+    make.get(kind, file.mkdir)()
+    for attempt in (use(path), SQLiteBooks(path).accept("me: a test", unnoticed=True)):
+        with pytest.raises(LedgerError, match=f"ledger.db{suffix} is not a plain file"):
+            await attempt
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe"])
+async def test_a_journal_is_never_applied(path, kind):
+    """A ledger has none. Whoever puts one beside it would have SQLite write back what was there before a charge."""
+    await use(path)
+    journal = path.with_name("ledger.db-journal")
+    os.mkfifo(journal) if kind == "pipe" else journal.write_bytes(b"")
+    for attempt in (use(path), SQLiteBooks(path).accept("me: a test", unnoticed=True)):
+        with pytest.raises(LedgerError, match=r"ledger\.db-journal, which a ledger never has"):
+            await attempt
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("suffix", ["", "-witness", "-wal"])
+async def test_another_user_s_file_in_a_folder_that_everybody_may_write(path, suffix):
+    """The sticky bit keeps others from replacing files, and not from making one before the ledger does."""
+    await use(path)
+    path.parent.chmod(0o1777)
+    await use(path)
+    file = path.with_name(f"ledger.db{suffix}")
+    file.touch()
+    os.chown(file, 65_534, 65_534)
+    file.chmod(0o600)
+    with pytest.raises(LedgerError, match=f"ledger.db{suffix} is another user's"):
+        await use(path)
+    path.parent.chmod(0o700)
+    if suffix != "-wal":
+        await use(path)
+
+
+def test_a_folder_s_name_need_not_be_in_utf_8(tmp_path):
+    store = SQLiteStore(
+        os.path.join(os.fsencode(tmp_path), b"\xff\xe9", b"ledger.db").decode(errors="surrogateescape")
+    )
+    ledger = Ledger(store, [BUDGET])
+
+    async def charge():
+        await ledger.open()
+        await ledger.charge([(0, b"a", 1)])
+        await ledger.close()
+
+    asyncio.run(charge())
+    assert store.path.exists()

@@ -12,6 +12,7 @@ import pytest
 from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import BudgetExhaustedError, ConfigError, LedgerError
 from dpmesh.ledger import Ledger, account_hash, inspect, open_books, schema, sqlite_books, witness
+from dpmesh.ledger.books import ahead_of_the_clock
 from dpmesh.ledger.chain import Entry, Kind, Line, decode
 from dpmesh.ledger.sqlite import SQLiteStore
 from dpmesh.ledger.sqlite_books import ReadAgainError, SQLiteBooks
@@ -340,7 +341,7 @@ async def test_an_accept_is_refused_while_the_witness_can_not_be_used(path, book
     await older(path)
     witness.path_of(path).unlink()
     witness.path_of(path).mkdir()
-    with pytest.raises(LedgerError, match="witness can't be used"):
+    with pytest.raises(LedgerError, match="witness is not a plain file"):
         await books.accept("?")
     assert not [entry for entry in await logged(books) if entry.kind is Kind.ACCEPT]
 
@@ -496,3 +497,11 @@ async def test_reading_tries_again_by_itself(path, monkeypatch):
 
 async def test_it_is_what_a_url_names(path):
     assert open_books(f"sqlite:///{path}").path == path
+
+
+@pytest.mark.parametrize(
+    ("now", "shown"), [(0.0, "1970-01-01 00:00 UTC"), (2.0**53, "9007199254740992 s since 1970")]
+)
+def test_whoever_accepts_is_told_what_the_clock_shows(now, shown):
+    """It may be the one that is wrong, and to accept by one that is behind refills the present window."""
+    assert f"The clock shows {shown}: if that is wrong" in ahead_of_the_clock("it", ["day"], now)

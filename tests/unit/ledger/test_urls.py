@@ -56,6 +56,14 @@ def test_anything_else_is_refused_by_key_and_value(url):
         assert repr(str(url)) in str(caught.value)
 
 
+@pytest.mark.parametrize("rest", ["x.db\n", "x.db ", "x.db\r", "x.db?timeout=5", "a\x1b[31m.db"])
+def test_a_path_that_something_clings_to_is_no_other_ledger(rest):
+    """A line that was read with its end, or parameters of other tools: all budgets would begin anew."""
+    for function in (open_store, open_books, inspect):
+        with pytest.raises(ConfigError, match="It would be another file, of which nothing is spent"):
+            function(f"sqlite:////var/lib/{rest}")
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

@@ -131,7 +131,7 @@ async def test_a_witness_that_can_not_be_used_is_named(path):
     await spent(path)
     witness.path_of(path).unlink()
     witness.path_of(path).mkdir()
-    await refused(path, r"ledger\.db-witness can't be used: Is a directory")
+    await refused(path, r"ledger\.db-witness is not a plain file")
 
 
 async def test_a_ledger_that_is_gone_is_not_made_anew(path):
