@@ -15,7 +15,7 @@ from dpmesh.accounting import Cost
 from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.policy import anys, choices, steps, transforms, units
 from dpmesh.policy.fields import Place, checked_items, plan_categorical, plan_numeric
-from dpmesh.policy.findings import Findings, is_protected
+from dpmesh.policy.findings import Findings, is_protected, is_strict
 from dpmesh.policy.node import Node, Walk, into_child, over_elements, over_entries
 from dpmesh.policy.plan import Alias, Anys, FieldPlan, Kind, Model, Plan, Scope
 from dpmesh.policy.problem import BadRuleError, Problem, Severity
@@ -50,7 +50,7 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
     """
     findings, loose = Findings(book), anys.Loose(book)
     try:
-        if not is_protected(message, book):
+        if not is_protected(message, book) and not is_strict(message, book):
             _refuse_idle(message, findings)
             return _open_plan(message, loose, findings), findings.problems
     except AnnotationError as error:

@@ -80,6 +80,27 @@ def _fields(message: Descriptor, book: Rulebook) -> Iterator[tuple[FieldDescript
             yield entry, drops or kind is not None
 
 
+def is_strict(message: Descriptor, book: Rulebook) -> bool:
+    """Whether a message type, or one that leaves within it, lets no field pass that has no annotation.
+
+    Unknown fields have none, so they never leave, even where every known field is public.
+
+    Raises:
+        AnnotationError: A rule was written by a newer schema.
+    """
+    seen, todo = {message.full_name}, [message]
+    for at in todo:
+        has_rules = not is_any(at) and not is_map_entry(at)
+        if has_rules and book.message(at).rules.unannotated != pb.MessageRules.PASS:
+            return True
+        for entry, _ in _fields(at, book):
+            inside = entry.message_type
+            if inside is not None and inside.full_name not in seen:
+                seen.add(inside.full_name)
+                todo.append(inside)
+    return False
+
+
 class Findings:
     """What one compilation asked and what it found.
 

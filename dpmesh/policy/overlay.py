@@ -40,9 +40,13 @@ def load(path: str | Path) -> policy_pb2.Policy:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"policy file {path}: can't be read ({type(error).__name__})") from None
+        raise ConfigError(f"policy file {path}: can't be read ({_reason(error)})") from None
     document, locate = _read(text, str(path))
     return parse(document, str(path), locate)
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return (error.strerror or "unknown error") if isinstance(error, OSError) else "not UTF-8"
 
 
 def parse(document: Any, source: str, locate: Locate = lambda _: "") -> policy_pb2.Policy:

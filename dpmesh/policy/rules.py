@@ -156,8 +156,9 @@ def _refuse_uninterpreted(options: Any, name: str) -> None:
             )
 
 
-# What an overlay has to set if the annotation sets it: without it, the element would be open.
-_PROTECTIVE = {"kind", "unannotated", "require"}
+# What an overlay has to set if the annotation sets it: without it, the element would be open, or no budget that chooses
+# by labels would pay.
+_PROTECTIVE = {"kind", "unannotated", "require", "labels"}
 
 
 def _refuse_dropped(annotation: Message, overlay: Message, name: str) -> None:

@@ -89,7 +89,7 @@ def test_a_method_has_labels_too_and_an_overlay_sets_them():
     assert names(budgets, total, "/no.Such/Method", "response") == ["fleet"]
     overlay = policy_pb2.Policy()
     overlay.methods[SEND].labels.append("audited")
-    overlay.methods[ASK].require = True
+    overlay.methods[ASK].labels.append("quick")
     overlay.messages[TYPES.Report.DESCRIPTOR.full_name].labels.append("secret")
     policy = Policy(overlay)
     assert names(budgets, total, SEND, "response", policy=policy) == ["fleet", "audited"]

@@ -352,3 +352,17 @@ def test_the_line_is_that_of_the_file_also_for_load(tmp_path: Path) -> None:
     path.write_text("fields:\n  a.B.c: {suppress: }\n")
     with pytest.raises(ConfigError, match=r"p\.yml:2:11: "):
         load(path)
+
+
+def test_an_overlay_that_leaves_out_labels_is_refused() -> None:
+    """A budget that chooses by them would not be charged any more."""
+    types = compiled(
+        'message M { option (dpmesh.v1.message) = {labels: "health" epsilon: 1};'
+        " bool b = 1 [(dpmesh.v1.field).categorical = {}]; }"
+    )
+    overlays = policy_pb2.Policy()
+    overlays.messages[types.M.DESCRIPTOR.full_name].epsilon = 2
+    with pytest.raises(AnnotationError, match=r"labels.*overlay-drops"):
+        Policy(overlays).plan(types.M.DESCRIPTOR)
+    overlays.messages[types.M.DESCRIPTOR.full_name].labels.append("health")
+    assert Policy(overlays).plan(types.M.DESCRIPTOR).labels == ("health",)

@@ -500,3 +500,30 @@ def test_without_noise_a_public_choice_shows_no_other_member_than_was_set(given)
     out = Policy().plan(types.M.DESCRIPTOR).blank(types.M(id="u", **given), alias)
     assert out.WhichOneof("o") == ({*given} - {"x"} or {None}).pop()
     assert out.m != "mine"
+
+
+STRICT = "option (dpmesh.v1.message) = {unannotated: %s}; string a = 1 [(dpmesh.v1.field).public = {}];"
+
+
+@pytest.mark.parametrize("word", ["SUPPRESS", "REJECT"])
+@pytest.mark.parametrize(
+    "nested", ["", "N n = 1;", "repeated N n = 1;", "map<string, N> n = 1;", "oneof o { N n = 1; N m = 2; }"]
+)
+def test_unknown_fields_of_a_message_that_lets_nothing_else_pass_never_leave(word, nested):
+    """Also where all of its known fields are public."""
+    types = compiled(f"message M {{ {nested} }} message N {{ {STRICT % word} }}")
+    unknown = types.N(a="x").SerializeToString() + b"\x9a\x06\x03raw"
+    if nested:
+        inside = b"\x0a\x01k\x12" + bytes([len(unknown)]) + unknown if "map" in nested else unknown
+        message = types.M.FromString(b"\x0a" + bytes([len(inside)]) + inside)
+    else:
+        message = types.N.FromString(unknown)
+    out = protect(message).SerializeToString()
+    assert b"x" in out
+    assert b"raw" not in out
+
+
+def test_strict_messages_cost_nothing_and_need_no_unit():
+    types = compiled(f"message M {{ {STRICT % 'REJECT'} }}")
+    plan = Policy().plan(types.M.DESCRIPTOR)
+    assert (plan.scopes, plan.mechanisms) == ((), ())
