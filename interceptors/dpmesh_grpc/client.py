@@ -174,7 +174,8 @@ def more_follow(continuation: Any) -> bool:
             argument.
     """
     left = continuation.args[0] if isinstance(continuation, functools.partial) and continuation.args else ()
-    return isinstance(left, list) and any(isinstance(other, _Interceptor) for other in left)
+    # Most often none is left, and there is nothing to look through.
+    return bool(left) and isinstance(left, list) and any(isinstance(other, _Interceptor) for other in left)
 
 
 async def _done(call: Any) -> Any:
