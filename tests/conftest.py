@@ -37,13 +37,19 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves the tests marked `full` out, unless --full or an -m expression that names the marker asks for them."""
+    """Leaves out tests marked `lazy_tasks` with --eager-tasks, and those marked `full` unless --full or -m asks for them."""
+    if config.getoption("--eager-tasks"):
+        _leave_out("lazy_tasks", config, items)
     if config.getoption("--full") or "full" in config.option.markexpr:
         return
-    large = [item for item in items if item.get_closest_marker("full")]
-    if large:
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
-        config.hook.pytest_deselected(items=large)
+    _leave_out("full", config, items)
+
+
+def _leave_out(marker, config, items):
+    out = [item for item in items if item.get_closest_marker(marker)]
+    if out:
+        items[:] = [item for item in items if not item.get_closest_marker(marker)]
+        config.hook.pytest_deselected(items=out)
 
 
 @pytest.fixture(scope="session")

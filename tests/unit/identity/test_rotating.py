@@ -804,6 +804,7 @@ def test_a_child_that_is_forked_from_a_task_closes_nothing_of_its_parents():
     assert asked >= 4
 
 
+@pytest.mark.lazy_tasks
 def test_a_fork_inside_of_a_fetch_leaves_the_child_without():
     """A signal handler that forks while the source makes an identity."""
 

@@ -98,6 +98,7 @@ async def test_an_issuer_that_fails_is_asked_again_soon_but_not_by_everybody(key
     assert "secret" not in caplog.text
 
 
+@pytest.mark.lazy_tasks
 async def test_a_key_that_the_issuer_took_back_is_not_taken_for_long(keys, now):
     issuer = Issuer(keys)
     verifier = made(issuer)

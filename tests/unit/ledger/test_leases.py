@@ -80,6 +80,7 @@ async def test_charges_that_arrive_during_a_commit_go_into_the_next(ledger, stor
     assert [len(batch.requests) for batch in store.batches] == [1, 50]
 
 
+@pytest.mark.lazy_tasks
 async def test_a_stuck_store_holds_nobody_for_ever(hasty, store):
     store.go.clear()
     waiting = [asyncio.create_task(hasty.charge([(0, b"a", 1)])) for _ in range(10)]
@@ -154,6 +155,7 @@ async def test_the_queue_is_bounded(ledger, store, monkeypatch):
     assert all("5 charges are waiting" in str(result) for result in results if result is not None)
 
 
+@pytest.mark.lazy_tasks
 async def test_large_queues_are_committed_in_parts(ledger, store, monkeypatch):
     monkeypatch.setattr(queue, "MAX_BATCH", 7)
     await asyncio.gather(*[ledger.charge([(0, bytes([i]), 1)]) for i in range(20)])
