@@ -101,15 +101,20 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return self._intercept(continuation, handler_call_details)
 
     async def _intercept(self, continuation: Any, handler_call_details: Any) -> Any:
-        name = handler_call_details.method
-        served = self._served.get(name)
-        if served is None:
-            handler = await self._ask(continuation, handler_call_details)
-        else:
+        # At each RPC: an interceptor between two of dpmesh's may have answered all before, and servers can share them.
+        before = _asking.get()
+        if before is not None:
+            before.found_another(self)
+        asking = _asking.set(self)
+        try:
             handler = await continuation(handler_call_details)
+        finally:
+            _asking.reset(asking)
         if handler is None:
             return None
+        name = handler_call_details.method
         method = self._methods[name]
+        served = self._served.get(name)
         if served is None or served.handler is not handler or served.method is not method:
             served = self._serve(name, handler, method)
         if served.unmarked is None or any(
@@ -117,20 +122,6 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         ):
             return served.wrapped
         return served.unmarked
-
-    async def _ask(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Asks for the handler of a method that was not served yet, and finds out whether more of dpmesh's follow.
-
-        The interceptors of a server stay the same, so each method's first RPC tells.
-        """
-        before = _asking.get()
-        if before is not None:
-            before.found_another(self)
-        asking = _asking.set(self)
-        try:
-            return await continuation(handler_call_details)
-        finally:
-            _asking.reset(asking)
 
     def found_another(self, other: ServerInterceptor) -> None:
         """Notes that another of dpmesh's interceptors follows: from now on both serve nothing that is protected."""

@@ -158,6 +158,52 @@ async def test_a_server_with_two_answers_nothing_and_says_why(
     assert sum("given twice" in record.getMessage() for record in caplog.records) == 1
 
 
+class Gate(grpc.aio.ServerInterceptor):
+    """An interceptor of somebody else, which refuses RPCs without asking those after it for a handler."""
+
+    shut = True
+
+    async def intercept_service(self, continuation, details):
+        if not self.shut:
+            return await continuation(details)
+
+        async def refuse(request, context):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "shut")
+
+        return grpc.unary_unary_rpc_method_handler(refuse)
+
+
+async def test_a_second_one_that_a_methods_first_rpcs_did_not_reach_is_noticed(open_mesh, serve, connect):
+    mesh, gate = await open_mesh(), Gate()
+    target = await serve(mesh=mesh, handlers=answering(mesh), before=[*aio_server_interceptors(mesh), gate])
+    stub = await connect(target)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.Ask(pb.Plain())
+    gate.shut = False
+    with pytest.raises(grpc.aio.AioRpcError, match="given twice"):
+        await stub.Ask(pb.Plain())
+    assert await spent(mesh) == 0
+
+
+async def test_interceptors_that_another_server_has_once_are_noticed_where_they_are_given_twice(mesh):
+    ours = aio_server_interceptors(mesh)
+    handler = grpc.unary_unary_rpc_method_handler(
+        answering(mesh)["Ask"], pb.Plain.FromString, pb.Reading.SerializeToString
+    )
+    service = pb.DESCRIPTOR.services_by_name["Stations"].full_name
+    for interceptors, code in ((ours, grpc.StatusCode.OK), ([*ours, *ours], grpc.StatusCode.INTERNAL)):
+        server = grpc.aio.server(interceptors=interceptors)
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {"Ask": handler})])
+        port = server.add_insecure_port("localhost:0")
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f"localhost:{port}") as channel:
+                call = channel.unary_unary(f"/{service}/Ask", pb.Plain.SerializeToString)(pb.Plain())
+                assert await call.code() is code
+        finally:
+            await server.stop(None)
+
+
 async def test_a_server_with_those_of_two_meshes_answers_nothing(open_mesh, serve, connect):
     one, two = await open_mesh(), await open_mesh()
     target = await serve(mesh=one, handlers=answering(one), before=aio_server_interceptors(two))
