@@ -50,9 +50,10 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
     """
     findings, loose = Findings(book), anys.Loose(book)
     try:
-        if not is_protected(message, book) and not is_strict(message, book):
+        if not is_protected(message, book):
             _refuse_idle(message, findings)
-            return _open_plan(message, loose, findings), findings.problems
+            if findings.problems or not is_strict(message, book):
+                return _open_plan(message, loose, findings), findings.problems
     except AnnotationError as error:
         findings.refused(error)
         return None, findings.problems

@@ -333,8 +333,10 @@ def test_rules_that_protect_nothing_are_refused():
         "message M { option (dpmesh.v1.message) = {epsilon: 1}; double a = 1; }",
         "message M { repeated double a = 1 [(dpmesh.v1.field).max_items = 3]; }",
         "message M { oneof o { option (dpmesh.v1.oneof).epsilon = 1; bool a = 1; bool b = 2; } }",
+        "message M { option (dpmesh.v1.message) = {epsilon: 1 unannotated: SUPPRESS};"
+        " double a = 1 [(dpmesh.v1.field).public = {}]; }",
     ]
-    assert [error_of(body).rule for body in idle] == ["epsilon", "max-items", "oneof-choice"]
+    assert [error_of(body).rule for body in idle] == ["epsilon", "max-items", "oneof-choice", "epsilon"]
 
 
 def test_overlay_names_that_no_rule_is_looked_up_under_are_stray():
