@@ -690,13 +690,13 @@ async def test_who_reads_the_log_stops_no_charges_when_a_part_is_dropped(postgre
             pruning = asyncio.create_task(books.prune(int(time.time()) - 5 * DAY))
             number = 0
             async with asyncio.timeout(60):
-                while not (failed if patient else pruning.done()):
+                # The first charge may itself wait until pruning gives up its lock, so one more shows that charges go on.
+                while not (failed if patient else pruning.done()) or number < 2:
                     number += 1
                     await ledger.charge([(0, b"%d" % number, 1)])
                     await asyncio.sleep(0.02)
             assert pruning.done() != patient
-            assert len(failed) == (1 if patient else 2)
-            assert number > 1
+            assert failed if patient else len(failed) == 2
             assert await verify(view) == []
         if patient:
             assert await pruning == 1
