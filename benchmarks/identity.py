@@ -22,10 +22,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from benchmarks.table import Row, show
 from dpmesh.identity import Identity
-from dpmesh.identity.folder import create_folder, open_folder
-from dpmesh.identity.issuer import Issuer
+from dpmesh.identity.ca.folder import create_folder, open_folder
+from dpmesh.identity.ca.issuer import Issuer
+from dpmesh.identity.ca.proof import RENEW, prove
 from dpmesh.identity.keys import key_pem, new_key
-from dpmesh.identity.proof import RENEW, prove
 from dpmesh.v1.identity_pb2 import EnrolRequest, RenewRequest
 from dpmesh_grpc.issuer import IssuerSource, issuer_server
 

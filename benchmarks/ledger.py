@@ -18,9 +18,9 @@ from pathlib import Path
 
 from benchmarks.table import Row, show
 from dpmesh.accounting import AMOUNT, Accounting
-from dpmesh.ledger import Batch, Budget, Ledger, MemoryStore, Store, open_store, queue
-from dpmesh.ledger.postgres import PostgresStore
-from dpmesh.ledger.postgres_books import PostgresBooks
+from dpmesh.ledger import Batch, Budget, Ledger, MemoryStore, Store, commit_queue, open_store
+from dpmesh.ledger.postgres.admin import PostgresAdmin
+from dpmesh.ledger.postgres.store import PostgresStore
 from tests.support.postgres import Server
 
 UNITS = 100_000
@@ -166,7 +166,7 @@ async def one_account(server: Server, holders: int) -> float:
     rate = SHARED / (time.perf_counter() - start)
     for ledger in ledgers:
         await ledger.close()
-    books = PostgresBooks(url)
+    books = PostgresAdmin(url)
     async with books.view() as view:
         spent = sum([account.spent async for account in view.accounts()])
     if spent != SHARED * COST:
@@ -176,7 +176,7 @@ async def one_account(server: Server, holders: int) -> float:
 
 async def _fresh(server: Server) -> str:
     url = server.url(server.create_database())
-    await PostgresBooks(url).migrate()
+    await PostgresAdmin(url).migrate()
     return url
 
 
@@ -185,7 +185,7 @@ async def held() -> tuple[float, float, float]:
 
     It is the worst case: a lease that is not used is handed back before so many could be taken.
     """
-    queue._IDLE = 86_400.0
+    commit_queue._IDLE = 86_400.0
     gc.collect()
     before = _resident()
     many = await _leases(MILLION)

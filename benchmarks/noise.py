@@ -16,7 +16,7 @@ from benchmarks.table import Row, show
 from dpmesh.noise import categorical, numeric
 from dpmesh.noise.discrete_gaussian import DiscreteGaussian
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
-from dpmesh.noise.numeric import Kind
+from dpmesh.noise.numeric import NumericKind
 
 SCALE = 1000
 TURNS = 5
@@ -59,7 +59,12 @@ def _blocks() -> Iterator[Row]:
 
 def _draws() -> Iterator[Row]:
     epsilon = Fraction(1)
-    local = ((Kind.DISCRETE_LAPLACE, 250), (Kind.DUCHI, 500), (Kind.PIECEWISE, 500), (Kind.HYBRID, 500))
+    local = (
+        (NumericKind.DISCRETE_LAPLACE, 250),
+        (NumericKind.DUCHI, 500),
+        (NumericKind.PIECEWISE, 500),
+        (NumericKind.HYBRID, 500),
+    )
     made: list[tuple[str, Callable[[int], int], int]] = [
         (kind.value, numeric.make(kind, SIZE, SIZE, epsilon).draw, bar) for kind, bar in local
     ]

@@ -23,10 +23,10 @@ import grpc.aio
 import numpy as np
 
 from benchmarks.table import Row, show
-from dpmesh.identity.authority import Authority, LocalSource, Root
-from dpmesh.identity.rotating import RotatingIdentity
-from dpmesh_grpc.credentials import peer_interceptor, rotating_server_credentials
-from dpmesh_grpc.rotating import rotating_channel
+from dpmesh.identity.ca.authority import Authority, LocalSource, Root
+from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
+from dpmesh_grpc.rotation.channel import rotating_channel
+from dpmesh_grpc.rotation.server_credentials import peer_interceptor, rotating_server_credentials
 
 DOMAIN = "fleet.example"
 METHOD = "/bench.Echo/Echo"

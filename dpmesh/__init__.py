@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dpmesh import errors
 
 if TYPE_CHECKING:
-    from dpmesh.mesh import Mesh, Receipt, ReleaseStream, open
+    from dpmesh.mesh.mesh import Mesh, Receipt, ReleaseStream, open
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,6 @@ def __getattr__(name: str) -> Any:
     """Loads the engine when it is first asked for: generated code and the command line import this package too."""
     if name not in __all__:
         raise AttributeError(f"module 'dpmesh' has no attribute {name!r}")
-    from dpmesh import mesh
+    from dpmesh.mesh import mesh
 
     return getattr(mesh, name)

@@ -31,8 +31,8 @@ import msgspec
 from dpmesh.accounting import Accounting
 from dpmesh.errors import ConfigError
 from dpmesh.ledger import Budget
+from dpmesh.ledger.backends import relative_file, shown, sqlite_url
 from dpmesh.ledger.budget import Match, parents
-from dpmesh.ledger.urls import relative_file, shown, sqlite_url
 
 _log = logging.getLogger(__name__)
 

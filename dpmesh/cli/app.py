@@ -33,7 +33,7 @@ class Commands(TyperGroup):
 
 def load(name: str) -> Any:
     """A command: its module's `app` if it has one, else its function of the same name."""
-    module = importlib.import_module(f"dpmesh.cli.{name}")
+    module = importlib.import_module(f"dpmesh.cli.commands.{name}")
     app = getattr(module, "app", None)
     if app is None:
         app = typer.Typer(add_completion=False)

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dpmesh.noise.numeric import Kind, NumericMechanism
+from dpmesh.noise.numeric import NumericKind, NumericMechanism
 
 Array = NDArray[np.float64]
 
@@ -105,9 +105,9 @@ class Gaussian:
 
 def law_of(mechanism: NumericMechanism) -> Law | None:
     """The law of a mechanism that adds noise; None for one whose outputs depend on the value otherwise."""
-    if mechanism.kind is Kind.DISCRETE_GAUSSIAN:
+    if mechanism.kind is NumericKind.DISCRETE_GAUSSIAN:
         return Gaussian(math.sqrt(mechanism.worst_variance))
-    if mechanism.kind is not Kind.DISCRETE_LAPLACE:
+    if mechanism.kind is not NumericKind.DISCRETE_LAPLACE:
         return None
     if mechanism.unbiased_low is not None:
         # -a/(1-a) stands for the output 0, so 1/b = -ln a = ln(1 + 1/u).

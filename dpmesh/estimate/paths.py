@@ -9,8 +9,8 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from google.protobuf.message import Message
 
 from dpmesh.estimate.result import EstimateError
+from dpmesh.policy.descriptors import F, choice_of, inside_of, is_map, is_wrapper, mark, scalar
 from dpmesh.policy.plan import FieldPlan, Kind, Plan
-from dpmesh.policy.types import F, choice_of, inside_of, is_map, is_wrapper, mark, scalar
 
 Read = Callable[[Message], Iterator[Any]]
 # The choice of a oneof of which no member is set.

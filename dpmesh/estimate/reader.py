@@ -11,7 +11,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from dpmesh.estimate import absence, numbers, paths, shares
+from dpmesh.estimate import absence, frequencies, numbers, paths
 from dpmesh.estimate.absence import Held
 from dpmesh.estimate.laws import Law, law_of
 from dpmesh.estimate.ratio import fieller
@@ -185,7 +185,7 @@ class Reader:
             numbered = {name: number for number, name in labels.items()}
             received = (numbered.get(value, value) if isinstance(value, str) else value for value in received)
         needed = absence.confidence_of_places(held, confidence)
-        found = shares.shares(path, received, field.domain, field.mechanism.truth, needed)
+        found = frequencies.shares(path, received, field.domain, field.mechanism.truth, needed)
         if held is None:
             per_place = paths.may_be_absent(self.plan, field)
             found = [replace(entry, per_place=per_place) for entry in found]
@@ -197,7 +197,7 @@ class Reader:
                 for index, entry in enumerate(found)
             ]
         if project:
-            found = shares.projected(found)
+            found = frequencies.projected(found)
         return {labels.get(value, value): entry for value, entry in zip(field.domain, found, strict=True)}
 
     def value(self, path: str, value: float | Message, *, confidence: float = 0.95) -> Estimate:

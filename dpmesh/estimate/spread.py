@@ -10,7 +10,7 @@ from statistics import NormalDist
 
 from dpmesh.estimate.binomial import interval
 from dpmesh.noise.duchi import Duchi
-from dpmesh.noise.numeric import HYBRID_FROM, Kind, NumericMechanism
+from dpmesh.noise.numeric import HYBRID_FROM, NumericKind, NumericMechanism
 
 _POINTS = 256
 _HALVINGS = 40
@@ -65,7 +65,8 @@ def two_points(mechanism: NumericMechanism, size: int) -> Duchi | None:
     """The law of a mechanism that only ever tells one of two ends; None for any other."""
     epsilon = mechanism.epsilon
     if epsilon is None or not (
-        mechanism.kind is Kind.DUCHI or (mechanism.kind is Kind.HYBRID and epsilon <= HYBRID_FROM)
+        mechanism.kind is NumericKind.DUCHI
+        or (mechanism.kind is NumericKind.HYBRID and epsilon <= HYBRID_FROM)
     ):
         return None
     return Duchi(size, epsilon, in_range=mechanism.unbiased_low is not None)

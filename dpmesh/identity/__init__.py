@@ -1,11 +1,11 @@
 """Identities that rotate: where they come from, when they are renewed, and what is proved without one."""
 
-from dpmesh.identity.authority import Authority, LocalSource, Root
-from dpmesh.identity.files import FileSource
+from dpmesh.identity.ca.authority import Authority, LocalSource, Root
 from dpmesh.identity.identity import Identity, Source
-from dpmesh.identity.rotating import IdentityStatus, RotatingIdentity
-from dpmesh.identity.tokens import TokenChallenge, Verifier, Wallet
-from dpmesh.identity.workload import WorkloadSource
+from dpmesh.identity.rotation.rotating_identity import IdentityStatus, RotatingIdentity
+from dpmesh.identity.sources.files import FileSource
+from dpmesh.identity.sources.workload import WorkloadSource
+from dpmesh.identity.tokens.protocol import TokenChallenge, Verifier, Wallet
 
 __all__ = [
     "Authority",

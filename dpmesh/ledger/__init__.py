@@ -4,20 +4,20 @@ Ledger charges accounts, mostly from leases; a Store (memory, SQLite, PostgreSQL
 finds the store that a URL names, and open_books its administration; inspect reads a ledger at rest.
 """
 
-from dpmesh.ledger.books import Books, Snapshot
+from dpmesh.ledger.admin import LedgerAdmin, Snapshot
+from dpmesh.ledger.backends import inspect, open_admin, open_store
 from dpmesh.ledger.budget import Budget, Charge
-from dpmesh.ledger.leases import Ledger
+from dpmesh.ledger.ledger import Ledger
 from dpmesh.ledger.memory import MemoryStore
 from dpmesh.ledger.store import Account, Batch, Opened, Outcome, Store, account_hash
-from dpmesh.ledger.urls import inspect, open_books, open_store
 
 __all__ = [
     "Account",
     "Batch",
-    "Books",
     "Budget",
     "Charge",
     "Ledger",
+    "LedgerAdmin",
     "MemoryStore",
     "Opened",
     "Outcome",
@@ -25,6 +25,6 @@ __all__ = [
     "Store",
     "account_hash",
     "inspect",
-    "open_books",
+    "open_admin",
     "open_store",
 ]

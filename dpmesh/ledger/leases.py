@@ -1,335 +1,338 @@
-"""Ledger: charges privacy budgets durably, and mostly without I/O."""
+"""Holdings: the slices that this process has debited and not yet spent. No I/O; safe in threads."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import math
-import os
 import threading
-import time
-import weakref
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 
-from dpmesh.accounting import MAX_AMOUNT
-from dpmesh.errors import ConfigError, LedgerError, LostChargesError
-from dpmesh.ledger import rewind
-from dpmesh.ledger.books import ahead_of_the_clock
-from dpmesh.ledger.budget import Budget, Charge, check_names, similar
-from dpmesh.ledger.holdings import Holdings, Key
-from dpmesh.ledger.queue import CommitQueue
-from dpmesh.ledger.spending import SpendQueue
-from dpmesh.ledger.store import Account, AccountId, Store, account_hash
+from dpmesh.accounting import window_start
+from dpmesh.ledger.budget import Budget, Charge
 
-_T = TypeVar("_T")
+_REMEMBERED = 4096  # accounts per budget whose standing is known although nothing is held of them
+_AHEAD = 2.0  # a holder takes as much as it would use in so many seconds
 
-_GRACE = 1.0  # seconds that another event loop gets beyond its own time limit
+Key = tuple[int, bytes]
+"""(index into the budgets, the unit's canonical bytes)."""
 
-_log = logging.getLogger(__name__)
+Left = tuple[tuple[int, ...], dict[Key, int]]
+"""(for each budget, when the window began; for each account, what was left in it)."""
+
+_NO_CAPS: Mapping[Key, int] = {}
 
 
-class Ledger:
-    """Budgets, charged before anything leaves: what is released never exceeds what is durably debited.
+class Lease:
+    """What is left of one account's slices, and what all holders have debited from it.
 
-    A charge is paid from a lease: a slice of the account's budget that is debited durably and then spent in
-    memory. Charges that no lease covers wait for the next commit, and all that wait go into one. A crash
-    wastes what is left of the slices, and never overspends. A charge whose commit times out, fails or is
-    cancelled counts as spent.
-
-    All methods but `spend` and `standing` belong to the event loop that opened the ledger; `charge` and
-    `spend_once` may be awaited in others too. A forked child starts with no lease and may charge for itself.
-
-    Args:
-        store: Where the debits are kept.
-        budgets: What charges refer to by index.
-        clock: Seconds since the epoch. Windows follow it, but never move back. A store that has a clock of its own
-            overrules it.
-        timeout: The longest that a charge waits for the store, in seconds.
-
-    Raises:
-        ConfigError: Two budgets share a name, or the timeout is not a positive number.
+    Attributes:
+        left: What may be spent; a ledger amount.
+        debited: What all holders had debited when the slice was taken.
+        size: What was in hand then, or used at once.
+        since: When that was, on the monotonic clock. Leases that were taken together share the object.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        budgets: Sequence[Budget],
-        *,
-        clock: Callable[[], float] = time.time,
-        timeout: float = 5.0,
-    ) -> None:
-        check_names(budgets)
-        if not 0 < timeout < math.inf:
-            raise ConfigError(f"the ledger's timeout must be a positive number of seconds, not {timeout}")
-        self.budgets = tuple(budgets)
-        self.on_commit: Callable[[float], None] | None = None
-        """Called with the seconds that each commit took."""
-        self._store = store
-        self._clock = store.clock or clock
-        self._timeout = timeout
-        self._holdings = Holdings(self._clock)
-        self._secret = b""
-        self._open = False
-        self._owning = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._queue = self._new_queue()
-        self._spends = self._new_spends()
-        self.spend: Callable[[Sequence[Charge]], bool] = self._holdings.spend
-        """Pays for all charges from held leases, or for none; says which. No I/O; safe in threads."""
-        self.standing: Callable[[int, bytes], tuple[int, int] | None] = self._holdings.standing
-        """What an account (budget index, unit) has (spent, cap) in this window, as this process knows it."""
-        _LEDGERS.add(self)
+    __slots__ = ("debited", "left", "since", "size")
 
-    @property
-    def secret(self) -> bytes:
-        """32 bytes made with the ledger and as durable as it; they key account names and pseudonyms.
+    def __init__(self, left: int, debited: int, size: int, since: float) -> None:
+        self.left = left
+        self.debited = debited
+        self.size = size
+        self.since = since
 
-        Raises:
-            LedgerError: The ledger was never opened.
-        """
-        if not self._secret:
-            raise LedgerError("the ledger was never opened")
-        return self._secret
+    def wants(self, now: float) -> int:
+        """What is going to be used before long, at the rate at which this slice was used."""
+        used = self.size - self.left
+        return int(used * _AHEAD / max(now - self.since, 1e-3))
 
-    async def open(self) -> None:
-        """Opens the store.
 
-        Raises:
-            ConfigError: A budget's key, accounting or window is not what the ledger was made with.
-            LedgerError: The store can't be opened, or the clock shows no time.
-        """
-        if self._open:
-            return
-        self._loop = asyncio.get_running_loop()
-        self._queue, self._spends = self._new_queue(), self._new_spends()
-        try:
-            opened = await self._store.open(self.budgets)
-            self._holdings.start(self.budgets, opened.windows)
-            self._queue.roll()
-        except BaseException:
-            await self._store.close()
-            raise
-        self._secret = opened.secret
-        self._open = True
-        self._name_others(opened.others)
-        self._name_ahead(opened.windows)
+class _Window:
+    """One budget's leases, all of one window; a new window begins with none.
 
-    async def close(self) -> None:
-        """Refuses what waits, returns what is left of the leases, and closes the store.
+    A lease that is used stays among `leases`, or comes back to them. All are moved to `idle` from time to time, and
+    what is still there at the next time was not used in between.
+    """
 
-        Raises:
-            LedgerError: Another event loop owns the ledger and doesn't answer.
-        """
-        if self._open:
-            # Also when this is cancelled: it could not be called again.
-            await asyncio.shield(self._in_owner(self._close, 4 * self._timeout))
+    __slots__ = ("cap", "end", "idle", "leases", "length", "raised", "start", "used_up")
 
-    async def charge(self, charges: Sequence[Charge]) -> None:
-        """Charges all accounts, or none: from held leases, or else durably.
+    def __init__(self, budget: Budget) -> None:
+        self.length = budget.window
+        self.cap = budget.cap
+        self.begin(0)
 
-        Args:
-            charges: (budget index, the unit's canonical bytes or b"", ledger amount) each.
+    def begin(self, start: int) -> None:
+        self.start = start
+        self.end = math.inf if self.length is None else start + self.length
+        self.leases: dict[bytes, Lease] = {}
+        self.idle: dict[bytes, Lease] = {}
+        self.used_up: dict[bytes, Lease] = {}
+        self.raised: dict[bytes, int] = {}  # caps that an administrator raised
 
-        Raises:
-            BudgetExhaustedError: A budget doesn't cover it; nothing is charged. Also when the rest of the
-                budget is in the hands of other holders.
-            LedgerError: The ledger can't answer in time; what was charged may stay charged.
-        """
-        if self.spend(charges):
-            return
-        if self._loop is asyncio.get_running_loop():
-            await self._queue.join(self._needs(charges))
+    def revive(self, key: bytes) -> Lease | None:
+        """An idle lease that is used again."""
+        lease = self.idle.pop(key, None)
+        if lease is not None:
+            self.leases[key] = lease
+        return lease
+
+    def known(self, key: bytes) -> Lease | None:
+        """The account's lease, used up or not."""
+        return self.leases.get(key) or self.idle.get(key) or self.used_up.get(key)
+
+    def pop(self, key: bytes) -> Lease | None:
+        """Takes an account's lease away, if something is left of it, and tells what is known of the account."""
+        lease = self.leases.pop(key, None) or self.idle.pop(key, None)
+        return self.used_up.get(key) if lease is None else lease
+
+    def keep(self, key: bytes, lease: Lease) -> None:
+        if lease.left > 0:
+            self.leases[key] = lease
+            self.used_up.pop(key, None)
         else:
-            await self._in_owner(lambda: self._charge_durably(charges), self._timeout)
+            self.used_up.pop(key, None)  # The youngest is forgotten last.
+            self.used_up[key] = lease
+            if len(self.used_up) > _REMEMBERED:
+                del self.used_up[next(iter(self.used_up))]
 
-    async def spend_once(self, name: bytes, until: float) -> bool:
-        """Spends a name durably: true for exactly one call, over all holders of the store and all time.
+    def raise_cap(self, key: bytes, cap: int) -> None:
+        if cap != self.cap:
+            self.raised[key] = cap
+        elif self.raised:
+            self.raised.pop(key, None)
 
-        What times out, fails or is cancelled may be spent, and is true for nobody.
+    def rotate(self) -> dict[bytes, int]:
+        """What is left of the leases that nobody used since the last time; they are no longer held."""
+        given_back, self.idle, self.leases = self.idle, self.leases, {}
+        return {key: lease.left for key, lease in given_back.items()}
 
-        Args:
-            name: 32 bytes.
-            until: When the name may be forgotten, in seconds since the epoch: the same for a name each time. The name
-                counts as spent from then on, by the latest time that any holder of the store saw.
 
-        Raises:
-            LedgerError: The ledger can't tell, so whoever asks must refuse.
-        """
+class LeaseTable:
+    """The leases of one process, by budget and account.
 
-        async def spend() -> bool:
-            if not self._open:
-                raise LedgerError("the ledger is not open")
-            return await self._spends.spend(name, until)
+    Args:
+        clock: Seconds since the epoch. It may jump; windows here never move back.
+    """
 
-        return await self._in_owner(spend, self._timeout)
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._windows: dict[int, _Window] = {}
+        # What was left when windows ended: (all windows' starts, budget, leases). Nobody may spend it any more.
+        self._ended: list[tuple[tuple[int, ...], int, dict[bytes, Lease]]] = []
 
-    async def check(self) -> None:
-        """Returns if the ledger could take a charge now.
-
-        Raises:
-            LedgerError: It couldn't, or doesn't answer in time.
-        """
-        if not self._open:
-            raise LedgerError("the ledger is not open")
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._in_owner(self._store.ping, self._timeout)
-        except LostChargesError:
-            self._holdings.drop()
-            raise
-        except TimeoutError:
-            raise LedgerError(f"the ledger did not answer within {self._timeout:g} s") from None
-
-    async def accounts(self, budget: str | None = None, unit: bytes | None = None) -> list[Account]:
-        """What the ledger holds, as of the last window in which each account was charged.
+    def start(self, budgets: Sequence[Budget], starts: Sequence[int]) -> None:
+        """Begins with nothing held.
 
         Args:
-            budget: Only this budget's accounts.
-            unit: Only this unit's accounts (canonical bytes).
-
-        Raises:
-            LedgerError: The ledger can't answer.
+            budgets: The ledger's budgets.
+            starts: For each, the latest window that any holder ever charged.
         """
-        if not self._open:
-            raise LedgerError("the ledger is not open")
-        account = None if unit is None else account_hash(self._secret, unit)
-        return await self._store.accounts(budget, account)
+        windows = {index: _Window(budget) for index, budget in enumerate(budgets)}
+        for index, start in enumerate(starts):
+            windows[index].begin(start)
+        with self._lock:
+            self._windows, self._ended = windows, []
 
-    # Event loops: one owns the queue; others hand over to it.
+    def spend(self, charges: Sequence[Charge]) -> bool:
+        """Pays for all charges from what is held, or for none. The hot path: no I/O, one lock.
 
-    async def _in_owner(self, function: Callable[[], Coroutine[Any, Any, _T]], seconds: float) -> _T:
-        """Runs a coroutine in the event loop that owns the ledger."""
-        loop = asyncio.get_running_loop()
-        if self._owner(loop) is loop:
-            return await function()
-        work = function()
-        try:
-            future = asyncio.run_coroutine_threadsafe(work, self._owner(loop))
-        except RuntimeError as error:
-            work.close()
-            raise LedgerError("the event loop that owns the ledger has just closed") from error
-        try:
-            # The owner keeps its own deadline; this one is for an owner that has stopped running.
-            return await asyncio.wait_for(asyncio.wrap_future(future), seconds + _GRACE)
-        except TimeoutError as error:
-            raise LedgerError("the event loop that owns the ledger does not answer") from error
-
-    def _owner(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
-        """The loop that owns the ledger: `loop`, if there is no other (a forked child, a closed loop)."""
-        with self._owning:
-            if self._loop is None or self._loop.is_closed():
-                self._loop, self._queue, self._spends = loop, self._new_queue(), self._new_spends()
-            return self._loop
-
-    async def _close(self) -> None:
-        self._open = False
-        returns = await self._queue.stop()
-        await self._spends.stop()
-        left = self._holdings.clear()
-        for starts, unspent in (*returns, *self._queue.parts([left, *self._holdings.ended()])):
-            if not await self._last_call(self._store.credit(starts, unspent), "return its unspent leases"):
-                break
-        await self._last_call(self._store.close(), "close its store")
-
-    async def _last_call(self, work: Coroutine[Any, Any, None], what: str) -> bool:
-        """Runs a step of closing within the time limit. A failure wastes leases at most: log it."""
-        task = asyncio.get_running_loop().create_task(work)
-        await asyncio.wait({task}, timeout=self._timeout)
-        if not task.done():
-            _log.warning("the ledger could not %s within %g s", what, self._timeout)
-        elif task.cancelled() or (error := task.exception()) is not None:
-            _log.warning("the ledger could not %s: %s", what, "cancelled" if task.cancelled() else error)
-        else:
-            return True
+        Returns:
+            Whether everything was paid for.
+        """
+        now = self._clock()
+        paid = 0
+        emptied = False
+        with self._lock:
+            windows = self._windows
+            for budget, key, amount in charges:
+                window = windows.get(budget)
+                if window is None:
+                    break
+                if not now < window.end:  # also when now is NaN
+                    self._roll(now)
+                    break
+                lease = window.leases.get(key) or window.revive(key)
+                if lease is None or amount.__class__ is not int or not 0 <= amount <= lease.left:
+                    break
+                lease.left -= amount
+                paid += 1
+                if not lease.left:
+                    emptied = True
+            else:
+                if emptied:
+                    self._drop_empty(charges)
+                return True
+            for budget, key, amount in charges[:paid]:
+                given_back = windows[budget].leases.get(key)
+                if given_back is not None:  # None: its window ended just now
+                    given_back.left += amount
         return False
 
-    def _name_ahead(self, windows: Sequence[int]) -> None:
-        """Warns of windows that a clock began which was wrong: these budgets would not renew for a long time."""
-        found = rewind.ahead(dict(enumerate(self.budgets)), dict(enumerate(windows)), self._clock(), 1)
-        if found:
-            names = [self.budgets[index].name for index in found]
-            _log.error("%s", ahead_of_the_clock("the ledger", names, self._clock()))
+    def standing(self, budget: int, key: bytes) -> tuple[int, int] | None:
+        """What an account has (spent, cap) in the window in force, as far as this process knows.
 
-    def _name_others(self, others: Sequence[tuple[Budget, int]]) -> None:
-        """Warns of budgets that the configuration does not name any more: one that was renamed is full again."""
-        now, names = self._clock(), [budget.name for budget in self.budgets]
-        told = []
-        for budget, start in others:
-            if budget.window is None or now < start + budget.window:
-                alike = similar(budget.name, names)
-                told.append(
-                    f"{budget.name!r}" + (f" (similar: {', '.join(map(repr, alike))})" if alike else "")
-                )
-        if told:
-            _log.warning(
-                "the ledger holds budgets that are not configured, and what is spent of them counts for no other: %s. "
-                "If one was renamed, restore its name, or it starts anew with nothing spent",
-                ", ".join(told),
-            )
+        Other holders' slices count as spent. None if this process doesn't know the account (any more).
+        """
+        now = self._clock()
+        with self._lock:
+            window = self._windows.get(budget)
+            if window is None or not now < window.end:
+                return None
+            lease = window.known(key)
+            if lease is None:
+                return None
+            return lease.debited - lease.left, window.raised.get(
+                key, window.cap
+            ) if window.raised else window.cap
 
-    async def _charge_durably(self, charges: Sequence[Charge]) -> None:
-        await self._queue.join(self._needs(charges))
+    def roll(self, now: float) -> tuple[int, ...]:
+        """Begins the windows that are due.
 
-    def _needs(self, charges: Sequence[Charge]) -> dict[Key, int]:
-        """The sum for each account.
+        Args:
+            now: Seconds since the epoch.
+
+        Returns:
+            For each budget, when the window in force began.
 
         Raises:
-            BudgetExhaustedError: An amount exceeds what any cap can be.
-            LedgerError: A charge is malformed, or the ledger is not open.
+            ValueError: now is not a time.
         """
-        if not self._open:
-            raise LedgerError("the ledger is not open")
-        needs: dict[Key, int] = {}
-        for index, key, amount in charges:
-            if type(index) is not int or not 0 <= index < len(self.budgets):
-                raise LedgerError(f"a charge's budget must be an index below {len(self.budgets)}")
-            if type(key) is not bytes:
-                raise LedgerError(f"a charge's account key must be bytes, not {type(key).__name__}")
-            if type(amount) is not int or amount < 0:
-                raise LedgerError("a charge's amount must be a non-negative integer of 1e-9")
-            if amount:
-                needs[index, key] = needs.get((index, key), 0) + amount
-        for (index, _), amount in needs.items():
-            if amount > MAX_AMOUNT:
-                raise self._queue.exhausted(index)
-        return needs
+        with self._lock:
+            for index, window in self._windows.items():
+                self._advance(index, window_start(now, window.length))
+            return self._starts()
 
-    def _account(self, key: Key) -> AccountId:
-        return key[0], account_hash(self._secret, key[1])
+    def take(self, keys: Iterable[Key]) -> tuple[tuple[int, ...], dict[Key, Lease]]:
+        """Takes these accounts' leases away, while the store decides.
 
-    def _new_queue(self) -> CommitQueue:
-        return CommitQueue(
-            self._store,
-            self.budgets,
-            self._holdings,
-            self._account,
-            self._committed,
-            clock=self._clock,
-            timeout=self._timeout,
-        )
+        Returns:
+            For each budget, when the window in force began; for each account of which something is known, its lease,
+            used up or not.
+        """
+        with self._lock:
+            taken = {}
+            for key in keys:
+                lease = self._windows[key[0]].pop(key[1])
+                if lease is not None:
+                    taken[key] = lease
+            return self._starts(), taken
 
-    def _new_spends(self) -> SpendQueue:
-        return SpendQueue(self._store, clock=self._clock, timeout=self._timeout)
+    def put(
+        self, starts: Sequence[int], leases: Mapping[Key, Lease], caps: Mapping[Key, int] = _NO_CAPS
+    ) -> None:
+        """Puts leases in; where the window is over, among what is left of it, and after `clear` nowhere.
 
-    def _committed(self, seconds: float) -> None:
-        if self.on_commit is not None:
-            self.on_commit(seconds)
+        Args:
+            starts: For each budget, the window that the leases belong to.
+            leases: For each account, what is left, and what is known.
+            caps: What the store said that each may be debited.
+        """
+        with self._lock:
+            for index in self._windows:
+                self._advance(index, starts[index])
+            for (budget, key), lease in leases.items():
+                window_now = self._windows.get(budget)
+                if window_now is None:
+                    continue
+                if window_now.start != starts[budget]:
+                    self._ended.append((tuple(starts), budget, {key: lease}))
+                    continue
+                window_now.keep(key, lease)
+                cap = caps.get((budget, key))
+                if cap is not None:
+                    window_now.raise_cap(key, cap)
 
-    def _forked(self) -> None:
-        """In a forked child: the leases, the waiting charges and the loop are the parent's."""
-        self._owning = threading.Lock()
-        self._loop, self._queue, self._spends = None, self._new_queue(), self._new_spends()
-        self._holdings.forked()
-        self._store.forked()
+    def rotate(self) -> Left:
+        """Gives up the leases that nobody used since the last call.
 
+        Returns:
+            For each budget, when the window in force began; for each account, what was left.
+        """
+        with self._lock:
+            left = {
+                (index, key): amount
+                for index, window in self._windows.items()
+                for key, amount in window.rotate().items()
+            }
+            return self._starts(), left
 
-_LEDGERS: weakref.WeakSet[Ledger] = weakref.WeakSet()
+    def ended(self) -> list[Left]:
+        """What was left when windows ended since the last call: worthless, but it counts on the odometer.
 
+        Returns:
+            As `rotate`, for each window that ended.
+        """
+        with self._lock:
+            ended, self._ended = self._ended, []
+        found = []
+        for starts, budget, leases in ended:
+            left = {(budget, key): lease.left for key, lease in leases.items() if lease.left}
+            if left:
+                found.append((starts, left))
+        return found
 
-def _forget_parents() -> None:
-    for ledger in list(_LEDGERS):
-        ledger._forked()
+    def holds_any(self) -> bool:
+        """Whether anything is left of any lease."""
+        with self._lock:
+            return any(window.leases or window.idle for window in self._windows.values())
 
+    def end(self, budget: int) -> float:
+        """When the window in force ends, in seconds since the epoch; infinite for lifetime."""
+        with self._lock:
+            window = self._windows.get(budget)
+            return math.inf if window is None else window.end
 
-os.register_at_fork(after_in_child=_forget_parents)
+    def clear(self) -> Left:
+        """Takes everything; from now on nothing can be spent.
+
+        Returns:
+            For each budget, when the window in force began; for each account, what was left.
+        """
+        with self._lock:
+            starts = self._starts()
+            left = {
+                (index, key): lease.left
+                for index, window in self._windows.items()
+                for held in (window.leases, window.idle)
+                for key, lease in held.items()
+            }
+            self._windows = {}
+        return starts, left
+
+    def drop(self) -> None:
+        """Forgets all leases, because the store has forgotten that they were debited."""
+        with self._lock:
+            self._ended = []
+            for window in self._windows.values():
+                window.begin(window.start)
+
+    def forked(self) -> None:
+        """Forgets all leases: they are the parent's. Called in a forked child."""
+        self._lock = threading.Lock()  # the parent's may be held by a thread that doesn't exist here
+        self.drop()
+
+    def _starts(self) -> tuple[int, ...]:
+        return tuple(self._windows[index].start for index in range(len(self._windows)))
+
+    def _roll(self, now: float) -> None:
+        """Begins the windows that are due, if the clock shows a time at all. The lock is held."""
+        with suppress(ValueError):
+            for index, window in self._windows.items():
+                self._advance(index, window_start(now, window.length))
+
+    def _drop_empty(self, charges: Sequence[Charge]) -> None:
+        """Forgets the leases that a payment used up. The lock is held."""
+        for budget, key, _ in charges:
+            window = self._windows[budget]
+            lease = window.leases.get(key)
+            if lease is not None and not lease.left:
+                del window.leases[key]
+                window.keep(key, lease)
+
+    def _advance(self, index: int, start: int) -> None:
+        """Begins a budget's window, if it is a later one. The lock is held."""
+        window = self._windows[index]
+        if start > window.start:
+            starts = self._starts()
+            self._ended += [(starts, index, held) for held in (window.leases, window.idle) if held]
+            window.begin(start)

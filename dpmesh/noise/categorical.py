@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import cached_property
 
 from dpmesh.noise import checks
-from dpmesh.noise.codes import Codes
+from dpmesh.noise.draws import Draws
 from dpmesh.noise.randomized_response import RandomizedResponse
 from dpmesh.noise.thresholds import ONE
 
@@ -28,7 +28,7 @@ class CategoricalMechanism:
 
     k: int
     epsilon: Fraction
-    codes: Codes
+    codes: Draws
     truth: float
     worst_variance: float
 

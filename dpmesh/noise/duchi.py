@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmesh.noise import uniform
-from dpmesh.noise.codes import Codes
 from dpmesh.noise.coins import Coins
+from dpmesh.noise.draws import Draws
 from dpmesh.noise.entropy import KeyStream
 from dpmesh.noise.thresholds import ONE, logistic
 
@@ -46,7 +46,7 @@ class Duchi:
         # x > u is 4x > code, because a code is below 4u + 4.
         above, below = (*upper, *lower), (*lower, *upper)
         decode = f"y = ({above} if 4 * x > code else {below})[code & 3]"
-        self.codes = Codes((Duchi, size, epsilon, in_range), self.block, decode)
+        self.codes = Draws((Duchi, size, epsilon, in_range), self.block, decode)
         margin = floor + (up > 0)
         self.low, self.high = -margin, size + margin
 

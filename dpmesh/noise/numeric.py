@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmesh.noise import checks, discrete_gaussian, discrete_laplace, thresholds
-from dpmesh.noise.codes import Codes
 from dpmesh.noise.coins import Coins
 from dpmesh.noise.discrete_gaussian import DiscreteGaussian
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
+from dpmesh.noise.draws import Draws
 from dpmesh.noise.duchi import Duchi
 from dpmesh.noise.entropy import KeyStream
 from dpmesh.noise.piecewise import Piecewise
@@ -35,7 +35,7 @@ _LAPLACE_REACH = 40
 _GAUSSIAN_REACH = 10
 
 
-class Kind(enum.StrEnum):
+class NumericKind(enum.StrEnum):
     """The mechanisms for numbers."""
 
     DISCRETE_LAPLACE = "discrete_laplace"
@@ -63,10 +63,10 @@ class NumericMechanism:
         unbiased_high: See unbiased_low.
     """
 
-    kind: Kind
+    kind: NumericKind
     epsilon: Fraction | None
     rho: Fraction | None
-    codes: Codes
+    codes: Draws
     low: int
     high: int
     variance: Callable[[int], float]
@@ -81,7 +81,7 @@ class NumericMechanism:
 
 
 def make(
-    kind: Kind,
+    kind: NumericKind,
     size: int,
     sensitivity: int,
     epsilon: Fraction | None,
@@ -106,10 +106,10 @@ def make(
         ValueError: An argument is out of range, or does not go with the others.
         TypeError: A number is not exact.
     """
-    kind = Kind(kind)
+    kind = NumericKind(kind)
     checks.integer("size", size, 1, MAX_SIZE)
     checks.integer("sensitivity", sensitivity, 1, MAX_SIZE)
-    if kind is Kind.DISCRETE_GAUSSIAN:
+    if kind is NumericKind.DISCRETE_GAUSSIAN:
         if rho is None:
             raise ValueError("the discrete Gaussian needs rho")
         checks.rational("rho", rho, checks.MAX_EPSILON**2 // 2)
@@ -120,15 +120,15 @@ def make(
     if epsilon is None:
         raise ValueError(f"{kind} needs epsilon")
     checks.epsilon(epsilon)
-    if kind is Kind.DISCRETE_LAPLACE:
+    if kind is NumericKind.DISCRETE_LAPLACE:
         return _laplace(size, sensitivity, epsilon, in_range)
-    if kind is Kind.DUCHI:
+    if kind is NumericKind.DUCHI:
         return _duchi(size, epsilon, in_range)
     _refuse(in_range, kind)
-    return _piecewise(size, epsilon) if kind is Kind.PIECEWISE else _hybrid(size, epsilon)
+    return _piecewise(size, epsilon) if kind is NumericKind.PIECEWISE else _hybrid(size, epsilon)
 
 
-def best(size: int, sensitivity: int, epsilon: Fraction, in_range: bool, local: bool) -> Kind:
+def best(size: int, sensitivity: int, epsilon: Fraction, in_range: bool, local: bool) -> NumericKind:
     """The mechanism with the smallest worst-case variance.
 
     Args:
@@ -146,12 +146,12 @@ def best(size: int, sensitivity: int, epsilon: Fraction, in_range: bool, local: 
     checks.integer("sensitivity", sensitivity, 1, MAX_SIZE)
     checks.epsilon(epsilon)
     if not local:
-        return Kind.DISCRETE_LAPLACE
-    kinds = [Kind.DISCRETE_LAPLACE, Kind.DUCHI]
+        return NumericKind.DISCRETE_LAPLACE
+    kinds = [NumericKind.DISCRETE_LAPLACE, NumericKind.DUCHI]
     if not in_range and epsilon > HYBRID_FROM:
-        kinds += [Kind.PIECEWISE, Kind.HYBRID]
+        kinds += [NumericKind.PIECEWISE, NumericKind.HYBRID]
 
-    def worst(kind: Kind) -> float:
+    def worst(kind: NumericKind) -> float:
         try:
             return make(kind, size, sensitivity, epsilon, in_range=in_range).worst_variance
         except ValueError:
@@ -169,7 +169,7 @@ def padded(scale: Fraction) -> Fraction:
     return scale * (1 + Fraction(1, 1 << 60))
 
 
-def _refuse(in_range: bool, kind: Kind) -> None:
+def _refuse(in_range: bool, kind: NumericKind) -> None:
     if in_range:
         raise ValueError(f"{kind} has no outputs in range; use discrete_laplace or duchi")
 
@@ -178,7 +178,7 @@ def _laplace(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> 
     scale = padded(Fraction(sensitivity) / epsilon)
     law = DiscreteLaplace(scale)
     reach = 0 if in_range else math.ceil(_LAPLACE_REACH * scale)
-    codes = Codes((DiscreteLaplace, scale), law.block, _add(-reach, size + reach))
+    codes = Draws((DiscreteLaplace, scale), law.block, _add(-reach, size + reach))
     rate = 1 / float(scale)
     full = discrete_laplace.variance(scale)
     # What the clamp cuts off is geometric whatever the index, with mean a/(1-a): putting that mean in its
@@ -193,7 +193,7 @@ def _laplace(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> 
         return full - cut * full / 2
 
     return NumericMechanism(
-        kind=Kind.DISCRETE_LAPLACE,
+        kind=NumericKind.DISCRETE_LAPLACE,
         epsilon=epsilon,
         rho=None,
         codes=codes,
@@ -210,10 +210,10 @@ def _gaussian(size: int, sensitivity: int, rho: Fraction) -> NumericMechanism:
     sigma2 = padded(Fraction(sensitivity) ** 2 / (2 * rho))
     law = DiscreteGaussian(sigma2)
     reach = _GAUSSIAN_REACH * (math.isqrt(int(sigma2)) + 1)
-    codes = Codes((DiscreteGaussian, sigma2), law.block, _add(-reach, size + reach))
+    codes = Draws((DiscreteGaussian, sigma2), law.block, _add(-reach, size + reach))
     full = discrete_gaussian.variance(sigma2)
     return NumericMechanism(
-        kind=Kind.DISCRETE_GAUSSIAN,
+        kind=NumericKind.DISCRETE_GAUSSIAN,
         epsilon=None,
         rho=rho,
         codes=codes,
@@ -227,7 +227,7 @@ def _gaussian(size: int, sensitivity: int, rho: Fraction) -> NumericMechanism:
 def _duchi(size: int, epsilon: Fraction, in_range: bool) -> NumericMechanism:
     law = Duchi(size, epsilon, in_range=in_range)
     return NumericMechanism(
-        kind=Kind.DUCHI,
+        kind=NumericKind.DUCHI,
         epsilon=epsilon,
         rho=None,
         codes=law.codes,
@@ -243,7 +243,7 @@ def _duchi(size: int, epsilon: Fraction, in_range: bool) -> NumericMechanism:
 def _piecewise(size: int, epsilon: Fraction) -> NumericMechanism:
     law = Piecewise(size, epsilon)
     return NumericMechanism(
-        kind=Kind.PIECEWISE,
+        kind=NumericKind.PIECEWISE,
         epsilon=epsilon,
         rho=None,
         codes=law.codes,
@@ -258,7 +258,7 @@ def _hybrid(size: int, epsilon: Fraction) -> NumericMechanism:
     """Piecewise with probability 1 - exp(-epsilon/2), else Duchi: a coin that knows nothing of the value."""
     duchi = _duchi(size, epsilon, in_range=False)
     if epsilon <= HYBRID_FROM:
-        return replace(duchi, kind=Kind.HYBRID)
+        return replace(duchi, kind=NumericKind.HYBRID)
     piecewise = _piecewise(size, epsilon)
     threshold = thresholds.exponential(epsilon / 2)
     coin = Coins([threshold])
@@ -281,13 +281,13 @@ def _hybrid(size: int, epsilon: Fraction) -> NumericMechanism:
             indent(piecewise.codes.decode, "    "),
         )
     )
-    codes = Codes((Kind.HYBRID, size, epsilon), block, decode)
+    codes = Draws((NumericKind.HYBRID, size, epsilon), block, decode)
 
     def variance(x: int) -> float:
         return share * duchi.variance(x) + (1 - share) * piecewise.variance(x)
 
     return NumericMechanism(
-        kind=Kind.HYBRID,
+        kind=NumericKind.HYBRID,
         epsilon=epsilon,
         rho=None,
         codes=codes,

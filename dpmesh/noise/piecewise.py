@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmesh.noise import uniform
-from dpmesh.noise.codes import Codes
 from dpmesh.noise.coins import Coins
+from dpmesh.noise.draws import Draws
 from dpmesh.noise.entropy import KeyStream
 from dpmesh.noise.thresholds import ONE, logistic
 
@@ -75,7 +75,7 @@ class Piecewise:
         self._coin = Coins([threshold])
         self.low = self.base >> self.shift
         self.high = -(-((self.cells - 1) * self.slope + self.base) >> self.shift)
-        self.codes = Codes((Piecewise, size, epsilon), self.block, self._decode())
+        self.codes = Draws((Piecewise, size, epsilon), self.block, self._decode())
 
     def block(self, count: int, stream: KeyStream) -> NDArray[np.int64]:
         """Makes codes: j slope + v for cell j of the window, ~(r 2^shift + v) for cell r of those out of it.

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmesh.noise import uniform
-from dpmesh.noise.codes import Codes
 from dpmesh.noise.coins import Coins
+from dpmesh.noise.draws import Draws
 from dpmesh.noise.entropy import KeyStream
 from dpmesh.noise.thresholds import logistic
 
@@ -33,7 +33,7 @@ class RandomizedResponse:
         self.threshold = logistic(-epsilon, k - 1)
         self._coin = Coins([self.threshold])
         decode = f"y = x + code\nif y >= {k}:\n    y -= {k}"
-        self.codes = Codes((RandomizedResponse, k, epsilon), self.block, decode)
+        self.codes = Draws((RandomizedResponse, k, epsilon), self.block, decode)
 
     def block(self, count: int, stream: KeyStream | None = None) -> NDArray[np.int64]:
         """Makes independent offsets.

@@ -1,19 +1,19 @@
 """What may leave: annotations and overlays become a frozen Plan per message type."""
 
-from dpmesh.policy.plan import AROUND, Alias, FieldPlan, Grid, Kind, Model, Plan, Scope
+from dpmesh.policy.diagnostics import Diagnostic, Severity
+from dpmesh.policy.plan import AROUND, FieldPlan, Grid, Kind, Model, Plan, Pseudonymise, Scope
 from dpmesh.policy.policy import Policy
-from dpmesh.policy.problem import Problem, Severity
 
 __all__ = [
     "AROUND",
-    "Alias",
+    "Diagnostic",
     "FieldPlan",
     "Grid",
     "Kind",
     "Model",
     "Plan",
     "Policy",
-    "Problem",
+    "Pseudonymise",
     "Scope",
     "Severity",
 ]

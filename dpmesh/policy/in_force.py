@@ -7,7 +7,7 @@ import sys
 from google.protobuf.descriptor import Descriptor
 
 from dpmesh.errors import DpmeshError
-from dpmesh.policy import loaded
+from dpmesh.policy import loaded_types
 from dpmesh.policy.policy import Policy
 
 # Generated code keeps its file's descriptor under this name. A module that has none yet is still being imported.
@@ -43,7 +43,7 @@ class InForce:
             name.endswith("_pb2") and _DESCRIPTOR not in getattr(module, "__dict__", {})
             for name, module in list(sys.modules.items())
         )
-        self._found = any(self._rules(message) for message in loaded.message_types(self._policy))
+        self._found = any(self._rules(message) for message in loaded_types.message_types(self._policy))
         self._modules = -1 if importing else modules
 
     def _rules(self, message: Descriptor) -> bool:

@@ -14,10 +14,10 @@ from google.protobuf.message import Message
 from dpmesh.accounting import Cost
 from dpmesh.noise.categorical import CategoricalMechanism
 from dpmesh.noise.numeric import NumericMechanism
-from dpmesh.policy.anys import Find
+from dpmesh.policy.compile.anys import Find
 
 # A unit's canonical bytes and the length of an epoch in seconds -> the unit's pseudonym (16 bytes) in this epoch.
-Alias = Callable[[bytes, float], bytes]
+Pseudonymise = Callable[[bytes, float], bytes]
 
 
 class Kind(enum.StrEnum):
@@ -155,8 +155,8 @@ class Anys:
     """
 
     find: Find
-    protect: Callable[[Message, Alias], Message]
-    blank: Callable[[Message, Alias], Message]
+    protect: Callable[[Message, Pseudonymise], Message]
+    blank: Callable[[Message, Pseudonymise], Message]
     alone: bool = False
     extendable: tuple[Descriptor, ...] = ()
 
@@ -197,8 +197,8 @@ class Plan:
     snapshot: Callable[[Any], Any]
     payers: Callable[[Any], Sequence[tuple[int, bytes]]]
     unit: Callable[[Any], bytes] | None
-    build: Callable[[Any, Alias], Message]
-    build_blank: Callable[[Any, Alias], Message]
+    build: Callable[[Any, Pseudonymise], Message]
+    build_blank: Callable[[Any, Pseudonymise], Message]
     mechanisms: tuple[str, ...]
     protected: int
     cost: Cost
@@ -217,10 +217,10 @@ class Plan:
         """What `payers` gives for a message that nobody changes."""
         return self.payers(self.snapshot(message))
 
-    def protect(self, message: Message, alias: Alias) -> Message:
+    def protect(self, message: Message, alias: Pseudonymise) -> Message:
         """What `build` makes of a message that nobody changes. The message itself is never changed."""
         return self.build(self.snapshot(message), alias)
 
-    def blank(self, message: Message, alias: Alias) -> Message:
+    def blank(self, message: Message, alias: Pseudonymise) -> Message:
         """What `build_blank` makes of a message that nobody changes."""
         return self.build_blank(self.snapshot(message), alias)

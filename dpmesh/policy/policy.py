@@ -8,12 +8,12 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 
-from dpmesh.policy import overlay
-from dpmesh.policy.compiler import compile_message
+from dpmesh.policy import overlay_file
+from dpmesh.policy.compile.compiler import compile_message
+from dpmesh.policy.descriptors import extensions, is_map_entry
+from dpmesh.policy.diagnostics import Diagnostic, Severity
 from dpmesh.policy.plan import Plan
-from dpmesh.policy.problem import Problem, Severity
-from dpmesh.policy.rules import Rulebook, default_twin
-from dpmesh.policy.types import extensions, is_map_entry
+from dpmesh.policy.rulebook import Rulebook, default_twin
 from dpmesh.v1 import policy_pb2
 
 
@@ -29,12 +29,12 @@ class Policy:
 
     def __init__(self, overlays: str | Path | policy_pb2.Policy | None = None) -> None:
         if isinstance(overlays, (str, Path)):
-            overlays = overlay.load(overlays)
+            overlays = overlay_file.load(overlays)
         elif overlays is not None:
-            overlay.check(overlays)
+            overlay_file.check(overlays)
         self.rules = Rulebook(overlays)
         # With what was known then of other types that can change the answer.
-        self._compiled: dict[Descriptor, tuple[Plan | None, list[Problem], int]] = {}
+        self._compiled: dict[Descriptor, tuple[Plan | None, list[Diagnostic], int]] = {}
 
     @property
     def digest(self) -> str:
@@ -56,7 +56,7 @@ class Policy:
                 raise problem.error()
         return plan
 
-    def problems(self, message: Descriptor) -> list[Problem]:
+    def problems(self, message: Descriptor) -> list[Diagnostic]:
         """Everything that is wrong or worth a look in a message type's annotations."""
         return list(self._compile(message)[1])
 
@@ -95,7 +95,7 @@ class Policy:
             if not takes_rules(section, name, pool)
         )
 
-    def _compile(self, message: Descriptor) -> tuple[Plan | None, list[Problem], int]:
+    def _compile(self, message: Descriptor) -> tuple[Plan | None, list[Diagnostic], int]:
         done = self._compiled.get(message)
         if done is None or _known(message, done[0]) != done[2]:
             plan, problems = compile_message(message, self.rules)

@@ -17,10 +17,14 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from dpmesh.identity.authority import LocalSource, Root
-from dpmesh.identity.rotating import RotatingIdentity
-from dpmesh_grpc.credentials import peer_interceptor, rotating_server_credentials, server_options
-from dpmesh_grpc.rotating import rotating_channel
+from dpmesh.identity.ca.authority import LocalSource, Root
+from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
+from dpmesh_grpc.rotation.channel import rotating_channel
+from dpmesh_grpc.rotation.server_credentials import (
+    peer_interceptor,
+    rotating_server_credentials,
+    server_options,
+)
 
 WORKERS = 32
 EVERY = 2.0

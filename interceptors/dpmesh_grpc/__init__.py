@@ -9,15 +9,19 @@ so that who only wants noise does not load certificates.
 
 from typing import TYPE_CHECKING, Any
 
-from dpmesh_grpc.coverage import aio_client_interceptors, check_channel, check_server
-from dpmesh_grpc.server import aio_server_interceptors
+from dpmesh_grpc.protection.coverage import aio_client_interceptors, check_channel, check_server
+from dpmesh_grpc.protection.server import aio_server_interceptors
 
 if TYPE_CHECKING:
-    from dpmesh_grpc.credentials import peer_interceptor, rotating_server_credentials, server_options
     from dpmesh_grpc.health import report_health, serve
     from dpmesh_grpc.issuer import IssuerSource
-    from dpmesh_grpc.rotating import rotating_channel
-    from dpmesh_grpc.tokens import issuer_keys, token_interceptor, token_interceptors, token_request
+    from dpmesh_grpc.rotation.channel import rotating_channel
+    from dpmesh_grpc.rotation.server_credentials import (
+        peer_interceptor,
+        rotating_server_credentials,
+        server_options,
+    )
+    from dpmesh_grpc.tokens.issuing import issuer_keys, token_interceptor, token_interceptors, token_request
 
 __all__ = [
     "IssuerSource",
@@ -39,16 +43,16 @@ __all__ = [
 
 _HOMES = {
     "IssuerSource": "issuer",
-    "issuer_keys": "tokens",
-    "peer_interceptor": "credentials",
+    "issuer_keys": "tokens.issuing",
+    "peer_interceptor": "rotation.server_credentials",
     "report_health": "health",
-    "rotating_channel": "rotating",
-    "rotating_server_credentials": "credentials",
+    "rotating_channel": "rotation.channel",
+    "rotating_server_credentials": "rotation.server_credentials",
     "serve": "health",
-    "server_options": "credentials",
-    "token_interceptor": "tokens",
-    "token_interceptors": "tokens",
-    "token_request": "tokens",
+    "server_options": "rotation.server_credentials",
+    "token_interceptor": "tokens.issuing",
+    "token_interceptors": "tokens.issuing",
+    "token_request": "tokens.issuing",
 }
 
 

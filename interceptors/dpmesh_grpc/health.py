@@ -14,9 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 from dpmesh.errors import ConfigError, LedgerError
-from dpmesh.mesh import Mesh
-from dpmesh_grpc.coverage import count_on
-from dpmesh_grpc.server import TWICE
+from dpmesh.mesh.mesh import Mesh
+from dpmesh_grpc.protection.coverage import count_on
+from dpmesh_grpc.protection.server import TWICE
 
 log = logging.getLogger("dpmesh.grpc")
 

@@ -18,11 +18,11 @@ from google.protobuf import message_factory
 from google.protobuf.message import DecodeError
 
 from dpmesh.errors import ConfigError, IdentityError
-from dpmesh.identity.authority import issuer_name
+from dpmesh.identity.ca.authority import issuer_name
+from dpmesh.identity.ca.issuer import BAD_MESSAGE, BUSY, NO_REQUEST, NO_TOKENS, TEXTS, Issuer
+from dpmesh.identity.ca.proof import RENEW, prove
 from dpmesh.identity.identity import Identity, trust_domain
-from dpmesh.identity.issuer import BAD_MESSAGE, BUSY, NO_REQUEST, NO_TOKENS, TEXTS, Issuer
 from dpmesh.identity.keys import key_pem, new_key
-from dpmesh.identity.proof import RENEW, prove
 from dpmesh.v1 import identity_pb2
 from dpmesh.v1 import identity_pb2_grpc as rpc
 from dpmesh.v1.identity_pb2 import (

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from dpmesh.accounting import AMOUNT, window_start
 from dpmesh.errors import BudgetExhaustedError
-from dpmesh.ledger import Books, Ledger, Store, account_hash
-from dpmesh.ledger.verify import verify
+from dpmesh.ledger import Ledger, LedgerAdmin, Store, account_hash
+from dpmesh.ledger.audit.verify import verify
 from tests.contract.suite import DAY, Clock, pure
 
 BUDGETS = [pure("unit"), pure("all", 3.0, key="global", window=3 * DAY), pure("life", 2.0, window=None)]
@@ -45,7 +45,7 @@ class LedgerModel:
     def store(self, place: Path) -> Store:
         raise NotImplementedError
 
-    def books(self, place: Path) -> Books | None:
+    def books(self, place: Path) -> LedgerAdmin | None:
         """Those of the stores at a place, where there are any."""
         return None
 

@@ -8,8 +8,8 @@ import pytest
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import BudgetExhaustedError, LedgerError
 from dpmesh.ledger import Ledger, account_hash
-from dpmesh.ledger.chain import Kind, decode
-from dpmesh.ledger.verify import verify
+from dpmesh.ledger.audit.verify import verify
+from dpmesh.ledger.charge_log import EntryKind, decode
 from tests.contract.suite import DAY, LIFE, TENTH, UNIT, Clock, pure
 
 FAR = 27_000 * DAY
@@ -103,7 +103,9 @@ class RewindSuite:
         assert [await self.left(make, unit) for unit in (b"a", b"b")] == [10, 10]
         await self.whole(tmp_path)
         async with self.books(tmp_path).view() as view:
-            notes = {e.note for e in [decode(w.body) async for w in view.entries()] if e.kind is Kind.ACCEPT}
+            notes = {
+                e.note for e in [decode(w.body) async for w in view.entries()] if e.kind is EntryKind.ACCEPT
+            }
         assert notes == {"me: the clock was wrong"}
 
     async def test_what_several_jumps_gave_is_all_paid_for(self, make, clock, tmp_path):
@@ -210,7 +212,7 @@ class RewindSuite:
         assert await self.left(make, b"a") == 0
 
     async def test_many_accounts(self, make, clock, tmp_path, monkeypatch):
-        monkeypatch.setattr("dpmesh.ledger.rewind.AT_ONCE", 7)
+        monkeypatch.setattr("dpmesh.ledger.clock_rewind.AT_ONCE", 7)
         clock.now += FAR
         ledger = make()
         await ledger.open()

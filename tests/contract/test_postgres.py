@@ -11,8 +11,8 @@ import pytest
 
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import BudgetExhaustedError
-from dpmesh.ledger.postgres import PostgresStore
-from dpmesh.ledger.postgres_books import PostgresBooks
+from dpmesh.ledger.postgres.admin import PostgresAdmin
+from dpmesh.ledger.postgres.store import PostgresStore
 from tests.contract.model import LedgerModel
 from tests.contract.rewinds import FAR, RewindSuite
 from tests.contract.suite import DAY, TENTH, Clock, LedgerSuite
@@ -69,7 +69,7 @@ class InPostgres:
 
     async def prepare(self, place):
         """Makes the tables, and lets the database's clock be the test's."""
-        await PostgresBooks(self.url(place)).migrate()
+        await PostgresAdmin(self.url(place)).migrate()
         path = self.clock_of(place)._path
         await self._server.sql(
             self._names[place],
@@ -79,7 +79,7 @@ class InPostgres:
         return self.clock_of(place)
 
     def books(self, place):
-        return PostgresBooks(self.url(place))
+        return PostgresAdmin(self.url(place))
 
 
 class TestPostgresLedger(InPostgres, LedgerSuite):

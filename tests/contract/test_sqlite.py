@@ -3,8 +3,8 @@
 import pytest
 
 from dpmesh.errors import LedgerError
-from dpmesh.ledger import open_books
-from dpmesh.ledger.sqlite import SQLiteStore
+from dpmesh.ledger import open_admin
+from dpmesh.ledger.sqlite.store import SQLiteStore
 from tests.contract.model import LedgerModel
 from tests.contract.rewinds import FAR, RewindSuite
 from tests.contract.suite import TENTH, LedgerSuite
@@ -15,7 +15,7 @@ class OnDisk:
         return SQLiteStore(place / "dir" / "ledger.db", busy_timeout=60.0)
 
     def books(self, place):
-        return open_books(f"sqlite:///{place}/dir/ledger.db")
+        return open_admin(f"sqlite:///{place}/dir/ledger.db")
 
 
 class TestSQLiteLedger(OnDisk, LedgerSuite):

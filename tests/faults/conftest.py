@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from dpmesh.ledger.postgres_books import PostgresBooks
+from dpmesh.ledger.postgres.admin import PostgresAdmin
 from tests.faults.holders import Crew
 
 
@@ -23,7 +23,7 @@ def make_ledger():
 
     def made(server) -> str:
         url = server.url(server.create_database())
-        asyncio.run(PostgresBooks(url).migrate())
+        asyncio.run(PostgresAdmin(url).migrate())
         return url
 
     return made

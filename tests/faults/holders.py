@@ -26,12 +26,12 @@ from typing import NamedTuple
 
 from dpmesh.accounting import AMOUNT, Accounting, window_start
 from dpmesh.errors import BudgetExhaustedError, LedgerError
-from dpmesh.ledger import Budget, Ledger, account_hash, open_books
-from dpmesh.ledger.chain import Kind, decode
-from dpmesh.ledger.postgres import PostgresStore
-from dpmesh.ledger.sqlite import SQLiteStore
+from dpmesh.ledger import Budget, Ledger, account_hash, open_admin
+from dpmesh.ledger.audit.verify import verify
+from dpmesh.ledger.charge_log import EntryKind, decode
+from dpmesh.ledger.postgres.store import PostgresStore
+from dpmesh.ledger.sqlite.store import SQLiteStore
 from dpmesh.ledger.store import Store
-from dpmesh.ledger.verify import verify
 
 MARGIN = 2.0
 """Seconds that a holder's event loop may be late on a busy machine, beyond the ledger's own time limit.
@@ -548,7 +548,7 @@ async def _check(
 ) -> Tally:
     tally = Tally()
     offset = time.time() - time.monotonic()
-    async with open_books(url).view() as view:
+    async with open_admin(url).view() as view:
         found = await verify(view)
         assert not found, found
         accounts = [account async for account in view.accounts()]
@@ -565,7 +565,7 @@ async def _check(
     for chain, entry in entries:
         for line in entry.lines:
             where = budgets[line.budget].name, line.account.hex(), line.window
-            if entry.kind is Kind.GRANT:
+            if entry.kind is EntryKind.GRANT:
                 granted[where] += line.amount
                 continue
             net[chain][where] += line.amount

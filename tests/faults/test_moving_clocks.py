@@ -12,8 +12,8 @@ import pytest
 
 from dpmesh.accounting import Accounting
 from dpmesh.errors import BudgetExhaustedError, LedgerError
-from dpmesh.ledger import Budget, Ledger, account_hash, open_books, open_store
-from dpmesh.ledger.verify import verify
+from dpmesh.ledger import Budget, Ledger, account_hash, open_admin, open_store
+from dpmesh.ledger.audit.verify import verify
 
 DAY = 86_400
 NOON = 20_000.5 * DAY
@@ -49,7 +49,7 @@ class Episode:
 
     async def run(self) -> None:
         """Plays it."""
-        await open_books(self._url).migrate()
+        await open_admin(self._url).migrate()
         self._tell(self._now)
         holders = [await self._opened(which) for which in range(2)]
         self._secret = holders[0].secret
@@ -96,14 +96,14 @@ class Episode:
         budget, unit = self._random.choice(BUDGETS), self._random.choice(UNITS)
         has = max([0, *[a.granted for a in await holders[which].accounts(budget.name, unit)]])
         await self._administer(
-            open_books(self._url).grant(
+            open_admin(self._url).grant(
                 budget.name, account_hash(self._secret, unit), budget.cap // 30, "an audit", has=has
             )
         )
 
     async def _prune(self, holders: list[Ledger], which: int) -> None:
         before = int(self._now) - self._random.choice([2, 3, 6]) * DAY
-        self._log.append(f"pruned {await self._administer(open_books(self._url).prune(before))}")
+        self._log.append(f"pruned {await self._administer(open_admin(self._url).prune(before))}")
 
     async def _reopen(self, holders: list[Ledger], which: int) -> None:
         await holders[which].close()
@@ -118,7 +118,7 @@ class Episode:
 
     async def _check(self) -> None:
         """The log is whole, no cap exceeded, and nothing released that is not on an odometer."""
-        async with open_books(self._url).view() as view:
+        async with open_admin(self._url).view() as view:
             assert await verify(view) == [], self._log
             accounts = {(a.budget, a.account): a async for a in view.accounts()}
         assert all(a.spent <= a.cap + a.granted for a in accounts.values())

@@ -15,7 +15,7 @@ import pytest
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import LedgerError
 from dpmesh.ledger import Ledger, account_hash, inspect, open_store
-from dpmesh.ledger.queue import MAX_WAITING
+from dpmesh.ledger.commit_queue import MAX_WAITING
 from tests.faults.holders import BUDGETS, LARGEST, MARGIN, Event, Holder, Record, Report, Work, check
 from tests.support.postgres import Server
 from tests.support.proxy import Proxy

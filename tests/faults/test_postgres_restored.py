@@ -7,7 +7,7 @@ import subprocess
 import time
 
 from dpmesh.errors import LedgerError
-from dpmesh.ledger.postgres_books import PostgresBooks
+from dpmesh.ledger.postgres.admin import PostgresAdmin
 from tests.faults.holders import Crew, Event, Holder, Work, check
 from tests.support.postgres import Server
 
@@ -59,7 +59,7 @@ def test_an_older_copy_is_refused_until_it_is_accepted(crew: Crew, make_ledger):
         assert not any(served(holder, noticed + 0.5) for holder in old)
         assert asyncio.run(refused(url))
 
-        assert asyncio.run(PostgresBooks(url).accept("a test restored a copy")) == ("unit", "all")
+        assert asyncio.run(PostgresAdmin(url).accept("a test restored a copy")) == ("unit", "all")
         accepted = time.monotonic()
         crew.wait(lambda: all(served(holder, accepted) for holder in late), 40, "the late ones are served")
         time.sleep(2)

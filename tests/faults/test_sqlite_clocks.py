@@ -16,8 +16,8 @@ import pytest
 
 from dpmesh.accounting import AMOUNT, Accounting
 from dpmesh.errors import BudgetExhaustedError
-from dpmesh.ledger import Budget, Ledger, open_books
-from dpmesh.ledger.chain import decode
+from dpmesh.ledger import Budget, Ledger, open_admin
+from dpmesh.ledger.charge_log import decode
 from tests.faults.holders import Work, check
 
 DAY = 86_400
@@ -54,7 +54,7 @@ def windows_of(path: Path) -> dict[str, int]:
 
 async def charged_windows(url: str) -> list[list[int]]:
     """The windows that each chain charged daily budgets in, in order."""
-    async with open_books(url).view() as view:
+    async with open_admin(url).view() as view:
         daily = {number for number, budget in view.budgets.items() if budget.window}
         chains = defaultdict(list)
         async for written in view.entries():

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from dpmesh.errors import LedgerError
-from dpmesh.ledger import witness
+from dpmesh.ledger.sqlite import rollback_guard
 from tests.faults.holders import Event, Work, check
 from tests.support import disk
 
@@ -78,13 +78,13 @@ def test_a_ledger_that_is_made_or_opened_on_a_full_disk():
         path = folder / "ledger.db"
         for leave in range(0, 256 * 1024, 16 * 1024):  # the witness is the last to be made
             asyncio.run(refused_then_served(folder, leave, texts))
-            for each in (path, witness.path_of(path)):
+            for each in (path, rollback_guard.path_of(path)):
                 each.unlink()
         asyncio.run(_made(path))
         for leave in range(0, 64 * 1024, 4 * 1024):
-            witness.path_of(path).unlink()
+            rollback_guard.path_of(path).unlink()
             asyncio.run(refused_then_served(folder, leave, texts))
-            for each in (path, witness.path_of(path)):
+            for each in (path, rollback_guard.path_of(path)):
                 each.unlink()
             asyncio.run(_made(path))
     words = ("disk is full", "free some space", "No space left on device")

@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from dpmesh.ledger import Ledger, schema, sqlite, witness
+from dpmesh.ledger import Ledger
+from dpmesh.ledger.sqlite import rollback_guard, schema, store
 from tests.faults.holders import Event, Holder, Work, check
 
 LEDGERS = 8
 KILLS = 34  # of each, or nearly: some end by themselves just before
 CANCELLED = 4000
-TRACED = (sqlite.__file__, schema.__file__, witness.__file__)
+TRACED = (store.__file__, schema.__file__, rollback_guard.__file__)
 ALARMS = ("lost charges", "older copy", "is missing", "another ledger", "is gone", "replaced", "damaged")
 
 

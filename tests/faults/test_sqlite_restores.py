@@ -19,8 +19,9 @@ import pytest
 
 from dpmesh.accounting import AMOUNT, Accounting
 from dpmesh.errors import BudgetExhaustedError, LedgerError
-from dpmesh.ledger import Budget, Ledger, open_books, open_store, witness
-from dpmesh.ledger.verify import Checkpoint, checkpoint, verify
+from dpmesh.ledger import Budget, Ledger, open_admin, open_store
+from dpmesh.ledger.audit.verify import Checkpoint, checkpoint, verify
+from dpmesh.ledger.sqlite import rollback_guard
 from tests.faults.holders import BUDGETS, Crew, Event, Work, check
 from tests.faults.test_sqlite_kills import dying_at_line
 from tests.support import children
@@ -112,7 +113,7 @@ def more_commits(crew: Crew, path: Path) -> None:
 
 
 async def wrong(path: Path, mark: Checkpoint | None = None) -> list[str]:
-    async with open_books(f"sqlite:///{path}").view() as view:
+    async with open_admin(f"sqlite:///{path}").view() as view:
         return await verify(view, mark)
 
 
@@ -127,7 +128,7 @@ def refusal(path: Path, budgets: Sequence[Budget] = BUDGETS) -> str:
     texts = []
     for holder in (True, False, True):
         try:
-            asyncio.run(open_and_close(path, budgets) if holder else open_books(f"sqlite:///{path}").prune(0))
+            asyncio.run(open_and_close(path, budgets) if holder else open_admin(f"sqlite:///{path}").prune(0))
         except LedgerError as error:
             texts.append(str(error))
         else:
@@ -283,7 +284,7 @@ def test_a_holder_that_charged_nothing_goes_on_after_an_accept(tmp_path):
         by_sqlite(copy, path)
         with pytest.raises(LedgerError, match="older copy"):
             await idle.charge([(0, b"a", 1)])
-        await open_books(f"sqlite:///{path}").accept("restored")
+        await open_admin(f"sqlite:///{path}").accept("restored")
         for _ in range(2):
             with contextlib.suppress(LedgerError):
                 await idle.charge([(0, b"b", AMOUNT // 4)])
@@ -322,7 +323,7 @@ def test_only_a_checkpoint_shows_a_copy_that_has_its_witness(tmp_path):
         await ledger.open()
         await ledger.charge([(0, b"a", AMOUNT // 2)])
         await ledger.close()
-        async with open_books(f"sqlite:///{path}").view() as view:
+        async with open_admin(f"sqlite:///{path}").view() as view:
             mark = await checkpoint(view)
         assert await wrong(path, mark) == []
         shutil.rmtree(path.parent)
@@ -376,7 +377,7 @@ def test_what_was_accepted_spends_nothing_twice_in_a_window(tmp_path, taken):
         by_cp(copy, path, log=False)
         with pytest.raises(LedgerError, match="older copy"):
             await holder.open()
-        assert await open_books(url).accept("restored, says an operator") == ("lifetime",)
+        assert await open_admin(url).accept("restored, says an operator") == ("lifetime",)
         for later in (0, 0, 1, 2):
             days = later
             holder = ledger()
@@ -414,7 +415,7 @@ def test_an_accept_that_is_read_along_or_killed(tmp_path):
         if lines is not None:
             dying_at_line(lines)(Work(f"sqlite:///{path}"))
             sys.settrace(threading._trace_hook)
-        asyncio.run(open_books(f"sqlite:///{path}").accept("restored"))
+        asyncio.run(open_admin(f"sqlite:///{path}").accept("restored"))
 
     asyncio.run(use(kept / "ledger.db", AMOUNT // 4))
     shutil.copy(kept / "ledger.db", copy)
@@ -539,5 +540,5 @@ def test_the_witness_follows_every_acknowledged_commit(crew, tmp_path):
             holder.kill()
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
             name, commits = connection.execute("SELECT witness, commits FROM ledger").fetchone()
-        assert commits - 2 <= witness.seen(path, name) <= commits
+        assert commits - 2 <= rollback_guard.seen(path, name) <= commits
     check(url, crew.holders)

@@ -20,22 +20,27 @@ from typing import Any
 import pytest
 
 from dpmesh.errors import BudgetExhaustedError, LedgerError
-from dpmesh.ledger import Ledger, account_hash, open_books, open_store, postgres_books
-from dpmesh.ledger.postgres_books import PostgresBooks
-from dpmesh.ledger.transfer import transfer
-from dpmesh.ledger.verify import Checkpoint, checkpoint, verify
+from dpmesh.ledger import Ledger, account_hash, open_admin, open_store
+from dpmesh.ledger.audit.verify import Checkpoint, checkpoint, verify
+from dpmesh.ledger.import_sqlite import transfer
+from dpmesh.ledger.postgres import admin
+from dpmesh.ledger.postgres.admin import PostgresAdmin
 from tests.faults.holders import BUDGETS, Event, Work, check
 from tests.support import children, disk
 from tests.support.postgres import Server
 
 KILLS = 40
 MODULE = sys.modules[transfer.__module__]
-TRACED = ("dpmesh/ledger/transfer.py", "dpmesh/ledger/schema.py", "dpmesh/ledger/witness.py")
+TRACED = (
+    "dpmesh/ledger/import_sqlite.py",
+    "dpmesh/ledger/sqlite/schema.py",
+    "dpmesh/ledger/sqlite/rollback_guard.py",
+)
 
 
 async def content(url: str) -> dict[str, Any]:
     """All that a ledger holds, and what is wrong with it."""
-    async with open_books(url).view() as view:
+    async with open_admin(url).view() as view:
         return {
             "secret": view.secret,
             "budgets": view.budgets,
@@ -47,12 +52,12 @@ async def content(url: str) -> dict[str, Any]:
 
 
 async def wrong_since(url: str, mark: Checkpoint) -> list[str]:
-    async with open_books(url).view() as view:
+    async with open_admin(url).view() as view:
         return await verify(view, mark)
 
 
 async def mark_of(url: str) -> Checkpoint:
-    async with open_books(url).view() as view:
+    async with open_admin(url).view() as view:
         return await checkpoint(view)
 
 
@@ -123,7 +128,7 @@ def test_a_transfer_that_is_killed_is_done_again(crew, postgres, filled, tmp_pat
     chance = random.Random(8)
     first = Path(filled().removeprefix("sqlite:///"))
     template = postgres.create_database()
-    asyncio.run(PostgresBooks(postgres.url(template)).migrate())
+    asyncio.run(PostgresAdmin(postgres.url(template)).migrate())
     name = account_hash(asyncio.run(content(f"sqlite:///{first}"))["secret"], b"again")
     seen: Counter[str] = Counter()
     round_ = kills = 0
@@ -218,16 +223,16 @@ def _afterwards(_: random.Random) -> Callable[[], None]:
     """It kills itself when everything has arrived, before it knows."""
 
     def dying() -> None:
-        change = PostgresBooks.change
+        change = PostgresAdmin.change
         calls = 0
 
-        async def changed(self: PostgresBooks, work: Any, **more: Any) -> Any:
+        async def changed(self: PostgresAdmin, work: Any, **more: Any) -> Any:
             nonlocal calls
             calls += 1
             done = await change(self, work, **more)
             return done if calls == 1 else _die()
 
-        PostgresBooks.change = changed
+        PostgresAdmin.change = changed
 
     return dying
 
@@ -264,14 +269,14 @@ def test_a_target_that_is_full_or_down(filled, monkeypatch):
 
     The file is open as long as nothing can have arrived. When the server is back, the same transfer gets through.
     """
-    monkeypatch.setattr(postgres_books, "_PATIENCE", 60.0)
+    monkeypatch.setattr(admin, "_PATIENCE", 60.0)
     source = filled("full", 2.0)
     path = Path(source.removeprefix("sqlite:///"))
     texts: list[str] = []
     outcomes: Counter[str] = Counter()
     with disk.small_disk(150) as folder, Server(folder=folder) as server:
         target = server.url(server.create_database())
-        asyncio.run(PostgresBooks(target).migrate())
+        asyncio.run(PostgresAdmin(target).migrate())
         server.stop()
         with pytest.raises(LedgerError) as refused:
             asyncio.run(transfer(source, target))
@@ -283,7 +288,7 @@ def test_a_target_that_is_full_or_down(filled, monkeypatch):
         disk.fill(folder)
         expected = asyncio.run(content(source))["entries"]
         if _refused(source, target, texts):
-            assert moved(path) in (None, PostgresBooks(target).place)
+            assert moved(path) in (None, PostgresAdmin(target).place)
         disk.free(folder)
         if not server.running:  # it can't go on without room for its log
             server.start()
@@ -294,7 +299,7 @@ def test_a_target_that_is_full_or_down(filled, monkeypatch):
             copy = path.parents[1] / f"killed-{number}" / path.name
             shutil.copytree(pristine, copy.parent)
             there, target = f"sqlite:///{copy}", server.url(server.create_database())
-            asyncio.run(PostgresBooks(target).migrate())
+            asyncio.run(PostgresAdmin(target).migrate())
             child = children.start(lambda there=there, target=target: _slowly(there, target))
             time.sleep(chance.uniform(0.05, 0.4))
             server.kill()

@@ -15,16 +15,16 @@ import pytest
 
 from dpmesh.accounting import AMOUNT, Accounting
 from dpmesh.errors import BudgetExhaustedError, LedgerError
-from dpmesh.ledger import Budget, Ledger, account_hash, open_books
-from dpmesh.ledger.postgres_schema import VERSION
-from dpmesh.ledger.verify import verify
+from dpmesh.ledger import Budget, Ledger, account_hash, open_admin
+from dpmesh.ledger.audit.verify import verify
+from dpmesh.ledger.postgres.schema import VERSION
 from tests.faults.holders import Event, Work, check
 from tests.support import children, old_ledgers
 
 UNIT = Budget("unit", "unit", 1.0, 0.0, Accounting.PURE, None)
 LARGER = Budget("unit", "unit", 2.0, 0.0, Accounting.PURE, None)
 
-# What version 2 of the SQLite tables was sent (dpmesh/ledger/sqlite.py as of dfd28c7), in the order of its calls.
+# What version 2 of the SQLite tables was sent (dpmesh/ledger/sqlite/store.py as of dfd28c7), in the order of its calls.
 V2_VERSION = "SELECT * FROM meta"
 V2_OPEN = "UPDATE meta SET schema_version = schema_version"
 V2_WINDOWS = "SELECT id, window_start FROM budgets"
@@ -93,7 +93,7 @@ class OldHolder:
 
 
 async def wrong(url: str) -> list[str]:
-    async with open_books(url).view() as view:
+    async with open_admin(url).view() as view:
         return await verify(view)
 
 
@@ -182,7 +182,7 @@ def test_tables_of_a_newer_version_are_not_opened(postgres, make_ledger, tmp_pat
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("UPDATE meta SET schema_version = 4")
     kept = path.read_bytes()
-    for call in (opened(f"sqlite:///{path}"), open_books(f"sqlite:///{path}").migrate()):
+    for call in (opened(f"sqlite:///{path}"), open_admin(f"sqlite:///{path}").migrate()):
         with pytest.raises(
             LedgerError, match=r"another version of dpmesh \(tables 4, this one knows 3\): use that"
         ):
@@ -197,7 +197,7 @@ def test_tables_of_a_newer_version_are_not_opened(postgres, make_ledger, tmp_pat
     ):
         asyncio.run(opened(url))
     with pytest.raises(LedgerError, match="newer version of dpmesh"):
-        asyncio.run(open_books(url).migrate())
+        asyncio.run(open_admin(url).migrate())
     with pytest.raises(LedgerError, match="run `dpmesh ledger migrate` with the newest dpmesh"):
         asyncio.run(wrong(url))
     assert postgres.execute("SELECT version FROM dpmesh.ledger", database) == str(VERSION + 1)

@@ -17,7 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from dpmesh.accounting import AMOUNT
-from dpmesh.cli import sources
+from dpmesh.cli.descriptors import sources
 from dpmesh.ledger import Budget, Ledger, open_store
 
 LIB = """syntax = "proto3";

@@ -16,7 +16,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 
 from dpmesh import cli
-from dpmesh.cli import reflection
+from dpmesh.cli.descriptors import reflection
 from dpmesh.v1 import privacy_pb2
 
 Answer = Callable[[pb.ServerReflectionRequest], Iterator[pb.ServerReflectionResponse]]

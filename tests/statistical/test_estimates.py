@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dpmesh.estimate import Reader
-from dpmesh.noise.numeric import Kind, NumericMechanism
+from dpmesh.noise.numeric import NumericKind, NumericMechanism
 from dpmesh.v1 import policy_pb2, privacy_pb2
 from dpmesh_fleet import data, fleet_pb2, service
 from tests.support.protos import compiled
@@ -294,7 +294,7 @@ def test_central_answers_beat_local_estimates_by_the_factor_of_theory():
     reports, summary = Reader(fleet_pb2.FlightReport, overlay), Reader(fleet_pb2.FleetSummary, overlay)
     local = next(field for field in reports.plan.fields if field.path == "dep_delay")
     central = next(field for field in summary.plan.fields if field.path == "origins[].dep_delay")
-    assert local.mechanism.kind is central.mechanism.kind is Kind.DISCRETE_LAPLACE
+    assert local.mechanism.kind is central.mechanism.kind is NumericKind.DISCRETE_LAPLACE
     assert local.epsilon == central.epsilon == Fraction(1)
 
     delays = [service.cut_delay(flight) for flight in data.load()[0][:400]]

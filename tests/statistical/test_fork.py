@@ -11,7 +11,7 @@ from fractions import Fraction
 import pytest
 
 from dpmesh.noise import categorical, numeric
-from dpmesh.noise.numeric import Kind
+from dpmesh.noise.numeric import NumericKind
 
 CHILDREN = 64
 SIZE = 1 << 40
@@ -19,8 +19,8 @@ SIZE = 1 << 40
 
 def mechanisms():
     """One of each, with a huge range so that single draws hardly ever agree."""
-    for kind in Kind:
-        rho = Fraction(1, 10) if kind is Kind.DISCRETE_GAUSSIAN else None
+    for kind in NumericKind:
+        rho = Fraction(1, 10) if kind is NumericKind.DISCRETE_GAUSSIAN else None
         yield kind.value, numeric.make(kind, SIZE, SIZE, None if rho else Fraction(1), rho=rho).draw
     yield "k-rr", categorical.make(2**31, Fraction(1, 1000)).draw
 
@@ -66,7 +66,7 @@ def _vectors(draws):
 
 def test_threads_never_share_a_draw():
     """Any of 32,000 draws of scale 2^40 / (1/1000) agree by chance with a probability of 1.2e-7."""
-    draw = numeric.make(Kind.DISCRETE_LAPLACE, SIZE, SIZE, Fraction(1, 1000)).draw
+    draw = numeric.make(NumericKind.DISCRETE_LAPLACE, SIZE, SIZE, Fraction(1, 1000)).draw
     taken = [[] for _ in range(8)]
 
     def work(mine):

@@ -13,24 +13,24 @@ import pytest
 from scipy import stats
 
 from dpmesh.noise import categorical, numeric
-from dpmesh.noise.numeric import Kind
+from dpmesh.noise.numeric import NumericKind
 from dpmesh.policy.plan import Grid
 
 SIZE = 10_000
 EPSILONS = [Fraction(1, 2), Fraction(1), Fraction(3)]
 CASES = [
-    (Kind.DISCRETE_LAPLACE, False, 1_500_000),
-    (Kind.DISCRETE_LAPLACE, True, 1_000_000),
-    (Kind.DISCRETE_GAUSSIAN, False, 600_000),
-    (Kind.DUCHI, False, 1_000_000),
-    (Kind.DUCHI, True, 1_000_000),
-    (Kind.PIECEWISE, False, 1_500_000),
-    (Kind.HYBRID, False, 1_500_000),
+    (NumericKind.DISCRETE_LAPLACE, False, 1_500_000),
+    (NumericKind.DISCRETE_LAPLACE, True, 1_000_000),
+    (NumericKind.DISCRETE_GAUSSIAN, False, 600_000),
+    (NumericKind.DUCHI, False, 1_000_000),
+    (NumericKind.DUCHI, True, 1_000_000),
+    (NumericKind.PIECEWISE, False, 1_500_000),
+    (NumericKind.HYBRID, False, 1_500_000),
 ]
 
 
 def make(kind, epsilon, *, in_range=False, size=SIZE):
-    gaussian = kind is Kind.DISCRETE_GAUSSIAN
+    gaussian = kind is NumericKind.DISCRETE_GAUSSIAN
     return numeric.make(
         kind,
         size,
@@ -60,7 +60,7 @@ def wrong(values, mean, variance, tolerance=0.01):
 @pytest.mark.parametrize("epsilon", EPSILONS, ids=str)
 @pytest.mark.parametrize(("kind", "in_range", "count"), CASES, ids=str)
 def test_mean_and_variance(kind, in_range, count, epsilon):
-    x = 1500 if kind is not Kind.PIECEWISE else 0
+    x = 1500 if kind is not NumericKind.PIECEWISE else 0
     mechanism = make(kind, epsilon, in_range=in_range)
     values = estimates(mechanism, x, count)
     variance = mechanism.variance(x)
@@ -79,7 +79,7 @@ def test_three_percent_more_or_less_epsilon_is_rejected(kind, in_range, count, f
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])
-@pytest.mark.parametrize("kind", [Kind.DUCHI, Kind.PIECEWISE, Kind.HYBRID])
+@pytest.mark.parametrize("kind", [NumericKind.DUCHI, NumericKind.PIECEWISE, NumericKind.HYBRID])
 def test_small_grids(kind, size):
     mechanism = make(kind, Fraction(1), size=size)
     for x in {0, size // 2, size}:
@@ -131,13 +131,13 @@ AWKWARD = [
 ]
 # Mechanism, range mode, and the outputs that every input shows often enough.
 LATTICES = [
-    (Kind.DISCRETE_LAPLACE, True, range(13)),
-    (Kind.DISCRETE_LAPLACE, False, range(-12, 25)),
-    (Kind.DISCRETE_GAUSSIAN, False, range(-6, 19)),
-    (Kind.DUCHI, True, (0, 12)),
-    (Kind.DUCHI, False, None),
-    (Kind.PIECEWISE, False, None),
-    (Kind.HYBRID, False, None),
+    (NumericKind.DISCRETE_LAPLACE, True, range(13)),
+    (NumericKind.DISCRETE_LAPLACE, False, range(-12, 25)),
+    (NumericKind.DISCRETE_GAUSSIAN, False, range(-6, 19)),
+    (NumericKind.DUCHI, True, (0, 12)),
+    (NumericKind.DUCHI, False, None),
+    (NumericKind.PIECEWISE, False, None),
+    (NumericKind.HYBRID, False, None),
 ]
 
 

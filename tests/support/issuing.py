@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from dpmesh.identity.authority import Authority
+from dpmesh.identity.ca.authority import Authority
 from dpmesh.identity.keys import key_pem, new_key, read_key
 
 

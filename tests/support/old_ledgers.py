@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpmesh.ledger import Budget, schema
+from dpmesh.ledger import Budget
+from dpmesh.ledger.sqlite import schema
 
 SECRET = b"s" * 32
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dpmesh.ledger import queue
+from dpmesh.ledger import commit_queue
 
 _DAY = 86_400
 _LONGEST = 60.0  # seconds: more than any test takes that windows of a day matter to
@@ -29,5 +29,7 @@ def no_pauses() -> Iterator[None]:
     Many tests say what is in hand after three charges. Those that are about rates set this clock themselves.
     """
     with pytest.MonkeyPatch.context() as patch:  # of its own: a test may undo all that it has patched itself
-        patch.setattr(queue, "time", SimpleNamespace(monotonic=lambda: 0.0, perf_counter=time.perf_counter))
+        patch.setattr(
+            commit_queue, "time", SimpleNamespace(monotonic=lambda: 0.0, perf_counter=time.perf_counter)
+        )
         yield

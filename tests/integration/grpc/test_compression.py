@@ -10,7 +10,7 @@ from stations import rig
 from stations import stations_pb2 as pb
 from stations.rig import reading, stream
 
-from dpmesh_grpc.server import ServerInterceptor
+from dpmesh_grpc.protection.server import ServerInterceptor
 
 SIZE = 20_000
 # Compresses a thousandfold; the annotation passes it on purpose.

@@ -14,7 +14,7 @@ import dpmesh
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import LedgerError
 from dpmesh.ledger import inspect
-from dpmesh.ledger.postgres_books import PostgresBooks
+from dpmesh.ledger.postgres.admin import PostgresAdmin
 from dpmesh_grpc import report_health, serve
 from tests.support.postgres import Server
 
@@ -71,7 +71,7 @@ async def test_a_ledger_that_takes_no_charge_is_not_serving_until_it_does(tmp_pa
 async def test_a_database_that_is_down_is_not_serving_until_it_is_back():
     with Server() as postgres:
         url = postgres.url(postgres.create_database())
-        await PostgresBooks(url).migrate()
+        await PostgresAdmin(url).migrate()
         async with dpmesh.open(config(url)) as mesh:
             server = grpc.aio.server()
             async with report_health(server, mesh):

@@ -24,8 +24,8 @@ from stations.rig import PREFIX, RAW, is_protected, reading, stream
 from test_types import foreign_reading
 from test_words import TEXT, TRAILING, Talkative, everything
 
+from dpmesh.mesh.flows import CLASSES_KEPT, FlowTable
 from dpmesh.v1 import privacy_pb2
-from dpmesh_grpc.lanes import CLASSES_KEPT, Methods
 
 ARITIES = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
 STYLES = [*ARITIES, "stream_unary by write", "stream_stream by write"]
@@ -630,7 +630,7 @@ async def test_another_version_is_protected_once_the_one_with_rules_is_imported(
 
 
 async def test_classes_that_are_made_for_each_rpc_are_not_kept(mesh):
-    lane = Methods(mesh)["/acme.Any/unary_unary"].request
+    lane = FlowTable(mesh)["/acme.Any/unary_unary"].request
     for _ in range(CLASSES_KEPT + 1):
         pool = descriptor_pool.DescriptorPool()
         pool.AddSerializedFile(duration_pb2.DESCRIPTOR.serialized_pb)

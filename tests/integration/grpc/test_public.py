@@ -8,8 +8,8 @@ from stations import rig
 from stations import stations_pb2 as pb
 from stations.rig import stream
 
-from dpmesh_grpc.client import Sender
-from dpmesh_grpc.server import ServerInterceptor
+from dpmesh_grpc.protection.client import Sender
+from dpmesh_grpc.protection.server import ServerInterceptor
 
 
 async def echo(request, context):

@@ -18,7 +18,7 @@ from stations.rig import PREFIX, RAW, reading
 from test_words import CALLS, TEXT, everything, failed
 
 from dpmesh.errors import DpmeshError
-from dpmesh_grpc.announcing import Announcing, SyncAnnouncing
+from dpmesh_grpc.tokens.ticket_metadata import Announcing, SyncAnnouncing
 from tests.support.mutual_tls import until
 
 MASKED = "the handler failed; dpmesh keeps its exception's text from the peer"

@@ -18,7 +18,7 @@ from stations.rig import reading
 
 from dpmesh.errors import ConfigError, LedgerError
 from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors
-from dpmesh_grpc.threads import result_of
+from dpmesh_grpc.aio.threads import result_of
 
 HERE = Path(__file__).parent
 

@@ -13,7 +13,7 @@ from stations import stations_pb2 as pb
 from stations.rig import BAD, reading, stream
 
 import dpmesh
-from dpmesh_grpc.calls import Outcome
+from dpmesh_grpc.aio.calls import Outcome
 from dpmesh_grpc.status import Failure
 from tests.support.mutual_tls import until
 

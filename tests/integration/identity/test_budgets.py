@@ -9,8 +9,8 @@ import pytest
 
 import dpmesh
 from dpmesh.identity import RotatingIdentity
-from dpmesh.identity.enrolment import Enrolments
-from dpmesh.identity.issuer import Issuer
+from dpmesh.identity.ca.enrolment import Enrolments
+from dpmesh.identity.ca.issuer import Issuer
 from dpmesh_grpc import (
     IssuerSource,
     aio_client_interceptors,

@@ -16,15 +16,16 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from dpmesh.errors import ConfigError, IdentityError
-from dpmesh.identity import Identity, enrolment, proof
-from dpmesh.identity import issuer as deciding
-from dpmesh.identity.authority import LocalSource, Root, issuer_name
-from dpmesh.identity.enrolment import Enrolments
-from dpmesh.identity.issuer import Issuer
+from dpmesh.identity import Identity
+from dpmesh.identity.ca import enrolment, proof
+from dpmesh.identity.ca import issuer as deciding
+from dpmesh.identity.ca.authority import LocalSource, Root, issuer_name
+from dpmesh.identity.ca.enrolment import Enrolments
+from dpmesh.identity.ca.issuer import Issuer
+from dpmesh.identity.ca.proof import RENEW, SIGN_TOKENS, prove
 from dpmesh.identity.keys import key_pem, new_key
-from dpmesh.identity.proof import RENEW, SIGN_TOKENS, prove
-from dpmesh.identity.rotating import RotatingIdentity
-from dpmesh.identity.tokens import TokenChallenge, TokenKeys, TokenRequestState
+from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
+from dpmesh.identity.tokens.protocol import TokenChallenge, TokenKeys, TokenRequestState
 from dpmesh.v1 import identity_pb2_grpc as rpc
 from dpmesh.v1.identity_pb2 import EnrolRequest, GetTokenKeysRequest, RenewRequest, SignTokensRequest
 from dpmesh_grpc import issuer as serving_module
@@ -874,7 +875,7 @@ async def test_token_keys_that_can_not_be_read_say_nothing_of_the_file(authority
         assert found == (Code.UNAVAILABLE, enrolment.BROKEN)
 
 
-# What BoringSSL says of certificates outside of the constraints; OpenSSL: tests/unit/identity/test_authority.py.
+# What BoringSSL says of certificates outside of the constraints; OpenSSL: tests/unit/identity/ca/test_authority.py.
 
 
 async def reached(authority, chain, key):

@@ -13,11 +13,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 import dpmesh
 from dpmesh.errors import ConfigError, IdentityError
-from dpmesh.identity.authority import LocalSource
-from dpmesh.identity.rotating import RotatingIdentity
+from dpmesh.identity.ca.authority import LocalSource
+from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
 from dpmesh_grpc import aio_client_interceptors, check_channel
-from dpmesh_grpc.links import EXPIRED, OUTLIVED
-from dpmesh_grpc.rotating import rotating_channel
+from dpmesh_grpc.rotation.channel import rotating_channel
+from dpmesh_grpc.rotation.identity_channel import EXPIRED, OUTLIVED
 from tests.support.mutual_tls import (
     ANSWERS,
     ARITIES,
@@ -312,7 +312,7 @@ async def test_closing_during_a_rotation(rig):
 
 
 async def test_the_old_identity_serves_until_the_new_one_connects(rig, caplog, monkeypatch):
-    monkeypatch.setattr("dpmesh_grpc.rotating.CONNECT", 0.3)
+    monkeypatch.setattr("dpmesh_grpc.rotation.channel.CONNECT", 0.3)
     channel = await rig.channel()
     assert await call(channel, "unary_unary") == b"ab"
     stranger = LocalSource(authority())  # Another root: the server refuses it, and it the server.
@@ -324,7 +324,7 @@ async def test_the_old_identity_serves_until_the_new_one_connects(rig, caplog, m
     await until(lambda: "no connection under the new identity" in caplog.text)
     assert await call(channel, "unary_unary") == b"ab"
     assert len(rig.service.names) == 1
-    monkeypatch.setattr("dpmesh_grpc.rotating.CONNECT", 60.0)
+    monkeypatch.setattr("dpmesh_grpc.rotation.channel.CONNECT", 60.0)
     rig.issuer.source = good
     await rig.client.renew("test")
     await until(lambda: channel._link.generation == 3)

@@ -16,11 +16,11 @@ import grpc.aio
 import grpc.aio._channel
 import pytest
 
-from dpmesh.identity.authority import LocalSource
-from dpmesh.identity.rotating import RotatingIdentity
-from dpmesh_grpc import credentials, links
-from dpmesh_grpc.links import EXPIRED
-from dpmesh_grpc.rotating import rotating_channel
+from dpmesh.identity.ca.authority import LocalSource
+from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
+from dpmesh_grpc.rotation import identity_channel, server_credentials
+from dpmesh_grpc.rotation.channel import rotating_channel
+from dpmesh_grpc.rotation.identity_channel import EXPIRED
 from tests.support.mutual_tls import (
     ANSWERS,
     ARITIES,
@@ -84,9 +84,9 @@ async def follow(channel, identity) -> None:
 @pytest.fixture
 def soon_over(monkeypatch):
     """RPCs have all the time that they need, and connections without any still end within two seconds."""
-    uniform = links._random.uniform
+    uniform = identity_channel._random.uniform
     within = SimpleNamespace(uniform=lambda low, high: uniform(low, min(high, 2.0)))
-    monkeypatch.setattr(links, "_random", within)
+    monkeypatch.setattr(identity_channel, "_random", within)
 
 
 async def test_thirty_rotations_under_64_workers_in_all_arities(stack, soon_over):
@@ -116,7 +116,7 @@ async def test_thirty_rotations_under_64_workers_in_all_arities(stack, soon_over
 async def test_connections_that_the_server_ends_are_made_again_under_the_same_identity(stack, monkeypatch):
     # A connection is asked to end after a second, as if certificates lived for two. They live on: an RPC that meets the
     # end of one fails on a machine that stalls just then.
-    monkeypatch.setattr(credentials, "_AGE", 0.0)
+    monkeypatch.setattr(server_credentials, "_AGE", 0.0)
     fleet, service = authority(), Service()
     server = await rotating(stack, LocalSource(fleet, server=True))
     device = await rotating(stack, LocalSource(fleet))

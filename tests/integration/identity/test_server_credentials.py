@@ -24,13 +24,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from dpmesh.errors import IdentityError
 from dpmesh.identity import Identity
-from dpmesh.identity.authority import LocalSource
+from dpmesh.identity.ca.authority import LocalSource
 from dpmesh.identity.keys import key_pem, new_key
-from dpmesh.identity.rotating import RotatingIdentity
-from dpmesh_grpc import credentials
-from dpmesh_grpc.credentials import _Fetcher, rotating_server_credentials, server_options
-from dpmesh_grpc.peers import _Peers
-from dpmesh_grpc.rotating import rotating_channel
+from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
+from dpmesh_grpc.rotation import server_credentials
+from dpmesh_grpc.rotation.channel import rotating_channel
+from dpmesh_grpc.rotation.peer_expiry import _Peers
+from dpmesh_grpc.rotation.server_credentials import _Fetcher, rotating_server_credentials, server_options
 from tests.support.mutual_tls import (
     ANSWERS,
     ARITIES,
@@ -212,9 +212,9 @@ async def test_when_the_last_good_certificate_is_over_handshakes_fail(
     device = await LocalSource(fleet).fetch()
     with monkeypatch.context() as later:
         # By the clock that decides what gRPC is given. TLS would still take it: that it is not offered is what counts.
-        later.setattr(credentials, "time", SimpleNamespace(time=lambda: ends - 1))
+        later.setattr(server_credentials, "time", SimpleNamespace(time=lambda: ends - 1))
         assert await one(target, device) == b"ab"
-        later.setattr(credentials, "time", SimpleNamespace(time=lambda: ends))
+        later.setattr(server_credentials, "time", SimpleNamespace(time=lambda: ends))
         assert (await refused(target, device)).code() is UNAVAILABLE
     issuer.change = lambda identity: identity
     await server.renew("test")
@@ -364,7 +364,7 @@ async def test_who_is_not_of_the_trust_domain_is_unauthenticated(stack, fleet, s
 
 
 async def test_what_is_known_of_certificates_is_bounded(fleet, server, monkeypatch):
-    monkeypatch.setattr("dpmesh_grpc.peers._KEPT", 10)
+    monkeypatch.setattr("dpmesh_grpc.rotation.peer_expiry._KEPT", 10)
     peers = _Peers(server)
 
     class Context:

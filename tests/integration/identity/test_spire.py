@@ -12,10 +12,14 @@ from cryptography.exceptions import InvalidSignature
 
 from dpmesh.errors import IdentityError
 from dpmesh.identity.identity import spiffe_id
-from dpmesh.identity.rotating import RotatingIdentity
-from dpmesh.identity.workload import WorkloadSource
-from dpmesh_grpc.credentials import peer_interceptor, rotating_server_credentials, server_options
-from dpmesh_grpc.rotating import rotating_channel
+from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
+from dpmesh.identity.sources.workload import WorkloadSource
+from dpmesh_grpc.rotation.channel import rotating_channel
+from dpmesh_grpc.rotation.server_credentials import (
+    peer_interceptor,
+    rotating_server_credentials,
+    server_options,
+)
 from tests.support import spire as support
 from tests.support.spire import DOMAIN, Spire
 

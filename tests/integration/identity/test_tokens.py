@@ -19,11 +19,11 @@ import grpc.aio
 import pytest
 
 from dpmesh.errors import IdentityError, LedgerError
-from dpmesh.identity.authority import LocalSource
-from dpmesh.identity.enrolment import Enrolments
-from dpmesh.identity.issuer import Issuer
-from dpmesh.identity.rotating import RotatingIdentity
-from dpmesh.identity.tokens import (
+from dpmesh.identity.ca.authority import LocalSource
+from dpmesh.identity.ca.enrolment import Enrolments
+from dpmesh.identity.ca.issuer import Issuer
+from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
+from dpmesh.identity.tokens.protocol import (
     HeldToken,
     Tickets,
     Token,
@@ -37,11 +37,12 @@ from dpmesh.identity.tokens import (
     to_credentials,
 )
 from dpmesh.ledger import Ledger, open_store
-from dpmesh_grpc import access, links
-from dpmesh_grpc.admission import reason as reason_of
 from dpmesh_grpc.issuer import IssuerSource, issuer_server
-from dpmesh_grpc.rotating import rotating_channel
-from dpmesh_grpc.tokens import issuer_keys, token_interceptor, token_interceptors, token_request
+from dpmesh_grpc.rotation import identity_channel
+from dpmesh_grpc.rotation.channel import rotating_channel
+from dpmesh_grpc.tokens import client
+from dpmesh_grpc.tokens.issuing import issuer_keys, token_interceptor, token_interceptors, token_request
+from dpmesh_grpc.tokens.server import reason as reason_of
 from tests.support import mutual_tls
 from tests.support.mutual_tls import ANSWERS, ARITIES, call, method
 from tests.support.virtual_time import in_virtual_time
@@ -60,7 +61,7 @@ def keys():
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch):
     """RPCs wait for the one redemption, however slow the machine: after a second one of them would redeem too."""
-    monkeypatch.setattr(access, "_PATIENCE", 60.0)
+    monkeypatch.setattr(client, "_PATIENCE", 60.0)
 
 
 @pytest.fixture
@@ -253,7 +254,7 @@ async def test_all_first_rpcs_wait_for_the_one_redemption(server, echo, connect,
 async def test_a_long_first_rpc_does_not_hold_the_others_up(server, echo, connect, keys, monkeypatch, arity):
     """A stream's ticket comes at once. A unary RPC tells its initial metadata only at its end: that costs a token."""
     if arity == "unary_unary":
-        monkeypatch.setattr(access, "_PATIENCE", 0.5)
+        monkeypatch.setattr(client, "_PATIENCE", 0.5)
     wallet = purse(keys)
     channel = await connect(server, wallet)
     echo.hold.clear()
@@ -280,15 +281,15 @@ async def test_a_long_first_rpc_does_not_hold_the_others_up(server, echo, connec
 async def test_patience_is_with_the_rpc_and_does_not_begin_at_the_wallet(keys, monkeypatch):
     """Or a wallet that takes long would cost a token more."""
     loop, tokens = asyncio.get_running_loop(), [held.token for held in issued(keys, 2)]
-    monkeypatch.setattr(access, "_PATIENCE", 1.0)
-    monkeypatch.setattr(access, "time", SimpleNamespace(monotonic=loop.time))
+    monkeypatch.setattr(client, "_PATIENCE", 1.0)
+    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=loop.time))
 
     class Thinking:
         async def take(self) -> Token:
             await asyncio.sleep(0.9 if len(tokens) == 2 else 0.0)
             return tokens.pop()
 
-    connection = access._Connection(Thinking())
+    connection = client._Connection(Thinking())
     first, second = (asyncio.create_task(connection.show()) for _ in range(2))
     await asyncio.sleep(1.8)
     assert first.done()
@@ -365,7 +366,7 @@ async def test_a_ticket_is_renewed_before_it_is_over(stack, verifier, echo, conn
     channel = await connect(server, purse(keys))
     await call(channel, "unary_unary")
     ahead = time.monotonic
-    monkeypatch.setattr(access, "time", type("T", (), {"monotonic": staticmethod(lambda: ahead() + 850)}))
+    monkeypatch.setattr(client, "time", type("T", (), {"monotonic": staticmethod(lambda: ahead() + 850)}))
     await asyncio.gather(*[call(channel, arity) for arity in ARITIES * 4])
     assert len(set(echo.tokens)) == 2
     await call(channel, "unary_unary")
@@ -729,9 +730,9 @@ async def test_a_ticket_of_another_identity_is_refused(stack, verifier, echo, ke
 async def test_nothing_is_shown_under_two_identities(stack, verifier, echo, keys, monkeypatch):
     """A channel that rotates under load: no RPC fails, and each identity has a token and a ticket of its own."""
     # RPCs have all the time that they need to end, and connections without any end within a second.
-    uniform = links._random.uniform
+    uniform = identity_channel._random.uniform
     within = SimpleNamespace(uniform=lambda low, high: uniform(low, min(high, 1.0)))
-    monkeypatch.setattr(links, "_random", within)
+    monkeypatch.setattr(identity_channel, "_random", within)
     authority = mutual_tls.authority()
     target = await stack.enter_async_context(mutual(verifier, echo, authority))
     shown: dict[str, set[str]] = {}

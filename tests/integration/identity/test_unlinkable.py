@@ -9,7 +9,7 @@ import pytest
 
 from dpmesh.identity import LocalSource, Root, RotatingIdentity
 from dpmesh_grpc import peer_interceptor, rotating_channel, rotating_server_credentials
-from dpmesh_grpc.unlinkable import LINKING, stripped
+from dpmesh_grpc.rotation.linkable_metadata import LINKING, stripped
 
 LINKS = (
     ("traceparent", "00-1-2-01"),

@@ -15,9 +15,9 @@ import pytest
 from cryptography import x509
 
 from dpmesh.errors import ConfigError, IdentityError
-from dpmesh.identity import workload
 from dpmesh.identity.identity import spiffe_id
-from dpmesh.identity.workload import WorkloadSource
+from dpmesh.identity.sources import workload
+from dpmesh.identity.sources.workload import WorkloadSource
 from tests.support.agent import DOMAIN, FakeAgent, Root, response
 
 PATIENCE = 20.0
@@ -456,7 +456,7 @@ def test_a_forked_child_gets_nothing(tmp_path):
     done = run(
         "import asyncio, os, sys\n"
         "from dpmesh.errors import IdentityError\n"
-        "from dpmesh.identity.workload import WorkloadSource\n"
+        "from dpmesh.identity.sources.workload import WorkloadSource\n"
         f"source = WorkloadSource('unix://{tmp_path}/none')\n"
         "async def fetch():\n"
         "    try:\n"
@@ -492,7 +492,7 @@ def test_a_process_ends_although_nobody_closed_it(tmp_path):
     done = run(
         "import asyncio, threading, time\n"
         "from dpmesh.errors import IdentityError\n"
-        "from dpmesh.identity.workload import WorkloadSource\n"
+        "from dpmesh.identity.sources.workload import WorkloadSource\n"
         "async def main():\n"
         "    try:\n"
         f"        await WorkloadSource('unix://{tmp_path}/none').fetch()\n"
@@ -536,10 +536,10 @@ def test_without_the_package():
     done = run(
         "import sys\n"
         "sys.modules['spiffe'] = None\n"
-        "import dpmesh, dpmesh.identity, dpmesh.identity.workload\n"
+        "import dpmesh, dpmesh.identity, dpmesh.identity.sources.workload\n"
         "assert 'grpc' not in sys.modules\n"
         "try:\n"
-        "    dpmesh.identity.workload.WorkloadSource('unix:///none')\n"
+        "    dpmesh.identity.sources.workload.WorkloadSource('unix:///none')\n"
         "except dpmesh.errors.ConfigError as error:\n"
         "    print(error)\n"
     )

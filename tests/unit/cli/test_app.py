@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from dpmesh import __version__, cli
-from dpmesh.cli import app, protos
+from dpmesh.cli import app
+from dpmesh.cli.commands import protos
 from dpmesh.errors import AnnotationError, BudgetExhaustedError
 
 COMMANDS = [
@@ -100,7 +101,7 @@ def test_main_ends_the_process_with_the_exit_code() -> None:
 
 def test_check_imports_neither_grpc_nor_the_demo(write) -> None:
     file = write("a.proto", 'syntax = "proto3";\nmessage A {}\n')
-    heavy = "{'grpc', 'grpc_tools', 'opentelemetry.sdk', 'scipy', 'dpmesh.cli.demo', 'dpmesh.cli.plan'}"
+    heavy = "{'grpc', 'grpc_tools', 'opentelemetry.sdk', 'scipy', 'dpmesh.cli.commands.demo', 'dpmesh.cli.commands.plan'}"
     code = f"import sys; from dpmesh import cli; cli.run(['check', {str(file)!r}]); print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

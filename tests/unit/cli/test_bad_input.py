@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from dpmesh.cli import findings, sources
-from dpmesh.cli.findings import Finding
+from dpmesh.cli.commands import findings
+from dpmesh.cli.commands.findings import Finding
+from dpmesh.cli.descriptors import sources
 from dpmesh.policy import Policy
 
-BAD = Path(__file__).parent / "protos/bad.proto"
+BAD = Path(__file__).parent / "commands/protos/bad.proto"
 
 
 def _expected() -> list[tuple[int, str]]:

@@ -17,9 +17,10 @@ from rich.text import Text
 
 from dpmesh import cli
 from dpmesh.accounting import Accounting
-from dpmesh.cli import console, protos
+from dpmesh.cli import console
+from dpmesh.cli.commands import protos
 from dpmesh.ledger import Budget, Ledger, open_store
-from tests.unit.cli.test_check import BAD, GOOD
+from tests.unit.cli.commands.test_check import BAD, GOOD
 
 URL = "sqlite:///ledger.db"
 # A terminal's escape (C0 and C1), a bell, a line break that begins a command, marks that reorder, and lone surrogates.
@@ -86,7 +87,7 @@ def test_a_github_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
 def test_only_the_console_prints() -> None:
     """Everything else goes through it, but for the path that `dpmesh protos` gives to shells."""
     printing = []
-    for path in Path(cli.__file__).parent.glob("*.py"):
+    for path in Path(cli.__file__).parent.rglob("*.py"):
         calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         if any(isinstance(call, ast.Name) and call.id == "print" for call in calls):
             printing.append(path.name)

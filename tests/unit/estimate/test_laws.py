@@ -51,7 +51,7 @@ def test_tails_and_quantiles(law, reference):
 @pytest.mark.parametrize("in_range", [False, True])
 def test_the_law_is_read_off_the_mechanism(sensitivity, in_range):
     made = numeric.make(
-        numeric.Kind.DISCRETE_LAPLACE, 100_000, sensitivity, Fraction(1, 4), in_range=in_range
+        numeric.NumericKind.DISCRETE_LAPLACE, 100_000, sensitivity, Fraction(1, 4), in_range=in_range
     )
     law = law_of(made)
     assert isinstance(law, Laplace)
@@ -61,7 +61,7 @@ def test_the_law_is_read_off_the_mechanism(sensitivity, in_range):
 
 
 def test_the_gaussians_law_is_its_sigma():
-    made = numeric.make(numeric.Kind.DISCRETE_GAUSSIAN, 1000, 10, None, rho=Fraction(1, 8))
+    made = numeric.make(numeric.NumericKind.DISCRETE_GAUSSIAN, 1000, 10, None, rho=Fraction(1, 8))
     law = law_of(made)
     assert isinstance(law, Gaussian)
     assert law.sigma == pytest.approx(20, rel=1e-6)
@@ -69,4 +69,4 @@ def test_the_gaussians_law_is_its_sigma():
 
 
 def test_other_mechanisms_have_no_law_of_their_own():
-    assert law_of(numeric.make(numeric.Kind.DUCHI, 10, 10, Fraction(1))) is None
+    assert law_of(numeric.make(numeric.NumericKind.DUCHI, 10, 10, Fraction(1))) is None

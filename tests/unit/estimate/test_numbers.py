@@ -40,7 +40,7 @@ def laplace_outputs(x: int, size: int, b: float) -> np.ndarray:
 @pytest.mark.parametrize("size", [1, 2, 7, 40])
 @pytest.mark.parametrize("epsilon", [Fraction(1, 10), Fraction(1), Fraction(5)])
 def test_laplace_in_range_is_unbiased_at_every_point(size, epsilon):
-    mechanism = numeric.make(numeric.Kind.DISCRETE_LAPLACE, size, size, epsilon, in_range=True)
+    mechanism = numeric.make(numeric.NumericKind.DISCRETE_LAPLACE, size, size, epsilon, in_range=True)
     grid = Grid(-3.0, -3.0 + size * 0.25, 0.25, size, integral=False)
     outputs = [grid.value(index) for index in range(size + 1)]
     corrected = indexes(field(grid, mechanism), outputs)
@@ -53,7 +53,7 @@ def test_laplace_in_range_is_unbiased_at_every_point(size, epsilon):
 @pytest.mark.parametrize("size", [1, 10, 1000])
 def test_duchi_in_range_is_unbiased_at_every_point(size):
     epsilon = Fraction(3, 2)
-    mechanism = numeric.make(numeric.Kind.DUCHI, size, size, epsilon, in_range=True)
+    mechanism = numeric.make(numeric.NumericKind.DUCHI, size, size, epsilon, in_range=True)
     low, high = indexes(field(Grid(0, size, 1, size, integral=True), mechanism), [0, size])
     truth = math.exp(1.5) / (1 + math.exp(1.5))
     for x in (0, size // 3, size):
@@ -65,7 +65,7 @@ def test_duchi_in_range_is_unbiased_at_every_point(size):
 def test_a_cut_last_point_is_told_from_the_one_before(part):
     """upper lies `part` of a step above the last but one point; the sender shows it for the last one."""
     grid = Grid(0.0, 4 + part, 1.0, 5, integral=False)
-    mechanism = numeric.make(numeric.Kind.DISCRETE_LAPLACE, 5, 5, Fraction(1), in_range=True)
+    mechanism = numeric.make(numeric.NumericKind.DISCRETE_LAPLACE, 5, 5, Fraction(1), in_range=True)
     at = indexes(field(grid, mechanism), [0.0, 1.0, 3.0, 4.0, 4 + part])
     assert list(at[1:4]) == [1.0, 3.0, 4.0]
     assert at[0] == mechanism.unbiased_low
@@ -74,14 +74,14 @@ def test_a_cut_last_point_is_told_from_the_one_before(part):
 
 def test_float32_rounding_is_no_offence():
     grid = Grid(0.1, 0.9, 2.0**-14, 13108, integral=False)
-    mechanism = numeric.make(numeric.Kind.DISCRETE_LAPLACE, 13108, 13108, Fraction(1), in_range=True)
+    mechanism = numeric.make(numeric.NumericKind.DISCRETE_LAPLACE, 13108, 13108, Fraction(1), in_range=True)
     ends = [float(np.float32(0.1)), float(np.float32(0.9))]
     assert list(indexes(field(grid, mechanism), ends)) == [mechanism.unbiased_low, mechanism.unbiased_high]
 
 
 def test_unbiased_outputs_stay_as_they_are():
     grid = Grid(10.0, 20.0, 0.5, 20, integral=False)
-    mechanism = numeric.make(numeric.Kind.DISCRETE_LAPLACE, 20, 20, Fraction(1))
+    mechanism = numeric.make(numeric.NumericKind.DISCRETE_LAPLACE, 20, 20, Fraction(1))
     assert list(indexes(field(grid, mechanism), [-90.0, 10.0, 12.5, 20.0, 110.0])) == [-200, 0, 5, 20, 200]
 
 
@@ -100,16 +100,18 @@ def refusal(call) -> str:
 @pytest.mark.parametrize("in_range", [False, True])
 def test_values_between_the_points_of_the_grid_are_not_this_policys(in_range):
     grid = Grid(0.0, 10_000.0, 0.5, 20_000, integral=False)
-    mechanism = numeric.make(numeric.Kind.DISCRETE_LAPLACE, 20_000, 20_000, Fraction(1), in_range=in_range)
+    mechanism = numeric.make(
+        numeric.NumericKind.DISCRETE_LAPLACE, 20_000, 20_000, Fraction(1), in_range=in_range
+    )
     assert indexes(field(grid, mechanism), [17.5, 18.0])[0] == 35
     assert "none of its policy's outputs" in refusal(lambda: indexes(field(grid, mechanism), [17.5, SECRET]))
 
 
-@pytest.mark.parametrize("kind", [numeric.Kind.DUCHI, numeric.Kind.HYBRID])
+@pytest.mark.parametrize("kind", [numeric.NumericKind.DUCHI, numeric.NumericKind.HYBRID])
 @pytest.mark.parametrize("size", [1, 3, 10_000])
 @pytest.mark.parametrize("in_range", [False, True])
 def test_mechanisms_of_two_ends_tell_nothing_in_between(kind, size, in_range):
-    if kind is numeric.Kind.HYBRID and in_range:
+    if kind is numeric.NumericKind.HYBRID and in_range:
         return
     grid = Grid(0.0, float(size), 1.0, size, integral=False)
     mechanism = numeric.make(kind, size, size, Fraction(1, 2), in_range=in_range)
@@ -121,12 +123,12 @@ def test_mechanisms_of_two_ends_tell_nothing_in_between(kind, size, in_range):
     assert "released" in refusal(lambda: indexes(field(grid, mechanism), [*outputs, float(far)]))
 
 
-@pytest.mark.parametrize("kind", list(numeric.Kind))
+@pytest.mark.parametrize("kind", list(numeric.NumericKind))
 @pytest.mark.parametrize("as_float32", [False, True])
 def test_all_that_a_policy_releases_is_its_output(kind, as_float32):
     """Also after a float field, or a table that holds floats, has rounded it."""
     grid = Grid(-0.1, 0.9, 2.0**-14, 16_384, integral=False)
-    rho = Fraction(1, 8) if kind is numeric.Kind.DISCRETE_GAUSSIAN else None
+    rho = Fraction(1, 8) if kind is numeric.NumericKind.DISCRETE_GAUSSIAN else None
     mechanism = numeric.make(kind, 16_384, 16_384, Fraction(2), rho=rho)
     released = [grid.value(mechanism.draw(x)) for x in (0, 8000, 16_384) for _ in range(300)]
     if as_float32:
@@ -137,6 +139,6 @@ def test_all_that_a_policy_releases_is_its_output(kind, as_float32):
 def test_a_mean_that_the_policy_can_not_give_is_refused():
     """Outputs of senders under other bounds, which are on the grid and in reach, yet too many on one side."""
     grid = Grid(0.0, 100.0, 0.5, 200, integral=False)
-    mechanism = numeric.make(numeric.Kind.DISCRETE_LAPLACE, 200, 200, Fraction(1))
+    mechanism = numeric.make(numeric.NumericKind.DISCRETE_LAPLACE, 200, 200, Fraction(1))
     assert "another policy" in refusal(lambda: mean(field(grid, mechanism), [600.0] * 1000, 0.95))
     assert mean(field(grid, mechanism), [600.0] * 2, 0.95).n == 2

@@ -11,21 +11,21 @@ from scipy import stats
 
 from dpmesh.estimate import spread
 from dpmesh.noise import numeric
-from dpmesh.noise.numeric import Kind
+from dpmesh.noise.numeric import NumericKind
 
 EVERY = [
-    (Kind.DISCRETE_LAPLACE, False),
-    (Kind.DISCRETE_LAPLACE, True),
-    (Kind.DISCRETE_GAUSSIAN, False),
-    (Kind.DUCHI, False),
-    (Kind.DUCHI, True),
-    (Kind.PIECEWISE, False),
-    (Kind.HYBRID, False),
+    (NumericKind.DISCRETE_LAPLACE, False),
+    (NumericKind.DISCRETE_LAPLACE, True),
+    (NumericKind.DISCRETE_GAUSSIAN, False),
+    (NumericKind.DUCHI, False),
+    (NumericKind.DUCHI, True),
+    (NumericKind.PIECEWISE, False),
+    (NumericKind.HYBRID, False),
 ]
 
 
-def made(kind: Kind, in_range: bool, size: int, epsilon: Fraction) -> numeric.NumericMechanism:
-    rho = epsilon**2 / 2 if kind is Kind.DISCRETE_GAUSSIAN else None
+def made(kind: NumericKind, in_range: bool, size: int, epsilon: Fraction) -> numeric.NumericMechanism:
+    rho = epsilon**2 / 2 if kind is NumericKind.DISCRETE_GAUSSIAN else None
     return numeric.make(kind, size, size, epsilon, rho=rho, in_range=in_range)
 
 
@@ -66,7 +66,7 @@ def test_an_interval_is_never_narrower_than_the_mechanisms_noise(kind, in_range,
 
 
 def test_what_the_sample_shows_beyond_the_noise_takes_students_quantile():
-    least = spread.least_variance(made(Kind.DISCRETE_LAPLACE, False, 1000, Fraction(4)), 1000)
+    least = spread.least_variance(made(NumericKind.DISCRETE_LAPLACE, False, 1000, Fraction(4)), 1000)
     noise = least(0)
     low, high = spread.around(500.0, 3 * noise, 10, least, 0.95)
     margin = math.sqrt((1.959964**2 * noise + stats.t.ppf(0.975, 9) ** 2 * 2 * noise) / 10)
@@ -79,7 +79,7 @@ def test_what_the_sample_shows_beyond_the_noise_takes_students_quantile():
 def test_duchis_intervals_cover_exactly_computed(in_range, epsilon, n):
     """For senders who all hold the same, at 9 places of the range, ends and their neighbourhood included."""
     size = 10_000
-    law = spread.two_points(made(Kind.DUCHI, in_range, size, epsilon), size)
+    law = spread.two_points(made(NumericKind.DUCHI, in_range, size, epsilon), size)
     ends = np.array([spread.from_ends(law, upper, n, 0.95)[1:] for upper in range(n + 1)])
     lie = 1 / (1 + math.exp(epsilon))
     for x in (0, 1, 10, 100, 1000, 5000, 9000, 9999, 10_000):
@@ -88,6 +88,6 @@ def test_duchis_intervals_cover_exactly_computed(in_range, epsilon, n):
 
 
 def test_a_hybrid_of_small_epsilon_tells_one_of_two_ends_too():
-    assert spread.two_points(made(Kind.HYBRID, False, 100, Fraction(1, 2)), 100) is not None
-    assert spread.two_points(made(Kind.HYBRID, False, 100, Fraction(1)), 100) is None
-    assert spread.two_points(made(Kind.DISCRETE_GAUSSIAN, False, 100, Fraction(1)), 100) is None
+    assert spread.two_points(made(NumericKind.HYBRID, False, 100, Fraction(1, 2)), 100) is not None
+    assert spread.two_points(made(NumericKind.HYBRID, False, 100, Fraction(1)), 100) is None
+    assert spread.two_points(made(NumericKind.DISCRETE_GAUSSIAN, False, 100, Fraction(1)), 100) is None

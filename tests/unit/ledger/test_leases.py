@@ -1,311 +1,120 @@
-"""The ledger against stores that are slow, stuck or broken, and callers that give up."""
+"""Leases in memory: threads, memory, and what the hot path must not do."""
 
-import asyncio
-import contextlib
 import gc
+import sys
 import threading
-import weakref
 
-import pytest
+from dpmesh.ledger.leases import Lease, LeaseTable
+from tests.contract.suite import AMOUNT, DAY, Clock, pure
 
-from dpmesh.errors import BudgetExhaustedError, ConfigError, LedgerError
-from dpmesh.ledger import Ledger, MemoryStore, leases, queue
-from tests.contract.suite import AMOUNT, BUDGETS, TENTH, Clock
+BUDGETS = [pure("unit"), pure("all", key="global")]
 
 
-class SlowStore(MemoryStore):
-    """Debits when it is let, or fails."""
-
-    def __init__(self):
-        super().__init__()
-        self.go = asyncio.Event()
-        self.go.set()
-        self.fault = None
-        self.batches = []
-
-    async def debit(self, batch):
-        self.batches.append(batch)
-        await self.go.wait()
-        if self.fault is not None:
-            raise self.fault
-        return await super().debit(batch)
+def lease(amount: int) -> Lease:
+    """All of one slice, in the hands of this holder."""
+    return Lease(amount, amount, amount, 0.0)
 
 
-@pytest.fixture
-def store():
-    return SlowStore()
+def holding(left: dict[tuple[int, bytes], int]) -> LeaseTable:
+    holdings = LeaseTable(Clock(0.0))
+    holdings.start(BUDGETS, [0, 0])
+    holdings.put((0, 0), {key: lease(amount) for key, amount in left.items()})
+    return holdings
 
 
-@pytest.fixture
-async def ledger(store):
-    ledger = Ledger(store, BUDGETS, clock=Clock(), timeout=60)
-    await ledger.open()
-    yield ledger
-    store.go.set()
-    await ledger.close()
-
-
-@pytest.fixture
-async def hasty(store):
-    """A ledger that gives up soon."""
-    ledger = Ledger(store, BUDGETS, clock=Clock(), timeout=0.05)
-    await ledger.open()
-    yield ledger
-    store.go.set()
-    await ledger.close()
-
-
-async def insist(ledger, charges):
-    """Charges, however slow the machine is."""
-    async with asyncio.timeout(60):
-        while True:
-            with contextlib.suppress(LedgerError):
-                return await ledger.charge(charges)
-
-
-async def until(condition):
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0)
-
-
-async def test_charges_that_arrive_during_a_commit_go_into_the_next(ledger, store):
-    store.go.clear()
-    first = asyncio.create_task(ledger.charge([(0, b"0", 1)]))
-    await until(lambda: store.batches)
-    rest = [asyncio.create_task(ledger.charge([(0, bytes([i]), 1)])) for i in range(50)]
-    await asyncio.sleep(0)
-    store.go.set()
-    await asyncio.gather(first, *rest)
-    assert [len(batch.requests) for batch in store.batches] == [1, 50]
-
-
-@pytest.mark.lazy_tasks
-async def test_a_stuck_store_holds_nobody_for_ever(hasty, store):
-    store.go.clear()
-    waiting = [asyncio.create_task(hasty.charge([(0, b"a", 1)])) for _ in range(10)]
-    await until(lambda: store.batches)
-    waiting += [asyncio.create_task(hasty.charge([(0, b"b", 1)])) for _ in range(10)]
-    async with asyncio.timeout(60):
-        results = await asyncio.gather(*waiting, return_exceptions=True)
-    assert all(isinstance(result, LedgerError) for result in results)
-    assert "did not answer within 0.05 s" in str(results[-1])
-    assert len(store.batches) == 1  # nothing else was started meanwhile
-    store.go.set()
-    await insist(hasty, [(0, b"c", 1)])
-    # What timed out while it was being debited counts as spent; what had not begun does not.
-    spent = [sum(a.spent for a in await hasty.accounts(unit=unit)) for unit in (b"a", b"b", b"c")]
-    assert spent[:2] == [10, 0]
-    assert spent[2] >= 1
-
-
-async def test_a_failed_commit_refuses_all_who_wait_and_the_next_serves(ledger, store):
-    for fault in (
-        LedgerError("the file is locked"),
-        RuntimeError("a bug"),
-        BudgetExhaustedError("other", None),
-    ):
-        store.fault = fault
-        results = await asyncio.gather(
-            *[ledger.charge([(0, b"a", 1)]) for _ in range(20)], return_exceptions=True
-        )
-        assert {type(result) for result in results} == {LedgerError}
-        assert len(set(map(id, results))) == 20  # tracebacks of their own
-    assert "locked" not in str(results[0])
-    store.fault = None
-    await ledger.charge([(0, b"a", AMOUNT)])
-
-
-async def test_leases_survive_a_failed_commit(ledger, store):
-    for _ in range(3):
-        await ledger.charge([(0, b"a", TENTH)])  # one tenth is left
-    store.fault = LedgerError("no")
-    with pytest.raises(LedgerError):
-        await ledger.charge([(0, b"a", 2 * TENTH)])
-    assert ledger.standing(0, b"a") == (3 * TENTH, AMOUNT)
-    assert ledger.spend([(0, b"a", TENTH)])
-    store.fault = None
-
-
-async def test_a_cancelled_charge_counts_as_spent_once_it_is_under_way(ledger, store):
-    store.go.clear()
-    under_way = asyncio.create_task(ledger.charge([(0, b"a", 1)]))
-    await until(lambda: store.batches)
-    queued = asyncio.create_task(ledger.charge([(0, b"b", 1)]))
-    await asyncio.sleep(0)
-    for task in (under_way, queued):
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    store.go.set()
-    await ledger.charge([(0, b"c", 1)])
-    assert [len(await ledger.accounts(unit=unit)) for unit in (b"a", b"b", b"c")] == [1, 0, 1]
-
-
-async def test_the_queue_is_bounded(ledger, store, monkeypatch):
-    monkeypatch.setattr(queue, "MAX_WAITING", 5)
-    store.go.clear()
-    tasks = [asyncio.create_task(ledger.charge([(0, b"a", 1)]))]
-    await until(lambda: store.batches)
-    tasks += [asyncio.create_task(ledger.charge([(0, b"a", 1)])) for _ in range(8)]
-    await asyncio.sleep(0)
-    store.go.set()
-    results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert results.count(None) == 6
-    assert all("5 charges are waiting" in str(result) for result in results if result is not None)
-
-
-@pytest.mark.lazy_tasks
-async def test_large_queues_are_committed_in_parts(ledger, store, monkeypatch):
-    monkeypatch.setattr(queue, "MAX_BATCH", 7)
-    await asyncio.gather(*[ledger.charge([(0, bytes([i]), 1)]) for i in range(20)])
-    assert [len(batch.requests) for batch in store.batches] == [7, 7, 6]
-
-
-async def test_close_refuses_who_waits_and_waits_for_what_is_under_way(ledger, store):
-    store.go.clear()
-    under_way = asyncio.create_task(ledger.charge([(0, b"a", 1)]))
-    await until(lambda: store.batches)
-    queued = asyncio.create_task(ledger.charge([(0, b"b", 1)]))
-    await asyncio.sleep(0)
-    closing = asyncio.create_task(ledger.close())
-    await asyncio.sleep(0)
-    store.go.set()
-    await asyncio.gather(under_way, closing)
-    with pytest.raises(LedgerError, match="closing"):
-        await queued
-
-
-async def test_close_gives_up_on_a_stuck_store(hasty, store, caplog):
-    for _ in range(3):
-        await insist(hasty, [(0, b"a", TENTH)])
-
-    async def stuck(*_):
-        await asyncio.Event().wait()
-
-    store.credit = stuck
-    async with asyncio.timeout(60):
-        await hasty.close()
-    assert "could not return its unspent leases within 0.05 s" in caplog.text
-
-
-async def test_a_flusher_that_is_cancelled_leaves_nobody_waiting(ledger, store):
-    store.go.clear()
-    task = asyncio.create_task(ledger.charge([(0, b"a", 1)]))
-    await until(lambda: store.batches)
-    ledger._queue._flusher.cancel()
-    with pytest.raises(LedgerError, match="CancelledError"):
-        await task
-
-
-async def test_other_event_loops_may_charge(ledger):
-    def elsewhere():
-        async def charge():
-            outcomes = await asyncio.gather(
-                *[ledger.charge([(1, b"", AMOUNT)]) for _ in range(6)], return_exceptions=True
-            )
-            with pytest.raises(BudgetExhaustedError):
-                await ledger.charge([(1, b"", 11 * AMOUNT)])
-            return outcomes
-
-        return asyncio.run(charge())
-
-    results = await asyncio.gather(*[asyncio.to_thread(elsewhere) for _ in range(3)])
-    outcomes = [outcome for result in results for outcome in result]
-    assert outcomes.count(None) == 10
-    assert sum(isinstance(outcome, BudgetExhaustedError) for outcome in outcomes) == 8
-
-
-async def test_another_loop_may_close(ledger):
-    await ledger.charge([(0, b"a", 1)])
-    await asyncio.to_thread(lambda: asyncio.run(ledger.close()))
-    with pytest.raises(LedgerError, match="not open"):
-        await ledger.charge([(0, b"a", 1)])
-
-
-async def test_a_close_that_is_cancelled_closes_all_the_same(store):
-    """It can't be called again: the ledger is not open any more."""
-    closed = asyncio.Event()
-    store.close = lambda: asyncio.sleep(0, closed.set())
-    ledger = Ledger(store, BUDGETS, clock=Clock(), timeout=60)
-    await ledger.open()
-    for _ in range(3):
-        await ledger.charge([(0, b"a", TENTH)])
-    assert [a.spent for a in await ledger.accounts()] == [4 * TENTH]
-    store.go.clear()
-    under_way = asyncio.create_task(ledger.charge([(0, b"b", 1)]))
-    await until(lambda: len(store.batches) == 4)
-    closing = asyncio.create_task(ledger.close())
-    await until(lambda: not ledger._open)
-    await asyncio.sleep(0)
-    closing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await closing
-    assert not closed.is_set()
-    store.go.set()
-    await under_way
-    await asyncio.wait_for(closed.wait(), 60)
-    assert sorted(a.spent for a in await store.accounts(None, None)) == [1, 3 * TENTH]
-
-
-def test_a_loop_that_follows_a_closed_one_takes_over():
-    ledger = Ledger(MemoryStore(), BUDGETS)
-    asyncio.run(ledger.open())
-    asyncio.run(ledger.charge([(0, b"a", AMOUNT)]))
-    with pytest.raises(BudgetExhaustedError):
-        asyncio.run(ledger.charge([(0, b"a", 1)]))
-    asyncio.run(ledger.close())
-
-
-def test_an_owner_that_stopped_running_is_an_error_not_a_hang(monkeypatch):
-    monkeypatch.setattr(leases, "_GRACE", 0.01)
-    owner = asyncio.new_event_loop()
-    ledger = Ledger(MemoryStore(), BUDGETS, timeout=0.01)
-    owner.run_until_complete(ledger.open())
-    with pytest.raises(LedgerError, match="does not answer"):
-        asyncio.run(ledger.charge([(0, b"a", 1)]))
-    owner.run_until_complete(asyncio.sleep(0))
-    owner.run_until_complete(ledger.close())
-    owner.close()
-
-
-async def test_spend_from_many_threads_while_charging(ledger):
+def test_threads_never_spend_more_than_is_held():
+    holdings = holding({(0, b"a"): 20_000, (1, b""): 30_000})
     spent = [0] * 4
-    stop = threading.Event()
 
-    def spender(me):
-        while not stop.is_set():
-            if ledger.spend([(1, b"", 1000)]):
-                spent[me] += 1
+    def worker(me):
+        while holdings.spend([(1, b"", 1), (0, b"a", 1)]):
+            spent[me] += 1
+            if spent[me] % 100 == 0:
+                holdings.standing(0, b"a")
 
-    threads = [threading.Thread(target=spender, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    charged = 0
-    with contextlib.suppress(BudgetExhaustedError):
-        while True:
-            await ledger.charge([(1, b"", TENTH)])
-            charged += 1
-    stop.set()
-    for thread in threads:
-        thread.join()
-    (account,) = await ledger.accounts("all")
-    left = ledger._holdings.clear()[1].get((1, b""), 0)
-    assert charged * TENTH + sum(spent) * 1000 + left == account.spent <= 10 * AMOUNT
+    old = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=worker, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(old)
+    assert sum(spent) == 20_000
+    assert holdings.clear()[1] == {(1, b""): 10_000}
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
-def test_a_timeout_that_is_none_is_refused(timeout):
-    with pytest.raises(ConfigError, match="timeout"):
-        Ledger(MemoryStore(), BUDGETS, timeout=timeout)
+def test_a_payment_that_fails_in_the_middle_gives_back():
+    holdings = holding({(0, b"a"): 10, (0, b"b"): 10, (1, b""): 10})
+    for last in [(0, b"b", 11), (0, b"c", 1), (9, b"", 1), (0, b"b", -1), (0, b"b", 0.5), (0, b"a", 1)]:
+        assert not holdings.spend([(1, b"", 10), (0, b"a", 4), (0, b"a", 6), last])
+    assert holdings.clear()[1] == {(0, b"a"): 10, (0, b"b"): 10, (1, b""): 10}
 
 
-async def test_a_dropped_ledger_is_collected():
-    ledger = Ledger(MemoryStore(), BUDGETS)
-    await ledger.open()
-    await ledger.charge([(0, b"a", 1)])
-    await ledger.close()
-    gone = weakref.ref(ledger)
-    del ledger
+def test_a_window_that_ends_during_a_payment_takes_its_leases_along():
+    clock = Clock(0.0)
+    holdings = LeaseTable(clock)
+    holdings.start([pure("day"), pure("two", window=2 * DAY)], [0, 0])
+    holdings.put((0, 0), {(0, b"a"): lease(10), (1, b"a"): lease(10)})
+    clock.now = DAY
+    assert not holdings.spend([(1, b"a", 5), (0, b"a", 5)])
+    assert holdings.clear() == ((DAY, 0), {(1, b"a"): 10})
+
+
+def test_what_is_used_up_takes_no_memory():
+    holdings = holding({})
+    for i in range(10_000):
+        key = i.to_bytes(4, "big")
+        holdings.put((0, 0), {(0, key): lease(5)})
+        assert holdings.spend([(0, key, 5)])
     gc.collect()
-    assert gone() is None
+    window = holdings._windows[0]
+    assert len(window.leases) == 0
+    assert len(window.used_up) <= 4096
+    assert holdings.standing(0, key) == (5, AMOUNT)
+    assert holdings.standing(0, bytes(4)) is None
+
+
+def test_leases_of_another_window_are_not_put_back():
+    holdings = holding({})
+    holdings.roll(DAY)
+    holdings.put((0, 0), {(0, b"a"): lease(5)})
+    assert not holdings.spend([(0, b"a", 1)])
+    assert holdings.ended() == [((0, 0), {(0, b"a"): 5})]
+    assert holdings.ended() == []
+    kept = lease(5)
+    holdings.put((2 * DAY, 2 * DAY), {(0, b"a"): kept})
+    assert holdings.take([(0, b"a")]) == ((2 * DAY, 2 * DAY), {(0, b"a"): kept})
+    assert (kept.left, kept.debited) == (5, 5)
+    assert holdings.take([(0, b"a")]) == ((2 * DAY, 2 * DAY), {})
+
+
+def test_what_is_left_when_windows_end_is_told_once():
+    clock = Clock(0.0)
+    holdings = LeaseTable(clock)
+    holdings.start([pure("day"), pure("two", window=2 * DAY)], [0, 0])
+    holdings.put((0, 0), {(0, b"a"): lease(10), (0, b"b"): lease(5), (1, b"a"): lease(7)})
+    holdings.rotate()  # idle, and still there
+    assert holdings.spend([(0, b"b", 4)])
+    clock.now = DAY
+    assert not holdings.spend([(0, b"a", 1)])
+    ended = holdings.ended()
+    assert all(starts == (0, 0) for starts, _ in ended)
+    assert {key: amount for _, left in ended for key, amount in left.items()} == {(0, b"a"): 10, (0, b"b"): 1}
+    holdings.roll(2 * DAY)
+    assert holdings.ended() == [((2 * DAY, 0), {(1, b"a"): 7})]
+    holdings.put((2 * DAY, 2 * DAY), {(0, b"a"): lease(1)})
+    holdings.forked()
+    holdings.roll(9 * DAY)
+    assert holdings.ended() == []  # it is the parent's
+
+
+def test_nothing_can_be_spent_after_clear():
+    holdings = holding({(0, b"a"): 10})
+    assert holdings.clear() == ((0, 0), {(0, b"a"): 10})
+    holdings.put((0, 0), {(0, b"a"): lease(10)})
+    assert not holdings.spend([(0, b"a", 1)])
+    assert holdings.standing(0, b"a") is None
+    assert holdings.clear() == ((), {})

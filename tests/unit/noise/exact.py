@@ -4,8 +4,8 @@ from fractions import Fraction
 
 import mpmath
 
-from dpmesh.noise.codes import function
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
+from dpmesh.noise.draws import function
 from dpmesh.noise.thresholds import ONE, logistic
 
 

@@ -9,10 +9,10 @@ import pytest
 from dpmesh.noise import numeric
 from dpmesh.noise.discrete_gaussian import DiscreteGaussian
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
-from dpmesh.noise.numeric import Kind
+from dpmesh.noise.numeric import NumericKind
 from tests.unit.noise import exact
 
-LOCAL = [Kind.DISCRETE_LAPLACE, Kind.DUCHI, Kind.PIECEWISE, Kind.HYBRID]
+LOCAL = [NumericKind.DISCRETE_LAPLACE, NumericKind.DUCHI, NumericKind.PIECEWISE, NumericKind.HYBRID]
 
 
 def laplace_tables(size, epsilon, sensitivity, low, high):
@@ -40,7 +40,7 @@ def laplace_tables(size, epsilon, sensitivity, low, high):
 )
 def test_laplace_keeps_epsilon_exactly(size, sensitivity, epsilon, in_range):
     """The largest ratio of any output's probabilities at distance `sensitivity` is at most e^epsilon, unrounded."""
-    mechanism = numeric.make(Kind.DISCRETE_LAPLACE, size, sensitivity, epsilon, in_range=in_range)
+    mechanism = numeric.make(NumericKind.DISCRETE_LAPLACE, size, sensitivity, epsilon, in_range=in_range)
     low, high = (0, size) if in_range else (max(mechanism.low, -60), min(mechanism.high, size + 60))
     with mpmath.workdps(120):
         tables = laplace_tables(size, epsilon, sensitivity, low, high)
@@ -57,7 +57,7 @@ def test_laplace_keeps_epsilon_exactly(size, sensitivity, epsilon, in_range):
 @pytest.mark.parametrize("size", [1, 2, 9])
 @pytest.mark.parametrize("epsilon", [Fraction(1, 4), Fraction(1), Fraction(6)])
 def test_in_range_laplace_is_unbiased_with_its_substitutes(size, epsilon):
-    mechanism = numeric.make(Kind.DISCRETE_LAPLACE, size, size, epsilon, in_range=True)
+    mechanism = numeric.make(NumericKind.DISCRETE_LAPLACE, size, size, epsilon, in_range=True)
     assert (mechanism.low, mechanism.high) == (0, size)
     with mpmath.workdps(60):
         values = {0: mechanism.unbiased_low, size: mechanism.unbiased_high}
@@ -94,14 +94,14 @@ def test_gaussian_keeps_rho(rho, sensitivity):
                 assert divergence > bound * order * (1 - mpmath.mpf(10) ** -6)
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", NumericKind)
 @pytest.mark.parametrize("size", [1, 7, 1000])
 @pytest.mark.parametrize("epsilon", [Fraction(1, 3), Fraction(2), Fraction(64)])
 def test_outputs_are_integers_in_the_public_range(kind, size, epsilon):
     for in_range in (False, True):
-        if in_range and kind not in (Kind.DISCRETE_LAPLACE, Kind.DUCHI):
+        if in_range and kind not in (NumericKind.DISCRETE_LAPLACE, NumericKind.DUCHI):
             continue
-        gaussian = kind is Kind.DISCRETE_GAUSSIAN
+        gaussian = kind is NumericKind.DISCRETE_GAUSSIAN
         mechanism = numeric.make(
             kind,
             size,
@@ -127,10 +127,10 @@ def test_outputs_are_integers_in_the_public_range(kind, size, epsilon):
 
 def test_the_clamp_of_unbiased_noise_is_beyond_reach():
     for epsilon in (Fraction(1, 100), Fraction(1), Fraction(64)):
-        mechanism = numeric.make(Kind.DISCRETE_LAPLACE, 10, 10, epsilon)
+        mechanism = numeric.make(NumericKind.DISCRETE_LAPLACE, 10, 10, epsilon)
         assert mechanism.low + mechanism.high == 10
         assert math.exp(mechanism.low * float(epsilon) / 10) < 1e-15
-    gaussian = numeric.make(Kind.DISCRETE_GAUSSIAN, 10, 10, None, rho=Fraction(1, 2))
+    gaussian = numeric.make(NumericKind.DISCRETE_GAUSSIAN, 10, 10, None, rho=Fraction(1, 2))
     assert math.erfc(-gaussian.low / math.sqrt(2 * gaussian.worst_variance)) < 1e-15
 
 
@@ -142,7 +142,7 @@ def test_the_clamp_holds():
         def refill(self):
             raise AssertionError
 
-    codes = numeric.make(Kind.DISCRETE_LAPLACE, 10, 10, Fraction(64), in_range=True).codes
+    codes = numeric.make(NumericKind.DISCRETE_LAPLACE, 10, 10, Fraction(64), in_range=True).codes
     draw = codes.draw_from(Stub([-100, 100, 3, -5, 5]))
     assert [draw(x) for x in (5, 5, 5, 0, 10)] == [0, 10, 8, 0, 10]
 
@@ -151,10 +151,10 @@ def test_the_clamp_holds():
 def test_worst_variances_of_large_grids(epsilon, vectors):
     case = next(case for case in vectors("local_mechanisms.json")["cases"] if case["epsilon"] == epsilon)
     names = {
-        Kind.DISCRETE_LAPLACE: "laplace_continuous",
-        Kind.DUCHI: "duchi_worst",
-        Kind.PIECEWISE: "piecewise_worst",
-        Kind.HYBRID: "hybrid_worst",
+        NumericKind.DISCRETE_LAPLACE: "laplace_continuous",
+        NumericKind.DUCHI: "duchi_worst",
+        NumericKind.PIECEWISE: "piecewise_worst",
+        NumericKind.HYBRID: "hybrid_worst",
     }
     size = 1 << 20
     for kind, name in names.items():
@@ -179,20 +179,20 @@ def test_best_has_the_smallest_worst_variance(size, epsilon):
             except ValueError:
                 continue
             assert least <= other.worst_variance * (1 + 1e-12)
-        assert numeric.best(size, 1, epsilon, in_range=in_range, local=False) is Kind.DISCRETE_LAPLACE
+        assert numeric.best(size, 1, epsilon, in_range=in_range, local=False) is NumericKind.DISCRETE_LAPLACE
 
 
 def test_the_same_parameters_share_one_pool():
-    first = numeric.make(Kind.DISCRETE_LAPLACE, 10, 10, Fraction(1))
-    second = numeric.make(Kind.DISCRETE_LAPLACE, 20, 10, Fraction(1))
-    other = numeric.make(Kind.DISCRETE_LAPLACE, 10, 10, Fraction(2))
+    first = numeric.make(NumericKind.DISCRETE_LAPLACE, 10, 10, Fraction(1))
+    second = numeric.make(NumericKind.DISCRETE_LAPLACE, 20, 10, Fraction(1))
+    other = numeric.make(NumericKind.DISCRETE_LAPLACE, 10, 10, Fraction(2))
     lists = [mechanism.draw.__globals__["pop"].__self__ for mechanism in (first, second, other)]
     assert lists[0] is lists[1]
     assert lists[0] is not lists[2]
 
 
 GOOD = {
-    "kind": Kind.DUCHI,
+    "kind": NumericKind.DUCHI,
     "size": 10,
     "sensitivity": 10,
     "epsilon": Fraction(1),
@@ -220,13 +220,16 @@ GOOD = {
         ({"epsilon": math.inf}, TypeError),
         ({"epsilon": None}, ValueError),
         ({"rho": Fraction(1)}, ValueError),
-        ({"kind": Kind.DISCRETE_GAUSSIAN}, ValueError),
-        ({"kind": Kind.DISCRETE_GAUSSIAN, "rho": Fraction(0)}, ValueError),
-        ({"kind": Kind.DISCRETE_GAUSSIAN, "rho": 0.5}, TypeError),
-        ({"kind": Kind.DISCRETE_GAUSSIAN, "rho": Fraction(1), "in_range": True}, ValueError),
-        ({"kind": Kind.PIECEWISE, "in_range": True}, ValueError),
-        ({"kind": Kind.HYBRID, "in_range": True}, ValueError),
-        ({"kind": Kind.DISCRETE_LAPLACE, "sensitivity": 2**40, "epsilon": Fraction(1, 2**13)}, ValueError),
+        ({"kind": NumericKind.DISCRETE_GAUSSIAN}, ValueError),
+        ({"kind": NumericKind.DISCRETE_GAUSSIAN, "rho": Fraction(0)}, ValueError),
+        ({"kind": NumericKind.DISCRETE_GAUSSIAN, "rho": 0.5}, TypeError),
+        ({"kind": NumericKind.DISCRETE_GAUSSIAN, "rho": Fraction(1), "in_range": True}, ValueError),
+        ({"kind": NumericKind.PIECEWISE, "in_range": True}, ValueError),
+        ({"kind": NumericKind.HYBRID, "in_range": True}, ValueError),
+        (
+            {"kind": NumericKind.DISCRETE_LAPLACE, "sensitivity": 2**40, "epsilon": Fraction(1, 2**13)},
+            ValueError,
+        ),
     ],
     ids=str,
 )

@@ -12,7 +12,7 @@ from google.protobuf.descriptor import FileDescriptor
 
 import dpmesh
 from dpmesh.errors import AnnotationError
-from dpmesh.policy import Policy, loaded
+from dpmesh.policy import Policy, loaded_types
 from dpmesh.v1 import privacy_pb2
 
 Load = Callable[[descriptor_pb2.FileDescriptorProto], FileDescriptor]
@@ -46,7 +46,7 @@ def add_field(message: descriptor_pb2.DescriptorProto, name: str) -> descriptor_
 
 
 def names() -> set[str]:
-    return {message.full_name for message in loaded.message_types(Policy())}
+    return {message.full_name for message in loaded_types.message_types(Policy())}
 
 
 def edition_2024() -> descriptor_pb2.FileDescriptorProto:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dpmesh
-from dpmesh.noise.codes import Codes, joint
+from dpmesh.noise.draws import Draws, joint
 from dpmesh.policy import Policy
 from tests.support.protos import compiled
 
@@ -277,7 +277,7 @@ class Numbers:
 
 def test_equal_laws_in_one_row_draw_each_for_itself():
     block = Numbers()
-    same = [Codes("law", block, "y = x + code") for _ in range(3)]
+    same = [Draws("law", block, "y = x + code") for _ in range(3)]
     stock = joint([*same, same[0]])
     rows = [stock.refill()] + [stock.pop() for _ in range(100)]
     drawn = [code for row in rows for code in row]
@@ -287,7 +287,7 @@ def test_equal_laws_in_one_row_draw_each_for_itself():
 
 def test_each_column_of_a_row_is_one_law_for_its_own_place():
     codes = [
-        Codes(number, lambda count, _, number=number: np.full(count, number), "y = x + code")
+        Draws(number, lambda count, _, number=number: np.full(count, number), "y = x + code")
         for number in range(5)
     ]
     assert joint(codes).refill() == [0, 1, 2, 3, 4]
@@ -295,7 +295,7 @@ def test_each_column_of_a_row_is_one_law_for_its_own_place():
 
 def test_functions_of_equal_laws_share_a_pool_and_no_draw():
     block = Numbers()
-    codes = Codes(("a law of this test", block), block, "y = x + code")
+    codes = Draws(("a law of this test", block), block, "y = x + code")
     draws = [codes.draw() for _ in range(3)]
     drawn = [draw(0) for _ in range(500) for draw in draws]
     assert len(set(drawn)) == len(drawn)

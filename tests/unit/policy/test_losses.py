@@ -12,8 +12,9 @@ import dpmesh
 from dpmesh.accounting import AMOUNT, Cost, epsilon_delta_to_rho, rho_to_epsilon
 from dpmesh.errors import AnnotationError
 from dpmesh.noise import categorical, numeric
-from dpmesh.noise.codes import Codes
-from dpmesh.policy import Kind, Model, Policy, transforms
+from dpmesh.noise.draws import Draws
+from dpmesh.policy import Kind, Model, Policy
+from dpmesh.policy.kinds import transforms
 from tests.support.protos import compiled
 
 NUM = "(dpmesh.v1.field).numeric"
@@ -37,17 +38,17 @@ def costs(plan):
 
 def silent(field, noise=0):
     """What a field does to its values, with a noise that is known."""
-    codes = Codes(("known", noise), lambda count, _: np.full(count, noise), "y = x + code")
+    codes = Draws(("known", noise), lambda count, _: np.full(count, noise), "y = x + code")
     return transforms.of(replace(field, mechanism=replace(field.mechanism, codes=codes))).function()
 
 
 # -- elements of a repeated field share its loss ------------------------------------------------------------------
 
 SHARED = {
-    "DISCRETE_LAPLACE": numeric.Kind.DISCRETE_LAPLACE,
-    "DUCHI": numeric.Kind.DUCHI,
-    "PIECEWISE": numeric.Kind.PIECEWISE,
-    "HYBRID": numeric.Kind.HYBRID,
+    "DISCRETE_LAPLACE": numeric.NumericKind.DISCRETE_LAPLACE,
+    "DUCHI": numeric.NumericKind.DUCHI,
+    "PIECEWISE": numeric.NumericKind.PIECEWISE,
+    "HYBRID": numeric.NumericKind.HYBRID,
 }
 
 
@@ -193,7 +194,7 @@ def test_laplace_that_stays_in_range_hides_them_too(size, steps):
         f"""message M {{ int64 a = 1 [{NUM} = {{lower: 0 upper: {size} epsilon: 0.5 resolution: 1 output: IN_RANGE
         mechanism: DISCRETE_LAPLACE {more}}}]; }}"""
     )
-    expected = numeric.make(numeric.Kind.DISCRETE_LAPLACE, size, steps, Fraction(1, 2), in_range=True)
+    expected = numeric.make(numeric.NumericKind.DISCRETE_LAPLACE, size, steps, Fraction(1, 2), in_range=True)
     assert field.mechanism.codes.key == expected.codes.key
     # a/(1-a), a = exp(-epsilon/steps): what an estimate puts in place of the lower end.
     assert field.mechanism.unbiased_low == pytest.approx(-1 / math.expm1(0.5 / steps), rel=1e-9)

@@ -7,8 +7,9 @@ import pytest
 from google.protobuf import any_pb2
 
 from dpmesh.errors import ProtectionError
-from dpmesh.noise.codes import function
-from dpmesh.policy import Policy, transforms
+from dpmesh.noise.draws import function
+from dpmesh.policy import Policy
+from dpmesh.policy.kinds import transforms
 from tests.support import children
 from tests.support.protos import compiled
 

@@ -9,7 +9,7 @@ import dpmesh
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.policy import Policy, Severity
-from dpmesh.policy.rules import Rulebook
+from dpmesh.policy.rulebook import Rulebook
 from tests.support.protos import compiled
 
 NUM = "(dpmesh.v1.field).numeric"

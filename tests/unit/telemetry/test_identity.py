@@ -199,7 +199,7 @@ def test_the_span_is_a_root_whatever_is_current(listening):
 
 
 async def test_a_provider_that_is_set_later_is_found(listening, monkeypatch):
-    monkeypatch.setattr("dpmesh.identity.rotation.POLL", 0.02)
+    monkeypatch.setattr("dpmesh.identity.rotation.schedule.POLL", 0.02)
     async with RotatingIdentity(Issuer()):
         reader = listening.meter()
         await mutual_tls.until(lambda: len(ages(reader)) == 1)

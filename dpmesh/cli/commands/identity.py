@@ -1,0 +1,324 @@
+"""`dpmesh identity`: an authority of one's own, the service that issues from it, and how both stand."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dpmesh.cli.console import InputError, print_json, say, stdout
+from dpmesh.cli.options import inputs
+from dpmesh.errors import IdentityError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dpmesh.identity.ca.folder import Folder
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=False,
+    help="Make an authority, issue identities from it, and see how they stand.",
+    epilog="Example: dpmesh identity init ca --trust-domain mesh.example",
+)
+
+# So short that a stolen key is soon worthless, and so long that a device survives an issuer that is being restarted.
+_SHORTEST, _LONGEST = 10.0, 60.0
+
+FolderPath = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="The authority's folder.", show_default=False)
+]
+Minutes = Annotated[
+    float,
+    typer.Option(
+        "--minutes", min=_SHORTEST, max=_LONGEST, help="How long each certificate is valid, 10 to 60."
+    ),
+]
+PasswordFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--password-file",
+        metavar="FILE",
+        help="Its first line is the password of root.key.",
+        show_default=False,
+    ),
+]
+
+
+@app.command("init", epilog="Example: dpmesh identity init ca --trust-domain mesh.example")
+def init(
+    folder: FolderPath,
+    trust_domain: Annotated[
+        str,
+        typer.Option(
+            "--trust-domain", metavar="NAME", help="A host name in lower case that stands for the fleet."
+        ),
+    ],
+    password_file: PasswordFile = None,
+) -> None:
+    """Make a root, an intermediate that may only issue for this trust domain, and empty records of devices."""
+    from dpmesh.identity.ca.folder import create_folder
+
+    with _told():
+        create_folder(folder, trust_domain, now=time.time(), password=_password(password_file))
+    say(f"{folder}: an authority for {trust_domain}")
+    say(f"Take {folder / 'root.key'} away now; only `dpmesh identity renew` needs it back.")
+    say(f"Every device and server needs {folder / 'root.pem'}, by which they know each other.")
+    say(f"Next: dpmesh identity serve {folder} --listen 0.0.0.0:8443, and for each device:")
+    say(f"      dpmesh identity token {folder}")
+
+
+@app.command("token", epilog="Example: dpmesh identity token ca --hours 1")
+def token(
+    folder: FolderPath,
+    hours: Annotated[float, typer.Option("--hours", min=0.01, max=24 * 30, help="How long it may wait.")] = 1,
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            metavar="ID",
+            help="A device that is known already, which enrols again.",
+            show_default=False,
+        ),
+    ] = "",
+    server: Annotated[
+        bool,
+        typer.Option("--server", help="For a server: its certificates have the trust domain as DNS name."),
+    ] = False,
+    as_json: inputs.AsJson = False,
+) -> None:
+    """Print a token with which one device enrols, once. Whoever has it is that device: hand it over in secret.
+
+    With it goes the device's id, by which it can be revoked or enrol again; keep that here.
+    """
+    with _opened(folder) as opened:
+        made = opened.enrolments.invite(
+            now=time.time(), life=hours * 3600, device=device or None, server=server
+        )
+    if as_json:
+        print_json({"token": made.token, "device": made.device})
+    else:
+        say(f"token   {made.token}", f"device  {made.device}")
+
+
+@app.command("revoke", epilog="Example: dpmesh identity revoke ca DEVICE")
+def revoke(
+    folder: FolderPath,
+    device: Annotated[str, typer.Argument(metavar="DEVICE", help="The id that `token` printed.")],
+) -> None:
+    """Issue nothing more to a device. The certificate that it holds stays valid until it ends, in minutes."""
+    with _opened(folder) as opened:
+        opened.enrolments.revoke(device)
+    say("revoked")
+
+
+@app.command("issue", epilog="Example: dpmesh identity issue ca --out server --server --minutes 60")
+def issue(
+    folder: FolderPath,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the three files go.")],
+    server: Annotated[
+        bool, typer.Option("--server", help="For a server: with the trust domain as DNS name.")
+    ] = False,
+    minutes: Minutes = 30.0,
+) -> None:
+    """Write a certificate, its key and the trust bundle to files, for what can't ask an issuer itself.
+
+    Repeated in time (by cron, say), the files are followed by dpmesh.identity.FileSource. Keys on a disk outlive what
+    they were made for: prefer `serve` and enrolment.
+    """
+    from dpmesh.identity.ca.authority import LocalSource
+
+    with _opened(folder) as opened:
+        source = LocalSource(opened.authority, life=minutes * 60, server=server)
+        identity = asyncio.run(source.fetch())
+    with _told():
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    parts = {
+        "certificate.pem": identity.certificates,
+        "key.pem": identity.key,
+        "trust_bundle.pem": identity.trust_bundle,
+    }
+    for name, data in parts.items():
+        _write_private(out / name, data)
+    say(f"{', '.join(str(out / name) for name in parts)}: valid until {_shown(identity.not_after)}")
+
+
+@app.command("renew", epilog="Example: dpmesh identity renew ca --password-file root.password")
+def renew(folder: FolderPath, password_file: PasswordFile = None) -> None:
+    """Renew the intermediate. It needs root.key back in the folder; devices renew as they did."""
+    from dpmesh.identity.ca.folder import open_root, replace_intermediate
+
+    with _told():
+        root = open_root(folder, _password(password_file))
+        replace_intermediate(folder, root, now=time.time())
+    say(f"{folder}: a new intermediate; restart `dpmesh identity serve`, and take {folder / 'root.key'} away")
+
+
+@app.command("serve", epilog="Example: dpmesh identity serve ca --listen 0.0.0.0:8443 --allowance 100")
+def serve(
+    folder: FolderPath,
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Where; port 0 takes a free one.")
+    ] = "127.0.0.1:8443",
+    minutes: Minutes = 30.0,
+    allowance: Annotated[
+        int,
+        typer.Option("--allowance", min=0, help="Anonymous tokens for a device and day; 0 signs none."),
+    ] = 1024,
+) -> None:
+    """Enrol devices, renew their certificates and sign their anonymous tokens, until it is told to stop."""
+    with _opened(folder) as opened, _told():
+        asyncio.run(_serve(folder, opened, listen, minutes * 60, allowance))
+
+
+async def _serve(path: Path, opened: Folder, listen: str, life: float, allowance: int) -> None:
+    from dpmesh.identity.ca.issuer import Issuer
+    from dpmesh_grpc.issuer import issuer_server
+
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    keys = _token_keys(path) if allowance else None
+    issuer = Issuer(
+        opened.authority, opened.enrolments, life=life, token_keys=keys, allowance=max(allowance, 1)
+    )
+    try:
+        async with issuer_server(issuer, listen) as port:
+            host = listen.rpartition(":")[0]
+            say(f"issuing on {host}:{port}")
+            sys.stdout.flush()
+            await stop.wait()
+    finally:
+        issuer.close()
+
+
+@app.command("status", epilog="Example: dpmesh identity status ca")
+def status(folder: FolderPath, as_json: inputs.AsJson = False) -> None:
+    """Show when the authority's certificates end, and how many devices, certificates and tokens there are."""
+    from cryptography import x509
+
+    from dpmesh.identity.identity import trust_domain
+
+    now = time.time()
+    with _opened(folder) as opened:
+        intermediate = x509.load_pem_x509_certificates(opened.authority.certificates)[0]
+        roots = x509.load_pem_x509_certificates(opened.authority.trust_bundle)
+        counts = opened.enrolments.counts(now)
+    document = {
+        "trust_domain": trust_domain(roots[0]),
+        "roots_end": [root.not_valid_after_utc.timestamp() for root in roots],
+        "intermediate_ends": intermediate.not_valid_after_utc.timestamp(),
+        **counts._asdict(),
+    }
+    if as_json:
+        print_json(document)
+        return
+    rows = {
+        "trust domain": document["trust_domain"],
+        "roots end": ", ".join(_shown(end) for end in document["roots_end"]),
+        "intermediate ends": _shown(document["intermediate_ends"]),
+        "devices": f"{counts.devices} ({counts.revoked} revoked)",
+        "certificates in force": str(counts.certificates),
+        "enrolment tokens open": str(counts.invitations),
+    }
+    for name, value in rows.items():
+        say(f"{name:22} {value}")
+
+
+@app.command("tokens", epilog="Example: dpmesh identity tokens ca")
+def tokens(folder: FolderPath, as_json: inputs.AsJson = False) -> None:
+    """Show the public keys of anonymous tokens: this epoch's, and those of the epochs beside it."""
+    with _opened(folder), _told():
+        keys = _token_keys(folder).published(time.time())
+    rows = [
+        {
+            "key_id": _key_id(key.public_key),
+            "not_before": key.not_before,
+            "not_after": key.not_after,
+            "public_key": key.public_key.hex(),
+        }
+        for key in keys
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for column in ("key", "tokens are taken from", "until"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(row["key_id"][:16], _shown(row["not_before"]), _shown(row["not_after"]))
+    stdout().print(table)
+
+
+def _key_id(public_key: bytes) -> str:
+    """RFC 9578, section 6.1: SHA-256 of the encoded key."""
+    import hashlib
+
+    return hashlib.sha256(public_key).hexdigest()
+
+
+def _token_keys(folder: Path) -> Any:
+    from dpmesh.identity.tokens.token_keys import TokenKeys
+
+    return TokenKeys(folder / "tokens.json")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What goes wrong with a folder as one line.
+
+    Raises:
+        InputError: In the place of it.
+    """
+    try:
+        yield
+    except IdentityError as error:
+        raise InputError(str(error)) from None
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}") from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Folder]:
+    from dpmesh.identity.ca.folder import open_folder
+
+    with _told():
+        opened = open_folder(path)
+        try:
+            yield opened
+        finally:
+            opened.enrolments.close()
+
+
+def _password(file: Path | None) -> bytes | None:
+    if file is None:
+        return None
+    with _told():
+        found = file.read_bytes().splitlines()
+    if not found or not found[0]:
+        raise InputError(f"{file}: its first line, which is the password, is empty")
+    return found[0]
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    """Replaces a file as a whole, for its owner only: who follows it never reads half of one."""
+    new = path.with_name(f".{path.name}.new")
+    with _told():
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+            file.write(data)
+        new.rename(path)
+
+
+def _shown(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"

@@ -1,0 +1,415 @@
+"""`dpmesh ledger`: make its tables, check its charge log, move it, and look into it; its holders may be at work."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dpmesh import extras
+from dpmesh.cli.console import (
+    FOUND,
+    UNUSABLE,
+    InputError,
+    data_stdout,
+    fail,
+    print_json,
+    print_json_line,
+    say,
+    say_help,
+)
+from dpmesh.cli.options import inputs, ledgers
+from dpmesh.errors import LedgerError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dpmesh.ledger import Budget
+    from dpmesh.ledger.admin import LedgerAdmin, StoredEntry
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=False,
+    help="Make a ledger's tables, check its charge log, move it, and look into it.",
+    epilog="Example: dpmesh ledger verify --config dpmesh.toml",
+)
+
+_ACCEPT = """\
+An older copy of a ledger has forgotten what was charged since it was made. `accept` goes on with it all the same:
+- Every budget with windows moves to the window after the one at hand, so nothing is spent twice within a window. What
+  is left of the one at hand and all of the next have to do with one cap.
+- Lifetime budgets have no next window: what was charged to them since the copy is lost, and may be spent again.
+- Holders whose own charges the copy lacks refuse until they are restarted; the others go on by themselves.
+- The charge log gets an entry with the reason. Nothing brings back the entries that the copy lacks.
+Prefer to put the newest copy back, if there is one."""
+
+_ACCEPT_WINDOWS = """\
+A clock that was wrong began windows that this ledger's clock has not reached. `accept` brings their budgets back:
+- They go on in the window after the one at hand. What is left of the one at hand and all of the next have to do with
+  one cap.
+- What was spent in the wrong windows counts as spent there, so nothing is refilled.
+- The charge log gets entries with the reason.
+Correct the clock first, and restart every holder afterwards: those that run on refuse, or are slow. The clock
+that is read now may be the one that is wrong: if it is behind, what was spent in the present window is forgotten."""
+
+
+@app.callback(invoke_without_command=True)
+def ledger(context: typer.Context) -> None:
+    """Without a command there is only help."""
+    if context.invoked_subcommand is None:
+        say_help(context)
+        raise typer.Exit(UNUSABLE)
+
+
+@app.command("migrate", epilog="Example: dpmesh ledger migrate --config dpmesh.toml")
+def migrate(
+    config_file: inputs.ConfigFile = None, url: ledgers.LedgerUrl = None, as_json: inputs.AsJson = False
+) -> None:
+    """Make the tables of a new ledger, or bring those of an older one up to date, all or nothing.
+
+    An older version of dpmesh can't use them afterwards: let every holder have the new one first, or stop it.
+    """
+    books = ledgers.books(config_file, url)
+    with ledgers.waiting("migrating"):
+        before, after = ledgers.run(books.migrate())
+    if as_json:
+        print_json({"before": before, "after": after})
+    elif before == after:
+        say(f"tables: version {after}, up to date")
+    elif before == 0:
+        say(f"tables: made, version {after}")
+    else:
+        say(f"tables: from version {before} to version {after}")
+
+
+@app.command(
+    "verify", epilog="Example: dpmesh ledger verify --checkpoint monday.json --public-key audit.key.pub"
+)
+def verify(
+    checkpoint_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            metavar="FILE",
+            help="An earlier checkpoint: what was rewritten since, consistently, shows only with it.",
+            show_default=False,
+        ),
+    ] = None,
+    public_key: Annotated[
+        Path | None,
+        typer.Option("--public-key", metavar="FILE", help="By which it is signed.", show_default=False),
+    ] = None,
+    config_file: inputs.ConfigFile = None,
+    url: ledgers.LedgerUrl = None,
+    as_json: inputs.AsJson = False,
+) -> None:
+    """Check every chain of the charge log entry by entry, and every account against it; exit 1 if anything is wrong.
+
+    Whoever may write to the whole database can rewrite it so that it fits. Make checkpoints, keep them where nobody
+    who may do that can write, and give the latest one here.
+    """
+    from dpmesh.cli.commands import checking
+
+    if (checkpoint_file is None) != (public_key is None):
+        raise InputError("--checkpoint and --public-key go together: unsigned, anybody could have written it")
+    books = ledgers.books(config_file, url)
+    known, findings = None, []
+    if checkpoint_file is not None and public_key is not None:
+        known, wrong = checking.read_checkpoint(checkpoint_file, public_key)
+        findings += [wrong] * bool(wrong)
+    trusted = None if findings else known
+    with ledgers.waiting("verifying"):
+        checked = ledgers.read(lambda: checking.check(books, trusted))
+    findings += checked.findings
+    if as_json:
+        print_json(
+            {
+                "whole": not findings,
+                "chains": checked.chains,
+                "entries": checked.entries,
+                "accounts": checked.accounts,
+                "pruned_before": checked.pruned_before,
+                "checkpoint": None if trusted is None else trusted.time,
+                "findings": findings,
+            }
+        )
+    else:
+        say(*(findings or [checked.line(trusted)]))
+    if findings:
+        raise typer.Exit(FOUND)
+
+
+@app.command(
+    "checkpoint", epilog="Example: dpmesh ledger checkpoint --key audit.key --new-key --output monday.json"
+)
+def checkpoint(
+    key: Annotated[
+        Path,
+        typer.Option(
+            "--key", metavar="FILE", help="An Ed25519 private key in PEM, which signs it.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", metavar="FILE", help="A new file; - is stdout.", show_default=False)
+    ],
+    new_key: Annotated[
+        bool,
+        typer.Option(
+            "--new-key", help="Make the key if it isn't there, and its public key beside it, FILE.pub."
+        ),
+    ] = False,
+    config_file: inputs.ConfigFile = None,
+    url: ledgers.LedgerUrl = None,
+) -> None:
+    """Write down, signed, how far every chain of the charge log has come. Nothing is ever overwritten.
+
+    Keep it, and the public key, where nobody who may write to the ledger can write. `verify` tells then whether
+    anything that was logged until now was changed or removed since.
+    """
+    from dpmesh.cli.commands import checking
+    from dpmesh.cli.options import key_files
+
+    to_stdout = str(output) == "-"
+    if not to_stdout and output.exists():
+        raise InputError(f"{output} is there already, and is never overwritten")
+    books = ledgers.books(config_file, url)
+    made = ledgers.read(lambda: checking.point(books))  # before a key is made for what can't be read
+    private = key_files.private(key, make=new_key)
+    text = made.sign(private).to_json()
+    if to_stdout:
+        data_stdout().write(text)
+        return
+    key_files.write_once(output, text.encode(), 0o644)
+    entries = sum(head.seq for head in made.heads.values())
+    say(
+        f"{output}: {ledgers.number(len(made.heads), 'chain', 'chains')}, {ledgers.number(entries, 'entry', 'entries')}"
+    )
+
+
+@app.command(
+    "import", epilog="Example: dpmesh ledger import sqlite:///.dpmesh/ledger.db --ledger postgresql://..."
+)
+def import_(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE_URL", help="The ledger to move.", show_default=False)
+    ],
+    config_file: inputs.ConfigFile = None,
+    url: ledgers.LedgerUrl = None,
+    as_json: inputs.AsJson = False,
+) -> None:
+    """Move an SQLite ledger, with all that is spent, granted and logged, into the PostgreSQL one that --ledger names.
+
+    The new one must be migrated and unused. The old file takes no charge afterwards, so nothing is spent in both: give
+    its holders the new URL. Done again it doubles nothing, and goes on where it failed.
+    """
+    target = ledgers.address(config_file, url)
+    try:
+        from dpmesh.ledger.import_sqlite import transfer
+    except ImportError as error:
+        if error.name != "asyncpg":
+            raise
+        raise InputError(f"import needs another package: {extras.install('postgres')}") from None
+    with ledgers.waiting("importing"):
+        moved = ledgers.run(transfer(source, target))
+    if as_json:
+        print_json(
+            {
+                "budgets": moved.budgets,
+                "accounts": moved.accounts,
+                "entries": moved.entries,
+                "again": moved.again,
+            }
+        )
+        return
+    numbers = (
+        (moved.budgets, "budget", "budgets"),
+        (moved.accounts, "account", "accounts"),
+        (moved.entries, "entry", "entries"),
+    )
+    what = ", ".join(ledgers.number(*each) for each in numbers)
+    say(f"imported before, nothing was doubled: {what}" if moved.again else f"imported: {what}")
+
+
+@app.command("prune", epilog="Example: dpmesh ledger prune --keep 400d")
+def prune(
+    keep: Annotated[
+        str,
+        typer.Option(
+            "--keep",
+            metavar="TIME",
+            help="Entries of this time stay, such as 400d; at least the longest window.",
+            show_default=False,
+        ),
+    ],
+    config_file: inputs.ConfigFile = None,
+    url: ledgers.LedgerUrl = None,
+    as_json: inputs.AsJson = False,
+) -> None:
+    """Remove old entries from the charge log, for ever. What accounts spent and lost in all their lifetime stays.
+
+    What is left can still be verified, and fits a checkpoint that was made before; only what single charges the pruned
+    time was made of can't be told any more.
+    """
+    from dpmesh import config
+
+    kept = config.seconds(keep, "--keep")
+    if kept is None:
+        raise InputError('--keep: "lifetime" removes nothing; give a length such as "400d"')
+    books = ledgers.books(config_file, url)
+    _check_kept(kept, ledgers.read(lambda: _longest(books)))
+    with ledgers.waiting("pruning"):
+        gone = ledgers.run(books.prune(max(0, int(time.time() - kept))))
+    if as_json:
+        print_json({"pruned": gone})
+    else:
+        say(f"pruned: {ledgers.number(gone, 'entry', 'entries')}")
+
+
+async def _longest(books: LedgerAdmin) -> Budget | None:
+    """The budget with the longest window."""
+    async with ledgers.viewing(books) as view:
+        return max(view.budgets.values(), key=lambda budget: budget.window or 0, default=None)
+
+
+def _check_kept(kept: float, longest: Budget | None) -> None:
+    """Checks that what is charged in a window that is not over can still be told.
+
+    Raises:
+        InputError: It could not.
+    """
+    if longest is not None and kept < (longest.window or 0):
+        raise InputError(
+            f"--keep must be at least {longest.window:.0f}s, the window of {longest.name!r}: "
+            "what is charged in a window that is not over has to be told"
+        )
+
+
+@app.command("accept", epilog='Example: dpmesh ledger accept --reason "restored the backup of Monday" --yes')
+def accept(
+    reason: ledgers.Reason,
+    by: ledgers.By = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this it is only explained.")] = False,
+    unnoticed: Annotated[
+        bool,
+        typer.Option(
+            "--unnoticed",
+            help="You know that it is an older copy (a checkpoint says so), though nothing in it shows that.",
+        ),
+    ] = False,
+    config_file: inputs.ConfigFile = None,
+    url: ledgers.LedgerUrl = None,
+    as_json: inputs.AsJson = False,
+) -> None:
+    """Go on with a ledger that is an older copy of itself, after a restore or when its witness is lost.
+
+    Every budget with windows moves to the window after the one at hand, so that nothing is spent twice in a window.
+    Lifetime budgets can't be helped like that, and are listed.
+
+    A ledger that a wrong clock locked goes on, too: what was spent in windows that its clock has not reached counts in
+    the window after the one at hand, and every holder has to be restarted.
+    """
+    note = ledgers.note(reason, by)
+    books = ledgers.books(config_file, url)
+    if not yes:
+        lifetime, ahead, only = ledgers.read(lambda: _concerned(books))
+        if as_json:
+            print_json({"accepted": False, "lifetime": list(lifetime), "ahead": list(ahead)})
+            raise InputError("nothing was done: add --yes")
+        if not only:
+            say(*_ACCEPT.split("\n"))
+            if lifetime:
+                say(f"Lifetime budgets here: {', '.join(lifetime)}")
+        if ahead:
+            say(*_ACCEPT_WINDOWS.split("\n"))
+            say(f"Ahead of the clock here: {', '.join(ahead)}")
+        raise InputError("nothing was done: read the above, and add --yes")
+    try:
+        _, ahead, only = ledgers.read(lambda: _concerned(books))
+    except InputError:  # It can't be read as it is, which may be why it is accepted.
+        ahead, only = (), False
+    lifetime = ledgers.run(books.accept(note, unnoticed=unnoticed))
+    if as_json:
+        print_json({"accepted": True, "lifetime": list(lifetime), "ahead": list(ahead)})
+        return
+    if ahead:
+        say(
+            f"accepted: back from windows that the clock has not reached: {', '.join(ahead)}. What was spent in them "
+            "counts in the window after the one at hand. Restart every holder now"
+        )
+    if only and not unnoticed:
+        return
+    say("accepted: every budget with windows goes on in the window after the one at hand")
+    if lifetime:
+        say(
+            f"lifetime budgets that may have been charged more than the ledger knows: {', '.join(lifetime)}. "
+            "What they lost since the copy can't be told"
+        )
+
+
+async def _concerned(books: LedgerAdmin) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    """The lifetime budgets, those whose windows are ahead of the clock, and whether nothing else is to be accepted."""
+    async with ledgers.viewing(books) as view:
+        lifetime = tuple(budget.name for budget in view.budgets.values() if budget.window is None)
+        return lifetime, view.ahead, bool(view.ahead) and not view.older
+
+
+@app.command("log", epilog="Example: dpmesh ledger log --grants")
+def log(
+    grants: Annotated[
+        bool,
+        typer.Option("--grants", help="Only what administrators did: grants, and copies that were accepted."),
+    ] = False,
+    config_file: inputs.ConfigFile = None,
+    url: ledgers.LedgerUrl = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")] = False,
+) -> None:
+    """Show the charge log, chain after chain: when, what, on how many accounts, how much, and why if somebody said so.
+
+    Amounts are what was debited (+) or came back (-), or for a grant the raise of a cap, in each budget's own
+    accounting. Nobody's id is in it.
+    """
+    unreadable = _log(ledgers.books(config_file, url), grants, as_json)
+    if unreadable:
+        fail(f"{ledgers.number(unreadable, 'entry', 'entries')} can't be read: see dpmesh ledger verify")
+        raise typer.Exit(FOUND)
+
+
+def _log(books: LedgerAdmin, grants: bool, as_json: bool) -> int:
+    """Prints the log; returns how many entries can't be read."""
+    from dpmesh.cli.commands import entries
+
+    unreadable = 0
+    begun = False
+
+    async def work() -> None:
+        nonlocal begun, unreadable
+        # The ledger is read in a generator of its own: a pipe that breaks here is no fault of the ledger's.
+        async with aclosing(_entries(books)) as found:
+            async for written, budgets in found:
+                if not begun and not as_json:
+                    say(entries.HEAD)
+                begun = True
+                try:
+                    entry = entries.shown(written, budgets)
+                except LedgerError:
+                    unreadable += 1
+                    continue
+                if not grants or entry.kind in entries.BY_HAND:
+                    if as_json:
+                        print_json_line(entries.json_line(entry))
+                    else:
+                        say(entries.line(entry))
+
+    ledgers.read(work, may_repeat=lambda: not begun)
+    return unreadable
+
+
+async def _entries(books: LedgerAdmin) -> AsyncGenerator[tuple[StoredEntry, Mapping[int, Budget]], None]:
+    async with ledgers.viewing(books) as view:
+        async for written in ledgers.counted(view.entries(), "entries", quiet=sys.stdout.isatty()):
+            yield written, view.budgets

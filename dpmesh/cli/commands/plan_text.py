@@ -1,0 +1,255 @@
+"""How `dpmesh plan` looks on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon
+from dpmesh.cli.console import stdout
+from dpmesh.ledger import Budget
+from dpmesh.report.comparison import FieldChange, MessageChange
+from dpmesh.report.plan import FieldReport, MessageReport, Payment, duration, is_central, number
+
+if TYPE_CHECKING:
+    from dpmesh.cli.commands.plan import PlanReport
+
+# As many windows as the example of a lifetime unit has.
+_WINDOWS = 30
+
+
+def write(outlook: PlanReport) -> None:
+    """Writes the whole outlook to stdout."""
+    console = stdout()
+    if outlook.changes is not None:
+        _changes(console, outlook.changes)
+        return
+    shown: dict[str, MessageReport] = {}
+    for rpc in outlook.rpcs:
+        console.print(Text(rpc.method, "bold"))
+        for direction, streams in (("request", rpc.client_streaming), ("response", rpc.server_streaming)):
+            report = outlook.of(rpc, direction)
+            role = direction + (" stream" if streams else "")
+            _message(console, outlook, role, report, shown.get(report.message))
+            shown.setdefault(report.message, report)
+        console.print()
+    if not outlook.rpcs:
+        for report in outlook.reports.values():
+            _message(console, outlook, "message", report, None)
+            console.print()
+        if not outlook.reports:
+            console.print("No service and no protected message type in these files.")
+            return
+    console.print(
+        "Error: a number's worst-case standard deviation, per element; how often a category is true."
+    )
+    paying = {payment.budget for report in outlook.reports.values() for payment in report.payments}
+    for budget in outlook.budgets:
+        chooses = budget.is_quota or not budget.match.everything
+        does = "counts" if budget.is_quota else "pays for"
+        idle = f" It {does} nothing here." if chooses and budget.name not in paying else ""
+        console.print(_lifetime(budget) + _choice(budget) + idle, soft_wrap=True)
+    if any(not budget.match.everything for budget in outlook.budgets if not budget.is_quota):
+        console.print(
+            "Budgets that choose what they pay for add up: one unit's whole loss is at most the sum of what they admit."
+        )
+    if outlook.config is None:
+        console.print("These budgets are the embedded defaults; --config shows yours.")
+
+
+def _message(
+    console: Console, outlook: PlanReport, role: str, report: MessageReport, before: MessageReport | None
+) -> None:
+    """Writes a report, or only what is new since the one on the same type that was written before."""
+    head = Text.assemble(f"  {role} ", (report.message, "bold"))
+    if not report.protected:
+        text = ": nothing to protect, but for what its Anys pack" if report.fields else ": nothing to protect"
+        console.print(head.append(text), soft_wrap=True)
+        if report.fields and report != before:
+            console.print(_table(report.fields))
+        return
+    if report == before:
+        console.print(head.append(": as above"), soft_wrap=True)
+        return
+    if before is not None:
+        head.append(": fields as above")
+    elif report.refused is None or report.epsilon is not None:
+        several = any("[]" in payment.unit or "{}" in payment.unit for payment in report.payments)
+        head.append(f": at most {_loss(report)} per message" + ", one of each unit in it" * several)
+    console.print(head, soft_wrap=True)
+    if report.fields and before is None:
+        console.print(_table(report.fields))
+    if report.refused:
+        console.print(Text.assemble("    ", ("refused", "red"), f": {report.refused}"), soft_wrap=True)
+    budgets = {budget.name: budget for budget in outlook.budgets}
+    for payment in report.payments:
+        console.print("    " + _payment(payment, budgets[payment.budget], outlook.rate), soft_wrap=True)
+    if len(report.payments) > 1:
+        _first(console, outlook.rate, report)
+
+
+def _first(console: Console, rate: str, report: MessageReport) -> None:
+    """Writes who is spent first, for every consumer, and before that for those whom a quota is for."""
+    usual, some = report.tightest, report.tightest_for_some
+    head = f"    at {rate} the first to be spent"
+    if usual is not None:
+        more = "" if some is None else f"; for consumers it fits: {_after(some)}"
+        console.print(f"{head} is {_after(usual)}{more}", soft_wrap=True)
+    elif some is not None:
+        console.print(f"{head}, for consumers it fits, is {_after(some)}", soft_wrap=True)
+
+
+def _after(payment: Payment) -> str:
+    if not payment.messages:
+        return f"{payment.budget}, too little for one message"
+    return f"{payment.budget}, after {duration(payment.seconds or 0.0)}"
+
+
+def _new_table(*columns: str) -> Table:
+    """A plain table; where the terminal is narrow, words are broken before names and numbers are."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for name in columns:
+        words = name in ("kind", "mechanism", "what leaves", "decided by")
+        table.add_column(name, overflow="fold", no_wrap=not words)
+    return table
+
+
+def _table(fields: Sequence[FieldReport]) -> Table:
+    table = _new_table("    field", "kind", "mechanism", "ε", "ρ", "error", "what leaves", "decided by")
+    for entry in fields:
+        table.add_row(
+            "    " + entry.path + (f" ×{entry.elements}" if entry.elements > 1 else ""),
+            entry.kind + (" (central)" if is_central(entry) else ""),
+            entry.mechanism or "",
+            _epsilon(entry),
+            "" if entry.rho is None else number(entry.rho),
+            _error(entry),
+            entry.output,
+            entry.origin,
+        )
+    return table
+
+
+def _epsilon(entry: FieldReport) -> str:
+    if entry.epsilon is None:
+        return ""
+    return number(entry.epsilon) + (f" (δ {entry.delta:g})" if entry.delta else "")
+
+
+def _error(entry: FieldReport) -> str:
+    if entry.error is not None:
+        return f"sd {number(entry.error)}"
+    return "" if entry.truth is None else f"true {entry.truth:.1%}"
+
+
+def _payment(payment: Payment, budget: Budget, rate: str) -> str:
+    """One budget's part: what one message takes of it, and how long a window's budget lasts."""
+    who = payment.unit or "everyone"
+    if "[]" in payment.unit or "{}" in payment.unit:
+        who = f"each {who}"
+    window = "lifetime" if budget.window is None else f"window of {duration(budget.window)}"
+    covers = f"{payment.messages} message{'' if payment.messages == 1 else 's'} per {window}"
+    if not payment.messages:
+        lasts = "too little for one message"
+    elif payment.seconds is not None:
+        lasts = f"at {rate} it is spent after {duration(payment.seconds)}"
+    else:
+        lasts = f"at {rate} it is never spent"
+    pays = "pays"
+    if payment.under:
+        to = " or ".join(consumer or "nobody known" for consumer in payment.consumers)
+        pays = f"limits each consumer {to}".rstrip()
+    return f"{budget.name} {pays}, account of {who}: {100 * payment.share:.3g} % a message, {covers}; {lasts}"
+
+
+def _choice(budget: Budget) -> str:
+    """What a budget or quota chooses to be for."""
+    lists = {name: globs for name, globs in asdict(budget.match).items() if globs}
+    if not lists:
+        return ""
+    chosen = "; ".join(f"{name} {', '.join(globs)}" for name, globs in lists.items())
+    return f" It {'counts only' if budget.is_quota else 'pays only for'} {chosen}."
+
+
+def _lifetime(budget: Budget) -> str:
+    loss = f"ε {number(budget.epsilon)}"
+    if budget.accounting is Accounting.ZCDP:
+        loss += f" at δ {budget.delta:g} (ρ {number(budget.cap / AMOUNT)})"
+    owner = "each unit" if budget.owner == "unit" else "everyone together"
+    if budget.is_quota:
+        head = f"Quota {budget.name} under {budget.under}: {loss} for {owner}, to each consumer"
+        return head + (
+            " in all." if budget.window is None else f" in each window of {duration(budget.window)}."
+        )
+    head = f"Budget {budget.name}: {loss} for {owner}"
+    if budget.window is None:
+        return head + " in all."
+    if budget.accounting is Accounting.ZCDP:
+        rho = _WINDOWS * budget.cap / AMOUNT
+        total = f"ρ {number(rho)}, ε {number(rho_to_epsilon(rho, budget.delta))} at δ {budget.delta:g}"
+    else:
+        total = f"ε {number(_WINDOWS * budget.epsilon)}"
+    return (
+        f"{head} in each window of {duration(budget.window)}. T windows cost at most T times that "
+        f"({_WINDOWS}: {total}), and as long a time across an edge up to twice."
+    )
+
+
+def _changes(console: Console, changes: Sequence[MessageChange]) -> None:
+    if not changes:
+        console.print("Nothing changes: the same fields leave at the same loss and error.")
+    for change in changes:
+        console.print(Text.assemble((change.message, "bold"), f": {_whole(change)}"), soft_wrap=True)
+        if change.fields:
+            console.print(_change_table(change.fields))
+        console.print()
+
+
+def _whole(change: MessageChange) -> str:
+    before, after = (_loss_in_words(report) for report in (change.old, change.new))
+    return f"{before}, unchanged in all" if before == after else f"{before} -> {after}"
+
+
+def _loss_in_words(report: MessageReport | None) -> str:
+    if report is None:
+        return "not there"
+    if report.refused:
+        return f"refused ({report.refused})"
+    if not report.protected:
+        return "unprotected"
+    return _loss(report)
+
+
+def _loss(report: MessageReport) -> str:
+    at = f" at δ {report.delta:g}" if report.delta else ""
+    return f"ε {number(report.epsilon)}{at}, ρ {number(report.rho)}"
+
+
+def _change_table(fields: Sequence[FieldChange]) -> Table:
+    table = _new_table("  field", "mechanism", "ε", "ρ", "error", "what leaves", "decided by")
+    for change in fields:
+        cells = [_cells(side) for side in (change.old, change.new)]
+        pairs = [
+            before if before == after else f"{before} -> {after}"
+            for before, after in zip(*cells, strict=True)
+        ]
+        table.add_row("  " + change.path, *pairs)
+    return table
+
+
+def _cells(entry: FieldReport | None) -> tuple[str, ...]:
+    if entry is None:
+        return ("not there", "-", "-", "-", "nothing", "-")
+    return (
+        entry.mechanism or entry.kind,
+        _epsilon(entry) or "-",
+        "-" if entry.rho is None else number(entry.rho),
+        _error(entry) or "-",
+        entry.output,
+        entry.origin,
+    )

@@ -1,0 +1,108 @@
+"""The options by which check and plan are told what to look at, and what they load from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dpmesh.cli.console import InputError
+
+if TYPE_CHECKING:
+    from dpmesh.cli.descriptors.sources import Sources
+    from dpmesh.config import Config
+
+Protos = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="PROTO", help=".proto files, or folders of them.", show_default=False),
+]
+Includes = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "-I",
+        "--include",
+        metavar="DIR",
+        help="What imports are relative to; may be repeated. dpmesh's and Google's own protos are always found.",
+        show_default=False,
+    ),
+]
+DescriptorSets = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--descriptor-set",
+        metavar="FILE",
+        help="A FileDescriptorSet (protoc -o, or buf build) instead of .proto files; may be repeated. Only with "
+        "protoc's --include_source_info are annotations found that are set twice.",
+        show_default=False,
+    ),
+]
+Reflect = Annotated[
+    str,
+    typer.Option(
+        "--reflect",
+        metavar="HOST:PORT",
+        help="A live server with reflection (no TLS) instead of .proto files.",
+        show_default=False,
+    ),
+]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy",
+        metavar="FILE",
+        help="Overlays in YAML or JSON; by default those of the configuration.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="dpmesh.toml; by default the one in the working directory, or else the embedded defaults.",
+        show_default=False,
+    ),
+]
+
+
+def load(
+    protos: Sequence[Path] | None,
+    includes: Sequence[Path] | None,
+    descriptor_sets: Sequence[Path] | None,
+    reflect: str,
+) -> Sources:
+    """Loads the descriptors that one kind of input names.
+
+    Raises:
+        InputError: None or several kinds were given, or it can't be read.
+    """
+    if sum(map(bool, (protos, descriptor_sets, reflect))) != 1:
+        raise InputError("give .proto files, or --descriptor-set, or --reflect: one of them (see --help)")
+    if includes and not protos:
+        raise InputError("-I goes with .proto files only")
+    if reflect:
+        from dpmesh.cli.descriptors.reflection import from_server
+
+        return from_server(reflect)
+    from dpmesh.cli.descriptors import sources
+
+    if descriptor_sets:
+        return sources.from_descriptor_sets(descriptor_sets)
+    return sources.from_protos(protos or (), includes or ())
+
+
+def config_file(given: Path | None) -> Path | None:
+    """The configuration to use: the one given, else dpmesh.toml of the working directory if it is there."""
+    default = Path("dpmesh.toml")
+    return given or (default if default.is_file() else None)
+
+
+def policy_file(given: Path | None, settings: Config) -> Path | None:
+    """The policy file to use: the one given, else that of the configuration, as seen from the working directory."""
+    if given is not None or not settings.policy.file:
+        return given
+    path, here = Path(settings.policy.file), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

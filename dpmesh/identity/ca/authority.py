@@ -1,0 +1,317 @@
+"""Authority: an embedded CA. A root that stays offline, and an intermediate that issues short-lived certificates."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Self
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from dpmesh.errors import ConfigError, IdentityError
+from dpmesh.identity.ca import profile
+from dpmesh.identity.identity import Identity, trust_domain
+from dpmesh.identity.keys import is_p256, key_pem, new_key, read_key
+
+DAY = 86_400.0
+ROOT_LIFE = 3650 * DAY
+INTERMEDIATE_LIFE = 365 * DAY
+LEAF_LIFE = 1800.0
+
+AUTHORITY_OVER = "the certificate of the authority is over: replace it"
+
+_DOMAIN = re.compile(r"(?!.*\.[0-9]+$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_][a-z0-9_-]{0,62})*")
+
+
+class Root:
+    """A self-signed root with its key. It signs intermediates, and is kept offline otherwise.
+
+    Args:
+        certificate: The root.
+        key: Its key.
+    """
+
+    def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+        if key.public_key() != certificate.public_key():
+            raise IdentityError("MALFORMED", "the root's key is not its certificate's")
+        self._certificate = certificate
+        self._key = key
+
+    @classmethod
+    def create(cls, trust_domain: str, *, now: float, life: float = ROOT_LIFE) -> Self:
+        """Makes a root.
+
+        Args:
+            trust_domain: A host name in lower case; what stands after "spiffe://" in all its certificates.
+            now: Seconds since 1970.
+            life: How long it is valid, in seconds.
+
+        Raises:
+            ConfigError: The trust domain is no host name, or the life is not positive.
+        """
+        if len(trust_domain) > 255 or not _DOMAIN.fullmatch(trust_domain):
+            raise ConfigError("the trust domain must be a host name in lower case, such as fleet.example.org")
+        key = new_key()
+        name = profile.ca_name("root")
+        builder = profile.valid(now, now + _positive(life)).subject_name(name).issuer_name(name)
+        builder = profile.ca(builder, key.public_key(), trust_domain, path_length=1)
+        return cls(builder.sign(key, hashes.SHA256()), key)
+
+    @classmethod
+    def load(cls, certificate: bytes, key: bytes, password: bytes | None = None) -> Self:
+        """Reads a root from PEM.
+
+        Raises:
+            IdentityError: MALFORMED.
+        """
+        return cls(_read(certificate)[0], read_key(key, password))
+
+    @property
+    def certificate(self) -> bytes:
+        """The certificate in PEM."""
+        return self._certificate.public_bytes(Encoding.PEM)
+
+    def key(self, password: bytes | None = None) -> bytes:
+        """The private key in PEM, encrypted if there is a password."""
+        return key_pem(self._key, password)
+
+    def sign_intermediate(self, *, now: float, life: float = INTERMEDIATE_LIFE) -> Authority:
+        """Makes an intermediate that can issue leaves for this trust domain, and for nothing else (RFC 5280, 4.2.1.10).
+
+        Args:
+            now: Seconds since 1970.
+            life: How long it is valid, in seconds; never longer than the root.
+
+        Raises:
+            IdentityError: EXPIRED: the root is over.
+            ConfigError: The life is not positive.
+        """
+        key = new_key()
+        domain = trust_domain(self._certificate)
+        builder = profile.valid(now, min(now + _positive(life), _end(self._certificate, now)))
+        builder = builder.subject_name(profile.ca_name("intermediate")).issuer_name(self._certificate.subject)
+        builder = profile.ca(builder, key.public_key(), domain, path_length=0)
+        builder = builder.add_extension(profile.issued_by(self._certificate), critical=False)
+        builder = builder.add_extension(profile.only(domain), critical=True)
+        return Authority(builder.sign(self._key, hashes.SHA256()), key, [self._certificate])
+
+
+class Authority:
+    """An intermediate with its key: it issues the certificates of devices and servers.
+
+    Args:
+        certificate: The intermediate.
+        key: Its key.
+        roots: What peers are told to trust; one of them signed the intermediate.
+        earlier: Intermediates that issued before this one, and whose leaves are still known.
+
+    Attributes:
+        trust_domain: What all its certificates are for.
+        not_after: When the intermediate ends, in seconds since 1970.
+        trust_bundle: The roots in PEM.
+        chain: The intermediate in PEM, which stands after each leaf.
+    """
+
+    def __init__(
+        self,
+        certificate: x509.Certificate,
+        key: ec.EllipticCurvePrivateKey,
+        roots: Sequence[x509.Certificate],
+        earlier: Sequence[x509.Certificate] = (),
+    ) -> None:
+        if key.public_key() != certificate.public_key():
+            raise IdentityError("MALFORMED", "the intermediate's key is not its certificate's")
+        if not any(_signed_by(certificate, root) for root in roots):
+            raise IdentityError("UNTRUSTED", "no root of the trust bundle has signed the intermediate")
+        self._certificate = certificate
+        self._key = key
+        self._roots = tuple(roots)
+        self._issuers = (certificate, *earlier)
+        self.trust_domain = trust_domain(certificate)
+        if any(trust_domain(other) != self.trust_domain for other in (*roots, *earlier)):
+            raise IdentityError("UNTRUSTED", "the trust bundle is not all of one trust domain")
+        self.not_after = certificate.not_valid_after_utc.timestamp()
+        self.trust_bundle = _pem(self._roots)
+        self.chain = _pem([certificate])
+        self._leaf = profile.leaf_extensions(certificate)
+
+    @classmethod
+    def load(cls, certificates: bytes, key: bytes, trust_bundle: bytes) -> Self:
+        """Reads an authority from PEM.
+
+        Args:
+            certificates: The intermediate, and after it those before it.
+            key: The intermediate's key.
+            trust_bundle: The roots.
+
+        Raises:
+            IdentityError: MALFORMED, or UNTRUSTED: the parts don't belong together.
+        """
+        first, *earlier = _read(certificates)
+        return cls(first, read_key(key), _read(trust_bundle), earlier)
+
+    @property
+    def certificates(self) -> bytes:
+        """The intermediate in PEM, and after it those before it."""
+        return _pem(self._issuers)
+
+    def key(self, password: bytes | None = None) -> bytes:
+        """The intermediate's private key in PEM, encrypted if there is a password."""
+        return key_pem(self._key, password)
+
+    def issue(
+        self, public_key: ec.EllipticCurvePublicKey, *, now: float, life: float, server: bool = False
+    ) -> bytes:
+        """Issues an X.509-SVID. Nothing in it is the device's: a new random name, a random serial, no subject.
+
+        Args:
+            public_key: On P-256; never used for another certificate.
+            now: Seconds since 1970.
+            life: Seconds until it ends; less where the intermediate ends before that.
+            server: It is for a server, whose DNS name is the trust domain, as every server's is.
+
+        Returns:
+            PEM: the leaf, then the intermediate.
+
+        Raises:
+            IdentityError: EXPIRED: the intermediate is over. MALFORMED: the key is not on P-256.
+            ConfigError: The life is not positive.
+        """
+        return self._issue(public_key, now, life, self.trust_domain if server else None)
+
+    def issue_issuer(self, public_key: ec.EllipticCurvePublicKey, *, now: float, life: float) -> bytes:
+        """The same for the issuing service, under a DNS name that no other server has: see `issuer_name`.
+
+        A receiver of messages is a server of the trust domain too, and must not be taken for the issuer.
+        """
+        return self._issue(public_key, now, life, issuer_name(self.trust_domain))
+
+    def _issue(self, key: ec.EllipticCurvePublicKey, now: float, life: float, host: str | None) -> bytes:
+        if not is_p256(key):
+            raise IdentityError("MALFORMED", "the key to be certified is not on the curve P-256")
+        end = min(now + _positive(life), _end(self._certificate, now))
+        builder = profile.valid(now, end).subject_name(x509.Name([])).issuer_name(self._certificate.subject)
+        builder = builder.public_key(key)
+        for extension, critical in self._leaf:
+            builder = builder.add_extension(extension, critical)
+        uri = x509.UniformResourceIdentifier(profile.rotating_id(self.trust_domain))
+        usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
+        names: list[x509.GeneralName] = [uri]
+        if host is not None:
+            usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
+            names.append(x509.DNSName(host))
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        # Critical because the subject is empty (RFC 5280, 4.2.1.6).
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM) + self.chain
+
+    def has_issued(self, leaf: x509.Certificate) -> bool:
+        """Whether this intermediate, or one before it, has signed a leaf. It may be over, or revoked."""
+        return any(_signed_by(leaf, issuer) for issuer in self._issuers)
+
+    def trusting(self, root: bytes) -> Authority:
+        """The first half of a roll-over: the same intermediate, with one more root in the trust bundle.
+
+        Wait one life of a leaf before the second half, so that every peer has heard of the root.
+
+        Args:
+            root: In PEM.
+
+        Raises:
+            IdentityError: MALFORMED, or UNTRUSTED: the root is of another trust domain.
+        """
+        roots = dict.fromkeys((*self._roots, *_read(root)))
+        return Authority(self._certificate, self._key, tuple(roots), self._issuers[1:])
+
+    def followed_by(self, successor: Authority) -> Authority:
+        """The second half: the successor's intermediate, which still knows what was issued until now.
+
+        Raises:
+            IdentityError: UNTRUSTED: the successor is of another trust domain.
+        """
+        roots = dict.fromkeys((*self._roots, *successor._roots))
+        earlier = dict.fromkeys((*successor._issuers[1:], *self._issuers))
+        return Authority(successor._certificate, successor._key, tuple(roots), tuple(earlier))
+
+
+def issuer_name(trust_domain: str) -> str:
+    """The DNS name of a trust domain's issuing service."""
+    return f"issuer.{trust_domain}"
+
+
+class LocalSource:
+    """A source that issues to itself: for servers beside the CA, for tests and examples.
+
+    Args:
+        authority: Who issues.
+        life: Of each certificate, in seconds.
+        server: The certificates are for a server.
+        clock: Seconds since 1970.
+
+    Attributes:
+        follows: False: every `fetch` makes a key and a certificate.
+    """
+
+    follows = False
+
+    def __init__(
+        self,
+        authority: Authority,
+        *,
+        life: float = LEAF_LIFE,
+        server: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._authority = authority
+        self._life = life
+        self._server = server
+        self._clock = clock
+
+    async def fetch(self) -> Identity:
+        """See Source."""
+        key, now = new_key(), self._clock()
+        chain = self._authority.issue(key.public_key(), now=now, life=self._life, server=self._server)
+        return Identity.load(chain, key_pem(key), self._authority.trust_bundle, now)
+
+    async def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+def _positive(life: float) -> float:
+    if not 0 < life < math.inf:
+        raise ConfigError("a certificate's life must be a positive number of seconds")
+    return life
+
+
+def _end(certificate: x509.Certificate, now: float) -> float:
+    """When a CA certificate ends, if that is to come."""
+    end = certificate.not_valid_after_utc.timestamp()
+    if not now < end:
+        raise IdentityError("EXPIRED", AUTHORITY_OVER)
+    return end
+
+
+def _signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _read(pem: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError:
+        raise IdentityError("MALFORMED", "a certificate is not in PEM") from None
+
+
+def _pem(certificates: Iterable[x509.Certificate]) -> bytes:
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)

@@ -1,0 +1,181 @@
+"""Folder: an authority and its issuer's records on disk, for the command line.
+
+    root.pem          the roots, as peers are told to trust them
+    root.key          the root's key; take it away, nothing here needs it but another intermediate
+    intermediate.pem  the intermediate, and after it those before it
+    intermediate.key  the intermediate's key
+    issuer.db         see dpmesh.identity.ca.enrolment
+
+All are for their owner only (0600), in a folder that is (0700).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from dpmesh.errors import ConfigError, IdentityError
+from dpmesh.identity.ca.authority import INTERMEDIATE_LIFE, ROOT_LIFE, Authority, Root
+from dpmesh.identity.ca.enrolment import Enrolments, check_private
+
+ROOTS, ROOT_KEY = "root.pem", "root.key"
+INTERMEDIATES, INTERMEDIATE_KEY = "intermediate.pem", "intermediate.key"
+RECORDS = "issuer.db"
+
+
+class Folder(NamedTuple):
+    """What a folder holds that an issuer needs.
+
+    Attributes:
+        authority: Issues certificates.
+        enrolments: The records; close them.
+    """
+
+    authority: Authority
+    enrolments: Enrolments
+
+
+def create_folder(
+    path: str | os.PathLike[str],
+    trust_domain: str,
+    *,
+    now: float,
+    password: bytes | None = None,
+    root_life: float = ROOT_LIFE,
+    intermediate_life: float = INTERMEDIATE_LIFE,
+) -> None:
+    """Makes a root, an intermediate and empty records.
+
+    Args:
+        path: A folder that is not there yet, or is empty.
+        trust_domain: A host name in lower case.
+        now: Seconds since 1970.
+        password: Encrypts root.key.
+        root_life: How long the root is valid, in seconds.
+        intermediate_life: How long the intermediate is, in seconds.
+
+    Raises:
+        ConfigError: The folder has something in it, the trust domain is no host name, or a life is not positive.
+        OSError: It can't be written.
+    """
+    root = Root.create(trust_domain, now=now, life=root_life)
+    authority = root.sign_intermediate(now=now, life=intermediate_life)
+    folder = Path(path)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty: an authority needs a folder of its own")
+    folder.chmod(0o700)
+    _write(folder, {ROOT_KEY: root.key(password)})
+    _save(folder, authority)
+    Enrolments.create(folder / RECORDS).close()
+    _sync(folder)
+
+
+def open_folder(path: str | os.PathLike[str]) -> Folder:
+    """Opens a folder; root.key need not be there.
+
+    Raises:
+        IdentityError: MALFORMED or UNTRUSTED: a file is missing, damaged, open to other users, or not of the others.
+    """
+    folder = Path(path)
+    return Folder(_load(folder), Enrolments(folder / RECORDS))
+
+
+def open_root(path: str | os.PathLike[str], password: bytes | None = None) -> Root:
+    """The root whose key is in the folder.
+
+    Raises:
+        IdentityError: MALFORMED: a file is missing or damaged, the password is wrong, or no root has this key.
+    """
+    folder = Path(path)
+    key = _read(folder / ROOT_KEY)
+    for certificate in _certificates(_read(folder / ROOTS)):
+        with suppress(IdentityError):
+            return Root.load(certificate, key, password)
+    raise IdentityError("MALFORMED", f"{folder / ROOT_KEY} is no root's key, or its password is another")
+
+
+def add_root(path: str | os.PathLike[str], root: Root) -> Authority:
+    """The first half of a roll-over: peers hear of a new root with every certificate that is issued from now on.
+
+    The new root's key is not kept here. Wait one life of a leaf before the second half.
+
+    Raises:
+        IdentityError: UNTRUSTED: the root is of another trust domain. MALFORMED: see `open_folder`.
+    """
+    folder = Path(path)
+    authority = _load(folder).trusting(root.certificate)
+    _save(folder, authority)
+    return authority
+
+
+def replace_intermediate(
+    path: str | os.PathLike[str], root: Root, *, now: float, life: float = INTERMEDIATE_LIFE
+) -> Authority:
+    """The second half, or the renewal of an intermediate under the same root. Devices renew as they did.
+
+    Args:
+        path: The folder.
+        root: One that the folder trusts.
+        now: Seconds since 1970.
+        life: How long the intermediate is valid, in seconds.
+
+    Raises:
+        IdentityError: UNTRUSTED: the root was not added before. EXPIRED: it is over. MALFORMED: see `open_folder`.
+    """
+    folder = Path(path)
+    authority = _load(folder)
+    if root.certificate not in _certificates(authority.trust_bundle):
+        raise IdentityError("UNTRUSTED", "the root was not added to the folder: peers don't know it yet")
+    authority = authority.followed_by(root.sign_intermediate(now=now, life=life))
+    _save(folder, authority)
+    return authority
+
+
+def _load(folder: Path) -> Authority:
+    names = (INTERMEDIATES, INTERMEDIATE_KEY, ROOTS)
+    return Authority.load(*(_read(folder / name) for name in names))
+
+
+def _save(folder: Path, authority: Authority) -> None:
+    parts = {
+        ROOTS: authority.trust_bundle,
+        INTERMEDIATE_KEY: authority.key(),
+        INTERMEDIATES: authority.certificates,
+    }
+    _write(folder, parts)
+
+
+def _certificates(pem: bytes) -> list[bytes]:
+    end = b"-----END CERTIFICATE-----\n"
+    return [part + end for part in pem.split(end) if part]
+
+
+def _read(path: Path) -> bytes:
+    check_private(path)
+    return path.read_bytes()
+
+
+def _write(folder: Path, parts: Mapping[str, bytes]) -> None:
+    """Writes files for their owner only. All are on disk before the first takes its place."""
+    for name, data in parts.items():
+        new = folder / f".{name}.new"
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    for name in parts:
+        (folder / f".{name}.new").rename(folder / name)
+    _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,282 @@
+"""Issuer: decides who gets a certificate or anonymous tokens. Knows the requests, not the transport."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, Protocol, TypeVar
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from dpmesh.errors import ConfigError, IdentityError
+from dpmesh.identity.ca import enrolment, proof
+from dpmesh.identity.ca.authority import AUTHORITY_OVER, LEAF_LIFE, Authority
+from dpmesh.identity.ca.enrolment import Enrolments
+from dpmesh.identity.ca.profile import is_server
+from dpmesh.identity.ca.proof import Provable, Proven
+from dpmesh.identity.keys import is_p256, key_pem, new_key
+from dpmesh.v1.identity_pb2 import (
+    Certificate,
+    EnrolRequest,
+    EnrolResponse,
+    GetTokenKeysResponse,
+    RenewRequest,
+    RenewResponse,
+    SignTokensRequest,
+    SignTokensResponse,
+    TokenKey,
+)
+
+ALLOWANCE = 1024
+"""Anonymous tokens for one device in one epoch."""
+
+BAD_REQUEST = "the certificate request is not PKCS #10 for a key on P-256, signed by that key"
+SAME_KEY = "a renewal needs a new key: the same one would tie both certificates together"
+NO_TOKENS = "this issuer signs no anonymous tokens"
+BAD_EPOCH = "no key that tokens are signed with now has this id"
+NO_REQUEST = "no request came, or not in time"
+BAD_MESSAGE = "the request is no message of this method"
+BUSY = "the issuer has too much to do now: come back later"
+BAD_BLINDED = "a blinded message is not one for this key, or there is none"
+
+TEXTS = frozenset(
+    {
+        BAD_REQUEST,
+        SAME_KEY,
+        NO_TOKENS,
+        AUTHORITY_OVER,
+        BAD_EPOCH,
+        BAD_BLINDED,
+        NO_REQUEST,
+        BAD_MESSAGE,
+        BUSY,
+        proof.BAD_PROOF,
+        proof.BAD_CLOCK,
+        proof.OVER,
+        enrolment.BAD_TOKEN,
+        enrolment.NOT_ENROLLED,
+        enrolment.REPLAYED,
+        enrolment.USED_UP,
+        enrolment.TOO_MANY,
+        enrolment.BROKEN,
+    }
+)
+"""All that an issuer says when it refuses; a client that finds anything else doesn't repeat it."""
+
+_LARGEST_REQUEST = 4096  # bytes of PKCS #10; a plain one has about 200
+_LONGEST_TOKEN = 64  # characters; one has 22
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class TokenKeys(Protocol):
+    """The keys of the epochs of anonymous tokens (dpmesh.identity.tokens.protocol)."""
+
+    def published(self, now: float) -> Sequence[tuple[bytes, float, float]]:
+        """Each key that tokens are signed with or will be: (DER, not before, not after)."""
+
+    def sign(self, truncated_key_id: int, blinded_message: bytes) -> bytes:
+        """A blind signature; ValueError or IdentityError where there can be none."""
+
+
+class Issuer:
+    """Answers the requests of dpmesh.v1.IssuerService. What it decides is on disk before it is told.
+
+    Args:
+        authority: Signs certificates.
+        enrolments: The records.
+        life: Of every certificate, in seconds: the same for all, so that it tells none from another.
+        token_keys: Sign anonymous tokens; without them there are none.
+        allowance: Anonymous tokens for one device in one epoch.
+        clock: Seconds since 1970.
+
+    Raises:
+        ConfigError: The life is not positive.
+
+    Attributes:
+        authority: Signs certificates. It may be replaced at any time, by a roll-over.
+        life: See above.
+        clock: See above.
+    """
+
+    def __init__(
+        self,
+        authority: Authority,
+        enrolments: Enrolments,
+        *,
+        life: float = LEAF_LIFE,
+        token_keys: TokenKeys | None = None,
+        allowance: int = ALLOWANCE,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if not 0 < life < math.inf:
+            raise ConfigError("a certificate's life must be a positive number of seconds")
+        self.authority = authority
+        self.life = life
+        self.clock = clock
+        self._enrolments = enrolments
+        self._token_keys = token_keys
+        self._allowance = allowance
+        # One thread: SQLite has one writer, and the event loop must not wait for a disk.
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="dpmesh-issuer")
+
+    def close(self) -> None:
+        """Ends the thread that writes, after what it is writing."""
+        self._disk.shutdown()
+
+    async def enrol(self, request: EnrolRequest) -> EnrolResponse:
+        """A certificate against a one-time token.
+
+        Raises:
+            IdentityError: REFUSED: the token. MALFORMED: the certificate request. EXPIRED: the authority is over.
+                ISSUER_UNAVAILABLE: the records can't be written.
+        """
+        key, now = _requested_key(request.certificate_request), self.clock()
+        token = request.enrolment_token
+        if len(token) > _LONGEST_TOKEN:
+            raise IdentityError("REFUSED", enrolment.BAD_TOKEN)
+        server = await self._write(self._enrolments.is_server, token)
+        certificate, leaf = self._issue(key, now, server=server)
+        await self._write(self._enrolments.enrol, token, _fingerprint(leaf), _end(leaf), now=now)
+        return EnrolResponse(certificate=certificate)
+
+    async def renew(self, request: RenewRequest) -> RenewResponse:
+        """A certificate for a device that proves to have one.
+
+        Raises:
+            IdentityError: As in `enrol`, and REFUSED: the proof or the device. RATE_LIMITED: the device has too many
+                certificates in force.
+        """
+        now = self.clock()
+        proven = self._check(proof.RENEW, request, now)
+        key = _requested_key(request.certificate_request)
+        if key == proven.certificate.public_key():
+            raise IdentityError("MALFORMED", SAME_KEY)
+        certificate, leaf = self._issue(key, now, server=is_server(proven.certificate))
+        used = _used(proven, request)
+        await self._write(self._enrolments.renew, used, _fingerprint(leaf), _end(leaf), now=now)
+        return RenewResponse(certificate=certificate)
+
+    async def token_key_list(self) -> GetTokenKeysResponse:
+        """The public keys of anonymous tokens.
+
+        Raises:
+            NotImplementedError: There are none.
+            IdentityError: ISSUER_UNAVAILABLE: they can't be read.
+        """
+        published = await _aside(self._keys().published, self.clock())
+        keys = [TokenKey(public_key=der, not_before=int(a), not_after=int(b)) for der, a, b in published]
+        return GetTokenKeysResponse(keys=keys)
+
+    async def sign_tokens(self, request: SignTokensRequest) -> SignTokensResponse:
+        """Blind signatures within the device's allowance. They are charged before they are made, and not refunded.
+
+        Raises:
+            NotImplementedError: There are no token keys.
+            IdentityError: REFUSED: the proof or the device. MALFORMED: no such key, or a blinded message that is none.
+                RATE_LIMITED: more than the allowance. ISSUER_UNAVAILABLE: the records or the keys can't be used.
+        """
+        keys, now = self._keys(), self.clock()
+        proven = self._check(proof.SIGN_TOKENS, request, now)
+        key_id, blinded = request.truncated_token_key_id, request.blinded_messages
+        if not blinded:
+            raise IdentityError("MALFORMED", BAD_BLINDED)
+        epoch, not_after = _epoch(await _aside(keys.published, now), key_id)
+        used = _used(proven, request)
+        allowance = self._allowance
+        await self._write(self._enrolments.allow, used, epoch, len(blinded), allowance, not_after, now=now)
+        signatures = [await _aside(keys.sign, key_id, message) for message in blinded]
+        return SignTokensResponse(blind_signatures=signatures)
+
+    def server_certificate(self) -> tuple[bytes, bytes, float]:
+        """The issuing service's own key and chain in PEM, and when half of its life is over."""
+        key, now = new_key(), self.clock()
+        chain = self.authority.issue_issuer(key.public_key(), now=now, life=self.life)
+        end = _end(x509.load_pem_x509_certificate(chain))
+        return key_pem(key), chain, now + (end - now) / 2
+
+    def _keys(self) -> TokenKeys:
+        if self._token_keys is None:
+            raise NotImplementedError(NO_TOKENS)
+        return self._token_keys
+
+    def _check(self, method: str, request: Provable, now: float) -> Proven:
+        proven = proof.check(method, request, now)
+        if not self.authority.has_issued(proven.certificate):
+            raise IdentityError("REFUSED", proof.BAD_PROOF)
+        return proven
+
+    def _issue(
+        self, key: ec.EllipticCurvePublicKey, now: float, *, server: bool
+    ) -> tuple[Certificate, x509.Certificate]:
+        authority = self.authority
+        chain = authority.issue(key, now=now, life=self.life, server=server)
+        leaf = x509.load_pem_x509_certificate(chain)
+        return Certificate(chain=chain, trust_bundle=authority.trust_bundle), leaf
+
+    async def _write(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._disk, lambda: function(*args, **kwargs))
+
+
+def _requested_key(der: bytes) -> ec.EllipticCurvePublicKey:
+    """The key that PKCS #10 asks a certificate for; nothing else in it counts."""
+    try:
+        if len(der) <= _LARGEST_REQUEST:
+            request = x509.load_der_x509_csr(der)
+            key = request.public_key()
+            # Of other keys not even the signature is looked at: to check one by a giant RSA key takes long.
+            if isinstance(key, ec.EllipticCurvePublicKey) and is_p256(key) and request.is_signature_valid:
+                return key
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        pass  # The parser's own text could quote what it read.
+    raise IdentityError("MALFORMED", BAD_REQUEST)
+
+
+def _fingerprint(leaf: x509.Certificate) -> bytes:
+    return leaf.fingerprint(hashes.SHA256())
+
+
+def _end(leaf: x509.Certificate) -> float:
+    return leaf.not_valid_after_utc.timestamp()
+
+
+def _used(proven: Proven, request: Provable) -> enrolment.Proof:
+    """What is kept of a proof until a replay of it would be too old."""
+    return enrolment.Proof(proven.fingerprint, proven.digest, request.proof.time + proof.TOLERANCE + 1)
+
+
+def _epoch(published: Sequence[tuple[bytes, float, float]], truncated_key_id: int) -> tuple[bytes, float]:
+    """The name of the epoch whose key is asked for, which is the key's hash, and when it is over."""
+    for der, _, not_after in published:
+        name = hashlib.sha256(der).digest()
+        if name[-1] == truncated_key_id:
+            return name, not_after
+    raise IdentityError("MALFORMED", BAD_EPOCH)
+
+
+async def _aside(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """What token keys do, in a thread: to make or use an RSA key takes long, and the loop has others to serve.
+
+    Raises:
+        IdentityError: With a text that may be told: theirs name files.
+    """
+    try:
+        return await asyncio.to_thread(function, *args, **kwargs)
+    except ValueError:
+        reason = "MALFORMED"
+    except IdentityError as error:
+        reason = error.reason
+    if reason == "EXPIRED":
+        raise IdentityError("MALFORMED", BAD_EPOCH)
+    if reason == "MALFORMED":
+        raise IdentityError("MALFORMED", BAD_BLINDED)
+    raise IdentityError("ISSUER_UNAVAILABLE", enrolment.BROKEN)

@@ -1,0 +1,1 @@
+"""Where identities come from: files and the SPIFFE Workload API."""

@@ -1,0 +1,1 @@
+"""Anonymous tokens: blind signatures, their wire format, the wallet and the verifier."""

@@ -1,0 +1,214 @@
+"""LedgerAdmin: what administrators read of a ledger and change in it, whatever it is kept in.
+
+Holders may be at work meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import NamedTuple, Protocol
+
+from dpmesh.accounting import MAX_AMOUNT
+from dpmesh.errors import LedgerError
+from dpmesh.ledger.budget import Budget
+from dpmesh.ledger.charge_log import Head
+from dpmesh.ledger.store import ACCOUNT_BYTES, Account
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """One holder's chain.
+
+    Attributes:
+        name: 16 random bytes.
+        pruned: The last entry that was pruned; where the chain begins if none was.
+        head: Its last entry.
+    """
+
+    name: bytes
+    pruned: Head
+    head: Head
+
+
+class StoredEntry(NamedTuple):
+    """An entry as the ledger holds it.
+
+    Attributes:
+        chain: The name of its chain.
+        seq: Its number there, from 1.
+        body: Its canonical bytes (chain.decode reads them).
+        hash: Its hash.
+    """
+
+    chain: bytes
+    seq: int
+    body: bytes
+    hash: bytes
+
+
+class LedgerView(Protocol):
+    """A ledger as it was at one moment. All of its methods raise LedgerError if it can't be read."""
+
+    @property
+    def secret(self) -> bytes:
+        """What account names are keyed with."""
+
+    @property
+    def budgets(self) -> Mapping[int, Budget]:
+        """The budgets as they were last configured, by their numbers, in order of creation."""
+
+    @property
+    def windows(self) -> Mapping[int, int]:
+        """When the window in force began, by the budgets' numbers, in seconds since the epoch; 0 for lifetime."""
+
+    @property
+    def remark(self) -> str:
+        """What whoever reads it has to know: that it was moved, or is an older copy; "" if there is nothing."""
+
+    @property
+    def older(self) -> bool:
+        """Whether it is known to be an older copy of itself."""
+
+    @property
+    def ahead(self) -> tuple[str, ...]:
+        """The budgets whose windows a wrong clock began, and which renew no earlier than it said."""
+
+    @property
+    def pruned_before(self) -> int:
+        """Entries older than this (seconds since the epoch) may have been pruned; 0 if none was."""
+
+    def accounts(self, budget: str | None = None, account: bytes | None = None) -> AsyncIterator[Account]:
+        """All accounts, or those of one budget, or of one unit's hash, ordered by budget and hash."""
+
+    async def chains(self) -> list[Chain]:
+        """All chains, ordered by name."""
+
+    def entries(self) -> AsyncIterator[StoredEntry]:
+        """All entries that were not pruned, ordered by chain and number."""
+
+
+class LedgerAdmin(Protocol):
+    """Administration of one ledger. Every method raises LedgerError if the ledger can't be used."""
+
+    def view(self) -> AbstractAsyncContextManager[LedgerView]:
+        """The ledger as it is now; nothing is changed, locked or made."""
+
+    async def migrate(self) -> tuple[int, int]:
+        """Makes the tables, or brings them up to date, all or nothing.
+
+        Returns:
+            The version before (0: there were none) and after.
+        """
+
+    async def grant(self, budget: str, account: bytes, raised: int, note: str, *, has: int = 0) -> Account:
+        """Raises an account's cap in the window in force, and writes that to the charge log.
+
+        Args:
+            budget: The budget's name.
+            account: The unit's hash (store.account_hash).
+            raised: By how much beyond what is granted already, as a ledger amount; positive.
+            note: Why, and who says so.
+            has: What is granted to it in this window already. If it is not that much, somebody else was faster: then
+                nothing is granted, and not twice.
+
+        Raises:
+            ConfigError: There is no such budget.
+        """
+
+    async def prune(self, before: int) -> int:
+        """Removes old entries from the charge log. Accounts keep what they were debited, and the odometer.
+
+        Args:
+            before: Entries older than this go, in seconds since the epoch.
+
+        Returns:
+            How many entries went.
+        """
+
+    async def accept(self, note: str, *, unnoticed: bool = False) -> tuple[str, ...]:
+        """Goes on with an older copy of a ledger, or one that a wrong clock locked, and writes that to the charge log.
+
+        What was spent since the copy is unknown, so every tumbling budget is moved to the window after the one at hand:
+        nothing is spent twice within a window. Lifetime budgets can't be helped like that.
+
+        Where windows are ahead of the clock, they are brought back, and what was spent in them counts (rewind.py). On
+        SQLite every holder has to be restarted then.
+
+        Args:
+            note: Why, and who says so.
+            unnoticed: The administrator knows it is an older copy, though the ledger doesn't show it.
+
+        Returns:
+            The names of the lifetime budgets, which may have been charged more than the ledger knows; none if it is no
+            older copy.
+
+        Raises:
+            LedgerError: It is no older copy, as far as anybody noticed, and no window is ahead of the clock.
+        """
+
+
+def ahead_of_the_clock(place: str, names: Iterable[str], now: float) -> str:
+    """What whoever uses a ledger has to know when its windows are ahead of its clock.
+
+    Args:
+        place: The ledger.
+        names: Of the budgets.
+        now: What the clock shows. It may be the one that is wrong: then `accept` would refill the present window.
+    """
+    try:
+        shown = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M} UTC"
+    except (ValueError, OverflowError, OSError):  # beyond the year 9999
+        shown = f"{now:.0f} s since 1970"
+    return (
+        f"{place} is in windows that its clock has not reached, of {', '.join(map(repr, names))}: a clock was wrong, "
+        f"and these budgets renew no earlier than it said. `dpmesh ledger accept` undoes that. The clock shows "
+        f"{shown}: if that is wrong, correct it, and accept nothing"
+    )
+
+
+def check_grant(account: bytes, raised: int) -> None:
+    """Checks what is granted to whom, before the ledger is asked.
+
+    Raises:
+        LedgerError: It raises nothing, or the account's name is none.
+    """
+    if type(raised) is not int or raised <= 0:
+        raise LedgerError("a grant must raise the cap, by a positive integer of 1e-9")
+    if len(account) != ACCOUNT_BYTES:
+        raise LedgerError(f"an account's name has {ACCOUNT_BYTES} bytes")
+
+
+def check_granted(cap: int, granted: int, has: int, raised: int) -> None:
+    """Checks a grant against what is granted already.
+
+    Raises:
+        LedgerError: That is not what the administrator knew, or a cap can't be so much.
+    """
+    if granted != has:
+        raise LedgerError("what is granted to this account has changed meanwhile: look, and grant again")
+    if cap + granted + raised > MAX_AMOUNT:
+        raise LedgerError("the grant raises the cap beyond what a ledger can count: grant less")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A ledger at rest.
+
+    Attributes:
+        budgets: As they were last configured, in order of creation.
+        accounts: Ordered by budget and account.
+        secret: What account names are keyed with.
+    """
+
+    budgets: tuple[Budget, ...]
+    accounts: tuple[Account, ...]
+    secret: bytes = field(repr=False)
+
+    def account(self, unit: bytes) -> str:
+        """The name of a unit's accounts, as in Account.account."""
+        from dpmesh.ledger.store import account_hash
+
+        return account_hash(self.secret, unit).hex()

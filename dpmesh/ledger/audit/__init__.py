@@ -1,0 +1,1 @@
+"""Checks of the charge log: verification and signed checkpoints."""

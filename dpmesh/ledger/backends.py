@@ -1,0 +1,172 @@
+"""ledger.url: which store it means, how it is administered, and what a ledger at rest holds."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpmesh import extras
+from dpmesh.errors import ConfigError, LedgerError
+from dpmesh.ledger.admin import LedgerAdmin, Snapshot
+from dpmesh.ledger.memory import MemoryStore
+from dpmesh.ledger.store import Store, account_hash
+
+if TYPE_CHECKING:
+    from dpmesh.ledger.postgres.admin import PostgresAdmin
+    from dpmesh.ledger.postgres.store import PostgresStore
+
+_ALLOWED = (
+    'allowed are "memory:", "sqlite:///relative/path.db", "sqlite:////absolute/path.db" and '
+    '"postgresql://user@host/database"'
+)
+_POSTGRES = ("postgresql://", "postgres://")
+# What no path of a ledger has, but what other tools' URLs do, or a line that was read from a file.
+_STRAY = re.compile(r"[?]\w+=|[\x01-\x1f\x7f]")
+_TRIES = 3  # A holder that opens the ledger meanwhile spoils one.
+
+
+def open_store(url: str) -> Store:
+    """The store that a URL names, not open yet.
+
+    Args:
+        url: "memory:", "sqlite:///relative/path.db", "sqlite:////absolute/path.db" or "postgresql://...".
+
+    Raises:
+        ConfigError: Anything else, or what it needs is not installed.
+    """
+    if _is_postgres(url):
+        return _postgres_store()(url)
+    path = _path(url)
+    if path is None:
+        return MemoryStore()
+    from dpmesh.ledger.sqlite.store import SQLiteStore  # sqlite3 is loaded by those who use it
+
+    return SQLiteStore(path)
+
+
+def open_admin(url: str) -> LedgerAdmin:
+    """The administration of the ledger that a URL names; nothing is opened yet.
+
+    Args:
+        url: As in open_store; "memory:" has no books.
+
+    Raises:
+        ConfigError: The URL is not one, or names memory, or what it needs is not installed.
+    """
+    if _is_postgres(url):
+        return _postgres_books()(url)
+    path = _path(url)
+    if path is None:
+        raise ConfigError(
+            f"ledger.url: {url!r} lives in the process that opened it; only files and databases can be read"
+        )
+    from dpmesh.ledger.sqlite.admin import SQLiteAdmin
+
+    return SQLiteAdmin(path)
+
+
+def inspect(url: str, *, budget: str | None = None, unit: bytes | None = None) -> Snapshot:
+    """Reads a ledger without changing, locking or creating it; its holders may be at work.
+
+    Args:
+        url: As in open_store; "memory:" has nothing to read.
+        budget: Only this budget's accounts.
+        unit: Only this unit's accounts (canonical bytes; b"" is a global budget's one account).
+
+    Raises:
+        ConfigError: The URL is not one, or names memory.
+        LedgerError: There is no ledger, or it can't be read.
+    """
+    books = open_admin(url)
+    with ThreadPoolExecutor(1) as thread:  # whoever calls may be in an event loop
+        for _ in range(_TRIES - 1):
+            try:
+                return thread.submit(asyncio.run, _snapshot(books, budget, unit)).result()
+            except LedgerError as error:
+                if not _again(error):
+                    raise
+        return thread.submit(asyncio.run, _snapshot(books, budget, unit)).result()
+
+
+async def _snapshot(books: LedgerAdmin, budget: str | None, unit: bytes | None) -> Snapshot:
+    async with books.view() as view:
+        account = None if unit is None else account_hash(view.secret, unit)
+        accounts = [found async for found in view.accounts(budget, account)]
+        return Snapshot(tuple(view.budgets.values()), tuple(accounts), view.secret)
+
+
+def _again(error: LedgerError) -> bool:
+    """Whether it is worth reading again."""
+    from dpmesh.ledger.sqlite.admin import ReadAgainError
+
+    return isinstance(error, ReadAgainError)
+
+
+def _postgres_store() -> type[PostgresStore]:
+    try:
+        from dpmesh.ledger.postgres.store import PostgresStore
+    except ModuleNotFoundError as error:
+        raise _not_installed(error) from error
+    return PostgresStore
+
+
+def _postgres_books() -> type[PostgresAdmin]:
+    try:
+        from dpmesh.ledger.postgres.admin import PostgresAdmin
+    except ModuleNotFoundError as error:
+        raise _not_installed(error) from error
+    return PostgresAdmin
+
+
+def _not_installed(error: ModuleNotFoundError) -> Exception:
+    if error.name != "asyncpg":
+        return error
+    return ConfigError(f"ledger.url: PostgreSQL needs asyncpg: {extras.install('postgres')}")
+
+
+def _is_postgres(url: str) -> bool:
+    return isinstance(url, str) and url.startswith(_POSTGRES)
+
+
+def _path(url: str) -> Path | None:
+    """The file of a URL, or None for memory."""
+    if url == "memory:":
+        return None
+    rest = url.removeprefix("sqlite:///") if isinstance(url, str) else ""
+    if rest not in ("", url) and (_STRAY.search(rest) or rest != rest.strip()):
+        raise ConfigError(
+            f"ledger.url: {shown(url)!r}: a file's path has no parameters (?...), no control characters and no space "
+            "at its end. It would be another file, of which nothing is spent"
+        )
+    if rest in ("", url) or rest.endswith("/") or rest.startswith((":", "//")) or "\0" in rest:
+        raise ConfigError(f"ledger.url: {shown(str(url))!r} is not a ledger; {_ALLOWED}")
+    return Path(rest)
+
+
+def relative_file(url: str) -> Path | None:
+    """The relative path of a URL that names an SQLite file by one; None for any other, right or wrong."""
+    rest = url.removeprefix("sqlite:///")
+    return None if rest in ("", url) or rest.startswith(("/", ":")) or rest.endswith("/") else Path(rest)
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of an SQLite file.
+
+    Args:
+        path: Absolute.
+    """
+    return f"sqlite:///{path}"
+
+
+def shown(url: str) -> str:
+    """A URL without what may be secret: who and with which password, in front of the last @, and parameters."""
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url)
+    beginning = scheme[0] if scheme else ""
+    place, mark, parameters = url[len(beginning) :].partition("?")
+    if "@" in parameters:  # then they may be the rest of a password
+        return f"{beginning}***"
+    _, at, place = place.rpartition("@")
+    return f"{beginning}{at and '***@'}{place}{mark and '?***'}"

@@ -1,0 +1,221 @@
+"""Transfer: an SQLite ledger goes on as a PostgreSQL one. No charge is lost, and none counts twice."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpmesh.errors import ConfigError, LedgerError
+from dpmesh.ledger.backends import open_admin
+from dpmesh.ledger.postgres.admin import PostgresAdmin
+from dpmesh.ledger.postgres.store import write_budget
+from dpmesh.ledger.sqlite import access, schema, wal
+from dpmesh.ledger.sqlite.admin import SQLiteAdmin
+from dpmesh.ledger.sqlite.rollback_guard import RollbackGuard
+
+_BUSY = 10.0  # seconds to wait for the holder of the file's lock
+_COLUMNS = {
+    "accounts": ("budget", "account", "window_start", "debited", "cap", "granted", "lifetime"),
+    "chains": ("name", "seq", "hash", "pruned_seq", "pruned_hash"),
+    "charges": ("day", "chain", "seq", "at", "body", "hash"),
+    "spent": ("name", "until"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What was transferred.
+
+    Attributes:
+        budgets: How many budgets.
+        accounts: How many accounts.
+        entries: How many entries of the charge log.
+        again: It had been transferred before, and nothing was done now.
+    """
+
+    budgets: int
+    accounts: int
+    entries: int
+    again: bool
+
+
+async def transfer(source: str, target: str) -> Moved:
+    """Moves an SQLite ledger, whose file takes no charge from then on, into a PostgreSQL ledger that was not used yet.
+
+    The file is closed first, and opened again if nothing came of it. Whatever happens in between, the charges are in at
+    least one of both, and at most one of both takes more. Done again after a failure, it goes on.
+
+    Args:
+        source: The SQLite ledger's URL.
+        target: The URL of where it goes: a PostgreSQL ledger that was migrated, and has no budgets.
+
+    Raises:
+        ConfigError: One of them is of another kind, or the target is in use.
+        LedgerError: One of them can't be used.
+    """
+    books, into = open_admin(source), open_admin(target)
+    if not isinstance(books, SQLiteAdmin):
+        raise ConfigError("the source must be an SQLite ledger: sqlite:///path")
+    if not isinstance(into, PostgresAdmin):
+        raise ConfigError("--ledger: the target must be a PostgreSQL ledger: postgresql://...")
+    try:
+        wal.check(books.path)
+        async with books.view():  # There is one, and it can be read.
+            access.check(books.path)
+        with closing(schema.connect(books.path, "mode=rw", _BUSY)) as connection:
+            return await _transfer(connection, books.path, into)
+    except (sqlite3.Error, OSError) as error:
+        raise schema.explain(error, books.path) from error
+
+
+async def _transfer(connection: sqlite3.Connection, source: Path, target: PostgresAdmin) -> Moved:
+    connection.execute("PRAGMA synchronous = FULL")
+    secret = schema.read_secret(connection, source)
+    schema.upgrade(connection)
+    name = bytes(connection.execute("SELECT witness FROM ledger").fetchone()[0])
+    _check_elsewhere(connection, source, target.place)
+    if (before := await target.change(lambda into: _usable(into, name, target.place))) is None:
+        _close(
+            connection, source, target.place
+        )  # Not before the target has answered: it may be the wrong one.
+    elif _moved(connection) == target.place:
+        return before
+
+    async def fill(into: Any) -> Moved:
+        before = await _usable(into, name, target.place)
+        _close(connection, source, target.place)  # Again, if somebody who failed has opened it meanwhile.
+        return before or await _fill(connection, into, name, secret)
+
+    async def reopen(into: Any) -> None:
+        if await _known(into, name) is None:
+            _set_moved(connection, source, None)
+
+    try:
+        return await target.change(fill)
+    except BaseException as error:
+        # Opened again only if the target says that it has nothing, and while nobody else fills it.
+        try:
+            await target.change(reopen)
+        except LedgerError:
+            raise LedgerError(
+                f"{error}; {source} stays closed, because {target.place} can't be asked whether it was imported: "
+                "import it again"
+            ) from error
+        raise
+
+
+def _moved(connection: sqlite3.Connection) -> str | None:
+    """Where the ledger was moved, or None."""
+    found: str | None = connection.execute("SELECT moved FROM ledger").fetchone()[0]
+    return found
+
+
+def _check_elsewhere(connection: sqlite3.Connection, source: Path, place: str) -> None:
+    moved = _moved(connection)
+    if moved not in (None, place):
+        raise LedgerError(f"{source} was imported into {moved}, where its budgets live on")
+
+
+def _close(connection: sqlite3.Connection, source: Path, place: str) -> None:
+    """Makes the file refuse charges, durably."""
+    _check_elsewhere(connection, source, place)
+    _set_moved(connection, source, place)
+
+
+def _set_moved(connection: sqlite3.Connection, source: Path, place: str | None) -> None:
+    """Closes or opens the file. That is a commit like any other: an older copy must not be taken for this one."""
+    with closing(RollbackGuard(source, lambda: _progress(connection))) as seen:
+        if _moved(connection) != place:
+            with schema.transaction(connection):
+                connection.execute("UPDATE ledger SET moved = ?, commits = commits + 1", (place,))
+                seen.check(_progress(connection)[1])
+        seen.reached(_progress(connection)[1])
+
+
+def _progress(connection: sqlite3.Connection) -> tuple[bytes, int]:
+    """The ledger's name and commits, moved or not."""
+    name, commits = connection.execute("SELECT witness, commits FROM ledger").fetchone()
+    return name, commits
+
+
+async def _usable(into: Any, name: bytes, place: str) -> Moved | None:
+    """What was transferred there before, if anything.
+
+    Raises:
+        ConfigError: Something else is there.
+    """
+    if (before := await _known(into, name)) is not None:
+        return Moved(before["budgets"], before["accounts"], before["entries"], again=True)
+    for table in ("budgets", "accounts", "chains", "spent"):
+        if await into.fetchval(f"SELECT EXISTS (SELECT FROM dpmesh.{table})"):  # noqa: S608 - constants
+            raise ConfigError(f"--ledger: {place} is in use already; import into one that was only migrated")
+    return None
+
+
+async def _known(into: Any, name: bytes) -> Any:
+    return await into.fetchrow(
+        "SELECT budgets, accounts, entries FROM dpmesh.imports WHERE source = $1", name
+    )
+
+
+async def _fill(connection: sqlite3.Connection, into: Any, name: bytes, secret: bytes) -> Moved:
+    """Copies everything, in the target's transaction."""
+    await into.execute("SET LOCAL idle_in_transaction_session_timeout = '10min'")  # the file may take time
+    # Copied, so that it is in no log of statements.
+    await into.execute("CREATE TEMPORARY TABLE dpmesh_secret (secret bytea) ON COMMIT DROP")
+    await into.copy_records_to_table("dpmesh_secret", records=[(secret,)])
+    await into.execute("UPDATE dpmesh.ledger SET secret = (SELECT secret FROM dpmesh_secret)")
+    budgets = schema.read_budgets(connection)
+    for row, start, budget_name in connection.execute(
+        "SELECT id, window_start, name FROM budgets ORDER BY id"
+    ):
+        await write_budget(into, budgets[budget_name])
+        await into.execute(
+            "UPDATE dpmesh.budgets SET id = $2, window_start = $3 WHERE name = $1", budget_name, row, start
+        )
+    await into.execute("SELECT setval('dpmesh.budgets_id_seq', greatest(1, max(id))) FROM dpmesh.budgets")
+    (now,) = connection.execute("SELECT now FROM clock").fetchone()
+    await into.execute("UPDATE dpmesh.clock SET now = $1", now)
+    (pruned,) = connection.execute("SELECT pruned_before FROM ledger").fetchone()
+    await into.execute("UPDATE dpmesh.ledger SET pruned_before = $1", pruned)
+    for (day,) in connection.execute("SELECT DISTINCT at / 86400 FROM charges").fetchall():
+        await into.execute(
+            "SELECT dpmesh.add_part($1)", day
+        )  # whatever day the clock of the file's machine showed
+    rows = {
+        "accounts": connection.execute(f"SELECT {', '.join(_COLUMNS['accounts'])} FROM accounts"),  # noqa: S608
+        "chains": connection.execute(f"SELECT {', '.join(_COLUMNS['chains'])} FROM chains"),  # noqa: S608
+        # The log is pruned by days, and chains from their beginning: so days never go back in one, as clocks may have.
+        "charges": connection.execute(
+            "SELECT max(e.at / 86400) OVER (PARTITION BY e.chain ORDER BY e.seq), c.name, e.seq, e.at, e.body, e.hash "
+            "FROM charges e JOIN chains c ON c.id = e.chain"
+        ),
+        "spent": connection.execute("SELECT name, until FROM spent"),
+    }
+    counts = {table: await _copy(into, table, found) for table, found in rows.items()}
+    moved = Moved(len(budgets), counts["accounts"], counts["charges"], again=False)
+    await into.execute(
+        "INSERT INTO dpmesh.imports VALUES ($1, $2, $3, $4)",
+        name,
+        moved.budgets,
+        moved.accounts,
+        moved.entries,
+    )
+    return moved
+
+
+async def _copy(into: Any, table: str, rows: Iterable[tuple[Any, ...]]) -> int:
+    count = 0
+
+    def counted() -> Iterable[tuple[Any, ...]]:
+        nonlocal count
+        for row in rows:
+            count += 1
+            yield row
+
+    await into.copy_records_to_table(table, schema_name="dpmesh", columns=_COLUMNS[table], records=counted())
+    return count

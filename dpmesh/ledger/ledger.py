@@ -1,0 +1,335 @@
+"""Ledger: charges privacy budgets durably, and mostly without I/O."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from dpmesh.accounting import MAX_AMOUNT
+from dpmesh.errors import ConfigError, LedgerError, LostChargesError
+from dpmesh.ledger import clock_rewind
+from dpmesh.ledger.admin import ahead_of_the_clock
+from dpmesh.ledger.budget import Budget, Charge, check_names, similar
+from dpmesh.ledger.commit_queue import CommitQueue
+from dpmesh.ledger.leases import Key, LeaseTable
+from dpmesh.ledger.redemptions import RedemptionQueue
+from dpmesh.ledger.store import Account, AccountId, Store, account_hash
+
+_T = TypeVar("_T")
+
+_GRACE = 1.0  # seconds that another event loop gets beyond its own time limit
+
+_log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """Budgets, charged before anything leaves: what is released never exceeds what is durably debited.
+
+    A charge is paid from a lease: a slice of the account's budget that is debited durably and then spent in
+    memory. Charges that no lease covers wait for the next commit, and all that wait go into one. A crash
+    wastes what is left of the slices, and never overspends. A charge whose commit times out, fails or is
+    cancelled counts as spent.
+
+    All methods but `spend` and `standing` belong to the event loop that opened the ledger; `charge` and
+    `spend_once` may be awaited in others too. A forked child starts with no lease and may charge for itself.
+
+    Args:
+        store: Where the debits are kept.
+        budgets: What charges refer to by index.
+        clock: Seconds since the epoch. Windows follow it, but never move back. A store that has a clock of its own
+            overrules it.
+        timeout: The longest that a charge waits for the store, in seconds.
+
+    Raises:
+        ConfigError: Two budgets share a name, or the timeout is not a positive number.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        budgets: Sequence[Budget],
+        *,
+        clock: Callable[[], float] = time.time,
+        timeout: float = 5.0,
+    ) -> None:
+        check_names(budgets)
+        if not 0 < timeout < math.inf:
+            raise ConfigError(f"the ledger's timeout must be a positive number of seconds, not {timeout}")
+        self.budgets = tuple(budgets)
+        self.on_commit: Callable[[float], None] | None = None
+        """Called with the seconds that each commit took."""
+        self._store = store
+        self._clock = store.clock or clock
+        self._timeout = timeout
+        self._holdings = LeaseTable(self._clock)
+        self._secret = b""
+        self._open = False
+        self._owning = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._queue = self._new_queue()
+        self._spends = self._new_spends()
+        self.spend: Callable[[Sequence[Charge]], bool] = self._holdings.spend
+        """Pays for all charges from held leases, or for none; says which. No I/O; safe in threads."""
+        self.standing: Callable[[int, bytes], tuple[int, int] | None] = self._holdings.standing
+        """What an account (budget index, unit) has (spent, cap) in this window, as this process knows it."""
+        _LEDGERS.add(self)
+
+    @property
+    def secret(self) -> bytes:
+        """32 bytes made with the ledger and as durable as it; they key account names and pseudonyms.
+
+        Raises:
+            LedgerError: The ledger was never opened.
+        """
+        if not self._secret:
+            raise LedgerError("the ledger was never opened")
+        return self._secret
+
+    async def open(self) -> None:
+        """Opens the store.
+
+        Raises:
+            ConfigError: A budget's key, accounting or window is not what the ledger was made with.
+            LedgerError: The store can't be opened, or the clock shows no time.
+        """
+        if self._open:
+            return
+        self._loop = asyncio.get_running_loop()
+        self._queue, self._spends = self._new_queue(), self._new_spends()
+        try:
+            opened = await self._store.open(self.budgets)
+            self._holdings.start(self.budgets, opened.windows)
+            self._queue.roll()
+        except BaseException:
+            await self._store.close()
+            raise
+        self._secret = opened.secret
+        self._open = True
+        self._name_others(opened.others)
+        self._name_ahead(opened.windows)
+
+    async def close(self) -> None:
+        """Refuses what waits, returns what is left of the leases, and closes the store.
+
+        Raises:
+            LedgerError: Another event loop owns the ledger and doesn't answer.
+        """
+        if self._open:
+            # Also when this is cancelled: it could not be called again.
+            await asyncio.shield(self._in_owner(self._close, 4 * self._timeout))
+
+    async def charge(self, charges: Sequence[Charge]) -> None:
+        """Charges all accounts, or none: from held leases, or else durably.
+
+        Args:
+            charges: (budget index, the unit's canonical bytes or b"", ledger amount) each.
+
+        Raises:
+            BudgetExhaustedError: A budget doesn't cover it; nothing is charged. Also when the rest of the
+                budget is in the hands of other holders.
+            LedgerError: The ledger can't answer in time; what was charged may stay charged.
+        """
+        if self.spend(charges):
+            return
+        if self._loop is asyncio.get_running_loop():
+            await self._queue.join(self._needs(charges))
+        else:
+            await self._in_owner(lambda: self._charge_durably(charges), self._timeout)
+
+    async def spend_once(self, name: bytes, until: float) -> bool:
+        """Spends a name durably: true for exactly one call, over all holders of the store and all time.
+
+        What times out, fails or is cancelled may be spent, and is true for nobody.
+
+        Args:
+            name: 32 bytes.
+            until: When the name may be forgotten, in seconds since the epoch: the same for a name each time. The name
+                counts as spent from then on, by the latest time that any holder of the store saw.
+
+        Raises:
+            LedgerError: The ledger can't tell, so whoever asks must refuse.
+        """
+
+        async def spend() -> bool:
+            if not self._open:
+                raise LedgerError("the ledger is not open")
+            return await self._spends.spend(name, until)
+
+        return await self._in_owner(spend, self._timeout)
+
+    async def check(self) -> None:
+        """Returns if the ledger could take a charge now.
+
+        Raises:
+            LedgerError: It couldn't, or doesn't answer in time.
+        """
+        if not self._open:
+            raise LedgerError("the ledger is not open")
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._in_owner(self._store.ping, self._timeout)
+        except LostChargesError:
+            self._holdings.drop()
+            raise
+        except TimeoutError:
+            raise LedgerError(f"the ledger did not answer within {self._timeout:g} s") from None
+
+    async def accounts(self, budget: str | None = None, unit: bytes | None = None) -> list[Account]:
+        """What the ledger holds, as of the last window in which each account was charged.
+
+        Args:
+            budget: Only this budget's accounts.
+            unit: Only this unit's accounts (canonical bytes).
+
+        Raises:
+            LedgerError: The ledger can't answer.
+        """
+        if not self._open:
+            raise LedgerError("the ledger is not open")
+        account = None if unit is None else account_hash(self._secret, unit)
+        return await self._store.accounts(budget, account)
+
+    # Event loops: one owns the queue; others hand over to it.
+
+    async def _in_owner(self, function: Callable[[], Coroutine[Any, Any, _T]], seconds: float) -> _T:
+        """Runs a coroutine in the event loop that owns the ledger."""
+        loop = asyncio.get_running_loop()
+        if self._owner(loop) is loop:
+            return await function()
+        work = function()
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._owner(loop))
+        except RuntimeError as error:
+            work.close()
+            raise LedgerError("the event loop that owns the ledger has just closed") from error
+        try:
+            # The owner keeps its own deadline; this one is for an owner that has stopped running.
+            return await asyncio.wait_for(asyncio.wrap_future(future), seconds + _GRACE)
+        except TimeoutError as error:
+            raise LedgerError("the event loop that owns the ledger does not answer") from error
+
+    def _owner(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+        """The loop that owns the ledger: `loop`, if there is no other (a forked child, a closed loop)."""
+        with self._owning:
+            if self._loop is None or self._loop.is_closed():
+                self._loop, self._queue, self._spends = loop, self._new_queue(), self._new_spends()
+            return self._loop
+
+    async def _close(self) -> None:
+        self._open = False
+        returns = await self._queue.stop()
+        await self._spends.stop()
+        left = self._holdings.clear()
+        for starts, unspent in (*returns, *self._queue.parts([left, *self._holdings.ended()])):
+            if not await self._last_call(self._store.credit(starts, unspent), "return its unspent leases"):
+                break
+        await self._last_call(self._store.close(), "close its store")
+
+    async def _last_call(self, work: Coroutine[Any, Any, None], what: str) -> bool:
+        """Runs a step of closing within the time limit. A failure wastes leases at most: log it."""
+        task = asyncio.get_running_loop().create_task(work)
+        await asyncio.wait({task}, timeout=self._timeout)
+        if not task.done():
+            _log.warning("the ledger could not %s within %g s", what, self._timeout)
+        elif task.cancelled() or (error := task.exception()) is not None:
+            _log.warning("the ledger could not %s: %s", what, "cancelled" if task.cancelled() else error)
+        else:
+            return True
+        return False
+
+    def _name_ahead(self, windows: Sequence[int]) -> None:
+        """Warns of windows that a clock began which was wrong: these budgets would not renew for a long time."""
+        found = clock_rewind.ahead(dict(enumerate(self.budgets)), dict(enumerate(windows)), self._clock(), 1)
+        if found:
+            names = [self.budgets[index].name for index in found]
+            _log.error("%s", ahead_of_the_clock("the ledger", names, self._clock()))
+
+    def _name_others(self, others: Sequence[tuple[Budget, int]]) -> None:
+        """Warns of budgets that the configuration does not name any more: one that was renamed is full again."""
+        now, names = self._clock(), [budget.name for budget in self.budgets]
+        told = []
+        for budget, start in others:
+            if budget.window is None or now < start + budget.window:
+                alike = similar(budget.name, names)
+                told.append(
+                    f"{budget.name!r}" + (f" (similar: {', '.join(map(repr, alike))})" if alike else "")
+                )
+        if told:
+            _log.warning(
+                "the ledger holds budgets that are not configured, and what is spent of them counts for no other: %s. "
+                "If one was renamed, restore its name, or it starts anew with nothing spent",
+                ", ".join(told),
+            )
+
+    async def _charge_durably(self, charges: Sequence[Charge]) -> None:
+        await self._queue.join(self._needs(charges))
+
+    def _needs(self, charges: Sequence[Charge]) -> dict[Key, int]:
+        """The sum for each account.
+
+        Raises:
+            BudgetExhaustedError: An amount exceeds what any cap can be.
+            LedgerError: A charge is malformed, or the ledger is not open.
+        """
+        if not self._open:
+            raise LedgerError("the ledger is not open")
+        needs: dict[Key, int] = {}
+        for index, key, amount in charges:
+            if type(index) is not int or not 0 <= index < len(self.budgets):
+                raise LedgerError(f"a charge's budget must be an index below {len(self.budgets)}")
+            if type(key) is not bytes:
+                raise LedgerError(f"a charge's account key must be bytes, not {type(key).__name__}")
+            if type(amount) is not int or amount < 0:
+                raise LedgerError("a charge's amount must be a non-negative integer of 1e-9")
+            if amount:
+                needs[index, key] = needs.get((index, key), 0) + amount
+        for (index, _), amount in needs.items():
+            if amount > MAX_AMOUNT:
+                raise self._queue.exhausted(index)
+        return needs
+
+    def _account(self, key: Key) -> AccountId:
+        return key[0], account_hash(self._secret, key[1])
+
+    def _new_queue(self) -> CommitQueue:
+        return CommitQueue(
+            self._store,
+            self.budgets,
+            self._holdings,
+            self._account,
+            self._committed,
+            clock=self._clock,
+            timeout=self._timeout,
+        )
+
+    def _new_spends(self) -> RedemptionQueue:
+        return RedemptionQueue(self._store, clock=self._clock, timeout=self._timeout)
+
+    def _committed(self, seconds: float) -> None:
+        if self.on_commit is not None:
+            self.on_commit(seconds)
+
+    def _forked(self) -> None:
+        """In a forked child: the leases, the waiting charges and the loop are the parent's."""
+        self._owning = threading.Lock()
+        self._loop, self._queue, self._spends = None, self._new_queue(), self._new_spends()
+        self._holdings.forked()
+        self._store.forked()
+
+
+_LEDGERS: weakref.WeakSet[Ledger] = weakref.WeakSet()
+
+
+def _forget_parents() -> None:
+    for ledger in list(_LEDGERS):
+        ledger._forked()
+
+
+os.register_at_fork(after_in_child=_forget_parents)

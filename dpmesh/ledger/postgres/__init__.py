@@ -1,0 +1,1 @@
+"""A ledger in PostgreSQL: its store, its administration, its tables and functions."""

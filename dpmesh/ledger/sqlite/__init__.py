@@ -1,0 +1,1 @@
+"""A ledger in one SQLite file: its store, its administration, its tables."""

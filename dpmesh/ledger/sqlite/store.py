@@ -1,0 +1,468 @@
+"""SQLiteStore: budgets in one file, shared by the processes of one machine."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import secrets
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from dpmesh.accounting import MAX_AMOUNT
+from dpmesh.errors import DpmeshError, LedgerError, LostChargesError
+from dpmesh.ledger.budget import Budget, check_names, check_unchanged
+from dpmesh.ledger.charge_log import ChainWriter, EntryKind, Posting
+from dpmesh.ledger.sqlite import access, rollback_guard, schema, wal
+from dpmesh.ledger.sqlite.rollback_guard import RollbackGuard
+from dpmesh.ledger.store import SECRET_BYTES, Account, AccountId, Batch, Opened, Outcome, decide
+
+_log = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+# What an account was debited in an older window counts on the odometer alone. The grants of this window are among the
+# values, because SQLite checks them before it finds that there is a row.
+_DEBIT = """
+INSERT INTO accounts (budget, account, window_start, debited, cap, granted, lifetime)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+ON CONFLICT (budget, account) DO UPDATE SET
+    window_start = excluded.window_start, debited = excluded.debited, cap = excluded.cap, granted = excluded.granted,
+    lifetime = CASE WHEN lifetime > 9223372036854775807 - ?7 THEN 9223372036854775807 ELSE lifetime + ?7 END
+"""
+_CREDIT = """
+UPDATE accounts SET
+    debited = CASE window_start WHEN :window THEN debited + :amount ELSE debited END,
+    lifetime = lifetime + :amount
+WHERE budget = :budget AND account = :account AND window_start >= :window AND lifetime + :amount >= 0
+    AND (window_start > :window OR debited + :amount >= 0)
+"""
+
+_SURE = 0.02  # seconds after which a suspicion is looked at again
+_FORK_WAIT = 10.0  # seconds that a fork waits for a commit under way
+
+
+class SQLiteStore:
+    """Keeps debits in an SQLite file: write-ahead log, synchronous=FULL, so a commit survives a power cut.
+
+    One worker thread makes all calls. Every transaction begins with the write lock, so processes that share
+    the file never overspend together. The file holds keyed hashes of units, never their ids, and only its
+    owner may read it.
+
+    SQLite can't be carried across a fork: the child would believe in locks that only the parent holds. So the
+    connection is closed before a fork, and parent and child each open one of their own when they need it.
+
+    Args:
+        path: The file. It is made, with its directory, where there is none.
+        busy_timeout: How long to wait for another process's lock, in seconds.
+    """
+
+    clock: Callable[[], float] | None = None
+
+    def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 4.0) -> None:
+        self.path = Path(path).absolute()  # a later chdir must not lead to another ledger
+        self._busy_timeout = busy_timeout
+        self._budgets: tuple[Budget, ...] = ()
+        self._rows: tuple[int, ...] = ()  # for each budget, its id in the file
+        self._secret = b""
+        self._file: tuple[int, int] | None = None  # device and inode
+        self._connection: sqlite3.Connection | None = None
+        self._witness: RollbackGuard | None = None
+        self._chain = ChainWriter()
+        self._latest: dict[
+            int, int
+        ] = {}  # for each row, the latest window that this holder found in the file
+        self._failed = False  # the last write did
+        self._touched: tuple[int, ...] = ()  # what changes when somebody writes to the file
+        self._least = 0  # how many commits it had at that time, without the log
+        self._stale = False  # the connection remembers what is no longer there
+        self._executor: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()  # held while SQLite works, and during a fork
+        self._lost = False
+        _STORES.add(self)
+
+    async def open(self, budgets: Sequence[Budget]) -> Opened:
+        """See Store."""
+        return await self._run(self._open, tuple(budgets))
+
+    async def debit(self, batch: Batch) -> Outcome:
+        """See Store."""
+        return await self._run(self._debit, batch)
+
+    async def credit(self, windows: tuple[int, ...], unspent: Mapping[AccountId, int]) -> None:
+        """See Store."""
+        await self._run(self._credit, windows, unspent)
+
+    async def spend_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
+        """See Store."""
+        return await self._run(self._spend_once, now, spends)
+
+    async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
+        """See Store."""
+        return await self._run(self._accounts, budget, account)
+
+    async def ping(self) -> None:
+        """See Store."""
+        await self._run(self._ping)
+
+    async def close(self) -> None:
+        """See Store."""
+        await self._run(self._disconnect)
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
+            self._executor = None
+
+    def forked(self) -> None:
+        """See Store. The connection was closed before the fork, by the hook below."""
+
+    # Everything below runs in the worker thread.
+
+    async def _run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="dpmesh-ledger")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, lambda: self._guard(function, *args, **kwargs))
+
+    def _guard(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with self._lock:
+            try:
+                return function(*args, **kwargs)
+            except (sqlite3.Error, OSError) as error:
+                # After anything but a lock held elsewhere, start afresh: the fault may pass.
+                if not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+                    self._disconnect()
+                raise schema.explain(error, self.path) from error
+
+    def _open(self, budgets: tuple[Budget, ...]) -> Opened:
+        check_names(budgets)
+        self._disconnect()
+        self._file, self._secret = None, b""
+        self._chain = ChainWriter()  # what it left in a file that it closed, the witness knows
+        if not os.path.lexists(self.path):
+            make_file(self.path)
+        connection = self._connect()
+        if remark := access.remark(self.path):
+            _log.warning("%s", remark)
+        try:
+            with schema.transaction(connection):
+                stored = schema.read_budgets(connection)
+                for budget in budgets:
+                    check_unchanged(stored.get(budget.name, budget), budget)
+                others = schema.charged_others(connection, [budget.name for budget in budgets])
+                written = [schema.write_budget(connection, budget) for budget in budgets]
+                # Written even where nothing changes: a file that can't be written is found now, not later.
+                connection.execute("UPDATE meta SET schema_version = schema_version")
+        except DpmeshError:
+            self._disconnect()
+            raise
+        self._budgets = budgets
+        self._rows = tuple(row for row, _ in written)
+        self._latest = dict(written)
+        return Opened(self._secret, tuple(start for _, start in written), others)
+
+    def _connect(self) -> sqlite3.Connection:
+        """The connection, made when there is none; always to the file that was opened first."""
+        if self._lost:
+            raise LedgerError(f"{self.path} was being written when this process was forked: start it afresh")
+        file = self._identity()
+        if self._file not in (None, file):
+            raise self._replaced()
+        if self._stale:
+            self._disconnect()
+            self._stale = False
+        if self._connection is None:
+            if not os.access(self.path, os.R_OK | os.W_OK):
+                # Asked before SQLite is, which would leave a log beside the file that is read-only as well.
+                raise LedgerError(
+                    f"{self.path} is read-only: make it and its directory writable for this user"
+                )
+            access.check(self.path)
+            wal.check(self.path)
+            connection = schema.connect(self.path, "mode=rw", self._busy_timeout)
+            try:
+                self._secret = self._prepare(connection)
+                self._witness = RollbackGuard(self.path, lambda: schema.progress(connection, self.path))
+            except BaseException:
+                connection.close()
+                raise
+            self._connection, self._file = connection, file
+            self._touched, self._least = (), 0
+        return self._connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> bytes:
+        """Makes commits durable, and returns the secret of the ledger that this is."""
+        schema.make_durable(connection, self.path)
+        secret = schema.read_secret(connection, self.path)
+        if self._secret not in (b"", secret):
+            raise self._replaced()
+        schema.upgrade(connection)
+        return secret
+
+    def _replaced(self) -> LostChargesError:
+        return LostChargesError(
+            f"{self.path} was replaced while in use: restore it, or restart to use the new one"
+        )
+
+    def _identity(self) -> tuple[int, int]:
+        """The file's device and inode."""
+        try:
+            status = schema.plain_file(self.path)
+        except FileNotFoundError as error:
+            raise LedgerError(f"{self.path} was removed while in use: restore it, or restart") from error
+        if status.st_size == 0:
+            raise LedgerError(
+                f"{self.path} is empty, so what was spent is lost: restore it from a backup, "
+                "or remove it and its witness to start all budgets anew"
+            )
+        return status.st_dev, status.st_ino
+
+    def _disconnect(self) -> None:
+        if self._lost:
+            return  # it is the parent's
+        rollback_guard, self._witness = self._witness, None
+        if rollback_guard is not None:
+            with suppress(OSError):
+                rollback_guard.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+    @contextmanager
+    def _change(self) -> Iterator[schema.Change]:
+        """A transaction. What it writes is durable and witnessed afterwards; what fails may be either."""
+        connection = self._connect()
+        change = schema.Change(connection, self._chain)
+        self._failed = True
+        with schema.transaction(connection):
+            yield change
+            commits = change.finish()
+            if commits and self._witness is not None:
+                self._witness.check(commits)
+                self._check_file(self._witness)
+        self._failed = False
+        change.committed()
+        if commits and self._witness is not None:
+            self._witness.reached(commits)
+
+    def _check_file(self, seen: RollbackGuard) -> None:
+        """Whether nobody but SQLite has written to the file, before more of the log can be copied over what they did.
+
+        SQLite would not notice, and mix what it finds there with its log.
+
+        Raises:
+            LostChargesError: Somebody has, or took the log away.
+        """
+        status = self.path.stat()
+        try:
+            log = self.path.with_name(self.path.name + "-wal").stat().st_ino
+        except FileNotFoundError:
+            log = 0
+        touched = (status.st_mtime_ns, status.st_size, log)
+        if touched == self._touched:
+            return
+        count = wal.count(self.path) or self._least
+        if self._is_mixed() if log else count < self._least:
+            seen.distrust()
+            raise LostChargesError(
+                f"{self.path} was overwritten by an older copy while in use: put a whole one in its place, and see "
+                "`dpmesh ledger accept --help`"
+            )
+        if not log or (self._touched and log != self._touched[-1]):
+            raise LostChargesError(
+                f"the log of {self.path} was removed while in use: restart all of its holders"
+            )
+        if count < self._least:
+            # Perhaps what was put there was accepted. What this connection remembers of it is worth nothing now.
+            self._stale = True
+            raise LostChargesError(f"{self.path} was replaced while in use: it is read anew")
+        self._touched, self._least = touched, count
+
+    def _is_mixed(self) -> bool:
+        """Whether the file is older than its log's beginning; asked twice, because others may be writing."""
+        if not wal.gap(self.path):
+            return False
+        time.sleep(_SURE)
+        return wal.gap(self.path) > 0
+
+    def _debit(self, batch: Batch) -> Outcome:
+        with self._change() as change:
+            windows = self._advance(change, batch.windows)
+            states = {a: self._state(change.connection, a, windows[a[0]]) for a in batch.held}
+            caps = {
+                a: min(MAX_AMOUNT, self._budgets[a[0]].cap + granted) for a, (_, granted) in states.items()
+            }
+            outcome = decide(batch, caps, windows, {a: debited for a, (debited, _) in states.items()})
+            if outcome.debits:
+                change.write(EntryKind.DEBIT, [self._line(a, windows, n) for a, n in outcome.debits.items()])
+                change.connection.executemany(
+                    _DEBIT,
+                    [
+                        (
+                            self._rows[a[0]],
+                            a[1],
+                            windows[a[0]],
+                            outcome.debited[a],
+                            self._budgets[a[0]].cap,
+                            states[a][1],
+                            n,
+                        )
+                        for a, n in outcome.debits.items()
+                    ],
+                )
+        return outcome
+
+    def _line(self, account: AccountId, windows: tuple[int, ...], amount: int) -> Posting:
+        return Posting(self._rows[account[0]], account[1], windows[account[0]], amount)
+
+    def _advance(self, change: schema.Change, wanted: tuple[int, ...]) -> tuple[int, ...]:
+        """The windows in force: the later of the wanted and the latest ever, which becomes the wanted."""
+        stored = self._windows(change.connection)
+        later = [(start, row) for start, row in zip(wanted, self._rows, strict=True) if start > stored[row]]
+        if later:
+            change.touch()
+            change.connection.executemany("UPDATE budgets SET window_start = ? WHERE id = ?", later)
+            stored.update((row, start) for start, row in later)
+        self._latest = stored
+        return tuple(stored[row] for row in self._rows)
+
+    def _windows(self, connection: sqlite3.Connection) -> dict[int, int]:
+        """The latest window of each budget, by its row.
+
+        Raises:
+            LostChargesError: An administrator brought some back, and this holder would begin them again.
+        """
+        stored: dict[int, int] = dict(connection.execute("SELECT id, window_start FROM budgets"))
+        if any(stored.get(row, 0) < start for row, start in self._latest.items()):
+            raise LostChargesError(
+                f"windows of {self.path} were brought back by `dpmesh ledger accept`: restart this holder"
+            )
+        return stored
+
+    def _state(self, connection: sqlite3.Connection, account: AccountId, window: int) -> tuple[int, int]:
+        """What an account was debited and granted in a window."""
+        row = connection.execute(
+            "SELECT debited, granted FROM accounts WHERE budget = ? AND account = ? AND window_start = ?",
+            (self._rows[account[0]], account[1], window),
+        ).fetchone()
+        return (0, 0) if row is None else row
+
+    def _credit(self, windows: tuple[int, ...], unspent: Mapping[AccountId, int]) -> None:
+        with self._change() as change:
+            lines = []
+            for a, amount in unspent.items():
+                line = self._line(a, windows, -amount)
+                if amount > 0 and change.connection.execute(_CREDIT, line._asdict()).rowcount == 1:
+                    lines.append(line)
+            if lines:
+                change.write(EntryKind.CREDIT, lines)
+
+    def _spend_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
+        with self._change() as change:
+            change.touch()
+            return schema.spend(change.connection, now, spends)
+
+    def _ping(self) -> None:
+        connection = self._connect()
+        self._windows(connection)
+        if not self._failed:
+            schema.progress(connection, self.path)
+            return
+        with self._change() as change:
+            change.touch()
+
+    def _accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
+        return list(schema.read_accounts(self._connect(), budget, account))
+
+    # Forks: see the class.
+
+    def before_fork(self) -> None:
+        """Waits for the transaction under way, and closes the connection."""
+        self._lost = not self._lock.acquire(timeout=_FORK_WAIT)
+        if not self._lost:
+            self._disconnect()
+
+    def after_fork_in_parent(self) -> None:
+        """Goes on; the next call connects again."""
+        if not self._lost:
+            self._lock.release()
+        self._lost = False
+
+    def after_fork_in_child(self) -> None:
+        """Starts without thread or connection; if SQLite was at work during the fork, without hope too."""
+        self._lock = threading.Lock()
+        self._executor = None
+        self._chain = ChainWriter()
+
+
+def make_file(path: Path) -> None:
+    """Makes an empty ledger, complete or not at all, also when several processes do so at once."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        if os.path.lexists(path):
+            return
+        access.check_folder(path)
+        if os.path.lexists(rollback_guard.path_of(path)):
+            raise LedgerError(
+                f"{path} is gone, and {rollback_guard.path_of(path).name} remembers that there was one: "
+                "put it back, or "
+                "remove that too to start all budgets anew"
+            )
+        new.unlink(missing_ok=True)
+        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        _write_tables(new)
+        new.rename(path)
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(OSError):
+                new.with_name(new.name + suffix).unlink(missing_ok=True)
+
+
+def _write_tables(path: Path) -> None:
+    connection = schema.connect(path, "mode=rw", timeout=0)
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA journal_mode = WAL")
+        secret = secrets.token_bytes(SECRET_BYTES)
+        with schema.transaction(connection):
+            schema.create(connection, secret)
+        # Closing would do this too, and say nothing if the disk is full; and the log is not renamed with the file.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        connection.close()
+
+
+_STORES: weakref.WeakSet[SQLiteStore] = weakref.WeakSet()
+_PAUSED: list[SQLiteStore] = []
+
+
+def _before_fork() -> None:
+    for store in list(_STORES):
+        store.before_fork()
+        _PAUSED.append(store)
+
+
+def _after_fork(step: Callable[[SQLiteStore], None]) -> None:
+    while _PAUSED:
+        step(_PAUSED.pop())
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=lambda: _after_fork(SQLiteStore.after_fork_in_parent),
+    after_in_child=lambda: _after_fork(SQLiteStore.after_fork_in_child),
+)

@@ -1,0 +1,1 @@
+"""The way of a message: checked, charged and sampled before it is sent."""

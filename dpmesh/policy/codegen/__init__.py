@@ -1,0 +1,1 @@
+"""Python text generated from a Plan: the code that protects one message."""

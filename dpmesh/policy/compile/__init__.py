@@ -1,0 +1,1 @@
+"""Compiles message types and their rules into Plans. The walk over messages knows no field kind."""

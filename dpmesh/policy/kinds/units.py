@@ -1,0 +1,264 @@
+"""Units: how the id of the device or person that a message is about is read, and how it leaves."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from dpmesh.errors import ProtectionError
+from dpmesh.noise.draws import function
+from dpmesh.policy.codegen.steps import Step, passed
+from dpmesh.policy.compile.findings import Diagnostics
+from dpmesh.policy.compile.fragment import Fragment
+from dpmesh.policy.descriptors import INTEGER_RANGES, F, choice_of, type_name
+from dpmesh.policy.kinds.transforms import Transform
+from dpmesh.policy.plan import FieldPlan, Kind, Pseudonymise
+from dpmesh.policy.rulebook import ResolvedRule
+from dpmesh.v1 import privacy_pb2 as pb
+
+DEFAULT_EPOCH = 86_400.0
+# What a Duration may be, by its own rules.
+LONGEST_EPOCH = 315_576_000_000
+
+# From a message to its unit's id.
+Read = Callable[[Any], bytes]
+# From what the field of a unit's id holds to the bytes that stand for the unit in ledgers and pseudonyms.
+Canonical = Callable[[Any], bytes]
+
+
+def add(
+    node: Fragment, entry: FieldDescriptor, path: str, findings: Diagnostics, *, owned: bool
+) -> Read | None:
+    """Adds the field that holds the unit's id to the node of its message.
+
+    Args:
+        node: Of the message.
+        entry: The field.
+        path: What comes before its name.
+        findings: What holds, and what was found.
+        owned: The message stands in one that names a unit too.
+
+    Returns:
+        What reads the id, or None if the field can't hold one.
+    """
+    name = entry.full_name
+    ruling = findings.field(entry)
+    fits = entry.type in INTEGER_RANGES or entry.type in (F.TYPE_STRING, F.TYPE_BYTES)
+    if entry.is_repeated or not fits:
+        text = f"unit does not fit {type_name(entry)}"
+        findings.error(name, "kind-type", text, "string, bytes or integer")
+        return None
+    if choice_of(entry) is not None:
+        findings.error(name, "kind-type", "a unit can't be one of a oneof", "move it out")
+        return None
+    node.fields.append(FieldPlan(path + entry.name, name, Kind.UNIT, ruling.origin))
+    canonical = canonical_form(entry, _normalize(entry, ruling.rules.unit, findings))
+    if not entry.has_presence:
+        node.plain_unit = (entry.name, canonical)
+    read = _reader(entry, canonical)
+    if ruling.rules.unit.form == pb.Unit.SUPPRESSED:
+        _suppress(node, entry, read, canonical, findings, owned=owned)
+        return read
+    step = _step(entry, ruling, read, canonical, findings)
+    node.steps.append(step)
+    node.bare.append(step)
+    node.shown.append(f"{name} leaves" + (" as it is" if ruling.rules.unit.form else " as a pseudonym"))
+    return read
+
+
+def _suppress(
+    node: Fragment,
+    entry: FieldDescriptor,
+    read: Read,
+    canonical: Canonical,
+    findings: Diagnostics,
+    *,
+    owned: bool,
+) -> None:
+    if entry.is_required:
+        text = "is required, so its message can't be sent without it"
+        findings.error(entry.full_name, "required", text, "use another form, or make it optional")
+    if not owned:
+        # Where a message of an outer unit is filled in, there is no id; those that are there are read for the bill.
+        step = _required(entry, read, canonical)
+        node.steps.append(step)
+        node.bare.append(step)
+
+
+def _step(
+    entry: FieldDescriptor, ruling: ResolvedRule, read: Read, canonical: Canonical, findings: Diagnostics
+) -> Step:
+    name, rules = entry.full_name, ruling.rules.unit
+    if rules.form == pb.Unit.RAW:
+        findings.warn(name, "unit-raw", "the unit's id leaves as it is", "form: PSEUDONYM hides it")
+        return passed(entry)
+    epoch = rules.epoch.seconds + rules.epoch.nanos / 1e9 if rules.HasField("epoch") else DEFAULT_EPOCH
+    if not 1 <= epoch <= LONGEST_EPOCH:
+        findings.error(name, "epoch", "epoch must be from 1 s to 10,000 years")
+    if INTEGER_RANGES.get(entry.type, (0, 2**63))[1] < 2**33:
+        findings.warn(
+            name,
+            "unit-collision",
+            "32-bit pseudonyms of different units collide",
+            "use a string or int64",
+        )
+    return _pseudonym(entry, read, canonical, epoch)
+
+
+def _normalize(field: FieldDescriptor, rules: pb.Unit, findings: Diagnostics) -> Callable[[str], str] | None:
+    """What makes spellings of an id equal, or None if each is a unit of its own."""
+    chosen = set(rules.normalize)
+    if not chosen:
+        return None
+    if field.type != F.TYPE_STRING:
+        text = f"normalize is for strings, and this is {type_name(field)}"
+        findings.error(field.full_name, "unit-normalize", text, "remove it")
+        return None
+    if pb.Unit.AS_IS in chosen:
+        if len(chosen) > 1:
+            text = "normalize has AS_IS, and something else"
+            findings.error(field.full_name, "unit-normalize", text, "choose one of the two")
+        return None
+    return normalization(
+        nfc=pb.Unit.NFC in chosen, fold=pb.Unit.CASE_FOLD in chosen, strip=pb.Unit.STRIP in chosen
+    )
+
+
+def normalization(*, nfc: bool, fold: bool, strip: bool) -> Callable[[str], str]:
+    """What makes spellings of an id equal.
+
+    Case folding can undo a normalization form, and some letters fold only once they are decomposed, so with both the
+    text is decomposed, folded and composed (Unicode 16, section 3.13, D145).
+
+    Args:
+        nfc: Unicode's canonical composition.
+        fold: Full case folding.
+        strip: White space, control and format characters at both ends.
+    """
+
+    def normalized(text: str) -> str:
+        if strip:
+            text = _stripped(text)
+        if fold:
+            text = (unicodedata.normalize("NFD", text) if nfc else text).casefold()
+        return unicodedata.normalize("NFC", text) if nfc else text
+
+    return normalized
+
+
+def _stripped(text: str) -> str:
+    start, end = 0, len(text)
+    while start < end and _is_blank(text[start]):
+        start += 1
+    while start < end and _is_blank(text[end - 1]):
+        end -= 1
+    return text[start:end]
+
+
+def _is_blank(character: str) -> bool:
+    return character.isspace() or unicodedata.category(character) in ("Cc", "Cf")
+
+
+def canonical_form(field: FieldDescriptor, normalize: Callable[[str], str] | None = None) -> Canonical:
+    """Maps a unit's id to canonical bytes: text in UTF-8, bytes as they are, integers in decimal.
+
+    So one device has one budget, whether a message spells its id "42" or 42. An id that is empty (or 0, where the
+    field can't tell 0 from absent) is missing, and so is a declared default.
+
+    Args:
+        field: The field that holds the id.
+        normalize: What makes spellings of an id equal, if anything does.
+    """
+    missing, presence = _missing(field), field.has_presence
+    if field.type in INTEGER_RANGES:
+
+        def integer(value: int) -> bytes:
+            if not (value or presence):
+                raise missing()
+            return b"%d" % value
+
+        return integer
+    if normalize is not None:
+
+        def normal(value: str | bytes) -> bytes:
+            if not isinstance(value, str):
+                text = "the privacy unit's id is not UTF-8, so it can't be normalized"
+                raise ProtectionError("WRONG_TYPE", field.full_name, text)
+            found = normalize(value)
+            if not found:
+                raise missing()
+            return found.encode()
+
+        return normal
+    if field.type == F.TYPE_STRING:
+
+        def text(value: str | bytes) -> bytes:
+            if not value:
+                raise missing()
+            # Text that came over the wire and is no UTF-8 reads as bytes.
+            return value.encode() if isinstance(value, str) else value
+
+        return text
+
+    def raw(value: bytes) -> bytes:
+        if not value:
+            raise missing()
+        return value
+
+    return raw
+
+
+def _reader(field: FieldDescriptor, canonical: Canonical) -> Read:
+    """Reads a unit's id from its message, as canonical bytes."""
+    name = field.name
+    if not field.has_presence:
+        return lambda message: canonical(getattr(message, name))
+    missing = _missing(field)
+
+    def present(message: Any) -> bytes:
+        if not message.HasField(name):
+            raise missing()
+        return canonical(getattr(message, name))
+
+    return present
+
+
+def from_values(fields: Sequence[str], name: str, canonical: Canonical) -> Read:
+    """Reads a unit's id from a tuple of the values of some fields."""
+    at = fields.index(name)
+    return lambda values: canonical(values[at])
+
+
+def _missing(field: FieldDescriptor) -> Callable[[], ProtectionError]:
+    name = field.full_name
+    return lambda: ProtectionError("MISSING_UNIT", name, "the privacy unit's id is missing")
+
+
+def _required(field: FieldDescriptor, read: Read, canonical: Canonical) -> Step:
+    """A unit's id that must be there, and does not leave."""
+    if not field.has_presence:
+        text = f"canonical@(value)\nout = {field.default_value!r}"
+        return field.name, Transform(None, text, {"canonical@": canonical})
+
+    def step(source: Any, _target: Any, _alias: Pseudonymise) -> None:
+        read(source)
+
+    return step
+
+
+def _pseudonym(field: FieldDescriptor, read: Read, canonical: Canonical, epoch: float) -> Step:
+    """Writes the unit's keyed hash of this epoch in the field's own type."""
+    name, hidden = field.name, f"alias(unit, {epoch!r})"
+    if field.type == F.TYPE_STRING:
+        hidden += ".hex()"
+    elif field.type != F.TYPE_BYTES:
+        # 0 would read as absent.
+        hidden = f"int.from_bytes({hidden}, 'big') & {INTEGER_RANGES[field.type][1]} or 1"
+    if not field.has_presence:
+        text = f"unit = canonical@(value)\nout = {hidden}"
+        return name, Transform(None, text, {"canonical@": canonical})
+    hide = function("hide", "unit, alias", "", hidden, {})
+    return lambda source, target, alias: setattr(target, name, hide(read(source), alias))

@@ -1,0 +1,1 @@
+"""What policies and budgets promise: pure calculations for the command line and other readers."""

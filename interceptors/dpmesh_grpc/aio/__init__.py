@@ -1,0 +1,1 @@
+"""What dpmesh needs of grpc.aio: calls, threads."""

@@ -1,0 +1,1 @@
+"""Interceptors that protect what clients and servers send."""

@@ -1,0 +1,1 @@
+"""Channels and servers that follow the rotation of an identity."""

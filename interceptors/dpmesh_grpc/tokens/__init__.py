@@ -1,0 +1,1 @@
+"""Anonymous authorisation of channels by tokens and tickets."""

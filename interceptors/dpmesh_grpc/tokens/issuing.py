@@ -1,0 +1,115 @@
+"""Anonymous authorisation of channels: a token for the first RPC of a channel, a ticket for all others.
+
+Client: `grpc.aio.insecure_channel(target, interceptors=token_interceptors(wallet))`, or the same with a rotating
+channel: each identity then redeems a token of its own, because nothing may be shown under two identities.
+Server: `grpc.aio.server(interceptors=[token_interceptor(verifier), ...])`.
+
+What this does not hide: the client's address and whatever else its connection shows, when RPCs happen and how long they
+are, and what they say. See `dpmesh.identity.tokens.protocol` for what it hides, and on what conditions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import grpc.aio
+
+from dpmesh.identity import Identity
+from dpmesh.identity.ca.proof import SIGN_TOKENS, prove
+from dpmesh.identity.tokens.token_format import PublishedKey, TokenChallenge
+from dpmesh.identity.tokens.verifier import Fetch
+from dpmesh.identity.tokens.wallet import HeldToken, Refill, TokenRequestState, choose_key
+from dpmesh.v1 import identity_pb2_grpc as rpc
+from dpmesh.v1.identity_pb2 import GetTokenKeysRequest, SignTokensRequest
+from dpmesh_grpc.issuer import TIMEOUT, issuer_channel, issuer_error
+from dpmesh_grpc.tokens.client import token_interceptors
+from dpmesh_grpc.tokens.server import token_interceptor
+
+__all__ = ["issuer_keys", "token_interceptor", "token_interceptors", "token_request"]
+
+_T = TypeVar("_T")
+
+
+class HasIdentity(Protocol):
+    """A RotatingIdentity, or anything else with an identity that is in force."""
+
+    @property
+    def current(self) -> Identity:
+        """The identity; IdentityError if there is none."""
+
+
+def issuer_keys(target: str, identity: HasIdentity, *, timeout: float = TIMEOUT) -> Fetch:
+    """What asks an issuer for the keys of its anonymous tokens, for a `Verifier` or to compare them with.
+
+    Each time on a connection of its own, on which nothing says who asks: an issuer can't give one device another key.
+
+    Args:
+        target: Where the issuer is, "host:port".
+        identity: Whose roots the issuer is checked by; opened.
+        timeout: How long to wait for the issuer, in seconds.
+    """
+
+    async def fetch() -> Sequence[PublishedKey]:
+        async def ask(stub: Any) -> Any:
+            return await stub.GetTokenKeys(GetTokenKeysRequest(), timeout=timeout)
+
+        response = await _asked(target, identity.current, ask)
+        return [PublishedKey(key.public_key, key.not_before, key.not_after) for key in response.keys]
+
+    return fetch
+
+
+def token_request(
+    target: str,
+    identity: HasIdentity,
+    challenge: TokenChallenge,
+    *,
+    timeout: float = TIMEOUT,
+    clock: Callable[[], float] = time.time,
+) -> Refill:
+    """What asks an issuer for blind signatures, and makes tokens of them: for a `Wallet`.
+
+    The device proves to the issuer who it is, by the certificate in force.
+
+    Args:
+        target: Where the issuer is, "host:port".
+        identity: The device's; opened.
+        challenge: What the tokens are for.
+        timeout: How long to wait for each of the issuer's answers, in seconds.
+        clock: Seconds since 1970.
+    """
+    fetch = issuer_keys(target, identity, timeout=timeout)
+
+    async def refill(count: int) -> Iterable[HeldToken]:
+        key = choose_key(await fetch(), clock())
+        state = await asyncio.to_thread(TokenRequestState, key, challenge, count)
+        request = SignTokensRequest(
+            truncated_token_key_id=state.truncated_key_id, blinded_messages=state.blinded_messages
+        )
+        prove(SIGN_TOKENS, request, identity.current, clock())
+
+        async def ask(stub: Any) -> Any:
+            return await stub.SignTokens(request, timeout=timeout)
+
+        response = await _asked(target, identity.current, ask)
+        return state.finalize(response.blind_signatures)
+
+    return refill
+
+
+async def _asked(target: str, identity: Identity, ask: Callable[[Any], Awaitable[_T]]) -> _T:
+    """An answer of the issuer, on a connection of its own.
+
+    Raises:
+        IdentityError: There is none.
+    """
+    try:
+        async with issuer_channel(target, identity.trust_bundle) as channel:
+            return await ask(rpc.IssuerServiceStub(channel))  # type: ignore[no-untyped-call]
+    except grpc.aio.AioRpcError as error:
+        refusal = issuer_error(error)
+    # Outside of the handler: the cause would bring the peer's own text along.
+    raise refusal
