@@ -14,7 +14,9 @@ from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message import Message
 
 from dpmesh.errors import AnnotationError, ConfigError, DpmeshError, ProtectionError
-from dpmesh.mesh.mesh import Direction, Mesh, Receipt, ReleaseStream
+from dpmesh.mesh.mesh import Mesh
+from dpmesh.mesh.receipt import Direction, Receipt
+from dpmesh.mesh.stream import ReleaseStream
 from dpmesh.policy.policy import find_method
 
 log = logging.getLogger("dpmesh.grpc")
@@ -40,7 +42,7 @@ class Unjudged:
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
-        self._globs = mesh.config.grpc.pass_unjudged
+        self._globs = mesh.grpc.pass_unjudged
         self._warned: set[str] = set()
 
     def passes(self, method: str) -> bool:

@@ -13,7 +13,8 @@ from grpc._cython import cygrpc
 
 from dpmesh.errors import BudgetExhaustedError, DpmeshError
 from dpmesh.mesh.flows import Flow, MethodFlows
-from dpmesh.mesh.mesh import Mesh, ReleaseStream
+from dpmesh.mesh.mesh import Mesh
+from dpmesh.mesh.stream import ReleaseStream
 from dpmesh_grpc.status import DETAILS_KEY, HANDLER_FAILED, WITHHELD, Failure, refusal
 from dpmesh_grpc.status import end as end_rpc
 
@@ -64,7 +65,7 @@ class ResponsePolicy:
     @classmethod
     def of(cls, method: MethodFlows, streams: bool, mesh: Mesh, *, twice: bool = False) -> ResponsePolicy:
         """Derives the guard of a method whose responses are a stream, or are not."""
-        allowed = mesh.config.grpc
+        allowed = mesh.grpc
         return cls(
             lane=method.response,
             requests=method.request,

@@ -15,7 +15,8 @@ import grpc
 
 from dpmesh.errors import ConfigError, ProtectionError
 from dpmesh.mesh.flows import METHODS_KEPT, FlowTable, MethodFlows
-from dpmesh.mesh.mesh import Direction, Mesh
+from dpmesh.mesh.mesh import Mesh
+from dpmesh.mesh.receipt import Direction
 from dpmesh_grpc.aio.threads import result_of
 from dpmesh_grpc.protection.client import POLICY_KEY, SYNCHRONOUS
 from dpmesh_grpc.protection.context import AsyncContext, ResponsePolicy, SyncContext
