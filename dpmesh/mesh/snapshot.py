@@ -101,7 +101,7 @@ class PolicySnapshot:
         if unresolved:
             raise ConfigError(
                 f"policy: no loaded proto has {', '.join(unresolved)}; "
-                "correct the name, or import its _pb2 module before dpmesh.open"
+                "correct the name, or import its _pb2 module first"
             )
         plans = [self.policy.plan(message) for message in loaded_types.message_types(self.policy)]
         for method in loaded_types.methods():
