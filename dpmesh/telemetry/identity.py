@@ -5,13 +5,13 @@ No serial, no SPIFFE ID, and no trace that outlives an identity: every span is t
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from dpmesh import forks
 from dpmesh.telemetry import names
 from dpmesh.telemetry.recorder import _version, is_api_only
 
@@ -35,8 +35,8 @@ class IdentityTelemetry:
         self._tracer: Tracer | None = None
         self._meters: _Meters | None = None
         self._providers: tuple[object, object] = (None, None)
-        with _lock:
-            _watched.add(self)
+        with _shared.lock:
+            _shared.watched.add(self)
 
     def refresh(self) -> None:
         """Looks whether global providers were set since; cheap when they were not."""
@@ -81,8 +81,8 @@ class IdentityTelemetry:
 
     def close(self) -> None:
         """Ends the identity's part in the age."""
-        with _lock:
-            _watched.discard(self)
+        with _shared.lock:
+            _shared.watched.discard(self)
 
 
 class _Meters:
@@ -110,23 +110,41 @@ class _Meters:
         self._add(1, {names.LABEL_REASON: reason}, self._context)
 
     def _observe(self, _: CallbackOptions) -> Iterable[Observation]:
-        with _lock:
-            watched = list(_watched)
+        with _shared.lock:
+            watched = list(_shared.watched)
         ages = [age for age in (telemetry.age() for telemetry in watched) if age is not None]
         return [self._observation(max(ages), None, self._context)] if ages else []
 
 
-_watched: weakref.WeakSet[IdentityTelemetry] = weakref.WeakSet()
-_by_provider: weakref.WeakKeyDictionary[Any, _Meters] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
+class _Shared:
+    """What all identities of the process share.
+
+    Attributes:
+        lock: Guards the rest.
+        watched: The identities whose age is reported.
+        meters: The instruments, by meter provider.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.watched: weakref.WeakSet[IdentityTelemetry] = weakref.WeakSet()
+        self.meters: weakref.WeakKeyDictionary[Any, _Meters] = weakref.WeakKeyDictionary()
+        forks.register(self)
+
+    def after_fork_in_child(self) -> None:
+        """Replaces the lock. Each identity stops its own telemetry."""
+        self.lock = threading.Lock()
+
+
+_shared = _Shared()
 
 
 def _meters_of(provider: MeterProvider) -> _Meters:
-    """The meters of a provider, made once, so that two identities in one process don't register them twice."""
-    with _lock:
-        meters = _by_provider.get(provider)
+    """The instruments of a provider, made once, so that two identities in one process don't register them twice."""
+    with _shared.lock:
+        meters = _shared.meters.get(provider)
         if meters is None:
-            meters = _by_provider[provider] = _Meters(provider.get_meter(names.SCOPE, _version()))
+            meters = _shared.meters[provider] = _Meters(provider.get_meter(names.SCOPE, _version()))
         return meters
 
 
@@ -135,11 +153,3 @@ def _no_span() -> Any:
     from opentelemetry.context import Context
 
     return Context({names.SCOPE: True})
-
-
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.Lock()  # Another thread may have held it. The identities themselves know of the fork.
-
-
-os.register_at_fork(after_in_child=_after_fork)

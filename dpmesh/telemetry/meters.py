@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from dpmesh import forks
 from dpmesh.telemetry import names
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Meters:
             unit="1",
             description="Privacy loss (epsilon) of what was released",
         )
-        _all.add(self)
+        forks.register(self)
 
     def add(self, key: tuple[str, str, str, str], count: int, epsilon: float, seconds: float) -> None:
         """Counts releases of one kind; the key is (method, mechanism, decision, budget)."""
@@ -108,8 +108,8 @@ class Meters:
         """Records how long one durable write took."""
         self._record_commit(seconds, None, self._context)
 
-    def forget(self) -> None:
-        """In a forked child: the counts are its parent's, who exports them; another thread may have held the lock."""
+    def after_fork_in_child(self) -> None:
+        """Starts from zero: the parent exports its own counts."""
         self._lock = threading.Lock()
         self._series = {}
 
@@ -124,19 +124,25 @@ class Meters:
         return observe
 
 
-_all: weakref.WeakSet[Meters] = weakref.WeakSet()
-_by_provider: weakref.WeakKeyDictionary[Any, Meters] = weakref.WeakKeyDictionary()
-_by_provider_lock = threading.Lock()
+class _ByProvider:
+    """The meters of the process, by meter provider.
+
+    Attributes:
+        lock: Guards the rest.
+        meters: One for each provider.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.meters: weakref.WeakKeyDictionary[Any, Meters] = weakref.WeakKeyDictionary()
+        forks.register(self)
+
+    def after_fork_in_child(self) -> None:
+        """Replaces the lock."""
+        self.lock = threading.Lock()
 
 
-def _after_fork() -> None:
-    global _by_provider_lock
-    _by_provider_lock = threading.Lock()
-    for meters in list(_all):
-        meters.forget()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+_by_provider = _ByProvider()
 
 
 def of(provider: MeterProvider, version: str | None) -> Meters | None:
@@ -147,11 +153,11 @@ def of(provider: MeterProvider, version: str | None) -> Meters | None:
     """
     from opentelemetry.metrics import NoOpMeter
 
-    with _by_provider_lock:
-        meters = _by_provider.get(provider)
+    with _by_provider.lock:
+        meters = _by_provider.meters.get(provider)
         if meters is None:
             meter = provider.get_meter(names.SCOPE, version)
             if isinstance(meter, NoOpMeter):
                 return None
-            meters = _by_provider[provider] = Meters(meter)
+            meters = _by_provider.meters[provider] = Meters(meter)
         return meters

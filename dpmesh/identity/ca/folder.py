@@ -12,11 +12,11 @@ All are for their owner only (0600), in a folder that is (0700).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from dpmesh import files
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.ca.authority import INTERMEDIATE_LIFE, ROOT_LIFE, Authority, Root
 from dpmesh.identity.ca.enrolment import Enrolments, check_private
@@ -68,10 +68,10 @@ def create_folder(
     if any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: an authority needs a folder of its own")
     folder.chmod(0o700)
-    _write(folder, {ROOT_KEY: root.key(password)})
+    files.write(folder / ROOT_KEY, root.key(password))
     _save(folder, authority)
     Enrolments.create(folder / RECORDS).close()
-    _sync(folder)
+    files.sync_folder(folder)
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:
@@ -146,7 +146,7 @@ def _save(folder: Path, authority: Authority) -> None:
         INTERMEDIATE_KEY: authority.key(),
         INTERMEDIATES: authority.certificates,
     }
-    _write(folder, parts)
+    files.write_all({folder / name: data for name, data in parts.items()})
 
 
 def _certificates(pem: bytes) -> list[bytes]:
@@ -157,25 +157,3 @@ def _certificates(pem: bytes) -> list[bytes]:
 def _read(path: Path) -> bytes:
     check_private(path)
     return path.read_bytes()
-
-
-def _write(folder: Path, parts: Mapping[str, bytes]) -> None:
-    """Writes files for their owner only. All are on disk before the first takes its place."""
-    for name, data in parts.items():
-        new = folder / f".{name}.new"
-        new.unlink(missing_ok=True)
-        with os.fdopen(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    for name in parts:
-        (folder / f".{name}.new").rename(folder / name)
-    _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

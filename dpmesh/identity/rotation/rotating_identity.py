@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import secrets
 import time
-import weakref
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from dpmesh import forks
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.identity import Identity, Source
 from dpmesh.identity.rotation import fetching, schedule
@@ -126,7 +125,7 @@ class RotatingIdentity:
         self._loop = asyncio.get_running_loop()
         self._monotonic = self._loop.time
         self._opened = self._open = True
-        _all.add(self)
+        forks.register(self)
         try:
             await self._tasks.run(self._first(), _not_open())
         except BaseException:
@@ -335,7 +334,6 @@ class RotatingIdentity:
         if not self._open:
             return  # Also in a forked child, where the tasks and the source's connections are the parent's.
         self._open = False
-        _all.discard(self)
         self._telemetry.close()
         try:
             await self._tasks.end(_CLOSING)
@@ -351,8 +349,8 @@ class RotatingIdentity:
         except Exception as error:  # Closing must not break the program's end.
             log.warning("a source of identities could not be closed (%s)", type(error).__name__)
 
-    def _forget_parent(self) -> None:
-        """In a forked child: the identity, its tasks and who waits are the parent's."""
+    def after_fork_in_child(self) -> None:
+        """Closes at once: the identity, its tasks and who waits are the parent's."""
         self._open = False
         self._held = None
         self._tasks.ended = True
@@ -384,14 +382,3 @@ def _not_open() -> IdentityError:
     return IdentityError(
         "EXPIRED", "there is no identity: it is not open, was closed, or is a parent process's"
     )
-
-
-_all: weakref.WeakSet[RotatingIdentity] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for identity in list(_all):
-        identity._forget_parent()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
-import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from dpmesh import files
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.tokens.blind_rsa import blind_sign
 from dpmesh.identity.tokens.token_format import EXPONENT, KEY_BITS, PublishedKey, encode_key
@@ -154,7 +152,7 @@ class TokenKeys:
     def _renew_file(self, start: int, now: float) -> tuple[_Key, ...]:
         assert self._path is not None
         try:
-            with _locked(self._path.parent):
+            with files.locked_folder(self._path.parent):
                 self._keys = self._read(self._path)
                 if not self._complete(start, now):
                     self._keys = self._renew(start, now)
@@ -198,44 +196,19 @@ class TokenKeys:
             }
             for key in self._keys
         ]
-        new = path.with_name(f".{path.name}.{os.getpid()}.new")
-        new.unlink(missing_ok=True)
-        try:
-            with os.fdopen(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-                json.dump({"epoch": self.epoch, "keys": entries}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            new.rename(path)
-        finally:
-            new.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Holds a lock that all processes with files in the directory share; what it renamed is durable afterwards."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        files.write(path, json.dumps({"epoch": self.epoch, "keys": entries}).encode())
 
 
 def _read_private(path: Path) -> bytes | None:
-    """A file that only its owner may read, or None if there is none.
+    """The content of the file of keys, or None if there is none.
 
     Raises:
         IdentityError: ISSUER_UNAVAILABLE: others may read it, or it is no plain file.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        return files.read_private(path)
     except FileNotFoundError:
         return None
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077:
-            text = f"{path} must be a plain file that only its owner may read: chmod 600"
-            raise IdentityError("ISSUER_UNAVAILABLE", text)
-        return file.read()
+    except files.NotPrivateError:
+        text = f"{path} must be a plain file that only its owner may read: chmod 600"
+        raise IdentityError("ISSUER_UNAVAILABLE", text) from None

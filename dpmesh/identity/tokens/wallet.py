@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import secrets
 import time
-import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from dpmesh import forks
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.tokens import blind_rsa
 from dpmesh.identity.tokens.token_format import (
@@ -80,7 +79,7 @@ class TokenRequestState:
         self._inverses = [each.inverse for each in blinded]
         self.truncated_key_id = key.truncated_key_id
         self.blinded_messages = [each.message for each in blinded]
-        _STATES.add(self)
+        forks.register(self)
 
     def finalize(self, blind_signatures: Sequence[bytes]) -> list[HeldToken]:
         """Turns the issuer's answer into tokens, each of them verified.
@@ -103,8 +102,8 @@ class TokenRequestState:
             for token, blind_signature, inverse in zip(unsigned, blind_signatures, inverses, strict=True)
         ]
 
-    def forked(self) -> None:
-        """In a forked child: the batch is the parent's."""
+    def after_fork_in_child(self) -> None:
+        """Ends the batch, which is the parent's."""
         self._unsigned, self._inverses = [], []
 
     def _signed(self, token: Token, blind_signature: bytes, inverse: int) -> HeldToken:
@@ -163,7 +162,7 @@ class Wallet:
         self._tokens: deque[HeldToken] = deque()
         self._filling: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
-        _WALLETS.add(self)
+        forks.register(self)
 
     def __len__(self) -> int:
         """How many are left that are not over."""
@@ -233,8 +232,8 @@ class Wallet:
         if not any(held.not_before <= now < held.not_after for held in got):
             raise IdentityError("ISSUER_UNAVAILABLE", "the issuer gave no token that is taken now")
 
-    def forked(self) -> None:
-        """In a forked child: the tokens and the request are the parent's."""
+    def after_fork_in_child(self) -> None:
+        """Forgets the tokens and the request, which are the parent's."""
         self._tokens, self._filling = deque(), None
         self._hurry = asyncio.Event()
 
@@ -244,17 +243,3 @@ def _refusal(error: BaseException) -> IdentityError:
     if isinstance(error, IdentityError):
         return error
     return IdentityError("ISSUER_UNAVAILABLE", f"asking for tokens failed with {type(error).__name__}")
-
-
-_WALLETS: weakref.WeakSet[Wallet] = weakref.WeakSet()
-_STATES: weakref.WeakSet[TokenRequestState] = weakref.WeakSet()
-
-
-def _forget_parents() -> None:
-    for wallet in list(_WALLETS):
-        wallet.forked()
-    for state in list(_STATES):
-        state.forked()
-
-
-os.register_at_fork(after_in_child=_forget_parents)

@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import threading
+import weakref
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -542,9 +543,9 @@ async def test_a_forked_child_finds_nothing(issuer, keys, clock):
 
 
 def test_a_wallet_is_forgotten(issuer, clock):
-    Wallet(issuer, clock=clock)
+    gone = weakref.ref(Wallet(issuer, clock=clock))
     gc.collect()
-    assert not [purse for purse in wallet._WALLETS if purse._refill is issuer]
+    assert gone() is None
 
 
 def test_batches_of_another_size_are_refused(issuer):
