@@ -21,8 +21,7 @@ unlimited power. This holds as long as
   of one size and waits at random before it does; the rest is the network's.
 """
 
-from dpmesh.identity.tokens.tickets import Tickets
-from dpmesh.identity.tokens.token_format import (
+from dpmesh.identity.tokens.format import (
     PublishedKey,
     Token,
     TokenChallenge,
@@ -31,7 +30,8 @@ from dpmesh.identity.tokens.token_format import (
     from_credentials,
     to_credentials,
 )
-from dpmesh.identity.tokens.token_keys import TokenKeys
+from dpmesh.identity.tokens.keys import TokenKeys
+from dpmesh.identity.tokens.tickets import Tickets
 from dpmesh.identity.tokens.verifier import Verifier, published_by
 from dpmesh.identity.tokens.wallet import HeldToken, TokenRequestState, Wallet, choose_key
 

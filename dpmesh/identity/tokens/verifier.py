@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from dpmesh.errors import IdentityError
 from dpmesh.identity.tokens import blind_rsa
-from dpmesh.identity.tokens.token_format import VARIANT, PublishedKey, Token, TokenChallenge, decode_key
-from dpmesh.identity.tokens.token_keys import TokenKeys
+from dpmesh.identity.tokens.format import VARIANT, PublishedKey, Token, TokenChallenge, decode_key
+from dpmesh.identity.tokens.keys import TokenKeys
 from dpmesh.ledger import Ledger
 
 SKEW: Final = 300.0

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from dpmesh import forks
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.tokens import blind_rsa
-from dpmesh.identity.tokens.token_format import (
+from dpmesh.identity.tokens.format import (
     NONCE_BYTES,
     VARIANT,
     PublishedKey,

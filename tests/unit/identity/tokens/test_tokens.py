@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpmesh.errors import ConfigError, IdentityError, LedgerError
-from dpmesh.identity.tokens import blind_rsa, tickets, token_format, token_keys, verifier, wallet
+from dpmesh.identity.tokens import blind_rsa, tickets, verifier, wallet
+from dpmesh.identity.tokens import format as token_format
+from dpmesh.identity.tokens import keys as token_keys
 from dpmesh.identity.tokens.protocol import (
     HeldToken,
     PublishedKey,

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from dpmesh import files
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.tokens.blind_rsa import blind_sign
-from dpmesh.identity.tokens.token_format import EXPONENT, KEY_BITS, PublishedKey, encode_key
+from dpmesh.identity.tokens.format import EXPONENT, KEY_BITS, PublishedKey, encode_key
 
 EPOCH = 86_400.0
 """Seconds that a key is in force."""
