@@ -1,4 +1,4 @@
-"""TokenKeys: the issuer's keys for anonymous tokens, one for each epoch."""
+"""TokenKeys: the issuer's keys for anonymous tokens, one for each epoch, in memory or in a file."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from dpmesh.identity.tokens.blind_rsa import blind_sign
 from dpmesh.identity.tokens.format import EXPONENT, KEY_BITS, PublishedKey, encode_key
 
 EPOCH = 86_400.0
-"""Seconds that a key is in force."""
+"""Seconds for which a key signs tokens."""
 OVERLAP = 3_600.0
-"""Seconds that its tokens are taken beyond that."""
+"""Seconds for which its tokens are valid beyond that."""
 
 _PRIVATE = serialization.NoEncryption()
 
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """A key, and when its epoch begins and its tokens cease to be taken."""
+    """A private key with its published part, which says when its epoch begins and its tokens expire."""
 
     private: rsa.RSAPrivateKey = field(repr=False)
     published: PublishedKey
 
 
 class TokenKeys:
-    """Makes a key for each epoch, one epoch ahead, and forgets it when none of its tokens is taken any more.
+    """Makes a key for each epoch, one epoch ahead, and forgets it when all its tokens have expired.
 
-    All devices of an epoch use one key: a key of its own would single a device out (RFC 9576 calls it partitioning). So
+    All devices of an epoch use one key: a key for one device would identify it (RFC 9576 calls this partitioning). So
     an epoch must be long enough for many devices. Its length is public, and epochs begin at multiples of it since 1970.
 
-    Safe in threads. Keys live in memory, unless there is a path: then in a file that only its owner may read, which
-    processes on one machine may share. Signing takes some 7 ms of one core.
+    Any thread may call the methods. Keys are in memory, or in a file that only its owner may read and that processes on
+    one machine may share. Signing takes some 7 ms of one core.
 
     Args:
-        path: The file; it is made where there is none.
-        epoch: Seconds that a key is in force; whole.
-        overlap: Seconds that its tokens are taken beyond that; whole, and at most an epoch.
+        path: The file, which is made if it does not exist; None for memory.
+        epoch: Seconds for which a key signs tokens; whole.
+        overlap: Seconds for which its tokens are valid beyond that; whole, and at most an epoch.
         clock: Seconds since 1970.
 
     Raises:
-        ConfigError: A length is not of this form.
+        ConfigError: `epoch` or `overlap` is out of range.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class TokenKeys:
         self._keys: tuple[_Key, ...] = ()
 
     def published(self, now: float) -> list[PublishedKey]:
-        """Every key whose tokens are taken now or in the next epoch, oldest first.
+        """Every key whose tokens are valid now or in the next epoch, oldest first.
 
         Raises:
             IdentityError: ISSUER_UNAVAILABLE: the file can't be read or written.
@@ -84,7 +84,7 @@ class TokenKeys:
         return [key.published for key in self._in_force(now)]
 
     def current(self, now: float) -> PublishedKey:
-        """The key of the epoch that is now.
+        """The key of the current epoch.
 
         Raises:
             IdentityError: As in `published`.
@@ -123,12 +123,12 @@ class TokenKeys:
             return self._keys
 
     def _complete(self, start: int, now: float) -> bool:
-        """Whether there are keys of this epoch and the next, and none that is over."""
+        """Whether there are keys of this epoch and the next, and no expired one."""
         starts = {key.published.not_before for key in self._keys}
         return {start, start + self.epoch} <= starts and self._keys[0].published.not_after > now
 
     def _renew(self, start: int, now: float) -> tuple[_Key, ...]:
-        """Drops what is over, and makes what is missing."""
+        """Drops expired keys, and makes missing ones."""
         keys = [key for key in self._keys if key.published.not_after > now]
         for begin in (start, start + self.epoch):
             if all(key.published.not_before != begin for key in keys):
@@ -136,7 +136,7 @@ class TokenKeys:
         return tuple(sorted(keys, key=lambda key: key.published.not_before))
 
     def _make(self, begin: int, taken: set[int]) -> _Key:
-        """A key whose truncated id no other one in force has."""
+        """Makes a key whose truncated id no other key in force has."""
         while True:
             private = rsa.generate_private_key(EXPONENT, KEY_BITS)
             key = _Key(private, self._publish(private, begin, begin + self.epoch + self.overlap))
@@ -147,7 +147,7 @@ class TokenKeys:
     def _publish(private: rsa.RSAPrivateKey, begin: int, end: int) -> PublishedKey:
         return PublishedKey(encode_key(private.public_key()), begin, end)
 
-    # The file: JSON, each key with its own times, so that another overlap changes only keys to come.
+    # The file is JSON. Each key has its own times, so that another overlap applies to future keys only.
 
     def _renew_file(self, start: int, now: float) -> tuple[_Key, ...]:
         assert self._path is not None

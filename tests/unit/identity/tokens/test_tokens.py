@@ -458,7 +458,7 @@ async def test_who_waited_for_one_request_does_not_hurry_the_next(issuer, clock,
         issuer.go.set()
         await asyncio.gather(first, second)
     assert len(purse) == 2
-    assert purse._filling is not None
+    assert purse._refilling is not None
     for _ in range(20):
         await asyncio.sleep(0)
     assert issuer.asked == [4]
