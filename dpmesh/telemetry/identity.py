@@ -1,6 +1,6 @@
-"""Telemetry of identities: a span for each that comes into force, how old the oldest one is, and what failed.
+"""Telemetry of identities: a span for each new identity, the age of the oldest one in force, and failures.
 
-No serial, no SPIFFE ID, and no trace that outlives an identity: every span is the root of its own trace.
+It records no serial and no SPIFFE ID. Every span is the root of its own trace, so that no trace outlives an identity.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class IdentityTelemetry:
-    """Records what becomes of one rotating identity, on OpenTelemetry's global providers.
+    """Records the rotations of one identity on OpenTelemetry's global providers.
 
-    Does nothing, and imports nothing of OpenTelemetry, before refresh() finds who listens. Any thread may call it.
+    Does nothing, and imports nothing of OpenTelemetry, until refresh() finds a listener. Any thread may call it.
 
     Args:
-        age: Seconds since the identity in force was obtained, or None when there is none. Called by whichever thread
-            exports metrics, until close().
+        age: Seconds since the identity in force was obtained, or None when there is none. The thread that exports
+            metrics calls it, until close().
     """
 
     def __init__(self, age: Callable[[], float | None]) -> None:
@@ -39,9 +39,9 @@ class IdentityTelemetry:
             _shared.watched.add(self)
 
     def refresh(self) -> None:
-        """Looks whether global providers were set since; cheap when they were not."""
+        """Checks whether global providers were set since the last call; cheap when they were not."""
         if "opentelemetry.trace" not in sys.modules and "opentelemetry.metrics" not in sys.modules:
-            return  # Nobody can have set one.
+            return  # No provider can have been set.
         from opentelemetry import metrics, trace
 
         tracing, metering = trace.get_tracer_provider(), metrics.get_meter_provider()
@@ -56,10 +56,10 @@ class IdentityTelemetry:
 
         Args:
             generation: 1 for the first.
-            reason: Why it was asked for.
-            overlap: For how many seconds the one before is still valid.
-            start_ns: When it was asked for, in ns since 1970.
-            end_ns: When it came into force, likewise.
+            reason: Why it was fetched.
+            overlap: For how many seconds the previous one is still valid.
+            start_ns: When the fetch began, in ns since 1970.
+            end_ns: When the identity came into force, in ns since 1970.
         """
         if self._tracer is None:
             return
@@ -75,12 +75,12 @@ class IdentityTelemetry:
         span.end(end_ns)
 
     def failed(self, reason: str) -> None:
-        """Counts an attempt that brought no identity; the reason is an IdentityError's."""
+        """Counts a failed attempt; the reason is an IdentityError's."""
         if self._meters is not None:
             self._meters.count_failure(reason)
 
     def close(self) -> None:
-        """Ends the identity's part in the age."""
+        """Stops reporting the identity's age."""
         with _shared.lock:
             _shared.watched.discard(self)
 
@@ -149,7 +149,7 @@ def _meters_of(provider: MeterProvider) -> _Meters:
 
 
 def _no_span() -> Any:
-    """A context without a span. It holds something, because an empty one means the current one."""
+    """A context without a span. It is not empty, because an empty context means the current one."""
     from opentelemetry.context import Context
 
     return Context({names.SCOPE: True})
