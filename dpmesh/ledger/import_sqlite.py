@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpmesh import sqlite_file
 from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.ledger.backends import open_admin
 from dpmesh.ledger.postgres.admin import PostgresAdmin
@@ -66,7 +67,7 @@ async def transfer(source: str, target: str) -> Moved:
         wal.check(books.path)
         async with books.view():  # There is one, and it can be read.
             access.check(books.path)
-        with closing(schema.connect(books.path, "mode=rw", _BUSY)) as connection:
+        with closing(sqlite_file.connect(books.path, "mode=rw", _BUSY)) as connection:
             return await _transfer(connection, books.path, into)
     except (sqlite3.Error, OSError) as error:
         raise schema.explain(error, books.path) from error
@@ -130,7 +131,7 @@ def _set_moved(connection: sqlite3.Connection, source: Path, place: str | None) 
     """Closes or opens the file. That is a commit like any other: an older copy must not be taken for this one."""
     with closing(RollbackGuard(source, lambda: _progress(connection))) as seen:
         if _moved(connection) != place:
-            with schema.transaction(connection):
+            with sqlite_file.transaction(connection):
                 connection.execute("UPDATE ledger SET moved = ?, commits = commits + 1", (place,))
                 seen.check(_progress(connection)[1])
         seen.reached(_progress(connection)[1])

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from dpmesh import sqlite_file
 from dpmesh.ledger import Ledger
 from dpmesh.ledger.sqlite import rollback_guard, schema, store
 from tests.faults.holders import Event, Holder, Work, check
@@ -18,7 +19,7 @@ from tests.faults.holders import Event, Holder, Work, check
 LEDGERS = 8
 KILLS = 34  # of each, or nearly: some end by themselves just before
 CANCELLED = 4000
-TRACED = (store.__file__, schema.__file__, rollback_guard.__file__)
+TRACED = (store.__file__, schema.__file__, sqlite_file.__file__, rollback_guard.__file__)
 ALARMS = ("lost charges", "older copy", "is missing", "another ledger", "is gone", "replaced", "damaged")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dpmesh import sqlite_file
 from dpmesh.ledger import Budget
 from dpmesh.ledger.sqlite import schema
 
@@ -29,7 +30,7 @@ def make(path: Path, version: int, accounts: Sequence[tuple[Budget, bytes, int, 
         version: 1 or 2.
         accounts: (budget, keyed hash, window, debited) each.
     """
-    connection = schema.connect(path, "mode=rwc", 4.0)
+    connection = sqlite_file.connect(path, "mode=rwc", 4.0)
     connection.execute("PRAGMA journal_mode = WAL")
     schema.execute_all(connection, schema.BUDGETS)
     schema.execute_all(connection, _ACCOUNTS)

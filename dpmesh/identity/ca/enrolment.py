@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from dpmesh.errors import ConfigError, IdentityError
-from dpmesh.ledger.sqlite.schema import connect, transaction
+from dpmesh.sqlite_file import connect, transaction
 
 VERSION = 1
 """The version of the tables below."""

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from dpmesh import sqlite_file
 from dpmesh.accounting import MAX_AMOUNT, window_end, window_start
 from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.ledger import charge_log, clock_rewind
@@ -139,13 +140,13 @@ class SQLiteAdmin:
             ):
                 self._accept_windows(note)
                 return ()
-            with schema.transaction(connection):
+            with sqlite_file.transaction(connection):
                 self._refused(connection, unnoticed)
                 # The count is going to jump. Were that the first that the log has of it, and stayed there because
                 # somebody reads or this process is killed, then the file would seem older than its log. So something
                 # else beside the count is changed before, for a moment. (Where nothing changes, SQLite writes nothing.)
                 connection.execute("UPDATE ledger SET pruned_before = pruned_before + 1")
-            with schema.transaction(connection):
+            with sqlite_file.transaction(connection):
                 name, commits = self._refused(connection, unnoticed)
                 budgets = _budgets(connection, self.path)
                 _rewind(connection, self.path, note)
@@ -270,7 +271,7 @@ class SQLiteView:
         self._connection.close()
 
     def _open(self, mode: str) -> None:
-        self._connection = connection = schema.connect(self._path, mode, _TIMEOUT)
+        self._connection = connection = sqlite_file.connect(self._path, mode, _TIMEOUT)
         self.ahead: tuple[str, ...] = ()
         self.older = False
         try:
@@ -382,7 +383,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         raise LedgerError(f"{path} is read-only: make it and its directory writable for this user")
     access.check(path)
     wal.check(path)  # before SQLite looks at either
-    connection = schema.connect(path, "mode=rw", _TIMEOUT)
+    connection = sqlite_file.connect(path, "mode=rw", _TIMEOUT)
     try:
         schema.read_secret(connection, path)
     except BaseException:
@@ -394,7 +395,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 @contextmanager
 def _commit(connection: sqlite3.Connection, seen: RollbackGuard) -> Iterator[None]:
     """A transaction that is counted and witnessed."""
-    with schema.transaction(connection):
+    with sqlite_file.transaction(connection):
         yield
         commits = schema.count_commit(connection)
         seen.check(commits)

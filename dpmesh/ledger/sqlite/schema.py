@@ -8,10 +8,9 @@ import sqlite3
 import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
 
+from dpmesh import sqlite_file
 from dpmesh.accounting import Accounting, window_end
 from dpmesh.errors import LedgerError
 from dpmesh.ledger.budget import Budget
@@ -126,39 +125,6 @@ def plain_file(path: Path) -> os.stat_result:
     return status
 
 
-def connect(path: Path, mode: str, timeout: float) -> sqlite3.Connection:
-    """Connects to an SQLite file.
-
-    Args:
-        path: The file.
-        mode: SQLite's URI parameters: "mode=ro", "mode=rw" or "mode=rwc", perhaps more.
-        timeout: How long to wait for another process's lock, in seconds.
-
-    Raises:
-        sqlite3.Error: It can't be opened.
-    """
-    return sqlite3.connect(
-        f"file:{quote(os.fsencode(path))}?{mode}",
-        uri=True,
-        timeout=timeout,
-        isolation_level=None,  # transactions are explicit
-        check_same_thread=False,  # the store's lock sees to that
-    )
-
-
-@contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """A write transaction: locked from the start, committed durably or rolled back."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
 def read_secret(connection: sqlite3.Connection, path: Path) -> bytes:
     """Checks that the file is a ledger of this version or one that it knows, and returns its secret.
 
@@ -192,10 +158,7 @@ def make_durable(connection: sqlite3.Connection, path: Path) -> None:
         LedgerError: The file system can't do that.
         sqlite3.Error: The file can't be written.
     """
-    connection.execute("PRAGMA synchronous = FULL")
-    # The mode is in the file; asking again costs nothing, and repairs one that somebody changed.
-    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-    if mode != "wal":
+    if not sqlite_file.make_durable(connection):
         raise LedgerError(f"{path} can't have a write-ahead log: put it on a local file system")
 
 
@@ -221,7 +184,7 @@ def upgrade(connection: sqlite3.Connection) -> None:
     """
     if version_of(connection) == VERSION:
         return
-    with transaction(connection):
+    with sqlite_file.transaction(connection):
         version = version_of(connection)
         if version < 2:
             execute_all(connection, SPENT)

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from dpmesh import sqlite_file
 from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import DpmeshError, LedgerError, LostChargesError
 from dpmesh.ledger.budget import Budget, check_names, check_unchanged
@@ -153,7 +154,7 @@ class SQLiteStore:
         if remark := access.remark(self.path):
             _log.warning("%s", remark)
         try:
-            with schema.transaction(connection):
+            with sqlite_file.transaction(connection):
                 stored = schema.read_budgets(connection)
                 for budget in budgets:
                     check_unchanged(stored.get(budget.name, budget), budget)
@@ -187,7 +188,7 @@ class SQLiteStore:
                 )
             access.check(self.path)
             wal.check(self.path)
-            connection = schema.connect(self.path, "mode=rw", self._busy_timeout)
+            connection = sqlite_file.connect(self.path, "mode=rw", self._busy_timeout)
             try:
                 self._secret = self._prepare(connection)
                 self._witness = RollbackGuard(self.path, lambda: schema.progress(connection, self.path))
@@ -243,7 +244,7 @@ class SQLiteStore:
         connection = self._connect()
         change = schema.Change(connection, self._chain)
         self._failed = True
-        with schema.transaction(connection):
+        with sqlite_file.transaction(connection):
             yield change
             commits = change.finish()
             if commits and self._witness is not None:
@@ -435,12 +436,11 @@ def make_file(path: Path) -> None:
 
 
 def _write_tables(path: Path) -> None:
-    connection = schema.connect(path, "mode=rw", timeout=0)
+    connection = sqlite_file.connect(path, "mode=rw", timeout=0)
     try:
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA journal_mode = WAL")
+        sqlite_file.make_durable(connection)
         secret = secrets.token_bytes(SECRET_BYTES)
-        with schema.transaction(connection):
+        with sqlite_file.transaction(connection):
             schema.create(connection, secret)
         # Closing would do this too, and say nothing if the disk is full; and the log is not renamed with the file.
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

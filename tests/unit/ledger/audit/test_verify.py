@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from dpmesh import sqlite_file
 from dpmesh.errors import BudgetExhaustedError, LedgerError
 from dpmesh.ledger import Ledger, account_hash
 from dpmesh.ledger.audit.verify import Checkpoint, checkpoint, fingerprint, verify
@@ -231,7 +232,7 @@ async def test_an_odometer_that_can_not_count_further(path):
         huge = 2**63 - 1
         chain = bytes(16)
         connection = ledger._store._connection
-        with schema.transaction(connection):
+        with sqlite_file.transaction(connection):
             schema.write_entry(
                 connection, chain, begin(chain), EntryKind.OPENING, [Posting(1, name, 0, huge)]
             )
