@@ -50,35 +50,25 @@ class StoredEntry(NamedTuple):
 
 
 class LedgerView(Protocol):
-    """A ledger as it was at one moment. All of its methods raise LedgerError if it can't be read."""
+    """A ledger as it was at one moment. All methods raise LedgerError if the ledger can't be read.
 
-    @property
-    def secret(self) -> bytes:
-        """What account names are keyed with."""
+    Attributes:
+        secret: The key of account names.
+        budgets: The budgets as they were last configured, by their numbers, in order of creation.
+        windows: When the window in force began, by the budgets' numbers, in seconds since the epoch; 0 for lifetime.
+        remark: What a reader has to know: that the ledger was moved, or is an older copy; "" if there is nothing.
+        older: Whether the ledger is known to be an older copy of itself.
+        ahead: The names of budgets whose windows began by a wrong clock. They do not renew before that time.
+        pruned_before: Entries older than this (seconds since the epoch) may have been pruned; 0 if none was.
+    """
 
-    @property
-    def budgets(self) -> Mapping[int, Budget]:
-        """The budgets as they were last configured, by their numbers, in order of creation."""
-
-    @property
-    def windows(self) -> Mapping[int, int]:
-        """When the window in force began, by the budgets' numbers, in seconds since the epoch; 0 for lifetime."""
-
-    @property
-    def remark(self) -> str:
-        """What whoever reads it has to know: that it was moved, or is an older copy; "" if there is nothing."""
-
-    @property
-    def older(self) -> bool:
-        """Whether it is known to be an older copy of itself."""
-
-    @property
-    def ahead(self) -> tuple[str, ...]:
-        """The budgets whose windows a wrong clock began, and which renew no earlier than it said."""
-
-    @property
-    def pruned_before(self) -> int:
-        """Entries older than this (seconds since the epoch) may have been pruned; 0 if none was."""
+    secret: bytes
+    budgets: Mapping[int, Budget]
+    windows: Mapping[int, int]
+    remark: str
+    older: bool
+    ahead: tuple[str, ...]
+    pruned_before: int
 
     def accounts(self, budget: str | None = None, account: bytes | None = None) -> AsyncIterator[Account]:
         """All accounts, or those of one budget, or of one unit's hash, ordered by budget and hash."""

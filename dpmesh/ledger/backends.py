@@ -51,13 +51,13 @@ def open_admin(url: str) -> LedgerAdmin:
     """The administration of the ledger that a URL names; nothing is opened yet.
 
     Args:
-        url: As in open_store; "memory:" has no books.
+        url: As in open_store; "memory:" has no admin.
 
     Raises:
         ConfigError: The URL is not one, or names memory, or what it needs is not installed.
     """
     if _is_postgres(url):
-        return _postgres_books()(url)
+        return _postgres_admin()(url)
     path = _path(url)
     if path is None:
         raise ConfigError(
@@ -80,19 +80,19 @@ def inspect(url: str, *, budget: str | None = None, unit: bytes | None = None) -
         ConfigError: The URL is not one, or names memory.
         LedgerError: There is no ledger, or it can't be read.
     """
-    books = open_admin(url)
+    admin = open_admin(url)
     with ThreadPoolExecutor(1) as thread:  # whoever calls may be in an event loop
         for _ in range(_TRIES - 1):
             try:
-                return thread.submit(asyncio.run, _snapshot(books, budget, unit)).result()
+                return thread.submit(asyncio.run, _snapshot(admin, budget, unit)).result()
             except LedgerError as error:
                 if not _again(error):
                     raise
-        return thread.submit(asyncio.run, _snapshot(books, budget, unit)).result()
+        return thread.submit(asyncio.run, _snapshot(admin, budget, unit)).result()
 
 
-async def _snapshot(books: LedgerAdmin, budget: str | None, unit: bytes | None) -> Snapshot:
-    async with books.view() as view:
+async def _snapshot(admin: LedgerAdmin, budget: str | None, unit: bytes | None) -> Snapshot:
+    async with admin.view() as view:
         account = None if unit is None else account_hash(view.secret, unit)
         accounts = [found async for found in view.accounts(budget, account)]
         return Snapshot(tuple(view.budgets.values()), tuple(accounts), view.secret)
@@ -100,7 +100,7 @@ async def _snapshot(books: LedgerAdmin, budget: str | None, unit: bytes | None) 
 
 def _again(error: LedgerError) -> bool:
     """Whether it is worth reading again."""
-    from dpmesh.ledger.sqlite.admin import ReadAgainError
+    from dpmesh.ledger.sqlite.view import ReadAgainError
 
     return isinstance(error, ReadAgainError)
 
@@ -113,7 +113,7 @@ def _postgres_store() -> type[PostgresStore]:
     return PostgresStore
 
 
-def _postgres_books() -> type[PostgresAdmin]:
+def _postgres_admin() -> type[PostgresAdmin]:
     try:
         from dpmesh.ledger.postgres.admin import PostgresAdmin
     except ModuleNotFoundError as error:

@@ -32,7 +32,7 @@ class TestMemoryLedger(InMemory, LedgerSuite):
         def child():
             assert not ledger.spend([(0, b"a", 1)])
             with pytest.raises(LedgerError, match="forked child"):
-                asyncio.run(ledger.spend_once(b"a" * 32, 1e12))
+                asyncio.run(ledger.redeem_once(b"a" * 32, 1e12))
             try:
                 asyncio.run(ledger.charge([(0, b"a", 1)]))
             except LedgerError as error:

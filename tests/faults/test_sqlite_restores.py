@@ -280,7 +280,7 @@ def test_a_holder_that_charged_nothing_goes_on_after_an_accept(tmp_path):
             await asyncio.gather(*charges)
         await busy.close()
         await idle.open()
-        await idle.spend_once(b"n" * 32, 1e10)
+        await idle.redeem_once(b"n" * 32, 1e10)
         by_sqlite(copy, path)
         with pytest.raises(LedgerError, match="older copy"):
             await idle.charge([(0, b"a", 1)])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
-import secrets
 import sqlite3
 import threading
 import time
@@ -17,14 +15,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from typing_extensions import override
+
 from dpmesh import sqlite_file
 from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import DpmeshError, LedgerError, LostChargesError
 from dpmesh.ledger.budget import Budget, check_names, check_unchanged
 from dpmesh.ledger.charge_log import ChainWriter, EntryKind, Posting
-from dpmesh.ledger.sqlite import access, rollback_guard, schema, wal
+from dpmesh.ledger.sqlite import access, queries, schema, wal
+from dpmesh.ledger.sqlite.errors import explain
+from dpmesh.ledger.sqlite.new_file import make_file
 from dpmesh.ledger.sqlite.rollback_guard import RollbackGuard
-from dpmesh.ledger.store import SECRET_BYTES, Account, AccountId, Batch, Opened, Outcome, decide
+from dpmesh.ledger.store import Account, AccountId, Batch, Opened, Outcome, Store, decide
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ _SURE = 0.02  # seconds after which a suspicion is looked at again
 _FORK_WAIT = 10.0  # seconds that a fork waits for a commit under way
 
 
-class SQLiteStore:
+class SQLiteStore(Store):
     """Keeps debits in an SQLite file: write-ahead log, synchronous=FULL, so a commit survives a power cut.
 
     One worker thread makes all calls. Every transaction begins with the write lock, so processes that share
@@ -91,39 +93,41 @@ class SQLiteStore:
         self._lost = False
         _STORES.add(self)
 
+    @override
     async def open(self, budgets: Sequence[Budget]) -> Opened:
-        """See Store."""
         return await self._run(self._open, tuple(budgets))
 
+    @override
     async def debit(self, batch: Batch) -> Outcome:
-        """See Store."""
         return await self._run(self._debit, batch)
 
+    @override
     async def credit(self, windows: tuple[int, ...], unspent: Mapping[AccountId, int]) -> None:
-        """See Store."""
         await self._run(self._credit, windows, unspent)
 
-    async def spend_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
-        """See Store."""
-        return await self._run(self._spend_once, now, spends)
+    @override
+    async def redeem_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
+        return await self._run(self._redeem_once, now, spends)
 
+    @override
     async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
-        """See Store."""
         return await self._run(self._accounts, budget, account)
 
+    @override
     async def ping(self) -> None:
-        """See Store."""
         await self._run(self._ping)
 
+    @override
     async def close(self) -> None:
-        """See Store."""
         await self._run(self._disconnect)
         if self._executor is not None:
             self._executor.shutdown(wait=False)
             self._executor = None
 
+    @override
     def forked(self) -> None:
-        """See Store. The connection was closed before the fork, by the hook below."""
+        # The connection was closed before the fork, by the hook below.
+        pass
 
     # Everything below runs in the worker thread.
 
@@ -141,7 +145,7 @@ class SQLiteStore:
                 # After anything but a lock held elsewhere, start afresh: the fault may pass.
                 if not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
                     self._disconnect()
-                raise schema.explain(error, self.path) from error
+                raise explain(error, self.path) from error
 
     def _open(self, budgets: tuple[Budget, ...]) -> Opened:
         check_names(budgets)
@@ -155,11 +159,11 @@ class SQLiteStore:
             _log.warning("%s", remark)
         try:
             with sqlite_file.transaction(connection):
-                stored = schema.read_budgets(connection)
+                stored = queries.read_budgets(connection)
                 for budget in budgets:
                     check_unchanged(stored.get(budget.name, budget), budget)
-                others = schema.charged_others(connection, [budget.name for budget in budgets])
-                written = [schema.write_budget(connection, budget) for budget in budgets]
+                others = queries.charged_others(connection, [budget.name for budget in budgets])
+                written = [queries.write_budget(connection, budget) for budget in budgets]
                 # Written even where nothing changes: a file that can't be written is found now, not later.
                 connection.execute("UPDATE meta SET schema_version = schema_version")
         except DpmeshError:
@@ -191,7 +195,7 @@ class SQLiteStore:
             connection = sqlite_file.connect(self.path, "mode=rw", self._busy_timeout)
             try:
                 self._secret = self._prepare(connection)
-                self._witness = RollbackGuard(self.path, lambda: schema.progress(connection, self.path))
+                self._witness = RollbackGuard(self.path, lambda: queries.progress(connection, self.path))
             except BaseException:
                 connection.close()
                 raise
@@ -239,10 +243,10 @@ class SQLiteStore:
                 connection.close()
 
     @contextmanager
-    def _change(self) -> Iterator[schema.Change]:
+    def _change(self) -> Iterator[queries.Change]:
         """A transaction. What it writes is durable and witnessed afterwards; what fails may be either."""
         connection = self._connect()
-        change = schema.Change(connection, self._chain)
+        change = queries.Change(connection, self._chain)
         self._failed = True
         with sqlite_file.transaction(connection):
             yield change
@@ -298,7 +302,7 @@ class SQLiteStore:
     def _debit(self, batch: Batch) -> Outcome:
         with self._change() as change:
             windows = self._advance(change, batch.windows)
-            states = {a: self._state(change.connection, a, windows[a[0]]) for a in batch.held}
+            states = {a: self._state(change.connection, a, windows[a[0]]) for a in batch.leased}
             caps = {
                 a: min(MAX_AMOUNT, self._budgets[a[0]].cap + granted) for a, (_, granted) in states.items()
             }
@@ -325,7 +329,7 @@ class SQLiteStore:
     def _line(self, account: AccountId, windows: tuple[int, ...], amount: int) -> Posting:
         return Posting(self._rows[account[0]], account[1], windows[account[0]], amount)
 
-    def _advance(self, change: schema.Change, wanted: tuple[int, ...]) -> tuple[int, ...]:
+    def _advance(self, change: queries.Change, wanted: tuple[int, ...]) -> tuple[int, ...]:
         """The windows in force: the later of the wanted and the latest ever, which becomes the wanted."""
         stored = self._windows(change.connection)
         later = [(start, row) for start, row in zip(wanted, self._rows, strict=True) if start > stored[row]]
@@ -369,22 +373,22 @@ class SQLiteStore:
             if lines:
                 change.write(EntryKind.CREDIT, lines)
 
-    def _spend_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
+    def _redeem_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
         with self._change() as change:
             change.touch()
-            return schema.spend(change.connection, now, spends)
+            return queries.redeem(change.connection, now, spends)
 
     def _ping(self) -> None:
         connection = self._connect()
         self._windows(connection)
         if not self._failed:
-            schema.progress(connection, self.path)
+            queries.progress(connection, self.path)
             return
         with self._change() as change:
             change.touch()
 
     def _accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
-        return list(schema.read_accounts(self._connect(), budget, account))
+        return list(queries.read_accounts(self._connect(), budget, account))
 
     # Forks: see the class.
 
@@ -405,47 +409,6 @@ class SQLiteStore:
         self._lock = threading.Lock()
         self._executor = None
         self._chain = ChainWriter()
-
-
-def make_file(path: Path) -> None:
-    """Makes an empty ledger, complete or not at all, also when several processes do so at once."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
-        if os.path.lexists(path):
-            return
-        access.check_folder(path)
-        if os.path.lexists(rollback_guard.path_of(path)):
-            raise LedgerError(
-                f"{path} is gone, and {rollback_guard.path_of(path).name} remembers that there was one: "
-                "put it back, or "
-                "remove that too to start all budgets anew"
-            )
-        new.unlink(missing_ok=True)
-        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        _write_tables(new)
-        new.rename(path)
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-        for suffix in ("", "-wal", "-shm"):
-            with suppress(OSError):
-                new.with_name(new.name + suffix).unlink(missing_ok=True)
-
-
-def _write_tables(path: Path) -> None:
-    connection = sqlite_file.connect(path, "mode=rw", timeout=0)
-    try:
-        sqlite_file.make_durable(connection)
-        secret = secrets.token_bytes(SECRET_BYTES)
-        with sqlite_file.transaction(connection):
-            schema.create(connection, secret)
-        # Closing would do this too, and say nothing if the disk is full; and the log is not renamed with the file.
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    finally:
-        connection.close()
 
 
 _STORES: weakref.WeakSet[SQLiteStore] = weakref.WeakSet()

@@ -9,7 +9,7 @@ import weakref
 import pytest
 
 from dpmesh.errors import BudgetExhaustedError, ConfigError, LedgerError
-from dpmesh.ledger import Ledger, MemoryStore, commit_queue
+from dpmesh.ledger import Ledger, MemoryStore, batching
 from dpmesh.ledger import ledger as ledger_module
 from tests.contract.suite import AMOUNT, BUDGETS, TENTH, Clock
 
@@ -123,7 +123,7 @@ async def test_leases_survive_a_failed_commit(ledger, store):
     store.fault = LedgerError("no")
     with pytest.raises(LedgerError):
         await ledger.charge([(0, b"a", 2 * TENTH)])
-    assert ledger.standing(0, b"a") == (3 * TENTH, AMOUNT)
+    assert ledger.usage(0, b"a") == (3 * TENTH, AMOUNT)
     assert ledger.spend([(0, b"a", TENTH)])
     store.fault = None
 
@@ -144,7 +144,7 @@ async def test_a_cancelled_charge_counts_as_spent_once_it_is_under_way(ledger, s
 
 
 async def test_the_queue_is_bounded(ledger, store, monkeypatch):
-    monkeypatch.setattr(commit_queue, "MAX_WAITING", 5)
+    monkeypatch.setattr(batching, "MAX_WAITING", 5)
     store.go.clear()
     tasks = [asyncio.create_task(ledger.charge([(0, b"a", 1)]))]
     await until(lambda: store.batches)
@@ -158,7 +158,7 @@ async def test_the_queue_is_bounded(ledger, store, monkeypatch):
 
 @pytest.mark.lazy_tasks
 async def test_large_queues_are_committed_in_parts(ledger, store, monkeypatch):
-    monkeypatch.setattr(commit_queue, "MAX_BATCH", 7)
+    monkeypatch.setattr(batching, "MAX_BATCH", 7)
     await asyncio.gather(*[ledger.charge([(0, bytes([i]), 1)]) for i in range(20)])
     assert [len(batch.requests) for batch in store.batches] == [7, 7, 6]
 
@@ -291,7 +291,7 @@ async def test_spend_from_many_threads_while_charging(ledger):
     for thread in threads:
         thread.join()
     (account,) = await ledger.accounts("all")
-    left = ledger._holdings.clear()[1].get((1, b""), 0)
+    left = ledger._leases.clear()[1].get((1, b""), 0)
     assert charged * TENTH + sum(spent) * 1000 + left == account.spent <= 10 * AMOUNT
 
 

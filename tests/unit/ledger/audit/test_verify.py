@@ -18,7 +18,7 @@ from dpmesh.errors import BudgetExhaustedError, LedgerError
 from dpmesh.ledger import Ledger, account_hash
 from dpmesh.ledger.audit.verify import Checkpoint, checkpoint, fingerprint, verify
 from dpmesh.ledger.charge_log import EntryKind, Head, Posting, begin, encode, link
-from dpmesh.ledger.sqlite import schema
+from dpmesh.ledger.sqlite import queries
 from dpmesh.ledger.sqlite.admin import SQLiteAdmin
 from dpmesh.ledger.sqlite.store import SQLiteStore
 from tests.contract.suite import AMOUNT, BUDGETS, DAY, TENTH, Clock
@@ -233,7 +233,7 @@ async def test_an_odometer_that_can_not_count_further(path):
         chain = bytes(16)
         connection = ledger._store._connection
         with sqlite_file.transaction(connection):
-            schema.write_entry(
+            queries.write_entry(
                 connection, chain, begin(chain), EntryKind.OPENING, [Posting(1, name, 0, huge)]
             )
             connection.execute("UPDATE accounts SET lifetime = ?", (huge,))
