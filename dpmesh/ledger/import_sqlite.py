@@ -129,12 +129,12 @@ def _close(connection: sqlite3.Connection, source: Path, destination: str) -> No
 
 def _set_moved(connection: sqlite3.Connection, source: Path, destination: str | None) -> None:
     """Closes or opens the file. That is a commit like any other: an older copy must not be taken for this one."""
-    with closing(RollbackGuard(source, lambda: _progress(connection))) as seen:
+    with closing(RollbackGuard(source, lambda: _progress(connection))) as guard:
         if _moved(connection) != destination:
             with sqlite_file.transaction(connection):
                 connection.execute("UPDATE ledger SET moved = ?, commits = commits + 1", (destination,))
-                seen.check(_progress(connection)[1])
-        seen.reached(_progress(connection)[1])
+                guard.check(_progress(connection)[1])
+        guard.reached(_progress(connection)[1])
 
 
 def _progress(connection: sqlite3.Connection) -> tuple[bytes, int]:

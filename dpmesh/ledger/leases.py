@@ -316,8 +316,8 @@ class LeaseTable:
             for window in self._windows.values():
                 window.begin(window.start)
 
-    def forked(self) -> None:
-        """Forgets all leases: they are the parent's. Called in a forked child."""
+    def after_fork_in_child(self) -> None:
+        """Forgets all leases: they are the parent's."""
         self._lock = threading.Lock()  # the parent's may be held by a thread that doesn't exist here
         self.drop()
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
+from dpmesh import forks
 from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import ConfigError, LedgerError, LostChargesError
 from dpmesh.ledger import clock_rewind
@@ -95,7 +94,7 @@ class Ledger:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queue, self._redemptions = self._new_queues()
         self.spend: SpendFromLeases = self._leases.spend
-        _LEDGERS.add(self)
+        forks.register(self)
 
     @property
     def secret(self) -> bytes:
@@ -344,21 +343,10 @@ class Ledger:
         if self.on_commit is not None:
             self.on_commit(seconds)
 
-    def _forked(self) -> None:
-        """In a forked child: the leases, the waiting charges and the loop are the parent's."""
+    def after_fork_in_child(self) -> None:
+        """Forgets the leases, the waiting charges and the event loop: they are the parent's."""
         self._owner_lock = threading.Lock()
         self._loop = None
         self._queue, self._redemptions = self._new_queues()
-        self._leases.forked()
-        self._store.forked()
-
-
-_LEDGERS: weakref.WeakSet[Ledger] = weakref.WeakSet()
-
-
-def _forget_parents() -> None:
-    for ledger in list(_LEDGERS):
-        ledger._forked()
-
-
-os.register_at_fork(after_in_child=_forget_parents)
+        self._leases.after_fork_in_child()
+        self._store.after_fork_in_child()

@@ -1,4 +1,4 @@
-"""MemoryStore: budgets that live as long as the process, for tests and trials."""
+"""MemoryStore: budgets that last as long as the process, for tests and trials."""
 
 from __future__ import annotations
 
@@ -98,13 +98,11 @@ class MemoryStore(Store):
 
     @override
     async def close(self) -> None:
-        # What was debited stays, for whoever opens this object again.
-        pass
+        pass  # What was debited stays: a closed store may be opened again.
 
     @override
-    def forked(self) -> None:
-        # Two copies of one budget would spend it twice, so the child's refuses to answer.
-        pass
+    def after_fork_in_child(self) -> None:
+        pass  # Two copies of one budget would spend it twice, so the child's copy refuses to answer.
 
     def _others(self) -> tuple[tuple[Budget, int], ...]:
         charged = {

@@ -243,5 +243,5 @@ class Store(Protocol):
     async def close(self) -> None:
         """Releases all resources. A closed store may be opened again."""
 
-    def forked(self) -> None:
-        """Called in a forked child: forgets what belongs to the parent, without touching it."""
+    def after_fork_in_child(self) -> None:
+        """Forgets what belongs to the parent, without touching it. The ledger calls it in a forked child."""

@@ -8,6 +8,7 @@ import pytest
 from dpmesh.accounting import AMOUNT, Accounting
 from dpmesh.errors import BudgetExhaustedError, ConfigError, LedgerError
 from dpmesh.ledger import Account, Batch, Budget, Ledger, Store, account_hash
+from tests.support.steady import no_time_passes
 
 DAY = 86_400
 MAX = 2**63 - 1
@@ -52,7 +53,9 @@ class LedgerSuite:
     def make(self, tmp_path, clock):
         """Makes ledgers on one store, as the processes of one machine would; they wait for a machine that is slow."""
         return lambda budgets=BUDGETS, **changes: Ledger(
-            self.store(tmp_path), budgets, **{"clock": clock, "timeout": 60.0, **changes}
+            self.store(tmp_path),
+            budgets,
+            **{"clock": clock, "monotonic": no_time_passes, "timeout": 60.0, **changes},
         )
 
     @pytest.fixture

@@ -20,7 +20,8 @@ import pytest
 from dpmesh.accounting import AMOUNT, Accounting
 from dpmesh.errors import BudgetExhaustedError, LedgerError
 from dpmesh.ledger import Budget, Ledger, open_admin, open_store
-from dpmesh.ledger.audit.verify import Checkpoint, checkpoint, verify
+from dpmesh.ledger.audit.checkpoint import Checkpoint, checkpoint
+from dpmesh.ledger.audit.verify import verify
 from dpmesh.ledger.sqlite import rollback_guard
 from tests.faults.holders import BUDGETS, Crew, Event, Work, check
 from tests.faults.test_sqlite_kills import dying_at_line

@@ -21,7 +21,8 @@ import pytest
 
 from dpmesh.errors import BudgetExhaustedError, LedgerError
 from dpmesh.ledger import Ledger, account_hash, open_admin, open_store
-from dpmesh.ledger.audit.verify import Checkpoint, checkpoint, verify
+from dpmesh.ledger.audit.checkpoint import Checkpoint, checkpoint
+from dpmesh.ledger.audit.verify import verify
 from dpmesh.ledger.import_sqlite import transfer
 from dpmesh.ledger.postgres import admin as admin_module
 from dpmesh.ledger.postgres.admin import PostgresAdmin

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from dpmesh.cli.console import InputError
 from dpmesh.cli.options import key_files, ledgers
 from dpmesh.errors import LedgerError
-from dpmesh.ledger.audit.verify import Checkpoint, checkpoint, verify
+from dpmesh.ledger.audit.checkpoint import Checkpoint, checkpoint
+from dpmesh.ledger.audit.verify import verify
 from dpmesh.report.balances import shown_time
 
 if TYPE_CHECKING:

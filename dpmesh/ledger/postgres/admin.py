@@ -148,7 +148,7 @@ class PostgresAdmin(LedgerAdmin):
         async for (body,) in connection.cursor(
             "SELECT body FROM dpmesh.charges WHERE day < $1", day, prefetch=_PAGE
         ):
-            latest = max([latest, *[line.window + 1 for line in decode(bytes(body)).lines]])
+            latest = max([latest, *[posting.window + 1 for posting in decode(bytes(body)).postings]])
         await connection.execute(
             "UPDATE dpmesh.ledger SET pruned_before = greatest(pruned_before, $1)", latest
         )

@@ -101,8 +101,8 @@ class Connection:
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 connection.terminate()
 
-    def forked(self) -> None:
-        """In a forked child: the connection is the parent's."""
+    def after_fork_in_child(self) -> None:
+        """Forgets the connection: it is the parent's."""
         _PARENTS.append(self._connection)
         self._connection = self._loop = None
 

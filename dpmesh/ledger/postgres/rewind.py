@@ -82,7 +82,7 @@ async def rewind(connection: Any, note: str) -> bool:
             nets.of(key),
             targets[key[0]],
             cap=budgets[key[0]].cap,
-            whole=pruned <= targets[key[0]],
+            complete=pruned <= targets[key[0]],
         )
         for key, row in rows.items()
     }
@@ -97,18 +97,18 @@ async def rewind(connection: Any, note: str) -> bool:
         [one.more for one in carried.values()],
     )
     await connection.execute(_BACK, numbers, starts)
-    for kind, lines in clock_rewind.entries(carried.values()):
-        await append(connection, kind, lines, note)
+    for kind, postings in clock_rewind.entries(carried.values()):
+        await append(connection, kind, postings, note)
     return True
 
 
-async def append(connection: Any, kind: EntryKind, lines: Sequence[Posting], note: str) -> None:
+async def append(connection: Any, kind: EntryKind, postings: Sequence[Posting], note: str) -> None:
     """Writes an administrator's entry, in a chain of its own."""
     at = await connection.fetchval("SELECT greatest(0, floor(dpmesh.now()))::bigint")
     await connection.execute("SELECT dpmesh.prepare($1)", at // 86_400)
     chain = secrets.token_bytes(CHAIN_BYTES)
     head = begin(chain)
-    body = encode(kind, at, lines, note)
+    body = encode(kind, at, postings, note)
     if not await connection.fetchval(
         "SELECT dpmesh.append($1, 0, $2, $3, $4, $5)", chain, head.hash, at, body, link(head, body).hash
     ):

@@ -133,9 +133,9 @@ class PostgresStore(Store):
         await self._reading.close()
 
     @override
-    def forked(self) -> None:
-        self._charging.forked()
-        self._reading.forked()
+    def after_fork_in_child(self) -> None:
+        self._charging.after_fork_in_child()
+        self._reading.after_fork_in_child()
         self._chain = ChainWriter()
 
     def _now(self) -> float:
@@ -296,7 +296,7 @@ class PostgresStore(Store):
                 self._chain.doubt()
         return answer
 
-    async def _entry(self, connection: Any, kind: EntryKind, lines: Iterable[Posting]) -> tuple[Any, ...]:
+    async def _entry(self, connection: Any, kind: EntryKind, postings: Iterable[Posting]) -> tuple[Any, ...]:
         """The entry to write next: its chain, the end before it, its time, its bytes and its hash."""
         head = self._chain.latest()
         if self._chain.doubtful:
@@ -304,7 +304,7 @@ class PostgresStore(Store):
         at = self._chain.at(self._now())
         if at // _DAY not in self._prepared:
             await self._prepare(connection, at // _DAY)
-        body = encode(kind, at, lines)
+        body = encode(kind, at, postings)
         after = link(head, body)
         self._chain.attempt(after)
         return (self._chain.name, head.seq, head.hash, at, body, after.hash)
@@ -342,8 +342,8 @@ class PostgresStore(Store):
             starts = [windows[a[0]] for a in ordered]
             rows = [self._rows[a[0]] for a in ordered]
             accounts = [a[1] for a in ordered]
-            lines = map(Posting, rows, accounts, starts, [-amount for amount in amounts])
-            entry = await self._entry(connection, EntryKind.CREDIT, lines)
+            postings = map(Posting, rows, accounts, starts, [-amount for amount in amounts])
+            entry = await self._entry(connection, EntryKind.CREDIT, postings)
             status = await self._send(
                 connection.fetchval(queries.CREDIT, rows, accounts, starts, amounts, *entry)
             )

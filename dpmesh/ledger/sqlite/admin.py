@@ -93,30 +93,30 @@ class SQLiteAdmin(LedgerAdmin):
 
     def _grant(self, budget: str, account: bytes, raised: int, note: str, has: int) -> Account:
         check_grant(account, raised)
-        with self._writing() as (connection, seen), _commit(connection, seen):
+        with self._writing() as (connection, guard), _commit(connection, guard):
             row, definition = _find(connection, self.path, budget)
             start = queries.window_in_force(connection, row, definition)
             check_granted(definition.cap, _granted(connection, row, account, start), has, raised)
-            line = Posting(row, account, start, raised)
+            posting = Posting(row, account, start, raised)
             connection.execute("UPDATE budgets SET window_start = ? WHERE id = ?", (start, row))
-            connection.execute(_GRANT, {**line._asdict(), "cap": definition.cap})
-            rewind.append(connection, EntryKind.GRANT, [line], note)
+            connection.execute(_GRANT, {**posting._asdict(), "cap": definition.cap})
+            rewind.append(connection, EntryKind.GRANT, [posting], note)
             (granted,) = queries.read_accounts(connection, budget, account)
         return granted
 
     def _prune(self, before: int) -> int:
-        with self._writing() as (connection, seen):
-            with _commit(connection, seen):
+        with self._writing() as (connection, guard):
+            with _commit(connection, guard):
                 _check_horizon(queries.known_budgets(connection, self.path), before)
                 # Written down first: whoever verifies must not miss what a prune that was interrupted took away.
                 connection.execute("UPDATE ledger SET pruned_before = max(pruned_before, ?)", (before,))
             pruned = 0
             for (row,) in connection.execute("SELECT id FROM chains").fetchall():
-                gone = _PRUNED_AT_ONCE
-                while gone == _PRUNED_AT_ONCE:
-                    with _commit(connection, seen):
-                        gone = _prune_chain(connection, row, before)
-                    pruned += gone
+                removed = _PRUNED_AT_ONCE
+                while removed == _PRUNED_AT_ONCE:
+                    with _commit(connection, guard):
+                        removed = _prune_chain(connection, row, before)
+                    pruned += removed
             return pruned
 
     def _accept(self, note: str, unnoticed: bool) -> tuple[str, ...]:
@@ -164,7 +164,7 @@ class SQLiteAdmin(LedgerAdmin):
         Raises:
             LedgerError: No clock was wrong.
         """
-        with self._writing() as (connection, seen), _commit(connection, seen):
+        with self._writing() as (connection, guard), _commit(connection, guard):
             if not rewind.rewind(connection, self.path, note):
                 raise LedgerError(
                     f"{self.path} is not an older copy of itself, and none of its windows is ahead of the clock: there "
@@ -190,8 +190,8 @@ class SQLiteAdmin(LedgerAdmin):
         with explained(self.path), closing(_connect(self.path)) as connection:
             schema.make_durable(connection, self.path)
             schema.upgrade(connection)
-            with closing(RollbackGuard(self.path, lambda: queries.progress(connection, self.path))) as seen:
-                yield connection, seen
+            with closing(RollbackGuard(self.path, lambda: queries.progress(connection, self.path))) as guard:
+                yield connection, guard
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -213,13 +213,13 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def _commit(connection: sqlite3.Connection, seen: RollbackGuard) -> Iterator[None]:
+def _commit(connection: sqlite3.Connection, guard: RollbackGuard) -> Iterator[None]:
     """A transaction that is counted and witnessed."""
     with sqlite_file.transaction(connection):
         yield
         commits = queries.count_commit(connection)
-        seen.check(commits)
-    seen.reached(commits)
+        guard.check(commits)
+    guard.reached(commits)
 
 
 def _find(connection: sqlite3.Connection, path: Path, name: str) -> tuple[int, Budget]:
@@ -274,7 +274,7 @@ def _prune_chain(connection: sqlite3.Connection, row: int, before: int) -> int:
             after, entry = charge_log.follow(head, seq, body, hash_)
         except LedgerError as error:
             raise LedgerError(f"chain {name.hex()} is broken, so it is not pruned: {error}") from error
-        if entry.at >= before or any(line.window >= before for line in entry.lines):
+        if entry.at >= before or any(posting.window >= before for posting in entry.postings):
             break
         head = after
     connection.execute("DELETE FROM charges WHERE chain = ? AND seq <= ?", (row, head.seq))

@@ -40,12 +40,12 @@ def write_entry(
     chain: bytes,
     head: Head,
     kind: EntryKind,
-    lines: Iterable[Posting],
+    postings: Iterable[Posting],
     note: str = "",
 ) -> Head:
     """Writes an entry behind a chain's end, within the transaction that is open; returns the new end."""
     at = int(time.time())
-    body = encode(kind, at, lines, note)
+    body = encode(kind, at, postings, note)
     after = link(head, body)
     if head.seq == 0:
         connection.execute(
@@ -78,7 +78,7 @@ class Change:
         """Something is written, if only beside the accounts."""
         self._touched = True
 
-    def write(self, kind: EntryKind, lines: Iterable[Posting]) -> None:
+    def write(self, kind: EntryKind, postings: Iterable[Posting]) -> None:
         """Writes an entry at the end of the holder's chain.
 
         Raises:
@@ -88,7 +88,7 @@ class Change:
             "SELECT seq, hash FROM chains WHERE name = ?", (self._chain.name,)
         ).fetchone()
         head = self._chain.settle(None if row is None else Head(*row), "the ledger")
-        self._chain.attempt(write_entry(self.connection, self._chain.name, head, kind, lines))
+        self._chain.attempt(write_entry(self.connection, self._chain.name, head, kind, postings))
         self._touched = self._wrote = True
 
     def finish(self) -> int:

@@ -49,7 +49,7 @@ def rewind(connection: sqlite3.Connection, path: Path, note: str) -> bool:
     carried = []
     for key, (start, debited) in rows.items():
         at, cap = targets[key[0]], budgets[key[0]].cap
-        one = clock_rewind.carry(key, (start, debited), nets.of(key), at, cap=cap, whole=pruned <= at)
+        one = clock_rewind.carry(key, (start, debited), nets.of(key), at, cap=cap, complete=pruned <= at)
         carried.append(one)
         connection.execute(
             "UPDATE accounts SET window_start = ?, debited = ?, granted = ?, cap = ?, lifetime = min(lifetime, ?) + ? "
@@ -66,12 +66,12 @@ def rewind(connection: sqlite3.Connection, path: Path, note: str) -> bool:
         )
     for row, at in targets.items():
         connection.execute("UPDATE budgets SET window_start = ? WHERE id = ?", (at, row))
-    for kind, lines in clock_rewind.entries(carried):
-        append(connection, kind, lines, note)
+    for kind, postings in clock_rewind.entries(carried):
+        append(connection, kind, postings, note)
     return True
 
 
-def append(connection: sqlite3.Connection, kind: EntryKind, lines: Iterable[Posting], note: str) -> None:
+def append(connection: sqlite3.Connection, kind: EntryKind, postings: Iterable[Posting], note: str) -> None:
     """Writes an administrator's entry, in a chain of its own."""
     name = secrets.token_bytes(CHAIN_BYTES)
-    queries.write_entry(connection, name, charge_log.begin(name), kind, lines, note)
+    queries.write_entry(connection, name, charge_log.begin(name), kind, postings, note)

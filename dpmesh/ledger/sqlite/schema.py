@@ -199,7 +199,7 @@ def _add_log(connection: sqlite3.Connection) -> None:
     connection.execute(_NO_OLD_CREDITS)
     connection.execute("INSERT INTO ledger VALUES (1, ?, 0, 0, NULL)", (secrets.token_bytes(16),))
     rows = connection.execute("SELECT budget, account, window_start, debited FROM accounts WHERE debited > 0")
-    lines = [Posting(*row) for row in rows]
-    if lines:
+    postings = [Posting(*row) for row in rows]
+    if postings:
         chain = secrets.token_bytes(CHAIN_BYTES)
-        queries.write_entry(connection, chain, begin(chain), EntryKind.OPENING, lines)
+        queries.write_entry(connection, chain, begin(chain), EntryKind.OPENING, postings)

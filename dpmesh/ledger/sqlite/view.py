@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from dpmesh import sqlite_file
 from dpmesh.errors import LedgerError
-from dpmesh.ledger.admin import Chain, LedgerView, StoredEntry, ahead_of_the_clock
+from dpmesh.ledger.admin import Chain, LedgerView, ReadAgainError, StoredEntry, ahead_of_the_clock
 from dpmesh.ledger.charge_log import Head
 from dpmesh.ledger.sqlite import access, queries, rewind, rollback_guard, schema
 from dpmesh.ledger.sqlite.errors import explained, missing
@@ -26,10 +26,6 @@ _T = TypeVar("_T")
 
 _TIMEOUT = 4.0  # seconds to wait for a holder's lock
 _PAGE = 1000
-
-
-class ReadAgainError(LedgerError):
-    """A file that nobody had open was opened by a holder while it was read: what was read may be no ledger's state."""
 
 
 class SQLiteView(LedgerView):

@@ -9,7 +9,8 @@ import pytest
 
 from dpmesh.errors import BudgetExhaustedError, ConfigError, LedgerError
 from dpmesh.ledger import Budget, Ledger, account_hash, open_admin, open_store
-from dpmesh.ledger.audit.verify import checkpoint, verify
+from dpmesh.ledger.audit.checkpoint import checkpoint
+from dpmesh.ledger.audit.verify import verify
 from dpmesh.ledger.charge_log import Head
 from dpmesh.ledger.import_sqlite import Moved, transfer
 from dpmesh.ledger.postgres import admin as admin_module

@@ -106,7 +106,7 @@ def test_what_is_left_when_windows_end_is_told_once():
     leases.roll(2 * DAY)
     assert leases.ended() == [((2 * DAY, 0), {(1, b"a"): 7})]
     leases.put((2 * DAY, 2 * DAY), {(0, b"a"): lease(1)})
-    leases.forked()
+    leases.after_fork_in_child()
     leases.roll(9 * DAY)
     assert leases.ended() == []  # it is the parent's
 

@@ -12,6 +12,7 @@ from dpmesh.errors import BudgetExhaustedError, ConfigError, LedgerError
 from dpmesh.ledger import Ledger, MemoryStore, batching
 from dpmesh.ledger import ledger as ledger_module
 from tests.contract.suite import AMOUNT, BUDGETS, TENTH, Clock
+from tests.support.steady import no_time_passes
 
 
 class SlowStore(MemoryStore):
@@ -39,7 +40,7 @@ def store():
 
 @pytest.fixture
 async def ledger(store):
-    ledger = Ledger(store, BUDGETS, clock=Clock(), timeout=60)
+    ledger = Ledger(store, BUDGETS, clock=Clock(), monotonic=no_time_passes, timeout=60)
     await ledger.open()
     yield ledger
     store.go.set()
@@ -49,7 +50,7 @@ async def ledger(store):
 @pytest.fixture
 async def hasty(store):
     """A ledger that gives up soon."""
-    ledger = Ledger(store, BUDGETS, clock=Clock(), timeout=0.05)
+    ledger = Ledger(store, BUDGETS, clock=Clock(), monotonic=no_time_passes, timeout=0.05)
     await ledger.open()
     yield ledger
     store.go.set()
@@ -228,7 +229,7 @@ async def test_a_close_that_is_cancelled_closes_all_the_same(store):
     """It can't be called again: the ledger is not open any more."""
     closed = asyncio.Event()
     store.close = lambda: asyncio.sleep(0, closed.set())
-    ledger = Ledger(store, BUDGETS, clock=Clock(), timeout=60)
+    ledger = Ledger(store, BUDGETS, clock=Clock(), monotonic=no_time_passes, timeout=60)
     await ledger.open()
     for _ in range(3):
         await ledger.charge([(0, b"a", TENTH)])

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dpmesh import sqlite_file
 from dpmesh.errors import BudgetExhaustedError, LedgerError
 from dpmesh.ledger import Ledger, account_hash
-from dpmesh.ledger.audit.verify import Checkpoint, checkpoint, fingerprint, verify
+from dpmesh.ledger.audit.checkpoint import Checkpoint, checkpoint, fingerprint
+from dpmesh.ledger.audit.verify import verify
 from dpmesh.ledger.charge_log import EntryKind, Head, Posting, begin, encode, link
 from dpmesh.ledger.sqlite import queries
 from dpmesh.ledger.sqlite.admin import SQLiteAdmin

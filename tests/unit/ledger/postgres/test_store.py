@@ -23,6 +23,7 @@ from dpmesh.ledger.postgres.schema import VERSION
 from dpmesh.ledger.postgres.store import PostgresStore
 from tests.support import children
 from tests.support.postgres import Server, certificate_files
+from tests.support.steady import no_time_passes
 from tests.support.virtual_time import in_virtual_time
 
 DAY = 86_400
@@ -41,7 +42,11 @@ async def url(database):
 @asynccontextmanager
 async def opened(url, budgets=(UNIT, LIFE), **changes):
     """A ledger that waits for a machine that is slow."""
-    ledger = Ledger(PostgresStore(url, timeout=60.0), budgets, **{"timeout": 120.0, **changes})
+    ledger = Ledger(
+        PostgresStore(url, timeout=60.0),
+        budgets,
+        **{"monotonic": no_time_passes, "timeout": 120.0, **changes},
+    )
     await ledger.open()
     try:
         yield ledger

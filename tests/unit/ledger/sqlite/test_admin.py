@@ -12,7 +12,7 @@ import pytest
 from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import BudgetExhaustedError, ConfigError, LedgerError
 from dpmesh.ledger import Ledger, account_hash, inspect, open_admin
-from dpmesh.ledger.admin import ahead_of_the_clock
+from dpmesh.ledger.admin import ReadAgainError, ahead_of_the_clock
 from dpmesh.ledger.audit.verify import verify
 from dpmesh.ledger.charge_log import Entry, EntryKind, Posting, decode
 from dpmesh.ledger.sqlite import admin as admin_module
@@ -20,7 +20,6 @@ from dpmesh.ledger.sqlite import queries, rollback_guard, schema
 from dpmesh.ledger.sqlite import view as view_module
 from dpmesh.ledger.sqlite.admin import SQLiteAdmin
 from dpmesh.ledger.sqlite.store import SQLiteStore
-from dpmesh.ledger.sqlite.view import ReadAgainError
 from tests.contract.suite import AMOUNT, BUDGETS, DAY, TENTH, pure
 from tests.support import children, old_ledgers
 
@@ -85,9 +84,9 @@ async def test_a_grant_raises_one_account_s_cap_in_one_window(path, admin):
                 await ledger.charge([(0, unit, 1)])
         assert ledger.usage(0, b"a") == (AMOUNT + 4 * TENTH, AMOUNT + 4 * TENTH)
     grants = [entry for entry in await logged(admin) if entry.kind is EntryKind.GRANT]
-    second, first = sorted(grants, key=lambda entry: entry.lines[0].amount)
-    assert first.lines == (Posting(1, name, today(), 3 * TENTH),)
-    assert second.lines == (Posting(1, name, today(), TENTH),)
+    second, first = sorted(grants, key=lambda entry: entry.postings[0].amount)
+    assert first.postings == (Posting(1, name, today(), 3 * TENTH),)
+    assert second.postings == (Posting(1, name, today(), TENTH),)
     assert (first.note, second.note) == ("an audit, says A. Auditor", "more")
     await whole(admin)
     async with opened(path, clock=lambda: time.time() + DAY) as later:
@@ -266,7 +265,7 @@ async def test_going_on_with_an_older_copy_spends_nothing_twice(path, admin, how
             await work
     assert await admin.accept("the disk died, says A. Admin") == ("life",)
     (accepted,) = [entry for entry in await logged(admin) if entry.kind is EntryKind.ACCEPT]
-    assert (accepted.lines, accepted.note) == ((), "the disk died, says A. Admin")
+    assert (accepted.postings, accepted.note) == ((), "the disk died, says A. Admin")
     async with opened(path) as ledger:
         await ledger.charge([(0, b"a", AMOUNT)])
         with pytest.raises(BudgetExhaustedError) as caught:
@@ -379,7 +378,7 @@ async def test_an_old_ledger_is_brought_up_to_date(path, admin, version):
     assert inspect(f"sqlite:///{path}").accounts == tuple(viewed)
     (opening,) = await logged(admin)
     assert (opening.kind, opening.note) == (EntryKind.OPENING, "")
-    assert sorted(line.amount for line in opening.lines) == [TENTH, AMOUNT]
+    assert sorted(line.amount for line in opening.postings) == [TENTH, AMOUNT]
     await whole(admin)
     async with opened(path, clock=lambda: 1000.5 * DAY) as ledger:
         assert ledger.secret == old_ledgers.SECRET

@@ -20,6 +20,7 @@ from dpmesh.ledger.sqlite.admin import SQLiteAdmin
 from dpmesh.ledger.sqlite.store import SQLiteStore
 from tests.contract.suite import AMOUNT, BUDGETS, DAY, TENTH
 from tests.support import children
+from tests.support.steady import no_time_passes
 
 AT_REST = ["ledger.db", "ledger.db-witness"]
 """What a ledger that nobody has open leaves in its directory."""
@@ -32,7 +33,9 @@ def path(tmp_path):
 
 def make(path, busy_timeout=60.0):
     """A ledger that waits for others, and for its disk, however slow the machine is."""
-    return Ledger(SQLiteStore(path, busy_timeout=busy_timeout), BUDGETS, timeout=120.0)
+    return Ledger(
+        SQLiteStore(path, busy_timeout=busy_timeout), BUDGETS, monotonic=no_time_passes, timeout=120.0
+    )
 
 
 @contextlib.asynccontextmanager
