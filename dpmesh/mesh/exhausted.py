@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from dpmesh.bounded import BoundedTable
 from dpmesh.errors import BudgetExhaustedError
 from dpmesh.ledger import Charge, Ledger
 
@@ -26,7 +27,7 @@ class ExhaustedCache:
         self._ledger = ledger
         self._monotonic = monotonic
         # By account: the amount that was refused, when the entry expires, and the error's retry_after.
-        self._refused: dict[tuple[int, bytes], tuple[int, float, float | None]] = {}
+        self._refused: BoundedTable[tuple[int, bytes], tuple[int, float, float | None]] = BoundedTable(_KEPT)
 
     def check(self, charges: Sequence[Charge]) -> None:
         """Refuses charges to an account that was refused no larger amount a moment ago, in the same window.
@@ -41,7 +42,7 @@ class ExhaustedCache:
             if entry is None or amount < entry[0]:
                 continue
             # The ledger forgets what it knows of an account when its window ends.
-            if self._monotonic() < entry[1] and self._ledger.standing(index, account) is not None:
+            if self._monotonic() < entry[1] and self._ledger.usage(index, account) is not None:
                 raise BudgetExhaustedError(self._ledger.budgets[index].name, entry[2])
             self._refused.pop((index, account), None)
 
@@ -55,10 +56,8 @@ class ExhaustedCache:
         if len(refused) != 1:
             return error  # The ledger does not say which of several accounts is exhausted.
         ((index, account, amount),) = refused
-        standing = self._ledger.standing(index, account)
-        cap = self._ledger.budgets[index].cap if standing is None else standing[1]
+        usage = self._ledger.usage(index, account)
+        cap = self._ledger.budgets[index].cap if usage is None else usage[1]
         wait = None if amount > cap else error.retry_after
-        if len(self._refused) >= _KEPT:
-            self._refused.clear()
         self._refused[index, account] = amount, self._monotonic() + _SECONDS, wait
         return error if wait is error.retry_after else BudgetExhaustedError(error.budget, wait)

@@ -268,7 +268,7 @@ def _key_id(public_key: bytes) -> str:
 
 
 def _token_keys(folder: Path) -> Any:
-    from dpmesh.identity.tokens.token_keys import TokenKeys
+    from dpmesh.identity.tokens.keys import TokenKeys
 
     return TokenKeys(folder / "tokens.json")
 

@@ -16,8 +16,8 @@ import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
 
 from dpmesh.errors import DpmeshError, IdentityError, LedgerError
+from dpmesh.identity.tokens.format import from_credentials
 from dpmesh.identity.tokens.tickets import LIFE, Tickets
-from dpmesh.identity.tokens.token_format import from_credentials
 from dpmesh.identity.tokens.verifier import Verifier
 from dpmesh_grpc import status
 from dpmesh_grpc.aio.threads import result_of
