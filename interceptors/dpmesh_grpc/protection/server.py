@@ -13,13 +13,17 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from dpmesh.errors import ConfigError, ProtectionError
-from dpmesh.mesh.flows import METHODS_KEPT, FlowTable, MethodFlows
-from dpmesh.mesh.mesh import Direction, Mesh
+from dpmesh.errors import ConfigError
+from dpmesh.mesh.attestation import is_attested, refusal_without
+from dpmesh.mesh.flows import Flow, FlowTable, MethodFlows
+from dpmesh.mesh.mesh import Mesh
+from dpmesh.mesh.refusals import Refusal, intercepted_twice
+from dpmesh.mesh.response_policy import ResponsePolicy
+from dpmesh.mesh.untyped import METHODS_KEPT
 from dpmesh_grpc.aio.threads import result_of
-from dpmesh_grpc.protection.client import POLICY_KEY, SYNCHRONOUS
-from dpmesh_grpc.protection.context import AsyncContext, ResponsePolicy, SyncContext
-from dpmesh_grpc.status import Failure, end, given_twice, not_protected
+from dpmesh_grpc.protection.client import SYNCHRONOUS
+from dpmesh_grpc.protection.context import AsyncContext, SyncContext
+from dpmesh_grpc.status import DETAILS_KEY, end, failure
 
 log = logging.getLogger("dpmesh.grpc")
 
@@ -67,12 +71,19 @@ _asking: ContextVar[ServerInterceptor | None] = ContextVar("dpmesh_asking", defa
 
 
 class _Served(NamedTuple):
-    """A handler and its method, what stands for it, and what does when a request is not marked as protected."""
+    """What stands for a handler.
+
+    Attributes:
+        handler: The handler.
+        method: Its method, under the policy that the mesh had.
+        wrapped: The handler with its responses protected.
+        unattested: What refuses requests that are not attested; None if the method takes them.
+    """
 
     handler: Any
     method: MethodFlows
     wrapped: Any
-    unmarked: Any
+    unattested: Any
 
 
 class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -117,11 +128,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         served = self._served.get(name)
         if served is None or served.handler is not handler or served.method is not method:
             served = self._serve(name, handler, method)
-        if served.unmarked is None or any(
-            key == POLICY_KEY for key, _ in handler_call_details.invocation_metadata
-        ):
+        if served.unattested is None or is_attested(handler_call_details.invocation_metadata):
             return served.wrapped
-        return served.unmarked
+        return served.unattested
 
     def found_another(self, other: ServerInterceptor) -> None:
         """Notes that another of dpmesh's interceptors follows: from now on both serve nothing that is protected."""
@@ -135,36 +144,38 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _serve(self, name: str, handler: Any, method: MethodFlows) -> _Served:
         if len(self._served) >= METHODS_KEPT:
             self._served.clear()
-        unmarked = self._unmarked(method, handler) if method.requires else None
-        served = self._served[name] = _Served(handler, method, self._wrapped(method, handler), unmarked)
+        refusal = refusal_without(method)
+        unattested = None if refusal is None else self._refusing(handler, method.request, refusal)
+        served = self._served[name] = _Served(handler, method, self._wrapped(method, handler), unattested)
         return served
 
-    def _unmarked(self, method: MethodFlows, handler: Any) -> Any:
-        if self._mesh.observing:
-            log.warning("observe mode: %s requires protected requests, and takes any", method.name)
-            return None
-        return self._refusing(handler, method, "request", not_protected(method.name, POLICY_KEY))
-
     def _wrapped(self, method: MethodFlows, handler: Any) -> Any:
-        guard = ResponsePolicy.of(method, handler.response_streaming, self._mesh, twice=self._twice)
-        if guard.twice and guard.lane.sensitive():
-            return self._refusing(handler, method, "response", given_twice(TWICE))
+        policy = ResponsePolicy.of(
+            method,
+            streams=handler.response_streaming,
+            details_key=DETAILS_KEY,
+            intercepted_twice=self._twice,
+        )
+        if policy.intercepted_twice and policy.flow.sensitive():
+            return self._refusing(handler, method.response, intercepted_twice(TWICE))
         name, make = _ARITIES[bool(handler.request_streaming), bool(handler.response_streaming)]
         deserializer = handler.request_deserializer
         return make(
-            _guarded(getattr(handler, name), guard),
+            _guarded(getattr(handler, name), policy),
             # Where requests are a stream, gRPC's errors reach the handler.
-            request_deserializer=deserializer if handler.request_streaming else guard.sealed(deserializer),
-            response_serializer=guard.sealed(handler.response_serializer),
+            request_deserializer=deserializer
+            if handler.request_streaming
+            else policy.without_text(deserializer),
+            response_serializer=policy.without_text(handler.response_serializer),
         )
 
-    def _refusing(self, handler: Any, method: MethodFlows, direction: Direction, failure: Failure) -> Any:
-        """A handler of the same arity that refuses every RPC, and records that."""
-        error = ProtectionError("NOT_SERVED", method.name, failure.text)
+    def _refusing(self, handler: Any, flow: Flow, refusal: Refusal) -> Any:
+        """A handler of the same arity that refuses every RPC, and records that on a flow."""
+        status = failure(refusal)
 
         async def refuse(_request: Any, context: Any) -> None:
-            self._mesh.refused(error, method=method.name, direction=direction)
-            await end(context, failure)
+            flow.record_refused_rpc(refusal)
+            await end(context, status)
 
         async def refuse_stream(_request: Any, context: Any) -> AsyncIterator[None]:
             await refuse(_request, context)
@@ -183,30 +194,32 @@ def rebuilt(handler: Any, change: Callable[[Any], Any]) -> Any:
     )
 
 
-def _guarded(function: Any, guard: ResponsePolicy) -> Any:
+def _guarded(function: Any, policy: ResponsePolicy) -> Any:
     """A handler's function with its responses protected.
 
     gRPC asks what kind of function it has, and calls each in its own way; so the wrapper is of the same kind.
     """
-    if not guard.streams:
+    if not policy.streams:
         return (
-            _unary(function, guard) if inspect.iscoroutinefunction(function) else _sync_unary(function, guard)
+            _unary(function, policy)
+            if inspect.iscoroutinefunction(function)
+            else _sync_unary(function, policy)
         )
     if inspect.iscoroutinefunction(function):
-        return _writer(function, guard)
+        return _writer(function, policy)
     return (
-        _generator(function, guard)
+        _generator(function, policy)
         if inspect.isasyncgenfunction(function)
-        else _sync_generator(function, guard)
+        else _sync_generator(function, policy)
     )
 
 
-def _unary(function: Any, guard: ResponsePolicy) -> Any:
+def _unary(function: Any, policy: ResponsePolicy) -> Any:
     async def unary(request: Any, context: Any) -> Any:
-        guarded = AsyncContext(context, guard)
+        guarded = AsyncContext(context, policy)
         try:
             response = await function(request, guarded)
-            if guard.lane.passes(type(response)):
+            if policy.flow.passes(type(response)):
                 return response
             return None if guarded.drops() else await guarded.protect(response)
         except BaseException as error:
@@ -219,9 +232,9 @@ def _unary(function: Any, guard: ResponsePolicy) -> Any:
     return unary
 
 
-def _writer(function: Any, guard: ResponsePolicy) -> Any:
+def _writer(function: Any, policy: ResponsePolicy) -> Any:
     async def writer(request: Any, context: Any) -> None:
-        guarded = AsyncContext(context, guard)
+        guarded = AsyncContext(context, policy)
         guarded.begin_stream()
         failure = None
         try:
@@ -238,11 +251,11 @@ def _writer(function: Any, guard: ResponsePolicy) -> Any:
     return writer
 
 
-def _generator(function: Any, guard: ResponsePolicy) -> Any:
-    passes = guard.lane.passes
+def _generator(function: Any, policy: ResponsePolicy) -> Any:
+    passes = policy.flow.passes
 
     async def generator(request: Any, context: Any) -> AsyncIterator[Any]:
-        guarded = AsyncContext(context, guard)
+        guarded = AsyncContext(context, policy)
         guarded.begin_stream()
         failure = None
         closing = False
@@ -268,14 +281,14 @@ def _generator(function: Any, guard: ResponsePolicy) -> Any:
     return generator
 
 
-def _sync_unary(function: Any, guard: ResponsePolicy) -> Any:
+def _sync_unary(function: Any, policy: ResponsePolicy) -> Any:
     loop = asyncio.get_running_loop()
 
     def unary(request: Any, context: Any) -> Any:
-        guarded = SyncContext(context, guard)
+        guarded = SyncContext(context, policy)
         try:
             response = function(request, guarded)
-            if guard.lane.passes(type(response)):
+            if policy.flow.passes(type(response)):
                 return response
             return None if guarded.aborted or guarded.drops() else _on(loop, guarded, response)
         except BaseException as error:
@@ -287,12 +300,12 @@ def _sync_unary(function: Any, guard: ResponsePolicy) -> Any:
     return unary
 
 
-def _sync_generator(function: Any, guard: ResponsePolicy) -> Any:
+def _sync_generator(function: Any, policy: ResponsePolicy) -> Any:
     loop = asyncio.get_running_loop()
-    passes = guard.lane.passes
+    passes = policy.flow.passes
 
     def generator(request: Any, context: Any) -> Iterator[Any]:
-        guarded = SyncContext(context, guard)
+        guarded = SyncContext(context, policy)
         guarded.begin_stream()
         closing = False
         try:
