@@ -1,8 +1,6 @@
 """Attestation: how a sender says that it protects its requests, and what a receiver that requires this answers.
 
-An attested request carries the metadata key `dpmesh-policy`, with the digest of the sender's policy as its value. A
-single request is attested if it was protected: what leaves is then another object than the application's. A stream is
-attested before its first message, by what its method declares (`Flow.attests`).
+An attested request carries the metadata key `dpmesh-policy`, with the digest of the sender's policy as its value.
 """
 
 from __future__ import annotations
@@ -11,31 +9,54 @@ import logging
 from collections.abc import Iterable
 from typing import Any, Final
 
-from dpmesh.mesh.flows import MethodFlows
+from dpmesh.mesh.flows import Flow, MethodFlows
 from dpmesh.mesh.refusals import Refusal, not_protected
 
 log = logging.getLogger("dpmesh.grpc")  # Applications may filter by this name.
 
 POLICY_KEY: Final = "dpmesh-policy"
 
-Pair = tuple[str, str | bytes]
+# What a transport adds to the metadata of requests that are protected, under keys of its own.
+Added = tuple[tuple[str, str | bytes], ...]
 
 
-def request_metadata(
-    given: Iterable[tuple[str, Any]] | None, digest: str | None, transport: tuple[Pair, ...] = ()
-) -> list[Pair]:
-    """The metadata of a request that is protected. The application can neither attest nor set the transport's keys.
+def message_metadata(flow: Flow, message: Any, protected: Any, given: Any, added: Added = ()) -> Any:
+    """The metadata of a single request, which is attested if it was protected.
 
     Args:
-        given: The application's metadata.
-        digest: The digest of the policy that protects it, or None for a stream that is not attested.
-        transport: What the transport adds under its own keys.
+        flow: The flow that protected it.
+        message: What the application wanted to send.
+        protected: What the flow gave instead.
+        given: The application's metadata, as pairs. It can neither attest nor set the keys of `added`.
+        added: What the transport adds.
+
+    Returns:
+        Pairs; `given` itself if the request needed no protection.
     """
-    added = transport if digest is None else ((POLICY_KEY, digest), *transport)
+    return given if protected is message else _with(given, ((POLICY_KEY, flow.policy.digest), *added))
+
+
+def stream_metadata(flow: Flow, given: Any, added: Added = ()) -> Any:
+    """The metadata of a stream of requests, which is attested if its method declares a type that can be protected.
+
+    Args:
+        flow: The flow that will protect it.
+        given: The application's metadata, as pairs. It can neither attest nor set the keys of `added`.
+        added: What the transport adds.
+
+    Returns:
+        Pairs; `given` itself if no request needs protection.
+    """
+    if not flow.sensitive():
+        return given
+    return _with(given, ((POLICY_KEY, flow.policy.digest), *added) if flow.attests() else added)
+
+
+def _with(given: Any, added: Added) -> Any:
     if not given:
-        return [*added]
-    reserved = (POLICY_KEY, *(key for key, _ in transport))
-    return [*(pair for pair in given if pair[0] not in reserved), *added]
+        return added
+    reserved = (POLICY_KEY, *(key for key, _ in added))
+    return (*(pair for pair in given if pair[0] not in reserved), *added)
 
 
 def is_attested(metadata: Iterable[tuple[str, Any]]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import grpc.aio
 
 from dpmesh.errors import ConfigError, DpmeshError
-from dpmesh.mesh.attestation import request_metadata
+from dpmesh.mesh.attestation import message_metadata, stream_metadata
 from dpmesh.mesh.flows import Flow, FlowTable
 from dpmesh.mesh.mesh import Mesh, ReleaseStream
 from dpmesh.mesh.refusals import intercepted_twice
@@ -90,8 +90,9 @@ class Sender:
     def _send(
         self, flow: Flow, continuation: Any, details: Any, request: Any, protected: Any, left: float | None
     ) -> Awaitable[Any]:
-        if protected is not request:
-            details = _changed(details, left, _metadata(details, flow.policy.digest))
+        metadata = message_metadata(flow, request, protected, details.metadata, _UNCOMPRESSED)
+        if metadata is not details.metadata:
+            details = _changed(details, left, LazyMetadata(*metadata))
         elif left != details.timeout:
             details = _changed(details, left, details.metadata)
         sent: Awaitable[Any] = continuation(details, protected)
@@ -106,9 +107,9 @@ class Sender:
         flow = self._methods[details.method].request
         stream = flow.stream()
         # Only sensitive flows lose compression, but on all of them each message is judged by its own type.
-        if flow.sensitive():
-            digest = flow.policy.digest if flow.attests() else None
-            details = _changed(details, details.timeout, _metadata(details, digest))
+        metadata = stream_metadata(flow, details.metadata, _UNCOMPRESSED)
+        if metadata is not details.metadata:
+            details = _changed(details, details.timeout, LazyMetadata(*metadata))
         outcome = Outcome()
         return call_type(await continuation(details, _released(flow, stream, requests, outcome)), outcome)
 
@@ -180,11 +181,6 @@ def _refused(refused_type: Any, error: DpmeshError) -> Any:
     # Without its traceback: the call keeps the refusal, and would keep the request with it.
     refusal.__cause__ = error.with_traceback(None)
     return refused_type(refusal)
-
-
-def _metadata(details: Any, digest: str | None) -> LazyMetadata:
-    """The metadata of an RPC whose requests are protected: they leave uncompressed."""
-    return LazyMetadata(*request_metadata(details.metadata, digest, _UNCOMPRESSED))
 
 
 def _changed(details: Any, seconds: float | None, metadata: Any) -> grpc.aio.ClientCallDetails:
