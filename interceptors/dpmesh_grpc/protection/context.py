@@ -8,30 +8,20 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import grpc
-from grpc._cython import cygrpc
 
 from dpmesh.errors import BudgetExhaustedError, DpmeshError
 from dpmesh.mesh.flows import Flow
 from dpmesh.mesh.mesh import ReleaseStream
 from dpmesh.mesh.refusals import HANDLER_FAILED, is_own
 from dpmesh.mesh.response_policy import ResponsePolicy
+from dpmesh_grpc.aio.internals import PEER_GONE, UNIMPLEMENTED
 from dpmesh_grpc.status import Failure, refusal
 from dpmesh_grpc.status import end as end_rpc
 
 log = logging.getLogger("dpmesh.grpc")
 
-# What has to reach gRPC, which ends the RPC or the process by it and never sends its text. The last two say that the
-# peer has gone, or that the server has stopped; answering would touch what is no longer there. They have no public
-# names. All others of gRPC's errors are answered with their texts, and handlers can raise them too.
-_GRPC_OWN = (
-    asyncio.CancelledError,
-    KeyboardInterrupt,
-    SystemExit,
-    cygrpc.ExecuteBatchError,
-    cygrpc._ServerStoppedError,
-)
-# What generated code says of a method that the application has not written.
-_UNIMPLEMENTED = ("Method not implemented!",)
+# What has to reach gRPC, which ends the RPC or the process by it and never sends its text.
+_GRPC_OWN = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, *PEER_GONE)
 # Where libraries keep the code of an exception that is meant as a status.
 _CODES = ("status_code", "grpc_status_code", "code")
 _NOT_GIVEN: Final[Any] = object()
@@ -159,7 +149,7 @@ def _is_unimplemented(error: BaseException) -> bool:
     """Whether it is what generated code raises for a method that nobody wrote, which quotes nothing."""
     return (
         type(error) is NotImplementedError
-        and error.args in ((), _UNIMPLEMENTED)
+        and error.args in ((), (UNIMPLEMENTED,))
         and error.__context__ is error.__cause__ is None
         and not hasattr(error, "__notes__")
     )

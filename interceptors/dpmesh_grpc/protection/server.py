@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -19,9 +18,10 @@ from dpmesh.mesh.mesh import Mesh
 from dpmesh.mesh.refusals import Refusal, intercepted_twice
 from dpmesh.mesh.response_policy import ResponsePolicy
 from dpmesh.mesh.untyped import METHODS_KEPT
+from dpmesh_grpc.aio.arities import SYNCHRONOUS
 from dpmesh_grpc.aio.handlers import AsyncRpc, SyncRpc, intercepted, rebuilt
+from dpmesh_grpc.aio.internals import called_by_synchronous_grpc
 from dpmesh_grpc.aio.threads import result_of
-from dpmesh_grpc.protection.client import SYNCHRONOUS
 from dpmesh_grpc.protection.context import AsyncContext, SyncContext
 from dpmesh_grpc.status import DETAILS_KEY, Failure, end, failure
 
@@ -53,7 +53,7 @@ class _Interceptors(tuple[grpc.aio.ServerInterceptor, ...]):
 
     def __iter__(self) -> Iterator[grpc.aio.ServerInterceptor]:
         # grpc.server looks at its interceptors only when an RPC comes; but it makes a tuple of them.
-        if sys._getframe(1).f_globals.get("__name__") == "grpc._interceptor":
+        if called_by_synchronous_grpc():
             raise ConfigError(SYNCHRONOUS)
         return super().__iter__()
 

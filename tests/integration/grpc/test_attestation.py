@@ -15,7 +15,7 @@ from stations.rig import is_protected, reading, stream
 
 from dpmesh.mesh.attestation import POLICY_KEY
 from dpmesh.v1 import policy_pb2
-from dpmesh_grpc.protection.client import COMPRESSION_KEY, LazyMetadata
+from dpmesh_grpc.aio.internals import COMPRESSION_KEY, LazyMetadata
 
 
 class Marks(rig.Seen):
