@@ -24,12 +24,13 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message import Message
 
+from dpmesh import method_name
+from dpmesh.bounded import BoundedTable
 from dpmesh.errors import AnnotationError, ConfigError, DpmeshError, ProtectionError
 from dpmesh.mesh.mesh import Direction, Mesh, ReleaseStream
 from dpmesh.mesh.refusals import Refusal
 from dpmesh.mesh.untyped import METHODS_KEPT, UntypedObjects
 from dpmesh.policy import Policy
-from dpmesh.policy.policy import find_method
 
 log = logging.getLogger("dpmesh.grpc")  # Applications may filter by this name.
 
@@ -76,9 +77,9 @@ class Flow:
         self._consumer = consumer
         # By message class: whether it has to be released. Shared by the copies for other consumers, and so is whether
         # a protected message came that the method does not declare.
-        self._needs_release: dict[type, bool] = {}
+        self._needs_release: BoundedTable[type, bool] = BoundedTable(CLASSES_KEPT)
         self._undeclared_protected = [False]
-        self._by_consumer: dict[str, Flow] = {}
+        self._by_consumer: BoundedTable[str, Flow] = BoundedTable(_CONSUMERS_KEPT)
 
     def for_consumer(self, consumer: str) -> Flow:
         """The same flow to another consumer.
@@ -90,8 +91,6 @@ class Flow:
             return self
         flow = self._by_consumer.get(consumer)
         if flow is None:
-            if len(self._by_consumer) >= _CONSUMERS_KEPT:
-                self._by_consumer.clear()
             flow = copy.copy(self)
             flow._consumer = consumer
             self._by_consumer[consumer] = flow
@@ -146,8 +145,6 @@ class Flow:
                 return False
             if needs and self.protected is False:
                 self._undeclared_protected[0] = True
-            if len(self._needs_release) >= CLASSES_KEPT:
-                self._needs_release.clear()
             self._needs_release[kind] = needs
         return needs
 
@@ -353,8 +350,13 @@ class _Methods(NamedTuple):
     """
 
     policy: Policy
-    declared: dict[str | bytes, MethodFlows]
-    undeclared: dict[str | bytes, MethodFlows]
+    declared: BoundedTable[str | bytes, MethodFlows]
+    undeclared: BoundedTable[str | bytes, MethodFlows]
+
+    @classmethod
+    def under(cls, policy: Policy) -> _Methods:
+        """No methods yet."""
+        return cls(policy, BoundedTable(METHODS_KEPT), BoundedTable(METHODS_KEPT))
 
 
 class FlowTable:
@@ -382,7 +384,7 @@ class FlowTable:
         self.mesh = mesh
         self.consumer = consumer
         self.untyped = UntypedObjects(mesh)
-        self._methods = _Methods(mesh.policy, {}, {})
+        self._methods = _Methods.under(mesh.policy)
 
     def __getitem__(self, name: str | bytes) -> MethodFlows:
         """The flows of a method under the policy that the mesh has now.
@@ -393,17 +395,15 @@ class FlowTable:
         methods = self._methods
         policy = self.mesh.policy
         if policy is not methods.policy:
-            methods = self._methods = _Methods(policy, {}, {})
+            methods = self._methods = _Methods.under(policy)
         return methods.declared.get(name) or self._find(name, methods)
 
     def _find(self, key: str | bytes, methods: _Methods) -> MethodFlows:
         name = key.decode() if isinstance(key, bytes) else key
-        declared = find_method(name)
+        declared = method_name.find(name)
         kept = methods.undeclared if declared is None else methods.declared
         method = kept.get(key)
         if method is None:
-            if len(kept) >= METHODS_KEPT:
-                kept.clear()
             method = kept[key] = MethodFlows(self, methods.policy, name, declared)
         return method
 

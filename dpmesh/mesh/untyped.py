@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from fnmatch import fnmatchcase
 
+from dpmesh.bounded import BoundedTable
 from dpmesh.mesh.mesh import Mesh
 
 log = logging.getLogger("dpmesh.grpc")  # Applications may filter by this name.
@@ -26,7 +27,7 @@ class UntypedObjects:
     def __init__(self, mesh: Mesh) -> None:
         self._observing = mesh.observing
         self._globs = mesh.config.grpc.pass_unjudged
-        self._logged: set[str] = set()
+        self._logged: BoundedTable[str, bool] = BoundedTable(METHODS_KEPT)
 
     def may_leave(self, method: str) -> bool:
         """Whether such an object may leave on a method; the first one on each method is logged.
@@ -36,9 +37,7 @@ class UntypedObjects:
         """
         passes = any(fnmatchcase(method, glob) for glob in self._globs)
         if method not in self._logged:
-            if len(self._logged) >= METHODS_KEPT:
-                self._logged.clear()
-            self._logged.add(method)
+            self._logged[method] = passes
             self._log(method, passes)
         return passes
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import grpc
 from typing_extensions import override
 
+from dpmesh.bounded import BoundedTable
 from dpmesh.errors import ConfigError
 from dpmesh.mesh.attestation import is_attested, refusal_without
 from dpmesh.mesh.flows import Flow, FlowTable, MethodFlows
@@ -88,7 +89,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
         self._methods = FlowTable(mesh)
-        self._served: dict[str, _Served] = {}
+        self._served: BoundedTable[str, _Served] = BoundedTable(METHODS_KEPT)
         self._twice = False
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Awaitable[Any]:
@@ -134,8 +135,6 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         log.error("%s%s", "observe mode: RPCs would be refused: " if self._mesh.observing else "", TWICE)
 
     def _serve(self, name: str, handler: Any, method: MethodFlows) -> _Served:
-        if len(self._served) >= METHODS_KEPT:
-            self._served.clear()
         refusal = refusal_without(method)
         unattested = None if refusal is None else self._refusing(handler, method.request, refusal)
         served = self._served[name] = _Served(handler, method, self._wrapped(method, handler), unattested)
