@@ -129,7 +129,7 @@ class Flow:
                 needs = self.needs_release(kind)
             except Exception:
                 return False  # `protect` raises it again.
-        return not needs and not self._outdated()
+        return not needs and self._mesh.policy is self.policy
 
     def needs_release(self, kind: type) -> bool:
         """Whether a message of this class has to be released; otherwise it may leave as it is.
@@ -191,12 +191,15 @@ class Flow:
             kind = type(message)
             if not (self._needs_release.get(kind) or self._check(kind, stream)):
                 return message
-            if stream is None:
+            if stream is not None:
+                return (await stream.release(message)).message
+            receipt = self._mesh.release_now(
+                message, method=self.method, direction=self._direction, consumer=self._consumer
+            )
+            if receipt is None:
                 receipt = await self._mesh.release(
                     message, method=self.method, direction=self._direction, consumer=self._consumer
                 )
-            else:
-                receipt = await stream.release(message)
         except DpmeshError as error:
             if not self._mesh.observing:
                 raise
