@@ -33,7 +33,7 @@ def message_metadata(flow: Flow, message: Any, protected: Any, given: Any, added
     Returns:
         Pairs; `given` itself if the request needed no protection.
     """
-    return given if protected is message else _with(given, ((POLICY_KEY, flow.policy.digest), *added))
+    return given if protected is message else _with(given, ((POLICY_KEY, flow.snapshot.digest), *added))
 
 
 def stream_metadata(flow: Flow, given: Any, added: Added = ()) -> Any:
@@ -49,7 +49,7 @@ def stream_metadata(flow: Flow, given: Any, added: Added = ()) -> Any:
     """
     if not flow.sensitive():
         return given
-    return _with(given, ((POLICY_KEY, flow.policy.digest), *added) if flow.attests() else added)
+    return _with(given, ((POLICY_KEY, flow.snapshot.digest), *added) if flow.attests() else added)
 
 
 def _with(given: Any, added: Added) -> Any:

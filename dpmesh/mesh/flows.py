@@ -27,10 +27,12 @@ from google.protobuf.message import Message
 from dpmesh import method_name
 from dpmesh.bounded import BoundedTable
 from dpmesh.errors import AnnotationError, ConfigError, DpmeshError, ProtectionError
-from dpmesh.mesh.mesh import Direction, Mesh, ReleaseStream
+from dpmesh.mesh.mesh import Mesh
+from dpmesh.mesh.receipt import Direction
 from dpmesh.mesh.refusals import Refusal
+from dpmesh.mesh.snapshot import PolicySnapshot
+from dpmesh.mesh.stream import ReleaseStream
 from dpmesh.mesh.untyped import METHODS_KEPT, UntypedObjects
-from dpmesh.policy import Policy
 
 log = logging.getLogger("dpmesh.grpc")  # Applications may filter by this name.
 
@@ -44,7 +46,7 @@ class Flow:
 
     Args:
         table: The table that it is in.
-        policy: The policy under which it decides.
+        snapshot: The policy under which it decides.
         method: "/package.Service/Method".
         direction: Which way the messages go.
         declared: The type that the method declares, or None for a method that no loaded proto has.
@@ -52,7 +54,7 @@ class Flow:
 
     Attributes:
         method: "/package.Service/Method".
-        policy: The policy under which it decides.
+        snapshot: The policy under which it decides.
         protected: Whether the declared type has anything to protect. None where each message decides: there is no
             declared type, or it can hold google.protobuf.Any or extensions. Each message is judged by its own type in
             any case.
@@ -61,15 +63,15 @@ class Flow:
     def __init__(
         self,
         table: FlowTable,
-        policy: Policy,
+        snapshot: PolicySnapshot,
         method: str,
         direction: Direction,
         declared: Descriptor | None,
         consumer: str = "",
     ) -> None:
         self.method = method
-        self.policy = policy
-        self.protected = None if declared is None else _protected(table.mesh, declared)
+        self.snapshot = snapshot
+        self.protected = None if declared is None else _protected(snapshot, declared)
         self._table = table
         self._mesh = table.mesh
         self._direction = direction
@@ -98,7 +100,12 @@ class Flow:
 
     def stream(self) -> ReleaseStream:
         """What releases the messages of one RPC that is a stream in this direction."""
-        return self._mesh.stream(method=self.method, direction=self._direction, consumer=self._consumer)
+        return self._mesh.stream(
+            method=self.method,
+            direction=self._direction,
+            consumer=self._consumer,
+            snapshot=self.snapshot if self._direction == "request" else None,
+        )
 
     def sensitive(self) -> bool:
         """Whether what goes along with messages (errors, metadata, their compressed size) may tell what they say.
@@ -110,7 +117,7 @@ class Flow:
         if self._mesh.observing:
             return False
         if (
-            self._mesh.has_rules()
+            self.snapshot.has_rules()
             if self.protected is None
             else self.protected or self._undeclared_protected[0]
         ):
@@ -129,7 +136,7 @@ class Flow:
                 needs = self.needs_release(kind)
             except Exception:
                 return False  # `protect` raises it again.
-        return not needs and self._mesh.policy is self.policy
+        return not needs and self._mesh.snapshot is self.snapshot
 
     def needs_release(self, kind: type) -> bool:
         """Whether a message of this class has to be released; otherwise it may leave as it is.
@@ -162,7 +169,11 @@ class Flow:
             if not (self._needs_release.get(kind) or self._check(kind, None)):
                 return message
             receipt = self._mesh.release_now(
-                message, method=self.method, direction=self._direction, consumer=self._consumer
+                message,
+                method=self.method,
+                direction=self._direction,
+                consumer=self._consumer,
+                snapshot=self.snapshot,
             )
         except DpmeshError as error:
             if not self._mesh.observing:
@@ -194,11 +205,19 @@ class Flow:
             if stream is not None:
                 return (await stream.release(message)).message
             receipt = self._mesh.release_now(
-                message, method=self.method, direction=self._direction, consumer=self._consumer
+                message,
+                method=self.method,
+                direction=self._direction,
+                consumer=self._consumer,
+                snapshot=self.snapshot,
             )
             if receipt is None:
                 receipt = await self._mesh.release(
-                    message, method=self.method, direction=self._direction, consumer=self._consumer
+                    message,
+                    method=self.method,
+                    direction=self._direction,
+                    consumer=self._consumer,
+                    snapshot=self.snapshot,
                 )
         except DpmeshError as error:
             if not self._mesh.observing:
@@ -246,7 +265,7 @@ class Flow:
 
     def _outdated(self) -> bool:
         """Whether the mesh has another policy by now."""
-        return self._mesh.policy is not self.policy
+        return self._mesh.snapshot is not self.snapshot
 
     def _current(self) -> Flow:
         """This flow under the policy that the mesh has now."""
@@ -284,10 +303,10 @@ class Flow:
             name = self._declared.full_name
             raise ProtectionError("WRONG_TYPE", name, f"{self.method} was given something else to send")
         if descriptor is not None:
-            return self._mesh.protects(kind)
+            return self.snapshot.protects(kind)
         if self.protected is False:
             return False  # Nothing of what the method declares is protected.
-        if not self._mesh.has_rules():
+        if not self.snapshot.has_rules():
             return None
         if self._table.untyped.may_leave(self.method):
             return False
@@ -310,9 +329,9 @@ def _descriptor(kind: type) -> Descriptor | None:
     return descriptor
 
 
-def _protected(mesh: Mesh, declared: Descriptor) -> bool | None:
+def _protected(snapshot: PolicySnapshot, declared: Descriptor) -> bool | None:
     try:
-        return mesh.protection(message_factory.GetMessageClass(declared))
+        return snapshot.protection(message_factory.GetMessageClass(declared))
     except AnnotationError:
         return True  # Releasing a message says what is wrong with it.
 
@@ -322,7 +341,7 @@ class MethodFlows:
 
     Args:
         table: The table that it is in.
-        policy: The policy under which they decide.
+        snapshot: The policy under which they decide.
         name: "/package.Service/Method".
         declared: The method's descriptor, or None if no loaded proto has it.
 
@@ -335,14 +354,14 @@ class MethodFlows:
     """
 
     def __init__(
-        self, table: FlowTable, policy: Policy, name: str, declared: MethodDescriptor | None
+        self, table: FlowTable, snapshot: PolicySnapshot, name: str, declared: MethodDescriptor | None
     ) -> None:
         sent, answered = (None, None) if declared is None else (declared.input_type, declared.output_type)
         self.mesh = table.mesh
         self.name = name
-        self.request = Flow(table, policy, name, "request", sent, table.consumer)
-        self.response = Flow(table, policy, name, "response", answered)
-        self.requires_attestation = table.mesh.requires(name)
+        self.request = Flow(table, snapshot, name, "request", sent, table.consumer)
+        self.response = Flow(table, snapshot, name, "response", answered)
+        self.requires_attestation = snapshot.requires(name)
 
 
 class _Methods(NamedTuple):
@@ -352,14 +371,14 @@ class _Methods(NamedTuple):
     have been loaded since.
     """
 
-    policy: Policy
+    snapshot: PolicySnapshot
     declared: BoundedTable[str | bytes, MethodFlows]
     undeclared: BoundedTable[str | bytes, MethodFlows]
 
     @classmethod
-    def under(cls, policy: Policy) -> _Methods:
+    def under(cls, snapshot: PolicySnapshot) -> _Methods:
         """No methods yet."""
-        return cls(policy, BoundedTable(METHODS_KEPT), BoundedTable(METHODS_KEPT))
+        return cls(snapshot, BoundedTable(METHODS_KEPT), BoundedTable(METHODS_KEPT))
 
 
 class FlowTable:
@@ -387,7 +406,7 @@ class FlowTable:
         self.mesh = mesh
         self.consumer = consumer
         self.untyped = UntypedObjects(mesh)
-        self._methods = _Methods.under(mesh.policy)
+        self._methods = _Methods.under(mesh.snapshot)
 
     def __getitem__(self, name: str | bytes) -> MethodFlows:
         """The flows of a method under the policy that the mesh has now.
@@ -396,9 +415,9 @@ class FlowTable:
             name: "/package.Service/Method".
         """
         methods = self._methods
-        policy = self.mesh.policy
-        if policy is not methods.policy:
-            methods = self._methods = _Methods.under(policy)
+        snapshot = self.mesh.snapshot
+        if snapshot is not methods.snapshot:
+            methods = self._methods = _Methods.under(snapshot)
         return methods.declared.get(name) or self._find(name, methods)
 
     def _find(self, key: str | bytes, methods: _Methods) -> MethodFlows:
@@ -407,7 +426,7 @@ class FlowTable:
         kept = methods.undeclared if declared is None else methods.declared
         method = kept.get(key)
         if method is None:
-            method = kept[key] = MethodFlows(self, methods.policy, name, declared)
+            method = kept[key] = MethodFlows(self, methods.snapshot, name, declared)
         return method
 
     def __len__(self) -> int:

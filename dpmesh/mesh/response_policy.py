@@ -60,7 +60,7 @@ class ResponsePolicy:
             intercepted_twice: Two of dpmesh's interceptors serve the method.
         """
         mesh = method.mesh
-        allowed = mesh.config.grpc
+        allowed = mesh.grpc
         keys = {key.lower() for key in allowed.pass_metadata}
         if allowed.pass_status_details:
             keys.add(details_key)

@@ -26,7 +26,7 @@ class UntypedObjects:
 
     def __init__(self, mesh: Mesh) -> None:
         self._observing = mesh.observing
-        self._globs = mesh.config.grpc.pass_unjudged
+        self._globs = mesh.grpc.pass_unjudged
         self._logged: BoundedTable[str, bool] = BoundedTable(METHODS_KEPT)
 
     def may_leave(self, method: str) -> bool:

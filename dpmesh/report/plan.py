@@ -13,7 +13,8 @@ from google.protobuf.message_factory import GetMessageClass
 from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon
 from dpmesh.errors import AnnotationError
 from dpmesh.ledger import Budget
-from dpmesh.mesh.billing import BillingTable, PricedPlan
+from dpmesh.mesh.billing import BillingTable
+from dpmesh.mesh.pricing import PricedPlan
 from dpmesh.noise.categorical import CategoricalMechanism
 from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy import FieldPlan, Kind, Model, Plan, Policy
@@ -165,7 +166,7 @@ class Planner:
         if plan.is_open:
             return MessageReport(message.full_name, protected=False, fields=fields)
         try:
-            route = self._routes.of(GetMessageClass(message), method, direction)
+            route = self._routes.price(GetMessageClass(message), method, direction)
         except AnnotationError as error:
             return MessageReport(message.full_name, True, str(error), *_total(plan, None), fields)
         assert route is not None

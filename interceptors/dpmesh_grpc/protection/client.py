@@ -13,8 +13,9 @@ import grpc.aio
 from dpmesh.errors import DpmeshError
 from dpmesh.mesh.attestation import message_metadata, stream_metadata
 from dpmesh.mesh.flows import Flow, FlowTable
-from dpmesh.mesh.mesh import Mesh, ReleaseStream
+from dpmesh.mesh.mesh import Mesh
 from dpmesh.mesh.refusals import intercepted_twice
+from dpmesh.mesh.stream import ReleaseStream
 from dpmesh_grpc import status
 from dpmesh_grpc.aio.arities import Arity, ArityInterceptor
 from dpmesh_grpc.aio.calls import StreamRefusal

@@ -11,9 +11,9 @@ import grpc
 
 from dpmesh.errors import BudgetExhaustedError, DpmeshError
 from dpmesh.mesh.flows import Flow
-from dpmesh.mesh.mesh import ReleaseStream
 from dpmesh.mesh.refusals import HANDLER_FAILED, is_own
 from dpmesh.mesh.response_policy import ResponsePolicy
+from dpmesh.mesh.stream import ReleaseStream
 from dpmesh_grpc.aio.internals import PEER_GONE, UNIMPLEMENTED
 from dpmesh_grpc.status import Failure, refusal
 from dpmesh_grpc.status import end as end_rpc

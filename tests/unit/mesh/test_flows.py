@@ -6,6 +6,7 @@ import dpmesh
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import ConfigError, ProtectionError
 from dpmesh.mesh.flows import FlowTable
+from dpmesh.v1 import policy_pb2
 from tests.support.protos import compiled
 
 TYPES = compiled(
@@ -25,6 +26,13 @@ def name(method):
 def config(**more):
     budget = {"name": "day", "key": "unit", "epsilon": 10.0, "accounting": "pure", "window": "24h"}
     return {"ledger": {"url": "memory:"}, "budget": [budget], **more}
+
+
+async def swap(mesh):
+    """Gives a mesh a policy under which Plain is protected, too."""
+    overlays = policy_pb2.Policy()
+    overlays.fields[f"{TYPES.package}.Plain.text"].suppress.SetInParent()
+    await mesh.swap(overlays)
 
 
 @pytest.fixture
@@ -104,3 +112,43 @@ async def test_a_consumer_is_text(mesh, consumer):
 async def test_a_table_is_of_a_mesh():
     with pytest.raises(ConfigError, match="a dict is no mesh"):
         FlowTable({})
+
+
+# -- another policy ---------------------------------------------------------------------------------------------------
+
+
+async def test_another_policy_has_other_flows(mesh):
+    table = FlowTable(mesh)
+    before = table[name("Echo")]
+    await swap(mesh)
+    after = table[name("Echo")]
+    assert after is not before
+    assert (before.request.protected, after.request.protected) == (False, True)
+    assert table[name("Echo")] is after
+
+
+async def test_a_single_message_keeps_the_policy_with_which_its_rpc_began(mesh):
+    flow = FlowTable(mesh)[name("Echo")].response
+    assert flow.passes(Plain)
+    await swap(mesh)
+    message = Plain(text="as it is")
+    assert not flow.passes(Plain), "`protect` decides"
+    assert await flow.protect(message) is message
+    assert flow.sensitive(), "what goes along with it is withheld as soon as either policy says so"
+
+
+async def test_a_stream_of_requests_keeps_the_policy_that_it_attested(mesh):
+    flow = FlowTable(mesh)[name("Echo")].request
+    stream = flow.stream()
+    await swap(mesh)
+    message = Plain(text="as it is")
+    assert await flow.protect(message, stream) is message
+
+
+async def test_a_stream_of_responses_changes_at_a_message(mesh):
+    flow = FlowTable(mesh)[name("Watch")].response.for_consumer("one")
+    stream = flow.stream()
+    message = Plain(text="as it is")
+    assert await flow.protect(message, stream) is message
+    await swap(mesh)
+    assert not (await flow.protect(message, stream)).text
