@@ -15,6 +15,7 @@ from dpmesh.errors import BudgetExhaustedError, NotOpenError, ProtectionError
 from dpmesh.ledger.budget import consumer_key
 from dpmesh.mesh.attestation import POLICY_KEY
 from dpmesh.mesh.refusals import HANDLER_FAILED, Category, of
+from dpmesh.v1 import policy_pb2
 from tests.support.protos import compiled
 from tests.support.queue_transport import Client, Handler, RefusedError, Server
 
@@ -224,6 +225,27 @@ async def test_metadata_pass_where_the_configuration_says_so():
                 name("Watch"), Plain(), Reading
             )
         assert calls[-1].trailers == passed
+
+
+async def test_another_policy_takes_over_while_rpcs_are_under_way():
+    overlays = policy_pb2.Policy()
+    overlays.fields[f"{TYPES.package}.Plain.text"].suppress.SetInParent()
+    seen = []
+    async with opened() as mesh:
+        client = Client(serving(mesh, seen), mesh)
+        before = mesh.policy_digest
+
+        async def texts():
+            yield Plain(text="before")
+            await mesh.swap(overlays)
+            yield Plain(text="after")
+
+        answers, call = await client.send(name("Echo"), texts(), Plain, [("trace", "1")])
+        assert [request.text for request in seen] == ["before", "after"], "it had not attested the new policy"
+        assert (call.headers, answers) == ([("trace", "1")], [Plain(), Plain()])
+        _, call = await client.ask(name("Echo"), Plain(text="later"), Plain)
+        assert mesh.policy_digest != before
+        assert (dict(call.headers), seen[-1].text) == ({POLICY_KEY: mesh.policy_digest}, "")
 
 
 def test_all_of_this_without_grpc(pytestconfig):
