@@ -1,4 +1,16 @@
-"""Corridor: the one way on which a message leaves: it is checked, charged for, and only then sampled."""
+"""Corridor: the one way on which a message leaves: it is checked, charged for, and only then sampled.
+
+How it works:
+    `begin` checks a message and releases it if a lease that is held already pays for it. Otherwise `finish` waits.
+
+    | state     | begin                                             | finish                                  |
+    |-----------|---------------------------------------------------|-----------------------------------------|
+    | closed    | checks                                            | refuses                                 |
+    | enforcing | checks; spends from leases and samples if it can  | charges the ledger and samples          |
+    | observing | checks                                            | charges; the message leaves as it is    |
+
+    `open` leads from closed to enforcing or observing, depending on the mode, and `close` leads back.
+"""
 
 from __future__ import annotations
 

@@ -46,6 +46,7 @@ def prepare(
     plans = [*snapshot.compile_loaded(), *_prices(snapshot, before)]
     for plan in {plan.version: plan for plan in plans}.values():
         self_test(plan)
+    snapshot.has_rules()  # Looks through all loaded types once, which the event loop need not wait for.
     return snapshot
 
 

@@ -46,7 +46,7 @@ def assembled(
     *,
     policy: Any = None,
     clock: Callable[[], float] = time.time,
-    ledger: type[Ledger] = WatchedLedger,
+    ledger: Callable[..., Ledger] = WatchedLedger,
     store: Store | None = None,
     **parts: Any,
 ) -> Mesh:
@@ -56,7 +56,7 @@ def assembled(
         config: What dpmesh.toml holds.
         policy: Overlays.
         clock: Seconds since 1970.
-        ledger: The ledger's class.
+        ledger: Makes the ledger.
         store: The ledger's store; the configuration's by default.
         parts: What else the mesh is handed.
     """
