@@ -9,11 +9,12 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
+from dpmesh import method_name
 from dpmesh.errors import AnnotationError
 from dpmesh.policy import Diagnostic, Kind, Plan, Policy, Severity
 from dpmesh.policy.descriptors import is_map
 from dpmesh.policy.policy import SECTIONS, takes_rules
-from dpmesh.report.sources import SourceLocation, Sources, method_name
+from dpmesh.report.sources import SourceLocation, Sources
 from dpmesh.v1 import policy_pb2
 
 
@@ -136,7 +137,7 @@ def _anys(
             continue
         if entry.element.rpartition(".")[0] not in requested:
             text = f"its {direction} reaches {entry.element}, which {entry.text}"
-            entry = Diagnostic(entry.severity, entry.rule, method_name(method), text, entry.fix)
+            entry = Diagnostic(entry.severity, entry.rule, method_name.name_of(method), text, entry.fix)
         yield entry
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor
 
+from dpmesh import method_name
 from dpmesh.accounting import AMOUNT
 from dpmesh.ledger import Budget
 from dpmesh.report import comparison
 from dpmesh.report.comparison import MessageChange
 from dpmesh.report.plan import MessageReport, Planner
-from dpmesh.report.sources import Sources, method_name
+from dpmesh.report.sources import Sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def rpcs(sources: Sources) -> tuple[Rpc, ...]:
     """The methods of all services, in order."""
     return tuple(
         Rpc(
-            method_name(method),
+            method_name.name_of(method),
             method.input_type.full_name,
             method.output_type.full_name,
             method.client_streaming,
@@ -151,8 +152,8 @@ def _carried(sources: Sources) -> Iterator[tuple[Descriptor, str, str]]:
     if not services:
         yield from ((message, "", "request") for message in sources.messages())
     for method in (method for service in services for method in service.methods):
-        yield method.input_type, method_name(method), "request"
-        yield method.output_type, method_name(method), "response"
+        yield method.input_type, method_name.name_of(method), "request"
+        yield method.output_type, method_name.name_of(method), "response"
 
 
 def _payments(report: MessageReport) -> dict[str, Any]:

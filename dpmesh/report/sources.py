@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from google.protobuf.descriptor import Descriptor, FileDescriptor, MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import Descriptor, FileDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 
 from dpmesh.policy import Diagnostic
@@ -57,11 +57,6 @@ class Sources:
         """All services of the files, in order."""
         for file in self.files:
             yield from file.services_by_name.values()
-
-
-def method_name(method: MethodDescriptor) -> str:
-    """A method as gRPC names it: "/package.Service/Method"."""
-    return f"/{method.containing_service.full_name}/{method.name}"
 
 
 def _with_nested(messages: Iterable[Descriptor]) -> Iterator[Descriptor]:

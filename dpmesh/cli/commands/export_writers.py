@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import importlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
@@ -13,6 +12,7 @@ from typing import IO, Any, Protocol
 
 from typing_extensions import override
 
+from dpmesh import files
 from dpmesh.cli.console import InputError, ascii_json
 from dpmesh.report.export_rows import AMOUNTS, Row, decimal
 
@@ -146,17 +146,8 @@ def replacing(path: Path) -> Iterator[Path]:
         raise InputError(f"{path} can't be written: {error.strerror or error}") from None
     if is_other:
         raise InputError(f"{path} is not a plain file")
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        yield new
-        descriptor = os.open(new, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        new.replace(path)
+        with files.replacing(path) as new:
+            yield new
     except OSError as error:
         raise InputError(f"{path} can't be written: {error.strerror or error}") from None
-    finally:
-        new.unlink(missing_ok=True)

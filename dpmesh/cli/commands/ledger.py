@@ -1,4 +1,4 @@
-"""`dpmesh ledger`: make its tables, check its charge log, move it, and look into it; its holders may be at work."""
+"""`dpmesh ledger`: makes tables, checks and shows the charge log, moves a ledger, while its holders may charge it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def migrate(
 ) -> None:
     """Make the tables of a new ledger, or bring those of an older one up to date, all or nothing.
 
-    An older version of dpmesh can't use them afterwards: let every holder have the new one first, or stop it.
+    An older version of dpmesh can't use them afterwards: update or stop every holder first.
     """
     admin = ledger_access.open_admin(config_file, url)
     with waiting("migrating"):
@@ -81,13 +81,15 @@ def verify(
         typer.Option(
             "--checkpoint",
             metavar="FILE",
-            help="An earlier checkpoint: what was rewritten since, consistently, shows only with it.",
+            help="An earlier checkpoint; only it shows what was rewritten consistently since.",
             show_default=False,
         ),
     ] = None,
     public_key: Annotated[
         Path | None,
-        typer.Option("--public-key", metavar="FILE", help="By which it is signed.", show_default=False),
+        typer.Option(
+            "--public-key", metavar="FILE", help="The public key of its signature.", show_default=False
+        ),
     ] = None,
     config_file: inputs.ConfigFile = None,
     url: ledger_access.LedgerUrl = None,
@@ -95,14 +97,16 @@ def verify(
 ) -> None:
     """Check every chain of the charge log entry by entry, and every account against it; exit 1 if anything is wrong.
 
-    Whoever may write to the whole database can rewrite it so that it fits. Make checkpoints, keep them where nobody
-    who may do that can write, and give the latest one here.
+    A user who may write to the whole database can rewrite it consistently. Make checkpoints, keep them where no such
+    user can write, and give the latest one here.
     """
     from dpmesh.cli.options import checkpoint_files
     from dpmesh.report.verification import verification
 
     if (checkpoint_file is None) != (public_key is None):
-        raise InputError("--checkpoint and --public-key go together: unsigned, anybody could have written it")
+        raise InputError(
+            "--checkpoint and --public-key go together: anybody could have written an unsigned checkpoint"
+        )
     admin = ledger_access.open_admin(config_file, url)
     known, findings = None, []
     if checkpoint_file is not None and public_key is not None:
@@ -157,10 +161,10 @@ def checkpoint(
     config_file: inputs.ConfigFile = None,
     url: ledger_access.LedgerUrl = None,
 ) -> None:
-    """Write down, signed, how far every chain of the charge log has come. Nothing is ever overwritten.
+    """Write a signed checkpoint: how far every chain of the charge log has come. Nothing is ever overwritten.
 
-    Keep it, and the public key, where nobody who may write to the ledger can write. `verify` tells then whether
-    anything that was logged until now was changed or removed since.
+    Keep it, and the public key, where nobody who may write to the ledger can write. `verify` then tells whether
+    anything that is logged now was changed or removed later.
     """
     from dpmesh.cli.options import key_files
     from dpmesh.report.wording import count
@@ -203,8 +207,8 @@ def import_(
 ) -> None:
     """Move an SQLite ledger, with all that is spent, granted and logged, into the PostgreSQL one that --ledger names.
 
-    The new one must be migrated and unused. The old file takes no charge afterwards, so nothing is spent in both: give
-    its holders the new URL. Done again it doubles nothing, and goes on where it failed.
+    The new ledger must be migrated and unused. The old file accepts no charge afterwards, so nothing is spent in both:
+    give its holders the new URL. A repeated import doubles nothing, and continues after a failure.
     """
     from dpmesh.report.wording import count
 
@@ -239,7 +243,7 @@ def prune(
         typer.Option(
             "--keep",
             metavar="TIME",
-            help="Entries of this time stay, such as 400d; at least the longest window.",
+            help="How long entries stay, such as 400d; at least the longest window.",
             show_default=False,
         ),
     ],
@@ -247,10 +251,10 @@ def prune(
     url: ledger_access.LedgerUrl = None,
     as_json: inputs.AsJson = False,
 ) -> None:
-    """Remove old entries from the charge log, for ever. What accounts spent and lost in all their lifetime stays.
+    """Remove old entries from the charge log, for ever. What accounts spent in all their lifetime stays.
 
-    What is left can still be verified, and fits a checkpoint that was made before; only what single charges the pruned
-    time was made of can't be told any more.
+    The rest can still be verified, also against an earlier checkpoint. Only the single charges of the pruned time are no
+    longer known.
     """
     from dpmesh import config
     from dpmesh.report.wording import count
@@ -283,7 +287,7 @@ def _check_kept(kept: float, longest: Budget | None) -> None:
     if longest is not None and kept < (longest.window or 0):
         raise InputError(
             f"--keep must be at least {longest.window:.0f}s, the window of {longest.name!r}: "
-            "what is charged in a window that is not over has to be told"
+            "the charges of a window that is not over must stay"
         )
 
 
@@ -296,7 +300,7 @@ def accept(
         bool,
         typer.Option(
             "--unnoticed",
-            help="You know that it is an older copy (a checkpoint says so), though nothing in it shows that.",
+            help="You know that it is an older copy (a checkpoint says so), though the ledger does not show it.",
         ),
     ] = False,
     config_file: inputs.ConfigFile = None,
@@ -305,11 +309,11 @@ def accept(
 ) -> None:
     """Go on with a ledger that is an older copy of itself, after a restore or when its witness is lost.
 
-    Every budget with windows moves to the window after the one at hand, so that nothing is spent twice in a window.
-    Lifetime budgets can't be helped like that, and are listed.
+    Every budget with windows moves to the window after the current one, so nothing is spent twice in a window.
+    Lifetime budgets have no next window; they are listed.
 
-    A ledger that a wrong clock locked goes on, too: what was spent in windows that its clock has not reached counts in
-    the window after the one at hand, and every holder has to be restarted.
+    This also unlocks a ledger that a wrong clock locked. What was spent in windows that the clock has not reached
+    counts in the window after the current one, and every holder must be restarted.
     """
     from dpmesh.cli.commands import ledger_text
 
@@ -320,13 +324,7 @@ def accept(
         if as_json:
             print_json({"accepted": False, "lifetime": list(lifetime), "ahead": list(ahead)})
             raise InputError("nothing was done: add --yes")
-        if not only_ahead:
-            say(*ledger_text.ACCEPT.split("\n"))
-            if lifetime:
-                say(f"Lifetime budgets here: {', '.join(lifetime)}")
-        if ahead:
-            say(*ledger_text.ACCEPT_WINDOWS.split("\n"))
-            say(f"Ahead of the clock here: {', '.join(ahead)}")
+        ledger_text.write_explanation(lifetime, ahead, only_ahead=only_ahead)
         raise InputError("nothing was done: read the above, and add --yes")
     try:
         _, ahead, only_ahead = ledger_access.read(lambda: _affected(admin))
@@ -336,19 +334,7 @@ def accept(
     if as_json:
         print_json({"accepted": True, "lifetime": list(lifetime), "ahead": list(ahead)})
         return
-    if ahead:
-        say(
-            f"accepted: back from windows that the clock has not reached: {', '.join(ahead)}. What was spent in them "
-            "counts in the window after the one at hand. Restart every holder now"
-        )
-    if only_ahead and not unnoticed:
-        return
-    say("accepted: every budget with windows goes on in the window after the one at hand")
-    if lifetime:
-        say(
-            f"lifetime budgets that may have been charged more than the ledger knows: {', '.join(lifetime)}. "
-            "What they lost since the copy can't be told"
-        )
+    ledger_text.write_accepted(lifetime, ahead, only_ahead=only_ahead and not unnoticed)
 
 
 async def _affected(admin: LedgerAdmin) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
@@ -362,16 +348,18 @@ async def _affected(admin: LedgerAdmin) -> tuple[tuple[str, ...], tuple[str, ...
 def log(
     grants: Annotated[
         bool,
-        typer.Option("--grants", help="Only what administrators did: grants, and copies that were accepted."),
+        typer.Option(
+            "--grants", help="Only the entries of administrators: grants, and copies that were accepted."
+        ),
     ] = False,
     config_file: inputs.ConfigFile = None,
     url: ledger_access.LedgerUrl = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")] = False,
 ) -> None:
-    """Show the charge log, chain after chain: when, what, on how many accounts, how much, and why if somebody said so.
+    """Show the charge log, chain after chain: when, what, on how many accounts, how much, and the reason if given.
 
-    Amounts are what was debited (+) or came back (-), or for a grant the raise of a cap, in each budget's own
-    accounting. Nobody's id is in it.
+    Amounts are in each budget's own accounting: what was debited (+) or returned (-), or by how much a grant raises the
+    cap. The log holds nobody's id.
     """
     from dpmesh.report.wording import count
 

@@ -394,7 +394,7 @@ def test_an_older_copy_is_refused_until_it_is_accepted(dpmesh, restored: None) -
         asyncio.run(charge(b"unit-1"))
     ran = dpmesh("ledger", "accept", *text, "--yes", "--ledger", URL)
     assert (ran.code, ran.err) == (0, "")
-    assert "goes on in the window after the one at hand" in ran.out
+    assert "goes on in the window after the current one" in ran.out
     assert "may have been charged more than the ledger knows: lifetime." in ran.out
     asyncio.run(charge(b"unit-1"))
     assert dpmesh("ledger", "verify", "--ledger", URL).code == 0
