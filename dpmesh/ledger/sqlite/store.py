@@ -339,12 +339,14 @@ class SQLiteStore:
         """The latest window of each budget, by its row.
 
         Raises:
-            LostChargesError: An administrator brought some back, and this holder would begin them again.
+            LostChargesError: Some went back: an administrator brought them back, and this holder would begin them
+                again, or an older copy overwrites the file right now.
         """
         stored: dict[int, int] = dict(connection.execute("SELECT id, window_start FROM budgets"))
         if any(stored.get(row, 0) < start for row, start in self._latest.items()):
             raise LostChargesError(
-                f"windows of {self.path} were brought back by `dpmesh ledger accept`: restart this holder"
+                f"windows of {self.path} went back: `dpmesh ledger accept` brought them back, or an older copy "
+                "overwrites the file: restart this holder"
             )
         return stored
 
