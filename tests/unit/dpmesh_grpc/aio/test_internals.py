@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
+import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -266,3 +268,9 @@ async def test_what_generated_code_tells_a_channel(arity):
             getattr(channel, arity)(*arguments)
         except TypeError:
             pytest.fail(broken("_registered_method", "rotating channels make no RPC"))
+
+
+def test_private_modules_of_grpc_are_imported_in_one_file(internals):
+    source = Path(internals.__file__).parents[1]
+    users = [path.name for path in source.rglob("*.py") if re.search(r"grpc\._|cygrpc", path.read_text())]
+    assert users == ["internals.py"]
