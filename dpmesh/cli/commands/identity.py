@@ -180,7 +180,7 @@ def serve(
 
 async def _serve(path: Path, opened: Folder, listen: str, life: float, allowance: int) -> None:
     from dpmesh.identity.ca.issuer import Issuer
-    from dpmesh_grpc.issuer import issuer_server
+    from dpmesh_grpc.issuer.server import issuer_server
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -9,28 +9,18 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeGuard
 
 import grpc
-from grpc._cython import cygrpc
 
 from dpmesh.errors import BudgetExhaustedError, DpmeshError
 from dpmesh.mesh.flows import Flow, MethodFlows
 from dpmesh.mesh.mesh import Mesh, ReleaseStream
+from dpmesh_grpc.aio.internals import PEER_GONE, UNIMPLEMENTED
 from dpmesh_grpc.status import DETAILS_KEY, HANDLER_FAILED, WITHHELD, Failure, refusal
 from dpmesh_grpc.status import end as end_rpc
 
 log = logging.getLogger("dpmesh.grpc")
 
-# What has to reach gRPC, which ends the RPC or the process by it and never sends its text. The last two say that the
-# peer has gone, or that the server has stopped; answering would touch what is no longer there. They have no public
-# names. All others of gRPC's errors are answered with their texts, and handlers can raise them too.
-_GRPC_OWN = (
-    asyncio.CancelledError,
-    KeyboardInterrupt,
-    SystemExit,
-    cygrpc.ExecuteBatchError,
-    cygrpc._ServerStoppedError,
-)
-# What generated code says of a method that the application has not written.
-_UNIMPLEMENTED = ("Method not implemented!",)
+# What has to reach gRPC, which ends the RPC or the process by it and never sends its text.
+_GRPC_OWN = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, *PEER_GONE)
 # Where libraries keep the code of an exception that is meant as a status.
 _CODES = ("status_code", "grpc_status_code", "code")
 _NOT_GIVEN: Final[Any] = object()
@@ -264,7 +254,7 @@ def _is_unimplemented(error: BaseException) -> bool:
     """Whether it is what generated code raises for a method that nobody wrote, which quotes nothing."""
     return (
         type(error) is NotImplementedError
-        and error.args in ((), _UNIMPLEMENTED)
+        and error.args in ((), (UNIMPLEMENTED,))
         and error.__context__ is error.__cause__ is None
         and not hasattr(error, "__notes__")
     )
