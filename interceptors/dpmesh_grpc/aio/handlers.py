@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import grpc
 
+from dpmesh.bounded import BoundedTable
 from dpmesh_grpc.status import Failure, end
 
 _T = TypeVar("_T")
@@ -159,14 +160,12 @@ class InterceptedHandlers:
 
     def __init__(self, interception: Interception) -> None:
         self._interception = interception
-        self._wrapped: dict[str, tuple[Any, Any]] = {}
+        self._wrapped: BoundedTable[str, tuple[Any, Any]] = BoundedTable(_METHODS_KEPT)
 
     def wrap(self, method: str, handler: Any) -> Any:
         """The wrapped handler of a method. It is made anew when the method has another handler."""
         before, wrapped = self._wrapped.get(method, (None, None))
         if before is not handler:
-            if len(self._wrapped) >= _METHODS_KEPT:
-                self._wrapped.clear()
             function = intercepted(handler, self._interception)
             wrapped = rebuilt(handler, function, handler.request_deserializer, handler.response_serializer)
             self._wrapped[method] = (handler, wrapped)

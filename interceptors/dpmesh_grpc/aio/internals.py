@@ -65,9 +65,16 @@ def channel_of(continuation: Any) -> Any:
     A rotating channel gives the same interceptors to each of its channels, so the interceptors can't know.
 
     Raises:
-        AttributeError: gRPC does not tell.
+        LookupError: gRPC does not tell.
     """
-    return continuation.func.__self__._channel
+    try:
+        run = continuation.func
+        if hasattr(run, "__self__"):
+            return run.__self__._channel
+        # In grpc.aio 1.80 it is a function inside of the method that has `self`.
+        return run.__closure__[run.__code__.co_freevars.index("self")].cell_contents._channel
+    except (AttributeError, TypeError, ValueError):
+        raise LookupError("this version of grpcio does not tell which channel an RPC is on") from None
 
 
 def active_calls(channel: Any) -> Any:

@@ -203,9 +203,8 @@ class _Access:
         """
         try:
             channel = channel_of(continuation)
-        except AttributeError:
-            text = "this version of grpcio does not tell which channel an RPC is on"
-            raise IdentityError("TOKEN_MISSING", text) from None
+        except LookupError as error:
+            raise IdentityError("TOKEN_MISSING", str(error)) from None
         found = self._connections.get(channel)
         if found is None:
             self._connections = {each: kept for each, kept in self._connections.items() if not each.closed()}

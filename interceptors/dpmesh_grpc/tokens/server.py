@@ -14,6 +14,7 @@ import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
 from typing_extensions import override
 
+from dpmesh import method_name
 from dpmesh.errors import DpmeshError, IdentityError, LedgerError
 from dpmesh.identity.tokens.format import from_credentials
 from dpmesh.identity.tokens.tickets import LIFE, Tickets
@@ -127,7 +128,8 @@ class _TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         handler = await continuation(handler_call_details)
         name = handler_call_details.method
-        if handler is None or name.strip("/").rpartition("/")[0] in self._exempt:
+        parts = method_name.parse(name)
+        if handler is None or (parts is not None and parts.service in self._exempt):
             return handler
         return self._handlers.wrap(name, handler)
 

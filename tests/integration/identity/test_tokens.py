@@ -37,7 +37,8 @@ from dpmesh.identity.tokens.protocol import (
     to_credentials,
 )
 from dpmesh.ledger import Ledger, open_store
-from dpmesh_grpc.issuer import IssuerSource, issuer_server
+from dpmesh_grpc.issuer.server import issuer_server
+from dpmesh_grpc.issuer.source import IssuerSource
 from dpmesh_grpc.rotation import identity_channel
 from dpmesh_grpc.rotation.channel import rotating_channel
 from dpmesh_grpc.tokens import client
