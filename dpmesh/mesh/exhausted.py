@@ -40,7 +40,7 @@ class ExhaustedCache:
             if known is None or amount < known[0]:
                 continue
             # The ledger forgets what it knows of an account when its window ends.
-            if time.monotonic() < known[1] and self._ledger.standing(index, account) is not None:
+            if time.monotonic() < known[1] and self._ledger.usage(index, account) is not None:
                 raise BudgetExhaustedError(self._ledger.budgets[index].name, known[2])
             self._known.pop((index, account), None)
 
@@ -54,7 +54,7 @@ class ExhaustedCache:
         if len(found) != 1:
             return error  # The ledger does not say which of the units has nothing left.
         ((index, account, amount),) = found
-        standing = self._ledger.standing(index, account)
+        standing = self._ledger.usage(index, account)
         cap = self._ledger.budgets[index].cap if standing is None else standing[1]
         wait = None if amount > cap else error.retry_after
         if len(self._known) >= _KEPT:

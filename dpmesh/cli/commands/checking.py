@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from dpmesh.cli.console import InputError
 from dpmesh.cli.options import key_files, ledgers
 from dpmesh.errors import LedgerError
-from dpmesh.ledger.audit.verify import Checkpoint, checkpoint, verify
+from dpmesh.ledger.audit.checkpoint import Checkpoint, checkpoint
+from dpmesh.ledger.audit.verify import verify
 from dpmesh.report.balances import shown_time
 
 if TYPE_CHECKING:
-    from dpmesh.ledger import Account, Budget
+    from dpmesh.ledger import Account
     from dpmesh.ledger.admin import Chain, LedgerAdmin, LedgerView, StoredEntry
 
 
@@ -59,42 +60,10 @@ class Counting:
 
     def __init__(self, view: LedgerView) -> None:
         self._view = view
+        self.secret, self.budgets, self.windows = view.secret, view.budgets, view.windows
+        self.remark, self.older, self.ahead = view.remark, view.older, view.ahead
+        self.pruned_before = view.pruned_before
         self.seen_chains = self.seen_entries = self.seen_accounts = 0
-
-    @property
-    def secret(self) -> bytes:
-        """See View."""
-        return self._view.secret
-
-    @property
-    def budgets(self) -> Mapping[int, Budget]:
-        """See View."""
-        return self._view.budgets
-
-    @property
-    def windows(self) -> Mapping[int, int]:
-        """See View."""
-        return self._view.windows
-
-    @property
-    def remark(self) -> str:
-        """See View."""
-        return self._view.remark
-
-    @property
-    def older(self) -> bool:
-        """See View."""
-        return self._view.older
-
-    @property
-    def ahead(self) -> tuple[str, ...]:
-        """See View."""
-        return self._view.ahead
-
-    @property
-    def pruned_before(self) -> int:
-        """See View."""
-        return self._view.pruned_before
 
     async def chains(self) -> list[Chain]:
         """See View."""

@@ -69,14 +69,14 @@ def shown(entry: StoredEntry, budgets: Mapping[int, Budget]) -> Shown:
     """
     body = decode(entry.body)
     amounts: dict[int, int] = {}
-    for line in body.lines:
+    for line in body.postings:
         amounts[line.budget] = amounts.get(line.budget, 0) + line.amount
     return Shown(
         body.at,
         body.kind,
         entry.chain.hex(),
         entry.seq,
-        len({(line.budget, line.account) for line in body.lines}),
+        len({(line.budget, line.account) for line in body.postings}),
         tuple(_sum(number, budgets.get(number), amount) for number, amount in amounts.items()),
         *told(body.note),
     )

@@ -273,7 +273,7 @@ def read(work: Callable[[], Coroutine[Any, Any, _T]], may_repeat: Callable[[], b
     Raises:
         InputError: The ledger can't be read.
     """
-    from dpmesh.ledger.sqlite.admin import ReadAgainError
+    from dpmesh.ledger.admin import ReadAgainError
 
     async def patient() -> _T:
         for attempt in range(1, _ATTEMPTS + 1):

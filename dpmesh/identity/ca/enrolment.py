@@ -19,7 +19,7 @@ from typing import NamedTuple, Self
 
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.ca import records
-from dpmesh.ledger.sqlite.schema import transaction
+from dpmesh.sqlite_file import transaction
 
 TOKEN_LIFE = 3600.0
 """Seconds for which an enrolment token can be used."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dpmesh import files
 from dpmesh.errors import ConfigError, IdentityError
-from dpmesh.ledger.sqlite.schema import connect
+from dpmesh.sqlite_file import connect
 
 VERSION = 1
 """The version of the tables below."""

@@ -91,7 +91,7 @@ class Verifier:
         if not blind_rsa.verify(VARIANT, key.public, token.signed, token.authenticator):
             raise IdentityError("TOKEN_INVALID", "the token is not signed by the issuer")
         # Last, so that only tokens that the issuer signed fill the ledger.
-        if not await self.ledger.spend_once(_name(token), key.not_after):
+        if not await self.ledger.redeem_once(_name(token), key.not_after):
             raise IdentityError("TOKEN_SPENT", "the token was redeemed before")
 
     async def _key(self, key_id: bytes) -> _TrustedKey:

@@ -354,10 +354,10 @@ async def test_release_now_charges_a_message_that_it_refuses_once():
     async with dpmesh.open(settings(unit={"epsilon": 100.0})) as mesh:
         for _ in range(3):
             await mesh.release(types.M(id="a", a=1))
-        before = mesh.ledger.standing(0, b"a")[0]
+        before = mesh.ledger.usage(0, b"a")[0]
         with pytest.raises(ProtectionError, match="NaN"):
             mesh.release_now(types.M(id="a", a=float("nan")))
-        assert mesh.ledger.standing(0, b"a")[0] - before == 10**9
+        assert mesh.ledger.usage(0, b"a")[0] - before == 10**9
         with pytest.raises(ProtectionError, match="id is missing"):
             mesh.release_now(types.M(a=1))
 
