@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from dpmesh.accounting import AMOUNT, Accounting
-from dpmesh.cli.options import ledgers
+from dpmesh.cli.options.accounts import AccountSelector
 from dpmesh.errors import LedgerError
 from dpmesh.ledger import Budget, Ledger, open_store
 
@@ -394,7 +394,7 @@ def test_an_older_copy_is_refused_until_it_is_accepted(dpmesh, restored: None) -
         asyncio.run(charge(b"unit-1"))
     ran = dpmesh("ledger", "accept", *text, "--yes", "--ledger", URL)
     assert (ran.code, ran.err) == (0, "")
-    assert "goes on in the window after the one at hand" in ran.out
+    assert "goes on in the window after the current one" in ran.out
     assert "may have been charged more than the ledger knows: lifetime." in ran.out
     asyncio.run(charge(b"unit-1"))
     assert dpmesh("ledger", "verify", "--ledger", URL).code == 0
@@ -555,10 +555,8 @@ def test_who_is_granted_to_is_not_in_the_log(dpmesh, ledger: None) -> None:
 
 
 def test_identities_that_rotate_share_an_account() -> None:
-    rotating = ledgers.AccountSelector(b"unit-1", "spiffe://a.example/" + "0f" * 16)
-    assert rotating.account(bytes(32)) == ledgers.AccountSelector(b"unit-1", "spiffe://a.example").account(
-        bytes(32)
-    )
+    rotating = AccountSelector(b"unit-1", "spiffe://a.example/" + "0f" * 16)
+    assert rotating.account(bytes(32)) == AccountSelector(b"unit-1", "spiffe://a.example").account(bytes(32))
 
 
 # accept, after a clock that was wrong
