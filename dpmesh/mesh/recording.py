@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
+from dpmesh import method_name
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import BudgetExhaustedError
 from dpmesh.ledger import Charge, Ledger
 from dpmesh.mesh.pricing import PricedPlan
-from dpmesh.policy.policy import find_method
 from dpmesh.telemetry import Telemetry, names, refused_status
 
 # A budget of which more than this is spent is low.
@@ -36,7 +36,7 @@ class _Labels(dict[str, str]):
 
     def __missing__(self, method: str) -> str:
         # Other spellings of a name, of which there are as many as one likes, are not found.
-        if method and find_method(method) is None:
+        if method and method_name.find(method) is None:
             return names.OTHER  # Not kept: its proto may be loaded yet.
         self[method] = method
         return method

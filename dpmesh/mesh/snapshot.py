@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-from google.protobuf import descriptor_pool
-
+from dpmesh import method_name
 from dpmesh.errors import ConfigError
 from dpmesh.ledger import Budget
 from dpmesh.mesh.billing import BillingTable, descriptor_of
@@ -80,12 +79,9 @@ class PolicySnapshot:
         Args:
             method: "/package.Service/Method".
         """
-        try:
-            # Other spellings of the name count too: a generic handler may serve them.
-            declared = descriptor_pool.Default().FindMethodByName(method.lstrip("/").replace("/", "."))
-        except KeyError:
-            return False
-        return self.policy.requires(declared)
+        # Other spellings of the name count too: a generic handler may serve them.
+        declared = method_name.find_any_spelling(method)
+        return declared is not None and self.policy.requires(declared)
 
     def compile_loaded(self) -> list[Plan]:
         """Compiles every loaded type that can reach a rule, and reads every method's rules: a bad rule fails now.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from google.protobuf.message_factory import GetMessageClass
 
+from dpmesh import method_name
 from dpmesh.accounting import Cost
 from dpmesh.errors import AnnotationError, ConfigError
 from dpmesh.ledger import Budget
@@ -71,7 +72,7 @@ def _prices(snapshot: PolicySnapshot, before: PolicySnapshot) -> Iterator[Plan]:
 def _declared() -> Iterator[tuple[type, str, str]]:
     """The messages that loaded methods declare: class, method and direction."""
     for method in loaded_types.methods():
-        name = f"/{method.containing_service.full_name}/{method.name}"
+        name = method_name.name_of(method)
         yield GetMessageClass(method.input_type), name, "request"
         yield GetMessageClass(method.output_type), name, "response"
 
