@@ -106,7 +106,7 @@ async def test_a_message_and_streams_in_both_directions_are_protected():
         await client.send(name("Report"), stream(reading(), reading()), Plain)
         assert (len(one), len(many), len(seen)) == (1, 2, 3)
         assert all(map(is_protected, [*one, *many, *seen]))
-        spent, _ = mesh.ledger.standing(0, b"s1")
+        spent, _ = mesh.ledger.usage(0, b"s1")
         assert spent == 6 * AMOUNT
         answers, call = await client.ask(name("Echo"), Plain(text="as it is"), Plain)
         assert (answers, seen[-1]) == ([Plain(text="ok")], Plain(text="as it is"))
@@ -190,13 +190,13 @@ async def test_each_consumer_has_a_quota():
         with pytest.raises(RefusedError) as caught:
             await partner.ask(name("Ask"), Plain(), Reading)
         assert caught.value.refusal.details == {"budget": "each"}
-        assert mesh.ledger.standing(1, consumer_key(b"s1", "spiffe://partner.example/a")) is not None
+        assert mesh.ledger.usage(1, consumer_key(b"s1", "spiffe://partner.example/a")) is not None
         await Client(server).ask(
             name("Watch"), Plain(), Reading
         )  # All without a certificate are one consumer.
         sender = Client(server, mesh, consumer="collector")
         await sender.ask(name("Report"), reading(), Plain)
-        assert mesh.ledger.standing(1, consumer_key(b"s1", "collector")) is not None
+        assert mesh.ledger.usage(1, consumer_key(b"s1", "collector")) is not None
 
 
 async def test_words_and_metadata_that_could_quote_a_message_stay_at_home(caplog):

@@ -73,7 +73,7 @@ async def test_now_and_later_give_the_same_and_only_later_waits(mesh):
         assert (await flow.protect(message)).id not in ("s1", "")
     assert flow.protect_now(message).id not in ("s1", "")
     assert await flow.protect(message) is not message
-    assert mesh.ledger.standing(0, b"s1")[0] == 12 * AMOUNT // 2
+    assert mesh.ledger.usage(0, b"s1")[0] == 12 * AMOUNT // 2
     assert await FlowTable(mesh)[name("Echo")].request.protect(message := Plain()) is message
 
 
