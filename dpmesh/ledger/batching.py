@@ -99,7 +99,7 @@ class BatchQueue(ABC, Generic[Item, Answer]):
         if len(self._waiting) >= MAX_WAITING:
             raise LedgerError(f"the ledger is too slow: {MAX_WAITING} {self._requests} are waiting already")
         loop = asyncio.get_running_loop()
-        waiter = Waiter[Item, Answer](item, loop.time() + self._timeout, loop.create_future())
+        waiter: Waiter[Item, Answer] = Waiter(item, loop.time() + self._timeout, loop.create_future())
         self._waiting.append(waiter)
         # A timer of its own, so that deadlines hold whatever becomes of the task that commits.
         if self._expiry is None:

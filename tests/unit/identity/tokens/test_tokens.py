@@ -606,7 +606,7 @@ async def test_what_is_not_signed_for_this_service_is_refused_and_spends_nothing
     ]
     for each in wrong:
         assert await refusal(service.redeem(each)) == "TOKEN_INVALID"
-    assert not ledger._store._spent
+    assert not ledger._store._redeemed
     await service.redeem(token)
 
 
