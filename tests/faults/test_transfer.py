@@ -270,7 +270,7 @@ def test_a_target_that_is_full_or_down(filled, monkeypatch):
 
     The file is open as long as nothing can have arrived. When the server is back, the same transfer gets through.
     """
-    monkeypatch.setattr(admin_module, "_PATIENCE", 60.0)
+    monkeypatch.setattr(admin_module, "_TIMEOUT", 60.0)
     source = filled("full", 2.0)
     path = Path(source.removeprefix("sqlite:///"))
     texts: list[str] = []

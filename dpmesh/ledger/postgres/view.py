@@ -19,15 +19,15 @@ _PAGE = 100  # entries may have thousands of lines
 
 
 class PostgresView(LedgerView):
-    """See LedgerView.
+    """A PostgreSQL ledger as a transaction sees it.
 
     Args:
         connection: In a transaction that sees one moment.
         address: What to call the database in errors.
-        secret: The ledger's.
+        secret: The ledger's secret.
         pruned_before: Entries before this may be gone.
-        budgets: By number.
-        windows: Those in force, by budget.
+        budgets: The budgets, by number.
+        windows: When the window in force began, by budget.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class PostgresView(LedgerView):
             yield StoredEntry(bytes(row["chain"]), row["seq"], bytes(row["body"]), bytes(row["hash"]))
 
     async def _rows(self, query: str, *args: Any) -> AsyncIterator[Any]:
-        """What a query finds, page by page."""
+        """The rows of a query, page by page."""
         try:
             cursor = await (await self._connection.prepare(query)).cursor(*args)
             while rows := await cursor.fetch(_PAGE):
