@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import BudgetExhaustedError
 from dpmesh.ledger import Charge, Ledger
-from dpmesh.mesh.billing import PricedPlan
+from dpmesh.mesh.pricing import PricedPlan
 from dpmesh.policy.policy import find_method
 from dpmesh.telemetry import Telemetry, names, refused_status
 
