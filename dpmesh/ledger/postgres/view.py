@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
@@ -18,36 +19,24 @@ from dpmesh.ledger.store import Account
 _PAGE = 100  # entries may have thousands of lines
 
 
+@dataclass
 class PostgresView(LedgerView):
     """A PostgreSQL ledger as a transaction sees it.
 
-    Args:
+    Attributes:
         connection: In a transaction that sees one moment.
         address: What to call the database in errors.
-        secret: The ledger's secret.
-        pruned_before: Entries before this may be gone.
-        budgets: The budgets, by number.
-        windows: When the window in force began, by budget.
     """
 
-    def __init__(
-        self,
-        connection: Any,
-        address: str,
-        secret: bytes,
-        pruned_before: int,
-        budgets: Mapping[int, Budget],
-        windows: Mapping[int, int],
-    ) -> None:
-        self._connection = connection
-        self._address = address
-        self.secret = secret
-        self.pruned_before = pruned_before
-        self.budgets = budgets
-        self.windows = windows
-        self.remark = ""
-        self.ahead: tuple[str, ...] = ()
-        self.older = False
+    connection: Any
+    address: str
+    secret: bytes = field(repr=False)
+    pruned_before: int
+    budgets: Mapping[int, Budget]
+    windows: Mapping[int, int]
+    remark: str = ""
+    ahead: tuple[str, ...] = ()
+    older: bool = False
 
     @override
     async def accounts(
@@ -78,9 +67,9 @@ class PostgresView(LedgerView):
     async def _rows(self, query: str, *args: Any) -> AsyncIterator[Any]:
         """The rows of a query, page by page."""
         try:
-            cursor = await (await self._connection.prepare(query)).cursor(*args)
+            cursor = await (await self.connection.prepare(query)).cursor(*args)
             while rows := await cursor.fetch(_PAGE):
                 for row in rows:
                     yield row
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise explain(error, self._address) from error
+            raise explain(error, self.address) from error
