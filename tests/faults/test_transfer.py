@@ -34,6 +34,8 @@ KILLS = 40
 MODULE = sys.modules[transfer.__module__]
 TRACED = (
     "dpmesh/ledger/import_sqlite.py",
+    "dpmesh/sqlite_file.py",
+    "dpmesh/ledger/sqlite/queries.py",
     "dpmesh/ledger/sqlite/schema.py",
     "dpmesh/ledger/sqlite/rollback_guard.py",
 )

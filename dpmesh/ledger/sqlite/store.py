@@ -80,12 +80,12 @@ class SQLiteStore(Store):
         self._chain = ChainWriter()
         self._latest: dict[
             int, int
-        ] = {}  # for each row, the latest window that this holder found in the file
-        self._failed = False  # the last write did
+        ] = {}  # by budget id, the latest window that this holder found in the file
+        self._failed = False  # whether the last write failed
         self._watch = FileWatch(self.path)
         self._executor: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()  # held while SQLite works, and during a fork
-        self._lost = False
+        self._fork_interrupted = False  # whether this is a child that was forked while SQLite worked
         forks.register_paused(self)
 
     @override
@@ -166,7 +166,7 @@ class SQLiteStore(Store):
 
     def _connect(self) -> sqlite3.Connection:
         """The connection, which is made if there is none. It is always to the file that was opened first."""
-        if self._lost:
+        if self._fork_interrupted:
             raise LedgerError(f"{self.path} was being written when this process was forked: start it afresh")
         file = self._identity()
         if self._file not in (None, file):
@@ -222,7 +222,7 @@ class SQLiteStore(Store):
         return status.st_dev, status.st_ino
 
     def _disconnect(self) -> None:
-        if self._lost:
+        if self._fork_interrupted:
             return  # it is the parent's
         guard, self._rollback_guard = self._rollback_guard, None
         if guard is not None:
@@ -235,7 +235,7 @@ class SQLiteStore(Store):
 
     @contextmanager
     def _change(self) -> Iterator[queries.Change]:
-        """A transaction. Afterwards it is durable, and counted by the rollback guard; if it fails, it may be either."""
+        """A transaction. If it succeeds, it is durable and counted by the rollback guard; if it fails, it may be."""
         connection = self._connect()
         change = queries.Change(connection, self._chain)
         self._failed = True
@@ -347,15 +347,15 @@ class SQLiteStore(Store):
 
     def before_fork(self) -> None:
         """Waits for the transaction under way, and closes the connection."""
-        self._lost = not self._lock.acquire(timeout=_FORK_WAIT)
-        if not self._lost:
+        self._fork_interrupted = not self._lock.acquire(timeout=_FORK_WAIT)
+        if not self._fork_interrupted:
             self._disconnect()
 
     def after_fork_in_parent(self) -> None:
         """Goes on; the next call connects again."""
-        if not self._lost:
+        if not self._fork_interrupted:
             self._lock.release()
-        self._lost = False
+        self._fork_interrupted = False
 
     @override
     def after_fork_in_child(self) -> None:
