@@ -73,7 +73,7 @@ class BatchQueue(ABC, Generic[Item, Answer]):
         self._stopped = False
 
     @abstractmethod
-    async def _commit(self, batch: Sequence[Waiter[Item, Answer]]) -> None:
+    async def _commit(self, waiters: Sequence[Waiter[Item, Answer]]) -> None:
         """Has the store decide a batch, which is never empty, and answers every request in it."""
 
     def _answer_early(self, waiter: Waiter[Item, Answer]) -> bool:

@@ -140,8 +140,8 @@ class PostgresStore(Store):
 
     def _now(self) -> float:
         """The database's time. It was a little earlier when it was told than is reckoned here, never later."""
-        read, asked = self._clock_reading
-        return read + (self._monotonic() - asked)
+        read, asked_at = self._clock_reading
+        return read + (self._monotonic() - asked_at)
 
     async def _open(self, connection: Any) -> Opened:
         # Each statement is a transaction of its own: a holder that is cut off between two of them holds no lock.
@@ -160,9 +160,9 @@ class PostgresStore(Store):
             for row in await connection.fetch("SELECT id, name, window_start FROM dpmesh.budgets")
         }
         self._rows = [rows[budget.name]["id"] for budget in self._budgets]
-        asked = self._monotonic()
+        asked_at = self._monotonic()
         now = await connection.fetchval("SELECT dpmesh.now()")
-        self._note_time({"status": "told" if 0 <= now <= MAX_SECONDS else "clock", "now": now}, asked)
+        self._note_time({"status": "told" if 0 <= now <= MAX_SECONDS else "clock", "now": now}, asked_at)
         await self._prepare(connection, max(0, math.floor(self._now())) // _DAY)
         return Opened(
             bytes(ledger["secret"]),
@@ -234,10 +234,10 @@ class PostgresStore(Store):
         raise LedgerError(f"{self.address} is too busy: others were faster {_TRIES} times")
 
     async def _ask(self, connection: Any, accounts: Sequence[AccountId]) -> Any:
-        asked = self._monotonic()
+        asked_at = self._monotonic()
         rows = [self._rows[a[0]] for a in accounts]
         answer = await connection.fetchrow(queries.STATE, self._rows, rows, [a[1] for a in accounts])
-        self._note_time(answer, asked)
+        self._note_time(answer, asked_at)
         return answer
 
     async def _write(self, connection: Any, outcome: Outcome) -> Any:
@@ -249,7 +249,7 @@ class PostgresStore(Store):
         entry = await self._entry(
             connection, EntryKind.DEBIT, map(Posting, rows, [a[1] for a in ordered], windows, amounts)
         )
-        asked = self._monotonic()
+        asked_at = self._monotonic()
         answer = await self._send(
             connection.fetchrow(
                 queries.DEBIT,
@@ -266,10 +266,10 @@ class PostgresStore(Store):
         )
         if answer is None:
             return await self._ask(connection, list(outcome.debited))
-        self._note_time(answer, asked)
+        self._note_time(answer, asked_at)
         if answer["status"] == "done":
             return answer
-        # What it says of the debited accounts is asked for again, because a decision needs all accounts of the batch.
+        # A new decision needs the state of all accounts of the batch, and the answer has only the debited ones.
         return answer if answer["status"] == "chain" else await self._ask(connection, list(outcome.debited))
 
     async def _send(self, statement: Awaitable[Any]) -> Any:
@@ -357,13 +357,13 @@ class PostgresStore(Store):
         await connection.execute("SELECT dpmesh.prepare($1)", day)
         self._prepared = {day, day + 1}
 
-    def _note_time(self, answer: Any, asked: float) -> None:
+    def _note_time(self, answer: Any, asked_at: float) -> None:
         """Notes the database's time, unless its clock is broken or the ledger has lost charges."""
         if answer["status"] == "lost":
             raise self._lost()
         if answer["status"] == "clock":
             raise LedgerError("the ledger's clock is broken: the database shows no time")
-        self._clock_reading = (answer["now"], asked)
+        self._clock_reading = (answer["now"], asked_at)
 
     def _lost(self) -> LostChargesError:
         return LostChargesError(

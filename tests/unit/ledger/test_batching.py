@@ -24,10 +24,10 @@ class Doubling(BatchQueue[int, int]):
             waiter.resolve(0)
         return waiter.item == 0
 
-    async def _commit(self, batch):
-        self.batches.append([waiter.item for waiter in batch])
+    async def _commit(self, waiters):
+        self.batches.append([waiter.item for waiter in waiters])
         await self.go.wait()
-        for waiter in batch:
+        for waiter in waiters:
             if waiter.item < 0:
                 raise ValueError(f"the secret was {waiter.item}")
             waiter.resolve(2 * waiter.item)
