@@ -7,7 +7,6 @@ from pathlib import Path
 
 from google.protobuf.message_factory import GetMessageClass
 
-from dpmesh import method_name
 from dpmesh.accounting import Cost
 from dpmesh.errors import AnnotationError, ConfigError
 from dpmesh.ledger import Budget
