@@ -253,8 +253,8 @@ def prune(
 ) -> None:
     """Remove old entries from the charge log, for ever. What accounts spent in all their lifetime stays.
 
-    The rest can still be verified, also against an earlier checkpoint. Only the single charges of the pruned time are no
-    longer known.
+    The rest can still be verified, also against an earlier checkpoint. Only the single charges of the pruned time are
+    no longer known.
     """
     from dpmesh import config
     from dpmesh.report.wording import count
