@@ -93,14 +93,14 @@ def log_entry(entry: StoredEntry, budgets: Mapping[int, Budget]) -> LogEntry:
     """
     body = decode(entry.body)
     amounts: dict[int, int] = {}
-    for posting in body.lines:
+    for posting in body.postings:
         amounts[posting.budget] = amounts.get(posting.budget, 0) + posting.amount
     return LogEntry(
         body.at,
         body.kind,
         entry.chain.hex(),
         entry.seq,
-        len({(posting.budget, posting.account) for posting in body.lines}),
+        len({(posting.budget, posting.account) for posting in body.postings}),
         tuple(_amount(number, budgets.get(number), amount) for number, amount in amounts.items()),
         *split_note(body.note),
     )

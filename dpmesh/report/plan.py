@@ -13,7 +13,8 @@ from google.protobuf.message_factory import GetMessageClass
 from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon
 from dpmesh.errors import AnnotationError
 from dpmesh.ledger import Budget
-from dpmesh.mesh.billing import BillingTable, PricedPlan
+from dpmesh.mesh.billing import BillingTable
+from dpmesh.mesh.pricing import PricedPlan
 from dpmesh.noise.categorical import CategoricalMechanism
 from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy import FieldPlan, Kind, Model, Plan, Policy
@@ -168,7 +169,7 @@ class Planner:
         if plan.is_open:
             return MessageReport(message.full_name, protected=False, fields=fields)
         try:
-            priced = self._billing.of(GetMessageClass(message), method, direction)
+            priced = self._billing.price(GetMessageClass(message), method, direction)
         except AnnotationError as error:
             return MessageReport(message.full_name, True, str(error), *_total(plan, None), fields)
         assert priced is not None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
 from dpmesh.ledger.admin import LedgerView
-from dpmesh.ledger.audit.verify import Checkpoint, verify
+from dpmesh.ledger.audit.checkpoint import Checkpoint
+from dpmesh.ledger.audit.verify import verify
 from dpmesh.report.wording import count, minute
 
 if TYPE_CHECKING:
-    from dpmesh.ledger import Account, Budget
+    from dpmesh.ledger import Account
     from dpmesh.ledger.admin import Chain, StoredEntry
 
 
@@ -76,42 +77,10 @@ class _CountingView(LedgerView):
 
     def __init__(self, view: LedgerView) -> None:
         self._view = view
+        self.secret, self.budgets, self.windows = view.secret, view.budgets, view.windows
+        self.remark, self.older, self.ahead = view.remark, view.older, view.ahead
+        self.pruned_before = view.pruned_before
         self.seen_chains = self.seen_entries = self.seen_accounts = 0
-
-    @property
-    @override
-    def secret(self) -> bytes:
-        return self._view.secret
-
-    @property
-    @override
-    def budgets(self) -> Mapping[int, Budget]:
-        return self._view.budgets
-
-    @property
-    @override
-    def windows(self) -> Mapping[int, int]:
-        return self._view.windows
-
-    @property
-    @override
-    def remark(self) -> str:
-        return self._view.remark
-
-    @property
-    @override
-    def older(self) -> bool:
-        return self._view.older
-
-    @property
-    @override
-    def ahead(self) -> tuple[str, ...]:
-        return self._view.ahead
-
-    @property
-    @override
-    def pruned_before(self) -> int:
-        return self._view.pruned_before
 
     @override
     async def chains(self) -> list[Chain]:

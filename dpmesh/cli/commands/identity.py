@@ -180,7 +180,7 @@ def serve(
 
 async def _serve(path: Path, opened: Folder, listen: str, life: float, allowance: int) -> None:
     from dpmesh.identity.ca.issuer import Issuer
-    from dpmesh_grpc.issuer import issuer_server
+    from dpmesh_grpc.issuer.server import issuer_server
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -267,7 +267,7 @@ def _key_id(public_key: bytes) -> str:
 
 
 def _token_keys(folder: Path) -> Any:
-    from dpmesh.identity.tokens.token_keys import TokenKeys
+    from dpmesh.identity.tokens.keys import TokenKeys
 
     return TokenKeys(folder / "tokens.json")
 

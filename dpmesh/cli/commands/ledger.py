@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from dpmesh.ledger import Budget
     from dpmesh.ledger.admin import LedgerAdmin, StoredEntry
-    from dpmesh.ledger.audit.verify import Checkpoint
+    from dpmesh.ledger.audit.checkpoint import Checkpoint
     from dpmesh.report.verification import Verification
 
 app = typer.Typer(
@@ -188,7 +188,7 @@ def checkpoint(
 
 async def _checkpoint(admin: LedgerAdmin) -> Checkpoint:
     """How far every chain of a ledger has come, not signed yet."""
-    from dpmesh.ledger.audit.verify import checkpoint
+    from dpmesh.ledger.audit.checkpoint import checkpoint
 
     async with ledger_access.viewing(admin) as view:
         return await checkpoint(view)

@@ -7,7 +7,7 @@ from pathlib import Path
 from dpmesh.cli.console import InputError
 from dpmesh.cli.options import key_files
 from dpmesh.errors import LedgerError
-from dpmesh.ledger.audit.verify import Checkpoint
+from dpmesh.ledger.audit.checkpoint import Checkpoint
 
 
 def read(path: Path, public_key: Path) -> tuple[Checkpoint, str]:

@@ -124,7 +124,7 @@ def read(work: Callable[[], Coroutine[Any, Any, _T]], may_repeat: Callable[[], b
     Raises:
         InputError: The ledger can't be read.
     """
-    from dpmesh.ledger.sqlite.admin import ReadAgainError
+    from dpmesh.ledger.admin import ReadAgainError
 
     async def attempts() -> _T:
         for attempt in range(1, _ATTEMPTS + 1):

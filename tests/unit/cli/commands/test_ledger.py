@@ -525,7 +525,7 @@ def test_import_of_what_can_not_be(dpmesh, ledger: None, source: str, target: st
 def test_import_without_its_package(dpmesh, ledger: None, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    for name in [name for name in sys.modules if name.startswith("dpmesh.ledger.postgres.store")]:
+    for name in [name for name in sys.modules if name.startswith("dpmesh.ledger.postgres.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "dpmesh.ledger.import_sqlite", raising=False)
     monkeypatch.setitem(sys.modules, "asyncpg", None)

@@ -1,32 +1,22 @@
-"""Issuer: dpmesh.v1.IssuerService over TLS, and the source of identities that asks it."""
+"""Issuer server: serves dpmesh.v1.IssuerService over TLS, and bounds what strangers can make it hold."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import grpc.aio
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf import message_factory
 from google.protobuf.message import DecodeError
 
 from dpmesh.errors import ConfigError, IdentityError
-from dpmesh.identity.ca.authority import issuer_name
 from dpmesh.identity.ca.issuer import BAD_MESSAGE, BUSY, NO_REQUEST, NO_TOKENS, TEXTS, Issuer
-from dpmesh.identity.ca.proof import RENEW, prove
-from dpmesh.identity.identity import Identity, trust_domain
-from dpmesh.identity.keys import key_pem, new_key
 from dpmesh.v1 import identity_pb2
 from dpmesh.v1 import identity_pb2_grpc as rpc
 from dpmesh.v1.identity_pb2 import (
-    Certificate,
     EnrolRequest,
     EnrolResponse,
     GetTokenKeysRequest,
@@ -38,9 +28,6 @@ from dpmesh.v1.identity_pb2 import (
 )
 
 log = logging.getLogger("dpmesh.grpc")
-
-TIMEOUT = 10.0
-"""Seconds that a client waits for the issuer."""
 
 _LARGEST = 512 * 1024  # bytes of a request; a thousand blinded messages are half of it
 _CONCURRENT = 1000  # requests that the server works on at once; more are told to come later
@@ -65,19 +52,6 @@ _STATUS = {
     "RATE_LIMITED": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "EXPIRED": grpc.StatusCode.FAILED_PRECONDITION,
     "ISSUER_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
-}
-_REASON = {
-    grpc.StatusCode.UNAUTHENTICATED: "REFUSED",
-    grpc.StatusCode.PERMISSION_DENIED: "REFUSED",
-    grpc.StatusCode.INVALID_ARGUMENT: "REFUSED",
-    grpc.StatusCode.FAILED_PRECONDITION: "REFUSED",
-    grpc.StatusCode.UNIMPLEMENTED: "REFUSED",
-    grpc.StatusCode.RESOURCE_EXHAUSTED: "RATE_LIMITED",
-}
-_WORDS = {
-    "REFUSED": "the issuer refused",
-    "RATE_LIMITED": "the issuer has no more to give now",
-    "ISSUER_UNAVAILABLE": "the issuer can't be reached, or is not the one that is trusted",
 }
 
 _T = TypeVar("_T")
@@ -271,131 +245,3 @@ class _ServerCertificates:
     def _next(self) -> Any:
         key, chain, self._renew_at = self._issuer.server_certificate()
         return grpc.ssl_server_certificate_configuration([(key, chain)])
-
-
-class IssuerSource:
-    """Asks an issuer: enrols once, then renews by the certificate in force. Every fetch has a key of its own.
-
-    Nothing outlives a fetch but the identity it gave: each opens a connection of its own, presents no certificate, and
-    closes it. The first identity that is over ends the source: the device has to enrol again, with a new token.
-
-    Args:
-        target: Where the issuer is, "host:port".
-        trust_bundle: The roots in PEM, got by a trusted way together with the token. The issuer may replace them later.
-        enrolment_token: A one-time token.
-        identity: Instead of a token: one to renew, which is in force.
-        timeout: How long to wait for the issuer, in seconds.
-        clock: Seconds since 1970.
-
-    Attributes:
-        follows: False: every `fetch` makes a key and a certificate.
-
-    Raises:
-        ConfigError: There is neither a token nor an identity, or both.
-        IdentityError: MALFORMED: the trust bundle is not in PEM, or not an authority's.
-    """
-
-    follows = False
-
-    def __init__(
-        self,
-        target: str,
-        trust_bundle: bytes,
-        *,
-        enrolment_token: str | None = None,
-        identity: Identity | None = None,
-        timeout: float = TIMEOUT,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        if (enrolment_token is None) == (identity is None):
-            raise ConfigError("an issuer is asked either with a token or with an identity to renew")
-        self._target = target
-        self._trust_bundle = trust_bundle
-        self._domain = _domain(trust_bundle)
-        self._token = enrolment_token
-        self._identity = identity
-        self._timeout = timeout
-        self._clock = clock
-        self._turn = asyncio.Lock()
-
-    async def fetch(self) -> Identity:
-        """See Source.
-
-        Raises:
-            IdentityError: ISSUER_UNAVAILABLE, RATE_LIMITED, or REFUSED: the text says what to do. MALFORMED,
-                EXPIRED or UNTRUSTED: what the issuer gave is no identity of this trust domain.
-        """
-        # One after the other: a token serves once.
-        async with self._turn:
-            key = new_key()
-            certificate = await self._ask(_certificate_request(key))
-            identity = Identity.load(certificate.chain, key_pem(key), certificate.trust_bundle, self._clock())
-            if identity.trust_domain != self._domain or _domain(identity.trust_bundle) != self._domain:
-                raise IdentityError("UNTRUSTED", "the issuer gave an identity of another trust domain")
-            self._identity, self._token = identity, None
-            self._trust_bundle = identity.trust_bundle
-            return identity
-
-    async def close(self) -> None:
-        """There is nothing to let go of: every fetch closes what it opened."""
-
-    async def _ask(self, certificate_request: bytes) -> Certificate:
-        try:
-            async with issuer_channel(self._target, self._trust_bundle) as channel:
-                stub: Any = rpc.IssuerServiceStub(channel)  # type: ignore[no-untyped-call]
-                if self._identity is None:
-                    first = EnrolRequest(enrolment_token=self._token, certificate_request=certificate_request)
-                    response = await stub.Enrol(first, timeout=self._timeout)
-                else:
-                    request = RenewRequest(certificate_request=certificate_request)
-                    prove(RENEW, request, self._identity, self._clock())
-                    response = await stub.Renew(request, timeout=self._timeout)
-        except grpc.aio.AioRpcError as error:
-            refusal = issuer_error(error)
-        else:
-            certificate: Certificate = response.certificate
-            return certificate
-        # Outside of the handler: the cause would bring the peer's own text along.
-        raise refusal
-
-
-def issuer_channel(target: str, trust_bundle: bytes) -> grpc.aio.Channel:
-    """A channel to an issuer: encrypted, with nothing in it that another one has; the issuer's certificate is checked.
-
-    Args:
-        target: Where the issuer is, "host:port".
-        trust_bundle: The roots in PEM.
-
-    Raises:
-        IdentityError: MALFORMED: the trust bundle is not in PEM, or not an authority's.
-    """
-    options = (
-        # Channels that share a connection tie what is asked on them together.
-        ("grpc.use_local_subchannel_pool", 1),
-        # The name that no other server of the trust domain has, wherever the issuer is.
-        ("grpc.ssl_target_name_override", issuer_name(_domain(trust_bundle))),
-    )
-    return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(trust_bundle), options)
-
-
-def issuer_error(error: grpc.aio.AioRpcError) -> IdentityError:
-    """Why an issuer gave nothing. What it said is repeated only if it is a text that dpmesh has itself."""
-    reason = _REASON.get(error.code(), "ISSUER_UNAVAILABLE")
-    details = error.details()
-    return IdentityError(reason, details if details in TEXTS else _WORDS[reason])
-
-
-def _certificate_request(key: ec.EllipticCurvePrivateKey) -> bytes:
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
-
-
-def _domain(trust_bundle: bytes) -> str:
-    """The trust domain that all roots of a bundle name."""
-    try:
-        domains = {trust_domain(root) for root in x509.load_pem_x509_certificates(trust_bundle)}
-    except ValueError:
-        domains = set()
-    if len(domains) != 1:
-        raise IdentityError("MALFORMED", "the trust bundle is not in PEM, or not of one trust domain")
-    return domains.pop()
