@@ -1,4 +1,4 @@
-"""Metadata that would tie RPCs of one device together across its identities, and what keeps it from leaving."""
+"""Linkable metadata: the keys that would link the identities of one device, and the interceptors that remove them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import grpc.aio
 from dpmesh_grpc.aio.arities import Arity, interceptors
 from dpmesh_grpc.aio.details import changed
 
-# What tracing, proxies and correlation put into metadata: a trace or a request id that outlives an identity names the
-# device, and baggage carries whatever somebody put there. In lower case, as gRPC's keys are.
+# The keys of tracing, proxies and correlation. A trace or a request id that outlives an identity names the device, and
+# baggage may carry anything. In lower case, as gRPC's keys are.
 LINKING = frozenset(
     {
         *("traceparent", "tracestate", "baggage"),  # W3C
@@ -26,11 +26,11 @@ LINKING = frozenset(
 
 
 def stripped(metadata: Any, keys: Collection[str] = LINKING) -> Any:
-    """Metadata without what links; the same object where there is nothing to take out.
+    """Metadata without linkable keys; the object itself if there is nothing to remove.
 
     Args:
         metadata: Key and value pairs, or None.
-        keys: What is taken out, in lower case.
+        keys: The keys to remove, in lower case.
     """
     if not metadata or not any(pair[0].lower() in keys for pair in metadata):
         return metadata
@@ -38,10 +38,10 @@ def stripped(metadata: Any, keys: Collection[str] = LINKING) -> Any:
 
 
 class _Stripping:
-    """Takes out what links.
+    """Removes linkable metadata from RPCs.
 
     Args:
-        keys: What is taken out, in lower case.
+        keys: The keys to remove, in lower case.
     """
 
     only_once = ""
@@ -63,9 +63,9 @@ class _Stripping:
 
 
 def stripping_interceptors(keys: Collection[str] = LINKING) -> tuple[Any, ...]:
-    """Takes out what links, after all other interceptors: they stand last, one for each arity.
+    """Interceptors that remove linkable metadata, one for each arity. They belong after all others.
 
     Args:
-        keys: What is taken out, in lower case.
+        keys: The keys to remove, in lower case.
     """
     return interceptors(_Stripping(keys))
