@@ -1,7 +1,7 @@
 """BoundedTable: a cache that is emptied when it is full.
 
-It bounds the memory that peers' made-up names and other input can take. Looking up costs what it costs in a dict; no
-order is kept, and what is dropped is computed anew.
+It bounds the memory that made-up names and other input of peers can take. No order is kept, and what is dropped is
+computed anew. A lookup costs some 10 ns more than in a dict.
 """
 
 from __future__ import annotations

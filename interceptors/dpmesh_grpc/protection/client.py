@@ -10,9 +10,12 @@ from typing import Any
 
 import grpc.aio
 
-from dpmesh.errors import DpmeshError, ProtectionError
+from dpmesh.errors import DpmeshError
+from dpmesh.mesh.attestation import message_metadata, stream_metadata
 from dpmesh.mesh.flows import Flow, FlowTable
 from dpmesh.mesh.mesh import Mesh
+from dpmesh.mesh.refusals import intercepted_twice
+from dpmesh.mesh.stream import ReleaseStream
 from dpmesh_grpc import status
 from dpmesh_grpc.aio.arities import Arity, ArityInterceptor
 from dpmesh_grpc.aio.calls import StreamRefusal
@@ -21,11 +24,8 @@ from dpmesh_grpc.aio.internals import COMPRESSION_KEY, LazyMetadata, following_i
 
 log = logging.getLogger("dpmesh.grpc")
 
-# The metadata key that says that a sender protects, with its policy's digest as the value.
-POLICY_KEY = "dpmesh-policy"
 # Without compression: the size of a compressed message tells what the message says.
-_PLAIN = (COMPRESSION_KEY, "identity")
-_OURS = (POLICY_KEY, COMPRESSION_KEY)
+_UNCOMPRESSED = ((COMPRESSION_KEY, "identity"),)
 TWICE = (
     "dpmesh's interceptors are given twice, and would charge for each message twice; "
     "give them once: interceptors=[*aio_client_interceptors(mesh), ...]"
@@ -53,39 +53,40 @@ class Sender:
             twice = self._twice(details)
             if twice is not None:
                 return _done(arity.refused(twice))
-        lane = self._methods[details.method].request
+        flow = self._methods[details.method].request
         left = details.timeout
         if left is None or left > 0:
             try:
                 # Without waiting, next to nothing is taken from the call's time.
-                protected = lane.protect_now(request)
+                protected = flow.protect_now(request)
             except DpmeshError as error:
                 return _done(_refused(arity, error))
             if protected is not None:
-                return self._send(continuation, details, request, protected, left)
-        return self._send_later(lane, continuation, details, request, arity)
+                return self._send(flow, continuation, details, request, protected, left)
+        return self._send_later(flow, continuation, details, request, arity)
 
     async def _send_later(
-        self, lane: Flow, continuation: Any, details: Any, request: Any, arity: Arity
+        self, flow: Flow, continuation: Any, details: Any, request: Any, arity: Arity
     ) -> Any:
-        """The same where the ledger has to be waited for."""
+        """Does what `send_one` does where the ledger has to be waited for."""
         left = details.timeout
         try:
             if left is None:
-                protected = await lane.protect(request)
+                protected = await flow.protect(request)
             else:
-                protected, left = await _in_time(lane, request, left)
+                protected, left = await _in_time(flow, request, left)
         except DpmeshError as error:
             return _refused(arity, error)
         except grpc.aio.AioRpcError as late:
             return arity.refused(late.with_traceback(None))
-        return await self._send(continuation, details, request, protected, left)
+        return await self._send(flow, continuation, details, request, protected, left)
 
     def _send(
-        self, continuation: Any, details: Any, request: Any, protected: Any, left: float | None
+        self, flow: Flow, continuation: Any, details: Any, request: Any, protected: Any, left: float | None
     ) -> Awaitable[Any]:
-        if protected is not request:
-            details = changed(details, left, self._marked(details.metadata, attest=True))
+        metadata = message_metadata(flow, request, protected, details.metadata, _UNCOMPRESSED)
+        if metadata is not details.metadata:
+            details = changed(details, left, LazyMetadata(*metadata))
         elif left != details.timeout:
             details = changed(details, left, details.metadata)
         sent: Awaitable[Any] = continuation(details, protected)
@@ -97,34 +98,27 @@ class Sender:
             twice = self._twice(details)
             if twice is not None:
                 raise twice
-        lane = self._methods[details.method].request
-        # Only sensitive lanes lose compression, but on all of them each message is judged by its own type.
-        if lane.sensitive() and not self._mesh.observing:
-            metadata = self._marked(details.metadata, attest=lane.attests())
-            details = changed(details, details.timeout, metadata)
+        flow = self._methods[details.method].request
+        stream = flow.stream()
+        # Only sensitive flows lose compression, but on all of them each message is judged by its own type.
+        metadata = stream_metadata(flow, details.metadata, _UNCOMPRESSED)
+        if metadata is not details.metadata:
+            details = changed(details, details.timeout, LazyMetadata(*metadata))
         refusal = StreamRefusal()
-        call = await continuation(details, _released(lane, requests, refusal))
+        call = await continuation(details, _released(flow, stream, requests, refusal))
         refusal.call = call
         return arity.guarded(call, refusal)
 
     def _twice(self, details: Any) -> grpc.aio.AioRpcError | None:
         """Why an RPC is refused whose requests would be protected twice, or None in observe mode, which only warns."""
         if not self._mesh.observing:
-            name = self._methods[details.method].name
-            error = ProtectionError("INTERCEPTED_TWICE", name, TWICE)
-            self._mesh.refused(error, method=name)
-            return status.rpc_error(status.given_twice(TWICE))
+            refusal = intercepted_twice(TWICE)
+            self._methods[details.method].request.record_refused_rpc(refusal)
+            return status.rpc_error(status.failure(refusal))
         if not self._warned:
             self._warned = True
             log.warning("observe mode: RPCs would be refused: %s", TWICE)
         return None
-
-    def _marked(self, metadata: Any, *, attest: bool) -> grpc.aio.Metadata:
-        """Metadata that turns compression off, and may carry the mark of a sender that protects."""
-        mark = ((POLICY_KEY, self._mesh.policy_digest), _PLAIN) if attest else (_PLAIN,)
-        if metadata:
-            return LazyMetadata(*[pair for pair in metadata if pair[0] not in _OURS], *mark)
-        return LazyMetadata(*mark)
 
 
 def more_follow(continuation: Any) -> bool:
@@ -155,7 +149,7 @@ def _refused(arity: Arity, error: DpmeshError) -> Any:
     return arity.refused(refusal)
 
 
-async def _in_time(lane: Flow, request: Any, seconds: float) -> tuple[Any, float]:
+async def _in_time(flow: Flow, request: Any, seconds: float) -> tuple[Any, float]:
     """Releases a request within the call's deadline, which gRPC starts to count only when it has the request.
 
     Returns:
@@ -170,7 +164,7 @@ async def _in_time(lane: Flow, request: Any, seconds: float) -> tuple[Any, float
     ends = time.monotonic() + seconds
     try:
         async with asyncio.timeout(seconds):
-            protected = await lane.protect(request)
+            protected = await flow.protect(request)
     except TimeoutError:
         raise status.deadline() from None
     left = ends - time.monotonic()
@@ -180,14 +174,13 @@ async def _in_time(lane: Flow, request: Any, seconds: float) -> tuple[Any, float
 
 
 async def _released(
-    lane: Flow, requests: AsyncIterable[Any] | Iterable[Any], refusal: StreamRefusal
+    flow: Flow, stream: ReleaseStream, requests: AsyncIterable[Any] | Iterable[Any], refusal: StreamRefusal
 ) -> AsyncIterator[Any]:
     """The stream as it may leave; the first refusal ends it."""
-    stream = lane.stream()
-    passes = lane.passes
+    passes = flow.passes
     try:
         async for request in requests if isinstance(requests, AsyncIterable) else _each(requests):
-            yield request if passes(type(request)) else await lane.protect(request, stream)
+            yield request if passes(type(request)) else await flow.protect(request, stream)
     except DpmeshError as error:
         failure = status.refusal(error)
         refusal.refuse(failure)

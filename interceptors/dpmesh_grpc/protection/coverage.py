@@ -32,14 +32,6 @@ def aio_client_interceptors(mesh: Mesh, *, consumer: str = "") -> tuple[Any, ...
     Raises:
         ConfigError: `mesh` is no mesh, or the consumer is no text, or none that UTF-8 can write.
     """
-    if not isinstance(consumer, str):
-        raise ConfigError(f"consumer: a {type(consumer).__name__} is no name; allowed: text")
-    try:
-        consumer.encode()
-    except UnicodeEncodeError:
-        raise ConfigError(
-            "consumer: a name that UTF-8 can't write; allowed: text without surrogates"
-        ) from None
     return interceptors(Sender(mesh, consumer))
 
 

@@ -11,16 +11,20 @@ from typing import Any, NamedTuple
 import grpc
 from typing_extensions import override
 
-from dpmesh.errors import ConfigError, ProtectionError
-from dpmesh.mesh.flows import METHODS_KEPT, FlowTable, MethodFlows
-from dpmesh.mesh.mesh import Direction, Mesh
+from dpmesh.bounded import BoundedTable
+from dpmesh.errors import ConfigError
+from dpmesh.mesh.attestation import is_attested, refusal_without
+from dpmesh.mesh.flows import Flow, FlowTable, MethodFlows
+from dpmesh.mesh.mesh import Mesh
+from dpmesh.mesh.refusals import Refusal, intercepted_twice
+from dpmesh.mesh.response_policy import ResponsePolicy
+from dpmesh.mesh.untyped import METHODS_KEPT
 from dpmesh_grpc.aio.arities import SYNCHRONOUS
 from dpmesh_grpc.aio.handlers import AsyncRpc, SyncRpc, intercepted, rebuilt
 from dpmesh_grpc.aio.internals import called_by_synchronous_grpc
 from dpmesh_grpc.aio.threads import result_of
-from dpmesh_grpc.protection.client import POLICY_KEY
-from dpmesh_grpc.protection.context import AsyncContext, ResponsePolicy, SyncContext
-from dpmesh_grpc.status import Failure, end, given_twice, not_protected
+from dpmesh_grpc.protection.context import AsyncContext, SyncContext
+from dpmesh_grpc.status import DETAILS_KEY, Failure, end, failure
 
 log = logging.getLogger("dpmesh.grpc")
 
@@ -60,12 +64,19 @@ _asking: ContextVar[ServerInterceptor | None] = ContextVar("dpmesh_asking", defa
 
 
 class _Served(NamedTuple):
-    """A handler and its method, what stands for it, and what does when a request is not marked as protected."""
+    """What stands for a handler.
+
+    Attributes:
+        handler: The handler.
+        method: Its method, under the policy that the mesh had.
+        wrapped: The handler with its responses protected.
+        unattested: What refuses requests that are not attested; None if the method takes them.
+    """
 
     handler: Any
     method: MethodFlows
     wrapped: Any
-    unmarked: Any
+    unattested: Any
 
 
 class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -78,7 +89,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
         self._methods = FlowTable(mesh)
-        self._served: dict[str, _Served] = {}
+        self._served: BoundedTable[str, _Served] = BoundedTable(METHODS_KEPT)
         self._twice = False
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Awaitable[Any]:
@@ -110,11 +121,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         served = self._served.get(name)
         if served is None or served.handler is not handler or served.method is not method:
             served = self._serve(name, handler, method)
-        if served.unmarked is None or any(
-            key == POLICY_KEY for key, _ in handler_call_details.invocation_metadata
-        ):
+        if served.unattested is None or is_attested(handler_call_details.invocation_metadata):
             return served.wrapped
-        return served.unmarked
+        return served.unattested
 
     def found_another(self, other: ServerInterceptor) -> None:
         """Notes that another of dpmesh's interceptors follows: from now on both serve nothing that is protected."""
@@ -126,38 +135,36 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         log.error("%s%s", "observe mode: RPCs would be refused: " if self._mesh.observing else "", TWICE)
 
     def _serve(self, name: str, handler: Any, method: MethodFlows) -> _Served:
-        if len(self._served) >= METHODS_KEPT:
-            self._served.clear()
-        unmarked = self._unmarked(method, handler) if method.requires else None
-        served = self._served[name] = _Served(handler, method, self._wrapped(method, handler), unmarked)
+        refusal = refusal_without(method)
+        unattested = None if refusal is None else self._refusing(handler, method.request, refusal)
+        served = self._served[name] = _Served(handler, method, self._wrapped(method, handler), unattested)
         return served
 
-    def _unmarked(self, method: MethodFlows, handler: Any) -> Any:
-        if self._mesh.observing:
-            log.warning("observe mode: %s requires protected requests, and takes any", method.name)
-            return None
-        return self._refusing(handler, method, "request", not_protected(method.name, POLICY_KEY))
-
     def _wrapped(self, method: MethodFlows, handler: Any) -> Any:
-        guard = ResponsePolicy.of(method, handler.response_streaming, self._mesh, twice=self._twice)
-        if guard.twice and guard.lane.sensitive():
-            return self._refusing(handler, method, "response", given_twice(TWICE))
+        policy = ResponsePolicy.of(
+            method,
+            streams=handler.response_streaming,
+            details_key=DETAILS_KEY,
+            intercepted_twice=self._twice,
+        )
+        if policy.intercepted_twice and policy.flow.sensitive():
+            return self._refusing(handler, method.response, intercepted_twice(TWICE))
         deserializer = handler.request_deserializer
         return rebuilt(
             handler,
-            intercepted(handler, _Protection(guard)),
+            intercepted(handler, _Protection(policy)),
             # Where requests are a stream, gRPC's errors reach the handler.
-            deserializer if handler.request_streaming else guard.sealed(deserializer),
-            guard.sealed(handler.response_serializer),
+            deserializer if handler.request_streaming else policy.without_text(deserializer),
+            policy.without_text(handler.response_serializer),
         )
 
-    def _refusing(self, handler: Any, method: MethodFlows, direction: Direction, failure: Failure) -> Any:
-        """A handler of the same arity that refuses every RPC, and records that."""
-        error = ProtectionError("NOT_SERVED", method.name, failure.text)
+    def _refusing(self, handler: Any, flow: Flow, refusal: Refusal) -> Any:
+        """A handler of the same arity that refuses every RPC, and records that on a flow."""
+        status = failure(refusal)
 
         async def refuse(_request: Any, context: Any) -> None:
-            self._mesh.refused(error, method=method.name, direction=direction)
-            await end(context, failure)
+            flow.record_refused_rpc(refusal)
+            await end(context, status)
 
         async def refuse_stream(_request: Any, context: Any) -> AsyncIterator[None]:
             await refuse(_request, context)
@@ -174,7 +181,7 @@ class _AsyncRpc(AsyncRpc):
 
     def __init__(self, context: Any, policy: ResponsePolicy) -> None:
         self._guarded = AsyncContext(context, policy)
-        self._passes = policy.lane.passes
+        self._passes = policy.flow.passes
         self._policy = policy
 
     @override
@@ -225,7 +232,7 @@ class _SyncRpc(SyncRpc):
         guarded, streams = self._guarded, self._policy.streams
         if streams and guarded.aborted:
             raise grpc.aio.AbortError("The handler has aborted the RPC.")  # `end` takes it.
-        if self._policy.lane.passes(type(response)):
+        if self._policy.flow.passes(type(response)):
             return response
         if not streams and (guarded.aborted or guarded.drops()):
             return None

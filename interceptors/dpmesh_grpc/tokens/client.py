@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 import grpc.aio
 
 from dpmesh.errors import IdentityError
+from dpmesh.identity.tokens.format import Token, to_credentials
 from dpmesh.identity.tokens.tickets import ticket_life
-from dpmesh.identity.tokens.token_format import Token, to_credentials
 from dpmesh.identity.tokens.wallet import Wallet
 from dpmesh_grpc import status
 from dpmesh_grpc.aio.arities import Arity, interceptors

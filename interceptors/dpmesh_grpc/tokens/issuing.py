@@ -19,7 +19,7 @@ import grpc.aio
 
 from dpmesh.identity import Identity
 from dpmesh.identity.ca.proof import SIGN_TOKENS, prove
-from dpmesh.identity.tokens.token_format import PublishedKey, TokenChallenge
+from dpmesh.identity.tokens.format import PublishedKey, TokenChallenge
 from dpmesh.identity.tokens.verifier import Fetch
 from dpmesh.identity.tokens.wallet import HeldToken, Refill, TokenRequestState, choose_key
 from dpmesh.v1 import identity_pb2_grpc as rpc

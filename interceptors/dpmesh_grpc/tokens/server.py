@@ -16,9 +16,10 @@ from typing_extensions import override
 
 from dpmesh import method_name
 from dpmesh.errors import DpmeshError, IdentityError, LedgerError
+from dpmesh.identity.tokens.format import from_credentials
 from dpmesh.identity.tokens.tickets import LIFE, Tickets
-from dpmesh.identity.tokens.token_format import from_credentials
 from dpmesh.identity.tokens.verifier import Verifier
+from dpmesh.mesh.refusals import DOMAIN
 from dpmesh_grpc import status
 from dpmesh_grpc.aio.handlers import AsyncRpc, InterceptedHandlers, RefusedError, SyncRpc
 from dpmesh_grpc.aio.threads import result_of
@@ -203,7 +204,7 @@ def reason(trailing: Any) -> str | None:
         told = status_pb2.Status.FromString(details)
         info = error_details_pb2.ErrorInfo()
         found = any(
-            detail.Unpack(info) and info.domain == status.DOMAIN
+            detail.Unpack(info) and info.domain == DOMAIN
             for detail in told.details
             if detail.Is(info.DESCRIPTOR)
         )

@@ -506,11 +506,11 @@ async def test_a_ledger_that_can_t_answer_refuses(server, echo, connect, keys, t
 async def test_a_ledger_that_can_t_answer_costs_a_client_no_token(server, echo, connect, keys, verifier):
     wallet = purse(keys)
     channel = await connect(server, wallet)
-    spend, verifier.ledger.spend_once = verifier.ledger.spend_once, broken
+    spend, verifier.ledger.redeem_once = verifier.ledger.redeem_once, broken
     for _ in range(3):
         found = await refused(call(channel, "unary_unary"))
         assert found == (grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE")
-    verifier.ledger.spend_once = spend
+    verifier.ledger.redeem_once = spend
     await call(channel, "unary_unary")
     assert len(wallet) == 3
 

@@ -1,7 +1,7 @@
-"""Tokens on the wire: type 0x0002, "Blind RSA (2048-bit)" (RFC 9577, RFC 9578).
+"""The format of tokens, challenges and keys on the wire: type 0x0002, "Blind RSA (2048-bit)" (RFC 9577, RFC 9578).
 
-What a token is bound to: a TokenChallenge says which issuer and which service it is for, and the token carries its
-SHA-256; a key is named by the SHA-256 of its encoding.
+A TokenChallenge says which issuer and which service a token is for. The token holds the SHA-256 of the challenge, and
+the id of the issuer's key: the SHA-256 of the key's encoding.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _SPKI_PREFIX = bytes.fromhex(
 
 
 class PublishedKey(NamedTuple):
-    """An issuer's key and when tokens under it are taken.
+    """An issuer's key, and when tokens under it are valid.
 
     Attributes:
         public_key: DER, as `encode_key` makes it.
-        not_before: Seconds since 1970.
-        not_after: Likewise; from then on none is taken.
+        not_before: When they begin to be valid, in seconds since 1970.
+        not_after: When they expire, in seconds since 1970.
     """
 
     public_key: bytes
@@ -60,18 +60,18 @@ class PublishedKey(NamedTuple):
 
     @property
     def truncated_key_id(self) -> int:
-        """Its last byte (RFC 9578, section 6.1)."""
+        """The last byte of the key's id (RFC 9578, section 6.1)."""
         return self.key_id[-1]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenChallenge:
-    """What tokens are for (RFC 9577, section 2.1.1). It is public, and the same for all devices.
+    """What tokens are for (RFC 9577, section 2.1.1). A challenge is public, and all devices use one.
 
     Attributes:
-        issuer_name: Whose signature counts, as a host name.
-        origin_info: The services that take the token, as host names separated by commas; may be empty.
-        redemption_context: Empty or 32 bytes. Anything that differs between devices or sessions would single them out.
+        issuer_name: The issuer that signs the tokens, as a host name.
+        origin_info: The services that accept the tokens, as host names separated by commas; may be empty.
+        redemption_context: Empty or 32 bytes. A context that differs between devices or sessions would identify them.
 
     Raises:
         ConfigError: A part is not of this form.
@@ -111,10 +111,10 @@ class TokenChallenge:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token (RFC 9577, section 2.2). Nothing of it shows in its repr: whoever reads it can spend it.
+    """A token (RFC 9577, section 2.2). Its repr shows nothing, because anybody who reads a token can spend it.
 
     Attributes:
-        nonce: 32 random bytes, by which it is known when it comes a second time.
+        nonce: 32 random bytes, by which a second use is detected.
         challenge_digest: SHA-256 of the challenge.
         key_id: SHA-256 of the issuer's key.
         authenticator: The issuer's signature over the other three and the type.
@@ -147,23 +147,23 @@ class Token:
 
 
 def to_credentials(token: Token) -> str:
-    """The value of `authorization` (RFC 9577, section 2.2)."""
+    """A token as the value of the metadata key `authorization` (RFC 9577, section 2.2)."""
     return f"{_SCHEME} token={base64.urlsafe_b64encode(token.encode()).decode()}"
 
 
 def from_credentials(value: str) -> Token:
-    """Reads the value of `authorization`.
+    """Reads the value of the metadata key `authorization`.
 
     Raises:
-        IdentityError: TOKEN_MISSING: another scheme. TOKEN_INVALID: no token of this type.
+        IdentityError: TOKEN_MISSING: another scheme. TOKEN_INVALID: not a token of this type.
     """
     if value[: len(_SCHEME) + 1].lower() != _SCHEME.lower() + " ":
         raise IdentityError("TOKEN_MISSING", "the authorization is not of the scheme PrivateToken")
-    found = _CREDENTIALS.fullmatch(value)
-    if found is None:
+    match = _CREDENTIALS.fullmatch(value)
+    if match is None:
         raise IdentityError("TOKEN_INVALID", "the credentials hold no token of type 0x0002")
     try:
-        return Token.decode(base64.urlsafe_b64decode(found[2]))
+        return Token.decode(base64.urlsafe_b64decode(match[2]))
     except binascii.Error:  # pragma: no cover -- the pattern leaves nothing to be wrong
         raise IdentityError("TOKEN_INVALID", "the credentials hold no token of type 0x0002") from None
 
@@ -174,10 +174,10 @@ def encode_key(key: rsa.RSAPublicKey) -> bytes:
 
 
 def decode_key(der: bytes) -> rsa.RSAPublicKey:
-    """Reads an issuer's key; one encoding only, so that a key has one id.
+    """Reads an issuer's key. Only one encoding is accepted, so that a key has one id.
 
     Raises:
-        IdentityError: MALFORMED: it is not of this form, not of 2048 bits, or its exponent is not 65537.
+        IdentityError: MALFORMED: the key is not in this encoding, not of 2048 bits, or its exponent is not 65537.
     """
     try:
         key = load_der_public_key(der.removeprefix(_SPKI_PREFIX)) if der.startswith(_SPKI_PREFIX) else None

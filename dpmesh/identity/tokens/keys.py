@@ -1,16 +1,13 @@
-"""TokenKeys: the issuer's keys for anonymous tokens, one for each epoch."""
+"""TokenKeys: the issuer's keys for anonymous tokens, one for each epoch, in memory or in a file."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
-import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,43 +15,44 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from dpmesh import files
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.tokens.blind_rsa import blind_sign
-from dpmesh.identity.tokens.token_format import EXPONENT, KEY_BITS, PublishedKey, encode_key
+from dpmesh.identity.tokens.format import EXPONENT, KEY_BITS, PublishedKey, encode_key
 
 EPOCH = 86_400.0
-"""Seconds that a key is in force."""
+"""Seconds for which a key signs tokens."""
 OVERLAP = 3_600.0
-"""Seconds that its tokens are taken beyond that."""
+"""Seconds for which its tokens are valid beyond that."""
 
 _PRIVATE = serialization.NoEncryption()
 
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """A key, and when its epoch begins and its tokens cease to be taken."""
+    """A private key with its published part, which says when its epoch begins and its tokens expire."""
 
     private: rsa.RSAPrivateKey = field(repr=False)
     published: PublishedKey
 
 
 class TokenKeys:
-    """Makes a key for each epoch, one epoch ahead, and forgets it when none of its tokens is taken any more.
+    """Makes a key for each epoch, one epoch ahead, and forgets it when all its tokens have expired.
 
-    All devices of an epoch use one key: a key of its own would single a device out (RFC 9576 calls it partitioning). So
+    All devices of an epoch use one key: a key for one device would identify it (RFC 9576 calls this partitioning). So
     an epoch must be long enough for many devices. Its length is public, and epochs begin at multiples of it since 1970.
 
-    Safe in threads. Keys live in memory, unless there is a path: then in a file that only its owner may read, which
-    processes on one machine may share. Signing takes some 7 ms of one core.
+    Any thread may call the methods. Keys are in memory, or in a file that only its owner may read and that processes on
+    one machine may share. Signing takes some 7 ms of one core.
 
     Args:
-        path: The file; it is made where there is none.
-        epoch: Seconds that a key is in force; whole.
-        overlap: Seconds that its tokens are taken beyond that; whole, and at most an epoch.
+        path: The file, which is made if it does not exist; None for memory.
+        epoch: Seconds for which a key signs tokens; whole.
+        overlap: Seconds for which its tokens are valid beyond that; whole, and at most an epoch.
         clock: Seconds since 1970.
 
     Raises:
-        ConfigError: A length is not of this form.
+        ConfigError: `epoch` or `overlap` is out of range.
     """
 
     def __init__(
@@ -78,7 +76,7 @@ class TokenKeys:
         self._keys: tuple[_Key, ...] = ()
 
     def published(self, now: float) -> list[PublishedKey]:
-        """Every key whose tokens are taken now or in the next epoch, oldest first.
+        """Every key whose tokens are valid now or in the next epoch, oldest first.
 
         Raises:
             IdentityError: ISSUER_UNAVAILABLE: the file can't be read or written.
@@ -86,7 +84,7 @@ class TokenKeys:
         return [key.published for key in self._in_force(now)]
 
     def current(self, now: float) -> PublishedKey:
-        """The key of the epoch that is now.
+        """The key of the current epoch.
 
         Raises:
             IdentityError: As in `published`.
@@ -125,12 +123,12 @@ class TokenKeys:
             return self._keys
 
     def _complete(self, start: int, now: float) -> bool:
-        """Whether there are keys of this epoch and the next, and none that is over."""
+        """Whether there are keys of this epoch and the next, and no expired one."""
         starts = {key.published.not_before for key in self._keys}
         return {start, start + self.epoch} <= starts and self._keys[0].published.not_after > now
 
     def _renew(self, start: int, now: float) -> tuple[_Key, ...]:
-        """Drops what is over, and makes what is missing."""
+        """Drops expired keys, and makes missing ones."""
         keys = [key for key in self._keys if key.published.not_after > now]
         for begin in (start, start + self.epoch):
             if all(key.published.not_before != begin for key in keys):
@@ -138,7 +136,7 @@ class TokenKeys:
         return tuple(sorted(keys, key=lambda key: key.published.not_before))
 
     def _make(self, begin: int, taken: set[int]) -> _Key:
-        """A key whose truncated id no other one in force has."""
+        """Makes a key whose truncated id no other key in force has."""
         while True:
             private = rsa.generate_private_key(EXPONENT, KEY_BITS)
             key = _Key(private, self._publish(private, begin, begin + self.epoch + self.overlap))
@@ -149,12 +147,12 @@ class TokenKeys:
     def _publish(private: rsa.RSAPrivateKey, begin: int, end: int) -> PublishedKey:
         return PublishedKey(encode_key(private.public_key()), begin, end)
 
-    # The file: JSON, each key with its own times, so that another overlap changes only keys to come.
+    # The file is JSON. Each key has its own times, so that another overlap applies to future keys only.
 
     def _renew_file(self, start: int, now: float) -> tuple[_Key, ...]:
         assert self._path is not None
         try:
-            with _locked(self._path.parent):
+            with files.locked_folder(self._path.parent):
                 self._keys = self._read(self._path)
                 if not self._complete(start, now):
                     self._keys = self._renew(start, now)
@@ -198,44 +196,19 @@ class TokenKeys:
             }
             for key in self._keys
         ]
-        new = path.with_name(f".{path.name}.{os.getpid()}.new")
-        new.unlink(missing_ok=True)
-        try:
-            with os.fdopen(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-                json.dump({"epoch": self.epoch, "keys": entries}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            new.rename(path)
-        finally:
-            new.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Holds a lock that all processes with files in the directory share; what it renamed is durable afterwards."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        files.write(path, json.dumps({"epoch": self.epoch, "keys": entries}).encode())
 
 
 def _read_private(path: Path) -> bytes | None:
-    """A file that only its owner may read, or None if there is none.
+    """The content of the file of keys, or None if there is none.
 
     Raises:
         IdentityError: ISSUER_UNAVAILABLE: others may read it, or it is no plain file.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        return files.read_private(path)
     except FileNotFoundError:
         return None
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077:
-            text = f"{path} must be a plain file that only its owner may read: chmod 600"
-            raise IdentityError("ISSUER_UNAVAILABLE", text)
-        return file.read()
+    except files.NotPrivateError:
+        text = f"{path} must be a plain file that only its owner may read: chmod 600"
+        raise IdentityError("ISSUER_UNAVAILABLE", text) from None

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
-from dpmesh.cli.commands import findings
-from dpmesh.cli.commands.findings import Finding
-from dpmesh.cli.descriptors import sources
+from dpmesh.cli.descriptors import source_locations, sources
 from dpmesh.policy import Policy, Severity
+from dpmesh.report import findings
+from dpmesh.report.findings import Finding
 from dpmesh.v1 import privacy_pb2
 
 Write = Callable[[str, str], Path]
@@ -33,11 +33,12 @@ service Telemetry {
 
 
 def _check(files: list[Path], policy: Path | None = None) -> list[Finding]:
-    return findings.of_sources(sources.from_protos(files, []), Policy(policy), policy)
+    overlays = source_locations.of_overlays(policy) if policy else {}
+    return findings.of_sources(sources.from_protos(files, []), Policy(policy), overlays)
 
 
 def _lines(found: list[Finding]) -> list[tuple[str, int, str]]:
-    return [(entry.place.file, entry.place.line, entry.rule) for entry in found]
+    return [(entry.location.file, entry.location.line, entry.rule) for entry in found]
 
 
 def test_a_proto_without_annotations_has_no_findings(write: Write) -> None:
@@ -140,8 +141,8 @@ def test_annotations_of_a_newer_schema_are_errors() -> None:
     rules.ParseFromString(b"\xfa\x01\x00")  # field 31: a kind that no version has yet
     field.options.Extensions[privacy_pb2.field].CopyFrom(rules)
     Path("new.binpb").write_bytes(FileDescriptorSet(file=[file]).SerializeToString())
-    found = findings.of_sources(sources.from_descriptor_sets([Path("new.binpb")]), Policy())
-    assert [(str(entry.place), entry.rule, entry.element) for entry in found] == [
+    found = findings.of_sources(sources.from_descriptor_sets([Path("new.binpb")]), Policy(), {})
+    assert [(str(entry.location), entry.rule, entry.element) for entry in found] == [
         ("new.proto", "newer-schema", "new.M.v")
     ]
 
@@ -152,9 +153,9 @@ def test_a_finding_without_source_info_names_the_file_alone() -> None:
     for file in compiled.descriptors.file:
         file.ClearField("source_code_info")
     Path("bad.binpb").write_bytes(compiled.descriptors.SerializeToString())
-    found = findings.of_sources(sources.from_descriptor_sets([Path("bad.binpb")]), Policy())
+    found = findings.of_sources(sources.from_descriptor_sets([Path("bad.binpb")]), Policy(), {})
     assert len(found) > 50
-    assert {str(entry.place) for entry in found} == {"bad.proto"}
+    assert {str(entry.location) for entry in found} == {"bad.proto"}
     assert found[0].document()["line"] is None
 
 
@@ -188,7 +189,7 @@ def test_a_unit_in_a_response_may_have_a_peers_spelling(
         + SERVICE.format(response=response)
     )
     spellings = [each for each in _check([write("acme.proto", text)]) if each.rule == "unit-spelling"]
-    assert [(each.element, each.place.line) for each in spellings] == [("acme.Reading.id", 5)] * found
+    assert [(each.element, each.location.line) for each in spellings] == [("acme.Reading.id", 5)] * found
     assert all(each.severity is Severity.WARNING for each in spellings)
 
 
@@ -221,7 +222,7 @@ def test_the_fix_is_a_name_that_takes_the_rule(
     )
     policy = write("policy.yaml", f"{section}:\n  {name}: {rules}\n")
     (stray,) = [entry for entry in _check([file], policy) if entry.rule == "stray"]
-    assert (str(stray.place), stray.element, stray.fix) == ("policy.yaml:2:3", name, fix)
+    assert (str(stray.location), stray.element, stray.fix) == ("policy.yaml:2:3", name, fix)
 
 
 EMPTY = """syntax = "proto3";
@@ -246,7 +247,7 @@ message N { bool z = 2 [(dpmesh.v1.field).suppress = {}]; string a = 1 [(dpmesh.
 def test_annotations_that_set_nothing_are_all_errors_on_their_lines(write: Write) -> None:
     found = [entry for entry in _check([write("m.proto", EMPTY)]) if entry.rule == "empty-rule"]
     assert all(entry.severity is Severity.ERROR for entry in found)
-    assert [(entry.place.line, entry.element) for entry in found] == [
+    assert [(entry.location.line, entry.element) for entry in found] == [
         (4, "acme.M"),
         (6, "acme.M.a"),
         (7, "acme.M.o"),
@@ -284,4 +285,4 @@ def test_a_type_that_a_service_uses_is_looked_at_wherever_it_stands(write: Write
     )
     found = [entry for entry in _check([service], policy) if entry.severity is Severity.ERROR]
     assert ("acme.Op.txn", "recursive") in {(entry.element, entry.rule) for entry in found}
-    assert {entry.place.line for entry in found if entry.rule == "recursive"} == {5}
+    assert {entry.location.line for entry in found if entry.rule == "recursive"} == {5}

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from dpmesh.cli.commands import findings
-from dpmesh.cli.commands.findings import Finding
 from dpmesh.cli.descriptors import sources
 from dpmesh.policy import Policy
+from dpmesh.report import findings
+from dpmesh.report.findings import Finding
 
-BAD = Path(__file__).parent / "commands/protos/bad.proto"
+BAD = Path(__file__).parent / "protos/bad.proto"
 
 
 def _expected() -> list[tuple[int, str]]:
@@ -26,33 +26,33 @@ def _expected() -> list[tuple[int, str]]:
 
 @functools.cache
 def _found() -> list[Finding]:
-    return findings.of_sources(sources.from_protos([BAD], []), Policy())
+    return findings.of_sources(sources.from_protos([BAD], []), Policy(), {})
 
 
 @pytest.mark.parametrize(("line", "rule"), _expected())
 def test_each_is_found_on_its_line(line: int, rule: str) -> None:
-    found = [entry for entry in _found() if entry.place.line == line and entry.rule == rule]
+    found = [entry for entry in _found() if entry.location.line == line and entry.rule == rule]
     assert len(found) == 1
-    assert found[0].place.file == str(BAD)
+    assert found[0].location.file == str(BAD)
     assert found[0].text
 
 
 def test_nothing_else_is_found() -> None:
-    assert Counter((entry.place.line, entry.rule) for entry in _found()) == Counter(_expected())
+    assert Counter((entry.location.line, entry.rule) for entry in _found()) == Counter(_expected())
 
 
 def test_the_column_is_where_the_element_begins() -> None:
     lines = BAD.read_text(encoding="utf-8").splitlines()
     for entry in _found():
-        line = lines[entry.place.line - 1]
-        assert entry.place.column == len(line) - len(line.lstrip()) + 1
+        line = lines[entry.location.line - 1]
+        assert entry.location.column == len(line) - len(line.lstrip()) + 1
 
 
 def test_the_element_is_declared_on_the_line() -> None:
     lines = BAD.read_text(encoding="utf-8").splitlines()
     for entry in _found():
         assert entry.element.startswith("bad.")
-        assert re.search(rf"\b{entry.element.rpartition('.')[2]}\b", lines[entry.place.line - 1])
+        assert re.search(rf"\b{entry.element.rpartition('.')[2]}\b", lines[entry.location.line - 1])
 
 
 def test_all_errors_of_one_message_are_reported_at_once() -> None:
