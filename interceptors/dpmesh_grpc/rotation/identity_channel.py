@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import grpc.aio
+from typing_extensions import override
 
 from dpmesh.identity import Identity
 from dpmesh_grpc.aio.arities import Arity
+from dpmesh_grpc.aio.calls import CallEnd
 from dpmesh_grpc.aio.internals import active_calls
 from dpmesh_grpc.status import Failure, rpc_error
 
@@ -25,7 +27,7 @@ OUTLIVED: Final = Failure(
 EXPIRED: Final = Failure(_UNAVAILABLE, "the channel has no identity that is valid now")
 
 
-class IdentityChannel:
+class IdentityChannel(CallEnd):
     """A gRPC channel that has one identity to its end.
 
     Args:
@@ -55,8 +57,8 @@ class IdentityChannel:
             self._calls.add(call)
         return arity.guarded(call, self)
 
+    @override
     def failure(self, call: Any) -> Failure | None:
-        """The status of a call that was cut off; None if it ended by itself."""
         return OUTLIVED if call in self._cut_off else None
 
     async def drain(self, seconds: float) -> None:

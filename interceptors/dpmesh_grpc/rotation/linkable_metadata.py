@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Collection
 from typing import Any
 
 import grpc.aio
+from typing_extensions import override
 
-from dpmesh_grpc.aio.arities import Arity, interceptors
+from dpmesh_grpc.aio.arities import Arity, ClientInterception, interceptors
 from dpmesh_grpc.aio.details import changed
 
 # The keys of tracing, proxies and correlation. A trace or a request id that outlives an identity names the device, and
@@ -37,7 +38,7 @@ def stripped(metadata: Any, keys: Collection[str] = LINKING) -> Any:
     return grpc.aio.Metadata(*(pair for pair in metadata if pair[0].lower() not in keys))
 
 
-class _Stripping:
+class _Stripping(ClientInterception):
     """Removes linkable metadata from RPCs.
 
     Args:
@@ -49,16 +50,16 @@ class _Stripping:
     def __init__(self, keys: Collection[str]) -> None:
         self._keys = keys
 
+    @override
     def send_one(self, continuation: Any, details: Any, request: Any, arity: Arity) -> Awaitable[Any]:
-        """See ClientInterception."""
         metadata = stripped(details.metadata, self._keys)
         if metadata is not details.metadata:
             details = changed(details, details.timeout, metadata)
         sent: Awaitable[Any] = continuation(details, request)
         return sent
 
+    @override
     def send_many(self, continuation: Any, details: Any, requests: Any, arity: Arity) -> Awaitable[Any]:
-        """See ClientInterception."""
         return self.send_one(continuation, details, requests, arity)
 
 

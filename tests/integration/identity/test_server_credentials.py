@@ -378,7 +378,7 @@ async def test_what_is_known_of_certificates_is_bounded(fleet, server, monkeypat
         peer = peers.check(Context(await LocalSource(fleet).fetch()))
         assert await peer.hold(asyncio.sleep(0, "held")) == "held"
         peers.tidy()
-    assert len(peers._known) <= 10
+    assert len(peers._parsed) <= 10
     timers = [handle for handle in asyncio.get_running_loop()._scheduled if not handle.cancelled()]
     assert len(timers) <= 20
 
