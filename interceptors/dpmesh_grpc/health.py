@@ -12,6 +12,7 @@ from typing import Any
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
+from typing_extensions import override
 
 from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.mesh.mesh import Mesh
@@ -116,8 +117,8 @@ class _Health(health.HealthServicer):  # type: ignore[misc]
         self._watches = 0
         self._ended = asyncio.Event()
 
+    @override
     async def Watch(self, request: Any, context: Any) -> None:
-        """See grpc.health.v1."""
         watch = asyncio.ensure_future(super().Watch(request, context))
         ended = asyncio.ensure_future(self._ended.wait())
         self._watches += 1

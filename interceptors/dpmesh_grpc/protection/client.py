@@ -9,6 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable
 from typing import Any
 
 import grpc.aio
+from typing_extensions import override
 
 from dpmesh.errors import DpmeshError
 from dpmesh.mesh.attestation import message_metadata, stream_metadata
@@ -17,7 +18,7 @@ from dpmesh.mesh.mesh import Mesh
 from dpmesh.mesh.refusals import intercepted_twice
 from dpmesh.mesh.stream import ReleaseStream
 from dpmesh_grpc import status
-from dpmesh_grpc.aio.arities import Arity, ArityInterceptor
+from dpmesh_grpc.aio.arities import Arity, ArityInterceptor, ClientInterception
 from dpmesh_grpc.aio.calls import StreamRefusal
 from dpmesh_grpc.aio.details import changed
 from dpmesh_grpc.aio.internals import COMPRESSION_KEY, LazyMetadata, following_interceptors
@@ -32,7 +33,7 @@ TWICE = (
 )
 
 
-class Sender:
+class Sender(ClientInterception):
     """What the interceptors of all four arities do.
 
     Args:
@@ -47,6 +48,7 @@ class Sender:
         self._methods = FlowTable(mesh, consumer)
         self._warned = False
 
+    @override
     def send_one(self, continuation: Any, details: Any, request: Any, arity: Arity) -> Awaitable[Any]:
         """Releases the request, and only then lets the RPC begin."""
         if more_follow(continuation):
@@ -92,6 +94,7 @@ class Sender:
         sent: Awaitable[Any] = continuation(details, protected)
         return sent
 
+    @override
     async def send_many(self, continuation: Any, details: Any, requests: Any, arity: Arity) -> Any:
         """Lets the RPC begin with a stream in which each request is released as gRPC asks for it."""
         if more_follow(continuation):

@@ -20,7 +20,7 @@ from dpmesh.mesh.refusals import Refusal, intercepted_twice
 from dpmesh.mesh.response_policy import ResponsePolicy
 from dpmesh.mesh.untyped import METHODS_KEPT
 from dpmesh_grpc.aio.arities import SYNCHRONOUS
-from dpmesh_grpc.aio.handlers import AsyncRpc, SyncRpc, intercepted, rebuilt
+from dpmesh_grpc.aio.handlers import AsyncRpc, Interception, SyncRpc, intercepted, rebuilt
 from dpmesh_grpc.aio.internals import called_by_synchronous_grpc
 from dpmesh_grpc.aio.threads import result_of
 from dpmesh_grpc.protection.context import AsyncContext, SyncContext
@@ -92,11 +92,12 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._served: BoundedTable[str, _Served] = BoundedTable(METHODS_KEPT)
         self._twice = False
 
+    @override
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Awaitable[Any]:
-        """See grpc.aio.ServerInterceptor.
+        """Wraps the handler of an RPC.
 
         Raises:
-            ConfigError: Synchronous gRPC asks, which does so in a thread without an event loop.
+            ConfigError: Synchronous gRPC calls it, in a thread without an event loop.
         """
         try:
             asyncio.get_running_loop()
@@ -250,15 +251,20 @@ class _SyncRpc(SyncRpc):
         self._guarded.close()
 
 
-class _Protection(NamedTuple):
-    """The interception that protects the responses of one handler."""
+class _Protection(Interception):
+    """Protects the responses of one handler.
 
-    policy: ResponsePolicy
+    Args:
+        policy: How they are protected.
+    """
 
+    def __init__(self, policy: ResponsePolicy) -> None:
+        self._policy = policy
+
+    @override
     def asynchronous(self, context: Any) -> AsyncRpc:
-        """See Interception."""
-        return _AsyncRpc(context, self.policy)
+        return _AsyncRpc(context, self._policy)
 
+    @override
     def synchronous(self, context: Any, loop: asyncio.AbstractEventLoop) -> SyncRpc:
-        """See Interception."""
-        return _SyncRpc(context, self.policy, loop)
+        return _SyncRpc(context, self._policy, loop)
