@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -64,6 +65,12 @@ class Duchi:
         upper = q + (1 - 2 * q) * x / self.size
         return upper * (1 - upper) * float(self.size + 2 * self.margin) ** 2 + self.rounding
 
-    def worst_variance(self) -> float:
-        """The largest variance, for a value in the middle."""
-        return self.variance(self.size // 2)
+
+def estimated_variance(size: int, epsilon: Fraction, x: int) -> float:
+    """The variance of `Duchi`, but for what rounding its margin adds: from 0 to 1/4.
+
+    It is computed in floats, from the parameters alone: epsilon is at least 2^-40.
+    """
+    lie = 1 / (1 + math.exp(epsilon))
+    upper = lie + (1 - 2 * lie) * x / size
+    return upper * (1 - upper) * (size + 2 * size / math.expm1(epsilon)) ** 2
