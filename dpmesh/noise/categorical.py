@@ -51,12 +51,11 @@ def make(k: int, epsilon: Fraction) -> CategoricalMechanism:
 @lru_cache(maxsize=1024)
 def _made(k: int, epsilon: Fraction) -> CategoricalMechanism:
     law = RandomizedResponse(k, epsilon)
-    truth = Fraction(law.threshold, ONE)
-    other = (1 - truth) / (k - 1)
+    truth, lie = law.threshold * (k - 1), ONE - law.threshold
     return CategoricalMechanism(
         k=k,
         epsilon=epsilon,
         codes=law.codes,
-        truth=float(truth),
-        worst_variance=float(other * (1 - other) / (truth - other) ** 2),
+        truth=law.threshold / ONE,
+        worst_variance=lie * (ONE * (k - 1) - lie) / (truth - lie) ** 2,
     )

@@ -186,12 +186,13 @@ def _worst_variances(
     scale = padded(Fraction(sensitivity) / epsilon)
     if discrete_laplace.MIN_SCALE <= scale <= discrete_laplace.MAX_SCALE:
         found[NumericKind.DISCRETE_LAPLACE] = (_laplace_variance(size, scale, in_range)(size // 2),) * 2
-    middle, end = (duchi.estimated_variance(size, epsilon, x) for x in (size // 2, 0))
+    loss, places = float(epsilon), (size // 2, 0)
+    middle, end = (duchi.estimated_variance(size, loss, x) for x in places)
     found[NumericKind.DUCHI] = _around([middle])
-    parts = [piecewise.estimated_variance(size, epsilon, x) for x in (size // 2, 0)] if hybrid else [None]
+    parts = [piecewise.estimated_variance(size, loss, x) for x in places] if hybrid else [None]
     if (first := parts[0]) is not None and (last := parts[-1]) is not None:
         found[NumericKind.PIECEWISE] = _around([first, last])
-        share = math.exp(-epsilon / 2)
+        share = math.exp(-loss / 2)
         mixed = [share * middle + (1 - share) * first, share * end + (1 - share) * last]
         found[NumericKind.HYBRID] = _around(mixed)
     return found

@@ -63,14 +63,15 @@ class Piecewise:
         self.size = size
         self.width = int(size * math.exp(-epsilon / 2)) + 1
         self.cells = size + self.width
-        bound = Fraction(logistic(-epsilon, Fraction(size, self.width)), ONE)
-        steepest = size / (self.cells * bound - self.width)
-        self.shift = _WORD_BITS - int(self.cells * (steepest + 1)).bit_length()
+        bound = logistic(-epsilon, Fraction(size, self.width))
+        # The steepest slope, in grid steps a cell, is rise / run.
+        rise, run = size * ONE, self.cells * bound - self.width * ONE
+        self.shift = _WORD_BITS - (self.cells * (rise + run) // run).bit_length()
         if self.shift < _MIN_SHIFT:
             raise ValueError("the grid is too fine for the Piecewise mechanism at this epsilon")
-        self.slope = 2 * math.ceil(steepest * (1 << (self.shift - 1)))
+        self.slope = -2 * (-(rise << (self.shift - 1)) // run)
         self.base = ((size << self.shift) - (self.cells - 1) * self.slope) // 2
-        threshold = int((self.width + Fraction(size << self.shift, self.slope)) * ONE / self.cells)
+        threshold = (self.width * self.slope + (size << self.shift)) * ONE // (self.slope * self.cells)
         self.inside = Fraction(threshold, ONE)
         self._coin = Coins([threshold])
         self.low = self.base >> self.shift
@@ -129,7 +130,7 @@ else:
         return float(self.inside) * window / self.width + float(1 - self.inside) * rest / self.size
 
 
-def estimated_variance(size: int, epsilon: Fraction, x: int) -> float | None:
+def estimated_variance(size: int, epsilon: float, x: int) -> float | None:
     """The variance of `Piecewise`, but for what rounding its points adds: from 0 to 1/4.
 
     It is computed in floats, from the parameters alone. None where 64-bit integers are too coarse for a slope or an
