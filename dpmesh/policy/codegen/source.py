@@ -159,7 +159,7 @@ def _meaning(value: Any, filename: str) -> str:
             "the position in the domain" if isinstance(getattr(value, "__self__", None), dict) else "built in"
         )
     if value.__code__.co_filename == filename:
-        return f"line {value.__code__.co_firstlineno}"
+        return _argument(value, filename)
     cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
     made_with = [f"{name}={_argument(cell.cell_contents, filename)}" for name, cell in cells]
     made_by = value.__qualname__.partition(".<locals>")[0]
@@ -167,8 +167,12 @@ def _meaning(value: Any, filename: str) -> str:
 
 
 def _argument(value: Any, filename: str) -> str:
-    if isinstance(value, FunctionType) and value.__code__.co_filename == filename:
-        return f"line {value.__code__.co_firstlineno}"
+    if isinstance(value, dict | list):
+        runs = value.values() if isinstance(value, dict) else value
+        return f"[{', '.join(filter(None, (_argument(run, filename) for run in runs)))}]"
+    if isinstance(value, FunctionType):
+        code, maker = value.__code__, value.__qualname__.partition(".<locals>")[0]
+        return f"line {code.co_firstlineno}" if code.co_filename == filename else maker
     return repr(value) if isinstance(value, str | int) else ""
 
 
