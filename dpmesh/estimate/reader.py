@@ -17,7 +17,6 @@ from dpmesh.estimate.laws import Law, law_of
 from dpmesh.estimate.ratio import fieller
 from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.estimate.spread import checked
-from dpmesh.noise.categorical import CategoricalMechanism
 from dpmesh.policy import Policy
 from dpmesh.policy.plan import FieldPlan, Plan
 from dpmesh.v1 import policy_pb2
@@ -131,7 +130,7 @@ class Reader:
     ) -> tuple[FieldPlan, Estimate, float]:
         """A numeric field, the mean over all of its places, and what an absent value counts as."""
         field = self._field(path)
-        grid, _ = numbers.parts(field)
+        grid = numbers.as_number(field).grid
         self._refuse_held(path, field, held)
         needed = absence.confidence_of_places(held, confidence)
         places = numbers.mean(field, self._values(field, values), needed)
@@ -176,29 +175,30 @@ class Reader:
                 that this policy can't give; or `held` is no share, or is given for a field that is never absent.
         """
         field = self._field(path)
-        if not isinstance(field.mechanism, CategoricalMechanism) or field.domain is None:
+        category = field.kind.as_category(field)
+        if category is None:
             raise EstimateError(path, f"is {field.kind}, not categorical: it has no frequencies")
         self._refuse_held(path, field, held)
-        labels = self._labels(field)
+        domain, labels = category.domain, category.labels
         received: Iterable[Any] = self._values(field, values)
         if labels:
             numbered = {name: number for number, name in labels.items()}
             received = (numbered.get(value, value) if isinstance(value, str) else value for value in received)
         needed = absence.confidence_of_places(held, confidence)
-        found = frequencies.shares(path, received, field.domain, field.mechanism.truth, needed)
+        found = frequencies.shares(path, received, domain, category.mechanism.truth, needed)
         if held is None:
             per_place = paths.may_be_absent(self.plan, field)
             found = [replace(entry, per_place=per_place) for entry in found]
         else:
             default = paths.default(self.plan.descriptor, field)
-            filler = field.domain.index(default) if default in field.domain else 0
+            filler = domain.index(default) if default in domain else 0
             found = [
                 absence.mean_of_held(path, entry, float(index == filler), held, confidence)
                 for index, entry in enumerate(found)
             ]
         if project:
             found = frequencies.projected(found)
-        return {labels.get(value, value): entry for value, entry in zip(field.domain, found, strict=True)}
+        return {labels.get(value, value): entry for value, entry in zip(domain, found, strict=True)}
 
     def value(self, path: str, value: float | Message, *, confidence: float = 0.95) -> Estimate:
         """One noisy number, such as an aggregate of the central model, and the interval its noise gives.
@@ -213,7 +213,7 @@ class Reader:
             EstimateError: An unknown field, one with another mechanism, or a value that it can't have.
         """
         field, law, index, at = self._single(path, value)
-        grid, _ = numbers.parts(field)
+        grid = numbers.as_number(field).grid
         exact = grid.integral and grid.step == 1
         # The clamp at the ends of a field IN_RANGE only moves outputs towards the truth, so the law's margin
         # around what was received holds there as well.
@@ -246,7 +246,7 @@ class Reader:
         """
         above, law_a, index_a, _ = self._single(numerator, dividend)
         below, law_b, index_b, _ = self._single(denominator, divisor)
-        grid_a, grid_b = numbers.parts(above)[0], numbers.parts(below)[0]
+        grid_a, grid_b = numbers.as_number(above).grid, numbers.as_number(below).grid
         a, b = grid_a.lower / grid_a.step + index_a, grid_b.lower / grid_b.step + index_b
         if b == 0:
             raise EstimateError(denominator, "is 0, which nothing can be divided by")
@@ -257,7 +257,7 @@ class Reader:
     def _single(self, path: str, value: float | Message) -> tuple[FieldPlan, Law, float, float]:
         """The field, its noise's law, the unbiased grid index, and the number as it was received."""
         field = self._field(path)
-        _, mechanism = numbers.parts(field)
+        mechanism = numbers.as_number(field).mechanism
         law = law_of(mechanism)
         if law is None:
             raise EstimateError(path, f"{mechanism.kind} does not simply add noise, so use mean")
@@ -271,11 +271,6 @@ class Reader:
         if found is None:
             found = self._fields[path] = paths.find(self.plan, path)
         return found
-
-    def _labels(self, field: FieldPlan) -> dict[Any, str]:
-        """Names of enum numbers; empty for everything else, which is its own label."""
-        enum = None if field.kind == "oneof" else paths.enum_of(self.plan.descriptor, field)
-        return {number: value.name for number, value in enum.values_by_number.items()} if enum else {}
 
     def _values(self, field: FieldPlan, values: Iterable[Any]) -> Iterable[Any]:
         """Numbers as they are; messages are read."""

@@ -156,10 +156,10 @@ class Mesh:
 
     def _check_loaded(self) -> None:
         """Compiles every loaded type that can reach a rule, and reads every method's rules: a bad one fails now."""
-        stray = self.policy.stray()
-        if stray:
+        unresolved = self.policy.unresolved_overlays()
+        if unresolved:
             raise ConfigError(
-                f"policy: no loaded proto has {', '.join(stray)}; "
+                f"policy: no loaded proto has {', '.join(unresolved)}; "
                 "correct the name, or import its _pb2 module before dpmesh.open"
             )
         for descriptor in loaded_types.message_types(self.policy):

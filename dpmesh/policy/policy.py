@@ -50,13 +50,13 @@ class Policy:
         Raises:
             AnnotationError: One of its annotations is bad.
         """
-        plan, problems, _ = self._compile(message)
-        for problem in problems:
-            if problem.severity is Severity.ERROR:
-                raise problem.error()
+        plan, diagnostics, _ = self._compile(message)
+        for diagnostic in diagnostics:
+            if diagnostic.severity is Severity.ERROR:
+                raise diagnostic.error()
         return plan
 
-    def problems(self, message: Descriptor) -> list[Diagnostic]:
+    def diagnostics(self, message: Descriptor) -> list[Diagnostic]:
         """Everything that is wrong or worth a look in a message type's annotations."""
         return list(self._compile(message)[1])
 
@@ -81,7 +81,7 @@ class Policy:
         """Whether a proto that is loaded, or one in another pool, has a method."""
         return any(find_method(method, each) is not None for each in {descriptor_pool.Default(), pool})
 
-    def stray(self, pool: DescriptorPool | None = None) -> list[str]:
+    def unresolved_overlays(self, pool: DescriptorPool | None = None) -> list[str]:
         """The overlays' names that no loaded proto has: misspelled, or imported too late.
 
         Args:
@@ -98,8 +98,8 @@ class Policy:
     def _compile(self, message: Descriptor) -> tuple[Plan | None, list[Diagnostic], int]:
         done = self._compiled.get(message)
         if done is None or _known(message, done[0]) != done[2]:
-            plan, problems = compile_message(message, self.rules)
-            done = self._compiled[message] = plan, problems, _known(message, plan)
+            plan, diagnostics = compile_message(message, self.rules)
+            done = self._compiled[message] = plan, diagnostics, _known(message, plan)
         return done
 
 

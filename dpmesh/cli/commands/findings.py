@@ -15,7 +15,7 @@ from dpmesh.cli.descriptors.protoc import CompileError
 from dpmesh.cli.descriptors.source_locations import SourceLocation
 from dpmesh.cli.descriptors.sources import Sources
 from dpmesh.errors import AnnotationError
-from dpmesh.policy import Diagnostic, Kind, Plan, Policy, Severity
+from dpmesh.policy import Diagnostic, Plan, Policy, Severity
 from dpmesh.policy.descriptors import is_map
 from dpmesh.policy.policy import SECTIONS, takes_rules
 from dpmesh.v1 import policy_pb2
@@ -77,7 +77,7 @@ def protected_types(sources: Sources, policy: Policy) -> int:
 
     What their Anys pack does not count: only a release can tell what it is.
     """
-    policy = _without(policy, policy.stray(sources.pool))
+    policy = _without(policy, policy.unresolved_overlays(sources.pool))
     plans = [_plan(message, policy) for message in _messages(sources, policy)]
     return sum(plan is not None and not plan.is_open for plan in plans)
 
@@ -109,13 +109,13 @@ def _problems(sources: Sources, policy: Policy) -> Iterator[Diagnostic]:
         for name in sorted(getattr(overlay, section)):
             if not takes_rules(section, name, sources.pool):
                 yield _stray(section, name, sources)
-    policy = _without(policy, policy.stray(sources.pool))
+    policy = _without(policy, policy.unresolved_overlays(sources.pool))
     book = policy.rules
     for message in _messages(sources, policy):
         # Of a type that is protected only where an Any in it is, only the RPCs that carry it are worth a finding.
         plan = _plan(message, policy)
         is_open = plan is not None and plan.is_open
-        yield from (entry for entry in policy.problems(message) if not (is_open and entry.rule == "any"))
+        yield from (entry for entry in policy.diagnostics(message) if not (is_open and entry.rule == "any"))
         # The compiler stops at the first rule that can't be read, and does not look into what leaves as it is.
         yield from _unreadable(book.message, (message,))
         yield from _unreadable(book.oneof, message.oneofs)
@@ -143,7 +143,7 @@ def _anys(
         way: "request" or "response".
         message: The type that goes this way.
     """
-    for entry in policy.problems(message):
+    for entry in policy.diagnostics(message):
         if entry.rule != "any" or entry.severity is not Severity.WARNING:
             continue
         if entry.element.rpartition(".")[0] not in asked:
@@ -208,7 +208,7 @@ def _spellings(policy: Policy, method: MethodDescriptor) -> Iterator[Diagnostic]
     """Units in responses: a server that answers about ids in requests may send a peer's spelling of an id back."""
     plan = _plan(method.output_type, policy)
     for entry in plan.fields if plan is not None else ():
-        if entry.kind is not Kind.UNIT:
+        if not entry.kind.is_unit:
             continue
         field = method.output_type.file.pool.FindFieldByName(entry.name)
         if field.type == field.TYPE_STRING and not policy.rules.field(field).rules.unit.normalize:

@@ -13,8 +13,9 @@ from rich.text import Text
 from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon
 from dpmesh.cli.console import stdout
 from dpmesh.ledger import Budget
+from dpmesh.policy.kinds.words import duration, number
 from dpmesh.report.comparison import FieldChange, MessageChange
-from dpmesh.report.plan import FieldReport, MessageReport, Payment, duration, is_central, number
+from dpmesh.report.plan import FieldReport, MessageReport, Payment, is_central
 
 if TYPE_CHECKING:
     from dpmesh.cli.commands.plan import PlanReport

@@ -12,8 +12,9 @@ from dpmesh.accounting import Accounting, cap, rho_to_epsilon
 from dpmesh.cli.descriptors import sources
 from dpmesh.ledger import Budget
 from dpmesh.policy import Policy
+from dpmesh.policy.kinds.words import duration, number
 from dpmesh.report import comparison
-from dpmesh.report.plan import MessageReport, Planner, duration, number
+from dpmesh.report.plan import MessageReport, Planner
 
 Write = Callable[[str, str], Path]
 

@@ -1,0 +1,54 @@
+"""Registry: which field kinds there are.
+
+The file of a kind is named like the kind's field in the schema's oneof `dpmesh.v1.FieldRules.kind`, and holds the kind
+as `KIND`. A kind of the schema without a file is refused in annotations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+
+from dpmesh.policy.kinds.kind import FieldKind
+from dpmesh.policy.kinds.unavailable import Unavailable
+from dpmesh.v1 import privacy_pb2 as pb
+
+
+def _load(name: str) -> FieldKind:
+    """The kind of a name in the schema."""
+    module = f"{__package__}.{name}"
+    if find_spec(module) is None:
+        return Unavailable(name)
+    kind: FieldKind = import_module(module).KIND
+    return kind
+
+
+_NAMES = [field.name for field in pb.FieldRules.DESCRIPTOR.oneofs_by_name["kind"].fields]
+_KINDS = {name: _load(name) for name in _NAMES}
+
+
+def kind_of(rules: pb.FieldRules) -> FieldKind | None:
+    """The kind of a field's rules; None if they choose none."""
+    name = rules.WhichOneof("kind")
+    return None if name is None else _KINDS[name]
+
+
+@contextmanager
+def registered(kind: FieldKind) -> Iterator[None]:
+    """Makes a kind available for a while, in place of the one of the same name.
+
+    Policies keep what they compiled, so only those that are made meanwhile know the kind.
+
+    Raises:
+        ValueError: The schema has no kind of this name.
+    """
+    if kind.name not in _KINDS:
+        raise ValueError(f"dpmesh.v1.FieldRules has no kind {kind.name!r}")
+    before = _KINDS[kind.name]
+    _KINDS[kind.name] = kind
+    try:
+        yield
+    finally:
+        _KINDS[kind.name] = before
