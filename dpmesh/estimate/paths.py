@@ -90,6 +90,8 @@ def default(descriptor: Descriptor, field: FieldPlan) -> Any:
     """What fills the place of an absent value, before noise."""
     if field.kind.on_oneof:
         return NOTHING
+    if not field.kind.elementwise:
+        return field.kind.absent
     last = walk(descriptor, field)[-1]
     if last.is_repeated:
         return "" if scalar(last).type == F.TYPE_STRING else 0

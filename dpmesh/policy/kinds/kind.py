@@ -52,6 +52,7 @@ class FieldKind(abc.ABC):
         is_unit: The field holds the privacy unit's id. It is compiled before all other fields of its message.
         on_oneof: It stands on a oneof instead of a field.
         elementwise: Each element of a repeated field is a value by itself; otherwise the whole field is one value.
+        absent: What an absent value counts as before noise, for kinds that are not elementwise.
     """
 
     name: ClassVar[str]
@@ -61,6 +62,7 @@ class FieldKind(abc.ABC):
     is_unit: ClassVar[bool] = False
     on_oneof: ClassVar[bool] = False
     elementwise: ClassVar[bool] = True
+    absent: ClassVar[Any] = 0
 
     def __str__(self) -> str:
         return self.name
