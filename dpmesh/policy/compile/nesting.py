@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.accounting import Cost
@@ -37,7 +37,7 @@ def add(walk: Walk, fragment: Fragment, site: FieldSite, stack: tuple[str, ...])
     assert inside is not None
     if inside.full_name in stack:
         text = f"{type_name(entry)} holds itself, so its loss has no bound"
-        walk.diagnostics.error(entry.full_name, "recursive", text, "use suppress")
+        site.error("recursive", text, "use suppress")
     elif is_map(entry):
         _map(walk, fragment, site, inside, stack)
     elif entry.is_repeated:
@@ -52,7 +52,7 @@ def _single(
     entry, name = site.field, site.field.name
     if site.max_items:
         text = "max_items is for repeated fields and maps"
-        walk.diagnostics.error(entry.full_name, "max-items", text, "remove it")
+        site.error("max-items", text, "remove it")
     inner = walk.message(inside, site.path + ".", site.instances, stack, owned=site.owned)
     chosen = choice_of(entry)
     when_set = inner.scoped and (
@@ -61,7 +61,7 @@ def _single(
     if not when_set:
         _check_required(inner, walk.diagnostics)
         if inner.unit is not None:
-            _check_presence(entry, inner, walk.diagnostics)
+            _check_presence(site, inner)
         if inner.central != Cost.ZERO:
             fragment.steps.append(steps.require_set(entry))
         fragment.values += 1 + inner.values
@@ -78,10 +78,9 @@ def _repeated(
     if fill:
         _check_required(inner, walk.diagnostics)
         if inner.scoped:
-            _check_presence(entry, inner, walk.diagnostics)
+            _check_presence(site, inner)
         elif inner.shows_presence:
-            walk.diagnostics.warn(
-                entry.full_name,
+            site.warn(
                 "length-shown",
                 "what leaves as it is of its elements shows how many there are",
                 "protect or suppress all of their fields, if the number is data",
@@ -99,14 +98,12 @@ def _map(walk: Walk, fragment: Fragment, site: FieldSite, inside: Descriptor, st
     entry, name = site.field, site.field.name
     items, inner = _elements(walk, site, inside, "{}.", stack)
     if inner.scoped and site.owned:
-        walk.diagnostics.error(
-            entry.full_name,
+        site.error(
             "unit-nested",
             "holds messages that name a unit, inside a message that names one, and its keys show how many",
             "use a repeated message with max_items, or suppress the map",
         )
-    walk.diagnostics.warn(
-        entry.full_name,
+    site.warn(
         "map-keys",
         "the keys and their number leave as they are",
         "use a repeated message if they are data",
@@ -135,7 +132,7 @@ def _elements(
         try:
             items = checked_items(items)
         except BadRuleError as bad:
-            walk.diagnostics.bad_rule(site.field.full_name, bad)
+            site.error(bad.rule, bad.text, bad.fix)
     return items, inner
 
 
@@ -146,7 +143,7 @@ def _check_required(inner: Fragment, diagnostics: Diagnostics) -> None:
         diagnostics.error(name, "required", text, "protect it, or make it optional")
 
 
-def _check_presence(entry: FieldDescriptor, inner: Fragment, diagnostics: Diagnostics) -> None:
+def _check_presence(site: FieldSite, inner: Fragment) -> None:
     """Reports what tells a message that names a unit from a filled-in one, inside a message that names a unit.
 
     Whether the inner message is there is the outer unit's data, and the receiver always sees one. So nothing in it may
@@ -156,8 +153,7 @@ def _check_presence(entry: FieldDescriptor, inner: Fragment, diagnostics: Diagno
         return
     names = ", ".join(inner.shows_presence[:_SHOWN_NAMES])
     more = len(inner.shows_presence) - _SHOWN_NAMES
-    diagnostics.error(
-        entry.full_name,
+    site.error(
         "unit-nested",
         "names a unit inside a message that names one, so its presence is data of the outer unit, and would show: "
         + names

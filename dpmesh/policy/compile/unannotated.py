@@ -31,17 +31,17 @@ def add(walk: Walk, fragment: Fragment, site: FieldSite, rule: int) -> None:
     if anys.holds_any(site.field):
         _any(walk, fragment, site, rule)
         return
-    name, site = site.field.full_name, replace(site, origin=UNANNOTATED)
+    site = replace(site, origin=UNANNOTATED)
     if site.max_items:
-        walk.diagnostics.error(name, "max-items", "max_items protects nothing here", "remove it")
+        site.error("max-items", "max_items protects nothing here", "remove it")
     if rule == pb.MessageRules.REJECT:
         text = "has no annotation, and its message rejects that"
-        walk.diagnostics.error(name, "unannotated", text, "annotate it")
+        site.error("unannotated", text, "annotate it")
     elif rule == pb.MessageRules.SUPPRESS:
-        SUPPRESS.add(fragment, site, pb.Suppress(), walk.lookup)
+        SUPPRESS.add(fragment, site, pb.Suppress())
     else:
         text = "has no annotation and leaves as it is"
-        walk.diagnostics.warn(name, "unannotated", text, "say `public` if that is right")
+        site.warn("unannotated", text, "say `public` if that is right")
         PUBLIC.copy(fragment, site)
         _inner_anys(walk, fragment, site)
 
@@ -52,10 +52,10 @@ def _any(walk: Walk, fragment: Fragment, site: FieldSite, rule: int) -> None:
     rule = walk.types.rule_of(entry, rule)
     if site.max_items:
         text = "max_items cuts no field that holds Anys"
-        walk.diagnostics.error(entry.full_name, "max-items", text, "remove it")
+        site.error("max-items", text, "remove it")
     if entry.is_required and rule == pb.MessageRules.SUPPRESS:
         text = "is required, so its message can't be sent where the Any is dropped"
-        walk.diagnostics.error(entry.full_name, "required", text, "make it optional")
+        site.error("required", text, "make it optional")
     fragment.add_copy(entry)
     fragment.anys.append(anys.directly(entry, rule))
     fragment.fields.append(ANY.plan_any(site.path, entry, rule, walk.diagnostics))

@@ -203,7 +203,7 @@ class Walk:
         """A field whose rule chooses a kind: the kind adds it, messages and maps as well."""
         kind, rules = self.lookup.kind(entry), self.lookup.field(entry).rules
         assert kind is not None
-        kind.add(fragment, self._site(entry, site, owned=owned), getattr(rules, kind.name), self.lookup)
+        kind.add(fragment, self._site(entry, site, owned=owned), getattr(rules, kind.name))
 
     def _site(self, entry: FieldDescriptor, site: MessageSite, *, owned: bool) -> FieldSite:
         resolved = self.lookup.field(entry)
@@ -214,5 +214,6 @@ class Walk:
             site.share,
             resolved.rules.max_items,
             site.instances,
+            self.lookup,
             owned,
         )

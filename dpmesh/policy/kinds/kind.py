@@ -15,7 +15,6 @@ from dpmesh.policy.kinds.site import FieldSite
 from dpmesh.policy.plan import FieldPlan
 
 if TYPE_CHECKING:
-    from dpmesh.policy.compile.rule_lookup import RuleLookup
     from dpmesh.policy.kinds.categorical import CategoricalPayload
     from dpmesh.policy.kinds.numeric import NumericPayload
 
@@ -70,16 +69,15 @@ class FieldKind(abc.ABC):
     def __repr__(self) -> str:
         return f"<FieldKind {self.name}>"
 
-    def add(self, fragment: Fragment, site: FieldSite, rules: Any, lookup: RuleLookup) -> None:
+    def add(self, fragment: Fragment, site: FieldSite, rules: Any) -> None:
         """Adds a field to the fragment of its message. A field of messages with a rule is not descended into.
 
         This adds the field's plan and no step, so that the field never leaves.
 
         Args:
             fragment: What receives the field's plan, steps and cost.
-            site: The field.
+            site: The field, and where to report what is wrong.
             rules: What the schema's message of this kind says, such as a `dpmesh.v1.Numeric`.
-            lookup: The rules of other elements, and where to report what is wrong.
         """
         fragment.fields.append(self.plan(site, rules))
 

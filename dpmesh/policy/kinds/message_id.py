@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import override
 
@@ -13,9 +13,6 @@ from dpmesh.policy.kinds.kind import Description, FieldKind
 from dpmesh.policy.kinds.site import FieldSite
 from dpmesh.policy.plan import FieldPlan
 
-if TYPE_CHECKING:
-    from dpmesh.policy.compile.rule_lookup import RuleLookup
-
 
 class MessageId(FieldKind):
     """Replaces the field by random bits. It needs no noise, so it leaves where the budget is exhausted, too."""
@@ -23,15 +20,15 @@ class MessageId(FieldKind):
     name = "message_id"
 
     @override
-    def add(self, fragment: Fragment, site: FieldSite, rules: Any, lookup: RuleLookup) -> None:
+    def add(self, fragment: Fragment, site: FieldSite, rules: Any) -> None:
         entry = site.field
         if entry.is_repeated or entry.type not in (F.TYPE_STRING, F.TYPE_BYTES):
             text = f"message_id does not fit {type_name(entry)}"
-            lookup.diagnostics.error(entry.full_name, "kind-type", text, "string or bytes")
+            site.error("kind-type", text, "string or bytes")
             return
         fragment.add_step(steps.random_id(entry))
         fragment.values += 1
-        super().add(fragment, site, rules, lookup)
+        super().add(fragment, site, rules)
 
     @override
     def describe(self, plan: FieldPlan) -> Description:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import override
 
@@ -10,14 +10,11 @@ from dpmesh.policy.codegen import steps
 from dpmesh.policy.codegen.steps import Step
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.descriptors import choice_of
-from dpmesh.policy.diagnostics import BadRuleError, Diagnostics
+from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds.kind import FieldKind
 from dpmesh.policy.kinds.site import FieldSite
 from dpmesh.policy.kinds.transforms import Transform
 from dpmesh.policy.plan import FieldPlan, Model
-
-if TYPE_CHECKING:
-    from dpmesh.policy.compile.rule_lookup import RuleLookup
 
 
 class NoisedKind(FieldKind):
@@ -26,22 +23,21 @@ class NoisedKind(FieldKind):
     takes_share = True
 
     @override
-    def add(self, fragment: Fragment, site: FieldSite, rules: Any, lookup: RuleLookup) -> None:
-        name = site.field.full_name
+    def add(self, fragment: Fragment, site: FieldSite, rules: Any) -> None:
         try:
             plan = self.plan(site, rules)
         except BadRuleError as bad:
-            lookup.diagnostics.bad_rule(name, bad)
+            site.error(bad.rule, bad.text, bad.fix)
             return
         except ValueError as error:
             # The samplers have limits of their own, which only extreme resolutions and epsilons reach.
-            lookup.diagnostics.error(name, "resolution", str(error), "use a coarser resolution")
+            site.error("resolution", str(error), "use a coarser resolution")
             return
         fragment.fields.append(plan)
         fragment.values += plan.repeats
         if plan.model is Model.CENTRAL:
             fragment.central += plan.cost
-            self._require(fragment, site, plan, lookup.diagnostics)
+            self._require(fragment, site, plan)
         else:
             fragment.local += plan.cost
         fragment.steps.append(self.step(site, plan))
@@ -56,14 +52,11 @@ class NoisedKind(FieldKind):
         """What is done to each value, as text that becomes part of the message's generated function."""
         raise NotImplementedError(f"{type(self).__name__} has neither a transform nor a step of its own")
 
-    def _require(
-        self, fragment: Fragment, site: FieldSite, plan: FieldPlan, diagnostics: Diagnostics
-    ) -> None:
+    def _require(self, fragment: Fragment, site: FieldSite, plan: FieldPlan) -> None:
         """Refuses messages without an aggregate: its sensitivity covers what one unit changes, but no absence."""
         entry = site.field
         if site.owned:
-            diagnostics.warn(
-                entry.full_name,
+            site.warn(
                 "unit-aggregate",
                 "is an aggregate, because sensitivity is set: global budgets pay for it, and the unit does not",
                 "remove sensitivity if the value is the unit's own",
@@ -74,8 +67,7 @@ class NoisedKind(FieldKind):
         elif entry.has_presence:
             fragment.steps.append(steps.require_set(entry))
             if not entry.is_required and choice_of(entry) is None:
-                diagnostics.warn(
-                    entry.full_name,
+                site.warn(
                     "aggregate-absent",
                     "is an aggregate, and a message without it is refused: its sensitivity does not cover absence",
                     "always set it (a count of nothing is 0), or make it a field without presence",

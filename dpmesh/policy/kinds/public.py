@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import override
 
@@ -11,9 +11,6 @@ from dpmesh.policy.kinds.kind import Description, FieldKind
 from dpmesh.policy.kinds.site import FieldSite
 from dpmesh.policy.plan import FieldPlan
 from dpmesh.v1 import privacy_pb2 as pb
-
-if TYPE_CHECKING:
-    from dpmesh.policy.compile.rule_lookup import RuleLookup
 
 
 class Public(FieldKind):
@@ -24,14 +21,13 @@ class Public(FieldKind):
     protects = False
 
     @override
-    def add(self, fragment: Fragment, site: FieldSite, rules: Any, lookup: RuleLookup) -> None:
-        name = site.field.full_name
+    def add(self, fragment: Fragment, site: FieldSite, rules: Any) -> None:
         if site.max_items:
             text = "max_items cuts nothing that leaves as it is"
-            lookup.diagnostics.error(name, "max-items", text, "remove it")
-        if lookup.holds_rules(site.field):
+            site.error("max-items", text, "remove it")
+        if site.lookup.holds_rules(site.field):
             text = "leaves as it is, with fields in it whose own rules protect them elsewhere"
-            lookup.diagnostics.warn(name, "public", text, "remove `public`, and these rules hold")
+            site.warn("public", text, "remove `public`, and these rules hold")
         self.copy(fragment, site)
 
     def copy(self, fragment: Fragment, site: FieldSite) -> None:

@@ -10,10 +10,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
-from dpmesh.policy.kinds.kind import FieldKind
-from dpmesh.policy.kinds.unavailable import Unavailable
+from typing_extensions import override
+
+from dpmesh.policy.compile.fragment import Fragment
+from dpmesh.policy.kinds.kind import Description, FieldKind
+from dpmesh.policy.kinds.site import FieldSite
+from dpmesh.policy.plan import FieldPlan
 from dpmesh.v1 import privacy_pb2 as pb
+
+
+class Unavailable(FieldKind):
+    """A kind that the schema has and this version of dpmesh has not: it refuses all its fields.
+
+    Args:
+        name: Of the kind in the schema.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name  # type: ignore[misc] # Each instance stands for another kind.
+
+    @override
+    def add(self, fragment: Fragment, site: FieldSite, rules: Any) -> None:
+        site.error("kind-not-available", f"{self} does not work yet", "use suppress until it does")
+
+    @override
+    def describe(self, plan: FieldPlan) -> Description:
+        return Description("nothing")
 
 
 def _load(name: str) -> FieldKind:

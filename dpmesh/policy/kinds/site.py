@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from google.protobuf.descriptor import FieldDescriptor
 
 from dpmesh.policy.descriptors import is_map
 from dpmesh.policy.diagnostics import BadRuleError
+
+if TYPE_CHECKING:
+    from dpmesh.policy.compile.rule_lookup import RuleLookup
 
 # Repeated fields are filled up to max_items in every message.
 ITEMS_LIMIT = 100_000
@@ -25,6 +29,7 @@ class FieldSite:
         share: Its part of the message's epsilon, if the message set one.
         max_items: The public length of a repeated field, 0 when none was set.
         instances: How often its message occurs in one root message.
+        lookup: The rules of other elements.
         owned: Another field, of its message or of a message around it, names a unit, which pays for local values.
     """
 
@@ -34,7 +39,16 @@ class FieldSite:
     share: Fraction | None
     max_items: int
     instances: int
+    lookup: RuleLookup
     owned: bool
+
+    def error(self, rule: str, text: str, fix: str = "") -> None:
+        """Reports what keeps the field's message type from being released."""
+        self.lookup.diagnostics.error(self.field.full_name, rule, text, fix)
+
+    def warn(self, rule: str, text: str, fix: str = "") -> None:
+        """Reports what is worth a look."""
+        self.lookup.diagnostics.warn(self.field.full_name, rule, text, fix)
 
     def repeats(self) -> int:
         """How many elements one message instance shows.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import override
 
@@ -11,9 +11,6 @@ from dpmesh.policy.kinds.kind import Description, FieldKind
 from dpmesh.policy.kinds.site import FieldSite
 from dpmesh.policy.plan import FieldPlan
 
-if TYPE_CHECKING:
-    from dpmesh.policy.compile.rule_lookup import RuleLookup
-
 
 class Suppress(FieldKind):
     """Drops the field, with all that is in it."""
@@ -21,13 +18,11 @@ class Suppress(FieldKind):
     name = "suppress"
 
     @override
-    def add(self, fragment: Fragment, site: FieldSite, rules: Any, lookup: RuleLookup) -> None:
+    def add(self, fragment: Fragment, site: FieldSite, rules: Any) -> None:
         if site.field.is_required:
             text = "is required, so its message can't be sent without it"
-            lookup.diagnostics.error(
-                site.field.full_name, "required", text, "protect it, or make it optional"
-            )
-        super().add(fragment, site, rules, lookup)
+            site.error("required", text, "protect it, or make it optional")
+        super().add(fragment, site, rules)
 
     @override
     def describe(self, plan: FieldPlan) -> Description:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from typing_extensions import override
@@ -13,7 +13,6 @@ from dpmesh.noise.draws import function
 from dpmesh.policy.codegen.steps import Step, passed
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.descriptors import INTEGER_RANGES, F, choice_of, type_name
-from dpmesh.policy.diagnostics import Diagnostics
 from dpmesh.policy.kinds.kind import Description, FieldKind
 from dpmesh.policy.kinds.site import FieldSite
 from dpmesh.policy.kinds.transforms import Transform
@@ -21,9 +20,6 @@ from dpmesh.policy.kinds.unit_id import Canonical, Read, canonical_form, normali
 from dpmesh.policy.kinds.words import duration
 from dpmesh.policy.plan import FieldPlan, Pseudonymise
 from dpmesh.v1 import privacy_pb2 as pb
-
-if TYPE_CHECKING:
-    from dpmesh.policy.compile.rule_lookup import RuleLookup
 
 DEFAULT_EPOCH = 86_400.0
 # What a Duration may be, by its own rules.
@@ -53,27 +49,28 @@ class Unit(FieldKind):
     is_unit = True
 
     @override
-    def add(self, fragment: Fragment, site: FieldSite, rules: pb.Unit, lookup: RuleLookup) -> None:
-        entry, diagnostics = site.field, lookup.diagnostics
-        name = entry.full_name
+    def add(self, fragment: Fragment, site: FieldSite, rules: pb.Unit) -> None:
+        entry = site.field
         fits = entry.type in INTEGER_RANGES or entry.type in (F.TYPE_STRING, F.TYPE_BYTES)
         if entry.is_repeated or not fits:
             text = f"unit does not fit {type_name(entry)}"
-            diagnostics.error(name, "kind-type", text, "string, bytes or integer")
+            site.error("kind-type", text, "string, bytes or integer")
             return
         if choice_of(entry) is not None:
-            diagnostics.error(name, "kind-type", "a unit can't be one of a oneof", "move it out")
+            site.error("kind-type", "a unit can't be one of a oneof", "move it out")
             return
-        super().add(fragment, site, rules, lookup)
-        canonical = canonical_form(entry, _normalize(entry, rules, diagnostics))
+        super().add(fragment, site, rules)
+        canonical = canonical_form(entry, _normalize(site, rules))
         if not entry.has_presence:
             fragment.plain_unit = (entry.name, canonical)
         fragment.unit = read = reader(entry, canonical)
         if rules.form == pb.Unit.SUPPRESSED:
-            _suppress(fragment, site, read, canonical, diagnostics)
+            _suppress(fragment, site, read, canonical)
             return
-        fragment.add_step(_step(entry, rules, read, canonical, diagnostics))
-        fragment.shows_presence.append(f"{name} leaves" + (" as it is" if rules.form else " as a pseudonym"))
+        fragment.add_step(_step(site, rules, read, canonical))
+        fragment.shows_presence.append(
+            f"{entry.full_name} leaves" + (" as it is" if rules.form else " as a pseudonym")
+        )
 
     @override
     def plan(self, site: FieldSite, rules: pb.Unit) -> FieldPlan:
@@ -97,52 +94,41 @@ def _epoch(rules: pb.Unit) -> float:
     return rules.epoch.seconds + rules.epoch.nanos / 1e9 if rules.HasField("epoch") else DEFAULT_EPOCH
 
 
-def _suppress(
-    fragment: Fragment, site: FieldSite, read: Read, canonical: Canonical, diagnostics: Diagnostics
-) -> None:
+def _suppress(fragment: Fragment, site: FieldSite, read: Read, canonical: Canonical) -> None:
     if site.field.is_required:
         text = "is required, so its message can't be sent without it"
-        diagnostics.error(site.field.full_name, "required", text, "use another form, or make it optional")
+        site.error("required", text, "use another form, or make it optional")
     if not site.owned:
         # Where a message of an outer unit is filled in, there is no id; those that are there are read for the bill.
         fragment.add_step(_required(site.field, read, canonical))
 
 
-def _step(
-    entry: FieldDescriptor, rules: pb.Unit, read: Read, canonical: Canonical, diagnostics: Diagnostics
-) -> Step:
-    name = entry.full_name
+def _step(site: FieldSite, rules: pb.Unit, read: Read, canonical: Canonical) -> Step:
+    entry = site.field
     if rules.form == pb.Unit.RAW:
-        diagnostics.warn(name, "unit-raw", "the unit's id leaves as it is", "form: PSEUDONYM hides it")
+        site.warn("unit-raw", "the unit's id leaves as it is", "form: PSEUDONYM hides it")
         return passed(entry)
     epoch = _epoch(rules)
     if not 1 <= epoch <= LONGEST_EPOCH:
-        diagnostics.error(name, "epoch", "epoch must be from 1 s to 10,000 years")
+        site.error("epoch", "epoch must be from 1 s to 10,000 years")
     if INTEGER_RANGES.get(entry.type, (0, 2**63))[1] < 2**33:
-        diagnostics.warn(
-            name,
-            "unit-collision",
-            "32-bit pseudonyms of different units collide",
-            "use a string or int64",
-        )
+        site.warn("unit-collision", "32-bit pseudonyms of different units collide", "use a string or int64")
     return _pseudonym(entry, read, canonical, epoch)
 
 
-def _normalize(
-    field: FieldDescriptor, rules: pb.Unit, diagnostics: Diagnostics
-) -> Callable[[str], str] | None:
+def _normalize(site: FieldSite, rules: pb.Unit) -> Callable[[str], str] | None:
     """What makes spellings of an id equal, or None if each is a unit of its own."""
     chosen = set(rules.normalize)
     if not chosen:
         return None
-    if field.type != F.TYPE_STRING:
-        text = f"normalize is for strings, and this is {type_name(field)}"
-        diagnostics.error(field.full_name, "unit-normalize", text, "remove it")
+    if site.field.type != F.TYPE_STRING:
+        text = f"normalize is for strings, and this is {type_name(site.field)}"
+        site.error("unit-normalize", text, "remove it")
         return None
     if pb.Unit.AS_IS in chosen:
         if len(chosen) > 1:
             text = "normalize has AS_IS, and something else"
-            diagnostics.error(field.full_name, "unit-normalize", text, "choose one of the two")
+            site.error("unit-normalize", text, "choose one of the two")
         return None
     return normalization(
         nfc=pb.Unit.NFC in chosen, fold=pb.Unit.CASE_FOLD in chosen, strip=pb.Unit.STRIP in chosen
