@@ -1,4 +1,4 @@
-"""Where a field stands in a message: reads received values by the plan's paths."""
+"""Paths: finds the fields of a plan by what people type, and reads their values from received messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from dpmesh.estimate.result import EstimateError
-from dpmesh.policy.descriptors import F, choice_of, inside_of, is_map, is_wrapper, mark, scalar
+from dpmesh.policy.descriptors import F, inside_of, is_map, is_wrapper, mark, oneof_of, scalar
 from dpmesh.policy.kinds.oneof import NOTHING
 from dpmesh.policy.plan import FieldPlan, Plan
 
@@ -43,7 +43,7 @@ def _noised(plan: Plan) -> str:
 
 
 def _refuse_hidden(plan: Plan, field: FieldPlan) -> None:
-    """A member of a oneof whose choice is randomized also holds defaults of senders that chose another."""
+    """Refuses a member of a oneof whose choice is randomized: it also holds defaults of senders that chose another."""
     hidden = {entry.name for entry in plan.fields if entry.kind.on_oneof}
     for step in walk(plan.descriptor, field):
         oneof = step.containing_oneof
@@ -66,7 +66,7 @@ def walk(descriptor: Descriptor, field: FieldPlan) -> list[FieldDescriptor]:
 
 
 def may_be_absent(plan: Plan, field: FieldPlan) -> bool:
-    """Whether a sender may hold less than the places that its messages show of a field.
+    """Whether a sender may hold fewer values of a field than its messages show places.
 
     Optional fields, wrappers, messages and elements of repeated fields are filled where they are absent. Entries of
     maps and members of a oneof whose choice is public are not. Neither are messages that bring a unit of their own,
@@ -78,9 +78,7 @@ def may_be_absent(plan: Plan, field: FieldPlan) -> bool:
         owned = any(prefix.startswith(path[: path.rfind(".") + 1]) for path in units)
         prefix += f"{step.name}{mark(step)}."
         scoped = any(path.startswith(prefix) for path in units)
-        filled = mark(step) == "[]" or (
-            step.has_presence and not step.is_required and choice_of(step) is None
-        )
+        filled = mark(step) == "[]" or (step.has_presence and not step.is_required and oneof_of(step) is None)
         if filled and (owned or not scoped):
             return True
     return False
@@ -101,9 +99,8 @@ def default(descriptor: Descriptor, field: FieldPlan) -> Any:
 def reader(descriptor: Descriptor, field: FieldPlan) -> Read:
     """What reads all values of a field out of a received message.
 
-    A field that its sender always fills and that is not there holds no report: so leave the messages of senders
-    whose budget is spent under on_exhausted = "suppress". A member of a oneof whose choice is public is there if it
-    was chosen.
+    An absent field that senders always fill is no report: messages leave this way under on_exhausted = "suppress",
+    once the sender's budget is spent. A member of a oneof whose choice is public is there if it was chosen.
     """
     if field.kind.on_oneof:
         name = field.path.split(".")[-1]

@@ -1,4 +1,4 @@
-"""Reader: what a receiver of noisy messages can tell, from the policy alone."""
+"""Reader: what a receiver of noisy messages can estimate from the policy alone."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Reader:
     All values of one call have to come from senders under this one policy. Values that it can't have released are
     refused: between the points of its grid, out of its range or domain, in lists of another length, or on average
     where its law can't put them. Most policies can't be told apart by that. Two epsilons of one bool, or of one
-    number IN_RANGE, give the same outputs at other rates, and reports of both read as one give a wrong estimate with
-    an interval that looks right. The digests that come with the reports tell: keep them, make one Reader for each
-    policy, and pass the digests of its reports as `digests`.
+    number IN_RANGE, give the same outputs at other rates, and reports of both together give a wrong estimate with
+    an interval that looks right. The digests that come with the reports tell policies apart: keep them, make one Reader
+    for each policy, and pass the digests of its reports as `digests`.
 
-    Messages that left under on_exhausted = "suppress" hold no report. They are told by a field that is always filled
-    (an optional one, a wrapper, a repeated one). A plain number or category in them is its type's default, which
+    Messages that left under on_exhausted = "suppress" hold no report. They lack the fields that are otherwise always
+    filled (optional ones, wrappers, repeated ones). A plain number or category in them is its type's default, which
     only the sender can tell from a report.
 
     Args:
@@ -65,9 +65,9 @@ class Reader:
     ) -> None:
         rules = policy if isinstance(policy, Policy) else Policy(policy)
         self.plan = message_type if isinstance(message_type, Plan) else _compile(message_type, rules)
-        # A plan says nothing of the overlays that it was compiled from.
-        own = {self.plan.version} if isinstance(message_type, Plan) else {self.plan.version, rules.digest}
-        if not ({digests} if isinstance(digests, str) else set(digests)) <= own:
+        # A plan does not hold the overlays that it was compiled from.
+        known = {self.plan.version} if isinstance(message_type, Plan) else {self.plan.version, rules.digest}
+        if not ({digests} if isinstance(digests, str) else set(digests)) <= known:
             raise EstimateError(
                 self.plan.descriptor.full_name,
                 "one of the digests is not this policy's: give Reader the senders' policy file, if they have one, and "
@@ -163,7 +163,7 @@ class Reader:
             values: What was received: members of the domain (enums by number or name), or messages.
             held: The share of places that hold a value: see `mean`. The shares are those of held values then.
             project: Move the shares to the nearest ones that can be, and cut the intervals to 0 and 1. These stay as
-                honest as they were: see `shares.projected`.
+                honest as they were: see `frequencies.projected`.
             confidence: How often each interval, by itself, holds its share.
 
         Returns:
@@ -185,7 +185,7 @@ class Reader:
             numbered = {name: number for number, name in labels.items()}
             received = (numbered.get(value, value) if isinstance(value, str) else value for value in received)
         needed = absence.confidence_of_places(held, confidence)
-        found = frequencies.shares(path, received, domain, category.mechanism.truth, needed)
+        found = frequencies.estimate_frequencies(path, received, domain, category.mechanism.truth, needed)
         if held is None:
             per_place = paths.may_be_absent(self.plan, field)
             found = [replace(entry, per_place=per_place) for entry in found]

@@ -1,4 +1,4 @@
-"""Plan: what is done to each field of one message type, decided once, frozen, and cheap to run."""
+"""Plan: what is done to each field of one message type, decided once and immutable."""
 
 from __future__ import annotations
 
@@ -116,15 +116,15 @@ class Plan:
         unit: Where one unit, in the message itself, pays for all of it: maps a snapshot to the unit's canonical bytes.
             None otherwise. Raises ProtectionError.
         build: Maps a snapshot and the pseudonym function to a new, protected message. Raises ProtectionError.
-        build_blank: The same, as if every value were absent: what leaves under on_exhausted = "suppress".
+        build_blank: What `build` is, as if every value were absent: for on_exhausted = "suppress".
         mechanisms: The names of all mechanisms, sorted, for telemetry.
         protected: How many fields are noised or suppressed.
         cost: The most that one message can cost all owners together, with one instance of each scope.
         delta: The sum of the deltas that its Gaussians were declared with.
         labels: Of the message type and of the messages in it that are protected or can hold an Any, sorted.
-        messages: The full names of the same types, sorted.
-        ownerless: What the scope of no unit costs, in two parts: local values, for which the units pay that a message
-            with them is packed in, and aggregates.
+        messages: The full names of the types that `labels` is about, sorted.
+        ownerless: What the scope of no unit costs, in two parts. The first is local values: where the message is packed
+            in an Any, the units around the Any pay for them. The second is aggregates.
         anys: What opens a message that can hold Anys, without which `build` and `build_blank` refuse it. None where no
             message of the type can hold one. `cost` counts nothing of what Anys pack.
     """
@@ -149,17 +149,17 @@ class Plan:
 
     @property
     def is_open(self) -> bool:
-        """Whether nothing is protected but what Anys pack, so that each message tells if it has to be protected."""
+        """Whether nothing is protected but what Anys pack, so that it depends on each message."""
         return self.anys is not None and self.anys.alone
 
     def owners(self, message: Message) -> Sequence[tuple[int, bytes]]:
-        """What `payers` gives for a message that nobody changes."""
+        """What `payers` gives for a message that is not changed meanwhile."""
         return self.payers(self.snapshot(message))
 
     def protect(self, message: Message, pseudonymise: Pseudonymise) -> Message:
-        """What `build` makes of a message that nobody changes. The message itself is never changed."""
+        """What `build` makes of a message that is not changed meanwhile. This does not change it either."""
         return self.build(self.snapshot(message), pseudonymise)
 
     def blank(self, message: Message, pseudonymise: Pseudonymise) -> Message:
-        """What `build_blank` makes of a message that nobody changes."""
+        """What `build_blank` makes of a message that is not changed meanwhile."""
         return self.build_blank(self.snapshot(message), pseudonymise)

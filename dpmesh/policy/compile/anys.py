@@ -15,7 +15,7 @@ from dpmesh.policy.descriptors import inside_of, is_map, is_map_entry
 from dpmesh.policy.rulebook import Rulebook
 
 ANY = "google.protobuf.Any"
-# How many messages can lie in each other, and how many Anys: what protobuf's own parsers take.
+# How deep messages can be nested, and how deep Anys: the limit of protobuf's own parsers.
 DEEPEST = 100
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
@@ -26,12 +26,12 @@ class Found(NamedTuple):
 
     Attributes:
         any: The Any.
-        holder: The message that holds it; the Any itself where no message does.
-        field: The holder's field; None where no message holds it.
+        holder: The message that holds it; the Any itself where it is the root message.
+        field: The holder's field; None where the Any is the root message.
         key: Its index in a repeated field, or its key in a map.
         rule: The `unannotated` that holds for packed types without rules.
         units: The ids of all units around it within the message, the nearest first: each pays for what is packed.
-        strict: It lies in a protected message, of which unknown fields and extensions never leave.
+        strict: It lies in a protected message, whose unknown fields and extensions never leave.
         name: The full name of the field, for errors.
     """
 
@@ -73,8 +73,8 @@ def holds_any(field: FieldDescriptor) -> bool:
     return inside is not None and is_any(inside)
 
 
-def refuse_ruled(message: Descriptor, book: Rulebook) -> None:
-    """Refuses rules for the fields of Any itself: what an Any packs has rules of its own.
+def refuse_rules_inside(message: Descriptor, book: Rulebook) -> None:
+    """Refuses rules for the fields of google.protobuf.Any: what an Any packs has rules of its own.
 
     Raises:
         AnnotationError: There is one.
@@ -145,7 +145,7 @@ def owned_by(read: Callable[[Any], bytes], find: Find) -> Find:
 
 
 def together(finds: Sequence[Find]) -> Find:
-    """Finds what all of them find, in their order."""
+    """Finds the Anys that several functions find, in their order."""
     return lambda message, strict: (found for find in finds for found in find(message, strict))
 
 

@@ -46,7 +46,7 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
 
 
 def _refuse_idle(message: Descriptor, lookup: RuleLookup) -> None:
-    """Refuses rules that protect nothing in a type that leaves as it is: whoever wrote them meant to protect it."""
+    """Refuses rules without effect in a type that leaves as it is: they show that protection was meant."""
     idle = [(message.full_name, "epsilon", lookup.message(message).rules.HasField("epsilon"))]
     idle += [(o.full_name, "oneof-choice", lookup.oneof(o).rules.HasField("epsilon")) for o in message.oneofs]
     idle += [(f.full_name, "max-items", lookup.field(f).rules.max_items > 0) for f in message.fields]

@@ -8,7 +8,7 @@ from fractions import Fraction
 from google.protobuf.descriptor import Descriptor
 
 from dpmesh.policy.compile.rule_lookup import RuleLookup
-from dpmesh.policy.descriptors import choice_of
+from dpmesh.policy.descriptors import oneof_of
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds.loss import checked_epsilon, split
 
@@ -37,7 +37,7 @@ def epsilon_share(message: Descriptor, lookup: RuleLookup) -> Fraction | None:
 def _takers(message: Descriptor, lookup: RuleLookup) -> Iterator[str]:
     for field in message.fields:
         rules, kind = lookup.field(field).rules, lookup.kind(field)
-        oneof = choice_of(field)
+        oneof = oneof_of(field)
         if kind is not None and kind.takes_share and not getattr(rules, kind.name).HasField("epsilon"):
             yield f"a member of {oneof.name}" if oneof else field.name
         if oneof and lookup.changes(field):

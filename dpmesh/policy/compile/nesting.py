@@ -11,7 +11,7 @@ from dpmesh.accounting import Cost
 from dpmesh.errors import AnnotationError
 from dpmesh.policy.codegen import steps
 from dpmesh.policy.compile.fragment import Fragment, into_child, over_elements, over_entries
-from dpmesh.policy.descriptors import choice_of, inside_of, is_map, type_name
+from dpmesh.policy.descriptors import inside_of, is_map, oneof_of, type_name
 from dpmesh.policy.diagnostics import BadRuleError, Diagnostics
 from dpmesh.policy.kinds.site import FieldSite, checked_items
 from dpmesh.policy.kinds.words import short_path
@@ -54,7 +54,7 @@ def _single(
         text = "max_items is for repeated fields and maps"
         site.error("max-items", text, "remove it")
     inner = walk.message(inside, site.path + ".", site.instances, stack, owned=site.owned)
-    chosen = choice_of(entry)
+    chosen = oneof_of(entry)
     when_set = inner.scoped and (
         not site.owned or (chosen is not None and walk.lookup.oneof(chosen).rules.public)
     )

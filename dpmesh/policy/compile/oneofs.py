@@ -54,11 +54,11 @@ def add(
     else:
         epsilon = _epsilon(oneof, resolved, share, lookup)
         if epsilon is not None:
-            _hide(fragment, oneof, members, epsilon, path, instances, resolved, lookup)
+            _randomize(fragment, oneof, members, epsilon, path, instances, resolved, lookup)
 
 
 def refuse_idle(oneof: OneofDescriptor, resolved: ResolvedRule, lookup: RuleLookup) -> None:
-    """Refuses an epsilon for a choice that is not randomized: somebody meant to protect it."""
+    """Refuses an epsilon for a choice that is not randomized: it shows that protection was meant."""
     if resolved.rules.HasField("epsilon"):
         lookup.diagnostics.error(
             oneof.full_name,
@@ -86,7 +86,7 @@ def _epsilon(
     return epsilon
 
 
-def _hide(
+def _randomize(
     fragment: Fragment,
     oneof: OneofDescriptor,
     members: Sequence[Member],

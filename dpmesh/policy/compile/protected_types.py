@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from dpmesh.policy.compile.anys import is_any, refuse_ruled
+from dpmesh.policy.compile.anys import is_any, refuse_rules_inside
 from dpmesh.policy.descriptors import extensions, is_map_entry
 from dpmesh.policy.kinds.registry import kind_of
 from dpmesh.policy.rulebook import Rulebook
@@ -27,7 +27,7 @@ def is_protected(message: Descriptor, book: Rulebook) -> bool:
 def protected_types(message: Descriptor, book: Rulebook) -> dict[str, bool]:
     """For the name of each type that a message type reaches, itself included: whether it has something to protect.
 
-    Each type is looked at once, whatever the number of ways to it.
+    Each type is looked at once, however many fields lead to it.
 
     Raises:
         AnnotationError: A rule was written by a newer schema.
@@ -58,7 +58,7 @@ def protected_types(message: Descriptor, book: Rulebook) -> dict[str, bool]:
 def _fields(message: Descriptor, book: Rulebook) -> Iterator[tuple[FieldDescriptor, bool]]:
     """The fields of a type but for public ones, each with whether a rule protects it."""
     if is_any(message):
-        refuse_ruled(message, book)  # Its content is judged at release.
+        refuse_rules_inside(message, book)  # Its content is judged at release.
         return
     if is_map_entry(message):
         # An entry takes no rules: the map does, and what it holds.

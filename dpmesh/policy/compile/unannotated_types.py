@@ -40,7 +40,7 @@ class _Way(NamedTuple):
 
 
 class UnannotatedTypes:
-    """Walks messages of types without rules, of whatever shape: types may hold themselves.
+    """Walks messages of types without rules, which may hold themselves.
 
     Args:
         book: The rules: a `public` field leaves as it is, on purpose, with all that is in it.
@@ -48,7 +48,7 @@ class UnannotatedTypes:
 
     def __init__(self, book: Rulebook) -> None:
         self._book = book
-        self._open: dict[tuple[Descriptor, bool], bool] = {}
+        self._reaching: dict[tuple[Descriptor, bool], bool] = {}
         self._followed: dict[Descriptor, tuple[_Way, ...]] = {}
         self._ways: dict[FieldDescriptor, _Way | None] = {}
         self._rules: dict[Descriptor, int] = {}
@@ -76,11 +76,11 @@ class UnannotatedTypes:
             message: The type.
             strict: It stands in a protected one, whose extensions never leave.
         """
-        known = self._open.get((message, strict))
+        known = self._reaching.get((message, strict))
         if known is None:
             types = self._types(message, strict=strict)
             found = any(is_any(at) or (at.is_extendable and not strict) for at in types)
-            known = self._open[message, strict] = found
+            known = self._reaching[message, strict] = found
         return known
 
     def extendable(self, message: Descriptor) -> tuple[Descriptor, ...]:

@@ -15,7 +15,7 @@ from dpmesh.policy.compile.epsilon_split import epsilon_share
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.compile.rule_lookup import RuleLookup
 from dpmesh.policy.compile.unannotated_types import UnannotatedTypes
-from dpmesh.policy.descriptors import METHODS, choice_of, extensions, inside_of
+from dpmesh.policy.descriptors import RESERVED_NAMES, extensions, inside_of, oneof_of
 from dpmesh.policy.kinds.site import FieldSite
 from dpmesh.policy.kinds.words import short_path
 
@@ -105,7 +105,7 @@ class Walk:
         if units:
             self._ruled(units[0], fragment, site, owned=owned)
         for entry in message.fields:
-            if choice_of(entry) is None:
+            if oneof_of(entry) is None:
                 self._field(entry, fragment, site)
         for oneof in message.oneofs:
             self._oneof(oneof, fragment, site)
@@ -136,7 +136,7 @@ class Walk:
                 message.full_name, "unit-duplicate", f"has more than one unit: {names}", "mark one"
             )
         for entry in message.fields:
-            if entry.name in METHODS:
+            if entry.name in RESERVED_NAMES:
                 text = "has the name of a method of Python's messages, which it hides"
                 self.diagnostics.error(entry.full_name, "field-name", text, "rename it")
         for entry in extensions(message):
@@ -155,7 +155,7 @@ class Walk:
         # A header may name the unit whose data the messages of other units are.
         heads = dict.fromkeys(scope.path.removeprefix(path).partition(".")[0] for scope in fragment.units)
         fields = {head: message.fields_by_name[head.rstrip("[]{}")] for head in heads}
-        single = [entry for head, entry in fields.items() if head == entry.name and choice_of(entry) is None]
+        single = [entry for head, entry in fields.items() if head == entry.name and oneof_of(entry) is None]
         others = [
             entry.name for entry in fields.values() if single and inside_of(entry) != inside_of(single[0])
         ]

@@ -9,7 +9,7 @@ from typing_extensions import override
 from dpmesh.policy.codegen import steps
 from dpmesh.policy.codegen.steps import Step
 from dpmesh.policy.compile.fragment import Fragment
-from dpmesh.policy.descriptors import choice_of
+from dpmesh.policy.descriptors import oneof_of
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds.kind import FieldKind
 from dpmesh.policy.kinds.site import FieldSite
@@ -66,7 +66,7 @@ class NoisedKind(FieldKind):
                 fragment.steps.append(steps.require_items(entry, plan.repeats))
         elif entry.has_presence:
             fragment.steps.append(steps.require_set(entry))
-            if not entry.is_required and choice_of(entry) is None:
+            if not entry.is_required and oneof_of(entry) is None:
                 site.warn(
                     "aggregate-absent",
                     "is an aggregate, and a message without it is refused: its sensitivity does not cover absence",

@@ -12,7 +12,7 @@ from typing_extensions import override
 from dpmesh.noise.draws import function
 from dpmesh.policy.codegen.steps import Step, passed
 from dpmesh.policy.compile.fragment import Fragment
-from dpmesh.policy.descriptors import INTEGER_RANGES, F, choice_of, type_name
+from dpmesh.policy.descriptors import INTEGER_RANGES, F, oneof_of, type_name
 from dpmesh.policy.kinds.kind import Description, FieldKind
 from dpmesh.policy.kinds.site import FieldSite
 from dpmesh.policy.kinds.transforms import Transform
@@ -56,7 +56,7 @@ class Unit(FieldKind):
             text = f"unit does not fit {type_name(entry)}"
             site.error("kind-type", text, "string, bytes or integer")
             return
-        if choice_of(entry) is not None:
+        if oneof_of(entry) is not None:
             site.error("kind-type", "a unit can't be one of a oneof", "move it out")
             return
         super().add(fragment, site, rules)
