@@ -27,7 +27,8 @@ from dpmesh.identity.ca.issuer import Issuer
 from dpmesh.identity.ca.proof import RENEW, prove
 from dpmesh.identity.keys import key_pem, new_key
 from dpmesh.v1.identity_pb2 import EnrolRequest, RenewRequest
-from dpmesh_grpc.issuer import IssuerSource, issuer_server
+from dpmesh_grpc.issuer.server import issuer_server
+from dpmesh_grpc.issuer.source import IssuerSource
 
 ROUNDS = 4
 ISSUED = 4000

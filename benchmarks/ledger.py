@@ -137,7 +137,7 @@ async def one_a_transaction(server: Server) -> float:
                 window = int(store._now()) // 86_400 * 86_400
                 outcome = await store.debit(Batch((window,), {account: 0}, [{account: COST}]))
                 free.put_nowait(store)  # noqa: B023
-                if outcome.lacking != [None]:
+                if outcome.denied_by != [None]:
                     raise AssertionError("a charge was refused")
 
         start = time.perf_counter()
@@ -166,8 +166,8 @@ async def one_account(server: Server, holders: int) -> float:
     rate = SHARED / (time.perf_counter() - start)
     for ledger in ledgers:
         await ledger.close()
-    books = PostgresAdmin(url)
-    async with books.view() as view:
+    admin = PostgresAdmin(url)
+    async with admin.view() as view:
         spent = sum([account.spent async for account in view.accounts()])
     if spent != SHARED * COST:
         raise AssertionError("what was debited is not what was charged")
@@ -185,7 +185,7 @@ async def held() -> tuple[float, float, float]:
 
     It is the worst case: a lease that is not used is handed back before so many could be taken.
     """
-    commit_queue._IDLE = 86_400.0
+    commit_queue._IDLE_SECONDS = 86_400.0
     gc.collect()
     before = _resident()
     many = await _leases(MILLION)

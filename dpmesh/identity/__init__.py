@@ -1,4 +1,4 @@
-"""Identities that rotate: where they come from, when they are renewed, and what is proved without one."""
+"""Identities that rotate, their sources, the embedded CA that issues them, and anonymous tokens."""
 
 from dpmesh.identity.ca.authority import Authority, LocalSource, Root
 from dpmesh.identity.identity import Identity, Source

@@ -1,4 +1,4 @@
-"""Identity: a short-lived certificate, its key and the roots to check peers by; kept in memory only."""
+"""Identity: a short-lived certificate, its key and the roots by which peers are checked; in memory only. Source."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Identity:
         certificates: The chain in PEM, leaf first, without the root.
         key: The leaf's private key in PEM (PKCS #8).
         trust_bundle: The roots in PEM by which peers are checked.
-        trust_domain: What stands after "spiffe://" in the leaf's one URI.
+        trust_domain: What follows "spiffe://" in the leaf's one URI.
         not_before: When the leaf begins to be valid, in seconds since 1970.
-        not_after: When it ends, likewise.
-        obtained: When this process got it, by its own clock, likewise.
+        not_after: When the leaf expires, in seconds since 1970.
+        obtained: When this process got the identity, in seconds since 1970 by its own clock.
     """
 
     certificates: bytes = field(repr=False)
     key: bytes = field(repr=False)
     trust_bundle: bytes = field(repr=False)
-    # A life's ends, to the second, tell certificates apart almost as well as serials do.
+    # The begin and end of a life, to the second, identify a certificate almost as well as its serial.
     trust_domain: str = field(repr=False)
     not_before: float = field(repr=False)
     not_after: float = field(repr=False)
@@ -44,7 +44,7 @@ class Identity:
 
     @classmethod
     def load(cls, certificates: bytes, key: bytes, trust_bundle: bytes, now: float) -> Self:
-        """Reads an identity, and checks that its parts fit each other and that it is not over.
+        """Reads an identity, and checks that its parts belong together and that it has not expired.
 
         Args:
             certificates: The chain in PEM, leaf first.
@@ -57,15 +57,15 @@ class Identity:
         """
         try:
             leaf = x509.load_pem_x509_certificates(certificates)[0]
-            private = serialization.load_pem_private_key(key, password=None)
+            private_key = serialization.load_pem_private_key(key, password=None)
             roots = x509.load_pem_x509_certificates(trust_bundle)
-            paired = private.public_key() == leaf.public_key()
+            is_pair = private_key.public_key() == leaf.public_key()
         except (ValueError, TypeError, IndexError, AttributeError, UnsupportedAlgorithm):
             # The parser's own text could quote what it read.
             roots = []
         if not roots:
             raise IdentityError("MALFORMED", "a certificate chain, key or trust bundle can't be read as PEM")
-        if not paired:
+        if not is_pair:
             raise IdentityError("MALFORMED", "the private key is not the certificate's")
         if _is_authority(leaf):
             raise IdentityError("MALFORMED", "the certificate is an authority's, which nobody may present")
@@ -87,16 +87,16 @@ def trust_domain(leaf: x509.Certificate) -> str:
     """The trust domain of an X.509-SVID.
 
     Raises:
-        IdentityError: MALFORMED: it has not exactly one URI, or that is no SPIFFE ID.
+        IdentityError: MALFORMED: it does not have exactly one URI, or that is not a SPIFFE ID.
     """
     return split_spiffe_id(spiffe_id(leaf))[0]
 
 
 def spiffe_id(leaf: x509.Certificate) -> str:
-    """The URI that a certificate stands for. It names a device for as long as the certificate lives: never log it.
+    """The URI of a certificate. It identifies a device for as long as the certificate lives: never log it.
 
     Raises:
-        IdentityError: MALFORMED: there is not exactly one.
+        IdentityError: MALFORMED: there is none, or more than one.
     """
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -114,14 +114,14 @@ def split_spiffe_id(uri: str) -> tuple[str, str]:
     Raises:
         IdentityError: MALFORMED.
     """
-    found = _SPIFFE_ID.fullmatch(uri)
-    if found is None or any(part in (".", "..") for part in found[2].split("/")):
+    match = _SPIFFE_ID.fullmatch(uri)
+    if match is None or any(part in (".", "..") for part in match[2].split("/")):
         raise IdentityError("MALFORMED", "the certificate's URI is no SPIFFE ID")
-    return found[1], found[2]
+    return match[1], match[2]
 
 
 def _is_authority(leaf: x509.Certificate) -> bool:
-    """Whether a certificate may issue others; an X.509-SVID that is presented must not (X509-SVID, section 4.1)."""
+    """Whether a certificate may issue others. An identity's leaf must not (X509-SVID, section 4.1)."""
     try:
         return leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except _UNREADABLE:
@@ -132,18 +132,18 @@ class Source(Protocol):
     """Where identities come from.
 
     Attributes:
-        follows: Somebody else decides when there is a new identity (files, an agent); `fetch` gives the one in force.
-            Otherwise every call makes a new one, with a key that was never used before.
+        follows: True: somebody else decides when there is a new identity (files, an agent), and `fetch` returns the one
+            in force. False: every call of `fetch` makes a new one, with a key that was never used before.
     """
 
     follows: bool
 
     async def fetch(self) -> Identity:
-        """An identity, checked by `Identity.load`.
+        """Returns an identity, checked by `Identity.load`.
 
         Raises:
-            IdentityError: There is none to be had now. Whoever asks may try again.
+            IdentityError: There is none now. The caller may try again.
         """
 
     async def close(self) -> None:
-        """Lets go of connections and files."""
+        """Closes connections and files."""

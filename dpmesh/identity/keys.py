@@ -1,4 +1,4 @@
-"""Keys: P-256, made in memory, and their PEM."""
+"""Keys of identities: P-256, made in memory, and their PEM."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dpmesh.errors import IdentityError
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
-    """A P-256 key that nobody had before."""
+    """A new P-256 key."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
@@ -23,7 +23,7 @@ def read_key(pem: bytes, password: bytes | None = None) -> ec.EllipticCurvePriva
     """A P-256 private key from PEM.
 
     Raises:
-        IdentityError: MALFORMED: it is none, or not under this password.
+        IdentityError: MALFORMED: the PEM is not such a key, or the password is missing or wrong.
     """
     try:
         key = serialization.load_pem_private_key(pem, password)

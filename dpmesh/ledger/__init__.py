@@ -1,7 +1,7 @@
-"""Budgets, and where they live: every release is charged here, durably, before it is sampled.
+"""Budgets, and where they are kept: every release is charged here, durably, before it is sampled.
 
-Ledger charges accounts, mostly from leases; a Store (memory, SQLite, PostgreSQL) keeps what is debited; open_store
-finds the store that a URL names, and open_books its administration; inspect reads a ledger at rest.
+Ledger charges accounts, mostly from leases. A Store (memory, SQLite, PostgreSQL) keeps what is debited. open_store and
+open_admin find the store that a URL names and its administration. inspect reads a ledger without changing it.
 """
 
 from dpmesh.ledger.admin import LedgerAdmin, Snapshot

@@ -1,7 +1,4 @@
-"""LedgerAdmin: what administrators read of a ledger and change in it, whatever it is kept in.
-
-Holders may be at work meanwhile.
-"""
+"""LedgerAdmin: what administrators read of a ledger and change in it, while holders may be at work."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ class Chain:
 
     Attributes:
         name: 16 random bytes.
-        pruned: The last entry that was pruned; where the chain begins if none was.
+        pruned: The last entry that was pruned, or the head of an empty chain.
         head: Its last entry.
     """
 
@@ -39,7 +36,7 @@ class StoredEntry(NamedTuple):
     Attributes:
         chain: The name of its chain.
         seq: Its number there, from 1.
-        body: Its canonical bytes (chain.decode reads them).
+        body: Its canonical bytes, which charge_log.decode reads.
         hash: Its hash.
     """
 
@@ -50,35 +47,25 @@ class StoredEntry(NamedTuple):
 
 
 class LedgerView(Protocol):
-    """A ledger as it was at one moment. All of its methods raise LedgerError if it can't be read."""
+    """A ledger as it was at one moment. All methods raise LedgerError if the ledger can't be read.
 
-    @property
-    def secret(self) -> bytes:
-        """What account names are keyed with."""
+    Attributes:
+        secret: The key of account names.
+        budgets: The budgets as they were last configured, by their numbers, in order of creation.
+        windows: When the window in force began, by the budgets' numbers, in seconds since the epoch; 0 for lifetime.
+        remark: What a reader has to know: that the ledger was moved, or is an older copy; "" if there is nothing.
+        older: Whether the ledger is known to be an older copy of itself.
+        ahead: The names of budgets whose windows began by a wrong clock. They do not renew before that time.
+        pruned_before: Entries older than this (seconds since the epoch) may have been pruned; 0 if none was.
+    """
 
-    @property
-    def budgets(self) -> Mapping[int, Budget]:
-        """The budgets as they were last configured, by their numbers, in order of creation."""
-
-    @property
-    def windows(self) -> Mapping[int, int]:
-        """When the window in force began, by the budgets' numbers, in seconds since the epoch; 0 for lifetime."""
-
-    @property
-    def remark(self) -> str:
-        """What whoever reads it has to know: that it was moved, or is an older copy; "" if there is nothing."""
-
-    @property
-    def older(self) -> bool:
-        """Whether it is known to be an older copy of itself."""
-
-    @property
-    def ahead(self) -> tuple[str, ...]:
-        """The budgets whose windows a wrong clock began, and which renew no earlier than it said."""
-
-    @property
-    def pruned_before(self) -> int:
-        """Entries older than this (seconds since the epoch) may have been pruned; 0 if none was."""
+    secret: bytes
+    budgets: Mapping[int, Budget]
+    windows: Mapping[int, int]
+    remark: str
+    older: bool
+    ahead: tuple[str, ...]
+    pruned_before: int
 
     def accounts(self, budget: str | None = None, account: bytes | None = None) -> AsyncIterator[Account]:
         """All accounts, or those of one budget, or of one unit's hash, ordered by budget and hash."""
@@ -90,11 +77,19 @@ class LedgerView(Protocol):
         """All entries that were not pruned, ordered by chain and number."""
 
 
+class ReadAgainError(LedgerError):
+    """A holder opened the ledger while it was read: what was read may never have been its state. Read it again."""
+
+
 class LedgerAdmin(Protocol):
     """Administration of one ledger. Every method raises LedgerError if the ledger can't be used."""
 
     def view(self) -> AbstractAsyncContextManager[LedgerView]:
-        """The ledger as it is now; nothing is changed, locked or made."""
+        """The ledger as it is now; nothing is changed, locked or made.
+
+        Raises:
+            ReadAgainError: A holder opened the ledger meanwhile. Any method of the view may raise it.
+        """
 
     async def migrate(self) -> tuple[int, int]:
         """Makes the tables, or brings them up to date, all or nothing.
@@ -111,8 +106,8 @@ class LedgerAdmin(Protocol):
             account: The unit's hash (store.account_hash).
             raised: By how much beyond what is granted already, as a ledger amount; positive.
             note: Why, and who says so.
-            has: What is granted to it in this window already. If it is not that much, somebody else was faster: then
-                nothing is granted, and not twice.
+            has: What the caller knows to be granted in this window already. If another administrator granted more
+                meanwhile, nothing is granted.
 
         Raises:
             ConfigError: There is no such budget.
@@ -129,51 +124,51 @@ class LedgerAdmin(Protocol):
         """
 
     async def accept(self, note: str, *, unnoticed: bool = False) -> tuple[str, ...]:
-        """Goes on with an older copy of a ledger, or one that a wrong clock locked, and writes that to the charge log.
+        """Accepts an older copy of a ledger, or one that a wrong clock locked, and writes that to the charge log.
 
-        What was spent since the copy is unknown, so every tumbling budget is moved to the window after the one at hand:
-        nothing is spent twice within a window. Lifetime budgets can't be helped like that.
+        What was spent since the copy is unknown. Every tumbling budget therefore continues in the window after the one
+        in force, so that nothing is spent twice within a window. Lifetime budgets may be spent twice.
 
-        Where windows are ahead of the clock, they are brought back, and what was spent in them counts (rewind.py). On
+        Windows that are ahead of the clock are brought back, and what was spent in them counts (clock_rewind.py). On
         SQLite every holder has to be restarted then.
 
         Args:
             note: Why, and who says so.
-            unnoticed: The administrator knows it is an older copy, though the ledger doesn't show it.
+            unnoticed: The administrator knows that it is an older copy, though the ledger doesn't show it.
 
         Returns:
-            The names of the lifetime budgets, which may have been charged more than the ledger knows; none if it is no
-            older copy.
+            The names of the lifetime budgets, which may have been charged more than the ledger knows. None if the
+            ledger was not an older copy.
 
         Raises:
-            LedgerError: It is no older copy, as far as anybody noticed, and no window is ahead of the clock.
+            LedgerError: Nobody noticed that the ledger is an older copy, and no window is ahead of the clock.
         """
 
 
-def ahead_of_the_clock(place: str, names: Iterable[str], now: float) -> str:
-    """What whoever uses a ledger has to know when its windows are ahead of its clock.
+def ahead_of_the_clock(ledger: str, names: Iterable[str], now: float) -> str:
+    """What users of a ledger have to know when its windows are ahead of its clock.
 
     Args:
-        place: The ledger.
-        names: Of the budgets.
-        now: What the clock shows. It may be the one that is wrong: then `accept` would refill the present window.
+        ledger: What to call the ledger.
+        names: The names of the budgets.
+        now: What the clock shows. This clock may be the wrong one: then `accept` would refill the present window.
     """
     try:
         shown = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M} UTC"
     except (ValueError, OverflowError, OSError):  # beyond the year 9999
         shown = f"{now:.0f} s since 1970"
     return (
-        f"{place} is in windows that its clock has not reached, of {', '.join(map(repr, names))}: a clock was wrong, "
+        f"{ledger} is in windows that its clock has not reached, of {', '.join(map(repr, names))}: a clock was wrong, "
         f"and these budgets renew no earlier than it said. `dpmesh ledger accept` undoes that. The clock shows "
         f"{shown}: if that is wrong, correct it, and accept nothing"
     )
 
 
 def check_grant(account: bytes, raised: int) -> None:
-    """Checks what is granted to whom, before the ledger is asked.
+    """Checks the arguments of a grant.
 
     Raises:
-        LedgerError: It raises nothing, or the account's name is none.
+        LedgerError: The grant raises nothing, or the account's name is invalid.
     """
     if type(raised) is not int or raised <= 0:
         raise LedgerError("a grant must raise the cap, by a positive integer of 1e-9")
@@ -185,7 +180,7 @@ def check_granted(cap: int, granted: int, has: int, raised: int) -> None:
     """Checks a grant against what is granted already.
 
     Raises:
-        LedgerError: That is not what the administrator knew, or a cap can't be so much.
+        LedgerError: The administrator did not know of an earlier grant, or the cap would be too large to count.
     """
     if granted != has:
         raise LedgerError("what is granted to this account has changed meanwhile: look, and grant again")
@@ -195,12 +190,12 @@ def check_granted(cap: int, granted: int, has: int, raised: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A ledger at rest.
+    """The budgets and accounts of a ledger at one moment.
 
     Attributes:
         budgets: As they were last configured, in order of creation.
         accounts: Ordered by budget and account.
-        secret: What account names are keyed with.
+        secret: The key of account names.
     """
 
     budgets: tuple[Budget, ...]

@@ -1,4 +1,4 @@
-"""ledger.url: which store it means, how it is administered, and what a ledger at rest holds."""
+"""ledger.url: which store and which administration a URL names."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpmesh import extras
-from dpmesh.errors import ConfigError, LedgerError
-from dpmesh.ledger.admin import LedgerAdmin, Snapshot
+from dpmesh.errors import ConfigError
+from dpmesh.ledger.admin import LedgerAdmin, ReadAgainError, Snapshot
 from dpmesh.ledger.memory import MemoryStore
 from dpmesh.ledger.store import Store, account_hash
 
@@ -23,9 +23,9 @@ _ALLOWED = (
     '"postgresql://user@host/database"'
 )
 _POSTGRES = ("postgresql://", "postgres://")
-# What no path of a ledger has, but what other tools' URLs do, or a line that was read from a file.
-_STRAY = re.compile(r"[?]\w+=|[\x01-\x1f\x7f]")
-_TRIES = 3  # A holder that opens the ledger meanwhile spoils one.
+# Other tools' URLs have parameters, and lines read from files have control characters. A ledger's path has neither.
+_NO_PATH = re.compile(r"[?]\w+=|[\x01-\x1f\x7f]")
+_TRIES = 3  # A holder that opens the ledger meanwhile makes one fail.
 
 
 def open_store(url: str) -> Store:
@@ -51,13 +51,13 @@ def open_admin(url: str) -> LedgerAdmin:
     """The administration of the ledger that a URL names; nothing is opened yet.
 
     Args:
-        url: As in open_store; "memory:" has no books.
+        url: As in open_store, but not "memory:".
 
     Raises:
         ConfigError: The URL is not one, or names memory, or what it needs is not installed.
     """
     if _is_postgres(url):
-        return _postgres_books()(url)
+        return _postgres_admin()(url)
     path = _path(url)
     if path is None:
         raise ConfigError(
@@ -80,29 +80,21 @@ def inspect(url: str, *, budget: str | None = None, unit: bytes | None = None) -
         ConfigError: The URL is not one, or names memory.
         LedgerError: There is no ledger, or it can't be read.
     """
-    books = open_admin(url)
-    with ThreadPoolExecutor(1) as thread:  # whoever calls may be in an event loop
+    admin = open_admin(url)
+    with ThreadPoolExecutor(1) as thread:  # the caller may be in an event loop
         for _ in range(_TRIES - 1):
             try:
-                return thread.submit(asyncio.run, _snapshot(books, budget, unit)).result()
-            except LedgerError as error:
-                if not _again(error):
-                    raise
-        return thread.submit(asyncio.run, _snapshot(books, budget, unit)).result()
+                return thread.submit(asyncio.run, _snapshot(admin, budget, unit)).result()
+            except ReadAgainError:
+                pass
+        return thread.submit(asyncio.run, _snapshot(admin, budget, unit)).result()
 
 
-async def _snapshot(books: LedgerAdmin, budget: str | None, unit: bytes | None) -> Snapshot:
-    async with books.view() as view:
+async def _snapshot(admin: LedgerAdmin, budget: str | None, unit: bytes | None) -> Snapshot:
+    async with admin.view() as view:
         account = None if unit is None else account_hash(view.secret, unit)
         accounts = [found async for found in view.accounts(budget, account)]
         return Snapshot(tuple(view.budgets.values()), tuple(accounts), view.secret)
-
-
-def _again(error: LedgerError) -> bool:
-    """Whether it is worth reading again."""
-    from dpmesh.ledger.sqlite.admin import ReadAgainError
-
-    return isinstance(error, ReadAgainError)
 
 
 def _postgres_store() -> type[PostgresStore]:
@@ -113,7 +105,7 @@ def _postgres_store() -> type[PostgresStore]:
     return PostgresStore
 
 
-def _postgres_books() -> type[PostgresAdmin]:
+def _postgres_admin() -> type[PostgresAdmin]:
     try:
         from dpmesh.ledger.postgres.admin import PostgresAdmin
     except ModuleNotFoundError as error:
@@ -136,7 +128,7 @@ def _path(url: str) -> Path | None:
     if url == "memory:":
         return None
     rest = url.removeprefix("sqlite:///") if isinstance(url, str) else ""
-    if rest not in ("", url) and (_STRAY.search(rest) or rest != rest.strip()):
+    if rest not in ("", url) and (_NO_PATH.search(rest) or rest != rest.strip()):
         raise ConfigError(
             f"ledger.url: {shown(url)!r}: a file's path has no parameters (?...), no control characters and no space "
             "at its end. It would be another file, of which nothing is spent"
@@ -162,11 +154,11 @@ def sqlite_url(path: Path) -> str:
 
 
 def shown(url: str) -> str:
-    """A URL without what may be secret: who and with which password, in front of the last @, and parameters."""
+    """A URL without what may be secret: user and password (in front of the last @), and parameters."""
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url)
     beginning = scheme[0] if scheme else ""
-    place, mark, parameters = url[len(beginning) :].partition("?")
+    rest, mark, parameters = url[len(beginning) :].partition("?")
     if "@" in parameters:  # then they may be the rest of a password
         return f"{beginning}***"
-    _, at, place = place.rpartition("@")
-    return f"{beginning}{at and '***@'}{place}{mark and '?***'}"
+    _, at, rest = rest.rpartition("@")
+    return f"{beginning}{at and '***@'}{rest}{mark and '?***'}"

@@ -1,4 +1,4 @@
-"""Budget: a cap on privacy loss for one unit, or for everyone together, over one window; and quotas under it."""
+"""Budget: a cap on privacy loss over one window, for each unit or for all units together; and quotas under it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Charge = tuple[int, bytes, int]
 The account's key is the unit's canonical bytes, b"" for a global budget, and `consumer_key` of those for a quota.
 """
 
-# What a glob begins with that can match any beginning.
-_WILD = ("*", "?", "[")
+# A glob that begins with one of these can match any beginning.
+_WILDCARDS = ("*", "?", "[")
 _LENGTH_BYTES = 4
 _TRUST_DOMAIN = re.compile("spiffe://[^/]+")
-# Servers know consumers by names in which these have small letters only.
-_SMALL = re.compile("spiffe://[^/]*|dns:.*", re.IGNORECASE | re.DOTALL)
+# These parts of the names by which servers know consumers have lower-case letters only.
+_LOWER_CASE = re.compile("spiffe://[^/]*|dns:.*", re.IGNORECASE | re.DOTALL)
 
 
 def consumer_key(unit: bytes, consumer: str) -> bytes:
@@ -35,19 +35,19 @@ def consumer_key(unit: bytes, consumer: str) -> bytes:
 
     Args:
         unit: The unit's canonical bytes, or b"" under a global budget.
-        consumer: The consumer's id; "" is the one account of all that are not authenticated.
+        consumer: The consumer's id; "" is the one account of all consumers that are not authenticated.
     """
     return len(unit).to_bytes(_LENGTH_BYTES, "big") + unit + consumer.encode()
 
 
 @dataclass(frozen=True)
 class Match:
-    """Which releases a budget or quota pays for: those that fit all lists that are not empty.
+    """Which releases a budget or quota pays for: a release has to fit every list that is not empty.
 
     Attributes:
         methods: Globs of "/package.Service/Method".
-        messages: Globs, of which one has to fit the full name of the message or of a protected message in it: a budget
-            is not got around by wrapping what it pays for.
+        messages: Globs, of which one has to fit the full name of the message or of a protected message in it. Wrapping
+            a message in another therefore does not avoid its budget.
         directions: "request" or "response".
         labels: Globs, of which one has to fit one of the release's labels.
     """
@@ -85,7 +85,7 @@ def matches(globs: Iterable[str], text: str) -> bool:
 
 
 def _begins(glob: str, text: str) -> bool:
-    """Whether a glob fits something that begins with a text: then a beginning of the glob fits the text."""
+    """Whether a glob can fit something that begins with a text: some beginning of the glob fits the text."""
     return any(fnmatchcase(text, glob[:end]) for end in range(1, len(glob) + 1))
 
 
@@ -93,22 +93,21 @@ def _begins(glob: str, text: str) -> bool:
 class Budget:
     """A cap on privacy loss, (epsilon, delta), over one window.
 
-    A quota is one too, with an account for each consumer. It is charged in addition to the budget that it is under,
-    never instead of it.
+    A quota is a budget with an account for each consumer. It is charged in addition to the budget that it is under.
 
     Attributes:
         name: What users call it.
-        key: "unit": every unit has one of its own; "global": one for all. "unit/consumer" and "global/consumer": a
-            quota under one of these, of which each consumer has one of its own.
+        key: Who has an account: "unit" (each unit) or "global" (one account for all); for quotas "unit/consumer" (each
+            pair of unit and consumer) or "global/consumer" (each consumer).
         epsilon: The most loss, positive.
-        delta: In (0, 1) with zcdp accounting, [0, 1) with pure (where it goes unused).
+        delta: In (0, 1) with zcdp accounting, in [0, 1) with pure accounting, which does not use it.
         accounting: How losses add up.
         window: The length of the tumbling window in whole seconds, or None for lifetime.
         on_exhausted: What happens to a message that the budget doesn't cover.
         match: Which releases it pays for.
         under: A quota's budget; "" for a budget, and for a quota that was read from a ledger.
         consumers: Globs of the consumers that a quota is for; all if empty. "spiffe://mesh.example/part/*" is also for
-            "spiffe://mesh.example", which can be anybody there.
+            "spiffe://mesh.example", which can be any identity of that domain.
         cap: What one account may be charged in one window, as a ledger amount.
 
     Raises:
@@ -122,7 +121,7 @@ class Budget:
     accounting: Accounting = Accounting.ZCDP
     window: float | None = 86400.0
     on_exhausted: Literal["reject", "suppress"] = "reject"
-    # Stores keep none of these: what a budget pays for may change, which refills nothing.
+    # Stores keep none of these: a change of what a budget pays for refills nothing.
     match: Match = Match()
     under: str = ""
     consumers: tuple[str, ...] = ()
@@ -172,8 +171,8 @@ class Budget:
     def is_for(self, consumer: str) -> bool:
         """Whether a quota holds for a consumer.
 
-        A consumer of which no more is known than its trust domain is every identity of that domain: whose identity
-        rotates has no place in it, and would otherwise get around every quota that names a part of it.
+        A consumer that is known by its trust domain alone, as those with rotating identities, counts as every identity
+        of that domain. Otherwise it would avoid every quota for a part of the domain.
         """
         if not self.consumers or matches(self.consumers, consumer):
             return True
@@ -189,7 +188,7 @@ class Budget:
             )
 
     def _check_match(self) -> None:
-        """Refuses globs that can never fit: their budget would pay for nothing, and nobody would notice."""
+        """Refuses globs that can never fit: their budget would pay for nothing."""
         for entry in fields(self.match):
             for glob in getattr(self.match, entry.name):
                 if not isinstance(glob, str) or not glob or glob != glob.strip():
@@ -197,7 +196,7 @@ class Budget:
                         entry.name, glob, "every entry must be a word, or a glob with * or ?, without spaces"
                     )
         for glob in self.match.methods:
-            if not glob.startswith(("/", *_WILD)):
+            if not glob.startswith(("/", *_WILDCARDS)):
                 self._bad("methods", glob, 'a method is "/package.Service/Method", with * for any part')
         for glob in self.match.messages:
             if glob.startswith(".") or "/" in glob:
@@ -208,9 +207,9 @@ class Budget:
         for glob in self.consumers:
             if not isinstance(glob, str):
                 self._bad("consumers", glob, 'every entry must be a name, a glob with * or ?, or ""')
-            small = _SMALL.match(glob)
-            if small is not None and small[0] != small[0].lower():
-                self._bad("consumers", glob, f"no consumer has capitals in {small[0]!r}")
+            part = _LOWER_CASE.match(glob)
+            if part is not None and part[0] != part[0].lower():
+                self._bad("consumers", glob, f"no consumer has capitals in {part[0]!r}")
 
     def _bad(self, key: str, value: object, allowed: str) -> None:
         raise ConfigError(f"{self.kind}.{key}: {value!r} ({self.kind} {self.name!r}): {allowed}")
@@ -234,8 +233,8 @@ def parents(budgets: Sequence[Budget]) -> dict[int, int]:
     """For each quota, the budget that it is under, both by index.
 
     Raises:
-        ConfigError: A quota is under no budget, accounts otherwise than that does, or exceeds it: it would not cap a
-            part of what the budget admits.
+        ConfigError: A quota is under no budget, or would not cap a part of what its budget admits: it is larger, or has
+            another owner, accounting, window or direction.
     """
     known = {budget.name: index for index, budget in enumerate(budgets) if not budget.is_quota}
     found = {}
@@ -273,7 +272,7 @@ def parents(budgets: Sequence[Budget]) -> dict[int, int]:
 
 
 def similar(name: str, names: Iterable[str]) -> list[str]:
-    """The names that another one may have been renamed to, or misspelled as, most similar first."""
+    """The names that a name may have been renamed to, or is misspelled from, most similar first."""
     from difflib import get_close_matches  # only where there is something to warn of
 
     plain = {_letters(other): other for other in names}
@@ -281,7 +280,7 @@ def similar(name: str, names: Iterable[str]) -> list[str]:
 
 
 def _letters(name: str) -> str:
-    """A name without what people change first: capitals, and what stands between words."""
+    """A name in lower case, without what stands between words."""
     return re.sub(r"[\W_]", "", name.casefold()) or name
 
 

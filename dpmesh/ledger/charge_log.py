@@ -1,8 +1,8 @@
-"""The charge log: every durable change of an account is an entry, and entries form chains that can't be bent unseen.
+"""The charge log: every durable change of an account is an entry, and entries form hash chains.
 
-An entry's hash covers the entry and the hash of the one before it (Haber and Stornetta 1991), so whoever alters, drops
-or reorders an entry changes every hash behind it. Each holder writes a chain of its own: one chain for all would make
-them wait for each other. Pure functions, no I/O.
+An entry's hash covers the entry and the hash of the one before it (Haber and Stornetta 1991). Altering, dropping or
+reordering an entry changes every hash behind it. Each holder writes a chain of its own, so that holders do not wait for
+each other. Pure functions, no I/O.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ CHAIN_BYTES = 16
 HASH_BYTES = 32
 
 _HEAD = struct.Struct(">BQI")
-_LINE = struct.Struct(">I16sQq")
+_POSTING = struct.Struct(">I16sQq")
 
 
 class EntryKind(enum.IntEnum):
     """What an entry does.
 
-    DEBIT: slices that a holder took. CREDIT: what it returned of them. GRANT: caps that an administrator raised.
-    OPENING: what was debited before there was a log. ACCEPT: an administrator went on with a restored copy.
+    DEBIT: a holder leased amounts. CREDIT: a holder returned what it did not use. GRANT: an administrator raised caps.
+    OPENING: what was debited before there was a log. ACCEPT: an administrator accepted a restored copy.
     """
 
     DEBIT = 1
@@ -46,7 +46,7 @@ class Posting(NamedTuple):
         budget: The budget's number in the ledger.
         account: The keyed hash of the unit, 16 bytes.
         window: When the window began that is charged, in seconds since the epoch.
-        amount: In ledger amounts; negative for what comes back.
+        amount: A ledger amount; negative for what is returned.
     """
 
     budget: int
@@ -61,14 +61,14 @@ class Entry:
 
     Attributes:
         kind: What it does.
-        at: When, in seconds since the epoch, by the ledger's clock.
-        lines: To which accounts, ordered.
-        note: An administrator's reason, or nothing.
+        at: When it was written, in seconds since the epoch, by the ledger's clock.
+        postings: What it does to each account, in order.
+        note: An administrator's reason, or "".
     """
 
     kind: EntryKind
     at: int
-    lines: tuple[Posting, ...]
+    postings: tuple[Posting, ...]
     note: str = ""
 
 
@@ -76,41 +76,43 @@ class Head(NamedTuple):
     """The end of a chain.
 
     Attributes:
-        seq: How many entries it has, those that were pruned included.
-        hash: The last one's hash.
+        seq: How many entries it has, with those that were pruned.
+        hash: The last entry's hash.
     """
 
     seq: int
     hash: bytes
 
 
-def encode(kind: EntryKind, at: int, lines: Iterable[Posting], note: str = "") -> bytes:
-    """An entry's canonical bytes: kind, time and number of lines, then the lines in order, then the note in UTF-8."""
-    ordered = sorted(lines)
-    pack = _LINE.pack
-    return b"".join((_HEAD.pack(kind, at, len(ordered)), *[pack(*line) for line in ordered], note.encode()))
+def encode(kind: EntryKind, at: int, postings: Iterable[Posting], note: str = "") -> bytes:
+    """An entry's canonical bytes: kind, time, number of postings, the postings in order, and the note in UTF-8."""
+    ordered = sorted(postings)
+    pack = _POSTING.pack
+    return b"".join(
+        (_HEAD.pack(kind, at, len(ordered)), *[pack(*posting) for posting in ordered], note.encode())
+    )
 
 
 def decode(body: bytes) -> Entry:
-    """The entry that canonical bytes say.
+    """Reads an entry from its canonical bytes.
 
     Raises:
-        LedgerError: They are none.
+        LedgerError: The bytes are not an entry's canonical bytes.
     """
     try:
         kind, at, count = _HEAD.unpack_from(body)
-        end = _HEAD.size + count * _LINE.size
-        lines = tuple(Posting(*line) for line in _LINE.iter_unpack(body[_HEAD.size : end]))
-        entry = Entry(EntryKind(kind), at, lines, body[end:].decode())
+        end = _HEAD.size + count * _POSTING.size
+        postings = tuple(Posting(*posting) for posting in _POSTING.iter_unpack(body[_HEAD.size : end]))
+        entry = Entry(EntryKind(kind), at, postings, body[end:].decode())
     except (struct.error, ValueError) as error:
         raise LedgerError("an entry of the charge log can't be read") from error
-    if len(lines) != count or encode(entry.kind, at, lines, entry.note) != body:
+    if len(postings) != count or encode(entry.kind, at, postings, entry.note) != body:
         raise LedgerError("an entry of the charge log is not in canonical form")
     return entry
 
 
 def begin(chain: bytes) -> Head:
-    """Where a chain begins: the hash that stands before its first entry."""
+    """The head of a chain without entries: its hash stands before the first entry."""
     return Head(0, hashlib.sha256(b"dpmesh chain" + chain).digest())
 
 
@@ -120,19 +122,19 @@ def link(head: Head, body: bytes) -> Head:
 
 
 def follow(head: Head, seq: int, body: bytes, hash_: bytes) -> tuple[Head, Entry]:
-    """One entry further along a chain.
+    """Verifies and reads the next entry of a chain.
 
     Args:
-        head: The end so far.
+        head: The head before the entry.
         seq: The entry's number.
         body: Its canonical bytes.
         hash_: Its hash.
 
     Returns:
-        The end with it, and what it says.
+        The head after the entry, and the entry.
 
     Raises:
-        LedgerError: It doesn't belong there; the text says why.
+        LedgerError: The entry does not belong there; the text says why.
     """
     if seq != head.seq + 1:
         raise LedgerError(f"entry {head.seq + 1} is missing")
@@ -146,12 +148,12 @@ def follow(head: Head, seq: int, body: bytes, hash_: bytes) -> tuple[Head, Entry
 
 
 def break_in(head: Head, entries: Sequence[tuple[int, bytes, bytes]], end: Head) -> str | None:
-    """What is wrong with a chain, or None.
+    """Finds what is wrong with a chain; None if nothing is.
 
     Args:
-        head: Where the entries begin.
+        head: The head before the entries.
         entries: (number, canonical bytes, hash) each, in order.
-        end: The chain's head.
+        end: The head that the chain should have.
     """
     try:
         for seq, body, hash_ in entries:
@@ -166,10 +168,21 @@ def break_in(head: Head, entries: Sequence[tuple[int, bytes, bytes]], end: Head)
 
 
 class ChainWriter:
-    """One holder's chain, as far as this holder knows: what it finds in the store must be that.
+    """One holder's chain, as far as this holder knows. The store must hold that chain and no other.
 
-    A commit that failed may have taken effect all the same, so more than one end is possible until the next one is
-    acknowledged. An end that is none of them means that the store has lost what was committed.
+    How it works: a commit that failed may have taken effect. Then several heads are possible, until a commit is
+    acknowledged or the store is asked. A head that is not possible shows that the store lost committed charges.
+
+        state     event                                        next state
+        certain   `attempt`: a commit is about to be tried     trying: the old head or the new one
+        trying    `acknowledge`: the entry is durable          certain: the new head
+        trying    `withdraw`: the entry was not written        as before the attempt
+        trying    the commit fails, and may have taken effect  doubtful: any of the possible heads
+        certain   `doubt`: the store says that it has another  doubtful
+        doubtful  `attempt`                                    trying: one more head is possible
+        doubtful  `settle`: the store was asked, in a lock     certain: the head that it has
+
+    In every state but certain, the head must be asked for, and `check` says whether it is a possible one.
     """
 
     def __init__(self) -> None:
@@ -177,23 +190,23 @@ class ChainWriter:
         self._sure: Head | None = None
         self._possible: set[Head] = set()
         self._tried: Head | None = None
-        self._fresh = False  # what was tried last was not possible before
+        self._fresh = False  # whether the head tried last was not possible before
         self._at = 0
 
     def at(self, now: float) -> int:
-        """The time to write into the next entry: times never go back in a chain, whatever a clock does."""
+        """The time to write into the next entry. Times never go back in a chain, whatever a clock does."""
         self._at = max(self._at, math.floor(now))
         return self._at
 
     def check(self, found: Head | None, ledger: str) -> Head:
-        """The end to go on from.
+        """The head to continue from.
 
         Args:
-            found: The end that the store holds; None if it holds no such chain.
+            found: The head that the store holds; None if it holds no such chain.
             ledger: What to call the store in an error.
 
         Raises:
-            LedgerError: It is not what this holder left there.
+            LostChargesError: It is not a possible head of this chain.
         """
         if self._sure is None and found in (None, begin(self.name)):
             return begin(self.name)
@@ -205,10 +218,10 @@ class ChainWriter:
         )
 
     def settle(self, found: Head | None, ledger: str) -> Head:
-        """The end to go on from, where nothing can be written to the store meanwhile: no other end is possible then.
+        """The head to continue from, which is certain if nothing can be written to the store meanwhile.
 
         Raises:
-            LostChargesError: It is not what this holder left there.
+            LostChargesError: It is not a possible head of this chain.
         """
         head = self.check(found, ledger)
         self._sure, self._possible = found if found is not None and found.seq else self._sure, set()
@@ -216,31 +229,31 @@ class ChainWriter:
 
     @property
     def doubtful(self) -> bool:
-        """Whether the end must be asked for."""
+        """Whether the head must be asked for."""
         return bool(self._possible)
 
     def latest(self) -> Head:
-        """The end, if there is no doubt."""
+        """The head, where it is certain."""
         return self._sure or begin(self.name)
 
     def attempt(self, head: Head) -> None:
-        """Notes that a commit with this end is about to be tried."""
+        """Notes that a commit with this head is about to be tried."""
         self._tried, self._fresh = head, head not in self._possible
         self._possible.add(head)
 
     def withdraw(self) -> None:
-        """Notes that what was tried last was not written. The same bytes, tried before, may have been."""
+        """Notes that the commit tried last was not written. An earlier try of the same bytes may have been."""
         if self._tried is not None:
             if self._fresh:
                 self._possible.discard(self._tried)
             self._tried = None
 
     def acknowledge(self) -> None:
-        """Notes that what was tried last is durable."""
+        """Notes that the commit tried last is durable."""
         if self._tried is not None:
             self._sure, self._tried = self._tried, None
             self._possible = set()
 
     def doubt(self) -> None:
-        """Notes that the store says that the end is another."""
+        """Notes that the store says that it has another head."""
         self._possible.add(self.latest())

@@ -1,10 +1,9 @@
-"""Bringing back windows that a wrong clock began: what was spent in them counts in one that is about to begin.
+"""Clock rewind: where windows continue that a wrong clock began, and where what was spent in them counts.
 
-Windows never move back by themselves, or a clock that is set back would refill budgets. So one clock that shows a time
-far ahead locks a ledger until then, with no more than one cap for all of that time. `dpmesh ledger accept` undoes it.
-A budget goes on in the window after the present one, as after any accept, and every account that was charged in a later
-one has all of that debited there. Nothing is refilled: the next window pays for what the wrong ones gave. Pure
-functions, no I/O.
+Windows never move back by themselves, because a clock that is set back would refill budgets. A clock that shows a time
+far ahead therefore locks a ledger until that time. `dpmesh ledger accept` undoes it: the budget continues in the window
+after the present one, and whatever an account was debited in later windows is debited in that one. Nothing is refilled.
+Pure functions, no I/O.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.charge_log import Entry, EntryKind, Posting
 
 AT_ONCE = 2000
-"""How many accounts one entry of the charge log is about."""
+"""How many accounts one entry of the charge log changes."""
 
 Key = tuple[int, bytes]
 """(the budget's number in the ledger, the account's hash)."""
@@ -34,14 +33,14 @@ class Net(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """An account after it was carried.
+    """An account after it was moved into its target window.
 
     Attributes:
-        debited: In the target window.
-        granted: In the target window; what was granted in later ones is gone.
-        more: What the odometer has to count in addition, because the log can't tell what it was.
-        debits: Lines that move the debits, first the one of the target window.
-        grants: Lines that take back the grants of later windows.
+        debited: What is debited in the target window.
+        granted: What is granted in the target window. Grants in later windows are gone.
+        more: What the odometer has to count in addition, because the pruned log does not have it.
+        debits: Postings that move the debits; that of the target window is the first.
+        grants: Postings that take back the grants of later windows.
     """
 
     debited: int
@@ -52,7 +51,7 @@ class Carried:
 
 
 def target(now: float, length: float, accepted: int) -> int:
-    """The window that a budget goes on in: the latest that no wrong clock is needed for.
+    """The window in which a budget continues: the latest that it can have reached by a right clock.
 
     Args:
         now: Seconds since the epoch.
@@ -65,11 +64,11 @@ def target(now: float, length: float, accepted: int) -> int:
 def ahead(
     budgets: Mapping[int, Budget], windows: Mapping[int, int], now: float, accepted: int
 ) -> dict[int, int]:
-    """The budgets whose windows a wrong clock began, by number, and where they have to go on.
+    """The budgets whose windows began by a wrong clock, by number, and the windows in which they have to continue.
 
     Args:
         budgets: By number.
-        windows: For each, the latest window that was ever in force.
+        windows: For each budget, the latest window that was ever in force.
         now: Seconds since the epoch.
         accepted: As in `target`.
     """
@@ -81,8 +80,8 @@ def ahead(
 
 
 def accepted_copies(entries: Iterable[Entry]) -> int:
-    """How many older copies were accepted, as the charge log tells."""
-    return sum(entry.kind is EntryKind.ACCEPT and not entry.lines for entry in entries)
+    """How many older copies were accepted, by the charge log."""
+    return sum(entry.kind is EntryKind.ACCEPT and not entry.postings for entry in entries)
 
 
 class Nets:
@@ -100,22 +99,22 @@ class Nets:
 
     def add(self, entry: Entry) -> None:
         """Counts an entry. The order doesn't matter."""
-        for line in entry.lines:
-            if line[:2] in self._keys and line.window >= self._targets[line.budget]:
-                add(self._found[line[:2]], entry.kind, line)
+        for posting in entry.postings:
+            if posting[:2] in self._keys and posting.window >= self._targets[posting.budget]:
+                add(self._found[posting[:2]], entry.kind, posting)
 
     def of(self, key: Key) -> Mapping[int, Net]:
-        """What was charged to an account, by windows."""
+        """What an account was charged, by windows."""
         return self._found.get(key, {})
 
 
-def add(windows: dict[int, Net], kind: EntryKind, line: Posting) -> None:
-    """Counts a line of an account in its window."""
-    net = windows.get(line.window, Net())
+def add(windows: dict[int, Net], kind: EntryKind, posting: Posting) -> None:
+    """Counts a posting in its window."""
+    net = windows.get(posting.window, Net())
     if kind is EntryKind.GRANT:
-        windows[line.window] = net._replace(granted=net.granted + line.amount)
+        windows[posting.window] = net._replace(granted=net.granted + posting.amount)
     else:
-        windows[line.window] = net._replace(debited=net.debited + line.amount)
+        windows[posting.window] = net._replace(debited=net.debited + posting.amount)
 
 
 def carry(
@@ -125,9 +124,9 @@ def carry(
     at: int,
     *,
     cap: int,
-    whole: bool,
+    complete: bool,
 ) -> Carried:
-    """Carries one account into its target window.
+    """Moves one account into its target window.
 
     Args:
         key: The account.
@@ -135,14 +134,14 @@ def carry(
         windows: What the charge log says of it (`Nets`).
         at: The target window.
         cap: The budget's cap.
-        whole: Whether the log goes back to the target window. If not, the account counts as spent.
+        complete: Whether the log goes back to the target window. If not, the account counts as spent.
     """
     start, debited = row
     known = {start: Net(), **windows}
     logged = sum(net.debited for net in known.values())
     # The account itself may know more of its last window than a log that was pruned.
     total = max(0, logged) + max(0, debited - known[start].debited)
-    if not whole:
+    if not complete:
         total = max(total, cap)
     total = min(total, MAX_AMOUNT)
     here = known.pop(at, Net())
@@ -153,14 +152,14 @@ def carry(
 
 
 def entries(carried: Iterable[Carried]) -> Iterator[tuple[EntryKind, list[Posting]]]:
-    """The entries of the charge log that say what was carried: all of an account's debits in one, and one at least."""
+    """The entries of the charge log for moved accounts: one at least, and all debits of an account in one."""
     rest = list(carried)
     if not rest:
         yield EntryKind.ACCEPT, []
     for first in range(0, len(rest), AT_ONCE):
         part = rest[first : first + AT_ONCE]
-        yield EntryKind.ACCEPT, [line for one in part for line in one.debits]
-        if grants := [line for one in part for line in one.grants]:
+        yield EntryKind.ACCEPT, [posting for one in part for posting in one.debits]
+        if grants := [posting for one in part for posting in one.grants]:
             yield EntryKind.GRANT, grants
 
 
@@ -168,7 +167,7 @@ def retracted(entry: Entry) -> Iterator[tuple[Key, int]]:
     """The accounts and windows that an entry of `entries` took everything out of."""
     if entry.kind is EntryKind.ACCEPT:
         before: Key | None = None
-        for line in entry.lines:  # ordered, and an account's target window is the earliest
-            if line[:2] == before:
-                yield line[:2], line.window
-            before = line[:2]
+        for posting in entry.postings:  # ordered, and an account's target window is the earliest
+            if posting[:2] == before:
+                yield posting[:2], posting.window
+            before = posting[:2]

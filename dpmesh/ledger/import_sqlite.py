@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpmesh import sqlite_file
 from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.ledger.backends import open_admin
 from dpmesh.ledger.postgres.admin import PostgresAdmin
-from dpmesh.ledger.postgres.store import write_budget
-from dpmesh.ledger.sqlite import access, schema, wal
+from dpmesh.ledger.postgres.queries import write_budget
+from dpmesh.ledger.sqlite import access, errors, queries, schema, wal
 from dpmesh.ledger.sqlite.admin import SQLiteAdmin
 from dpmesh.ledger.sqlite.rollback_guard import RollbackGuard
 
@@ -57,19 +58,19 @@ async def transfer(source: str, target: str) -> Moved:
         ConfigError: One of them is of another kind, or the target is in use.
         LedgerError: One of them can't be used.
     """
-    books, into = open_admin(source), open_admin(target)
-    if not isinstance(books, SQLiteAdmin):
+    admin, into = open_admin(source), open_admin(target)
+    if not isinstance(admin, SQLiteAdmin):
         raise ConfigError("the source must be an SQLite ledger: sqlite:///path")
     if not isinstance(into, PostgresAdmin):
         raise ConfigError("--ledger: the target must be a PostgreSQL ledger: postgresql://...")
     try:
-        wal.check(books.path)
-        async with books.view():  # There is one, and it can be read.
-            access.check(books.path)
-        with closing(schema.connect(books.path, "mode=rw", _BUSY)) as connection:
-            return await _transfer(connection, books.path, into)
+        wal.check(admin.path)
+        async with admin.view():  # There is one, and it can be read.
+            access.check(admin.path)
+        with closing(sqlite_file.connect(admin.path, "mode=rw", _BUSY)) as connection:
+            return await _transfer(connection, admin.path, into)
     except (sqlite3.Error, OSError) as error:
-        raise schema.explain(error, books.path) from error
+        raise errors.explain(error, admin.path) from error
 
 
 async def _transfer(connection: sqlite3.Connection, source: Path, target: PostgresAdmin) -> Moved:
@@ -77,17 +78,17 @@ async def _transfer(connection: sqlite3.Connection, source: Path, target: Postgr
     secret = schema.read_secret(connection, source)
     schema.upgrade(connection)
     name = bytes(connection.execute("SELECT witness FROM ledger").fetchone()[0])
-    _check_elsewhere(connection, source, target.place)
-    if (before := await target.change(lambda into: _usable(into, name, target.place))) is None:
+    _check_elsewhere(connection, source, target.address)
+    if (before := await target.change(lambda into: _usable(into, name, target.address))) is None:
         _close(
-            connection, source, target.place
+            connection, source, target.address
         )  # Not before the target has answered: it may be the wrong one.
-    elif _moved(connection) == target.place:
+    elif _moved(connection) == target.address:
         return before
 
     async def fill(into: Any) -> Moved:
-        before = await _usable(into, name, target.place)
-        _close(connection, source, target.place)  # Again, if somebody who failed has opened it meanwhile.
+        before = await _usable(into, name, target.address)
+        _close(connection, source, target.address)  # Again, if somebody who failed has opened it meanwhile.
         return before or await _fill(connection, into, name, secret)
 
     async def reopen(into: Any) -> None:
@@ -102,7 +103,7 @@ async def _transfer(connection: sqlite3.Connection, source: Path, target: Postgr
             await target.change(reopen)
         except LedgerError:
             raise LedgerError(
-                f"{error}; {source} stays closed, because {target.place} can't be asked whether it was imported: "
+                f"{error}; {source} stays closed, because {target.address} can't be asked whether it was imported: "
                 "import it again"
             ) from error
         raise
@@ -114,26 +115,26 @@ def _moved(connection: sqlite3.Connection) -> str | None:
     return found
 
 
-def _check_elsewhere(connection: sqlite3.Connection, source: Path, place: str) -> None:
+def _check_elsewhere(connection: sqlite3.Connection, source: Path, destination: str) -> None:
     moved = _moved(connection)
-    if moved not in (None, place):
+    if moved not in (None, destination):
         raise LedgerError(f"{source} was imported into {moved}, where its budgets live on")
 
 
-def _close(connection: sqlite3.Connection, source: Path, place: str) -> None:
+def _close(connection: sqlite3.Connection, source: Path, destination: str) -> None:
     """Makes the file refuse charges, durably."""
-    _check_elsewhere(connection, source, place)
-    _set_moved(connection, source, place)
+    _check_elsewhere(connection, source, destination)
+    _set_moved(connection, source, destination)
 
 
-def _set_moved(connection: sqlite3.Connection, source: Path, place: str | None) -> None:
+def _set_moved(connection: sqlite3.Connection, source: Path, destination: str | None) -> None:
     """Closes or opens the file. That is a commit like any other: an older copy must not be taken for this one."""
-    with closing(RollbackGuard(source, lambda: _progress(connection))) as seen:
-        if _moved(connection) != place:
-            with schema.transaction(connection):
-                connection.execute("UPDATE ledger SET moved = ?, commits = commits + 1", (place,))
-                seen.check(_progress(connection)[1])
-        seen.reached(_progress(connection)[1])
+    with closing(RollbackGuard(source, lambda: _progress(connection))) as guard:
+        if _moved(connection) != destination:
+            with sqlite_file.transaction(connection):
+                connection.execute("UPDATE ledger SET moved = ?, commits = commits + 1", (destination,))
+                guard.check(_progress(connection)[1])
+        guard.reached(_progress(connection)[1])
 
 
 def _progress(connection: sqlite3.Connection) -> tuple[bytes, int]:
@@ -142,7 +143,7 @@ def _progress(connection: sqlite3.Connection) -> tuple[bytes, int]:
     return name, commits
 
 
-async def _usable(into: Any, name: bytes, place: str) -> Moved | None:
+async def _usable(into: Any, name: bytes, destination: str) -> Moved | None:
     """What was transferred there before, if anything.
 
     Raises:
@@ -152,7 +153,9 @@ async def _usable(into: Any, name: bytes, place: str) -> Moved | None:
         return Moved(before["budgets"], before["accounts"], before["entries"], again=True)
     for table in ("budgets", "accounts", "chains", "spent"):
         if await into.fetchval(f"SELECT EXISTS (SELECT FROM dpmesh.{table})"):  # noqa: S608 - constants
-            raise ConfigError(f"--ledger: {place} is in use already; import into one that was only migrated")
+            raise ConfigError(
+                f"--ledger: {destination} is in use already; import into one that was only migrated"
+            )
     return None
 
 
@@ -169,7 +172,7 @@ async def _fill(connection: sqlite3.Connection, into: Any, name: bytes, secret: 
     await into.execute("CREATE TEMPORARY TABLE dpmesh_secret (secret bytea) ON COMMIT DROP")
     await into.copy_records_to_table("dpmesh_secret", records=[(secret,)])
     await into.execute("UPDATE dpmesh.ledger SET secret = (SELECT secret FROM dpmesh_secret)")
-    budgets = schema.read_budgets(connection)
+    budgets = queries.read_budgets(connection)
     for row, start, budget_name in connection.execute(
         "SELECT id, window_start, name FROM budgets ORDER BY id"
     ):

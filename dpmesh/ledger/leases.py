@@ -1,4 +1,18 @@
-"""Holdings: the slices that this process has debited and not yet spent. No I/O; safe in threads."""
+"""LeaseTable: what this process has debited and not yet spent. No I/O; any thread may use it.
+
+How it works: a lease is a slice of one account's budget, which the store debited for this process. Each lease is in one
+of four states. Each budget has one window in force, and its leases belong to that window.
+
+    state    event                                        next state
+    in use   `spend` pays from it, and something is left  in use
+    in use   `spend` takes the last of it                 used up: nothing is held, but its usage is known
+    in use   `rotate`                                     idle
+    idle     `spend` pays from it                         in use
+    idle     `rotate` a second time                       gone: `rotate` returns what was left, to be credited
+    any      `take`                                       gone, while the store decides; `put` brings it back
+    any      the window ends                              gone: `ended` returns what was left, for the odometer
+    any      `clear`, `drop` or a fork                    gone
+"""
 
 from __future__ import annotations
 
@@ -10,13 +24,13 @@ from contextlib import suppress
 from dpmesh.accounting import window_start
 from dpmesh.ledger.budget import Budget, Charge
 
-_REMEMBERED = 4096  # accounts per budget whose standing is known although nothing is held of them
-_AHEAD = 2.0  # a holder takes as much as it would use in so many seconds
+_REMEMBERED = 4096  # accounts per budget whose usage is known although nothing is leased of them
+_AHEAD_SECONDS = 2.0  # a slice covers what the process would use in this time
 
 Key = tuple[int, bytes]
 """(index into the budgets, the unit's canonical bytes)."""
 
-Left = tuple[tuple[int, ...], dict[Key, int]]
+Unspent = tuple[tuple[int, ...], dict[Key, int]]
 """(for each budget, when the window began; for each account, what was left in it)."""
 
 _NO_CAPS: Mapping[Key, int] = {}
@@ -28,7 +42,7 @@ class Lease:
     Attributes:
         left: What may be spent; a ledger amount.
         debited: What all holders had debited when the slice was taken.
-        size: What was in hand then, or used at once.
+        size: What was leased then, with what was used at once.
         since: When that was, on the monotonic clock. Leases that were taken together share the object.
     """
 
@@ -40,20 +54,16 @@ class Lease:
         self.size = size
         self.since = since
 
-    def wants(self, now: float) -> int:
-        """What is going to be used before long, at the rate at which this slice was used."""
+    def forecast(self, now: float) -> int:
+        """What is going to be used before long, at the rate at which this lease was used."""
         used = self.size - self.left
-        return int(used * _AHEAD / max(now - self.since, 1e-3))
+        return int(used * _AHEAD_SECONDS / max(now - self.since, 1e-3))
 
 
 class _Window:
-    """One budget's leases, all of one window; a new window begins with none.
+    """One budget's leases in the window in force: in use, idle, or used up. A new window begins with none."""
 
-    A lease that is used stays among `leases`, or comes back to them. All are moved to `idle` from time to time, and
-    what is still there at the next time was not used in between.
-    """
-
-    __slots__ = ("cap", "end", "idle", "leases", "length", "raised", "start", "used_up")
+    __slots__ = ("cap", "end", "idle", "in_use", "length", "raised", "start", "used_up")
 
     def __init__(self, budget: Budget) -> None:
         self.length = budget.window
@@ -63,47 +73,49 @@ class _Window:
     def begin(self, start: int) -> None:
         self.start = start
         self.end = math.inf if self.length is None else start + self.length
-        self.leases: dict[bytes, Lease] = {}
+        self.in_use: dict[bytes, Lease] = {}
         self.idle: dict[bytes, Lease] = {}
         self.used_up: dict[bytes, Lease] = {}
         self.raised: dict[bytes, int] = {}  # caps that an administrator raised
 
     def revive(self, key: bytes) -> Lease | None:
-        """An idle lease that is used again."""
+        """Moves an idle lease back into use."""
         lease = self.idle.pop(key, None)
         if lease is not None:
-            self.leases[key] = lease
+            self.in_use[key] = lease
         return lease
 
     def known(self, key: bytes) -> Lease | None:
         """The account's lease, used up or not."""
-        return self.leases.get(key) or self.idle.get(key) or self.used_up.get(key)
+        return self.in_use.get(key) or self.idle.get(key) or self.used_up.get(key)
 
     def pop(self, key: bytes) -> Lease | None:
-        """Takes an account's lease away, if something is left of it, and tells what is known of the account."""
-        lease = self.leases.pop(key, None) or self.idle.pop(key, None)
+        """Removes an account's lease, and returns it; a used-up lease is returned and stays."""
+        lease = self.in_use.pop(key, None) or self.idle.pop(key, None)
         return self.used_up.get(key) if lease is None else lease
 
     def keep(self, key: bytes, lease: Lease) -> None:
+        """Adds a lease, in use or used up."""
         if lease.left > 0:
-            self.leases[key] = lease
+            self.in_use[key] = lease
             self.used_up.pop(key, None)
         else:
-            self.used_up.pop(key, None)  # The youngest is forgotten last.
+            self.used_up.pop(key, None)  # so that the youngest is forgotten last
             self.used_up[key] = lease
             if len(self.used_up) > _REMEMBERED:
                 del self.used_up[next(iter(self.used_up))]
 
     def raise_cap(self, key: bytes, cap: int) -> None:
+        """Notes an account's cap, where it differs from the budget's."""
         if cap != self.cap:
             self.raised[key] = cap
         elif self.raised:
             self.raised.pop(key, None)
 
     def rotate(self) -> dict[bytes, int]:
-        """What is left of the leases that nobody used since the last time; they are no longer held."""
-        given_back, self.idle, self.leases = self.idle, self.leases, {}
-        return {key: lease.left for key, lease in given_back.items()}
+        """Removes the idle leases, and makes those in use idle; returns what was left of the removed ones."""
+        unused, self.idle, self.in_use = self.idle, self.in_use, {}
+        return {key: lease.left for key, lease in unused.items()}
 
 
 class LeaseTable:
@@ -117,11 +129,11 @@ class LeaseTable:
         self._clock = clock
         self._lock = threading.Lock()
         self._windows: dict[int, _Window] = {}
-        # What was left when windows ended: (all windows' starts, budget, leases). Nobody may spend it any more.
+        # The leases of windows that ended, which can't be spent any more: (all windows' starts, budget, leases).
         self._ended: list[tuple[tuple[int, ...], int, dict[bytes, Lease]]] = []
 
     def start(self, budgets: Sequence[Budget], starts: Sequence[int]) -> None:
-        """Begins with nothing held.
+        """Begins without any lease.
 
         Args:
             budgets: The ledger's budgets.
@@ -134,7 +146,7 @@ class LeaseTable:
             self._windows, self._ended = windows, []
 
     def spend(self, charges: Sequence[Charge]) -> bool:
-        """Pays for all charges from what is held, or for none. The hot path: no I/O, one lock.
+        """Pays for all charges from leases, or for none. The hot path: no I/O, one lock.
 
         Returns:
             Whether everything was paid for.
@@ -151,7 +163,7 @@ class LeaseTable:
                 if not now < window.end:  # also when now is NaN
                     self._roll(now)
                     break
-                lease = window.leases.get(key) or window.revive(key)
+                lease = window.in_use.get(key) or window.revive(key)
                 if lease is None or amount.__class__ is not int or not 0 <= amount <= lease.left:
                     break
                 lease.left -= amount
@@ -163,15 +175,15 @@ class LeaseTable:
                     self._drop_empty(charges)
                 return True
             for budget, key, amount in charges[:paid]:
-                given_back = windows[budget].leases.get(key)
-                if given_back is not None:  # None: its window ended just now
-                    given_back.left += amount
+                paid_from = windows[budget].in_use.get(key)
+                if paid_from is not None:  # None: its window ended just now
+                    paid_from.left += amount
         return False
 
-    def standing(self, budget: int, key: bytes) -> tuple[int, int] | None:
+    def usage(self, budget: int, key: bytes) -> tuple[int, int] | None:
         """What an account has (spent, cap) in the window in force, as far as this process knows.
 
-        Other holders' slices count as spent. None if this process doesn't know the account (any more).
+        What other holders leased counts as spent. None if this process does not know the account, or no longer.
         """
         now = self._clock()
         with self._lock:
@@ -181,9 +193,8 @@ class LeaseTable:
             lease = window.known(key)
             if lease is None:
                 return None
-            return lease.debited - lease.left, window.raised.get(
-                key, window.cap
-            ) if window.raised else window.cap
+            cap = window.raised.get(key, window.cap) if window.raised else window.cap
+            return lease.debited - lease.left, cap
 
     def roll(self, now: float) -> tuple[int, ...]:
         """Begins the windows that are due.
@@ -203,11 +214,10 @@ class LeaseTable:
             return self._starts()
 
     def take(self, keys: Iterable[Key]) -> tuple[tuple[int, ...], dict[Key, Lease]]:
-        """Takes these accounts' leases away, while the store decides.
+        """Removes these accounts' leases, while the store decides.
 
         Returns:
-            For each budget, when the window in force began; for each account of which something is known, its lease,
-            used up or not.
+            For each budget, when the window in force began; for each account that is known, its lease, used up or not.
         """
         with self._lock:
             taken = {}
@@ -220,12 +230,12 @@ class LeaseTable:
     def put(
         self, starts: Sequence[int], leases: Mapping[Key, Lease], caps: Mapping[Key, int] = _NO_CAPS
     ) -> None:
-        """Puts leases in; where the window is over, among what is left of it, and after `clear` nowhere.
+        """Adds leases. Where their window is over, they join the ended ones; after `clear` they are forgotten.
 
         Args:
             starts: For each budget, the window that the leases belong to.
-            leases: For each account, what is left, and what is known.
-            caps: What the store said that each may be debited.
+            leases: By account.
+            caps: What each account may be debited, if the store said so.
         """
         with self._lock:
             for index in self._windows:
@@ -242,8 +252,8 @@ class LeaseTable:
                 if cap is not None:
                     window_now.raise_cap(key, cap)
 
-    def rotate(self) -> Left:
-        """Gives up the leases that nobody used since the last call.
+    def rotate(self) -> Unspent:
+        """Removes the leases that nobody used since the last call.
 
         Returns:
             For each budget, when the window in force began; for each account, what was left.
@@ -256,11 +266,11 @@ class LeaseTable:
             }
             return self._starts(), left
 
-    def ended(self) -> list[Left]:
-        """What was left when windows ended since the last call: worthless, but it counts on the odometer.
+    def ended(self) -> list[Unspent]:
+        """What was left when windows ended since the last call. It can't be spent, but the odometer counts it.
 
         Returns:
-            As `rotate`, for each window that ended.
+            For each window that ended: when all windows began before, and what was left of each account's lease.
         """
         with self._lock:
             ended, self._ended = self._ended, []
@@ -271,10 +281,10 @@ class LeaseTable:
                 found.append((starts, left))
         return found
 
-    def holds_any(self) -> bool:
+    def any_left(self) -> bool:
         """Whether anything is left of any lease."""
         with self._lock:
-            return any(window.leases or window.idle for window in self._windows.values())
+            return any(window.in_use or window.idle for window in self._windows.values())
 
     def end(self, budget: int) -> float:
         """When the window in force ends, in seconds since the epoch; infinite for lifetime."""
@@ -282,8 +292,8 @@ class LeaseTable:
             window = self._windows.get(budget)
             return math.inf if window is None else window.end
 
-    def clear(self) -> Left:
-        """Takes everything; from now on nothing can be spent.
+    def clear(self) -> Unspent:
+        """Removes all leases. From now on nothing can be spent.
 
         Returns:
             For each budget, when the window in force began; for each account, what was left.
@@ -293,8 +303,8 @@ class LeaseTable:
             left = {
                 (index, key): lease.left
                 for index, window in self._windows.items()
-                for held in (window.leases, window.idle)
-                for key, lease in held.items()
+                for leases in (window.in_use, window.idle)
+                for key, lease in leases.items()
             }
             self._windows = {}
         return starts, left
@@ -306,8 +316,8 @@ class LeaseTable:
             for window in self._windows.values():
                 window.begin(window.start)
 
-    def forked(self) -> None:
-        """Forgets all leases: they are the parent's. Called in a forked child."""
+    def after_fork_in_child(self) -> None:
+        """Forgets all leases: they are the parent's."""
         self._lock = threading.Lock()  # the parent's may be held by a thread that doesn't exist here
         self.drop()
 
@@ -315,24 +325,24 @@ class LeaseTable:
         return tuple(self._windows[index].start for index in range(len(self._windows)))
 
     def _roll(self, now: float) -> None:
-        """Begins the windows that are due, if the clock shows a time at all. The lock is held."""
+        """Begins the windows that are due, if the clock shows a time at all. The caller holds the lock."""
         with suppress(ValueError):
             for index, window in self._windows.items():
                 self._advance(index, window_start(now, window.length))
 
     def _drop_empty(self, charges: Sequence[Charge]) -> None:
-        """Forgets the leases that a payment used up. The lock is held."""
+        """Forgets the leases that a payment used up. The caller holds the lock."""
         for budget, key, _ in charges:
             window = self._windows[budget]
-            lease = window.leases.get(key)
+            lease = window.in_use.get(key)
             if lease is not None and not lease.left:
-                del window.leases[key]
+                del window.in_use[key]
                 window.keep(key, lease)
 
     def _advance(self, index: int, start: int) -> None:
-        """Begins a budget's window, if it is a later one. The lock is held."""
+        """Begins a budget's window, if it is a later one. The caller holds the lock."""
         window = self._windows[index]
         if start > window.start:
             starts = self._starts()
-            self._ended += [(starts, index, held) for held in (window.leases, window.idle) if held]
+            self._ended += [(starts, index, leases) for leases in (window.in_use, window.idle) if leases]
             window.begin(start)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from dpmesh import forks
 from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import ConfigError, LedgerError, LostChargesError
 from dpmesh.ledger import clock_rewind
@@ -29,23 +28,40 @@ _GRACE = 1.0  # seconds that another event loop gets beyond its own time limit
 _log = logging.getLogger(__name__)
 
 
+class SpendFromLeases(Protocol):
+    """How Ledger.spend is called. It is an attribute, and not a method, for speed."""
+
+    def __call__(self, charges: Sequence[Charge], /) -> bool:
+        """Pays for all charges from the leases that this process holds, or for none. No I/O; any thread may call it.
+
+        Returns:
+            Whether everything was paid for. If not, `Ledger.charge` may still find it in the budget.
+        """
+
+
 class Ledger:
     """Budgets, charged before anything leaves: what is released never exceeds what is durably debited.
 
-    A charge is paid from a lease: a slice of the account's budget that is debited durably and then spent in
-    memory. Charges that no lease covers wait for the next commit, and all that wait go into one. A crash
-    wastes what is left of the slices, and never overspends. A charge whose commit times out, fails or is
-    cancelled counts as spent.
+    A charge is paid from a lease: a slice of the account's budget that is debited durably first, and then spent in
+    memory. Charges that no lease covers wait for the next commit, and all that wait go into one. A crash wastes what
+    is left of the leases, and never overspends. A charge whose commit times out, fails or is cancelled counts as spent.
 
-    All methods but `spend` and `standing` belong to the event loop that opened the ledger; `charge` and
-    `spend_once` may be awaited in others too. A forked child starts with no lease and may charge for itself.
+    Any thread may call `spend` and `usage`. All other methods belong to the event loop that opened the ledger, but
+    `charge` and `redeem_once` may be awaited in others too. A forked child starts with no lease and may charge for
+    itself.
 
     Args:
         store: Where the debits are kept.
         budgets: What charges refer to by index.
-        clock: Seconds since the epoch. Windows follow it, but never move back. A store that has a clock of its own
-            overrules it.
+        clock: Seconds since the epoch. Windows follow it, but never move back. If the store has a clock, that one is
+            used.
+        monotonic: Seconds that only grow: the size of leases follows the rate of charges by this clock.
         timeout: The longest that a charge waits for the store, in seconds.
+
+    Attributes:
+        budgets: As given.
+        on_commit: If set, called with the seconds that each commit took.
+        spend: Pays from leases alone; see SpendFromLeases.
 
     Raises:
         ConfigError: Two budgets share a name, or the timeout is not a positive number.
@@ -57,6 +73,7 @@ class Ledger:
         budgets: Sequence[Budget],
         *,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         timeout: float = 5.0,
     ) -> None:
         check_names(budgets)
@@ -64,22 +81,20 @@ class Ledger:
             raise ConfigError(f"the ledger's timeout must be a positive number of seconds, not {timeout}")
         self.budgets = tuple(budgets)
         self.on_commit: Callable[[float], None] | None = None
-        """Called with the seconds that each commit took."""
         self._store = store
         self._clock = store.clock or clock
+        self._monotonic = monotonic
         self._timeout = timeout
-        self._holdings = LeaseTable(self._clock)
+        self._leases = LeaseTable(self._clock)
         self._secret = b""
         self._open = False
-        self._owning = threading.Lock()
+        self._owner_lock = (
+            threading.Lock()
+        )  # held while the loop that owns the ledger is looked up or replaced
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._queue = self._new_queue()
-        self._spends = self._new_spends()
-        self.spend: Callable[[Sequence[Charge]], bool] = self._holdings.spend
-        """Pays for all charges from held leases, or for none; says which. No I/O; safe in threads."""
-        self.standing: Callable[[int, bytes], tuple[int, int] | None] = self._holdings.standing
-        """What an account (budget index, unit) has (spent, cap) in this window, as this process knows it."""
-        _LEDGERS.add(self)
+        self._queue, self._redemptions = self._new_queues()
+        self.spend: SpendFromLeases = self._leases.spend
+        forks.register(self)
 
     @property
     def secret(self) -> bytes:
@@ -102,67 +117,76 @@ class Ledger:
         if self._open:
             return
         self._loop = asyncio.get_running_loop()
-        self._queue, self._spends = self._new_queue(), self._new_spends()
+        self._queue, self._redemptions = self._new_queues()
         try:
             opened = await self._store.open(self.budgets)
-            self._holdings.start(self.budgets, opened.windows)
+            self._leases.start(self.budgets, opened.windows)
             self._queue.roll()
         except BaseException:
             await self._store.close()
             raise
         self._secret = opened.secret
         self._open = True
-        self._name_others(opened.others)
-        self._name_ahead(opened.windows)
+        self._warn_of_unconfigured(opened.others)
+        self._warn_of_windows_ahead(opened.windows)
 
     async def close(self) -> None:
-        """Refuses what waits, returns what is left of the leases, and closes the store.
+        """Refuses the charges that wait, returns what is left of the leases, and closes the store.
 
         Raises:
             LedgerError: Another event loop owns the ledger and doesn't answer.
         """
         if self._open:
-            # Also when this is cancelled: it could not be called again.
+            # Shielded: a ledger whose closing was cancelled could not be closed again.
             await asyncio.shield(self._in_owner(self._close, 4 * self._timeout))
 
     async def charge(self, charges: Sequence[Charge]) -> None:
-        """Charges all accounts, or none: from held leases, or else durably.
-
-        Args:
-            charges: (budget index, the unit's canonical bytes or b"", ledger amount) each.
+        """Charges all accounts, or none: from leases if they cover it, or else durably.
 
         Raises:
-            BudgetExhaustedError: A budget doesn't cover it; nothing is charged. Also when the rest of the
-                budget is in the hands of other holders.
-            LedgerError: The ledger can't answer in time; what was charged may stay charged.
+            BudgetExhaustedError: A budget doesn't cover it, or other holders have leased the rest of it. Nothing is
+                charged.
+            LedgerError: The ledger can't answer in time. What was charged may stay charged.
         """
         if self.spend(charges):
             return
         if self._loop is asyncio.get_running_loop():
-            await self._queue.join(self._needs(charges))
+            await self._queue.join(self._sums(charges))
         else:
             await self._in_owner(lambda: self._charge_durably(charges), self._timeout)
 
-    async def spend_once(self, name: bytes, until: float) -> bool:
-        """Spends a name durably: true for exactly one call, over all holders of the store and all time.
+    async def redeem_once(self, name: bytes, until: float) -> bool:
+        """Redeems a name durably: true for exactly one call, over all holders of the store and all time.
 
-        What times out, fails or is cancelled may be spent, and is true for nobody.
+        A call that times out, fails or is cancelled may redeem the name, and then no call returns true.
 
         Args:
             name: 32 bytes.
-            until: When the name may be forgotten, in seconds since the epoch: the same for a name each time. The name
-                counts as spent from then on, by the latest time that any holder of the store saw.
+            until: When the name may be forgotten, in seconds since the epoch. Give the same time for a name each time.
+                From then on the name counts as redeemed, by the latest time that any holder of the store saw.
 
         Raises:
-            LedgerError: The ledger can't tell, so whoever asks must refuse.
+            LedgerError: The ledger can't tell. The caller must refuse what the name stands for.
         """
 
-        async def spend() -> bool:
+        async def redeem() -> bool:
             if not self._open:
                 raise LedgerError("the ledger is not open")
-            return await self._spends.spend(name, until)
+            return await self._redemptions.redeem(name, until)
 
-        return await self._in_owner(spend, self._timeout)
+        return await self._in_owner(redeem, self._timeout)
+
+    def usage(self, budget: int, unit: bytes) -> tuple[int, int] | None:
+        """What an account has (spent, cap) in the window in force, as this process knows it. Any thread may call it.
+
+        Args:
+            budget: The budget's index.
+            unit: The account's key, as in a Charge.
+
+        Returns:
+            None if this process does not know the account, or no longer.
+        """
+        return self._leases.usage(budget, unit)
 
     async def check(self) -> None:
         """Returns if the ledger could take a charge now.
@@ -176,7 +200,7 @@ class Ledger:
             async with asyncio.timeout(self._timeout):
                 await self._in_owner(self._store.ping, self._timeout)
         except LostChargesError:
-            self._holdings.drop()
+            self._leases.drop()
             raise
         except TimeoutError:
             raise LedgerError(f"the ledger did not answer within {self._timeout:g} s") from None
@@ -217,23 +241,27 @@ class Ledger:
 
     def _owner(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
         """The loop that owns the ledger: `loop`, if there is no other (a forked child, a closed loop)."""
-        with self._owning:
+        with self._owner_lock:
             if self._loop is None or self._loop.is_closed():
-                self._loop, self._queue, self._spends = loop, self._new_queue(), self._new_spends()
+                self._loop = loop
+                self._queue, self._redemptions = self._new_queues()
             return self._loop
 
     async def _close(self) -> None:
         self._open = False
-        returns = await self._queue.stop()
-        await self._spends.stop()
-        left = self._holdings.clear()
-        for starts, unspent in (*returns, *self._queue.parts([left, *self._holdings.ended()])):
+        credits = await self._queue.close()
+        await self._redemptions.stop()
+        left = self._leases.clear()
+        for starts, unspent in (*credits, *self._queue.to_credit([left, *self._leases.ended()])):
             if not await self._last_call(self._store.credit(starts, unspent), "return its unspent leases"):
                 break
         await self._last_call(self._store.close(), "close its store")
 
     async def _last_call(self, work: Coroutine[Any, Any, None], what: str) -> bool:
-        """Runs a step of closing within the time limit. A failure wastes leases at most: log it."""
+        """Runs a step of closing within the time limit; returns whether it succeeded.
+
+        A failure wastes leases at most.
+        """
         task = asyncio.get_running_loop().create_task(work)
         await asyncio.wait({task}, timeout=self._timeout)
         if not task.done():
@@ -244,35 +272,35 @@ class Ledger:
             return True
         return False
 
-    def _name_ahead(self, windows: Sequence[int]) -> None:
-        """Warns of windows that a clock began which was wrong: these budgets would not renew for a long time."""
+    def _warn_of_windows_ahead(self, windows: Sequence[int]) -> None:
+        """Warns of windows that began by a wrong clock: these budgets do not renew before that time."""
         found = clock_rewind.ahead(dict(enumerate(self.budgets)), dict(enumerate(windows)), self._clock(), 1)
         if found:
             names = [self.budgets[index].name for index in found]
             _log.error("%s", ahead_of_the_clock("the ledger", names, self._clock()))
 
-    def _name_others(self, others: Sequence[tuple[Budget, int]]) -> None:
-        """Warns of budgets that the configuration does not name any more: one that was renamed is full again."""
+    def _warn_of_unconfigured(self, others: Sequence[tuple[Budget, int]]) -> None:
+        """Warns of budgets that the configuration no longer names: a budget that was renamed starts anew."""
         now, names = self._clock(), [budget.name for budget in self.budgets]
-        told = []
+        texts = []
         for budget, start in others:
             if budget.window is None or now < start + budget.window:
                 alike = similar(budget.name, names)
-                told.append(
+                texts.append(
                     f"{budget.name!r}" + (f" (similar: {', '.join(map(repr, alike))})" if alike else "")
                 )
-        if told:
+        if texts:
             _log.warning(
                 "the ledger holds budgets that are not configured, and what is spent of them counts for no other: %s. "
                 "If one was renamed, restore its name, or it starts anew with nothing spent",
-                ", ".join(told),
+                ", ".join(texts),
             )
 
     async def _charge_durably(self, charges: Sequence[Charge]) -> None:
-        await self._queue.join(self._needs(charges))
+        await self._queue.join(self._sums(charges))
 
-    def _needs(self, charges: Sequence[Charge]) -> dict[Key, int]:
-        """The sum for each account.
+    def _sums(self, charges: Sequence[Charge]) -> dict[Key, int]:
+        """The sum of the charges for each account.
 
         Raises:
             BudgetExhaustedError: An amount exceeds what any cap can be.
@@ -280,7 +308,7 @@ class Ledger:
         """
         if not self._open:
             raise LedgerError("the ledger is not open")
-        needs: dict[Key, int] = {}
+        sums: dict[Key, int] = {}
         for index, key, amount in charges:
             if type(index) is not int or not 0 <= index < len(self.budgets):
                 raise LedgerError(f"a charge's budget must be an index below {len(self.budgets)}")
@@ -289,47 +317,36 @@ class Ledger:
             if type(amount) is not int or amount < 0:
                 raise LedgerError("a charge's amount must be a non-negative integer of 1e-9")
             if amount:
-                needs[index, key] = needs.get((index, key), 0) + amount
-        for (index, _), amount in needs.items():
+                sums[index, key] = sums.get((index, key), 0) + amount
+        for (index, _), amount in sums.items():
             if amount > MAX_AMOUNT:
                 raise self._queue.exhausted(index)
-        return needs
+        return sums
 
     def _account(self, key: Key) -> AccountId:
         return key[0], account_hash(self._secret, key[1])
 
-    def _new_queue(self) -> CommitQueue:
-        return CommitQueue(
+    def _new_queues(self) -> tuple[CommitQueue, RedemptionQueue]:
+        queue = CommitQueue(
             self._store,
             self.budgets,
-            self._holdings,
+            self._leases,
             self._account,
             self._committed,
             clock=self._clock,
+            monotonic=self._monotonic,
             timeout=self._timeout,
         )
-
-    def _new_spends(self) -> RedemptionQueue:
-        return RedemptionQueue(self._store, clock=self._clock, timeout=self._timeout)
+        return queue, RedemptionQueue(self._store, clock=self._clock, timeout=self._timeout)
 
     def _committed(self, seconds: float) -> None:
         if self.on_commit is not None:
             self.on_commit(seconds)
 
-    def _forked(self) -> None:
-        """In a forked child: the leases, the waiting charges and the loop are the parent's."""
-        self._owning = threading.Lock()
-        self._loop, self._queue, self._spends = None, self._new_queue(), self._new_spends()
-        self._holdings.forked()
-        self._store.forked()
-
-
-_LEDGERS: weakref.WeakSet[Ledger] = weakref.WeakSet()
-
-
-def _forget_parents() -> None:
-    for ledger in list(_LEDGERS):
-        ledger._forked()
-
-
-os.register_at_fork(after_in_child=_forget_parents)
+    def after_fork_in_child(self) -> None:
+        """Forgets the leases, the waiting charges and the event loop: they are the parent's."""
+        self._owner_lock = threading.Lock()
+        self._loop = None
+        self._queue, self._redemptions = self._new_queues()
+        self._leases.after_fork_in_child()
+        self._store.after_fork_in_child()

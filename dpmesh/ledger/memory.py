@@ -1,4 +1,4 @@
-"""MemoryStore: budgets that live as long as the process, for tests and trials."""
+"""MemoryStore: budgets that last as long as the process, for tests and trials."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 
+from typing_extensions import override
+
 from dpmesh.accounting import window_end
 from dpmesh.errors import LedgerError
 from dpmesh.ledger.budget import Budget, check_names, check_unchanged
-from dpmesh.ledger.store import SECRET_BYTES, Account, AccountId, Batch, Opened, Outcome, decide
+from dpmesh.ledger.store import SECRET_BYTES, Account, AccountId, Batch, Opened, Outcome, Store, decide
 
 
-class MemoryStore:
+class MemoryStore(Store):
     """Keeps debits in this process's memory; a restart refills every budget."""
 
     clock: Callable[[], float] | None = None
@@ -24,14 +26,16 @@ class MemoryStore:
         self._windows: dict[str, int] = {}
         # (budget, account): (window start, debited, in all windows)
         self._rows: dict[tuple[str, bytes], tuple[int, int, int]] = {}
-        self._spent: set[bytes] = set()
-        self._forgettable: list[tuple[int, bytes]] = []  # a heap: what is spent, by when it may be forgotten
+        self._redeemed: set[bytes] = set()
+        self._forgettable: list[
+            tuple[int, bytes]
+        ] = []  # a heap: redeemed names, by when they may be forgotten
         self._now = 0
         self._budgets: tuple[Budget, ...] = ()
         self._process = os.getpid()
 
+    @override
     async def open(self, budgets: Sequence[Budget]) -> Opened:
-        """See Store."""
         self._check_process()
         check_names(budgets)
         for budget in budgets:
@@ -42,14 +46,14 @@ class MemoryStore:
         self._budgets = tuple(budgets)
         return Opened(self._secret, tuple(self._windows[budget.name] for budget in budgets), self._others())
 
+    @override
     async def debit(self, batch: Batch) -> Outcome:
-        """See Store."""
         self._check_process()
         windows = tuple(
             max(start, self._windows[budget.name])
             for start, budget in zip(batch.windows, self._budgets, strict=True)
         )
-        debited = {a: self._debited(a, windows[a[0]]) for a in batch.held}
+        debited = {a: self._debited(a, windows[a[0]]) for a in batch.leased}
         outcome = decide(batch, {a: self._budgets[a[0]].cap for a in debited}, windows, debited)
         for budget, start in zip(self._budgets, windows, strict=True):
             self._windows[budget.name] = start
@@ -59,8 +63,8 @@ class MemoryStore:
             self._rows[row] = (windows[a[0]], outcome.debited[a], lifetime + amount)
         return outcome
 
+    @override
     async def credit(self, windows: tuple[int, ...], unspent: Mapping[AccountId, int]) -> None:
-        """See Store."""
         self._check_process()
         for a, amount in unspent.items():
             start, debited, lifetime = self._rows.get(self._row(a), (0, 0, 0))
@@ -69,16 +73,16 @@ class MemoryStore:
             elif start == windows[a[0]] and 0 < amount <= debited:
                 self._rows[self._row(a)] = (start, debited - amount, lifetime - amount)
 
-    async def spend_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
-        """See Store."""
+    @override
+    async def redeem_once(self, now: int, redemptions: Sequence[tuple[bytes, int]]) -> list[bool]:
         self._check_process()
         self._now = max(self._now, now)
         while self._forgettable and self._forgettable[0][0] <= self._now:
-            self._spent.discard(heapq.heappop(self._forgettable)[1])
-        return [self._spend(name, until) for name, until in spends]
+            self._redeemed.discard(heapq.heappop(self._forgettable)[1])
+        return [self._redeem(name, until) for name, until in redemptions]
 
+    @override
     async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
-        """See Store."""
         order = list(self._stored)
         return [
             self._account(name, key, *row)
@@ -88,15 +92,17 @@ class MemoryStore:
             if budget in (None, name) and account in (None, key)
         ]
 
+    @override
     async def ping(self) -> None:
-        """See Store."""
         self._check_process()
 
+    @override
     async def close(self) -> None:
-        """See Store. What was debited stays, for whoever opens this object again."""
+        pass  # What was debited stays: a closed store may be opened again.
 
-    def forked(self) -> None:
-        """See Store. Two copies of one budget would spend it twice, so the child's refuses to answer."""
+    @override
+    def after_fork_in_child(self) -> None:
+        pass  # Two copies of one budget would spend it twice, so the child's copy refuses to answer.
 
     def _others(self) -> tuple[tuple[Budget, int], ...]:
         charged = {
@@ -111,10 +117,10 @@ class MemoryStore:
             if name in charged and name not in configured
         )
 
-    def _spend(self, name: bytes, until: int) -> bool:
-        if until <= self._now or name in self._spent:
+    def _redeem(self, name: bytes, until: int) -> bool:
+        if until <= self._now or name in self._redeemed:
             return False
-        self._spent.add(name)
+        self._redeemed.add(name)
         heapq.heappush(self._forgettable, (until, name))
         return True
 

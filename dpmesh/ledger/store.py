@@ -1,4 +1,4 @@
-"""What the ledger asks of a store, and what a store decides: the same for all of them."""
+"""Store: what keeps the debits; and `decide`, by which every store admits or denies charges."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ACCOUNT_BYTES = 16
 SECRET_BYTES = 32
 NAME_BYTES = 32
 LAST_SECOND = 1 << 62
-"""No time is later, whatever a clock or a caller says."""
+"""The latest time that a clock or a caller may give, in seconds since the epoch."""
 
 AccountId = tuple[int, bytes]
 """(index into the budgets the store was opened with, keyed hash of the unit)."""
@@ -38,10 +38,10 @@ class Account:
         account: The keyed hash of the unit, in hex.
         window_start: When that window began, in seconds since the epoch; 0 for lifetime.
         window_end: When it ends, or None for lifetime.
-        spent: What is debited, slices included that a holder has not used yet; a ledger amount.
-        cap: What the budget lets every account be debited in one window.
+        spent: What is debited, with what holders leased and have not used yet; a ledger amount.
+        cap: What every account of the budget may be debited in one window.
         granted: By how much the cap was raised for this account in this window.
-        lifetime: The odometer: what was debited in all windows together. Windows renew; this never does.
+        lifetime: The odometer: what was debited in all windows together. It never starts anew.
     """
 
     budget: str
@@ -54,7 +54,7 @@ class Account:
     lifetime: int
 
     def holds(self, now: float) -> bool:
-        """Whether `now` is not beyond the window that the account was last charged in."""
+        """Whether the window in which the account was last charged has not ended at `now`."""
         return self.window_end is None or now < self.window_end
 
     def spent_at(self, now: float) -> int:
@@ -68,13 +68,13 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What a store tells the ledger at the start.
+    """What a store tells the ledger when it is opened.
 
     Attributes:
         secret: 32 bytes, made with the ledger and as durable as it.
-        windows: For each budget, the latest window that any holder ever charged: time never moves back.
-        others: Budgets that the store holds and that it was opened without, if anything is spent of them in their
-            latest window; each with the time when that window began.
+        windows: For each budget, the latest window that any holder ever charged. Windows never move back.
+        others: Budgets that only the store knows, if anything is spent of them in their latest window; each with the
+            time when that window began.
     """
 
     secret: bytes = field(repr=False)
@@ -88,17 +88,17 @@ class Batch:
 
     Attributes:
         windows: For each budget, when the window in force began by the holder's clock.
-        held: For each account in question, what the holder has left of an earlier slice (in `windows`).
-        requests: The amounts that each wants from its accounts, all or nothing.
-        wants: For accounts that the holder charges often, how much it would use before long.
+        leased: For each account in question, what the holder has left of an earlier lease (in `windows`).
+        requests: The amounts that each request charges its accounts, all or nothing.
+        forecast: For accounts that the holder charges often, how much it would use before long.
         known: For each account, what all holders had debited when this holder last heard of it (in `windows`). It may
-            be out of date: good for a first guess, never for a decision.
+            be out of date, so it serves for a first guess, never for a decision.
     """
 
     windows: tuple[int, ...]
-    held: Mapping[AccountId, int]
+    leased: Mapping[AccountId, int]
     requests: Sequence[Mapping[AccountId, int]]
-    wants: Mapping[AccountId, int] = field(default_factory=dict)
+    forecast: Mapping[AccountId, int] = field(default_factory=dict)
     known: Mapping[AccountId, int] = field(default_factory=dict)
 
 
@@ -108,17 +108,17 @@ class Outcome:
 
     Attributes:
         windows: For each budget, when the window began that the batch was charged to.
-        lacking: For each request, None if it was admitted, or the first budget that doesn't cover it.
+        denied_by: For each request, None if it was admitted, or the first budget that doesn't cover it.
         debits: What is to be debited durably, slices included.
-        left: For each account, what the holder has left in `windows`.
+        remaining: For each account, what the holder has leased in `windows` and not used.
         debited: For each account, what all holders have debited in `windows`, after the batch.
         caps: For each account, what may be debited in `windows`, grants included.
     """
 
     windows: tuple[int, ...]
-    lacking: Sequence[int | None]
+    denied_by: Sequence[int | None]
     debits: Mapping[AccountId, int]
-    left: Mapping[AccountId, int]
+    remaining: Mapping[AccountId, int]
     debited: Mapping[AccountId, int]
     caps: Mapping[AccountId, int]
 
@@ -129,26 +129,26 @@ def decide(
     """Admits requests in their order, each all or nothing, and sizes the slices. Pure.
 
     A request is admitted if every account it names has its amount left: the cap, less what all holders have
-    debited, plus what this holder has in hand. Only after all were decided is a slice larger than the need
-    taken, so a slice never makes a request of the batch fail. A slice is at most what the holder would use before
-    long at its rate, what the account already used in this window (a unit that sends once wastes nothing) and a
-    quarter of what remains (other holders find some).
+    debited, plus what this holder has leased. Slices beyond the need are sized only after all requests were decided,
+    so a slice never makes a request of the batch fail. A slice is at most the holder's forecast, what the account
+    already used in this window (a unit that sends once wastes nothing) and a quarter of what remains (other holders
+    find some).
 
     Args:
         batch: What is asked.
-        caps: For each account of `batch.held`, what may be debited in a window.
+        caps: For each account of `batch.leased`, what may be debited in a window.
         windows: For each budget, when the window in force began; never before `batch.windows`.
-        debited: For each account of `batch.held`, what is debited in that window so far.
+        debited: For each account of `batch.leased`, what is debited in that window so far.
     """
-    # What was held in an older window is worthless in this one.
-    held = {a: amount if windows[a[0]] == batch.windows[a[0]] else 0 for a, amount in batch.held.items()}
-    free = {a: caps[a] - debited[a] + amount for a, amount in held.items()}
-    drawn = dict.fromkeys(held, 0)
-    largest = dict.fromkeys(held, 1)
-    lacking: list[int | None] = []
+    # What was leased in an older window can't be spent in this one.
+    leased = {a: amount if windows[a[0]] == batch.windows[a[0]] else 0 for a, amount in batch.leased.items()}
+    free = {a: caps[a] - debited[a] + amount for a, amount in leased.items()}
+    drawn = dict.fromkeys(leased, 0)
+    largest = dict.fromkeys(leased, 1)
+    denied_by: list[int | None] = []
     for request in batch.requests:
         short = next((a[0] for a, amount in request.items() if free[a] < amount), None)
-        lacking.append(short)
+        denied_by.append(short)
         if short is None:
             for a, amount in request.items():
                 free[a] -= amount
@@ -156,17 +156,17 @@ def decide(
                 largest[a] = max(largest[a], amount)
     debits = {}
     for a, amount in drawn.items():
-        need = amount - held[a]
+        need = amount - leased[a]
         if need > 0:
-            slice_ = min(batch.wants.get(a, 0), debited[a], (caps[a] - debited[a]) // 4)
-            # Whole charges: what is left of a slice in the end would be too little for anybody.
+            slice_ = min(batch.forecast.get(a, 0), debited[a], (caps[a] - debited[a]) // 4)
+            # Whole charges: what is left of a slice in the end would be too little for any charge.
             debits[a] = need + max(0, slice_ - need) // largest[a] * largest[a]
     return Outcome(
         windows=windows,
-        lacking=lacking,
+        denied_by=denied_by,
         debits=debits,
-        left={a: held[a] + debits.get(a, 0) - drawn[a] for a in held},
-        debited={a: debited[a] + debits.get(a, 0) for a in held},
+        remaining={a: leased[a] + debits.get(a, 0) - drawn[a] for a in leased},
+        debited={a: debited[a] + debits.get(a, 0) for a in leased},
         caps=caps,
     )
 
@@ -174,18 +174,18 @@ def decide(
 class Store(Protocol):
     """Where debits are kept. Every store passes tests/contract.
 
-    The ledger calls one method at a time, except `accounts`, `spend_once` and `ping`. Each raises LedgerError if the
-    store can't answer; then it is unknown whether the call took effect, and the ledger counts it as spent.
+    The ledger calls one method at a time, except `accounts`, `redeem_once` and `ping`. If a method raises LedgerError,
+    it is unknown whether the call took effect, and the ledger counts it as spent.
 
     Attributes:
-        clock: The store's own clock, in seconds since the epoch, for stores that have one: windows follow it. None:
-            they follow the holders' clocks.
+        clock: The store's own clock, in seconds since the epoch, which windows follow. None: the store has none, and
+            windows follow the holders' clocks.
     """
 
     clock: Callable[[], float] | None
 
     async def open(self, budgets: Sequence[Budget]) -> Opened:
-        """Opens the store, and makes it first where there is none.
+        """Opens the store. A store that can be made without an administrator is made first where there is none.
 
         Raises:
             ConfigError: A budget's key, accounting or window is not what the store holds.
@@ -195,29 +195,32 @@ class Store(Protocol):
     async def debit(self, batch: Batch) -> Outcome:
         """Decides a batch by `decide` on the latest state, and returns once the debits are durable.
 
-        Windows never move back: those in force are the latest ever charged, or the batch's, or, where the store has a
-        clock, the clock's, if that is later.
+        Windows never move back. The window in force is the latest of those that were ever charged, the batch's, and,
+        if the store has a clock, the clock's.
 
         Raises:
             LedgerError: The store can't answer.
         """
 
     async def credit(self, windows: tuple[int, ...], unspent: Mapping[AccountId, int]) -> None:
-        """Returns what a holder has left of its slices of these windows; the odometer alone where a new one has begun.
+        """Returns what a holder leased in these windows and did not use.
+
+        Where a later window has begun, only the odometer is credited.
 
         Raises:
             LedgerError: The store can't answer.
         """
 
-    async def spend_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
-        """Spends names, and returns once that is durable. For each: whether it was not spent before, by anybody.
+    async def redeem_once(self, now: int, redemptions: Sequence[tuple[bytes, int]]) -> list[bool]:
+        """Redeems names, and returns once that is durable. For each: whether nobody had redeemed it before.
 
-        The store's time is the latest that any holder gave, and never moves back. A name may be forgotten once that
-        time has reached the second that came with it; from then on the name with that second counts as spent.
+        The store's time is the latest that any holder gave. A name may be forgotten once that time has reached the
+        second that came with it. From then on the name with that second counts as redeemed.
 
         Args:
             now: The holder's time, in seconds since the epoch.
-            spends: (32 bytes, the second in which they may be forgotten) each, the same second for a name each time.
+            redemptions: (32 bytes, the second in which they may be forgotten) each. A name always comes with the same
+                second.
 
         Raises:
             LedgerError: The store can't answer.
@@ -231,14 +234,14 @@ class Store(Protocol):
         """
 
     async def ping(self) -> None:
-        """Asks whether the store could take a debit now.
+        """Checks that the store could take a debit now.
 
         Raises:
-            LedgerError: It couldn't.
+            LedgerError: It could not.
         """
 
     async def close(self) -> None:
-        """Lets go of everything. A closed store may be opened again."""
+        """Releases all resources. A closed store may be opened again."""
 
-    def forked(self) -> None:
-        """Called in a forked child: forget what belongs to the parent, and don't touch it."""
+    def after_fork_in_child(self) -> None:
+        """Forgets what belongs to the parent, without touching it. The ledger calls it in a forked child."""

@@ -1,63 +1,64 @@
-"""Refusals: what the ledger has just refused, so that who asks again and again takes nothing from others."""
+"""ExhaustedCache: accounts that the ledger has just refused, so that retries do not delay other senders."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dpmesh.errors import BudgetExhaustedError
 from dpmesh.ledger import Charge, Ledger
 
-# So long is an account taken to be used up. Within it, what an administrator grants or another holder hands back goes
-# unnoticed; and so often does an account that is used up have the ledger asked, for which everybody waits who shares a
-# budget with it.
+# How long an exhausted account is refused from memory. Meanwhile, a grant by an administrator or a lease that another
+# holder returns goes unnoticed. Afterwards the ledger is asked once, and all senders of the budget wait for its answer.
 _SECONDS = 0.1
 _KEPT = 1024
 
 
 class ExhaustedCache:
-    """The accounts that have just refused a charge.
+    """Refuses from memory what the ledger refused a moment ago.
 
     Args:
-        ledger: Who refuses.
+        ledger: Knows what each account has spent.
+        monotonic: The clock by which a refusal expires, in seconds.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._ledger = ledger
-        # By account: what was refused, until when it is again, and what is said of when to come back.
-        self._known: dict[tuple[int, bytes], tuple[int, float, float | None]] = {}
+        self._monotonic = monotonic
+        # By account: the amount that was refused, when the entry expires, and the error's retry_after.
+        self._refused: dict[tuple[int, bytes], tuple[int, float, float | None]] = {}
 
     def check(self, charges: Sequence[Charge]) -> None:
-        """Refuses what was refused a moment ago, in the same window, with no less to pay.
+        """Refuses charges to an account that was refused no larger amount a moment ago, in the same window.
 
         Raises:
-            BudgetExhaustedError: An account is used up.
+            BudgetExhaustedError: An account is exhausted.
         """
-        if not self._known:
+        if not self._refused:
             return
         for index, account, amount in charges:
-            known = self._known.get((index, account))
-            if known is None or amount < known[0]:
+            entry = self._refused.get((index, account))
+            if entry is None or amount < entry[0]:
                 continue
             # The ledger forgets what it knows of an account when its window ends.
-            if time.monotonic() < known[1] and self._ledger.standing(index, account) is not None:
-                raise BudgetExhaustedError(self._ledger.budgets[index].name, known[2])
-            self._known.pop((index, account), None)
+            if self._monotonic() < entry[1] and self._ledger.usage(index, account) is not None:
+                raise BudgetExhaustedError(self._ledger.budgets[index].name, entry[2])
+            self._refused.pop((index, account), None)
 
     def learn(self, charges: Sequence[Charge], error: BudgetExhaustedError) -> BudgetExhaustedError:
         """Remembers a refusal of the ledger.
 
         Returns:
-            The refusal as it should be told: it promises nothing of the next window where that covers no more.
+            The error to raise. It has no retry_after if the next window does not cover the charge either.
         """
-        found = [charge for charge in charges if self._ledger.budgets[charge[0]].name == error.budget]
-        if len(found) != 1:
-            return error  # The ledger does not say which of the units has nothing left.
-        ((index, account, amount),) = found
-        standing = self._ledger.standing(index, account)
-        cap = self._ledger.budgets[index].cap if standing is None else standing[1]
+        refused = [charge for charge in charges if self._ledger.budgets[charge[0]].name == error.budget]
+        if len(refused) != 1:
+            return error  # The ledger does not say which of several accounts is exhausted.
+        ((index, account, amount),) = refused
+        usage = self._ledger.usage(index, account)
+        cap = self._ledger.budgets[index].cap if usage is None else usage[1]
         wait = None if amount > cap else error.retry_after
-        if len(self._known) >= _KEPT:
-            self._known.clear()
-        self._known[index, account] = amount, time.monotonic() + _SECONDS, wait
+        if len(self._refused) >= _KEPT:
+            self._refused.clear()
+        self._refused[index, account] = amount, self._monotonic() + _SECONDS, wait
         return error if wait is error.retry_after else BudgetExhaustedError(error.budget, wait)

@@ -1,81 +1,60 @@
-"""Lanes: one for each direction of each method. What may leave on it is decided here, for all arities alike."""
+"""Flows: one for each direction of each method. Here it is decided what may leave on it, for all kinds of RPC.
+
+How it works:
+    A transport looks a method up in its FlowTable, by name, and finds two flows: requests and responses.
+    A flow decides by the class of each message whether it has to be released, and remembers the decision.
+    `passes` says that a message leaves as it is. `protect` gives what leaves instead, or raises why nothing may.
+    All decisions are made under one policy. Once the mesh has another, the table gives other flows:
+
+    | what is under way   | decides under                                         |
+    |---------------------|-------------------------------------------------------|
+    | a single message    | the policy with which its flow was looked up          |
+    | a request stream    | the same, because its metadata attest that policy     |
+    | a response stream   | the mesh's policy at each message                     |
+    | what is withheld    | both: it is withheld if either policy protects        |
+"""
 
 from __future__ import annotations
 
 import copy
-import functools
 import logging
-from collections.abc import Awaitable, Callable
-from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message import Message
 
+from dpmesh import method_name
+from dpmesh.bounded import BoundedTable
 from dpmesh.errors import AnnotationError, ConfigError, DpmeshError, ProtectionError
-from dpmesh.mesh.mesh import Direction, Mesh, Receipt, ReleaseStream
-from dpmesh.policy.policy import find_method
+from dpmesh.mesh.mesh import Mesh
+from dpmesh.mesh.receipt import Direction
+from dpmesh.mesh.refusals import Refusal
+from dpmesh.mesh.snapshot import PolicySnapshot
+from dpmesh.mesh.stream import ReleaseStream
+from dpmesh.mesh.untyped import METHODS_KEPT, UntypedObjects
 
-log = logging.getLogger("dpmesh.grpc")
+log = logging.getLogger("dpmesh.grpc")  # Applications may filter by this name.
 
-Release = Callable[[Any], Awaitable[Receipt]]
-
-# Peers choose the names of methods where a generic handler serves any: the table must not grow for ever.
-METHODS_KEPT = 4096
 _CONSUMERS_KEPT = 1024
 # Applications can make message classes as they go, one for each RPC.
 CLASSES_KEPT = 1024
-
-
-class Unjudged:
-    """Decides about objects that have no protobuf type, on methods that no loaded proto declares.
-
-    No rule can be found for such an object, although its type may have some: objects of proto-plus and betterproto,
-    or bytes that the application has serialized itself.
-
-    Args:
-        mesh: Whose configuration says what passes.
-    """
-
-    def __init__(self, mesh: Mesh) -> None:
-        self._mesh = mesh
-        self._globs = mesh.config.grpc.pass_unjudged
-        self._warned: set[str] = set()
-
-    def passes(self, method: str) -> bool:
-        """Whether such an object may leave on a method; the first one on each method is logged.
-
-        Args:
-            method: "/package.Service/Method".
-        """
-        passes = any(fnmatchcase(method, glob) for glob in self._globs)
-        if method not in self._warned:
-            if len(self._warned) >= METHODS_KEPT:
-                self._warned.clear()
-            self._warned.add(method)
-            if passes:
-                text = "%s: objects that are no protobuf messages leave unprotected ([grpc] pass_unjudged)"
-            elif self._mesh.observing:
-                text = "observe mode: %s sends objects that are no protobuf messages, which would be refused"
-            else:
-                text = "%s: objects that are no protobuf messages are refused; [grpc] pass_unjudged lets them pass"
-            log.warning(text, method)
-        return passes
 
 
 class Flow:
     """What leaves a sender on one direction of one method.
 
     Args:
-        mesh: Who releases.
+        table: The table that it is in.
+        snapshot: The policy under which it decides.
         method: "/package.Service/Method".
         direction: Which way the messages go.
         declared: The type that the method declares, or None for a method that no loaded proto has.
-        unjudged: Decides about objects without a protobuf type.
-        consumer: Who receives it, for quotas.
+        consumer: Who receives the messages, for quotas.
 
     Attributes:
+        method: "/package.Service/Method".
+        snapshot: The policy under which it decides.
         protected: Whether the declared type has anything to protect. None where each message decides: there is no
             declared type, or it can hold google.protobuf.Any or extensions. Each message is judged by its own type in
             any case.
@@ -83,145 +62,200 @@ class Flow:
 
     def __init__(
         self,
-        mesh: Mesh,
+        table: FlowTable,
+        snapshot: PolicySnapshot,
         method: str,
         direction: Direction,
         declared: Descriptor | None,
-        unjudged: Unjudged,
         consumer: str = "",
     ) -> None:
         self.method = method
-        self.protected = None if declared is None else _protected(mesh, declared)
-        self._mesh = mesh
+        self.snapshot = snapshot
+        self.protected = None if declared is None else _protected(snapshot, declared)
+        self._table = table
+        self._mesh = table.mesh
         self._direction = direction
         self._declared = declared
-        self._unjudged = unjudged
-        self._guarded: dict[type, bool] = {}
-        # Whether a protected message came along although the method declares none; shared by the lane's copies.
-        self._strays = [False]
-        self._others: dict[str, Flow] = {}
-        self._lead(consumer)
-
-    def _lead(self, consumer: str) -> None:
-        """Sets where the lane leads."""
         self._consumer = consumer
-        self._release: Release = functools.partial(
-            self._mesh.release, method=self.method, direction=self._direction, consumer=consumer
-        )
+        # By message class: whether it has to be released. Shared by the copies for other consumers, and so is whether
+        # a protected message came that the method does not declare.
+        self._needs_release: BoundedTable[type, bool] = BoundedTable(CLASSES_KEPT)
+        self._undeclared_protected = [False]
+        self._by_consumer: BoundedTable[str, Flow] = BoundedTable(_CONSUMERS_KEPT)
 
-    def to(self, consumer: str) -> Flow:
-        """The same lane to another consumer."""
-        lane = self._others.get(consumer)
-        if lane is None:
-            if len(self._others) >= _CONSUMERS_KEPT:
-                self._others.clear()
-            lane = copy.copy(self)
-            lane._lead(consumer)
-            self._others[consumer] = lane
-        return lane
+    def for_consumer(self, consumer: str) -> Flow:
+        """The same flow to another consumer.
+
+        Args:
+            consumer: Who receives the messages, for quotas.
+        """
+        if consumer == self._consumer:
+            return self
+        flow = self._by_consumer.get(consumer)
+        if flow is None:
+            flow = copy.copy(self)
+            flow._consumer = consumer
+            self._by_consumer[consumer] = flow
+        return flow
 
     def stream(self) -> ReleaseStream:
         """What releases the messages of one RPC that is a stream in this direction."""
-        return self._mesh.stream(method=self.method, direction=self._direction, consumer=self._consumer)
+        return self._mesh.stream(
+            method=self.method,
+            direction=self._direction,
+            consumer=self._consumer,
+            snapshot=self.snapshot if self._direction == "request" else None,
+        )
 
     def sensitive(self) -> bool:
-        """Whether what goes along with messages (errors, metadata, their size when compressed) may tell what they said.
+        """Whether what goes along with messages (errors, metadata, their compressed size) may tell what they say.
 
-        It may where messages are protected: by what the method declares, or because one came along that it does not
-        declare. Where it is not known whether they are, it may as soon as any rule is in force.
+        It may if messages are protected: because the method declares a protected type, or because a protected message
+        came that it does not declare. Where that is unknown, it may as soon as any rule is in force. In observe mode
+        nothing is withheld.
         """
-        return self._mesh.has_rules() if self.protected is None else self.protected or self._strays[0]
+        if self._mesh.observing:
+            return False
+        if (
+            self.snapshot.has_rules()
+            if self.protected is None
+            else self.protected or self._undeclared_protected[0]
+        ):
+            return True
+        return self._outdated() and self._current().sensitive()
 
     def attests(self) -> bool:
-        """Whether a stream is marked as one of a sender that protects, which is settled before its first message."""
+        """Whether a stream says in its metadata that its sender protects it, which is settled before its messages."""
         return self._declared is not None and self.protected is not False
 
-    def guards(self, kind: type) -> bool:
-        """Whether a message of this class has to be released; otherwise it passes.
+    def passes(self, kind: type) -> bool:
+        """Whether a message of this class may leave as it is; otherwise it has to go through `protect`."""
+        needs = self._needs_release.get(kind)
+        if needs is None:
+            try:
+                needs = self.needs_release(kind)
+            except Exception:
+                return False  # `protect` raises it again.
+        return not needs and self._mesh.snapshot is self.snapshot
+
+    def needs_release(self, kind: type) -> bool:
+        """Whether a message of this class has to be released; otherwise it may leave as it is.
 
         Raises:
-            ProtectionError: The lane is for another, protected type, or no rule can be found for such an object.
+            ProtectionError: The method declares another, protected type, or no rule can be found for such an object.
             AnnotationError: The type's annotations are bad.
         """
-        guarded = self._guarded.get(kind)
-        if guarded is None:
-            guarded = self._judge(kind)
-            if guarded is None:
+        needs = self._needs_release.get(kind)
+        if needs is None:
+            needs = self._judge(kind)
+            if needs is None:
                 return False
-            if guarded and self.protected is False:
-                self._strays[0] = True
-            if len(self._guarded) >= CLASSES_KEPT:
-                self._guarded.clear()
-            self._guarded[kind] = guarded
-        return guarded
-
-    def passes(self, kind: type) -> bool:
-        """Whether a message of this class can go as it is, without being looked at any further."""
-        guarded = self._guarded.get(kind)
-        if guarded is not None:
-            return not guarded
-        try:
-            return not self.guards(kind)
-        except Exception:
-            return False  # Whoever protects it says why it is refused.
+            if needs and self.protected is False:
+                self._undeclared_protected[0] = True
+            self._needs_release[kind] = needs
+        return needs
 
     def protect_now(self, message: Any) -> Any:
-        """What `protect` gives for a message on its own, or None where only `protect` can tell."""
-        try:
-            kind = type(message)
-            if not (self._guarded.get(kind) or self._admits(kind, None)):
-                return message
-            receipt = self._mesh.release_now(
-                message, method=self.method, direction=self._direction, consumer=self._consumer
-            )
-        except DpmeshError as error:
-            if not self._mesh.observing:
-                raise
-            return self._observed(message, error)
-        except Exception as error:  # Whatever it is, its text stays here.
-            failed = type(error).__name__
-        else:
-            return None if receipt is None else receipt.message
-        # Raised outside of the handler, so that the original is not even its context.
-        raise self._failed(failed)
-
-    async def protect(self, message: Any, stream: ReleaseStream | None = None) -> Any:
-        """What may leave instead of `message`.
+        """What `protect` gives for a single message, or None if that has to wait for the ledger.
 
         Args:
             message: What the application wants to send.
-            stream: The one of the lane's streams that the message is part of, if it is.
 
         Raises:
             DpmeshError: Nothing may leave. In observe mode the message leaves all the same.
         """
         try:
             kind = type(message)
-            if not (self._guarded.get(kind) or self._admits(kind, stream)):
+            if not (self._needs_release.get(kind) or self._check(kind, None)):
                 return message
-            return (await (self._release if stream is None else stream.release)(message)).message
+            receipt = self._mesh.release_now(
+                message,
+                method=self.method,
+                direction=self._direction,
+                consumer=self._consumer,
+                snapshot=self.snapshot,
+            )
+        except DpmeshError as error:
+            if not self._mesh.observing:
+                raise
+            return self._observed(message, error)
+        except Exception as error:  # Its text may quote a value.
+            failed = type(error).__name__
+        else:
+            return None if receipt is None else receipt.message
+        # Raised outside of the handler, so that the original is not even its context.
+        raise self._internal_error(failed)
+
+    async def protect(self, message: Any, stream: ReleaseStream | None = None) -> Any:
+        """What may leave instead of `message`: without waiting if a held lease pays for it, or else once it is charged.
+
+        Args:
+            message: What the application wants to send.
+            stream: The stream that the message is part of, made by `stream()`; None for a single message.
+
+        Raises:
+            DpmeshError: Nothing may leave. In observe mode the message leaves all the same.
+        """
+        if stream is not None and self._direction == "response" and self._outdated():
+            return await self._current().protect(message, stream)
+        try:
+            kind = type(message)
+            if not (self._needs_release.get(kind) or self._check(kind, stream)):
+                return message
+            if stream is not None:
+                return (await stream.release(message)).message
+            receipt = self._mesh.release_now(
+                message,
+                method=self.method,
+                direction=self._direction,
+                consumer=self._consumer,
+                snapshot=self.snapshot,
+            )
+            if receipt is None:
+                receipt = await self._mesh.release(
+                    message,
+                    method=self.method,
+                    direction=self._direction,
+                    consumer=self._consumer,
+                    snapshot=self.snapshot,
+                )
         except DpmeshError as error:
             if not self._mesh.observing:
                 raise
             return self._observed(message, error)
         except Exception as error:
             failed = type(error).__name__
-        raise self._failed(failed)
+        else:
+            return receipt.message
+        raise self._internal_error(failed)
 
-    def refuse_twice(self, message: Any, stream: ReleaseStream | None) -> None:
-        """Refuses a message that another of dpmesh's interceptors would protect too; what is not protected passes.
+    def refuse_intercepted_twice(self, message: Any, stream: ReleaseStream | None) -> None:
+        """Refuses a message that a second of dpmesh's interceptors would protect too, unless it needs no protection.
+
+        Args:
+            message: What the application wants to send.
+            stream: The stream that the message is part of, or None.
 
         Raises:
             ProtectionError: It is refused.
         """
-        if not self.passes(type(message)):
-            text = "two of dpmesh's interceptors would protect and charge for a message; give them once"
-            error = ProtectionError("INTERCEPTED_TWICE", self.method, text)
-            self._record(error, stream)
-            try:
-                raise error
-            finally:
-                del error  # It holds this frame, and so the message.
+        if self.passes(type(message)):
+            return
+        text = "two of dpmesh's interceptors would protect and charge for a message; give them once"
+        error = ProtectionError("INTERCEPTED_TWICE", self.method, text)
+        self._record(error, stream)
+        try:
+            raise error
+        finally:
+            del error  # It holds this frame, and so the message.
+
+    def record_refused_rpc(self, refusal: Refusal) -> None:
+        """Records that an RPC is refused as a whole, before any message of this direction.
+
+        Args:
+            refusal: Why it is refused.
+        """
+        self._record(ProtectionError(refusal.reason, self.method, refusal.text), None)
 
     def _record(self, error: DpmeshError, stream: ReleaseStream | None) -> None:
         if stream is None:
@@ -229,14 +263,24 @@ class Flow:
         else:
             stream.refused(error)
 
-    def _admits(self, kind: type, stream: ReleaseStream | None) -> bool:
-        """What `guards` says; a refusal is recorded."""
+    def _outdated(self) -> bool:
+        """Whether the mesh has another policy by now."""
+        return self._mesh.snapshot is not self.snapshot
+
+    def _current(self) -> Flow:
+        """This flow under the policy that the mesh has now."""
+        method = self._table[self.method]
+        flow = method.request if self._direction == "request" else method.response
+        return flow.for_consumer(self._consumer)
+
+    def _check(self, kind: type, stream: ReleaseStream | None) -> bool:
+        """Does what `needs_release` does, and records a refusal."""
         try:
-            return self.guards(kind)
+            return self.needs_release(kind)
         except DpmeshError as error:
             failed: DpmeshError = error
         except Exception as error:  # Classes of the application are asked for their descriptors.
-            failed = self._failed(type(error).__name__)
+            failed = self._internal_error(type(error).__name__)
         self._record(failed, stream)
         try:
             raise failed
@@ -247,24 +291,24 @@ class Flow:
         log.warning("observe mode: a message of %s would have been refused: %s", self.method, str(error))
         return message
 
-    def _failed(self, kind: str) -> ProtectionError:
+    def _internal_error(self, kind: str) -> ProtectionError:
         return ProtectionError("INTERNAL", self.method, f"a message could not be protected ({kind})")
 
     def _judge(self, kind: type) -> bool | None:
-        """The one place that decides about a class; None if it passes as long as no rule is in force."""
+        """Decides whether messages of a class have to be released; None if not as long as no rule is in force."""
         if kind is type(None) and (self._direction == "response" or not self.protected):
-            return False  # None is no message, and gRPC says so.
+            return False  # None is no message; the transport says so.
         descriptor = _descriptor(kind)
         if self.protected and self._declared is not None and descriptor is not self._declared:
             name = self._declared.full_name
             raise ProtectionError("WRONG_TYPE", name, f"{self.method} was given something else to send")
         if descriptor is not None:
-            return self._mesh.protects(kind)
+            return self.snapshot.protects(kind)
         if self.protected is False:
             return False  # Nothing of what the method declares is protected.
-        if not self._mesh.has_rules():
+        if not self.snapshot.has_rules():
             return None
-        if self._unjudged.passes(self.method):
+        if self._table.untyped.may_leave(self.method):
             return False
         raise ProtectionError(
             "NOT_JUDGED",
@@ -285,57 +329,72 @@ def _descriptor(kind: type) -> Descriptor | None:
     return descriptor
 
 
-def _protected(mesh: Mesh, declared: Descriptor) -> bool | None:
+def _protected(snapshot: PolicySnapshot, declared: Descriptor) -> bool | None:
     try:
-        return mesh.protection(message_factory.GetMessageClass(declared))
+        return snapshot.protection(message_factory.GetMessageClass(declared))
     except AnnotationError:
         return True  # Releasing a message says what is wrong with it.
 
 
 class MethodFlows:
-    """The two lanes of a method.
+    """Both flows of a method, under one policy.
 
     Args:
-        mesh: Who releases.
+        table: The table that it is in.
+        snapshot: The policy under which they decide.
         name: "/package.Service/Method".
-        found: What declares it, if a loaded proto does.
-        unjudged: Decides about objects without a protobuf type.
-        consumer: Who receives requests, for quotas.
+        declared: The method's descriptor, or None if no loaded proto has it.
 
     Attributes:
-        name: The same.
+        mesh: Which mesh releases.
+        name: "/package.Service/Method".
         request: What clients send.
         response: What servers send.
-        requires: Servers refuse requests that no dpmesh sender has protected.
+        requires_attestation: Servers refuse requests whose sender does not say that it protects them.
     """
 
     def __init__(
-        self,
-        mesh: Mesh,
-        name: str,
-        found: MethodDescriptor | None,
-        unjudged: Unjudged,
-        consumer: str = "",
+        self, table: FlowTable, snapshot: PolicySnapshot, name: str, declared: MethodDescriptor | None
     ) -> None:
-        sent, answered = (None, None) if found is None else (found.input_type, found.output_type)
+        sent, answered = (None, None) if declared is None else (declared.input_type, declared.output_type)
+        self.mesh = table.mesh
         self.name = name
-        self.request = Flow(mesh, name, "request", sent, unjudged, consumer)
-        self.response = Flow(mesh, name, "response", answered, unjudged)
-        self.requires = mesh.requires(name)
+        self.request = Flow(table, snapshot, name, "request", sent, table.consumer)
+        self.response = Flow(table, snapshot, name, "response", answered)
+        self.requires_attestation = snapshot.requires(name)
 
 
-class FlowTable(dict[str | bytes, MethodFlows]):
-    """All methods that were seen, by name as gRPC gives it.
+class _Methods(NamedTuple):
+    """The flows under one policy, by the method's name as the transport gives it.
 
-    A method that a loaded proto declares is decided at its first RPC and kept. All others are looked up again at each
-    RPC, because their protos may have been loaded since.
+    What a loaded proto declares is decided once. All other methods are looked up at each RPC, because their protos may
+    have been loaded since.
+    """
+
+    snapshot: PolicySnapshot
+    declared: BoundedTable[str | bytes, MethodFlows]
+    undeclared: BoundedTable[str | bytes, MethodFlows]
+
+    @classmethod
+    def under(cls, snapshot: PolicySnapshot) -> _Methods:
+        """No methods yet."""
+        return cls(snapshot, BoundedTable(METHODS_KEPT), BoundedTable(METHODS_KEPT))
+
+
+class FlowTable:
+    """The flows of all methods that a transport has seen.
 
     Args:
-        mesh: Who releases.
+        mesh: Which mesh releases.
         consumer: Who receives requests, for quotas.
 
+    Attributes:
+        mesh: Which mesh releases.
+        consumer: Who receives requests, for quotas.
+        untyped: Decides about objects without a protobuf type.
+
     Raises:
-        ConfigError: It is no mesh.
+        ConfigError: `mesh` is no mesh, or `consumer` is no text, or none that UTF-8 can write.
     """
 
     def __init__(self, mesh: Mesh, consumer: str = "") -> None:
@@ -343,19 +402,49 @@ class FlowTable(dict[str | bytes, MethodFlows]):
             raise ConfigError(
                 f"mesh: a {type(mesh).__name__} is no mesh; allowed: what dpmesh.open(...) returns"
             )
-        super().__init__()
-        self._mesh = mesh
-        self._consumer = consumer
-        self._unjudged = Unjudged(mesh)
-        self._undeclared: dict[str | bytes, MethodFlows] = {}
+        _check_consumer(consumer)
+        self.mesh = mesh
+        self.consumer = consumer
+        self.untyped = UntypedObjects(mesh)
+        self._methods = _Methods.under(mesh.snapshot)
 
-    def __missing__(self, key: str | bytes) -> MethodFlows:
+    def __getitem__(self, name: str | bytes) -> MethodFlows:
+        """The flows of a method under the policy that the mesh has now.
+
+        Args:
+            name: "/package.Service/Method".
+        """
+        methods = self._methods
+        snapshot = self.mesh.snapshot
+        if snapshot is not methods.snapshot:
+            methods = self._methods = _Methods.under(snapshot)
+        return methods.declared.get(name) or self._find(name, methods)
+
+    def _find(self, key: str | bytes, methods: _Methods) -> MethodFlows:
         name = key.decode() if isinstance(key, bytes) else key
-        found = find_method(name)
-        kept: dict[str | bytes, MethodFlows] = self._undeclared if found is None else self
+        declared = method_name.find(name)
+        kept = methods.undeclared if declared is None else methods.declared
         method = kept.get(key)
         if method is None:
-            if len(kept) >= METHODS_KEPT:
-                kept.clear()
-            method = kept[key] = MethodFlows(self._mesh, name, found, self._unjudged, self._consumer)
+            method = kept[key] = MethodFlows(self, methods.snapshot, name, declared)
         return method
+
+    def __len__(self) -> int:
+        """How many methods are kept."""
+        return len(self._methods.declared) + len(self._methods.undeclared)
+
+
+def _check_consumer(consumer: Any) -> None:
+    """Refuses a consumer that quotas can't count.
+
+    Raises:
+        ConfigError: It is no text, or none that UTF-8 can write.
+    """
+    if not isinstance(consumer, str):
+        raise ConfigError(f"consumer: a {type(consumer).__name__} is no name; allowed: text")
+    try:
+        consumer.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            "consumer: a name that UTF-8 can't write; allowed: text without surrogates"
+        ) from None

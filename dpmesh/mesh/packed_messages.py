@@ -16,7 +16,9 @@ from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.errors import DpmeshError, ProtectionError
 from dpmesh.ledger import Charge
-from dpmesh.mesh.billing import Bill, BillingTable, PricedPlan, merged
+from dpmesh.mesh.billers import Bill, Biller, merged
+from dpmesh.mesh.billing import BillingTable
+from dpmesh.mesh.pricing import PricedPlan
 from dpmesh.policy import AROUND, Plan, Pseudonymise
 from dpmesh.policy.codegen.steps import drop_extensions
 from dpmesh.policy.compile.anys import DEEPEST, Find, Found, find_types, is_any
@@ -53,7 +55,7 @@ def opened(
     return replace(route, bill=_raising(failed), opens=False), message
 
 
-def _raising(error: DpmeshError) -> Callable[[Any, str], Bill]:
+def _raising(error: DpmeshError) -> Biller:
     # Not kept once it is raised: it then holds the frames that it went through, and so the message.
     kept = [error]
 
@@ -230,7 +232,7 @@ class _Content:
             return False
         route = None
         for each in kinds:
-            there = self._routes.inside(around, each, bool(units), self._method, self._direction)
+            there = self._routes.price_packed(around, each, bool(units), self._method, self._direction)
             if there is not None and (route is None or (route.plan.is_open and not there.plan.is_open)):
                 kind, route = each, there
         plan = None if route is None else route.plan
@@ -260,7 +262,7 @@ class _Content:
             charges += own
         for entry in self._packed:
             if entry.route is not None:
-                own, *lost = self._routes.charges(entry.route, entry.owners(), consumer)
+                own, *lost = self._routes.bill_owners(entry.route, entry.owners(), consumer)
                 charges += own
                 epsilon, rho = epsilon + lost[0], rho + lost[1]
         return merged(charges), epsilon, rho

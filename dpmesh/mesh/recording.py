@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import BudgetExhaustedError
 from dpmesh.ledger import Charge, Ledger
-from dpmesh.mesh.billing import PricedPlan
+from dpmesh.mesh.pricing import PricedPlan
 from dpmesh.policy.policy import find_method
 from dpmesh.telemetry import Telemetry, names, refused_status
 
@@ -72,7 +72,7 @@ class Recording:
     def state(self, charges: Sequence[Charge]) -> str:
         """Whether one of the budgets that a release touched is low."""
         for index, account, _ in charges:
-            known = self._ledger.standing(index, account)
+            known = self._ledger.usage(index, account)
             if known is not None and known[0] > _LOW * known[1]:
                 return names.STATE_LOW
         return names.STATE_OK
@@ -84,7 +84,7 @@ class Recording:
         """
         tightest, found = -1.0, None
         for index, account, _ in charges:
-            known = self._ledger.standing(index, account)
+            known = self._ledger.usage(index, account)
             if known is not None and known[0] > tightest * known[1]:
                 tightest, found = known[0] / known[1], (index, account, known)
         if found is None:

@@ -1,14 +1,14 @@
-"""What is spent and left in the window in force, and what these numbers promise to whom. Pure functions, no I/O."""
+"""What is spent and left in the current window, and what these numbers promise to whom."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
-from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon, window_end
+from dpmesh.accounting import AMOUNT, Accounting, cap, rho_to_epsilon, window_end
+from dpmesh.report.wording import minute
 
 if TYPE_CHECKING:
     from dpmesh.ledger import Account, Budget
@@ -42,17 +42,17 @@ class Amount:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """One budget in the window in force.
+class BudgetWindow:
+    """One budget in its current window.
 
     Attributes:
         budget: Its name.
         key: "unit" or "global", and with "/consumer" behind it for a quota.
         accounting: "pure" or "zcdp".
-        delta: At which epsilons are meant.
+        delta: The delta of its epsilons.
         window_start: In seconds since 1970; 0 for lifetime.
-        window_end: The same, or None for lifetime.
-        cap: What one account may spend in one window, if nothing was granted to it.
+        window_end: In seconds since 1970; None for lifetime.
+        cap: What one account may spend in one window without a grant.
     """
 
     budget: str
@@ -66,20 +66,20 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """What all accounts of a budget spent in the window in force; the quantiles are of the accounts that spent.
+    """What the accounts of a budget spent in the current window; only those that spent anything count.
 
     Attributes:
-        standing: The budget.
+        window: The budget in its current window.
         accounts: How many accounts spent anything in this window.
-        granted: To how many of these more than the cap was granted.
-        median: Half of these spent at most this.
+        granted: How many of them were granted more than the cap.
+        median: Half of them spent at most this.
         percentile_95: Nineteen of twenty spent at most this.
-        most: Nobody spent more.
-        least_remaining: None of these has less left, grants included.
-        state: "configured" or "not configured": whether holders that are started now charge it; None if nobody knows.
+        most: The most that one of them spent.
+        least_remaining: The least that one of them has left, grants included; the cap if nobody spent anything.
+        state: "configured" or "not configured": whether holders that start now charge it; None if unknown.
     """
 
-    standing: Standing
+    window: BudgetWindow
     accounts: int
     granted: int
     median: Amount
@@ -87,6 +87,10 @@ class Spending:
     most: Amount
     least_remaining: Amount
     state: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """The spending for JSON: the budget's window beside the rest."""
+        return _document(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +100,10 @@ class Promise:
     Attributes:
         loss_of: Whose loss it is: "unit", or "any unit" whose data are in an aggregate.
         towards: Towards whom: "everyone together", or "this consumer".
-        this_window: In the window in force, with what was granted.
-        any_window: In any other window, if nothing is granted there; T of them cost T times this value.
-        across_an_edge: In a span as long as a window, of which one part is in this window and the other in the next;
-            None for lifetime.
+        this_window: In the current window, grants included.
+        any_window: In any other window without a grant; T windows lose T times this value.
+        across_an_edge: In a span as long as a window that begins in this window and ends in the next; None for
+            lifetime.
         so_far: In all windows together until now: the odometer.
     """
 
@@ -113,31 +117,35 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """One account in the window in force.
+    """One account in its budget's current window.
 
     Attributes:
-        standing: The budget.
-        spent: What is debited, with what a running process has set aside for it.
-        granted: By how much the cap was raised in this window; its epsilon is that of this much alone.
-        remaining: What is left; its epsilon is that of this much alone.
+        window: The budget in its current window.
+        spent: What is debited, the leases of running processes included.
+        granted: By how much the cap was raised in this window; its epsilon is that of this amount alone.
+        remaining: What is left; its epsilon is that of this amount alone.
         lifetime: What was debited in all windows together.
-        promise: What all this promises.
+        promise: What these numbers promise.
     """
 
-    standing: Standing
+    window: BudgetWindow
     spent: Amount
     granted: Amount
     remaining: Amount
     lifetime: Amount
     promise: Promise
 
+    def document(self) -> dict[str, Any]:
+        """The balance for JSON: the budget's window beside the rest."""
+        return _document(self)
+
 
 class Tally:
-    """Adds up what the accounts of one budget spent, eight bytes for each, in whatever order they come.
+    """Adds up what the accounts of one budget spent, in any order; it takes eight bytes for each.
 
     Args:
         budget: The budget.
-        window: When the window in force began, in seconds since the epoch.
+        window: When the current window began, in seconds since 1970.
     """
 
     def __init__(self, budget: Budget, window: int) -> None:
@@ -157,13 +165,13 @@ class Tally:
         self._least = left if len(self._spent) == 1 else min(self._least, left)
 
     def spending(self) -> Spending:
-        """What the accounts that were counted spent in the window in force."""
+        """What the accounts that were added spent in the current window."""
         import numpy
 
         numpy.frombuffer(self._spent, dtype="q").sort()  # in place: no list of a million integers
         budget = self._budget
         return Spending(
-            standing=standing(budget, self._window),
+            window=budget_window(budget, self._window),
             accounts=len(self._spent),
             granted=self._granted,
             median=amount(budget, quantile(self._spent, 50)),
@@ -174,17 +182,17 @@ class Tally:
 
 
 def quantile(ordered: Sequence[int], percent: int) -> int:
-    """The smallest value that at least so many percent do not exceed; 0 of nothing."""
+    """The smallest of the values that at least so many percent of them don't exceed; 0 if there are none."""
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)] if ordered else 0
 
 
 def balance(budget: Budget, account: Account | None, window: int) -> Balance:
-    """What one account has spent and left.
+    """What one account has spent and has left in the current window.
 
     Args:
         budget: Its budget.
         account: As the ledger holds it; None if it was never charged.
-        window: When the window in force began, in seconds since the epoch.
+        window: When the current window began, in seconds since 1970.
     """
     spent = granted = lifetime = 0
     if account is not None:
@@ -192,7 +200,7 @@ def balance(budget: Budget, account: Account | None, window: int) -> Balance:
         if account.window_start == window:
             spent, granted = account.spent, account.granted
     return Balance(
-        standing=standing(budget, window),
+        window=budget_window(budget, window),
         spent=amount(budget, spent),
         granted=amount(budget, granted),
         remaining=amount(budget, max(0, budget.cap + granted - spent)),
@@ -208,9 +216,14 @@ def balance(budget: Budget, account: Account | None, window: int) -> Balance:
     )
 
 
-def standing(budget: Budget, window: int) -> Standing:
-    """A budget in the window that begins at a time."""
-    return Standing(
+def _document(entry: Spending | Balance) -> dict[str, Any]:
+    document = asdict(entry)
+    return {**document.pop("window"), **document}
+
+
+def budget_window(budget: Budget, window: int) -> BudgetWindow:
+    """A budget in the window that begins at a time, in seconds since 1970."""
+    return BudgetWindow(
         budget=budget.name,
         key=budget.key,
         accounting=str(budget.accounting),
@@ -222,15 +235,29 @@ def standing(budget: Budget, window: int) -> Standing:
 
 
 def amount(budget: Budget, value: int) -> Amount:
-    """A ledger amount of a budget as what it means."""
+    """A ledger amount (1e-9 of epsilon or rho) of a budget as a privacy loss."""
     loss = value / AMOUNT
     pure = budget.accounting is Accounting.PURE
     return Amount(loss, loss if pure else rho_to_epsilon(loss, budget.delta))
 
 
-def shown(loss: Amount, budget: Standing) -> str:
-    """An amount for people."""
-    if budget.accounting == "pure":
+def raised_cap(budget: Budget, granted: int, epsilon: float) -> int:
+    """By how much a grant raises an account's cap, as a ledger amount; 0 or less if it would not raise it.
+
+    Args:
+        budget: The account's budget.
+        granted: What was granted to it in the current window already, as a ledger amount.
+        epsilon: What may be lost in this window in all, at the budget's delta.
+
+    Raises:
+        ValueError: That is no epsilon that a budget can have.
+    """
+    return cap(budget.accounting, epsilon, budget.delta) - budget.cap - granted
+
+
+def loss_text(loss: Amount, window: BudgetWindow) -> str:
+    """A loss for people, in the budget's own accounting."""
+    if window.accounting == "pure":
         return f"ε {loss.value:.4g}"
     return f"ρ {loss.value:.4g} (ε {loss.epsilon:.3g})"
 
@@ -242,8 +269,8 @@ def state(budget: str, configured: frozenset[str] | None) -> str | None:
     return "configured" if budget in configured else NOT_CONFIGURED
 
 
-def not_configured(budgets: Sequence[str], configured: frozenset[str] | None) -> list[str]:
-    """A line for each budget that is not configured, with the names that it may have now."""
+def not_configured_lines(budgets: Sequence[str], configured: frozenset[str] | None) -> list[str]:
+    """A line for each budget that is not configured, with similar names that are."""
     from dpmesh.ledger.budget import similar
 
     lines = []
@@ -258,35 +285,26 @@ def not_configured(budgets: Sequence[str], configured: frozenset[str] | None) ->
     return lines
 
 
-def shown_grant(entry: Balance) -> str:
-    """What was granted for people: how much more, and up to where."""
+def grant_text(entry: Balance) -> str:
+    """A grant for people: how much more, and what may be lost in all; "-" if there is none."""
     if not entry.granted.value:
         return "-"
-    letter = "ε" if entry.standing.accounting == "pure" else "ρ"
+    letter = "ε" if entry.window.accounting == "pure" else "ρ"
     return f"{letter} +{entry.granted.value:.4g} (to ε {entry.promise.this_window.epsilon:.4g})"
 
 
-def shown_window(budget: Standing) -> str:
+def window_text(window: BudgetWindow) -> str:
     """A window for people."""
-    if budget.window_end is None:
+    if window.window_end is None:
         return "lifetime"
-    start, end = (shown_time(at) for at in (budget.window_start, budget.window_end))
-    return f"{start} to {end} UTC"
-
-
-def shown_time(at: int) -> str:
-    """A time for people, to the minute, in UTC."""
-    try:
-        return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}"
-    except (ValueError, OverflowError):  # beyond the year 9999
-        return f"{at} s since 1970"
+    return f"{minute(window.window_start)} to {minute(window.window_end)} UTC"
 
 
 def promises(entries: Sequence[Balance]) -> list[str]:
-    """What accounts of one key promise and to whom, in plain words, one line for each and one before them."""
+    """What accounts of budgets of one key promise, and to whom: two lines in front, and one for each account."""
     if not entries:
         return []
-    lines = ["What this promises, and to whom:", _WHOSE[entries[0].standing.key]]
+    lines = ["What this promises, and to whom:", _WHOSE[entries[0].window.key]]
     lines += [_promise(entry) for entry in entries]
     if any(entry.promise.across_an_edge for entry in entries):
         lines.append(_ON_TOP)
@@ -294,21 +312,21 @@ def promises(entries: Sequence[Balance]) -> list[str]:
 
 
 def _promise(entry: Balance) -> str:
-    budget, promise = entry.standing, entry.promise
+    window, promise = entry.window, entry.promise
     this, usual, so_far = (
-        shown(loss, budget) for loss in (promise.this_window, promise.any_window, promise.so_far)
+        loss_text(loss, window) for loss in (promise.this_window, promise.any_window, promise.so_far)
     )
-    at = f" Epsilons are at δ {budget.delta:g}." if budget.accounting == "zcdp" else ""
+    at = f" Epsilons are at δ {window.delta:g}." if window.accounting == "zcdp" else ""
     granted = bool(entry.granted.value)
     if promise.across_an_edge is None:
-        with_grants = f", of which {shown_grant(entry).partition(' (')[0]} was granted" if granted else ""
-        return f"{budget.budget}: at most {this} in all, for ever{with_grants}; so far at most {so_far}.{at}"
+        with_grants = f", of which {grant_text(entry).partition(' (')[0]} was granted" if granted else ""
+        return f"{window.budget}: at most {this} in all, for ever{with_grants}; so far at most {so_far}.{at}"
     windows = f"in any one window at most {usual}"
     if granted:
         windows = f"in this window at most {this}, as was granted, and in any other one {usual}"
-    across = shown(promise.across_an_edge, budget)
+    across = loss_text(promise.across_an_edge, window)
     each = usual.partition(" (")[0]
     return (
-        f"{budget.budget}: {windows}; in a span as long across the edge of two windows up to {across}. "
+        f"{window.budget}: {windows}; in a span as long across the edge of two windows up to {across}. "
         f"T windows cost at most T times {each}; all windows so far cost at most {so_far}.{at}"
     )

@@ -1,4 +1,4 @@
-"""What `dpmesh plan --against OLD` works out: how loss and error differ between two states of the same messages."""
+"""How loss and error differ between two states of the same messages, for `dpmesh plan --against OLD`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dpmesh.report.plan import FieldReport, MessageReport
 
 @dataclass(frozen=True, slots=True)
 class FieldChange:
-    """One field that leaves otherwise than before; None on the side where the message has no such field.
+    """One field that leaves in another way than before.
 
     Attributes:
         path: From the root message.
-        old: How it left.
-        new: How it leaves.
+        old: How it left; None if there was no such field.
+        new: How it leaves; None if there is no such field.
     """
 
     path: str
@@ -25,12 +25,12 @@ class FieldChange:
 
 @dataclass(frozen=True, slots=True)
 class MessageChange:
-    """One message type that leaves otherwise than before; None on the side that does not have it.
+    """One message type that leaves in another way than before.
 
     Attributes:
         message: Its full name.
-        old: The whole report before.
-        new: The whole report now.
+        old: The report before; None if there was no such type.
+        new: The report now; None if there is no such type.
         fields: The fields that differ.
     """
 
@@ -44,8 +44,8 @@ def compare(old: Mapping[str, MessageReport], new: Mapping[str, MessageReport]) 
     """All message types that differ, those of the new state first.
 
     Args:
-        old: Reports by message name.
-        new: The same, after the change.
+        old: Reports by message name, before the change.
+        new: Reports by message name, after the change.
     """
     changes = []
     for name in dict.fromkeys((*new, *old)):

@@ -1,4 +1,4 @@
-"""What `dpmesh plan` works out: for each message type its fields, its cost, who pays, and for how long."""
+"""What one message type promises: its fields and their error, its privacy loss, which budgets pay, and for how long."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from google.protobuf.message_factory import GetMessageClass
 from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon
 from dpmesh.errors import AnnotationError
 from dpmesh.ledger import Budget
-from dpmesh.mesh.billing import BillingTable, PricedPlan
+from dpmesh.mesh.billing import BillingTable
+from dpmesh.mesh.pricing import PricedPlan
 from dpmesh.policy import FieldPlan, Model, Plan, Policy
+from dpmesh.report.lifetimes import messages_per_window, seconds_until_spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +29,11 @@ class FieldReport:
         origin: Who decided: "annotation", "overlay" or "unannotated".
         epsilon: The most that one message loses through it, all its elements together; for the discrete Gaussian
             at `delta`. None where nothing is noised.
-        rho: The same as zCDP.
-        delta: Of the discrete Gaussian, else 0.
-        elements: How many values one message shows of it.
-        error: A number's worst-case standard deviation, in the field's own units, for each element; None if it
-            is beyond what a float holds.
+        rho: The same loss as zCDP.
+        delta: The delta of the discrete Gaussian, else 0.
+        elements: How many values of it one message shows.
+        error: A number's worst-case standard deviation per element, in the field's own units; None if a float
+            can't hold it.
         truth: The probability that a category leaves as it is.
         output: What may leave, in words.
         low: A number's smallest output.
@@ -56,18 +58,18 @@ class FieldReport:
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """What one budget pays for one owner's part of a message, or a quota beside it.
+    """What one budget or quota pays for one account's part of a message.
 
     Attributes:
         budget: Its name.
         under: The budget that a quota is under; "" for a budget.
-        consumers: The globs of those that a quota is for; empty where it is for all.
-        unit: The path of the unit whose account it is, or "" for everyone's one account.
-        epsilon: The part's loss, or None when it is not pure.
-        rho: The same as zCDP.
-        share: The part of one window's budget that one message takes.
+        consumers: The globs of the consumers that a quota is for; empty if it is for all.
+        unit: The path of the unit whose account pays; "" for the one account of all aggregates.
+        epsilon: The part's loss, or None if it is not pure.
+        rho: The same loss as zCDP.
+        share: The fraction of one window's budget that one message takes.
         messages: How many messages one window covers.
-        seconds: At the rate asked for, after how long the window's budget is spent; None if it never is.
+        seconds: How long one window lasts at the planner's rate; None if the window renews before it is spent.
     """
 
     budget: str
@@ -87,13 +89,13 @@ class MessageReport:
 
     Attributes:
         message: Its full name.
-        protected: It has something to protect, whatever Anys it holds.
+        protected: Whether it protects something itself, apart from what its Anys pack.
         refused: Why no message of this type can be released, or None.
-        epsilon: The most that one message costs, each owner counted once; None when nothing is protected.
-        rho: The same as zCDP.
+        epsilon: The most that one message loses, each unit counted once; None when nothing is protected.
+        rho: The same loss as zCDP.
         fields: All fields that its plan names.
-        payments: Who pays.
-        delta: Where the loss is not pure, the delta that `epsilon` holds at: the smallest of the budgets; else 0.
+        payments: Which budgets and quotas pay.
+        delta: The delta that `epsilon` holds at: 0 if the loss is pure, else the smallest delta of the budgets.
     """
 
     message: str
@@ -107,12 +109,12 @@ class MessageReport:
 
     @property
     def tightest(self) -> Payment | None:
-        """Of those who pay whoever the consumer is, who is spent first; None if nobody ever is."""
+        """The payment that runs out first for every consumer; None if none ever does."""
         return _first(entry for entry in self.payments if not entry.consumers)
 
     @property
     def tightest_for_some(self) -> Payment | None:
-        """The quota that is spent first where it fits the consumer, if that is before the others are; else None."""
+        """The quota for some consumers that runs out before `tightest` does, if there is one."""
         first, usual = _first(entry for entry in self.payments if entry.consumers), self.tightest
         if first is None or usual is None:
             return first
@@ -120,7 +122,7 @@ class MessageReport:
 
 
 def _first(payments: Iterable[Payment]) -> Payment | None:
-    """Who is spent first."""
+    """The payment that runs out first."""
     spent = [entry for entry in payments if entry.seconds is not None]
     return min(spent, key=lambda entry: entry.seconds or 0.0, default=None)
 
@@ -131,13 +133,14 @@ class Planner:
     Args:
         policy: The rules.
         budgets: What pays, quotas included.
-        rate: Messages per second, of one unit or in all, depending on the budget's key; for a quota, to one consumer.
+        rate: Messages per second: of one unit for a budget of key "unit", of all for one of key "global", to one
+            consumer for a quota.
     """
 
     def __init__(self, policy: Policy, budgets: Sequence[Budget], rate: float) -> None:
         self._policy = policy
         self._budgets = budgets
-        self._routes = BillingTable(policy, budgets)
+        self._billing = BillingTable(policy, budgets)
         self._rate = rate
 
     def report(self, message: Descriptor, method: str = "", direction: str = "request") -> MessageReport:
@@ -145,7 +148,7 @@ class Planner:
 
         Args:
             message: The type.
-            method: The RPC that carries it, "/package.Service/Method", for budgets that tell RPCs apart.
+            method: The RPC that carries it, "/package.Service/Method", for budgets that choose by method.
             direction: "request" or "response".
         """
         try:
@@ -158,13 +161,13 @@ class Planner:
         if plan.is_open:
             return MessageReport(message.full_name, protected=False, fields=fields)
         try:
-            route = self._routes.of(GetMessageClass(message), method, direction)
+            priced = self._billing.price(GetMessageClass(message), method, direction)
         except AnnotationError as error:
             return MessageReport(message.full_name, True, str(error), *_total(plan, None), fields)
-        assert route is not None
-        payments = tuple(self._payments(plan, route))
+        assert priced is not None
+        payments = tuple(self._payments(plan, priced))
         return MessageReport(
-            message.full_name, True, None, *_total(plan, route), fields, payments, self._delta(plan)
+            message.full_name, True, None, *_total(plan, priced), fields, payments, self._delta(plan)
         )
 
     def _delta(self, plan: Plan) -> float:
@@ -172,19 +175,15 @@ class Planner:
             return 0.0
         return min(budget.delta for budget in self._budgets if budget.accounting is Accounting.ZCDP)
 
-    def _payments(self, plan: Plan, route: PricedPlan) -> list[Payment]:
-        found = []
-        for scope, amounts, quotas in zip(plan.scopes, route.amounts, route.quotas, strict=True):
+    def _payments(self, plan: Plan, priced: PricedPlan) -> list[Payment]:
+        payments = []
+        for scope, amounts, quotas in zip(plan.scopes, priced.amounts, priced.quotas, strict=True):
             for index, amount in (*amounts, *quotas):
                 if not amount:
                     continue
                 budget = self._budgets[index]
-                messages = budget.cap // amount
-                seconds: float | None = messages / self._rate
-                if budget.window is not None and messages / self._rate >= budget.window:
-                    seconds = None
                 epsilon = None if scope.cost.epsilon is None else scope.cost.epsilon / AMOUNT
-                found.append(
+                payments.append(
                     Payment(
                         budget=budget.name,
                         under=budget.under,
@@ -193,11 +192,11 @@ class Planner:
                         epsilon=epsilon,
                         rho=scope.cost.rho / AMOUNT,
                         share=amount / budget.cap,
-                        messages=messages,
-                        seconds=seconds,
+                        messages=messages_per_window(budget, amount),
+                        seconds=seconds_until_spent(budget, amount, self._rate),
                     )
                 )
-        return found
+        return payments
 
 
 def _field(entry: FieldPlan) -> FieldReport:
@@ -221,9 +220,9 @@ def _field(entry: FieldPlan) -> FieldReport:
     )
 
 
-def _total(plan: Plan, route: PricedPlan | None) -> tuple[float | None, float]:
-    if route is not None:
-        return sum(epsilon for epsilon, _ in route.losses), sum(rho for _, rho in route.losses)
+def _total(plan: Plan, priced: PricedPlan | None) -> tuple[float | None, float]:
+    if priced is not None:
+        return sum(epsilon for epsilon, _ in priced.losses), sum(rho for _, rho in priced.losses)
     return None if plan.cost.epsilon is None else plan.cost.epsilon / AMOUNT, plan.cost.rho / AMOUNT
 
 

@@ -1,17 +1,17 @@
-"""Telemetry of identities: a span for each that comes into force, how old the oldest one is, and what failed.
+"""Telemetry of identities: a span for each new identity, the age of the oldest one in force, and failures.
 
-No serial, no SPIFFE ID, and no trace that outlives an identity: every span is the root of its own trace.
+It records no serial and no SPIFFE ID. Every span is the root of its own trace, so that no trace outlives an identity.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from dpmesh import forks
 from dpmesh.telemetry import names
 from dpmesh.telemetry.recorder import _version, is_api_only
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class IdentityTelemetry:
-    """Records what becomes of one rotating identity, on OpenTelemetry's global providers.
+    """Records the rotations of one identity on OpenTelemetry's global providers.
 
-    Does nothing, and imports nothing of OpenTelemetry, before refresh() finds who listens. Any thread may call it.
+    Does nothing, and imports nothing of OpenTelemetry, until refresh() finds a listener. Any thread may call it.
 
     Args:
-        age: Seconds since the identity in force was obtained, or None when there is none. Called by whichever thread
-            exports metrics, until close().
+        age: Seconds since the identity in force was obtained, or None when there is none. The thread that exports
+            metrics calls it, until close().
     """
 
     def __init__(self, age: Callable[[], float | None]) -> None:
@@ -35,13 +35,13 @@ class IdentityTelemetry:
         self._tracer: Tracer | None = None
         self._meters: _Meters | None = None
         self._providers: tuple[object, object] = (None, None)
-        with _lock:
-            _watched.add(self)
+        with _shared.lock:
+            _shared.watched.add(self)
 
     def refresh(self) -> None:
-        """Looks whether global providers were set since; cheap when they were not."""
+        """Checks whether global providers were set since the last call; cheap when they were not."""
         if "opentelemetry.trace" not in sys.modules and "opentelemetry.metrics" not in sys.modules:
-            return  # Nobody can have set one.
+            return  # No provider can have been set.
         from opentelemetry import metrics, trace
 
         tracing, metering = trace.get_tracer_provider(), metrics.get_meter_provider()
@@ -56,10 +56,10 @@ class IdentityTelemetry:
 
         Args:
             generation: 1 for the first.
-            reason: Why it was asked for.
-            overlap: For how many seconds the one before is still valid.
-            start_ns: When it was asked for, in ns since 1970.
-            end_ns: When it came into force, likewise.
+            reason: Why it was fetched.
+            overlap: For how many seconds the previous one is still valid.
+            start_ns: When the fetch began, in ns since 1970.
+            end_ns: When the identity came into force, in ns since 1970.
         """
         if self._tracer is None:
             return
@@ -75,14 +75,14 @@ class IdentityTelemetry:
         span.end(end_ns)
 
     def failed(self, reason: str) -> None:
-        """Counts an attempt that brought no identity; the reason is an IdentityError's."""
+        """Counts a failed attempt; the reason is an IdentityError's."""
         if self._meters is not None:
             self._meters.count_failure(reason)
 
     def close(self) -> None:
-        """Ends the identity's part in the age."""
-        with _lock:
-            _watched.discard(self)
+        """Stops reporting the identity's age."""
+        with _shared.lock:
+            _shared.watched.discard(self)
 
 
 class _Meters:
@@ -110,36 +110,46 @@ class _Meters:
         self._add(1, {names.LABEL_REASON: reason}, self._context)
 
     def _observe(self, _: CallbackOptions) -> Iterable[Observation]:
-        with _lock:
-            watched = list(_watched)
+        with _shared.lock:
+            watched = list(_shared.watched)
         ages = [age for age in (telemetry.age() for telemetry in watched) if age is not None]
         return [self._observation(max(ages), None, self._context)] if ages else []
 
 
-_watched: weakref.WeakSet[IdentityTelemetry] = weakref.WeakSet()
-_by_provider: weakref.WeakKeyDictionary[Any, _Meters] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
+class _Shared:
+    """What all identities of the process share.
+
+    Attributes:
+        lock: Guards the rest.
+        watched: The identities whose age is reported.
+        meters: The instruments, by meter provider.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.watched: weakref.WeakSet[IdentityTelemetry] = weakref.WeakSet()
+        self.meters: weakref.WeakKeyDictionary[Any, _Meters] = weakref.WeakKeyDictionary()
+        forks.register(self)
+
+    def after_fork_in_child(self) -> None:
+        """Replaces the lock. Each identity stops its own telemetry."""
+        self.lock = threading.Lock()
+
+
+_shared = _Shared()
 
 
 def _meters_of(provider: MeterProvider) -> _Meters:
-    """The meters of a provider, made once, so that two identities in one process don't register them twice."""
-    with _lock:
-        meters = _by_provider.get(provider)
+    """The instruments of a provider, made once, so that two identities in one process don't register them twice."""
+    with _shared.lock:
+        meters = _shared.meters.get(provider)
         if meters is None:
-            meters = _by_provider[provider] = _Meters(provider.get_meter(names.SCOPE, _version()))
+            meters = _shared.meters[provider] = _Meters(provider.get_meter(names.SCOPE, _version()))
         return meters
 
 
 def _no_span() -> Any:
-    """A context without a span. It holds something, because an empty one means the current one."""
+    """A context without a span. It is not empty, because an empty context means the current one."""
     from opentelemetry.context import Context
 
     return Context({names.SCOPE: True})
-
-
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.Lock()  # Another thread may have held it. The identities themselves know of the fork.
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -1,34 +1,34 @@
-"""Meters: what is counted, shared by everything in the process that counts on one meter provider."""
+"""Meters: the counters and histograms of one meter provider, which all meshes of the process share."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from dpmesh import forks
 from dpmesh.telemetry import names
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 
-# Seconds. A release from a held lease takes tens of microseconds, one that waits for a disk milliseconds.
+# Seconds. A release from a held lease takes tens of microseconds; a release that waits for a disk takes milliseconds.
 _BOUNDARIES = tuple(m * 10.0**e for e in range(-5, 1) for m in (1.0, 2.5, 5.0))
-# A series records its durations as long as they are no more than this many a second, and then as many of them: each
-# takes the SDK as long as it takes to release a message. What is counted is counted in full.
+# How many durations a series records per second at most, because recording one takes the SDK as long as a release.
+# Counts are always complete.
 _DURATIONS = 100
 
 
 class Series:
-    """What was counted under one set of labels.
+    """The counts under one set of labels.
 
     Attributes:
         labels: Method, mechanism, decision, budget.
         releases: How many messages.
-        loss: Their epsilon, summed.
-        times: When the durations recorded so far would have filled the time at an even rate.
+        loss: The sum of their epsilons.
+        times: Until when the durations recorded so far use up the allowed rate, in monotonic seconds.
     """
 
     __slots__ = ("labels", "loss", "releases", "times")
@@ -44,9 +44,8 @@ class Series:
 class Meters:
     """The instruments of one meter provider.
 
-    The counters add up in this process and are read when somebody exports: one addition under a lock, where the
-    SDK's own counters take 6 us. Durations go to real histograms, for which the API has no such way; of a busy
-    series, a sample of them.
+    Counters are summed here under a lock, and read on export, because the SDK's own counters take 6 us for each call.
+    The API offers nothing like that for histograms, so durations go to the SDK's; a busy series records a sample.
 
     Args:
         meter: Makes the instruments.
@@ -59,8 +58,8 @@ class Meters:
         self._series: dict[tuple[str, str, str, str], Series] = {}
         self._lock = threading.Lock()
         self._observation = Observation
-        # Measurements are made in a context without a span, so that no exemplar ties one to a trace. It holds
-        # something, because an empty context means the current one.
+        # A context without a span, so that no exemplar links a measurement to a trace. It is not empty, because an
+        # empty context means the current one.
         self._context = Context({names.SCOPE: True})
         self._record_release = meter.create_histogram(
             names.RELEASE_DURATION,
@@ -86,7 +85,7 @@ class Meters:
             unit="1",
             description="Privacy loss (epsilon) of what was released",
         )
-        _all.add(self)
+        forks.register(self)
 
     def add(self, key: tuple[str, str, str, str], count: int, epsilon: float, seconds: float) -> None:
         """Counts releases of one kind; the key is (method, mechanism, decision, budget)."""
@@ -108,8 +107,8 @@ class Meters:
         """Records how long one durable write took."""
         self._record_commit(seconds, None, self._context)
 
-    def forget(self) -> None:
-        """In a forked child: the counts are its parent's, who exports them; another thread may have held the lock."""
+    def after_fork_in_child(self) -> None:
+        """Starts from zero, because the parent exports its own counts."""
         self._lock = threading.Lock()
         self._series = {}
 
@@ -124,34 +123,40 @@ class Meters:
         return observe
 
 
-_all: weakref.WeakSet[Meters] = weakref.WeakSet()
-_by_provider: weakref.WeakKeyDictionary[Any, Meters] = weakref.WeakKeyDictionary()
-_by_provider_lock = threading.Lock()
+class _ByProvider:
+    """The meters of the process, by meter provider.
+
+    Attributes:
+        lock: Guards the rest.
+        meters: One for each provider.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.meters: weakref.WeakKeyDictionary[Any, Meters] = weakref.WeakKeyDictionary()
+        forks.register(self)
+
+    def after_fork_in_child(self) -> None:
+        """Replaces the lock."""
+        self.lock = threading.Lock()
 
 
-def _after_fork() -> None:
-    global _by_provider_lock
-    _by_provider_lock = threading.Lock()
-    for meters in list(_all):
-        meters.forget()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+_by_provider = _ByProvider()
 
 
 def of(provider: MeterProvider, version: str | None) -> Meters | None:
     """The meters of a provider, made once, so that two meshes in one process don't register them twice.
 
     Returns:
-        None when the provider records nothing.
+        The meters, or None if the provider records nothing.
     """
     from opentelemetry.metrics import NoOpMeter
 
-    with _by_provider_lock:
-        meters = _by_provider.get(provider)
+    with _by_provider.lock:
+        meters = _by_provider.meters.get(provider)
         if meters is None:
             meter = provider.get_meter(names.SCOPE, version)
             if isinstance(meter, NoOpMeter):
                 return None
-            meters = _by_provider[provider] = Meters(meter)
+            meters = _by_provider.meters[provider] = Meters(meter)
         return meters

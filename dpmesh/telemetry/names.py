@@ -1,6 +1,6 @@
 """Every name that dpmesh gives to spans, attributes, events, metrics, labels and their values.
 
-These are what people type into a tracing back end or a dashboard: renaming one breaks their searches.
+People type these names into tracing back ends and dashboards: renaming one breaks their searches.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ UNIT: Final = "dpmesh.unit"
 # The event on a stream's span when the budget's state changes; it carries BUDGET_STATE.
 BUDGET_EVENT: Final = "dpmesh.budget"
 
-# Values of DECISION. No span is made for what is unprotected.
+# Values of DECISION. Unprotected messages have no span.
 RELEASED: Final = "released"
 REFUSED: Final = "refused"
 REPLAYED: Final = "replayed"
@@ -57,13 +57,13 @@ STATE_EXHAUSTED: Final = "exhausted"
 # -- the span of an identity that comes into force -------------------------------------------------------------------
 IDENTITY_ROTATE: Final = "dpmesh.identity.rotate"
 
-# Its attributes: 1 for the first identity of a process; why it was asked for; for how many seconds the one before is
+# Its attributes: 1 for the first identity of a process; why it was fetched; for how many seconds the previous one is
 # still valid.
 IDENTITY_GENERATION: Final = "dpmesh.identity.generation"
 IDENTITY_REASON: Final = "dpmesh.identity.reason"
 IDENTITY_OVERLAP: Final = "dpmesh.identity.overlap"
 
-# Values of IDENTITY_REASON; who calls RotatingIdentity.renew() gives others.
+# Values of IDENTITY_REASON. Callers of RotatingIdentity.renew() give others.
 IDENTITY_OPENED: Final = "opened"
 IDENTITY_DUE: Final = "due"
 IDENTITY_EXPIRED: Final = "expired"
@@ -77,7 +77,7 @@ LEDGER_DURATION: Final = "dpmesh.ledger.duration"
 IDENTITY_AGE: Final = "dpmesh.identity.age"
 IDENTITY_FAILURES: Final = "dpmesh.identity.failures"
 
-# Their labels; there are no others.
+# Their labels; metrics have no others.
 LABEL_METHOD: Final = "method"
 LABEL_MECHANISM: Final = "mechanism"
 LABEL_DECISION: Final = "decision"

@@ -1,4 +1,4 @@
-"""Telemetry: what the mesh calls to record a release, on OpenTelemetry's global providers."""
+"""Telemetry: records releases on OpenTelemetry's global providers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Attributes = Mapping[str, str | int | float | Sequence[str]]
 
 
 class Telemetry:
-    """Records releases. Does nothing, and imports nothing of OpenTelemetry, before refresh() finds who listens.
+    """Records releases. Does nothing, and imports nothing of OpenTelemetry, until refresh() finds a listener.
 
     Threads, event loops and other Telemetry objects may record at the same time.
 
     Attributes:
-        tracing: Somebody listens to spans.
-        metering: Somebody listens to metrics.
-        listening: Somebody listens to either.
+        tracing: Whether spans are recorded.
+        metering: Whether metrics are recorded.
+        listening: Whether either is recorded.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Telemetry:
         self._providers: tuple[object, object] = (None, None)
 
     def refresh(self) -> None:
-        """Looks whether global providers were set since; cheap when they were not."""
+        """Checks whether global providers were set since the last call; cheap when they were not."""
         from opentelemetry import metrics, trace
 
         tracing, metering = trace.get_tracer_provider(), metrics.get_meter_provider()
@@ -68,8 +68,8 @@ class Telemetry:
         Args:
             attributes: All of the span's attributes.
             start_ns: When it began, in ns since 1970.
-            end_ns: When it ended, likewise.
-            refused: The span gets the error status names.REFUSED_STATUS.
+            end_ns: When it ended, in ns since 1970.
+            refused: Whether the span gets the error status names.REFUSED_STATUS.
             context: OpenTelemetry's context; the current one by default.
         """
         if self._write is not None:
@@ -78,10 +78,10 @@ class Telemetry:
     def open_span(
         self, attributes: Attributes, start_ns: int | None = None, *, context: Context | None = None
     ) -> Span:
-        """Begins a release that takes a while, such as a stream; the caller adds to it and ends it.
+        """Begins the span of a release that takes a while, such as a stream. The caller adds to it and ends it.
 
         Args:
-            attributes: What is known at the start.
+            attributes: The attributes that are known at the start.
             start_ns: When it began, in ns since 1970; now by default.
             context: OpenTelemetry's context; the current one by default.
         """
@@ -105,13 +105,13 @@ class Telemetry:
         """Counts releases.
 
         Args:
-            method: The RPC's full method, or names.OTHER: each name makes series that are kept for ever.
-            mechanisms: Their names, joined by commas.
-            decision: One of the names' decisions.
+            method: The RPC's full method, or names.OTHER. The series of a name are kept for ever.
+            mechanisms: Names of mechanisms, joined by commas.
+            decision: One of the decisions in `names`.
             budget: The name of the budget that decided, or "".
             count: How many messages.
-            epsilon: What they cost together.
-            seconds: How long one took.
+            epsilon: The sum of their epsilons.
+            seconds: How long one of them took.
         """
         shared = self._meters
         if shared is not None:

@@ -1,4 +1,4 @@
-"""Scrub: exception texts end here. A handler's exception may quote the value that it stumbled over."""
+"""Scrub: an exporter that removes exception texts. An exception of a handler may quote the value that caused it."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import Status
 
-# What is kept of an exception event (the names are OpenTelemetry's); its message and stack trace are not.
+# The attributes of an exception event that are kept (OpenTelemetry's names). Its message and stack trace are not.
 _KEPT = ("exception.type", "exception.escaped")
 
 
 class ScrubbingExporter(SpanExporter):
-    """Exports spans without the texts of exceptions and statuses, whoever recorded them.
+    """Exports spans without the texts of exceptions and statuses, no matter what recorded them.
 
     Args:
-        exporter: Where they go.
+        exporter: Exports the scrubbed spans.
     """
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Sends copies of the spans that carry such texts, and the others as they are."""
+        """Exports spans; those with such texts as scrubbed copies."""
         return self._exporter.export([scrubbed(span) for span in spans])
 
     def shutdown(self) -> None:
-        """Ends the exporter."""
+        """Shuts the exporter down."""
         self._exporter.shutdown()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Sends what the exporter still holds."""
+        """Sends all spans that the exporter still holds."""
         return self._exporter.force_flush(timeout_millis)
 
 

@@ -1,4 +1,4 @@
-"""Setup: exporters from the environment, for programs that set up no OpenTelemetry of their own."""
+"""Setup: exporters from environment variables, for programs that don't set up OpenTelemetry themselves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dpmesh")
 
-# At most this long does closing a mesh wait for a collector that does not answer.
+# How long closing a mesh waits at most for a collector that does not answer.
 _FLUSH_SECONDS = 5.0
 
 _lock = threading.Lock()
@@ -24,16 +24,16 @@ _flush: Callable[[], None] | None = None
 
 
 def configure_from_environment() -> Callable[[], None] | None:
-    """Sets global providers up that export to the collector named by OTEL_EXPORTER_OTLP_ENDPOINT, over gRPC.
+    """Sets up global providers that export to the collector at OTEL_EXPORTER_OTLP_ENDPOINT, over gRPC.
 
-    Only when that variable is set and the program has set none of its own. Honours the other OTEL_ variables:
+    Does nothing if that variable is not set, or if the program has set providers. Honours the other OTEL_ variables:
     OTEL_SERVICE_NAME ("dpmesh" if unset), OTEL_TRACES_EXPORTER=none, OTEL_METRICS_EXPORTER=none (for Jaeger, which
     takes no metrics), OTEL_SDK_DISABLED, and those of the SDK and the exporter. Exception texts do not leave the
     process, exemplars are off, and trace context goes on the wire without baggage unless OTEL_PROPAGATORS says so.
 
     Returns:
-        What sends all that was recorded so far, to be called before the program ends (any number of times, from any
-        thread; takes at most 5 s), or None if nothing was set up.
+        A function that sends all that was recorded so far, or None if nothing was set up. Call it before the program
+        ends; any thread may call it, any number of times, and it takes at most 5 s.
     """
     global _flush
     if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "").strip() or _says("OTEL_SDK_DISABLED", "true"):
@@ -116,7 +116,7 @@ def _metrics(resource: Resource) -> list[Callable[[], object]]:
 
 
 def _at_once(flushes: list[Callable[[], object]]) -> None:
-    """Runs all side by side, and waits for them no longer than _FLUSH_SECONDS."""
+    """Runs all in parallel, and waits for them no longer than _FLUSH_SECONDS."""
     end = time.monotonic() + _FLUSH_SECONDS
     threads = [threading.Thread(target=_quietly, args=(flush,), daemon=True) for flush in flushes]
     for thread in threads:

@@ -1,4 +1,4 @@
-"""Spans of what is over: written whole, at a third of the time that starting and ending one takes."""
+"""Spans of releases that have ended: written at once, in a third of the time of starting and ending a span."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _ATTRIBUTES = 32
 
 
 def writer(tracer: Tracer) -> Write:
-    """What records a span that has ended, of kind INTERNAL, without events or links.
+    """Returns a function that records an ended span of kind INTERNAL, without events or links.
 
-    A refused release has an error status, with a fixed text; all others have none.
+    A refused release has an error status with a fixed text; other releases have no status.
 
-    The SDK's own tracer makes a span that can be changed, checks every attribute of it, and copies it when it ends. A
-    span that has ended needs none of that, so it goes to the processors as they will see it. Where somebody could
-    tell the difference, the tracer does it in its own way: a processor that changes spans as they start, limits on
-    attributes, the SDK's metrics of itself, or a tracer or a version of the SDK that is not known here.
+    The SDK's own tracer makes a span that can be changed, checks each of its attributes, and copies it when it ends. A
+    span that has ended needs none of that, so it goes directly to the processors. The tracer is used where the result
+    could differ: with a processor that changes spans as they start, with limits on attributes, with the SDK's metrics
+    of itself, and with a tracer or a version of the SDK that is not known here.
     """
 
     def usual(
@@ -39,7 +39,7 @@ def writer(tracer: Tracer) -> Write:
         context: Context | None,
         refused: bool,
     ) -> None:
-        # All attributes at the start: one check of them instead of one a call. The kind is INTERNAL by default.
+        # With all attributes at the start, the SDK checks them in one call. The kind is INTERNAL by default.
         span = tracer.start_span(name, context, attributes=attributes, start_time=start)
         if refused:
             span.set_status(refused_status())
@@ -52,11 +52,11 @@ def writer(tracer: Tracer) -> Write:
 
 
 def _direct(tracer: Any, usual: Write) -> Write:
-    """The fast way.
+    """Returns a function that writes directly to the processors, or `usual` where the result could differ.
 
     Raises:
         ImportError: There is no SDK.
-        AttributeError: This is not the tracer, or not the SDK, whose ways are known here.
+        AttributeError: The tracer or the version of the SDK is not known here.
     """
     from opentelemetry.sdk.trace import ReadableSpan, Tracer
     from opentelemetry.trace import SpanContext, SpanKind, Status, TraceFlags, get_current_span
@@ -64,7 +64,7 @@ def _direct(tracer: Any, usual: Write) -> Write:
     if type(tracer) is not Tracer or _limited(tracer):
         return usual
     scope, enabled = tracer._instrumentation_scope, tracer._is_enabled
-    # Processors can be added at any time; then this tuple is another.
+    # Adding a processor replaces this tuple.
     known, plain = tracer.span_processor._span_processors, _plain(tracer)
     ids, random = tracer.id_generator, TraceFlags.RANDOM_TRACE_ID
     unset, error = Status(), refused_status()
@@ -113,7 +113,7 @@ def _direct(tracer: Any, usual: Write) -> Write:
 
 
 def _limited(tracer: SdkTracer) -> bool:
-    """Whether the SDK would count its spans, or cut their attributes, which the fast way does not."""
+    """Whether the SDK would count its spans, or cut their attributes."""
     limits = tracer._span_limits
     return (
         bool(os.environ.get("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"))
@@ -130,7 +130,7 @@ def refused_status() -> Status:
 
 
 def _plain(tracer: SdkTracer) -> bool:
-    """Whether no processor does anything with a span before it has ended."""
+    """Whether all processors ignore a span until it has ended."""
     from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 

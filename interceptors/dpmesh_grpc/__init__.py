@@ -14,7 +14,7 @@ from dpmesh_grpc.protection.server import aio_server_interceptors
 
 if TYPE_CHECKING:
     from dpmesh_grpc.health import report_health, serve
-    from dpmesh_grpc.issuer import IssuerSource
+    from dpmesh_grpc.issuer.source import IssuerSource
     from dpmesh_grpc.rotation.channel import rotating_channel
     from dpmesh_grpc.rotation.server_credentials import (
         peer_interceptor,
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "IssuerSource": "issuer",
+    "IssuerSource": "issuer.source",
     "issuer_keys": "tokens.issuing",
     "peer_interceptor": "rotation.server_credentials",
     "report_health": "health",

@@ -1,3 +1,3 @@
 """What the tests of all stores share."""
 
-from tests.support.steady import no_pauses, one_day  # noqa: F401 - fixtures that every test uses
+from tests.support.steady import one_day  # noqa: F401 - a fixture that every test uses

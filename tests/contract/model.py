@@ -45,7 +45,7 @@ class LedgerModel:
     def store(self, place: Path) -> Store:
         raise NotImplementedError
 
-    def books(self, place: Path) -> LedgerAdmin | None:
+    def admin(self, place: Path) -> LedgerAdmin | None:
         """Those of the stores at a place, where there are any."""
         return None
 
@@ -79,11 +79,11 @@ class LedgerModel:
             if kind == "clock":
                 clock.now += which
             elif kind == "charge":
-                before = ledgers[which]._holdings._starts()
+                before = ledgers[which]._leases._starts()
                 results = await asyncio.gather(
                     *[ledgers[which].charge(c) for c in what], return_exceptions=True
                 )
-                starts = ledgers[which]._holdings._starts()
+                starts = ledgers[which]._leases._starts()
                 assert all(a <= b for a, b in zip(before, starts, strict=True)), "time moved back"
                 for charges, result in zip(what, results, strict=True):
                     if result is None:
@@ -120,9 +120,9 @@ class LedgerModel:
             await reader.close()
         for ledger in dropped:
             await ledger._store.close()
-        books = self.books(place)
-        if books is not None:
-            async with books.view() as view:
+        admin = self.admin(place)
+        if admin is not None:
+            async with admin.view() as view:
                 assert await verify(view) == []
 
     @staticmethod

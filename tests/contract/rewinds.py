@@ -19,7 +19,7 @@ NEXT = 1001 * DAY
 
 
 class RewindSuite:
-    """Inherited by the tests of stores that last; they say how to make one, its books, and what clock it follows."""
+    """Inherited by the tests of stores that last; they say how to make one, its admin, and what clock it follows."""
 
     @pytest.fixture
     def clock(self):
@@ -53,18 +53,18 @@ class RewindSuite:
             await ledger.close()
 
     async def accept(self, place) -> tuple[str, ...]:
-        return await self.books(place).accept("me: the clock was wrong")
+        return await self.admin(place).accept("me: the clock was wrong")
 
     async def accounts(self, place):
-        async with self.books(place).view() as view:
+        async with self.admin(place).view() as view:
             return [account async for account in view.accounts()]
 
     async def whole(self, place) -> None:
-        async with self.books(place).view() as view:
+        async with self.admin(place).view() as view:
             assert await verify(view) == []
 
     async def remark(self, place) -> tuple[str, tuple[str, ...]]:
-        async with self.books(place).view() as view:
+        async with self.admin(place).view() as view:
             return view.remark, view.ahead
 
     async def test_a_ledger_locked_by_one_clock_goes_on(self, make, clock, tmp_path, caplog):
@@ -102,7 +102,7 @@ class RewindSuite:
         clock.now = NEXT + DAY
         assert [await self.left(make, unit) for unit in (b"a", b"b")] == [10, 10]
         await self.whole(tmp_path)
-        async with self.books(tmp_path).view() as view:
+        async with self.admin(tmp_path).view() as view:
             notes = {
                 e.note for e in [decode(w.body) async for w in view.entries()] if e.kind is EntryKind.ACCEPT
             }
@@ -147,10 +147,10 @@ class RewindSuite:
         account = account_hash(ledger.secret, b"a")
         await ledger.close()
         clock.now += DAY
-        await self.books(tmp_path).grant("unit", account, 2 * TENTH, "me: r")
+        await self.admin(tmp_path).grant("unit", account, 2 * TENTH, "me: r")
         await self.charge(make, b"a", TENTH)
         clock.now += FAR
-        await self.books(tmp_path).grant("unit", account, 5 * TENTH, "me: r")
+        await self.admin(tmp_path).grant("unit", account, 5 * TENTH, "me: r")
         await self.charge(make, b"a", 12 * TENTH)
         clock.now -= FAR + DAY
         await self.accept(tmp_path)
@@ -174,7 +174,7 @@ class RewindSuite:
         """Who accepts two copies in one window moves it twice, because what was spent since either is unknown."""
         await self.charge(make, b"a", AMOUNT)
         for number in range(3):
-            await self.books(tmp_path).accept("me: a copy", unnoticed=True)
+            await self.admin(tmp_path).accept("me: a copy", unnoticed=True)
             assert await self.left(make, b"a") == 10, number
         assert await self.remark(tmp_path) == ("", ())
         with pytest.raises(LedgerError, match="nothing to accept"):
@@ -191,7 +191,7 @@ class RewindSuite:
         clock.now += FAR
         await self.charge(make, b"b", AMOUNT)
         clock.now -= FAR
-        assert await self.books(tmp_path).accept("me: a copy", unnoticed=True) == ("life",)
+        assert await self.admin(tmp_path).accept("me: a copy", unnoticed=True) == ("life",)
         await self.whole(tmp_path)
         clock.now += DAY
         assert [await self.left(make, unit) for unit in (b"a", b"b")] == [10, 10]
@@ -205,7 +205,7 @@ class RewindSuite:
         await self.charge(make, b"a", AMOUNT)
         clock.now += FAR
         await self.charge(make, b"a", TENTH)
-        assert await self.books(tmp_path).prune(int(clock.now) - 10 * DAY) == 1
+        assert await self.admin(tmp_path).prune(int(clock.now) - 10 * DAY) == 1
         clock.now -= FAR + 2 * DAY
         await self.accept(tmp_path)
         await self.whole(tmp_path)

@@ -8,6 +8,7 @@ import pytest
 from dpmesh.accounting import AMOUNT, Accounting
 from dpmesh.errors import BudgetExhaustedError, ConfigError, LedgerError
 from dpmesh.ledger import Account, Batch, Budget, Ledger, Store, account_hash
+from tests.support.steady import no_time_passes
 
 DAY = 86_400
 MAX = 2**63 - 1
@@ -52,7 +53,9 @@ class LedgerSuite:
     def make(self, tmp_path, clock):
         """Makes ledgers on one store, as the processes of one machine would; they wait for a machine that is slow."""
         return lambda budgets=BUDGETS, **changes: Ledger(
-            self.store(tmp_path), budgets, **{"clock": clock, "timeout": 60.0, **changes}
+            self.store(tmp_path),
+            budgets,
+            **{"clock": clock, "monotonic": no_time_passes, "timeout": 60.0, **changes},
         )
 
     @pytest.fixture
@@ -92,7 +95,7 @@ class LedgerSuite:
             await asyncio.gather(*charges, return_exceptions=True)
         with pytest.raises(BudgetExhaustedError):
             await ledger.charge([(1, b"", AMOUNT // 7)])
-        assert 10 * AMOUNT - AMOUNT // 7 < ledger.standing(1, b"")[0] <= 10 * AMOUNT
+        assert 10 * AMOUNT - AMOUNT // 7 < ledger.usage(1, b"")[0] <= 10 * AMOUNT
 
     async def test_more_than_the_cap_never_fits(self, ledger):
         for amount in (AMOUNT + 1, MAX, MAX + 1, 10**40):
@@ -197,7 +200,7 @@ class LedgerSuite:
             await ledger.charge([(0, b"", TENTH)])
         assert len(commits) < 20
         assert all(seconds > 0 for seconds in commits)
-        assert ledger.standing(0, b"") == (10_000 * TENTH, 10**6 * AMOUNT)
+        assert ledger.usage(0, b"") == (10_000 * TENTH, 10**6 * AMOUNT)
         await ledger.close()
 
     async def test_spend_pays_from_leases_only_and_all_or_nothing(self, ledger):
@@ -285,7 +288,7 @@ class LedgerSuite:
         for _ in range(3):
             await ledger.charge([(0, b"a", TENTH)])
         clock.now += DAY
-        assert ledger.standing(0, b"a") is None
+        assert ledger.usage(0, b"a") is None
         assert not ledger.spend([(0, b"a", TENTH)])
         clock.now -= DAY
         assert not ledger.spend([(0, b"a", TENTH)])
@@ -401,14 +404,14 @@ class LedgerSuite:
     # Standing
 
     async def test_standing_is_what_is_spent_not_what_is_held(self, ledger, clock):
-        assert ledger.standing(0, b"a") is None
+        assert ledger.usage(0, b"a") is None
         for spent in range(1, 11):
             await ledger.charge([(0, b"a", TENTH)])
-            assert ledger.standing(0, b"a") == (spent * TENTH, AMOUNT)
-        assert ledger.standing(0, b"b") is None
-        assert ledger.standing(7, b"a") is None
+            assert ledger.usage(0, b"a") == (spent * TENTH, AMOUNT)
+        assert ledger.usage(0, b"b") is None
+        assert ledger.usage(7, b"a") is None
         clock.now += DAY
-        assert ledger.standing(0, b"a") is None
+        assert ledger.usage(0, b"a") is None
 
     async def test_a_refusal_tells_the_standing_too(self, make):
         first, second = make(), make()
@@ -417,7 +420,7 @@ class LedgerSuite:
         await first.charge([(0, b"a", AMOUNT)])
         with pytest.raises(BudgetExhaustedError):
             await second.charge([(0, b"a", 1)])
-        assert second.standing(0, b"a") == (AMOUNT, AMOUNT)
+        assert second.usage(0, b"a") == (AMOUNT, AMOUNT)
         await first.close()
         await second.close()
 
@@ -494,14 +497,14 @@ class LedgerSuite:
 
     async def test_a_name_is_spent_once(self, ledger, clock):
         until = clock.now + 10
-        assert await ledger.spend_once(b"a" * 32, until)
-        assert not await ledger.spend_once(b"a" * 32, until)
-        assert await ledger.spend_once(b"b" * 32, until)
+        assert await ledger.redeem_once(b"a" * 32, until)
+        assert not await ledger.redeem_once(b"a" * 32, until)
+        assert await ledger.redeem_once(b"b" * 32, until)
         assert await ledger.accounts() == []
 
     async def test_a_hundred_who_spend_one_name_at_once(self, ledger, clock):
         names = [bytes([i]) * 32 for i in range(3)]
-        spends = [ledger.spend_once(name, clock.now + 10) for _ in range(100) for name in names]
+        spends = [ledger.redeem_once(name, clock.now + 10) for _ in range(100) for name in names]
         won = await asyncio.gather(*spends)
         assert [sum(won[i::3]) for i in range(3)] == [1, 1, 1]
 
@@ -510,7 +513,7 @@ class LedgerSuite:
         for holder in holders:
             await holder.open()
         won = await asyncio.gather(
-            *[holders[i % 3].spend_once(b"a" * 32, clock.now + 10) for i in range(100)]
+            *[holders[i % 3].redeem_once(b"a" * 32, clock.now + 10) for i in range(100)]
         )
         assert sum(won) == 1
         for holder in holders:
@@ -521,66 +524,66 @@ class LedgerSuite:
         for first in (True, False):
             ledger = make()
             await ledger.open()
-            assert await ledger.spend_once(b"a" * 32, until) is first
+            assert await ledger.redeem_once(b"a" * 32, until) is first
             await ledger.close()
 
     async def test_a_name_that_may_be_forgotten_counts_as_spent(self, make, ledger, clock):
         start, until = clock.now, clock.now + 9.5  # kept for a whole second more
-        assert await ledger.spend_once(b"a" * 32, until)
+        assert await ledger.redeem_once(b"a" * 32, until)
         clock.now = start + 9.75
-        assert await ledger.spend_once(b"b" * 32, until)
+        assert await ledger.redeem_once(b"b" * 32, until)
         clock.now = start + 10
         for name in (b"a" * 32, b"b" * 32, b"c" * 32):
-            assert not await ledger.spend_once(name, until)
+            assert not await ledger.redeem_once(name, until)
         clock.now = start  # set back, or another holder's is slow
         other = make(clock=Clock(start - DAY))
         await other.open()
         for name in (b"a" * 32, b"b" * 32, b"c" * 32):
-            assert not await ledger.spend_once(name, until)
-            assert not await other.spend_once(name, until)
-        assert await other.spend_once(b"c" * 32, start + 11)
-        assert not await ledger.spend_once(b"c" * 32, start + 11)
+            assert not await ledger.redeem_once(name, until)
+            assert not await other.redeem_once(name, until)
+        assert await other.redeem_once(b"c" * 32, start + 11)
+        assert not await ledger.redeem_once(b"c" * 32, start + 11)
         await other.close()
 
     async def test_what_is_over_is_forgotten_and_the_rest_is_not(self, tmp_path):
         store = self.store(tmp_path)
         await store.open([])
         spends = [(bytes([i]) * 32, 100 + i) for i in range(50)]
-        assert await store.spend_once(50, spends) == [True] * 50
-        assert await store.spend_once(125, spends) == [False] * 50
-        assert await store.spend_once(60, [(name, 1000) for name, _ in spends]) == [True] * 26 + [False] * 24
+        assert await store.redeem_once(50, spends) == [True] * 50
+        assert await store.redeem_once(125, spends) == [False] * 50
+        assert await store.redeem_once(60, [(name, 1000) for name, _ in spends]) == [True] * 26 + [False] * 24
         await store.close()
 
     @pytest.mark.parametrize("name", [b"", b"a" * 31, b"a" * 33, "a" * 32, None, bytearray(32)])
     async def test_a_malformed_name_is_refused(self, ledger, clock, name):
         with pytest.raises(LedgerError, match="32 bytes"):
-            await ledger.spend_once(name, clock.now + 10)
+            await ledger.redeem_once(name, clock.now + 10)
 
     @pytest.mark.parametrize("until", [-1.0, float("nan"), float("inf"), 1e300, None, "9"])
     async def test_a_malformed_time_is_refused(self, ledger, until):
         with pytest.raises(LedgerError, match="until"):
-            await ledger.spend_once(b"a" * 32, until)
+            await ledger.redeem_once(b"a" * 32, until)
 
     @pytest.mark.parametrize("now", [float("nan"), float("inf"), -1.0])
     async def test_a_clock_that_shows_no_time_spends_no_name(self, ledger, clock, now):
         good, clock.now = clock.now, now
         with pytest.raises(LedgerError, match="clock"):
-            await ledger.spend_once(b"a" * 32, good + 10)
+            await ledger.redeem_once(b"a" * 32, good + 10)
         clock.now = good
-        assert await ledger.spend_once(b"a" * 32, good + 10)
+        assert await ledger.redeem_once(b"a" * 32, good + 10)
 
     async def test_a_ledger_that_is_not_open_spends_no_name(self, make, clock):
         ledger = make()
         with pytest.raises(LedgerError, match="not open"):
-            await ledger.spend_once(b"a" * 32, clock.now + 10)
+            await ledger.redeem_once(b"a" * 32, clock.now + 10)
         await ledger.open()
         await ledger.close()
         with pytest.raises(LedgerError, match="not open"):
-            await ledger.spend_once(b"a" * 32, clock.now + 10)
+            await ledger.redeem_once(b"a" * 32, clock.now + 10)
 
     async def test_another_event_loop_may_spend_a_name_too(self, ledger, clock):
         def elsewhere():
-            return asyncio.run(ledger.spend_once(b"a" * 32, clock.now + 10))
+            return asyncio.run(ledger.redeem_once(b"a" * 32, clock.now + 10))
 
         assert await asyncio.to_thread(elsewhere)
         assert not await asyncio.to_thread(elsewhere)
@@ -596,8 +599,8 @@ class LedgerSuite:
         self.tell(tmp_path, DAY)
         outcome = await store.debit(Batch((DAY, 0), {a: TENTH}, [{a: TENTH}]))
         assert outcome.windows == (2 * DAY, 0)
-        assert outcome.lacking == [0]  # what it held was of an older window
-        assert outcome.left == {a: 0}
+        assert outcome.denied_by == [0]  # what it held was of an older window
+        assert outcome.remaining == {a: 0}
         await store.close()
         assert (await store.open([UNIT, LIFE])).windows == (2 * DAY, 0)
         await store.close()

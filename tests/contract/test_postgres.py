@@ -78,7 +78,7 @@ class InPostgres:
         )
         return self.clock_of(place)
 
-    def books(self, place):
+    def admin(self, place):
         return PostgresAdmin(self.url(place))
 
 
@@ -112,7 +112,7 @@ class TestPostgresLedger(InPostgres, LedgerSuite):
         for _ in range(3):
             await ledger.charge([(0, b"a", TENTH)])
         clock.now += DAY
-        assert ledger.standing(0, b"a") is None
+        assert ledger.usage(0, b"a") is None
         assert not ledger.spend([(0, b"a", TENTH)])
         # Set back before anything was charged in the new window: the old one is in force again, with what was spent of it.
         clock.now -= DAY

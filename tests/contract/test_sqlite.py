@@ -14,7 +14,7 @@ class OnDisk:
     def store(self, place):
         return SQLiteStore(place / "dir" / "ledger.db", busy_timeout=60.0)
 
-    def books(self, place):
+    def admin(self, place):
         return open_admin(f"sqlite:///{place}/dir/ledger.db")
 
 

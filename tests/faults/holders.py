@@ -563,7 +563,7 @@ async def _check(
     largest: dict[bytes, Counter[tuple[str, str, int]]] = defaultdict(Counter)
     granted: Counter[tuple[str, str, int]] = Counter()
     for chain, entry in entries:
-        for line in entry.lines:
+        for line in entry.postings:
             where = budgets[line.budget].name, line.account.hex(), line.window
             if entry.kind is EntryKind.GRANT:
                 granted[where] += line.amount

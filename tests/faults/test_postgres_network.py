@@ -15,7 +15,7 @@ import pytest
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import LedgerError
 from dpmesh.ledger import Ledger, account_hash, inspect, open_store
-from dpmesh.ledger.commit_queue import MAX_WAITING
+from dpmesh.ledger.batching import MAX_WAITING
 from tests.faults.holders import BUDGETS, LARGEST, MARGIN, Event, Holder, Record, Report, Work, check
 from tests.support.postgres import Server
 from tests.support.proxy import Proxy
@@ -158,7 +158,7 @@ def test_the_answer_to_a_commit_is_lost(postgres, make_ledger, done, action):
         for _ in range(2):
             await ledger.charge([(0, b"unit", AMOUNT // 10)])
         before = debited()
-        known = ledger.standing(0, b"unit")
+        known = ledger.usage(0, b"unit")
         assert known is not None
         held = before - known[0]
         if held:

@@ -59,7 +59,9 @@ async def charged_windows(url: str) -> list[list[int]]:
         chains = defaultdict(list)
         async for written in view.entries():
             chains[written.chain] += [
-                line.window for line in decode(written.body).lines if line.budget in daily and line.amount > 0
+                line.window
+                for line in decode(written.body).postings
+                if line.budget in daily and line.amount > 0
             ]
     return list(chains.values())
 

@@ -20,7 +20,8 @@ import pytest
 from dpmesh.accounting import AMOUNT, Accounting
 from dpmesh.errors import BudgetExhaustedError, LedgerError
 from dpmesh.ledger import Budget, Ledger, open_admin, open_store
-from dpmesh.ledger.audit.verify import Checkpoint, checkpoint, verify
+from dpmesh.ledger.audit.checkpoint import Checkpoint, checkpoint
+from dpmesh.ledger.audit.verify import verify
 from dpmesh.ledger.sqlite import rollback_guard
 from tests.faults.holders import BUDGETS, Crew, Event, Work, check
 from tests.faults.test_sqlite_kills import dying_at_line
@@ -280,7 +281,7 @@ def test_a_holder_that_charged_nothing_goes_on_after_an_accept(tmp_path):
             await asyncio.gather(*charges)
         await busy.close()
         await idle.open()
-        await idle.spend_once(b"n" * 32, 1e10)
+        await idle.redeem_once(b"n" * 32, 1e10)
         by_sqlite(copy, path)
         with pytest.raises(LedgerError, match="older copy"):
             await idle.charge([(0, b"a", 1)])

@@ -21,9 +21,10 @@ import pytest
 
 from dpmesh.errors import BudgetExhaustedError, LedgerError
 from dpmesh.ledger import Ledger, account_hash, open_admin, open_store
-from dpmesh.ledger.audit.verify import Checkpoint, checkpoint, verify
+from dpmesh.ledger.audit.checkpoint import Checkpoint, checkpoint
+from dpmesh.ledger.audit.verify import verify
 from dpmesh.ledger.import_sqlite import transfer
-from dpmesh.ledger.postgres import admin
+from dpmesh.ledger.postgres import admin as admin_module
 from dpmesh.ledger.postgres.admin import PostgresAdmin
 from tests.faults.holders import BUDGETS, Event, Work, check
 from tests.support import children, disk
@@ -269,7 +270,7 @@ def test_a_target_that_is_full_or_down(filled, monkeypatch):
 
     The file is open as long as nothing can have arrived. When the server is back, the same transfer gets through.
     """
-    monkeypatch.setattr(admin, "_PATIENCE", 60.0)
+    monkeypatch.setattr(admin_module, "_PATIENCE", 60.0)
     source = filled("full", 2.0)
     path = Path(source.removeprefix("sqlite:///"))
     texts: list[str] = []
@@ -288,7 +289,7 @@ def test_a_target_that_is_full_or_down(filled, monkeypatch):
         disk.fill(folder)
         expected = asyncio.run(content(source))["entries"]
         if _refused(source, target, texts):
-            assert moved(path) in (None, PostgresAdmin(target).place)
+            assert moved(path) in (None, PostgresAdmin(target).address)
         disk.free(folder)
         if not server.running:  # it can't go on without room for its log
             server.start()

@@ -160,7 +160,7 @@ def test_an_older_version_that_has_the_file_open_is_shut_out(tmp_path):
         released = await exhaust(ledger, b"a", AMOUNT // 40)
         old_released, texts, spent = await asyncio.to_thread(children.finish, child)
         assert spent == [True, False]
-        assert not await ledger.spend_once(b"n" * 32, 1e10)
+        assert not await ledger.redeem_once(b"n" * 32, 1e10)
         assert "cap" in texts[0]
         assert "cap" in texts[1]
         assert "brought up to date while in use" in texts[2]

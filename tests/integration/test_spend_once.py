@@ -29,7 +29,7 @@ def test_a_hundred_redemptions_in_three_processes(tmp_path):
             await asyncio.sleep(max(0.0, begin - time.monotonic()))
             won = []
             for number in range(names):
-                tries = await asyncio.gather(*[ledger.spend_once(name(number), UNTIL) for _ in range(100)])
+                tries = await asyncio.gather(*[ledger.redeem_once(name(number), UNTIL) for _ in range(100)])
                 won.append(sum(tries))
             await ledger.close()
             return won
@@ -50,7 +50,7 @@ def spender(url: str, pipe: int, first: int) -> None:
         number = first
         while True:
             numbers = range(number, number + 4)
-            won = await asyncio.gather(*[ledger.spend_once(name(each), UNTIL) for each in numbers])
+            won = await asyncio.gather(*[ledger.redeem_once(name(each), UNTIL) for each in numbers])
             os.write(pipe, b"".join(name(each) for each, fresh in zip(numbers, won, strict=True) if fresh))
             number += 4
 
@@ -85,8 +85,8 @@ def test_a_name_that_somebody_has_stays_spent_wherever_the_process_is_killed(tmp
     async def again() -> list[bool]:
         ledger = Ledger(open_store(url), [])
         await ledger.open()
-        won = await asyncio.gather(*[ledger.spend_once(each, UNTIL) for each in reported])
-        fresh = await ledger.spend_once(name(1 << 255), UNTIL)
+        won = await asyncio.gather(*[ledger.redeem_once(each, UNTIL) for each in reported])
+        fresh = await ledger.redeem_once(name(1 << 255), UNTIL)
         await ledger.close()
         return [*won, not fresh]
 

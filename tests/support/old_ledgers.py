@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dpmesh import sqlite_file
 from dpmesh.ledger import Budget
-from dpmesh.ledger.sqlite import schema
+from dpmesh.ledger.sqlite import queries, schema
 
 SECRET = b"s" * 32
 
@@ -29,7 +30,7 @@ def make(path: Path, version: int, accounts: Sequence[tuple[Budget, bytes, int, 
         version: 1 or 2.
         accounts: (budget, keyed hash, window, debited) each.
     """
-    connection = schema.connect(path, "mode=rwc", 4.0)
+    connection = sqlite_file.connect(path, "mode=rwc", 4.0)
     connection.execute("PRAGMA journal_mode = WAL")
     schema.execute_all(connection, schema.BUDGETS)
     schema.execute_all(connection, _ACCOUNTS)
@@ -37,7 +38,7 @@ def make(path: Path, version: int, accounts: Sequence[tuple[Budget, bytes, int, 
         schema.execute_all(connection, schema.SPENT)
     connection.execute("INSERT INTO meta VALUES (1, ?, ?)", (version, SECRET))
     for budget, account, window, debited in accounts:
-        row, _ = schema.write_budget(connection, budget)
+        row, _ = queries.write_budget(connection, budget)
         connection.execute(
             "UPDATE budgets SET window_start = max(window_start, ?) WHERE id = ?", (window, row)
         )

@@ -8,31 +8,26 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
 from dpmesh.cli import console
 from dpmesh.cli.console import UNUSABLE, InputError, data_stdout, print_json, say, say_help, stdout
-from dpmesh.cli.options import inputs, ledgers
+from dpmesh.cli.options import accounts, inputs, ledger_access, notes
+from dpmesh.cli.progress import counted
 
 if TYPE_CHECKING:
-    from dpmesh.cli.commands.export import Writer
+    from dpmesh.cli.commands.export_writers import Writer
     from dpmesh.ledger import Account, Budget
     from dpmesh.ledger.admin import LedgerAdmin
-    from dpmesh.report.balances import Amount, Balance, Spending
+    from dpmesh.report.balances import Balance, Spending
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=False,
     help="Show what is spent and what is left, from the ledger itself; export it; grant more.",
     epilog="Example: dpmesh budget list --config dpmesh.toml",
-)
-
-# A grant for an id that is spelt wrong would raise the cap of nobody.
-_NEVER = (
-    "Nothing was ever charged to this id. Another spelling is another unit; of a unit with `normalize`, write the "
-    "normalized id."
 )
 
 
@@ -54,69 +49,50 @@ def budget(context: typer.Context) -> None:
 
 @app.command("list", epilog="Example: dpmesh budget list --ledger sqlite:///.dpmesh/ledger.db --json")
 def list_(
-    config_file: inputs.ConfigFile = None, ledger: ledgers.LedgerUrl = None, as_json: inputs.AsJson = False
+    config_file: inputs.ConfigFile = None,
+    ledger: ledger_access.LedgerUrl = None,
+    as_json: inputs.AsJson = False,
 ) -> None:
     """Show for each budget how much its accounts have spent in the current window, and never whose they are.
 
     A budget that the ledger holds and the configuration does not name is "not configured": what is spent of it counts
     for no other. With --ledger, give --config too to see that.
     """
+    from dpmesh.cli.commands import budget_text
     from dpmesh.report import balances
 
-    configured = ledgers.configured(config_file, ledger)
-    books = ledgers.books(config_file, ledger)
+    configured = ledger_access.configured(config_file, ledger)
+    admin = ledger_access.open_admin(config_file, ledger)
     spending = [
-        replace(entry, state=balances.state(entry.standing.budget, configured))
-        for entry in ledgers.read(lambda: _spending(books))
+        replace(entry, state=balances.state(entry.window.budget, configured))
+        for entry in ledger_access.read(lambda: _spending(admin))
     ]
     if as_json:
-        print_json([_document(entry) for entry in spending])
+        print_json([entry.document() for entry in spending])
         return
-    stray = any(entry.state == balances.NOT_CONFIGURED for entry in spending)
-    table = _table(
-        "budget", *["state"] * stray, "window", "cap", "accounts", "median", "95 %", "most", "least left"
-    )
-    for entry in spending:
-        standing = entry.standing
-        amounts = (entry.median, entry.percentile_95, entry.most)
-        table.add_row(
-            standing.budget,
-            *[entry.state] * stray,
-            balances.shown_window(standing),
-            balances.shown(standing.cap, standing),
-            str(entry.accounts),
-            *(balances.shown(amount, standing) if entry.accounts else "-" for amount in amounts),
-            balances.shown(entry.least_remaining, standing),
-        )
-    stdout().print(table)
-    for entry in spending:
-        if entry.granted:
-            say(
-                f"{entry.standing.budget}: more than the cap was granted to {entry.granted} of these accounts "
-                "(dpmesh ledger log --grants tells why)"
-            )
-    for line in balances.not_configured([entry.standing.budget for entry in spending], configured):
+    budget_text.write_spending(spending)
+    for line in balances.not_configured_lines([entry.window.budget for entry in spending], configured):
         say(line)
 
 
-async def _spending(books: LedgerAdmin) -> list[Spending]:
+async def _spending(admin: LedgerAdmin) -> list[Spending]:
     from dpmesh.report.balances import Tally
 
-    async with ledgers.viewing(books) as view:
+    async with ledger_access.viewing(admin) as view:
         tallies = {budget.name: Tally(budget, view.windows[row]) for row, budget in view.budgets.items()}
-        async for account in ledgers.counted(view.accounts(), "accounts"):
+        async for account in counted(view.accounts(), "accounts"):
             tallies[account.budget].add(account)
     return [tally.spending() for tally in tallies.values()]
 
 
 @app.command("show", epilog="Example: dpmesh budget show N10156")
 def show(
-    unit: ledgers.Unit = None,
+    unit: accounts.Unit = None,
     config_file: inputs.ConfigFile = None,
-    ledger: ledgers.LedgerUrl = None,
-    as_hex: ledgers.AsHex = False,
-    of_all: ledgers.OfAll = False,
-    consumer: ledgers.Consumer = None,
+    ledger: ledger_access.LedgerUrl = None,
+    as_hex: accounts.AsHex = False,
+    of_all: accounts.OfAll = False,
+    consumer: accounts.Consumer = None,
     as_json: inputs.AsJson = False,
 ) -> None:
     """Show what one unit has spent and has left, and what that promises; a unit that never sent has all of it left.
@@ -124,47 +100,34 @@ def show(
     With --consumer: the quotas of this consumer under the unit's budgets (under those of all aggregates with --global),
     also those that are meant for other consumers, which show as unspent.
     """
+    from dpmesh.cli.commands import budget_text
     from dpmesh.report import balances
 
-    whose = ledgers.holder(unit, as_hex, of_all, consumer)
-    configured = ledgers.configured(config_file, ledger)
-    books = ledgers.books(config_file, ledger)
-    entries = ledgers.read(lambda: _balances(books, whose))
+    whose = accounts.selector(unit, as_hex, of_all, consumer)
+    configured = ledger_access.configured(config_file, ledger)
+    admin = ledger_access.open_admin(config_file, ledger)
+    entries = ledger_access.read(lambda: _balances(admin, whose))
     if as_json:
-        print_json([_document(entry) for entry in entries])
+        print_json([entry.document() for entry in entries])
         return
     if not entries:
         say(f"the ledger holds no budget of key {whose.key!r}")
         return
-    table = _table("budget", "window", "spent", "cap", "granted", "remaining", "lifetime loss")
-    for entry in entries:
-        standing = entry.standing
-        table.add_row(
-            standing.budget,
-            balances.shown_window(standing),
-            balances.shown(entry.spent, standing),
-            balances.shown(standing.cap, standing),
-            balances.shown_grant(entry),
-            balances.shown(entry.remaining, standing),
-            balances.shown(entry.lifetime, standing),
-        )
+    budget_text.write_balances(entries)
     out = stdout()
-    out.print(table)
-    for line in balances.promises(entries):
-        out.print(line)
     if whose.unit and consumer is None and not any(entry.lifetime.value for entry in entries):
-        out.print(_NEVER)
-    for line in balances.not_configured([entry.standing.budget for entry in entries], configured):
+        out.print(budget_text.NEVER_CHARGED)
+    for line in balances.not_configured_lines([entry.window.budget for entry in entries], configured):
         out.print(line)
 
 
-async def _balances(books: LedgerAdmin, whose: ledgers.AccountSelector) -> list[Balance]:
+async def _balances(admin: LedgerAdmin, whose: accounts.AccountSelector) -> list[Balance]:
     from dpmesh.report.balances import balance
 
-    async with ledgers.viewing(books) as view:
-        found = {a.budget: a async for a in view.accounts(account=whose.account(view.secret))}
+    async with ledger_access.viewing(admin) as view:
+        by_budget = {entry.budget: entry async for entry in view.accounts(account=whose.account(view.secret))}
         return [
-            balance(budget, found.get(budget.name), view.windows[row])
+            balance(budget, by_budget.get(budget.name), view.windows[row])
             for row, budget in view.budgets.items()
             if budget.key == whose.key
         ]
@@ -183,14 +146,14 @@ def grant(
             "--to", metavar="EPSILON", help="What may be lost in this window in all.", show_default=False
         ),
     ],
-    reason: ledgers.Reason,
-    unit: ledgers.Unit = None,
-    by: ledgers.By = None,
+    reason: notes.Reason,
+    unit: accounts.Unit = None,
+    by: notes.By = None,
     config_file: inputs.ConfigFile = None,
-    ledger: ledgers.LedgerUrl = None,
-    as_hex: ledgers.AsHex = False,
-    of_all: ledgers.OfAll = False,
-    consumer: ledgers.Consumer = None,
+    ledger: ledger_access.LedgerUrl = None,
+    as_hex: accounts.AsHex = False,
+    of_all: accounts.OfAll = False,
+    consumer: accounts.Consumer = None,
     as_json: inputs.AsJson = False,
 ) -> None:
     """Let one unit lose more in the current window than its budget's cap, and write down who says so and why.
@@ -198,37 +161,38 @@ def grant(
     It holds until the window ends; in a lifetime budget it holds for ever. It can't be taken back. The unit's other
     budgets and quotas cap it as before. The charge log keeps the reason: write nobody's id into it.
     """
+    from dpmesh.cli.commands import budget_text
     from dpmesh.report import balances
 
-    whose = ledgers.holder(unit, as_hex, of_all, consumer)
-    note = ledgers.note(reason, by, whose)
-    configured = ledgers.configured(config_file, ledger)
-    books = ledgers.books(config_file, ledger)
-    definition, key, has = ledgers.read(lambda: _granted(books, whose, name))
-    raised = _raise(definition, has, to)
-    account = ledgers.run(books.grant(name, key, raised, note, has=has))
+    whose = accounts.selector(unit, as_hex, of_all, consumer)
+    note = notes.note(reason, by, whose)
+    configured = ledger_access.configured(config_file, ledger)
+    admin = ledger_access.open_admin(config_file, ledger)
+    definition, key, granted = ledger_access.read(lambda: _granted(admin, whose, name))
+    raised = _raise(definition, granted, to)
+    account = ledger_access.run(admin.grant(name, key, raised, note, has=granted))
     entry = balances.balance(definition, account, account.window_start)
     more = balances.amount(definition, raised)
-    for line in balances.not_configured([name], configured):
+    for line in balances.not_configured_lines([name], configured):
         console.note(line)
     if as_json:
-        print_json({"raised": asdict(more), **_document(entry)})
+        print_json({"raised": asdict(more), **entry.document()})
     else:
-        _print_grant(entry, more)
+        budget_text.write_grant(entry, more)
         if whose.unit and consumer is None and not entry.lifetime.value:
-            say(_NEVER)
+            say(budget_text.NEVER_CHARGED)
 
 
 async def _granted(
-    books: LedgerAdmin, whose: ledgers.AccountSelector, name: str
+    admin: LedgerAdmin, whose: accounts.AccountSelector, name: str
 ) -> tuple[Budget, bytes, int]:
     """The budget, the account's hash, and what was granted to it in the current window already.
 
     Raises:
         InputError: There is no such budget, or it has no such accounts.
     """
-    async with ledgers.viewing(books) as view:
-        budget = ledgers.pick(list(view.budgets.values()), name)
+    async with ledger_access.viewing(admin) as view:
+        budget = ledger_access.budget_named(view.budgets.values(), name)
         _check_key(budget, whose)
         key = whose.account(view.secret)
         window = next(view.windows[row] for row, each in view.budgets.items() if each is budget)
@@ -242,20 +206,19 @@ def _raise(budget: Budget, granted: int, to: float) -> int:
     Raises:
         InputError: It is no epsilon, or not more than what may be lost already.
     """
-    from dpmesh.accounting import cap
-    from dpmesh.report.balances import amount
+    from dpmesh.report.balances import amount, raised_cap
 
     try:
-        raised = cap(budget.accounting, to, budget.delta) - budget.cap - granted
+        raised = raised_cap(budget, granted, to)
     except ValueError as error:
         raise InputError(f"--to: {error}") from None
     if raised <= 0:
-        has = amount(budget, budget.cap + granted).epsilon
-        raise InputError(f"--to: {to:g} is not more than the ε {has:.6g} that may be lost already")
+        epsilon = amount(budget, budget.cap + granted).epsilon
+        raise InputError(f"--to: {to:g} is not more than the ε {epsilon:.6g} that may be lost already")
     return raised
 
 
-def _check_key(budget: Budget, whose: ledgers.AccountSelector) -> None:
+def _check_key(budget: Budget, whose: accounts.AccountSelector) -> None:
     """Checks that a budget has accounts of the kind that was asked for.
 
     Raises:
@@ -268,35 +231,6 @@ def _check_key(budget: Budget, whose: ledgers.AccountSelector) -> None:
     also = "--consumer" if quota else "no --consumer"
     raise InputError(
         f"--budget: the accounts of {budget.name!r} are of key {budget.key!r}: give {give} and {also}"
-    )
-
-
-def _print_grant(entry: Balance, raised: Amount) -> None:
-    """What a unit may lose now, and what that does to the promise."""
-    from dpmesh.report import balances
-
-    standing, promise = entry.standing, entry.promise
-    now_at, usual, remaining = (
-        balances.shown(amount, standing)
-        for amount in (promise.this_window, promise.any_window, entry.remaining)
-    )
-    rows = {
-        "granted": balances.shown(raised, standing) + " more",
-        "window": balances.shown_window(standing),
-        "spent": balances.shown(entry.spent, standing),
-        "may be lost": f"{now_at} in all, so {remaining} from now on",
-    }
-    for name, value in rows.items():
-        say(f"{name:12} {value}")
-    if promise.across_an_edge is None:
-        say(
-            f"The promise is weaker for ever: at most {now_at} instead of {usual}, and nothing can take that back."
-        )
-        return
-    across = balances.shown(promise.across_an_edge, standing)
-    say(
-        f"The promise is weaker in this window: at most {now_at} instead of {usual}, and up to {across} in a span as "
-        "long across its edge. The next window has the budget's cap again."
     )
 
 
@@ -318,7 +252,7 @@ def export(
         str | None, typer.Option("--budget", metavar="NAME", help="Only this one.", show_default=False)
     ] = None,
     config_file: inputs.ConfigFile = None,
-    ledger: ledgers.LedgerUrl = None,
+    ledger: ledger_access.LedgerUrl = None,
 ) -> None:
     """Write one row for each account: what it spent, may spend and has left in the window it was last charged in.
 
@@ -326,43 +260,44 @@ def export(
     export of this ledger and in no other. Amounts are exact decimals, of epsilon if the accounting is pure and of rho
     if it is zcdp; `lifetime` is what was debited in all windows together.
     """
-    from dpmesh.cli.commands import export
+    from dpmesh.cli.commands import export_writers
+    from dpmesh.report.wording import count
 
-    books = ledgers.books(config_file, ledger)
+    admin = ledger_access.open_admin(config_file, ledger)
     if output is None or str(output) == "-":
         if form is Format.PARQUET:
             raise InputError("--format parquet needs --output FILE")
-        _export(books, name, lambda: _writer(form, data_stdout()), quiet=sys.stdout.isatty())
+        _export(admin, name, lambda: _writer(form, data_stdout()), quiet=sys.stdout.isatty())
         return
-    with export.replacing(output) as new:
+    with export_writers.replacing(output) as new:
         if form is Format.PARQUET:
-            rows = _export(books, name, lambda: export.Parquet(new))
+            rows = _export(admin, name, lambda: export_writers.Parquet(new))
         else:
             with new.open("w", encoding="utf-8", newline="") as file:
-                rows = _export(books, name, lambda: _writer(form, file))
-    say(f"{output}: {rows} account{'' if rows == 1 else 's'}")
+                rows = _export(admin, name, lambda: _writer(form, file))
+    say(f"{output}: {count(rows, 'account')}")
 
 
 def _writer(form: Format, file: IO[str]) -> Writer:
-    from dpmesh.cli.commands import export
+    from dpmesh.cli.commands import export_writers
 
-    return export.Csv(file) if form is Format.CSV else export.JsonLines(file)
+    return export_writers.Csv(file) if form is Format.CSV else export_writers.JsonLines(file)
 
 
 def _export(
-    books: LedgerAdmin, name: str | None, writer_of: Callable[[], Writer], *, quiet: bool = False
+    admin: LedgerAdmin, name: str | None, writer_of: Callable[[], Writer], *, quiet: bool = False
 ) -> int:
     """Writes all rows; returns how many."""
-    from dpmesh.cli.commands.export import row
+    from dpmesh.report.export_rows import row
 
     writer: Writer | None = None
     rows = 0
 
     async def work() -> None:
         nonlocal rows, writer
-        # The ledger is read in a generator of its own: a full disk or a broken pipe here is no fault of the ledger's.
-        async with aclosing(_accounts(books, name, quiet)) as found:
-            async for budget, account in found:
+        # The ledger is read in a generator of its own, so that a full disk or a broken pipe here is not its fault.
+        async with aclosing(_accounts(admin, name, quiet)) as entries:
+            async for budget, account in entries:
                 # Made only now, so that nothing is written where there is no ledger.
                 writer = writer or writer_of()
                 writer.write(row(budget, account))
@@ -370,31 +305,16 @@ def _export(
         writer = writer or writer_of()
         writer.close()
 
-    ledgers.read(work, may_repeat=lambda: writer is None)
+    ledger_access.read(work, may_repeat=lambda: writer is None)
     return rows
 
 
 async def _accounts(
-    books: LedgerAdmin, name: str | None, quiet: bool
+    admin: LedgerAdmin, name: str | None, quiet: bool
 ) -> AsyncGenerator[tuple[Budget, Account], None]:
-    async with ledgers.viewing(books) as view:
+    async with ledger_access.viewing(admin) as view:
         budgets = {budget.name: budget for budget in view.budgets.values()}
         if name is not None:
-            ledgers.pick(list(budgets.values()), name)
-        async for account in ledgers.counted(view.accounts(name), "accounts", quiet=quiet):
+            ledger_access.budget_named(budgets.values(), name)
+        async for account in counted(view.accounts(name), "accounts", quiet=quiet):
             yield budgets[account.budget], account
-
-
-def _document(entry: Spending | Balance) -> dict[str, Any]:
-    """As JSON has it: the budget's standing beside the rest."""
-    document = asdict(entry)
-    return {**document.pop("standing"), **document}
-
-
-def _table(*columns: str) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table

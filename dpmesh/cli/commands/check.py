@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +11,7 @@ from dpmesh.cli.console import FOUND, OK, print_github, print_json, say, stdout
 from dpmesh.cli.options import inputs
 
 if TYPE_CHECKING:
-    from dpmesh.cli.commands.findings import Finding
+    from dpmesh.report.check import CheckReport
 
 HELP = (
     "Find what is wrong with annotations and overlays; exit code 1 if a message type could not be released."
@@ -43,78 +41,31 @@ def check(
 ) -> None:
     """Prints all findings and a summary; says so when nothing is protected."""
     from dpmesh import config as configuration
-    from dpmesh.cli.commands import findings
+    from dpmesh.cli.descriptors import source_locations
     from dpmesh.cli.descriptors.protoc import CompileError
     from dpmesh.policy import Policy
+    from dpmesh.report import check
 
     path = inputs.policy_file(policy_file, configuration.load(inputs.config_file(config_file)))
     policy = Policy(path)
     try:
         sources = inputs.load(protos, includes, descriptor_sets, reflect)
     except CompileError as error:
-        checked = Checked(findings.of_compiler(error), 0, 0)
+        report = check.CheckReport(error.findings())
     else:
-        checked = Checked(
-            findings.of_sources(sources, policy, path),
-            sum(1 for _ in sources.messages()),
-            findings.protected_types(sources, policy),
-        )
-    _WRITERS[Format.JSON if as_json else style](checked)
-    raise typer.Exit(FOUND if checked.errors else OK)
+        report = check.check(sources, policy, source_locations.of_overlays(path) if path else {})
+    _WRITERS[Format.JSON if as_json else style](report)
+    raise typer.Exit(FOUND if report.errors else OK)
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """What check found.
-
-    Attributes:
-        found: The findings.
-        looked: How many message types were looked at.
-        protected: How many of them, and of those that an overlay names, have something protected in them.
-    """
-
-    found: Sequence[Finding]
-    looked: int
-    protected: int
-
-    @property
-    def errors(self) -> int:
-        """How many findings are errors."""
-        return sum(entry.severity == "error" for entry in self.found)
-
-    @property
-    def unprotected(self) -> str:
-        """The sentence that says that nothing is protected; "" where something is, or may have been meant to be."""
-        if self.protected or self.errors:
-            return ""
-        if not self.looked:
-            return "Nothing is protected: there are no message types."
-        anys = any(entry.rule == "any" for entry in self.found)
-        but = ", but for what their Anys pack" if anys else ""
-        return f"Nothing is protected: all fields of {_count(self.looked, 'message type')} leave as they are{but}."
-
-
-def _summary(checked: Checked) -> str:
-    warnings = len(checked.found) - checked.errors
-    where = f" in {_count(checked.looked, 'message type')}" if checked.looked else ""
-    if not checked.found:
-        return checked.unprotected or f"No findings{where}."
-    counts = f"{_count(checked.errors, 'error')}, {_count(warnings, 'warning')}{where}."
-    return f"{counts} {checked.unprotected}".rstrip()
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _text(checked: Checked) -> None:
+def _text(report: CheckReport) -> None:
     from rich.text import Text
 
     console = stdout()
-    for entry in checked.found:
+    for entry in report.findings:
         colour = "red" if entry.severity == "error" else "yellow"
         line = Text.assemble(
-            (f"{entry.place}: ", "bold"),
+            (f"{entry.location}: ", "bold"),
             (str(entry.severity), colour),
             f" [{entry.rule}] ",
             (entry.element + ": " if entry.element else "", "bold"),
@@ -123,32 +74,32 @@ def _text(checked: Checked) -> None:
         console.print(line, soft_wrap=True)
         if entry.fix:
             console.print(Text(f"    fix: {entry.fix}", "dim"), soft_wrap=True)
-    console.print(Text(_summary(checked), "yellow" if checked.unprotected else ""), soft_wrap=True)
+    console.print(Text(report.summary, "yellow" if report.unprotected else ""), soft_wrap=True)
 
 
-def _json(checked: Checked) -> None:
+def _json(report: CheckReport) -> None:
     summary = {
-        "errors": checked.errors,
-        "warnings": len(checked.found) - checked.errors,
-        "message_types": checked.looked,
-        "protected_types": checked.protected,
+        "errors": report.errors,
+        "warnings": report.warnings,
+        "message_types": report.message_types,
+        "protected_types": report.protected_types,
     }
-    print_json({"findings": [entry.document() for entry in checked.found], "summary": summary})
+    print_json({"findings": [entry.document() for entry in report.findings], "summary": summary})
 
 
-def _github(checked: Checked) -> None:
-    for entry in checked.found:
-        properties = {"file": entry.place.file}
-        if entry.place.line:
-            properties |= {"line": str(entry.place.line), "col": str(entry.place.column or 1)}
+def _github(report: CheckReport) -> None:
+    for entry in report.findings:
+        properties = {"file": entry.location.file}
+        if entry.location.line:
+            properties |= {"line": str(entry.location.line), "col": str(entry.location.column or 1)}
         properties["title"] = f"dpmesh {entry.rule}"
         text = f"{entry.element}: {entry.text}" if entry.element else entry.text
         if entry.fix:
             text += f"\nFix: {entry.fix}"
         print_github(str(entry.severity), properties.items(), text)
-    if checked.unprotected:
-        print_github("warning", [("title", "dpmesh")], checked.unprotected)
-    say(_summary(checked))
+    if report.unprotected:
+        print_github("warning", [("title", "dpmesh")], report.unprotected)
+    say(report.summary)
 
 
 _WRITERS = {Format.TEXT: _text, Format.JSON: _json, Format.GITHUB: _github}

@@ -1,9 +1,8 @@
-"""`dpmesh identity`: an authority of one's own, the service that issues from it, and how both stand."""
+"""`dpmesh identity`: makes an authority, issues identities from it, and shows its state."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dpmesh import files
 from dpmesh.cli.console import InputError, print_json, say, stdout
 from dpmesh.cli.options import inputs
 from dpmesh.errors import IdentityError
@@ -30,7 +30,7 @@ app = typer.Typer(
     epilog="Example: dpmesh identity init ca --trust-domain mesh.example",
 )
 
-# So short that a stolen key is soon worthless, and so long that a device survives an issuer that is being restarted.
+# Minutes. A stolen key is soon worthless, and a device gets by while its issuer restarts.
 _SHORTEST, _LONGEST = 10.0, 60.0
 
 FolderPath = Annotated[
@@ -67,7 +67,7 @@ def init(
     """Make a root, an intermediate that may only issue for this trust domain, and empty records of devices."""
     from dpmesh.identity.ca.folder import create_folder
 
-    with _told():
+    with _input_errors():
         create_folder(folder, trust_domain, now=time.time(), password=_password(password_file))
     say(f"{folder}: an authority for {trust_domain}")
     say(f"Take {folder / 'root.key'} away now; only `dpmesh identity renew` needs it back.")
@@ -139,16 +139,15 @@ def issue(
     with _opened(folder) as opened:
         source = LocalSource(opened.authority, life=minutes * 60, server=server)
         identity = asyncio.run(source.fetch())
-    with _told():
-        out.mkdir(mode=0o700, parents=True, exist_ok=True)
     parts = {
-        "certificate.pem": identity.certificates,
-        "key.pem": identity.key,
-        "trust_bundle.pem": identity.trust_bundle,
+        out / "certificate.pem": identity.certificates,
+        out / "key.pem": identity.key,
+        out / "trust_bundle.pem": identity.trust_bundle,
     }
-    for name, data in parts.items():
-        _write_private(out / name, data)
-    say(f"{', '.join(str(out / name) for name in parts)}: valid until {_shown(identity.not_after)}")
+    with _input_errors():
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.write_all(parts)
+    say(f"{', '.join(map(str, parts))}: valid until {_minute(identity.not_after)}")
 
 
 @app.command("renew", epilog="Example: dpmesh identity renew ca --password-file root.password")
@@ -156,7 +155,7 @@ def renew(folder: FolderPath, password_file: PasswordFile = None) -> None:
     """Renew the intermediate. It needs root.key back in the folder; devices renew as they did."""
     from dpmesh.identity.ca.folder import open_root, replace_intermediate
 
-    with _told():
+    with _input_errors():
         root = open_root(folder, _password(password_file))
         replace_intermediate(folder, root, now=time.time())
     say(f"{folder}: a new intermediate; restart `dpmesh identity serve`, and take {folder / 'root.key'} away")
@@ -175,13 +174,13 @@ def serve(
     ] = 1024,
 ) -> None:
     """Enrol devices, renew their certificates and sign their anonymous tokens, until it is told to stop."""
-    with _opened(folder) as opened, _told():
+    with _opened(folder) as opened, _input_errors():
         asyncio.run(_serve(folder, opened, listen, minutes * 60, allowance))
 
 
 async def _serve(path: Path, opened: Folder, listen: str, life: float, allowance: int) -> None:
     from dpmesh.identity.ca.issuer import Issuer
-    from dpmesh_grpc.issuer import issuer_server
+    from dpmesh_grpc.issuer.server import issuer_server
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -223,8 +222,8 @@ def status(folder: FolderPath, as_json: inputs.AsJson = False) -> None:
         return
     rows = {
         "trust domain": document["trust_domain"],
-        "roots end": ", ".join(_shown(end) for end in document["roots_end"]),
-        "intermediate ends": _shown(document["intermediate_ends"]),
+        "roots end": ", ".join(_minute(end) for end in document["roots_end"]),
+        "intermediate ends": _minute(document["intermediate_ends"]),
         "devices": f"{counts.devices} ({counts.revoked} revoked)",
         "certificates in force": str(counts.certificates),
         "enrolment tokens open": str(counts.invitations),
@@ -236,7 +235,7 @@ def status(folder: FolderPath, as_json: inputs.AsJson = False) -> None:
 @app.command("tokens", epilog="Example: dpmesh identity tokens ca")
 def tokens(folder: FolderPath, as_json: inputs.AsJson = False) -> None:
     """Show the public keys of anonymous tokens: this epoch's, and those of the epochs beside it."""
-    with _opened(folder), _told():
+    with _opened(folder), _input_errors():
         keys = _token_keys(folder).published(time.time())
     rows = [
         {
@@ -256,7 +255,7 @@ def tokens(folder: FolderPath, as_json: inputs.AsJson = False) -> None:
     for column in ("key", "tokens are taken from", "until"):
         table.add_column(column)
     for row in rows:
-        table.add_row(row["key_id"][:16], _shown(row["not_before"]), _shown(row["not_after"]))
+        table.add_row(row["key_id"][:16], _minute(row["not_before"]), _minute(row["not_after"]))
     stdout().print(table)
 
 
@@ -268,17 +267,17 @@ def _key_id(public_key: bytes) -> str:
 
 
 def _token_keys(folder: Path) -> Any:
-    from dpmesh.identity.tokens.token_keys import TokenKeys
+    from dpmesh.identity.tokens.keys import TokenKeys
 
     return TokenKeys(folder / "tokens.json")
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What goes wrong with a folder as one line.
+def _input_errors() -> Iterator[None]:
+    """Turns errors about the authority's folder into InputError.
 
     Raises:
-        InputError: In the place of it.
+        InputError: The folder can't be used.
     """
     try:
         yield
@@ -292,7 +291,7 @@ def _told() -> Iterator[None]:
 def _opened(path: Path) -> Iterator[Folder]:
     from dpmesh.identity.ca.folder import open_folder
 
-    with _told():
+    with _input_errors():
         opened = open_folder(path)
         try:
             yield opened
@@ -303,22 +302,12 @@ def _opened(path: Path) -> Iterator[Folder]:
 def _password(file: Path | None) -> bytes | None:
     if file is None:
         return None
-    with _told():
-        found = file.read_bytes().splitlines()
-    if not found or not found[0]:
+    with _input_errors():
+        lines = file.read_bytes().splitlines()
+    if not lines or not lines[0]:
         raise InputError(f"{file}: its first line, which is the password, is empty")
-    return found[0]
+    return lines[0]
 
 
-def _write_private(path: Path, data: bytes) -> None:
-    """Replaces a file as a whole, for its owner only: who follows it never reads half of one."""
-    new = path.with_name(f".{path.name}.new")
-    with _told():
-        new.unlink(missing_ok=True)
-        with os.fdopen(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-            file.write(data)
-        new.rename(path)
-
-
-def _shown(seconds: float) -> str:
+def _minute(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"

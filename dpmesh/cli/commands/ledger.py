@@ -1,4 +1,4 @@
-"""`dpmesh ledger`: make its tables, check its charge log, move it, and look into it; its holders may be at work."""
+"""`dpmesh ledger`: makes tables, checks and shows the charge log, moves a ledger, while its holders may charge it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from dpmesh.cli.console import (
     say,
     say_help,
 )
-from dpmesh.cli.options import inputs, ledgers
+from dpmesh.cli.options import inputs, ledger_access, notes
+from dpmesh.cli.progress import counted, waiting
 from dpmesh.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from dpmesh.ledger import Budget
     from dpmesh.ledger.admin import LedgerAdmin, StoredEntry
+    from dpmesh.ledger.audit.checkpoint import Checkpoint
+    from dpmesh.report.verification import Verification
 
 app = typer.Typer(
     add_completion=False,
@@ -38,24 +41,6 @@ app = typer.Typer(
     help="Make a ledger's tables, check its charge log, move it, and look into it.",
     epilog="Example: dpmesh ledger verify --config dpmesh.toml",
 )
-
-_ACCEPT = """\
-An older copy of a ledger has forgotten what was charged since it was made. `accept` goes on with it all the same:
-- Every budget with windows moves to the window after the one at hand, so nothing is spent twice within a window. What
-  is left of the one at hand and all of the next have to do with one cap.
-- Lifetime budgets have no next window: what was charged to them since the copy is lost, and may be spent again.
-- Holders whose own charges the copy lacks refuse until they are restarted; the others go on by themselves.
-- The charge log gets an entry with the reason. Nothing brings back the entries that the copy lacks.
-Prefer to put the newest copy back, if there is one."""
-
-_ACCEPT_WINDOWS = """\
-A clock that was wrong began windows that this ledger's clock has not reached. `accept` brings their budgets back:
-- They go on in the window after the one at hand. What is left of the one at hand and all of the next have to do with
-  one cap.
-- What was spent in the wrong windows counts as spent there, so nothing is refilled.
-- The charge log gets entries with the reason.
-Correct the clock first, and restart every holder afterwards: those that run on refuse, or are slow. The clock
-that is read now may be the one that is wrong: if it is behind, what was spent in the present window is forgotten."""
 
 
 @app.callback(invoke_without_command=True)
@@ -68,15 +53,15 @@ def ledger(context: typer.Context) -> None:
 
 @app.command("migrate", epilog="Example: dpmesh ledger migrate --config dpmesh.toml")
 def migrate(
-    config_file: inputs.ConfigFile = None, url: ledgers.LedgerUrl = None, as_json: inputs.AsJson = False
+    config_file: inputs.ConfigFile = None, url: ledger_access.LedgerUrl = None, as_json: inputs.AsJson = False
 ) -> None:
     """Make the tables of a new ledger, or bring those of an older one up to date, all or nothing.
 
-    An older version of dpmesh can't use them afterwards: let every holder have the new one first, or stop it.
+    An older version of dpmesh can't use them afterwards: update or stop every holder first.
     """
-    books = ledgers.books(config_file, url)
-    with ledgers.waiting("migrating"):
-        before, after = ledgers.run(books.migrate())
+    admin = ledger_access.open_admin(config_file, url)
+    with waiting("migrating"):
+        before, after = ledger_access.run(admin.migrate())
     if as_json:
         print_json({"before": before, "after": after})
     elif before == after:
@@ -96,50 +81,60 @@ def verify(
         typer.Option(
             "--checkpoint",
             metavar="FILE",
-            help="An earlier checkpoint: what was rewritten since, consistently, shows only with it.",
+            help="An earlier checkpoint; only it shows what was rewritten consistently since.",
             show_default=False,
         ),
     ] = None,
     public_key: Annotated[
         Path | None,
-        typer.Option("--public-key", metavar="FILE", help="By which it is signed.", show_default=False),
+        typer.Option(
+            "--public-key", metavar="FILE", help="The public key of its signature.", show_default=False
+        ),
     ] = None,
     config_file: inputs.ConfigFile = None,
-    url: ledgers.LedgerUrl = None,
+    url: ledger_access.LedgerUrl = None,
     as_json: inputs.AsJson = False,
 ) -> None:
     """Check every chain of the charge log entry by entry, and every account against it; exit 1 if anything is wrong.
 
-    Whoever may write to the whole database can rewrite it so that it fits. Make checkpoints, keep them where nobody
-    who may do that can write, and give the latest one here.
+    A user who may write to the whole database can rewrite it consistently. Make checkpoints, keep them where no such
+    user can write, and give the latest one here.
     """
-    from dpmesh.cli.commands import checking
+    from dpmesh.cli.options import checkpoint_files
+    from dpmesh.report.verification import verification
 
     if (checkpoint_file is None) != (public_key is None):
-        raise InputError("--checkpoint and --public-key go together: unsigned, anybody could have written it")
-    books = ledgers.books(config_file, url)
+        raise InputError(
+            "--checkpoint and --public-key go together: anybody could have written an unsigned checkpoint"
+        )
+    admin = ledger_access.open_admin(config_file, url)
     known, findings = None, []
     if checkpoint_file is not None and public_key is not None:
-        known, wrong = checking.read_checkpoint(checkpoint_file, public_key)
+        known, wrong = checkpoint_files.read(checkpoint_file, public_key)
         findings += [wrong] * bool(wrong)
     trusted = None if findings else known
-    with ledgers.waiting("verifying"):
-        checked = ledgers.read(lambda: checking.check(books, trusted))
-    findings += checked.findings
+
+    async def verify_view() -> Verification:
+        async with ledger_access.viewing(admin) as view:
+            return await verification(view, trusted)
+
+    with waiting("verifying"):
+        verified = ledger_access.read(verify_view)
+    findings += verified.findings
     if as_json:
         print_json(
             {
                 "whole": not findings,
-                "chains": checked.chains,
-                "entries": checked.entries,
-                "accounts": checked.accounts,
-                "pruned_before": checked.pruned_before,
+                "chains": verified.chains,
+                "entries": verified.entries,
+                "accounts": verified.accounts,
+                "pruned_before": verified.pruned_before,
                 "checkpoint": None if trusted is None else trusted.time,
                 "findings": findings,
             }
         )
     else:
-        say(*(findings or [checked.line(trusted)]))
+        say(*(findings or [verified.summary(trusted)]))
     if findings:
         raise typer.Exit(FOUND)
 
@@ -164,31 +159,39 @@ def checkpoint(
         ),
     ] = False,
     config_file: inputs.ConfigFile = None,
-    url: ledgers.LedgerUrl = None,
+    url: ledger_access.LedgerUrl = None,
 ) -> None:
-    """Write down, signed, how far every chain of the charge log has come. Nothing is ever overwritten.
+    """Write a signed checkpoint: how far every chain of the charge log has come. Nothing is ever overwritten.
 
-    Keep it, and the public key, where nobody who may write to the ledger can write. `verify` tells then whether
-    anything that was logged until now was changed or removed since.
+    Keep it, and the public key, where nobody who may write to the ledger can write. `verify` then tells whether
+    anything that is logged now was changed or removed later.
     """
-    from dpmesh.cli.commands import checking
     from dpmesh.cli.options import key_files
+    from dpmesh.report.wording import count
 
     to_stdout = str(output) == "-"
     if not to_stdout and output.exists():
         raise InputError(f"{output} is there already, and is never overwritten")
-    books = ledgers.books(config_file, url)
-    made = ledgers.read(lambda: checking.point(books))  # before a key is made for what can't be read
+    admin = ledger_access.open_admin(config_file, url)
+    unsigned = ledger_access.read(
+        lambda: _checkpoint(admin)
+    )  # first, so that an unreadable ledger gets no key
     private = key_files.private(key, make=new_key)
-    text = made.sign(private).to_json()
+    text = unsigned.sign(private).to_json()
     if to_stdout:
         data_stdout().write(text)
         return
     key_files.write_once(output, text.encode(), 0o644)
-    entries = sum(head.seq for head in made.heads.values())
-    say(
-        f"{output}: {ledgers.number(len(made.heads), 'chain', 'chains')}, {ledgers.number(entries, 'entry', 'entries')}"
-    )
+    entries = sum(head.seq for head in unsigned.heads.values())
+    say(f"{output}: {count(len(unsigned.heads), 'chain')}, {count(entries, 'entry', 'entries')}")
+
+
+async def _checkpoint(admin: LedgerAdmin) -> Checkpoint:
+    """How far every chain of a ledger has come, not signed yet."""
+    from dpmesh.ledger.audit.checkpoint import checkpoint
+
+    async with ledger_access.viewing(admin) as view:
+        return await checkpoint(view)
 
 
 @app.command(
@@ -199,23 +202,25 @@ def import_(
         str, typer.Argument(metavar="SOURCE_URL", help="The ledger to move.", show_default=False)
     ],
     config_file: inputs.ConfigFile = None,
-    url: ledgers.LedgerUrl = None,
+    url: ledger_access.LedgerUrl = None,
     as_json: inputs.AsJson = False,
 ) -> None:
     """Move an SQLite ledger, with all that is spent, granted and logged, into the PostgreSQL one that --ledger names.
 
-    The new one must be migrated and unused. The old file takes no charge afterwards, so nothing is spent in both: give
-    its holders the new URL. Done again it doubles nothing, and goes on where it failed.
+    The new ledger must be migrated and unused. The old file accepts no charge afterwards, so nothing is spent in both:
+    give its holders the new URL. A repeated import doubles nothing, and continues after a failure.
     """
-    target = ledgers.address(config_file, url)
+    from dpmesh.report.wording import count
+
+    target = ledger_access.address(config_file, url)
     try:
         from dpmesh.ledger.import_sqlite import transfer
     except ImportError as error:
         if error.name != "asyncpg":
             raise
         raise InputError(f"import needs another package: {extras.install('postgres')}") from None
-    with ledgers.waiting("importing"):
-        moved = ledgers.run(transfer(source, target))
+    with waiting("importing"):
+        moved = ledger_access.run(transfer(source, target))
     if as_json:
         print_json(
             {
@@ -226,12 +231,8 @@ def import_(
             }
         )
         return
-    numbers = (
-        (moved.budgets, "budget", "budgets"),
-        (moved.accounts, "account", "accounts"),
-        (moved.entries, "entry", "entries"),
-    )
-    what = ", ".join(ledgers.number(*each) for each in numbers)
+    entries = count(moved.entries, "entry", "entries")
+    what = f"{count(moved.budgets, 'budget')}, {count(moved.accounts, 'account')}, {entries}"
     say(f"imported before, nothing was doubled: {what}" if moved.again else f"imported: {what}")
 
 
@@ -242,118 +243,103 @@ def prune(
         typer.Option(
             "--keep",
             metavar="TIME",
-            help="Entries of this time stay, such as 400d; at least the longest window.",
+            help="How long entries stay, such as 400d; at least the longest window.",
             show_default=False,
         ),
     ],
     config_file: inputs.ConfigFile = None,
-    url: ledgers.LedgerUrl = None,
+    url: ledger_access.LedgerUrl = None,
     as_json: inputs.AsJson = False,
 ) -> None:
-    """Remove old entries from the charge log, for ever. What accounts spent and lost in all their lifetime stays.
+    """Remove old entries from the charge log, for ever. What accounts spent in all their lifetime stays.
 
-    What is left can still be verified, and fits a checkpoint that was made before; only what single charges the pruned
-    time was made of can't be told any more.
+    The rest can still be verified, also against an earlier checkpoint. Only the single charges of the pruned time are
+    no longer known.
     """
     from dpmesh import config
+    from dpmesh.report.wording import count
 
     kept = config.seconds(keep, "--keep")
     if kept is None:
         raise InputError('--keep: "lifetime" removes nothing; give a length such as "400d"')
-    books = ledgers.books(config_file, url)
-    _check_kept(kept, ledgers.read(lambda: _longest(books)))
-    with ledgers.waiting("pruning"):
-        gone = ledgers.run(books.prune(max(0, int(time.time() - kept))))
+    admin = ledger_access.open_admin(config_file, url)
+    _check_kept(kept, ledger_access.read(lambda: _longest(admin)))
+    with waiting("pruning"):
+        pruned = ledger_access.run(admin.prune(max(0, int(time.time() - kept))))
     if as_json:
-        print_json({"pruned": gone})
+        print_json({"pruned": pruned})
     else:
-        say(f"pruned: {ledgers.number(gone, 'entry', 'entries')}")
+        say(f"pruned: {count(pruned, 'entry', 'entries')}")
 
 
-async def _longest(books: LedgerAdmin) -> Budget | None:
+async def _longest(admin: LedgerAdmin) -> Budget | None:
     """The budget with the longest window."""
-    async with ledgers.viewing(books) as view:
+    async with ledger_access.viewing(admin) as view:
         return max(view.budgets.values(), key=lambda budget: budget.window or 0, default=None)
 
 
 def _check_kept(kept: float, longest: Budget | None) -> None:
-    """Checks that what is charged in a window that is not over can still be told.
+    """Checks that pruning keeps all entries of the windows that are not over.
 
     Raises:
-        InputError: It could not.
+        InputError: It would not.
     """
     if longest is not None and kept < (longest.window or 0):
         raise InputError(
             f"--keep must be at least {longest.window:.0f}s, the window of {longest.name!r}: "
-            "what is charged in a window that is not over has to be told"
+            "the charges of a window that is not over must stay"
         )
 
 
 @app.command("accept", epilog='Example: dpmesh ledger accept --reason "restored the backup of Monday" --yes')
 def accept(
-    reason: ledgers.Reason,
-    by: ledgers.By = None,
+    reason: notes.Reason,
+    by: notes.By = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without this it is only explained.")] = False,
     unnoticed: Annotated[
         bool,
         typer.Option(
             "--unnoticed",
-            help="You know that it is an older copy (a checkpoint says so), though nothing in it shows that.",
+            help="You know that it is an older copy (a checkpoint says so), though the ledger does not show it.",
         ),
     ] = False,
     config_file: inputs.ConfigFile = None,
-    url: ledgers.LedgerUrl = None,
+    url: ledger_access.LedgerUrl = None,
     as_json: inputs.AsJson = False,
 ) -> None:
     """Go on with a ledger that is an older copy of itself, after a restore or when its witness is lost.
 
-    Every budget with windows moves to the window after the one at hand, so that nothing is spent twice in a window.
-    Lifetime budgets can't be helped like that, and are listed.
+    Every budget with windows moves to the window after the current one, so nothing is spent twice in a window.
+    Lifetime budgets have no next window; they are listed.
 
-    A ledger that a wrong clock locked goes on, too: what was spent in windows that its clock has not reached counts in
-    the window after the one at hand, and every holder has to be restarted.
+    This also unlocks a ledger that a wrong clock locked. What was spent in windows that the clock has not reached
+    counts in the window after the current one, and every holder must be restarted.
     """
-    note = ledgers.note(reason, by)
-    books = ledgers.books(config_file, url)
+    from dpmesh.cli.commands import ledger_text
+
+    note = notes.note(reason, by)
+    admin = ledger_access.open_admin(config_file, url)
     if not yes:
-        lifetime, ahead, only = ledgers.read(lambda: _concerned(books))
+        lifetime, ahead, only_ahead = ledger_access.read(lambda: _affected(admin))
         if as_json:
             print_json({"accepted": False, "lifetime": list(lifetime), "ahead": list(ahead)})
             raise InputError("nothing was done: add --yes")
-        if not only:
-            say(*_ACCEPT.split("\n"))
-            if lifetime:
-                say(f"Lifetime budgets here: {', '.join(lifetime)}")
-        if ahead:
-            say(*_ACCEPT_WINDOWS.split("\n"))
-            say(f"Ahead of the clock here: {', '.join(ahead)}")
+        ledger_text.write_explanation(lifetime, ahead, only_ahead=only_ahead)
         raise InputError("nothing was done: read the above, and add --yes")
     try:
-        _, ahead, only = ledgers.read(lambda: _concerned(books))
-    except InputError:  # It can't be read as it is, which may be why it is accepted.
-        ahead, only = (), False
-    lifetime = ledgers.run(books.accept(note, unnoticed=unnoticed))
+        _, ahead, only_ahead = ledger_access.read(lambda: _affected(admin))
+    except InputError:  # It may be accepted because it can't be read.
+        ahead, only_ahead = (), False
+    lifetime = ledger_access.run(admin.accept(note, unnoticed=unnoticed))
     if as_json:
         print_json({"accepted": True, "lifetime": list(lifetime), "ahead": list(ahead)})
         return
-    if ahead:
-        say(
-            f"accepted: back from windows that the clock has not reached: {', '.join(ahead)}. What was spent in them "
-            "counts in the window after the one at hand. Restart every holder now"
-        )
-    if only and not unnoticed:
-        return
-    say("accepted: every budget with windows goes on in the window after the one at hand")
-    if lifetime:
-        say(
-            f"lifetime budgets that may have been charged more than the ledger knows: {', '.join(lifetime)}. "
-            "What they lost since the copy can't be told"
-        )
+    ledger_text.write_accepted(lifetime, ahead, only_ahead=only_ahead and not unnoticed)
 
 
-async def _concerned(books: LedgerAdmin) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
-    """The lifetime budgets, those whose windows are ahead of the clock, and whether nothing else is to be accepted."""
-    async with ledgers.viewing(books) as view:
+async def _affected(admin: LedgerAdmin) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    """The lifetime budgets, the budgets whose windows are ahead of the clock, and whether only these need accepting."""
+    async with ledger_access.viewing(admin) as view:
         lifetime = tuple(budget.name for budget in view.budgets.values() if budget.window is None)
         return lifetime, view.ahead, bool(view.ahead) and not view.older
 
@@ -362,54 +348,59 @@ async def _concerned(books: LedgerAdmin) -> tuple[tuple[str, ...], tuple[str, ..
 def log(
     grants: Annotated[
         bool,
-        typer.Option("--grants", help="Only what administrators did: grants, and copies that were accepted."),
+        typer.Option(
+            "--grants", help="Only the entries of administrators: grants, and copies that were accepted."
+        ),
     ] = False,
     config_file: inputs.ConfigFile = None,
-    url: ledgers.LedgerUrl = None,
+    url: ledger_access.LedgerUrl = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")] = False,
 ) -> None:
-    """Show the charge log, chain after chain: when, what, on how many accounts, how much, and why if somebody said so.
+    """Show the charge log, chain after chain: when, what, on how many accounts, how much, and the reason if given.
 
-    Amounts are what was debited (+) or came back (-), or for a grant the raise of a cap, in each budget's own
-    accounting. Nobody's id is in it.
+    Amounts are in each budget's own accounting: what was debited (+) or returned (-), or by how much a grant raises the
+    cap. The log holds nobody's id.
     """
-    unreadable = _log(ledgers.books(config_file, url), grants, as_json)
+    from dpmesh.report.wording import count
+
+    unreadable = _log(ledger_access.open_admin(config_file, url), grants, as_json)
     if unreadable:
-        fail(f"{ledgers.number(unreadable, 'entry', 'entries')} can't be read: see dpmesh ledger verify")
+        fail(f"{count(unreadable, 'entry', 'entries')} can't be read: see dpmesh ledger verify")
         raise typer.Exit(FOUND)
 
 
-def _log(books: LedgerAdmin, grants: bool, as_json: bool) -> int:
+def _log(admin: LedgerAdmin, grants: bool, as_json: bool) -> int:
     """Prints the log; returns how many entries can't be read."""
-    from dpmesh.cli.commands import entries
+    from dpmesh.cli.commands import ledger_text
+    from dpmesh.report.log_entries import BY_ADMINISTRATORS, log_entry
 
     unreadable = 0
     begun = False
 
     async def work() -> None:
         nonlocal begun, unreadable
-        # The ledger is read in a generator of its own: a pipe that breaks here is no fault of the ledger's.
-        async with aclosing(_entries(books)) as found:
-            async for written, budgets in found:
+        # The ledger is read in a generator of its own, so that a pipe that breaks here is not its fault.
+        async with aclosing(_entries(admin)) as entries:
+            async for stored, budgets in entries:
                 if not begun and not as_json:
-                    say(entries.HEAD)
+                    say(ledger_text.LOG_HEAD)
                 begun = True
                 try:
-                    entry = entries.shown(written, budgets)
+                    entry = log_entry(stored, budgets)
                 except LedgerError:
                     unreadable += 1
                     continue
-                if not grants or entry.kind in entries.BY_HAND:
+                if not grants or entry.kind in BY_ADMINISTRATORS:
                     if as_json:
-                        print_json_line(entries.json_line(entry))
+                        print_json_line(ledger_text.log_json_line(entry))
                     else:
-                        say(entries.line(entry))
+                        say(ledger_text.log_line(entry))
 
-    ledgers.read(work, may_repeat=lambda: not begun)
+    ledger_access.read(work, may_repeat=lambda: not begun)
     return unreadable
 
 
-async def _entries(books: LedgerAdmin) -> AsyncGenerator[tuple[StoredEntry, Mapping[int, Budget]], None]:
-    async with ledgers.viewing(books) as view:
-        async for written in ledgers.counted(view.entries(), "entries", quiet=sys.stdout.isatty()):
-            yield written, view.budgets
+async def _entries(admin: LedgerAdmin) -> AsyncGenerator[tuple[StoredEntry, Mapping[int, Budget]], None]:
+    async with ledger_access.viewing(admin) as view:
+        async for entry in counted(view.entries(), "entries", quiet=sys.stdout.isatty()):
+            yield entry, view.budgets

@@ -1,70 +1,69 @@
-"""How `dpmesh plan` looks on a terminal."""
+"""The text of `dpmesh plan`: tables of fields, and sentences about budgets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon
+from dpmesh.accounting import AMOUNT, Accounting
 from dpmesh.cli.console import stdout
 from dpmesh.ledger import Budget
 from dpmesh.policy.kinds.words import duration, number
 from dpmesh.report.comparison import FieldChange, MessageChange
+from dpmesh.report.lifetimes import loss_over
 from dpmesh.report.plan import FieldReport, MessageReport, Payment, is_central
+from dpmesh.report.rpcs import PlanReport
+from dpmesh.report.wording import count
 
-if TYPE_CHECKING:
-    from dpmesh.cli.commands.plan import PlanReport
-
-# As many windows as the example of a lifetime unit has.
+# How many windows the example of what windows add up to has.
 _WINDOWS = 30
 
 
-def write(outlook: PlanReport) -> None:
-    """Writes the whole outlook to stdout."""
+def write(plan: PlanReport) -> None:
+    """Writes the report to stdout."""
     console = stdout()
-    if outlook.changes is not None:
-        _changes(console, outlook.changes)
+    if plan.changes is not None:
+        _changes(console, plan.changes)
         return
-    shown: dict[str, MessageReport] = {}
-    for rpc in outlook.rpcs:
+    written: dict[str, MessageReport] = {}
+    for rpc in plan.rpcs:
         console.print(Text(rpc.method, "bold"))
         for direction, streams in (("request", rpc.client_streaming), ("response", rpc.server_streaming)):
-            report = outlook.of(rpc, direction)
+            report = plan.of(rpc, direction)
             role = direction + (" stream" if streams else "")
-            _message(console, outlook, role, report, shown.get(report.message))
-            shown.setdefault(report.message, report)
+            _message(console, plan, role, report, written.get(report.message))
+            written.setdefault(report.message, report)
         console.print()
-    if not outlook.rpcs:
-        for report in outlook.reports.values():
-            _message(console, outlook, "message", report, None)
+    if not plan.rpcs:
+        for report in plan.reports.values():
+            _message(console, plan, "message", report, None)
             console.print()
-        if not outlook.reports:
+        if not plan.reports:
             console.print("No service and no protected message type in these files.")
             return
     console.print(
         "Error: a number's worst-case standard deviation, per element; how often a category is true."
     )
-    paying = {payment.budget for report in outlook.reports.values() for payment in report.payments}
-    for budget in outlook.budgets:
+    paying = {payment.budget for report in plan.reports.values() for payment in report.payments}
+    for budget in plan.budgets:
         chooses = budget.is_quota or not budget.match.everything
         does = "counts" if budget.is_quota else "pays for"
-        idle = f" It {does} nothing here." if chooses and budget.name not in paying else ""
-        console.print(_lifetime(budget) + _choice(budget) + idle, soft_wrap=True)
-    if any(not budget.match.everything for budget in outlook.budgets if not budget.is_quota):
+        unused = f" It {does} nothing here." if chooses and budget.name not in paying else ""
+        console.print(_lifetime(budget) + _choice(budget) + unused, soft_wrap=True)
+    if any(not budget.match.everything for budget in plan.budgets if not budget.is_quota):
         console.print(
             "Budgets that choose what they pay for add up: one unit's whole loss is at most the sum of what they admit."
         )
-    if outlook.config is None:
+    if plan.config is None:
         console.print("These budgets are the embedded defaults; --config shows yours.")
 
 
 def _message(
-    console: Console, outlook: PlanReport, role: str, report: MessageReport, before: MessageReport | None
+    console: Console, plan: PlanReport, role: str, report: MessageReport, before: MessageReport | None
 ) -> None:
     """Writes a report, or only what is new since the one on the same type that was written before."""
     head = Text.assemble(f"  {role} ", (report.message, "bold"))
@@ -87,15 +86,15 @@ def _message(
         console.print(_table(report.fields))
     if report.refused:
         console.print(Text.assemble("    ", ("refused", "red"), f": {report.refused}"), soft_wrap=True)
-    budgets = {budget.name: budget for budget in outlook.budgets}
+    budgets = {budget.name: budget for budget in plan.budgets}
     for payment in report.payments:
-        console.print("    " + _payment(payment, budgets[payment.budget], outlook.rate), soft_wrap=True)
+        console.print("    " + _payment(payment, budgets[payment.budget], plan.rate), soft_wrap=True)
     if len(report.payments) > 1:
-        _first(console, outlook.rate, report)
+        _first(console, plan.rate, report)
 
 
 def _first(console: Console, rate: str, report: MessageReport) -> None:
-    """Writes who is spent first, for every consumer, and before that for those whom a quota is for."""
+    """Writes which budget is spent first for every consumer, and which quota is spent before it for some."""
     usual, some = report.tightest, report.tightest_for_some
     head = f"    at {rate} the first to be spent"
     if usual is not None:
@@ -112,7 +111,7 @@ def _after(payment: Payment) -> str:
 
 
 def _new_table(*columns: str) -> Table:
-    """A plain table; where the terminal is narrow, words are broken before names and numbers are."""
+    """A plain table. A narrow terminal breaks columns of words before those of names and numbers."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for name in columns:
         words = name in ("kind", "mechanism", "what leaves", "decided by")
@@ -154,7 +153,7 @@ def _payment(payment: Payment, budget: Budget, rate: str) -> str:
     if "[]" in payment.unit or "{}" in payment.unit:
         who = f"each {who}"
     window = "lifetime" if budget.window is None else f"window of {duration(budget.window)}"
-    covers = f"{payment.messages} message{'' if payment.messages == 1 else 's'} per {window}"
+    covers = f"{count(payment.messages, 'message')} per {window}"
     if not payment.messages:
         lasts = "too little for one message"
     elif payment.seconds is not None:
@@ -169,7 +168,7 @@ def _payment(payment: Payment, budget: Budget, rate: str) -> str:
 
 
 def _choice(budget: Budget) -> str:
-    """What a budget or quota chooses to be for."""
+    """The methods, messages, directions and labels that a budget or quota is limited to."""
     lists = {name: globs for name, globs in asdict(budget.match).items() if globs}
     if not lists:
         return ""
@@ -190,11 +189,10 @@ def _lifetime(budget: Budget) -> str:
     head = f"Budget {budget.name}: {loss} for {owner}"
     if budget.window is None:
         return head + " in all."
+    sum_of_windows = loss_over(budget, _WINDOWS)
+    total = f"ε {number(sum_of_windows.epsilon)}"
     if budget.accounting is Accounting.ZCDP:
-        rho = _WINDOWS * budget.cap / AMOUNT
-        total = f"ρ {number(rho)}, ε {number(rho_to_epsilon(rho, budget.delta))} at δ {budget.delta:g}"
-    else:
-        total = f"ε {number(_WINDOWS * budget.epsilon)}"
+        total = f"ρ {number(sum_of_windows.value)}, {total} at δ {budget.delta:g}"
     return (
         f"{head} in each window of {duration(budget.window)}. T windows cost at most T times that "
         f"({_WINDOWS}: {total}), and as long a time across an edge up to twice."
@@ -205,13 +203,13 @@ def _changes(console: Console, changes: Sequence[MessageChange]) -> None:
     if not changes:
         console.print("Nothing changes: the same fields leave at the same loss and error.")
     for change in changes:
-        console.print(Text.assemble((change.message, "bold"), f": {_whole(change)}"), soft_wrap=True)
+        console.print(Text.assemble((change.message, "bold"), f": {_loss_change(change)}"), soft_wrap=True)
         if change.fields:
             console.print(_change_table(change.fields))
         console.print()
 
 
-def _whole(change: MessageChange) -> str:
+def _loss_change(change: MessageChange) -> str:
     before, after = (_loss_in_words(report) for report in (change.old, change.new))
     return f"{before}, unchanged in all" if before == after else f"{before} -> {after}"
 

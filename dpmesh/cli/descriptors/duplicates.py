@@ -9,8 +9,8 @@ from typing import Any
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 from dpmesh.cli.descriptors import source_locations
-from dpmesh.cli.descriptors.source_locations import SourceLocation
 from dpmesh.policy import Diagnostic, Severity
+from dpmesh.report.sources import SourceLocation
 from dpmesh.v1 import privacy_pb2
 
 # A path of source info, from descriptor.proto's field numbers and indexes.

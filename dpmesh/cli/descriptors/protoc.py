@@ -17,7 +17,9 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from dpmesh import extras
 from dpmesh.cli.console import InputError
 from dpmesh.cli.descriptors import include
-from dpmesh.cli.descriptors.source_locations import SourceLocation
+from dpmesh.policy import Severity
+from dpmesh.report.findings import Finding
+from dpmesh.report.sources import SourceLocation
 
 _COMPLAINT = re.compile(r"^(?P<file>.+?\.proto):(?:(?P<line>\d+):(?:(?P<column>\d+):)?)?\s*(?P<text>.+)$")
 
@@ -27,11 +29,11 @@ class Complaint:
     """One thing that the compiler did not understand.
 
     Attributes:
-        place: Where.
+        location: Where.
         text: In the compiler's words.
     """
 
-    place: SourceLocation
+    location: SourceLocation
     text: str
 
 
@@ -44,8 +46,14 @@ class CompileError(InputError):
 
     def __init__(self, complaints: Sequence[Complaint]) -> None:
         first, more = complaints[0], len(complaints) - 1
-        super().__init__(f"{first.place}: {first.text}" + (f" (and {more} more)" if more else ""))
+        super().__init__(f"{first.location}: {first.text}" + (f" (and {more} more)" if more else ""))
         self.complaints = tuple(complaints)
+
+    def findings(self) -> list[Finding]:
+        """The complaints as findings."""
+        return [
+            Finding(entry.location, Severity.ERROR, "syntax", "", entry.text) for entry in self.complaints
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,17 +178,17 @@ def _outermost(roots: Sequence[Path]) -> list[Path]:
 
 
 def _complaints(output: str, spelled: dict[str, str]) -> list[Complaint]:
-    """The compiler's lines, its warnings left out."""
-    found = []
+    """The compiler's errors, without its warnings."""
+    complaints = []
     for line in output.splitlines():
         match = _COMPLAINT.match(line)
         if match is None or match["text"].startswith("warning:"):
             continue
         file = spelled.get(str(include.absolute(Path(match["file"])))) or _shorter(Path(match["file"]))
-        place = SourceLocation(file, int(match["line"] or 0), int(match["column"] or 0))
-        found.append(Complaint(place, match["text"]))
+        location = SourceLocation(file, int(match["line"] or 0), int(match["column"] or 0))
+        complaints.append(Complaint(location, match["text"]))
     text = " ".join(output.split()) or "the compiler failed without a word"
-    return found or [Complaint(SourceLocation("protoc"), text)]
+    return complaints or [Complaint(SourceLocation("protoc"), text)]
 
 
 def _shorter(path: Path) -> str:

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2 as pb
 
 from dpmesh.cli.console import InputError
 from dpmesh.cli.descriptors import sources
-from dpmesh.cli.descriptors.sources import Sources
+from dpmesh.report.sources import Sources
 
 TIMEOUT = 10.0
 LIMIT = 60.0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
+
+from dpmesh.report.sources import SourceLocation
 
 _SECTIONS = ("fields", "messages", "methods", "oneofs")
 
@@ -15,26 +16,6 @@ _SECTIONS = ("fields", "messages", "methods", "oneofs")
 _FILE_MESSAGES, _FILE_SERVICES, _FILE_EXTENSIONS = 4, 6, 7
 _MESSAGE_FIELDS, _MESSAGE_NESTED, _MESSAGE_EXTENSIONS, _MESSAGE_ONEOFS = 2, 3, 6, 8
 _SERVICE_METHODS = 2
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class SourceLocation:
-    """A place in a file.
-
-    Attributes:
-        file: As the user would spell it.
-        line: From 1; 0 when unknown.
-        column: From 1; 0 when unknown.
-    """
-
-    file: str
-    line: int = 0
-    column: int = 0
-
-    def __str__(self) -> str:
-        if not self.line:
-            return self.file
-        return f"{self.file}:{self.line}:{self.column}" if self.column else f"{self.file}:{self.line}"
 
 
 def of_elements(file: FileDescriptorProto, shown: str) -> dict[str, SourceLocation]:

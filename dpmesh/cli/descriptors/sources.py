@@ -5,19 +5,17 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf import descriptor_pool
-from google.protobuf.descriptor import Descriptor, FileDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 
 from dpmesh.cli.console import InputError
 from dpmesh.cli.descriptors import duplicates, protoc, source_locations
-from dpmesh.cli.descriptors.source_locations import SourceLocation
-from dpmesh.policy import Diagnostic
+from dpmesh.report.sources import SourceLocation, Sources
 
 # Files that come with protobuf, grpc or dpmesh: their Python modules fill gaps in a descriptor set.
 _KNOWN = ("google/protobuf/", "google/rpc/", "google/api/", "google/type/", "dpmesh/v1/")
@@ -33,34 +31,6 @@ _NOT_THEIRS = frozenset(
 )
 MOST_BYTES = 256 * 1024 * 1024
 """Of a descriptor set."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """What was loaded.
-
-    Attributes:
-        pool: All files, imports included.
-        files: Those that were asked for.
-        source_locations: Where elements stand, by full name ("/package.Service/Method" for methods).
-        duplicates: Annotations that are set twice, each with the place of the second; known only where the files
-            have source info.
-    """
-
-    pool: DescriptorPool
-    files: tuple[FileDescriptor, ...]
-    source_locations: Mapping[str, SourceLocation]
-    duplicates: tuple[tuple[SourceLocation, Diagnostic], ...] = ()
-
-    def messages(self) -> Iterator[Descriptor]:
-        """All message types of the files, nested ones too, in order."""
-        for file in self.files:
-            yield from _with_nested(file.message_types_by_name.values())
-
-    def services(self) -> Iterator[ServiceDescriptor]:
-        """All services of the files, in order."""
-        for file in self.files:
-            yield from file.services_by_name.values()
 
 
 def from_protos(files: Sequence[Path], includes: Sequence[Path]) -> Sources:
@@ -217,10 +187,3 @@ def _known(name: str) -> FileDescriptorProto | None:
     copied = FileDescriptorProto()
     found.CopyToProto(copied)
     return copied
-
-
-def _with_nested(messages: Iterable[Descriptor]) -> Iterator[Descriptor]:
-    for message in messages:
-        if not message.GetOptions().map_entry:
-            yield message
-            yield from _with_nested(message.nested_types)

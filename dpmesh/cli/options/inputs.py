@@ -11,8 +11,8 @@ import typer
 from dpmesh.cli.console import InputError
 
 if TYPE_CHECKING:
-    from dpmesh.cli.descriptors.sources import Sources
     from dpmesh.config import Config
+    from dpmesh.report.sources import Sources
 
 Protos = Annotated[
     list[Path] | None,

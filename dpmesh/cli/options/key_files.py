@@ -1,11 +1,11 @@
-"""Ed25519 keys in PEM files, with which checkpoints are signed; and files that are written once."""
+"""Ed25519 keys in PEM files, which sign checkpoints; and files that are written once."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpmesh import files
 from dpmesh.cli.console import InputError
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def private(path: Path, *, make: bool) -> Ed25519PrivateKey:
-    """The private key of a PEM file, which is made first if it isn't there and `make` says so.
+    """The private key of a PEM file. With `make`, a missing file is made first.
 
     Raises:
         InputError: It can't be read or made.
@@ -37,7 +37,7 @@ def _read_private(path: Path) -> Ed25519PrivateKey:
         raise InputError(
             f"{path}: has a password, which nobody could type in a cron job; keep it without"
         ) from None
-    except Exception:  # what cryptography raises depends on what it takes the file for
+    except Exception:  # what cryptography raises depends on the content
         key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise InputError(
@@ -58,7 +58,7 @@ def read_public(path: Path) -> Ed25519PublicKey:
     data = read(path)
     try:
         key = load_pem_public_key(data)
-    except Exception:  # as above
+    except Exception:  # what cryptography raises depends on the content
         key = None
     if not isinstance(key, Ed25519PublicKey):
         raise InputError(
@@ -83,7 +83,7 @@ def _make(path: Path) -> Ed25519PrivateKey:
 
     key = Ed25519PrivateKey.generate()
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    # The public one first: without its private key it is of no use, and the other way round it would be missed.
+    # The public key comes first. If the private one fails, nobody misses it; a private key alone would lack it.
     write_once(public_of(path), public, 0o644)
     try:
         write_once(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600)
@@ -116,16 +116,9 @@ def write_once(path: Path, data: bytes, mode: int = 0o600) -> None:
     Raises:
         InputError: There is one already, or it can't be written.
     """
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with os.fdopen(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(new, path)  # unlike a rename, it fails where there is a file
+        files.create(path, data, mode=mode)
     except FileExistsError:
         raise InputError(f"{path} is there already, and is never overwritten") from None
     except OSError as error:
         raise InputError(f"{path} can't be written ({error.strerror})") from None
-    finally:
-        new.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""The embedded certificate authority and its issuer."""
+"""The embedded certificate authority, and the issuer that enrols devices, renews certificates and signs tokens."""

@@ -1,4 +1,4 @@
-"""Authority: an embedded CA. A root that stays offline, and an intermediate that issues short-lived certificates."""
+"""Root and Authority: an embedded CA. The root stays offline; its intermediate issues short-lived certificates."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from typing_extensions import override
 
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.ca import profile
-from dpmesh.identity.identity import Identity, trust_domain
+from dpmesh.identity.identity import Identity, Source, trust_domain
 from dpmesh.identity.keys import is_p256, key_pem, new_key, read_key
 
 DAY = 86_400.0
@@ -31,7 +32,7 @@ _DOMAIN = re.compile(r"(?!.*\.[0-9]+$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_][a-
 
 
 class Root:
-    """A self-signed root with its key. It signs intermediates, and is kept offline otherwise.
+    """A self-signed root with its key. It only signs intermediates, and is otherwise kept offline.
 
     Args:
         certificate: The root.
@@ -49,7 +50,7 @@ class Root:
         """Makes a root.
 
         Args:
-            trust_domain: A host name in lower case; what stands after "spiffe://" in all its certificates.
+            trust_domain: A host name in lower case, which follows "spiffe://" in all its certificates.
             now: Seconds since 1970.
             life: How long it is valid, in seconds.
 
@@ -83,14 +84,14 @@ class Root:
         return key_pem(self._key, password)
 
     def sign_intermediate(self, *, now: float, life: float = INTERMEDIATE_LIFE) -> Authority:
-        """Makes an intermediate that can issue leaves for this trust domain, and for nothing else (RFC 5280, 4.2.1.10).
+        """Makes an intermediate that can issue leaves for this trust domain only (RFC 5280, 4.2.1.10).
 
         Args:
             now: Seconds since 1970.
             life: How long it is valid, in seconds; never longer than the root.
 
         Raises:
-            IdentityError: EXPIRED: the root is over.
+            IdentityError: EXPIRED: the root has expired.
             ConfigError: The life is not positive.
         """
         key = new_key()
@@ -109,14 +110,14 @@ class Authority:
     Args:
         certificate: The intermediate.
         key: Its key.
-        roots: What peers are told to trust; one of them signed the intermediate.
-        earlier: Intermediates that issued before this one, and whose leaves are still known.
+        roots: The trust bundle of peers; one of the roots signed the intermediate.
+        earlier: Previous intermediates, whose leaves are still recognised.
 
     Attributes:
-        trust_domain: What all its certificates are for.
-        not_after: When the intermediate ends, in seconds since 1970.
+        trust_domain: The trust domain of all its certificates.
+        not_after: When the intermediate expires, in seconds since 1970.
         trust_bundle: The roots in PEM.
-        chain: The intermediate in PEM, which stands after each leaf.
+        chain: The intermediate in PEM, which follows each leaf.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class Authority:
         """Reads an authority from PEM.
 
         Args:
-            certificates: The intermediate, and after it those before it.
+            certificates: The intermediate, then the previous ones.
             key: The intermediate's key.
             trust_bundle: The roots.
 
@@ -159,7 +160,7 @@ class Authority:
 
     @property
     def certificates(self) -> bytes:
-        """The intermediate in PEM, and after it those before it."""
+        """The intermediate in PEM, then the previous ones."""
         return _pem(self._issuers)
 
     def key(self, password: bytes | None = None) -> bytes:
@@ -169,27 +170,32 @@ class Authority:
     def issue(
         self, public_key: ec.EllipticCurvePublicKey, *, now: float, life: float, server: bool = False
     ) -> bytes:
-        """Issues an X.509-SVID. Nothing in it is the device's: a new random name, a random serial, no subject.
+        """Issues an X.509-SVID that identifies no device: its name and its serial are random, its subject is empty.
 
         Args:
             public_key: On P-256; never used for another certificate.
             now: Seconds since 1970.
-            life: Seconds until it ends; less where the intermediate ends before that.
-            server: It is for a server, whose DNS name is the trust domain, as every server's is.
+            life: Seconds until it expires; less where the intermediate expires before that.
+            server: It is for a server; the DNS name of every server is the trust domain.
 
         Returns:
             PEM: the leaf, then the intermediate.
 
         Raises:
-            IdentityError: EXPIRED: the intermediate is over. MALFORMED: the key is not on P-256.
+            IdentityError: EXPIRED: the intermediate has expired. MALFORMED: the key is not on P-256.
             ConfigError: The life is not positive.
         """
         return self._issue(public_key, now, life, self.trust_domain if server else None)
 
     def issue_issuer(self, public_key: ec.EllipticCurvePublicKey, *, now: float, life: float) -> bytes:
-        """The same for the issuing service, under a DNS name that no other server has: see `issuer_name`.
+        """Issues the certificate of the issuing service, under a DNS name that no other server has: `issuer_name`.
 
-        A receiver of messages is a server of the trust domain too, and must not be taken for the issuer.
+        Receivers of messages are servers of the trust domain too, and must not be mistaken for the issuer.
+
+        Args:
+            public_key: As in `issue`.
+            now: As in `issue`.
+            life: As in `issue`.
         """
         return self._issue(public_key, now, life, issuer_name(self.trust_domain))
 
@@ -213,13 +219,13 @@ class Authority:
         return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM) + self.chain
 
     def has_issued(self, leaf: x509.Certificate) -> bool:
-        """Whether this intermediate, or one before it, has signed a leaf. It may be over, or revoked."""
+        """Whether this intermediate or a previous one signed a leaf, which may have expired or be revoked."""
         return any(_signed_by(leaf, issuer) for issuer in self._issuers)
 
     def trusting(self, root: bytes) -> Authority:
-        """The first half of a roll-over: the same intermediate, with one more root in the trust bundle.
+        """Adds a root to the trust bundle: the first half of a roll-over. The intermediate stays.
 
-        Wait one life of a leaf before the second half, so that every peer has heard of the root.
+        Wait one life of a leaf before the second half, so that every peer knows the root.
 
         Args:
             root: In PEM.
@@ -231,7 +237,10 @@ class Authority:
         return Authority(self._certificate, self._key, tuple(roots), self._issuers[1:])
 
     def followed_by(self, successor: Authority) -> Authority:
-        """The second half: the successor's intermediate, which still knows what was issued until now.
+        """Replaces the intermediate: the second half of a roll-over. Leaves issued until now are still recognised.
+
+        Args:
+            successor: The authority with the new intermediate.
 
         Raises:
             IdentityError: UNTRUSTED: the successor is of another trust domain.
@@ -246,13 +255,13 @@ def issuer_name(trust_domain: str) -> str:
     return f"issuer.{trust_domain}"
 
 
-class LocalSource:
-    """A source that issues to itself: for servers beside the CA, for tests and examples.
+class LocalSource(Source):
+    """A source with the authority in its own process: for servers beside the CA, for tests and examples.
 
     Args:
-        authority: Who issues.
-        life: Of each certificate, in seconds.
-        server: The certificates are for a server.
+        authority: The issuing authority.
+        life: The life of each certificate, in seconds.
+        server: Whether the certificates are for a server.
         clock: Seconds since 1970.
 
     Attributes:
@@ -274,14 +283,15 @@ class LocalSource:
         self._server = server
         self._clock = clock
 
+    @override
     async def fetch(self) -> Identity:
-        """See Source."""
         key, now = new_key(), self._clock()
         chain = self._authority.issue(key.public_key(), now=now, life=self._life, server=self._server)
         return Identity.load(chain, key_pem(key), self._authority.trust_bundle, now)
 
+    @override
     async def close(self) -> None:
-        """There is nothing to let go of."""
+        pass
 
 
 def _positive(life: float) -> float:
@@ -291,7 +301,11 @@ def _positive(life: float) -> float:
 
 
 def _end(certificate: x509.Certificate, now: float) -> float:
-    """When a CA certificate ends, if that is to come."""
+    """When a CA certificate expires.
+
+    Raises:
+        IdentityError: EXPIRED: it has expired already.
+    """
     end = certificate.not_valid_after_utc.timestamp()
     if not now < end:
         raise IdentityError("EXPIRED", AUTHORITY_OVER)

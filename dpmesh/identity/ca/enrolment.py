@@ -1,7 +1,7 @@
 """Enrolments: what the issuer must not forget. One-time tokens, devices, their certificates, their allowances.
 
-The file ties certificates to devices for as long as they live; nothing else in a trust domain does. It says nothing
-about a device but a random number, keeps no token but as a hash, and drops what is over.
+The records link certificates to devices for as long as the certificates live; nothing else in a trust domain does. Of a
+device they hold a random number, of a token its hash. What has expired is dropped.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from dpmesh.errors import ConfigError, IdentityError
-from dpmesh.ledger.sqlite.schema import connect, transaction
+from dpmesh.identity.ca import records
+from dpmesh.sqlite_file import transaction
 
-VERSION = 1
-"""The version of the tables below."""
 TOKEN_LIFE = 3600.0
-"""Seconds that an enrolment token can wait for its use."""
+"""Seconds for which an enrolment token can be used."""
 
 BAD_TOKEN = "the enrolment token is unknown, used or over: ask the issuer for a new one"  # noqa: S105
 NOT_ENROLLED = "the device is not enrolled, or no longer: enrol with a new token"
@@ -34,52 +33,17 @@ BROKEN = "the issuer's records can't be read or written now"
 
 _KEPT = (
     30 * 86_400.0
-)  # seconds that allowances outlive their epoch: a clock set forward and back refills none
-_MOST_CERTIFICATES = 256  # of a device in force; one that rotates every 15 s of an hour's life has fewer
-_RANDOM = 16  # bytes: 128 bits, of tokens and device ids
-_BUSY = 5.0  # seconds to wait for another process' lock
-
-TABLES = """
-CREATE TABLE devices (
-    device  BLOB    PRIMARY KEY CHECK (length(device) = 16),
-    revoked INTEGER NOT NULL DEFAULT 0 CHECK (revoked IN (0, 1))
-) WITHOUT ROWID;
-CREATE TABLE tokens (
-    hash      BLOB    PRIMARY KEY CHECK (length(hash) = 32),
-    device    BLOB    NOT NULL REFERENCES devices (device),
-    not_after REAL    NOT NULL,
-    server    INTEGER NOT NULL CHECK (server IN (0, 1))
-) WITHOUT ROWID;
-CREATE INDEX tokens_end ON tokens (not_after);
-CREATE TABLE certificates (
-    fingerprint BLOB PRIMARY KEY CHECK (length(fingerprint) = 32),
-    device      BLOB NOT NULL REFERENCES devices (device),
-    not_after   REAL NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX certificates_end ON certificates (not_after);
-CREATE INDEX certificates_device ON certificates (device, not_after);
-CREATE TABLE proofs (
-    digest    BLOB PRIMARY KEY CHECK (length(digest) = 32),
-    not_after REAL NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX proofs_end ON proofs (not_after);
-CREATE TABLE allowances (
-    device    BLOB    NOT NULL REFERENCES devices (device),
-    epoch     BLOB    NOT NULL,
-    tokens    INTEGER NOT NULL CHECK (tokens >= 0),
-    not_after REAL    NOT NULL,
-    PRIMARY KEY (device, epoch)
-) WITHOUT ROWID;
-CREATE INDEX allowances_end ON allowances (not_after);
-"""
+)  # seconds that allowances outlive their epoch: setting the clock forward and back refills none
+_MOST_CERTIFICATES = 256  # in force for one device; with lives of an hour it could rotate every 15 s
+_RANDOM = 16  # bytes of tokens and device ids: 128 bits
 
 
 class Invitation(NamedTuple):
     """A one-time token, and the device that enrols with it.
 
     Attributes:
-        token: For the device, and nobody else; 128 random bits as 22 characters that are safe in URLs.
-        device: For the operator, to revoke the device by: 32 hex digits that never leave the issuer.
+        token: For the device only; 128 random bits as 22 characters that are safe in URLs.
+        device: For the operator, who revokes the device by it; 32 hex digits that never leave the issuer.
     """
 
     token: str
@@ -90,13 +54,13 @@ class Invitation(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How many there are; who they are is nobody's business.
+    """How many devices, certificates and tokens there are. It identifies none.
 
     Attributes:
-        devices: Devices that were invited, whether they came or not.
-        revoked: Those of them that were revoked.
+        devices: Devices that were invited, whether or not they enrolled.
+        revoked: How many of these are revoked.
         certificates: Certificates in force.
-        invitations: Tokens that wait for their use.
+        invitations: Tokens that can still be used.
     """
 
     devices: int
@@ -106,12 +70,12 @@ class Counts(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """A proof of possession, which must not serve twice.
+    """A proof of possession, which must not be used twice.
 
     Attributes:
         fingerprint: SHA-256 of the certificate.
         digest: SHA-256 of what was signed.
-        not_after: When a replay would be refused anyway, in seconds since 1970.
+        not_after: When a replay is refused for its age anyway, in seconds since 1970.
     """
 
     fingerprint: bytes
@@ -120,45 +84,31 @@ class Proof(NamedTuple):
 
 
 class Enrolments:
-    """The records in an SQLite file: write-ahead log, synchronous=FULL, so what a method did survives a power cut.
+    """The issuer's records in an SQLite file. What a method did survives a power cut.
 
-    Several processes may share the file. Methods block for about a commit and may be called in any thread. Times are
-    in seconds since 1970.
+    Several processes may share the file. Any thread may call the methods, which block for about a commit. Times are in
+    seconds since 1970.
 
     Args:
         path: The file, made by `create`.
 
     Raises:
-        IdentityError: MALFORMED: it is no such file, or others may read it.
+        IdentityError: MALFORMED: it is not such a file, or others may read it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path).absolute()
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        check_private(self._path)
-        try:
-            self._connection = _open(self._path)
-        except sqlite3.Error:
-            raise IdentityError("MALFORMED", f"{self._path} is not the records of an issuer") from None
+        self._connection = records.open_file(Path(path).absolute())
 
     @classmethod
     def create(cls, path: str | os.PathLike[str]) -> Self:
-        """Makes the file, for its owner only.
+        """Makes the file, for its owner only, and opens it.
 
         Raises:
             ConfigError: There is something already.
         """
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        except FileExistsError:
-            raise ConfigError(f"{path} exists already") from None
-        connection = connect(Path(path), "mode=rw", _BUSY)
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.executescript(f"BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT")
-        finally:
-            connection.close()
+        records.create_file(Path(path))
         return cls(path)
 
     def close(self) -> None:
@@ -173,9 +123,9 @@ class Enrolments:
 
         Args:
             now: The time.
-            life: How long the token can wait for its use, in seconds.
-            device: One that was invited before; its allowances go on.
-            server: Its certificates are a server's, and so are those that they renew.
+            life: For how many seconds the token can be used.
+            device: A device that was invited before, which keeps its allowances; a new one by default.
+            server: Whether the device is a server. Its renewals are a server's certificates, too.
 
         Raises:
             IdentityError: REFUSED: there is no such device, or it is revoked. ISSUER_UNAVAILABLE.
@@ -190,14 +140,14 @@ class Enrolments:
                 row = secrets.token_bytes(_RANDOM)
                 connection.execute("INSERT INTO devices (device) VALUES (?)", (row,))
             else:
-                row = _known(connection, _device(device))
+                row = _known_device(connection, _device(device))
             connection.execute(
                 "INSERT INTO tokens VALUES (?, ?, ?, ?)", (_hash(token), row, now + life, server)
             )
         return Invitation(token, row.hex())
 
     def is_server(self, token: str) -> bool:
-        """Whether a token is for a server; of an unknown one, no.
+        """Whether a token is for a server. An unknown token is not.
 
         Raises:
             IdentityError: ISSUER_UNAVAILABLE.
@@ -207,45 +157,45 @@ class Enrolments:
             return connection.execute(query, (_hash(token),)).fetchone() is not None
 
     def enrol(self, token: str, fingerprint: bytes, not_after: float, *, now: float) -> None:
-        """Uses a token up, and notes whose the certificate is that it was used for.
+        """Uses a token up, and records the device of the certificate that it was used for.
 
         Args:
-            token: Text from anywhere.
+            token: Text from a peer.
             fingerprint: SHA-256 of the certificate, which must not be handed out before this returns.
-            not_after: When the certificate ends.
+            not_after: When the certificate expires.
             now: The time.
 
         Raises:
-            IdentityError: REFUSED: it is unknown, used or over, or its device is revoked. ISSUER_UNAVAILABLE.
+            IdentityError: REFUSED: the token is unknown, used or expired, or its device is revoked. ISSUER_UNAVAILABLE.
         """
         with self._transaction() as connection:
             _prune(connection, now)
-            found = connection.execute(
+            row = connection.execute(
                 "SELECT device FROM tokens JOIN devices USING (device) "
                 "WHERE hash = ? AND ? < not_after AND NOT revoked",
                 (_hash(token), now),
             ).fetchone()
-            if found is None:
+            if row is None:
                 raise IdentityError("REFUSED", BAD_TOKEN)
             connection.execute("DELETE FROM tokens WHERE hash = ?", (_hash(token),))
-            connection.execute("INSERT INTO certificates VALUES (?, ?, ?)", (fingerprint, *found, not_after))
+            connection.execute("INSERT INTO certificates VALUES (?, ?, ?)", (fingerprint, *row, not_after))
 
     def renew(self, proof: Proof, fingerprint: bytes, not_after: float, *, now: float) -> None:
-        """Notes that a certificate is the same device's as the one that proves it.
+        """Records that a new certificate belongs to the device that proves to have another one.
 
         Args:
-            proof: By a certificate of a device.
+            proof: A proof by a certificate of the device.
             fingerprint: SHA-256 of the new certificate, which must not be handed out before this returns.
-            not_after: When the new certificate ends.
+            not_after: When the new certificate expires.
             now: The time.
 
         Raises:
-            IdentityError: REFUSED: the device is not known, or revoked, or the proof was used. RATE_LIMITED: it has too
-                many certificates in force. ISSUER_UNAVAILABLE.
+            IdentityError: REFUSED: the device is unknown or revoked, or the proof was used before. RATE_LIMITED: the
+                device has too many certificates in force. ISSUER_UNAVAILABLE.
         """
         with self._transaction() as connection:
             _prune(connection, now)
-            device = _prover(connection, proof, now)
+            device = _proving_device(connection, proof, now)
             query = "SELECT count(*) FROM certificates WHERE device = ? AND ? < not_after"
             (in_force,) = connection.execute(query, (device, now)).fetchone()
             if in_force >= _MOST_CERTIFICATES:
@@ -255,22 +205,23 @@ class Enrolments:
     def allow(
         self, proof: Proof, epoch: bytes, tokens: int, most: int, not_after: float, *, now: float
     ) -> None:
-        """Takes tokens from a device's allowance. They count whether or not they are signed afterwards.
+        """Takes anonymous tokens from a device's allowance. They count whether or not they are signed afterwards.
 
         Args:
-            proof: By a certificate of a device.
-            epoch: What the epoch is called.
-            tokens: How many, positive.
-            most: How many a device may have of an epoch.
-            not_after: When the epoch is over, and the count forgotten.
+            proof: A proof by a certificate of the device.
+            epoch: The epoch's name.
+            tokens: How many tokens, positive.
+            most: How many tokens a device may have in an epoch.
+            not_after: When the epoch ends.
             now: The time.
 
         Raises:
-            IdentityError: RATE_LIMITED: that would be more; none is taken. REFUSED: as in `renew`. ISSUER_UNAVAILABLE.
+            IdentityError: RATE_LIMITED: the allowance does not cover them, and none is taken. REFUSED: as in `renew`.
+                ISSUER_UNAVAILABLE.
         """
         with self._transaction() as connection:
             _prune(connection, now)
-            device = _prover(connection, proof, now)
+            device = _proving_device(connection, proof, now)
             row = connection.execute(
                 "SELECT tokens FROM allowances WHERE device = ? AND epoch = ?", (device, epoch)
             ).fetchone()
@@ -284,10 +235,10 @@ class Enrolments:
             )
 
     def revoke(self, device: str) -> None:
-        """Ends a device: no token of it enrols, no certificate of it renews. Those in force last until they end.
+        """Revokes a device: it can neither enrol nor renew. Its certificates stay in force until they expire.
 
         Args:
-            device: As in its invitation.
+            device: Its id, as in the invitation.
 
         Raises:
             IdentityError: REFUSED: there is no such device. ISSUER_UNAVAILABLE.
@@ -317,7 +268,7 @@ class Enrolments:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         if os.getpid() != self._pid:
-            # SQLite can't be carried across a fork: the child would believe in locks that only the parent holds.
+            # SQLite does not survive a fork: the child would rely on locks that only the parent holds.
             raise IdentityError("ISSUER_UNAVAILABLE", "the issuer's records were opened before a fork")
         with self._lock:
             try:
@@ -325,42 +276,6 @@ class Enrolments:
                     yield self._connection
             except (sqlite3.Error, OSError):
                 raise IdentityError("ISSUER_UNAVAILABLE", BROKEN) from None
-
-
-def check_private(path: Path) -> None:
-    """Checks that a file is there, and for its owner only.
-
-    Raises:
-        IdentityError: MALFORMED; the text names the path.
-    """
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        raise IdentityError("MALFORMED", f"{path} is missing, or can't be seen") from None
-    if mode & 0o077:
-        raise IdentityError("MALFORMED", f"{path} is open to other users: chmod go= {path}")
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    connection = connect(path, "mode=rw", _BUSY)
-    try:
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        # What is dropped is overwritten, so that old ties of certificates to devices are gone from the file.
-        connection.execute("PRAGMA secure_delete = ON")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == VERSION:
-            # Files that were made before certificates were counted lack it.
-            connection.execute(
-                "CREATE INDEX IF NOT EXISTS certificates_device ON certificates (device, not_after)"
-            )
-    except BaseException:
-        connection.close()
-        raise
-    if version != VERSION:
-        connection.close()
-        raise IdentityError("MALFORMED", f"{path} was written by another version of dpmesh")
-    return connection
 
 
 def _hash(token: str) -> bytes:
@@ -374,15 +289,15 @@ def _device(text: str) -> bytes:
         raise IdentityError("REFUSED", "a device is named by 32 hex digits") from None
 
 
-def _known(connection: sqlite3.Connection, device: bytes) -> bytes:
+def _known_device(connection: sqlite3.Connection, device: bytes) -> bytes:
     row = connection.execute("SELECT 1 FROM devices WHERE device = ? AND NOT revoked", (device,)).fetchone()
     if row is None:
         raise IdentityError("REFUSED", "there is no such device, or it is revoked")
     return device
 
 
-def _prover(connection: sqlite3.Connection, proof: Proof, now: float) -> bytes:
-    """The device that proves, whose proof is used up by that."""
+def _proving_device(connection: sqlite3.Connection, proof: Proof, now: float) -> bytes:
+    """The device that made a proof. Uses the proof up."""
     row = connection.execute(
         "SELECT device FROM certificates JOIN devices USING (device) "
         "WHERE fingerprint = ? AND ? < not_after AND NOT revoked",
@@ -398,6 +313,6 @@ def _prover(connection: sqlite3.Connection, proof: Proof, now: float) -> bytes:
 
 
 def _prune(connection: sqlite3.Connection, now: float) -> None:
-    """Drops what is over."""
+    """Drops what has expired."""
     for table in ("tokens", "certificates", "proofs", "allowances"):
         connection.execute(f"DELETE FROM {table} WHERE not_after <= ?", (now,))  # noqa: S608 - constants

@@ -1,25 +1,26 @@
 """Folder: an authority and its issuer's records on disk, for the command line.
 
-    root.pem          the roots, as peers are told to trust them
-    root.key          the root's key; take it away, nothing here needs it but another intermediate
-    intermediate.pem  the intermediate, and after it those before it
+    root.pem          the trust bundle: the roots that peers trust
+    root.key          the root's key; keep it elsewhere, since only a new intermediate needs it
+    intermediate.pem  the intermediate, then the previous ones
     intermediate.key  the intermediate's key
-    issuer.db         see dpmesh.identity.ca.enrolment
+    issuer.db         see dpmesh.identity.ca.records
 
-All are for their owner only (0600), in a folder that is (0700).
+The files (0600) and the folder (0700) are for their owner only.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from dpmesh import files
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.ca.authority import INTERMEDIATE_LIFE, ROOT_LIFE, Authority, Root
-from dpmesh.identity.ca.enrolment import Enrolments, check_private
+from dpmesh.identity.ca.enrolment import Enrolments
+from dpmesh.identity.ca.records import check_private
 
 ROOTS, ROOT_KEY = "root.pem", "root.key"
 INTERMEDIATES, INTERMEDIATE_KEY = "intermediate.pem", "intermediate.key"
@@ -27,11 +28,11 @@ RECORDS = "issuer.db"
 
 
 class Folder(NamedTuple):
-    """What a folder holds that an issuer needs.
+    """What an issuer needs of a folder.
 
     Attributes:
         authority: Issues certificates.
-        enrolments: The records; close them.
+        enrolments: The records. The caller closes them.
     """
 
     authority: Authority
@@ -50,16 +51,16 @@ def create_folder(
     """Makes a root, an intermediate and empty records.
 
     Args:
-        path: A folder that is not there yet, or is empty.
+        path: A folder that does not exist yet, or is empty.
         trust_domain: A host name in lower case.
         now: Seconds since 1970.
         password: Encrypts root.key.
         root_life: How long the root is valid, in seconds.
-        intermediate_life: How long the intermediate is, in seconds.
+        intermediate_life: How long the intermediate is valid, in seconds.
 
     Raises:
-        ConfigError: The folder has something in it, the trust domain is no host name, or a life is not positive.
-        OSError: It can't be written.
+        ConfigError: The folder is not empty, the trust domain is no host name, or a life is not positive.
+        OSError: The folder can't be written.
     """
     root = Root.create(trust_domain, now=now, life=root_life)
     authority = root.sign_intermediate(now=now, life=intermediate_life)
@@ -68,24 +69,25 @@ def create_folder(
     if any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: an authority needs a folder of its own")
     folder.chmod(0o700)
-    _write(folder, {ROOT_KEY: root.key(password)})
+    files.write(folder / ROOT_KEY, root.key(password))
     _save(folder, authority)
     Enrolments.create(folder / RECORDS).close()
-    _sync(folder)
+    files.sync_folder(folder)
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:
     """Opens a folder; root.key need not be there.
 
     Raises:
-        IdentityError: MALFORMED or UNTRUSTED: a file is missing, damaged, open to other users, or not of the others.
+        IdentityError: MALFORMED or UNTRUSTED: a file is missing, damaged or open to other users, or the files don't
+            belong together.
     """
     folder = Path(path)
     return Folder(_load(folder), Enrolments(folder / RECORDS))
 
 
 def open_root(path: str | os.PathLike[str], password: bytes | None = None) -> Root:
-    """The root whose key is in the folder.
+    """Returns the root whose key is in the folder.
 
     Raises:
         IdentityError: MALFORMED: a file is missing or damaged, the password is wrong, or no root has this key.
@@ -99,9 +101,9 @@ def open_root(path: str | os.PathLike[str], password: bytes | None = None) -> Ro
 
 
 def add_root(path: str | os.PathLike[str], root: Root) -> Authority:
-    """The first half of a roll-over: peers hear of a new root with every certificate that is issued from now on.
+    """Adds a root, the first half of a roll-over: every certificate that is issued from now on brings it to a peer.
 
-    The new root's key is not kept here. Wait one life of a leaf before the second half.
+    The new root's key is not kept here. Wait one life of a leaf before the second half, `replace_intermediate`.
 
     Raises:
         IdentityError: UNTRUSTED: the root is of another trust domain. MALFORMED: see `open_folder`.
@@ -115,16 +117,19 @@ def add_root(path: str | os.PathLike[str], root: Root) -> Authority:
 def replace_intermediate(
     path: str | os.PathLike[str], root: Root, *, now: float, life: float = INTERMEDIATE_LIFE
 ) -> Authority:
-    """The second half, or the renewal of an intermediate under the same root. Devices renew as they did.
+    """Replaces the intermediate: the second half of a roll-over, or a renewal under an old root.
+
+    Devices notice nothing.
 
     Args:
         path: The folder.
-        root: One that the folder trusts.
+        root: The root that signs; the folder must have it already.
         now: Seconds since 1970.
         life: How long the intermediate is valid, in seconds.
 
     Raises:
-        IdentityError: UNTRUSTED: the root was not added before. EXPIRED: it is over. MALFORMED: see `open_folder`.
+        IdentityError: UNTRUSTED: the root was not added before. EXPIRED: the root has expired. MALFORMED: see
+            `open_folder`.
     """
     folder = Path(path)
     authority = _load(folder)
@@ -146,7 +151,7 @@ def _save(folder: Path, authority: Authority) -> None:
         INTERMEDIATE_KEY: authority.key(),
         INTERMEDIATES: authority.certificates,
     }
-    _write(folder, parts)
+    files.write_all({folder / name: data for name, data in parts.items()})
 
 
 def _certificates(pem: bytes) -> list[bytes]:
@@ -157,25 +162,3 @@ def _certificates(pem: bytes) -> list[bytes]:
 def _read(path: Path) -> bytes:
     check_private(path)
     return path.read_bytes()
-
-
-def _write(folder: Path, parts: Mapping[str, bytes]) -> None:
-    """Writes files for their owner only. All are on disk before the first takes its place."""
-    for name, data in parts.items():
-        new = folder / f".{name}.new"
-        new.unlink(missing_ok=True)
-        with os.fdopen(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    for name in parts:
-        (folder / f".{name}.new").rename(folder / name)
-    _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -1,4 +1,4 @@
-"""Issuer: decides who gets a certificate or anonymous tokens. Knows the requests, not the transport."""
+"""Issuer: decides which device gets a certificate or anonymous tokens. It knows the requests, not the transport."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ TEXTS = frozenset(
         enrolment.BROKEN,
     }
 )
-"""All that an issuer says when it refuses; a client that finds anything else doesn't repeat it."""
+"""All texts of an issuer's refusals. A client repeats no other text."""
 
 _LARGEST_REQUEST = 4096  # bytes of PKCS #10; a plain one has about 200
 _LONGEST_TOKEN = 64  # characters; one has 22
@@ -81,20 +81,20 @@ class TokenKeys(Protocol):
     """The keys of the epochs of anonymous tokens (dpmesh.identity.tokens.protocol)."""
 
     def published(self, now: float) -> Sequence[tuple[bytes, float, float]]:
-        """Each key that tokens are signed with or will be: (DER, not before, not after)."""
+        """Every current or future key: (DER, not before, not after)."""
 
     def sign(self, truncated_key_id: int, blinded_message: bytes) -> bytes:
-        """A blind signature; ValueError or IdentityError where there can be none."""
+        """Returns a blind signature; raises ValueError or IdentityError if there can be none."""
 
 
 class Issuer:
-    """Answers the requests of dpmesh.v1.IssuerService. What it decides is on disk before it is told.
+    """Answers the requests of dpmesh.v1.IssuerService. Its decisions are on disk before it answers.
 
     Args:
         authority: Signs certificates.
         enrolments: The records.
-        life: Of every certificate, in seconds: the same for all, so that it tells none from another.
-        token_keys: Sign anonymous tokens; without them there are none.
+        life: The life of every certificate, in seconds. It is one for all, so that it identifies none.
+        token_keys: The keys that sign anonymous tokens; None if the issuer signs none.
         allowance: Anonymous tokens for one device in one epoch.
         clock: Seconds since 1970.
 
@@ -103,8 +103,8 @@ class Issuer:
 
     Attributes:
         authority: Signs certificates. It may be replaced at any time, by a roll-over.
-        life: See above.
-        clock: See above.
+        life: The life of every certificate, in seconds.
+        clock: Seconds since 1970.
     """
 
     def __init__(
@@ -133,10 +133,10 @@ class Issuer:
         self._disk.shutdown()
 
     async def enrol(self, request: EnrolRequest) -> EnrolResponse:
-        """A certificate against a one-time token.
+        """Issues a certificate for a one-time token.
 
         Raises:
-            IdentityError: REFUSED: the token. MALFORMED: the certificate request. EXPIRED: the authority is over.
+            IdentityError: REFUSED: the token. MALFORMED: the certificate request. EXPIRED: the authority.
                 ISSUER_UNAVAILABLE: the records can't be written.
         """
         key, now = _requested_key(request.certificate_request), self.clock()
@@ -149,7 +149,7 @@ class Issuer:
         return EnrolResponse(certificate=certificate)
 
     async def renew(self, request: RenewRequest) -> RenewResponse:
-        """A certificate for a device that proves to have one.
+        """Issues a certificate to a device that proves to have one.
 
         Raises:
             IdentityError: As in `enrol`, and REFUSED: the proof or the device. RATE_LIMITED: the device has too many
@@ -161,7 +161,7 @@ class Issuer:
         if key == proven.certificate.public_key():
             raise IdentityError("MALFORMED", SAME_KEY)
         certificate, leaf = self._issue(key, now, server=is_server(proven.certificate))
-        used = _used(proven, request)
+        used = _proof_record(proven, request)
         await self._write(self._enrolments.renew, used, _fingerprint(leaf), _end(leaf), now=now)
         return RenewResponse(certificate=certificate)
 
@@ -169,19 +169,19 @@ class Issuer:
         """The public keys of anonymous tokens.
 
         Raises:
-            NotImplementedError: There are none.
-            IdentityError: ISSUER_UNAVAILABLE: they can't be read.
+            NotImplementedError: There are no token keys.
+            IdentityError: ISSUER_UNAVAILABLE: the keys can't be read.
         """
-        published = await _aside(self._keys().published, self.clock())
+        published = await _in_thread(self._keys().published, self.clock())
         keys = [TokenKey(public_key=der, not_before=int(a), not_after=int(b)) for der, a, b in published]
         return GetTokenKeysResponse(keys=keys)
 
     async def sign_tokens(self, request: SignTokensRequest) -> SignTokensResponse:
-        """Blind signatures within the device's allowance. They are charged before they are made, and not refunded.
+        """Makes blind signatures within the device's allowance. They count before they are made, and are not refunded.
 
         Raises:
             NotImplementedError: There are no token keys.
-            IdentityError: REFUSED: the proof or the device. MALFORMED: no such key, or a blinded message that is none.
+            IdentityError: REFUSED: the proof or the device. MALFORMED: an unknown key, or a bad blinded message.
                 RATE_LIMITED: more than the allowance. ISSUER_UNAVAILABLE: the records or the keys can't be used.
         """
         keys, now = self._keys(), self.clock()
@@ -189,15 +189,15 @@ class Issuer:
         key_id, blinded = request.truncated_token_key_id, request.blinded_messages
         if not blinded:
             raise IdentityError("MALFORMED", BAD_BLINDED)
-        epoch, not_after = _epoch(await _aside(keys.published, now), key_id)
-        used = _used(proven, request)
+        epoch, not_after = _epoch(await _in_thread(keys.published, now), key_id)
+        used = _proof_record(proven, request)
         allowance = self._allowance
         await self._write(self._enrolments.allow, used, epoch, len(blinded), allowance, not_after, now=now)
-        signatures = [await _aside(keys.sign, key_id, message) for message in blinded]
+        signatures = [await _in_thread(keys.sign, key_id, message) for message in blinded]
         return SignTokensResponse(blind_signatures=signatures)
 
     def server_certificate(self) -> tuple[bytes, bytes, float]:
-        """The issuing service's own key and chain in PEM, and when half of its life is over."""
+        """The issuing service's own key and chain in PEM, and the time when half of its life has passed."""
         key, now = new_key(), self.clock()
         chain = self.authority.issue_issuer(key.public_key(), now=now, life=self.life)
         end = _end(x509.load_pem_x509_certificate(chain))
@@ -228,12 +228,16 @@ class Issuer:
 
 
 def _requested_key(der: bytes) -> ec.EllipticCurvePublicKey:
-    """The key that PKCS #10 asks a certificate for; nothing else in it counts."""
+    """The public key of a PKCS #10 request. Nothing else in the request counts.
+
+    Raises:
+        IdentityError: MALFORMED.
+    """
     try:
         if len(der) <= _LARGEST_REQUEST:
             request = x509.load_der_x509_csr(der)
             key = request.public_key()
-            # Of other keys not even the signature is looked at: to check one by a giant RSA key takes long.
+            # The signature is checked for P-256 only: checking one by a huge RSA key takes long.
             if isinstance(key, ec.EllipticCurvePublicKey) and is_p256(key) and request.is_signature_valid:
                 return key
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -249,13 +253,17 @@ def _end(leaf: x509.Certificate) -> float:
     return leaf.not_valid_after_utc.timestamp()
 
 
-def _used(proven: Proven, request: Provable) -> enrolment.Proof:
-    """What is kept of a proof until a replay of it would be too old."""
+def _proof_record(proven: Proven, request: Provable) -> enrolment.Proof:
+    """The record of a proof. It is kept until a replay is refused for its age."""
     return enrolment.Proof(proven.fingerprint, proven.digest, request.proof.time + proof.TOLERANCE + 1)
 
 
 def _epoch(published: Sequence[tuple[bytes, float, float]], truncated_key_id: int) -> tuple[bytes, float]:
-    """The name of the epoch whose key is asked for, which is the key's hash, and when it is over."""
+    """The name of the epoch whose key has this id, which is the key's hash, and when the epoch ends.
+
+    Raises:
+        IdentityError: MALFORMED: no key has this id.
+    """
     for der, _, not_after in published:
         name = hashlib.sha256(der).digest()
         if name[-1] == truncated_key_id:
@@ -263,11 +271,11 @@ def _epoch(published: Sequence[tuple[bytes, float, float]], truncated_key_id: in
     raise IdentityError("MALFORMED", BAD_EPOCH)
 
 
-async def _aside(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """What token keys do, in a thread: to make or use an RSA key takes long, and the loop has others to serve.
+async def _in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Calls a method of the token keys in a thread, because making and using an RSA key takes long.
 
     Raises:
-        IdentityError: With a text that may be told: theirs name files.
+        IdentityError: With a text of this module, because theirs name files.
     """
     try:
         return await asyncio.to_thread(function, *args, **kwargs)

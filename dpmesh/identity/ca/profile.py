@@ -1,4 +1,4 @@
-"""Profile: what the certificates of the embedded CA have in common, by RFC 5280 and SPIFFE's X509-SVID."""
+"""Profile: the fields and extensions of the embedded CA's certificates, by RFC 5280 and SPIFFE's X509-SVID."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 BACKDATE = 300.0
-"""Seconds by which certificates begin before they are made: clocks that are so much behind take them."""
+"""Seconds by which certificates are backdated, so that peers whose clock is behind accept them."""
 
 # A leaf's path: 128 random bits, which no other leaf has.
 _PATH_BYTES = 16
@@ -33,18 +33,18 @@ _USAGES = (
 
 
 def rotating_id(trust_domain: str) -> str:
-    """A SPIFFE ID for one leaf alone; it says nothing but the trust domain."""
+    """A SPIFFE ID for one leaf. It says nothing but the trust domain."""
     return f"spiffe://{trust_domain}/{secrets.token_hex(_PATH_BYTES)}"
 
 
 def stable_name(name: str) -> str:
-    """What stays of a name when its owner's identity rotates: of a rotating ID the trust domain, else all of it."""
-    found = _ROTATING.fullmatch(name)
-    return name if found is None else found[1]
+    """The part of a name that rotation does not change: the trust domain of a rotating ID, or else the whole name."""
+    match = _ROTATING.fullmatch(name)
+    return name if match is None else match[1]
 
 
 def valid(now: float, end: float) -> x509.CertificateBuilder:
-    """A certificate from a little before now; X.509 counts whole seconds, and a short life is not cut shorter."""
+    """A certificate that is valid from a little before now. Times are rounded outwards to X.509's whole seconds."""
     begin = datetime.fromtimestamp(math.floor(now - BACKDATE), UTC)
     return (
         x509.CertificateBuilder()
@@ -55,7 +55,7 @@ def valid(now: float, end: float) -> x509.CertificateBuilder:
 
 
 def ca_name(role: str) -> x509.Name:
-    """A CA's name; the random part tells it from those before and after it."""
+    """A CA's name. Its random part distinguishes the CA from the previous and the next one."""
     common = f"dpmesh {role} {secrets.token_hex(8)}"
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
 
@@ -63,7 +63,7 @@ def ca_name(role: str) -> x509.Name:
 def ca(
     builder: x509.CertificateBuilder, key: ec.EllipticCurvePublicKey, trust_domain: str, path_length: int
 ) -> x509.CertificateBuilder:
-    """What makes a certificate an authority's: it signs others, and names the trust domain (X509-SVID, section 4)."""
+    """Makes a certificate an authority's: it may sign others, and names the trust domain (X509-SVID, section 4)."""
     uri = x509.UniformResourceIdentifier(f"spiffe://{trust_domain}")
     return (
         builder.public_key(key)
@@ -75,14 +75,14 @@ def ca(
 
 
 def only(trust_domain: str) -> x509.NameConstraints:
-    """Nothing but the trust domain, as a URI's host and as a DNS name; no address at all."""
+    """Name constraints that permit the trust domain, as a URI's host and as a DNS name, and no IP address."""
     permitted = [x509.UniformResourceIdentifier(trust_domain), x509.DNSName(trust_domain)]
     excluded = [x509.IPAddress(IPv4Network("0.0.0.0/0")), x509.IPAddress(IPv6Network("::/0"))]
     return x509.NameConstraints(permitted, excluded)
 
 
 def leaf_extensions(issuer: x509.Certificate) -> tuple[tuple[x509.ExtensionType, bool], ...]:
-    """What is the same in all leaves, each with whether it is critical."""
+    """The extensions that all leaves have, each with whether it is critical."""
     return (
         (x509.BasicConstraints(ca=False, path_length=None), True),
         (_usage("digital_signature"), True),
@@ -91,7 +91,7 @@ def leaf_extensions(issuer: x509.Certificate) -> tuple[tuple[x509.ExtensionType,
 
 
 def issued_by(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    """Says by which of an issuer's keys a certificate is signed, where several issuers share a name."""
+    """Identifies the key that signed a certificate, because several issuers may share a name."""
     identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
 

@@ -1,4 +1,4 @@
-"""Proof: possession of a certificate's key, shown inside one request to the issuer (see dpmesh.v1.Proof)."""
+"""Proof of possession: a request to the issuer is signed with the key of the device's certificate (dpmesh.v1.Proof)."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ Provable = RenewRequest | SignTokensRequest
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """What a proof has shown. Nothing of it shows in its repr.
+    """The result of a valid proof. Its repr shows nothing.
 
     Attributes:
-        certificate: Whose key made it.
+        certificate: The certificate whose key signed.
         fingerprint: SHA-256 of that certificate, 32 bytes.
-        digest: SHA-256 of what was signed, 32 bytes: the same for a replay, whatever its signature looks like.
+        digest: SHA-256 of what was signed, 32 bytes. A replay has an equal digest, whatever its signature.
     """
 
     certificate: x509.Certificate = field(repr=False)
@@ -48,12 +48,12 @@ class Proven:
 
 
 def prove(method: str, request: Provable, identity: Identity, now: float) -> None:
-    """Fills in a request's proof; the request is complete otherwise.
+    """Adds a proof to a request that is otherwise complete.
 
     Args:
         method: `RENEW` or `SIGN_TOKENS`.
-        request: What is asked for.
-        identity: Who asks, and can show it.
+        request: The request.
+        identity: The identity of the device.
         now: Seconds since 1970.
     """
     leaf = x509.load_pem_x509_certificates(identity.certificates)[0]
@@ -63,11 +63,11 @@ def prove(method: str, request: Provable, identity: Identity, now: float) -> Non
 
 
 def check(method: str, request: Provable, now: float) -> Proven:
-    """Checks a request's proof as far as it goes by itself. Whether its certificate is the issuer's is not asked.
+    """Checks a request's proof, but not whether this issuer issued its certificate.
 
     Args:
         method: The RPC's full method.
-        request: What is asked for.
+        request: The request.
         now: Seconds since 1970.
 
     Raises:

@@ -1,1 +1,1 @@
-"""The rotation of one identity: when it is renewed, and who waits for it."""
+"""The rotation of one identity: its schedule, its fetching, the health of its source, and who waits for it."""

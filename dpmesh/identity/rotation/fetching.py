@@ -1,4 +1,4 @@
-"""Asking a source for an identity: in limited time, whatever it raises, and taking only what is of use."""
+"""Fetching an identity from a source: in limited time, whatever the source raises, and only if it is usable."""
 
 from __future__ import annotations
 
@@ -12,62 +12,64 @@ from dpmesh.identity.identity import Identity, Source
 log = logging.getLogger("dpmesh")
 
 
-async def ask(source: Source, clock: Callable[[], float], limit: float) -> Identity:
-    """What a source gives, if it is valid by the clock and was given in time.
+async def fetch(source: Source, clock: Callable[[], float], limit: float) -> Identity:
+    """Fetches an identity that is valid by the clock.
 
     Args:
-        source: Any.
+        source: Where it comes from.
         clock: Seconds since 1970.
-        limit: The longest that it may take, in seconds.
+        limit: The longest that the source may take, in seconds.
 
     Raises:
-        IdentityError: The source's own, or one that names the type of what else it raised, or EXPIRED.
+        IdentityError: The source's own; ISSUER_UNAVAILABLE, with the type of any other exception, or if the source
+            takes too long; EXPIRED: the identity is not valid now.
     """
     task = asyncio.current_task()
     cancels = 0 if task is None else task.cancelling()
     try:
         async with asyncio.timeout(limit):
-            found = await source.fetch()
-        _check_time(found, clock())
+            fetched = await source.fetch()
+        _check_time(fetched, clock())
     except IdentityError:
         raise
     except asyncio.CancelledError as error:
         if task is None or task.cancelling() > cancels:
             raise
-        kind = type(error).__name__  # The source's own: gRPC's calls raise it when their channel is closed.
+        kind = type(error).__name__  # Raised by the source: gRPC's calls do so when their channel is closed.
     except Exception as error:  # Its text could quote anything.
         kind = type(error).__name__
     else:
-        return found
+        return fetched
     # Raised outside of the handler, so that the original is not even its context.
     raise IdentityError("ISSUER_UNAVAILABLE", f"the source of identities failed ({kind})")
 
 
-def differs(found: Identity, held: Identity, follows: bool) -> bool:
-    """Whether an identity is another than the one in force, or has other roots.
+def differs(fetched: Identity, held: Identity, follows: bool) -> bool:
+    """Whether a fetched identity differs from the one in force, or has other roots.
 
     Args:
-        found: What the source gave.
-        held: The one in force.
+        fetched: The fetched identity.
+        held: The identity in force.
         follows: Whether the source follows what somebody else decides.
 
     Raises:
-        IdentityError: ISSUER_UNAVAILABLE: it has the same key, though the source should have made another.
+        IdentityError: ISSUER_UNAVAILABLE: both have the same key, though this source makes a new one each time.
     """
-    same_key = found.key == held.key
+    same_key = fetched.key == held.key
     if same_key and not follows:
         raise IdentityError("ISSUER_UNAVAILABLE", "the source gave the key that is in force once more")
-    if same_key and found.certificates != held.certificates:
+    if same_key and fetched.certificates != held.certificates:
         log.warning(
             "a new certificate has the key of the one before: peers can tell that they belong together"
         )
-    return not same_key or (found.certificates, found.trust_bundle) != (held.certificates, held.trust_bundle)
+    parts = (fetched.certificates, fetched.trust_bundle)
+    return not same_key or parts != (held.certificates, held.trust_bundle)
 
 
-def _check_time(found: Identity, now: float) -> None:
-    if not now < found.not_after:
+def _check_time(fetched: Identity, now: float) -> None:
+    if not now < fetched.not_after:
         raise IdentityError("EXPIRED", "the source gave an identity that is over by this machine's clock")
-    if not found.not_before <= now:
+    if not fetched.not_before <= now:
         raise IdentityError(
             "EXPIRED", "the source gave an identity that is not valid yet by this machine's clock"
         )

@@ -1,24 +1,45 @@
-"""RotatingIdentity: the identity in force, renewed before it ends, whatever its source does meanwhile."""
+"""RotatingIdentity: the identity in force, renewed before it expires, whatever its source does meanwhile.
+
+How it works. A rotating identity is in one of these states:
+
+    NEW      not opened yet
+    VALID    open, and the last identity is in force: `current` returns it
+    EXPIRED  open, and the last identity has expired: `current` raises
+    CLOSED   closed, or in a forked child; for good
+
+    from            event                                           to
+    NEW             `async with`, and the source gives an identity  VALID
+    NEW             `async with`, and the source fails              CLOSED
+    VALID           renewal is due, and the source gives another    VALID, one generation later
+    VALID           renewal is due, and the source fails            VALID; the source is asked again after a back-off
+    VALID           either clock passes the identity's end          EXPIRED
+    EXPIRED         the source gives an identity                    VALID, one generation later
+    EXPIRED         the source fails                                EXPIRED; the source is asked again after a back-off
+    VALID, EXPIRED  the end of `async with`                         CLOSED
+    VALID, EXPIRED  a fork, in the child                            CLOSED
+
+One task asks the source when renewal is due; `renew` asks at once. Both take `_fetch_lock`, so that the source is
+asked once at a time.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
-import os
 import secrets
 import time
-import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+from dpmesh import forks
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.identity import Identity, Source
 from dpmesh.identity.rotation import fetching, schedule
 from dpmesh.identity.rotation.source_health import SourceHealth
-from dpmesh.identity.rotation.tasks import Tasks
+from dpmesh.identity.rotation.tasks import Tasks, result_in
 from dpmesh.identity.rotation.waiters import Waiters
 from dpmesh.telemetry import names
 from dpmesh.telemetry.identity import IdentityTelemetry
@@ -27,22 +48,20 @@ log = logging.getLogger("dpmesh")
 
 _random = secrets.SystemRandom()
 
-# Seconds that tasks and the source get to end when the identity is closed.
+# Seconds that tasks and the source have to end when the identity is closed.
 _CLOSING = 5.0
-# How often whoever waits for another event loop looks whether it still runs, in seconds.
-_LOOK = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class IdentityStatus:
-    """How rotation stands.
+    """The state of rotation.
 
     Attributes:
         generation: How many identities there were, the one in force included.
-        not_after: When the one in force ends, in seconds since 1970.
-        renews_at: When the next one is asked for, likewise; None where the source decides when there is one.
-        failures: How many attempts failed since the last that did not.
-        last_error: The reason of the last of them, or None.
+        not_after: When the one in force expires, in seconds since 1970.
+        renews_at: When the next one is asked for, in seconds since 1970; None where the source decides that.
+        failures: How many attempts have failed since the last success.
+        last_error: The reason of the last failure since then, or None.
     """
 
     generation: int
@@ -53,13 +72,13 @@ class IdentityStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
-    """An identity in force. Since it never changes, other threads read it without a lock.
+class _InForce:
+    """An identity and its times. It never changes, so other threads read it without a lock.
 
     Attributes:
-        identity: It.
+        identity: The identity.
         obtained: When it came into force, in monotonic seconds.
-        ends: When it is over, likewise.
+        ends: When it expires, in monotonic seconds.
         renews_at: When it is to be renewed, in seconds since 1970.
     """
 
@@ -70,25 +89,26 @@ class _Held:
 
 
 class RotatingIdentity:
-    """The identity in force: fetched when opened, renewed at about half of its life, refused when it is over.
+    """The identity in force: fetched when opened, renewed at about half of its life, refused when it has expired.
 
-    A source that fails is asked again with back-off, and the last good identity stays in force until it ends. Then
-    `current` raises, until the source has another. An identity is over as soon as either the given clock or the
-    monotonic clock says so, and is renewed likewise: a clock that is set neither stops rotation nor prolongs a life.
+    A source that fails is asked again with back-off, and the last good identity stays in force until it expires. Then
+    `current` raises until the source gives another. An identity expires as soon as either the given clock or the
+    monotonic clock says so, and is due for renewal by the same rule: setting the clock neither stops rotation nor
+    prolongs a life.
 
-    `current`, `generation` and `status` may be read in any thread, `wait` and `renew` awaited in any event loop.
-    A forked child has no identity: one that two processes present would tie them to each other.
+    Any thread may read `current`, `generation` and `status`; any event loop may await `wait` and `renew`.
+    A forked child has no identity: two processes that present one identity would be linked by it.
 
     Use it with `async with`, once.
 
     Args:
-        source: Where identities come from. It is closed with this.
+        source: Where identities come from. It is closed with this object.
         every: Rotate after so many seconds, give or take a tenth, where that is sooner than about half of the life.
             Not for a source that follows what somebody else decides.
         clock: Seconds since 1970.
 
     Raises:
-        ConfigError: `every` is not a positive number, or the source is one that follows.
+        ConfigError: `every` is not a positive number, or is given with a source that follows.
     """
 
     def __init__(
@@ -106,11 +126,11 @@ class RotatingIdentity:
         self._monotonic = time.monotonic
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opened = self._open = False
-        self._held: _Held | None = None
+        self._held: _InForce | None = None
         self._generation = 0
-        self._standing = SourceHealth()
-        self._next = 0.0  # When the source is asked next, in monotonic seconds.
-        self._turn = asyncio.Lock()  # Held by who asks the source.
+        self._health = SourceHealth()
+        self._next_fetch = 0.0  # When to ask the source next, in monotonic seconds.
+        self._fetch_lock = asyncio.Lock()
         self._tasks = Tasks()
         self._waiters = Waiters()
         self._telemetry = IdentityTelemetry(self._age)
@@ -119,26 +139,26 @@ class RotatingIdentity:
         """Fetches the first identity.
 
         Raises:
-            IdentityError: There is none to be had, so nothing can start; or it was opened before.
+            IdentityError: The source gives none, so nothing can start; or this was opened before.
         """
         if self._opened:
             raise IdentityError("EXPIRED", "a rotating identity can't be opened twice: make a new one")
         self._loop = asyncio.get_running_loop()
         self._monotonic = self._loop.time
         self._opened = self._open = True
-        _all.add(self)
+        forks.register(self)
         try:
-            await self._tasks.run(self._first(), _not_open())
+            await self._tasks.run(self._fetch_first(), _not_open())
         except BaseException:
             await self._close()
             raise
-        self._tasks.start(self._keep())
+        self._tasks.start(self._rotate_until_closed())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends rotation, closes the source and lets go of the identity."""
+        """Ends rotation, closes the source and forgets the identity."""
         await self._close()
 
     @property
@@ -146,10 +166,10 @@ class RotatingIdentity:
         """The identity in force. It is at least as new as a `generation` that was read before it.
 
         Raises:
-            IdentityError: EXPIRED: the last good one is over and there is no new one yet, or this is not open.
+            IdentityError: EXPIRED: the last identity has expired and there is no new one yet, or this is not open.
         """
         held = self._in_force()
-        if not self._left(held) > 0:
+        if not self._remaining(held) > 0:
             raise IdentityError("EXPIRED", "the last identity is over, and no new one could be had yet")
         return held.identity
 
@@ -159,19 +179,19 @@ class RotatingIdentity:
         return self._generation
 
     def status(self) -> IdentityStatus:
-        """How rotation stands.
+        """The state of rotation.
 
         Raises:
             IdentityError: This is not open.
         """
         held = self._in_force()
-        wait = max(0.0, self._next - self._monotonic())
+        wait = max(0.0, self._next_fetch - self._monotonic())
         return IdentityStatus(
             generation=self._generation,
             not_after=held.identity.not_after,
             renews_at=None if self._source.follows else self._clock() + wait,
-            failures=self._standing.failures,
-            last_error=self._standing.last_error,
+            failures=self._health.failures,
+            last_error=self._health.last_error,
         )
 
     async def wait(self, generation: int) -> int:
@@ -182,7 +202,7 @@ class RotatingIdentity:
         """
         while True:
             with self._waiters.waiter() as woken:
-                # Looked at after the waiter is in place, so that nothing is missed.
+                # Checked once the waiter is in place, so that no identity is missed.
                 if not self._open:
                     raise _not_open()
                 if self._generation > generation:
@@ -196,146 +216,148 @@ class RotatingIdentity:
             reason: Why, in a constant word or two: spans carry it.
 
         Raises:
-            IdentityError: The source has no new identity now. The one in force stays so.
+            IdentityError: The source gives no new identity now. The old one stays in force.
         """
         loop = self._loop
         if not self._open or loop is None or loop.is_closed():
             raise _not_open()
-        work = self._tasks.run(self._renew(reason, self._generation), _not_open())
+        work = self._tasks.run(self._rotate_from(self._generation, reason), _not_open())
         if loop is asyncio.get_running_loop():
             await work
         else:
-            await _result_in(loop, work)
+            await result_in(loop, work, _not_open())
 
-    # -- asking the source ---------------------------------------------------------------------------------------------
+    # -- when the source is asked ---------------------------------------------------------------------------------
 
-    async def _first(self) -> None:
-        async with self._turn:
+    async def _fetch_first(self) -> None:
+        async with self._fetch_lock:
             await self._rotate(names.IDENTITY_OPENED)
 
-    async def _renew(self, reason: str, generation: int) -> None:
-        async with self._turn:
+    async def _rotate_from(self, generation: int, reason: str) -> None:
+        async with self._fetch_lock:
             if self._generation == generation and not await self._rotate(reason):
                 raise IdentityError(
                     "ISSUER_UNAVAILABLE", "the source has no other identity than the one in force"
                 )
 
-    async def _keep(self) -> None:
-        """Renews for as long as this is open. Wakes at least once a second, because the clock may be set any time."""
-        while self._open:  # It ends by itself in a forked child that runs on with its parent's event loop.
-            await asyncio.sleep(max(0.0, min(self._next - self._monotonic(), schedule.POLL)))
+    async def _rotate_until_closed(self) -> None:
+        """Rotates when it is due. Looks at least once a second, because the clock may be set at any time."""
+        while self._open:  # False in a forked child that runs on with its parent's event loop.
+            await asyncio.sleep(max(0.0, min(self._next_fetch - self._monotonic(), schedule.POLL)))
             if not self._open:
                 return
             try:
-                await self._look()
+                await self._rotate_if_due()
             except Exception as error:  # A clock or a span processor that raises must not end rotation.
-                self._next = max(self._next, self._monotonic() + schedule.POLL)
-                self._standing.stumbled(type(error).__name__)
+                self._next_fetch = max(self._next_fetch, self._monotonic() + schedule.POLL)
+                self._health.log_unexpected(type(error).__name__)
             else:
-                self._standing.stumbled(None)
+                self._health.log_unexpected(None)
 
-    async def _look(self) -> None:
-        """Renews if it is time to."""
+    async def _rotate_if_due(self) -> None:
         self._telemetry.refresh()
-        self._standing.tell(over=not self._rest() > 0)
-        async with self._turn:
+        self._health.log_failing(expired=not self._remaining(self._held) > 0)
+        async with self._fetch_lock:
             reason = self._due()
             if reason is None:
                 return
             try:
                 await self._rotate(reason)
             except IdentityError:
-                self._retry()
+                self._back_off()
 
     def _due(self) -> str | None:
-        """Why it is time to ask the source, or None when it is not."""
+        """Why the source is to be asked now, or None."""
         held = self._in_force()
-        # After a failure the back-off decides alone. Otherwise the given clock counts too: it may have been set
-        # forward, or gone on while the machine slept, which the monotonic clock does not.
-        past = not (self._source.follows or self._standing.failures) and self._clock() >= held.renews_at
-        if not past and self._monotonic() < self._next:
+        # After a failure only the back-off counts. Otherwise the given clock counts too: it may have been set forward,
+        # or have run on while the machine slept, which the monotonic clock does not.
+        past = not (self._source.follows or self._health.failures) and self._clock() >= held.renews_at
+        if not past and self._monotonic() < self._next_fetch:
             return None
-        if not self._left(held) > 0:
+        if not self._remaining(held) > 0:
             return names.IDENTITY_EXPIRED
         return names.IDENTITY_CHANGED if self._source.follows else names.IDENTITY_DUE
 
+    # -- one rotation ---------------------------------------------------------------------------------------------
+
     async def _rotate(self, reason: str) -> bool:
-        """Asks the source, and takes what it gives. The turn is the caller's.
+        """Asks the source, and puts what it gives in force. The caller holds the lock.
 
         Returns:
             Whether there is a new identity. A source that follows may have none.
 
         Raises:
-            IdentityError: It has none that is of use.
+            IdentityError: The source gives none that is usable.
         """
         started = time.time_ns()
         try:
-            found = await fetching.ask(self._source, self._clock, schedule.time_limit(self._rest()))
-            changed = self._held is None or fetching.differs(found, self._held.identity, self._source.follows)
+            fetched = await fetching.fetch(
+                self._source, self._clock, schedule.time_limit(self._remaining(self._held))
+            )
+            changed = self._held is None or fetching.differs(
+                fetched, self._held.identity, self._source.follows
+            )
         except IdentityError as error:
-            self._failed(error.reason)
+            self._record_failure(error.reason)
             raise
         if not self._open:
             raise _not_open()
-        overlap = max(0.0, self._rest())
+        overlap = max(0.0, self._remaining(self._held))
         if changed:
-            self._take(found)
+            self._put_in_force(fetched)
         else:
-            self._next = self._monotonic() + schedule.POLL
-        self._standing.succeeded()
+            self._next_fetch = self._monotonic() + schedule.POLL
+        self._health.record_success()
         if changed:
             self._telemetry.refresh()
             self._telemetry.rotated(self._generation, reason, overlap, started, time.time_ns())
         return changed
 
-    # -- what becomes of it --------------------------------------------------------------------------------------------
-
-    def _take(self, found: Identity) -> None:
+    def _put_in_force(self, fetched: Identity) -> None:
         now, monotonic = self._clock(), self._monotonic()
-        life = found.not_after - now
+        life = fetched.not_after - now
         delay = schedule.renew_after(life, self._every, _random.uniform(-1, 1))
-        self._held = _Held(found, monotonic, monotonic + life, now + delay)
+        self._held = _InForce(fetched, monotonic, monotonic + life, now + delay)
         self._generation += 1
-        self._next = monotonic + (schedule.POLL if self._source.follows else delay)
+        self._next_fetch = monotonic + (schedule.POLL if self._source.follows else delay)
         self._waiters.wake()
 
-    def _failed(self, reason: str) -> None:
+    def _record_failure(self, reason: str) -> None:
         self._telemetry.refresh()
-        self._telemetry.failed(self._standing.failed(reason))
+        self._telemetry.failed(self._health.record_failure(reason))
         if self._held is not None:
-            self._standing.tell(over=not self._rest() > 0)
+            self._health.log_failing(expired=not self._remaining(self._held) > 0)
 
-    def _retry(self) -> None:
+    def _back_off(self) -> None:
         held, roll = self._held, _random.uniform(-1, 1)
         life = 0.0 if held is None else held.ends - held.obtained
-        delay = schedule.retry_after(self._standing.failures, self._rest(), life, roll)
-        self._next = self._monotonic() + delay
+        delay = schedule.retry_after(self._health.failures, self._remaining(held), life, roll)
+        self._next_fetch = self._monotonic() + delay
 
-    def _in_force(self) -> _Held:
+    # -- what is in force -----------------------------------------------------------------------------------------
+
+    def _in_force(self) -> _InForce:
         held = self._held
         if held is None or not self._open:
             raise _not_open()
         return held
 
-    def _left(self, held: _Held) -> float:
-        """Seconds that an identity has still to live, by the clock that gives it less; 0 or less when it is over."""
+    def _remaining(self, held: _InForce | None) -> float:
+        """Seconds until an identity expires, by the clock that gives it less; 0 when there is none."""
+        if held is None:
+            return 0.0
         return min(held.identity.not_after - self._clock(), held.ends - self._monotonic())
-
-    def _rest(self) -> float:
-        """The same of the one in force; 0 when there is none."""
-        return 0.0 if self._held is None else self._left(self._held)
 
     def _age(self) -> float | None:
         held = self._held
         return None if held is None else max(0.0, self._monotonic() - held.obtained)
 
-    # -- the end -------------------------------------------------------------------------------------------------------
+    # -- the end --------------------------------------------------------------------------------------------------
 
     async def _close(self) -> None:
         if not self._open:
             return  # Also in a forked child, where the tasks and the source's connections are the parent's.
         self._open = False
-        _all.discard(self)
         self._telemetry.close()
         try:
             await self._tasks.end(_CLOSING)
@@ -351,8 +373,8 @@ class RotatingIdentity:
         except Exception as error:  # Closing must not break the program's end.
             log.warning("a source of identities could not be closed (%s)", type(error).__name__)
 
-    def _forget_parent(self) -> None:
-        """In a forked child: the identity, its tasks and who waits are the parent's."""
+    def after_fork_in_child(self) -> None:
+        """Closes at once: the identity, its tasks and its waiters are the parent's."""
         self._open = False
         self._held = None
         self._tasks.ended = True
@@ -360,38 +382,7 @@ class RotatingIdentity:
         self._telemetry.close()
 
 
-async def _result_in(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> None:
-    """Runs a coroutine in another event loop, and does not wait for one that has ended.
-
-    Raises:
-        IdentityError: It has.
-    """
-    result = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
-    stood_still = False
-    try:
-        while not (await asyncio.wait({result}, timeout=_LOOK))[0]:
-            # A loop may also stand still between two `run_until_complete`.
-            if stood_still and not loop.is_running():
-                raise _not_open()
-            stood_still = not loop.is_running()
-        await result
-    finally:
-        if not loop.is_closed():
-            result.cancel()
-
-
 def _not_open() -> IdentityError:
     return IdentityError(
         "EXPIRED", "there is no identity: it is not open, was closed, or is a parent process's"
     )
-
-
-_all: weakref.WeakSet[RotatingIdentity] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for identity in list(_all):
-        identity._forget_parent()
-
-
-os.register_at_fork(after_in_child=_after_fork)

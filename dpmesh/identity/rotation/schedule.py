@@ -1,8 +1,8 @@
-"""When an identity is renewed, and when a renewal that failed is tried again.
+"""Schedule: when an identity is renewed, and when a renewal that failed is tried again.
 
-Pure: time and chance are arguments. The model is SPIRE's agent (pkg/agent/svid/rotator.go, pkg/common/rotationutil):
-renewal at half of the life, with jitter that is rolled once per certificate, so that a fleet which enrolled together
-does not renew together for ever, and so that nobody recognises a device by its schedule.
+The functions are pure: time and chance are arguments. The model is SPIRE's agent (pkg/agent/svid/rotator.go,
+pkg/common/rotationutil): renewal at half of the life, with jitter that is drawn once per certificate. So a fleet that
+enrolled together does not renew together for ever, and nobody recognises a device by its schedule.
 
 A roll is a number drawn evenly from [-1, 1].
 """
@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from typing import Final
 
-# Seconds between looks at a source that follows what somebody else decides, and between looks at a clock that may have
-# been set meanwhile.
+# Seconds between polls of a source that follows what somebody else decides, and of a clock that may have been set.
 POLL: Final = 1.0
 
 _HALF = 0.5
 _JITTER = 0.1
 
-# Seconds. The floor keeps an issuer of certificates that live for milliseconds from being asked without end.
+# Seconds. The shortest delay protects an issuer whose certificates live for milliseconds.
 _SHORTEST = 0.1
 _FIRST_RETRY = 1.0
 _LAST_RETRY = 30.0
@@ -27,11 +26,12 @@ _FETCH = 10.0
 
 
 def renew_after(life: float, every: float | None, roll: float) -> float:
-    """How long an identity is used before the next one is asked for.
+    """How long an identity is used before the next one is fetched.
 
     Args:
-        life: Seconds from when it was obtained to its end. Not from when the certificate begins: it is backdated.
-        every: Seconds after which to renew, if somebody wants it sooner.
+        life: Seconds from when it was obtained until it expires. Certificates are backdated, so their own begin is
+            of no use here.
+        every: Seconds after which to renew, if that is wanted sooner.
         roll: Of this identity.
 
     Returns:
@@ -46,13 +46,13 @@ def retry_after(failures: int, left: float, life: float, roll: float) -> float:
 
     Args:
         failures: How many in a row, this one included.
-        left: Seconds that the identity in force has still to live; 0 or less when it is over.
+        left: Seconds until the identity in force expires; 0 or less when it has.
         life: Seconds that it had to live when it was obtained.
         roll: Of this failure.
 
     Returns:
-        Seconds: at most 1, 2, 4, ... 30, at most a tenth of what is left (of the whole life when it is over), and at
-        least 0.1.
+        Seconds: at most 1, 2, 4, ... 30; at most a tenth of what is left, or of the whole life when the identity has
+        expired; at least 0.1.
     """
     longest = min(_LAST_RETRY, _FIRST_RETRY * 2.0 ** min(failures - 1, _DOUBLINGS))
     delay = longest * (0.75 + 0.25 * roll)
@@ -63,9 +63,9 @@ def time_limit(left: float) -> float:
     """How long a source may take for an identity.
 
     Args:
-        left: Seconds that the identity in force has still to live; 0 or less when it is over, or when there is none.
+        left: Seconds until the identity in force expires; 0 or less when it has, or when there is none.
 
     Returns:
-        Seconds: 10, or half of what is left if that is less, so that a source that hangs can be asked again in time.
+        Seconds: 10, or half of what is left if that is less. So a source that hangs is asked again in time.
     """
     return min(_FETCH, max(_SHORTEST, left / 2)) if left > 0 else _FETCH

@@ -1,4 +1,4 @@
-"""Standing: what has failed since the last success, and what is logged of it: each change of state once."""
+"""SourceHealth: what has failed since a source's last success, and what is logged of it: each change of state once."""
 
 from __future__ import annotations
 
@@ -14,49 +14,59 @@ _REASONS: Final = frozenset(
 )
 
 
-class _Phase(enum.Enum):
-    GOOD = "the source of identities works again"
+class _State(enum.Enum):
+    """A state of the source; the value is the log's text on entering it."""
+
+    WORKING = "the source of identities works again"
     FAILING = "no new identity could be had; the last one is used until it ends"
-    OVER = "no new identity could be had and the last one is over; nothing is sent until there is one"
+    EXPIRED = "no new identity could be had and the last one is over; nothing is sent until there is one"
 
 
 class SourceHealth:
-    """How a source does.
+    """The health of a source of identities.
 
     Attributes:
-        failures: How many attempts failed since the last that did not.
-        last_error: The reason of the last of them, or None.
+        failures: How many attempts have failed since the last success.
+        last_error: The reason of the last failure since then, or None.
     """
 
     def __init__(self) -> None:
         self.failures = 0
         self.last_error: str | None = None
-        self._phase = _Phase.GOOD
-        self._stumbled: str | None = None
+        self._state = _State.WORKING
+        self._unexpected: str | None = None
 
-    def failed(self, reason: str) -> str:
+    def record_failure(self, reason: str) -> str:
         """Counts a failure; returns the reason under which it is counted."""
         self.failures += 1
         self.last_error = reason if reason in _REASONS else "ISSUER_UNAVAILABLE"
         return self.last_error
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         """Forgets the failures."""
         self.failures, self.last_error = 0, None
-        self._enter(_Phase.GOOD)
+        self._enter(_State.WORKING)
 
-    def tell(self, over: bool) -> None:
-        """Logs what the failures mean, if there are any: the last identity is still in force, or it is over."""
+    def log_failing(self, expired: bool) -> None:
+        """Logs what the failures mean, if there are any.
+
+        Args:
+            expired: Whether the last identity has expired.
+        """
         if self.failures:
-            self._enter(_Phase.OVER if over else _Phase.FAILING)
+            self._enter(_State.EXPIRED if expired else _State.FAILING)
 
-    def stumbled(self, kind: str | None) -> None:
-        """Logs the type of an exception that nobody expected; None when there is none any more."""
-        if kind not in (None, self._stumbled):
-            log.warning("identity: rotation stumbled and goes on (%s)", kind)
-        self._stumbled = kind
+    def log_unexpected(self, exception: str | None) -> None:
+        """Logs an exception that rotation does not expect, once until there is another or none.
 
-    def _enter(self, phase: _Phase) -> None:
-        if phase is not self._phase:
-            self._phase = phase
-            log.warning("identity: %s%s", phase.value, f" [{self.last_error}]" if self.last_error else "")
+        Args:
+            exception: The name of its type, or None if there was no exception.
+        """
+        if exception not in (None, self._unexpected):
+            log.warning("identity: rotation met an unexpected error and goes on (%s)", exception)
+        self._unexpected = exception
+
+    def _enter(self, state: _State) -> None:
+        if state is not self._state:
+            self._state = state
+            log.warning("identity: %s%s", state.value, f" [{self.last_error}]" if self.last_error else "")

@@ -1,4 +1,4 @@
-"""Tasks that end together, and that know nothing of who started them."""
+"""Tasks that end together, in empty contexts; and the result of a coroutine that runs in another event loop."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
+# Seconds between checks of whether another event loop still runs.
+_POLL = 0.5
+
 
 class Tasks:
-    """Tasks of one owner.
+    """The tasks of one owner.
 
     Attributes:
-        ended: No task of these is to go on. In a forked child it is set from outside: the tasks are its parent's.
+        ended: No task goes on. In a forked child the owner sets it: the tasks are the parent's.
     """
 
     def __init__(self) -> None:
@@ -24,8 +27,8 @@ class Tasks:
     def start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         """Starts a task in an empty context.
 
-        Who opens an identity or asks for a new one may do so inside of a trace. It would tie all rotations to each
-        other, at the issuer too.
+        The caller may be inside of a trace. In its context, all rotations would be part of that trace, and so be
+        linked to each other, at the issuer too.
         """
         task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._running.add(task)
@@ -33,7 +36,7 @@ class Tasks:
         return task
 
     async def run(self, work: Coroutine[Any, Any, _T], ended: Exception) -> _T:
-        """Runs work in such a task, which is cancelled with its caller.
+        """Runs work in a task of its own, which is cancelled with its caller.
 
         Args:
             work: What to do.
@@ -50,10 +53,32 @@ class Tasks:
         raise ended
 
     async def end(self, patience: float) -> None:
-        """Cancels all, and waits for them no longer than so many seconds."""
+        """Cancels all tasks, and waits for them no longer than so many seconds."""
         self.ended = True
         running = set(self._running)
         for task in running:
             task.cancel()
         if running:
             await asyncio.wait(running, timeout=patience)
+
+
+async def result_in(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, _T], stopped: Exception) -> _T:
+    """Runs a coroutine in another event loop and returns its result.
+
+    Args:
+        loop: The event loop.
+        work: What to do.
+        stopped: What is raised if the event loop stops before the work is done.
+    """
+    result = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+    stood_still = False
+    try:
+        while not (await asyncio.wait({result}, timeout=_POLL))[0]:
+            # Once is not enough: a loop also stands still between two calls of `run_until_complete`.
+            if stood_still and not loop.is_running():
+                raise stopped
+            stood_still = not loop.is_running()
+        return await result
+    finally:
+        if not loop.is_closed():
+            result.cancel()

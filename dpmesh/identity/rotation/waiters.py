@@ -1,4 +1,4 @@
-"""Waiters: tasks of any event loop that wait for the same thing, woken together from any thread."""
+"""Waiters: tasks of any event loop that wait for one event, woken together from any thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 class Waiters:
-    """Who waits. Each waits for the next wake() only."""
+    """The tasks that wait for the next wake()."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -28,16 +28,14 @@ class Waiters:
                 self._futures.discard(future)
 
     def wake(self) -> None:
-        """Wakes all who wait now."""
+        """Wakes all tasks that wait now."""
         with self._lock:
             futures, self._futures = self._futures, set()
         for future in futures:
-            with contextlib.suppress(
-                RuntimeError
-            ):  # Its event loop is closed, and nobody waits there any more.
-                future.get_loop().call_soon_threadsafe(_settle, future)
+            with contextlib.suppress(RuntimeError):  # Its event loop is closed, so its task is gone.
+                future.get_loop().call_soon_threadsafe(_finish, future)
 
 
-def _settle(future: asyncio.Future[None]) -> None:
+def _finish(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from typing_extensions import override
 
 from dpmesh.errors import IdentityError
-from dpmesh.identity.identity import Identity
+from dpmesh.identity.identity import Identity, Source
 
-# Seconds: between two readings that must agree, and until files that never fit each other are given up. Who writes
-# three files one after the other takes less.
+# Seconds: between two readings that must agree, and until `fetch` gives up on files that never fit each other. Writing
+# three files takes less.
 _PAUSE = 0.05
 _PATIENCE = 2.0
 # Bytes. Larger than any bundle of roots, and read once a second.
@@ -26,11 +27,11 @@ _LARGEST = 1 << 20
 _Read = tuple[bytes, bytes, bytes]
 
 
-class FileSource:
+class FileSource(Source):
     """A certificate chain, its key and the trust bundle, each in a PEM file.
 
-    The files are taken only together: when two readings agree, the key is the leaf's, and the chain leads to a root
-    of the bundle. Otherwise somebody is writing them, and they are read again for up to two seconds.
+    The files are accepted only together: two readings agree, the key is the leaf's, and the chain leads to a root of
+    the bundle. Otherwise they are just being written, and are read again for up to two seconds.
 
     Args:
         certificates: Path of the chain, leaf first (cert-manager: tls.crt).
@@ -55,12 +56,13 @@ class FileSource:
         self._clock = clock
         self._last: tuple[_Read, Identity] | None = None
 
+    @override
     async def fetch(self) -> Identity:
-        """The identity that the files hold. The same object for as long as they don't change.
+        """Returns the identity in the files: one object for as long as they don't change.
 
         Raises:
             IdentityError: ISSUER_UNAVAILABLE: a file can't be read. MALFORMED, UNTRUSTED: they don't fit each other.
-                EXPIRED: what they hold is over.
+                EXPIRED: the certificate has expired.
         """
         end = time.monotonic() + _PATIENCE
         while True:
@@ -71,8 +73,8 @@ class FileSource:
                     raise
             await asyncio.sleep(_PAUSE)
 
+    @override
     async def close(self) -> None:
-        """Forgets what was read."""
         self._last = None
 
     async def _try(self) -> Identity:
@@ -82,10 +84,10 @@ class FileSource:
         await asyncio.sleep(_PAUSE)
         if await asyncio.to_thread(self._read) != read:
             raise IdentityError("MALFORMED", "the identity's files are just being written")
-        found = Identity.load(*read, self._clock())
-        _check_path(found)
-        self._last = read, found
-        return found
+        identity = Identity.load(*read, self._clock())
+        _check_path(identity)
+        self._last = read, identity
+        return identity
 
     def _read(self) -> _Read:
         return (
@@ -96,11 +98,11 @@ class FileSource:
 
 
 def _content(path: Path, what: str) -> bytes:
-    """A regular file's bytes. Anything else could make a reader wait for ever."""
+    """The bytes of a regular file. A pipe or a device could make the reader wait for ever."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-            content = file.read(_LARGEST + 1) if regular else b""
+            is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            content = file.read(_LARGEST + 1) if is_regular else b""
     except OSError as error:
         kind = type(error).__name__
     else:
@@ -110,13 +112,13 @@ def _content(path: Path, what: str) -> bytes:
     raise IdentityError("ISSUER_UNAVAILABLE", f"the identity's {what} can't be read ({kind})")
 
 
-def _check_path(found: Identity) -> None:
-    """Checks that each certificate of the chain is issued by the next one, and the last one by a root.
+def _check_path(identity: Identity) -> None:
+    """Checks that the next certificate of the chain issued each one, and that a root issued the last one.
 
-    In SPIFFE one bundle checks all of a trust domain, the own certificates included (X509-SVID, section 5.2).
+    In SPIFFE one bundle checks all certificates of a trust domain, one's own too (X509-SVID, section 5.2).
     """
-    chain = x509.load_pem_x509_certificates(found.certificates)
-    roots = x509.load_pem_x509_certificates(found.trust_bundle)
+    chain = x509.load_pem_x509_certificates(identity.certificates)
+    roots = x509.load_pem_x509_certificates(identity.trust_bundle)
     steps = all(_issued(child, parent) for child, parent in itertools.pairwise(chain))
     if not (steps and any(chain[-1] == root or _issued(chain[-1], root) for root in roots)):
         raise IdentityError("UNTRUSTED", "the certificate chain does not lead to a root of the trust bundle")

@@ -15,16 +15,17 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from typing_extensions import override
 
 from dpmesh import extras
 from dpmesh.errors import ConfigError, IdentityError
-from dpmesh.identity.identity import Identity
+from dpmesh.identity.identity import Identity, Source
 
 if TYPE_CHECKING:
     from spiffe.workloadapi.x509_context import X509Context
 
 # All in seconds.
-ANSWER = 8.0  # what an agent has for its first answer on a connection; RotatingIdentity waits for 10
+ANSWER = 8.0  # for an agent's first answer on a connection; RotatingIdentity waits for 10
 SHORTEST, LONGEST = 0.1, 5.0  # between two connections
 HOUR = 3600.0
 CLOSING = 5.0
@@ -33,7 +34,7 @@ _logger = logging.getLogger("dpmesh")
 
 
 class _Failure(NamedTuple):
-    """What an IdentityError is made of. Nothing that the agent or the package `spiffe` said is in the text."""
+    """The parts of an IdentityError. The text quotes neither the agent nor the package `spiffe`."""
 
     reason: str
     text: str
@@ -51,24 +52,23 @@ _UNUSABLE = "what the SPIFFE Workload API gave is no usable X.509-SVID with its 
 _Inbox = queue.SimpleQueue["X509Context | _Failure | None"]
 
 
-class WorkloadSource:
-    """The default X.509-SVID of this process, as its agent has it (SPIFFE Workload API, sections 5.2 and 5.3).
+class WorkloadSource(Source):
+    """The default X.509-SVID that an agent gives this process (SPIFFE Workload API, sections 5.2 and 5.3).
 
-    The agent decides when there is a new one, and pushes it. A thread follows it, and comes back by itself after any
-    failure; until then `fetch` gives the last good identity, for as long as its certificate lives. That holds for an
-    agent that begins to refuse, too. Peers are checked by the roots of the identity's own trust domain: those of
-    federated ones are not trusted.
+    The agent decides when there is a new identity, and pushes it. A thread follows the agent, and reconnects after any
+    failure or refusal. Until then `fetch` returns the last good identity, for as long as its certificate lives. Peers
+    are checked by the roots of the identity's own trust domain; federated trust domains are not trusted.
 
-    What rotates is the key. An agent's SVIDs have one SPIFFE ID, and SPIRE's one subject, for as long as their entry
-    exists: peers recognise the workload. A server's SVID needs a DNS name too (`spire-server entry create -dns`),
-    because gRPC for Python looks for no other name; a client's does not.
+    Only the key rotates. All SVIDs of a workload have one SPIFFE ID, and SPIRE's have one subject, for as long as their
+    entry exists: peers recognise the workload. A server's SVID also needs a DNS name (`spire-server entry create
+    -dns`), because gRPC for Python checks no other name; a client's does not.
 
-    It belongs to the event loop of its first `fetch`, and runs until it is closed. In a forked child there is nothing
-    to be had from it: an agent may know the child as somebody else.
+    The source belongs to the event loop of its first `fetch`, and runs until it is closed. It gives a forked child no
+    identity: an agent may know the child under another name.
 
     Args:
-        address: The agent's socket, such as "unix:///run/spire/agent/public/api.sock"; what SPIFFE_ENDPOINT_SOCKET
-            says by default.
+        address: The agent's socket, such as "unix:///run/spire/agent/public/api.sock"; SPIFFE_ENDPOINT_SOCKET by
+            default.
         clock: Seconds since 1970.
 
     Raises:
@@ -88,12 +88,13 @@ class WorkloadSource:
         self._identity: Identity | None = None
         self._failure = _SILENT
 
+    @override
     async def fetch(self) -> Identity:
-        """The identity in force; waits only while the agent has not answered yet, and not for long.
+        """Returns the identity in force. Waits for a few seconds at most, and only for the agent's first answer.
 
         Raises:
-            IdentityError: There is none. ISSUER_UNAVAILABLE: the agent is not there, does not answer, refuses, or
-                let the last certificate end; MALFORMED or EXPIRED: what it gives is not usable.
+            IdentityError: ISSUER_UNAVAILABLE: the agent is not there, does not answer, refuses, or let the last
+                certificate expire. MALFORMED or EXPIRED: the agent's answer is not usable.
         """
         if self._process != os.getpid():
             raise IdentityError(*_CLOSED)
@@ -107,6 +108,7 @@ class WorkloadSource:
             return identity
         raise IdentityError(*self._failure)
 
+    @override
     async def close(self) -> None:
         """Ends the thread and its connection, and forgets the identity; waiting calls of `fetch` fail."""
         self._closed = True
@@ -146,10 +148,10 @@ class WorkloadSource:
 
 
 class _Follower(threading.Thread):
-    """Follows the agent on one connection after the other. All that may block happens here, off the event loop.
+    """Follows the agent on one connection after the other, off the event loop: every call here may block.
 
-    The package's X509Source would do this too, but blocks while it is made and ends for good on some failures. So does
-    its own reconnection; hence every stream here has a client of its own, and ends with it.
+    The package's X509Source is not used: it blocks while it is made, and ends for good on some failures. So does the
+    package's own reconnection; hence every stream here has a client of its own, and ends with it.
     """
 
     def __init__(
@@ -168,14 +170,14 @@ class _Follower(threading.Thread):
         self._inbox: _Inbox = queue.SimpleQueue()
 
     def stop(self) -> None:
-        """Asks the thread to end; does not wait."""
+        """Tells the thread to end, without waiting for it."""
         self._stopped.set()
         self._inbox.put(None)
 
     def run(self) -> None:
         """Connects again and again, with growing pauses while connections don't last."""
         pause = SHORTEST
-        with suppress(RuntimeError):  # the event loop is closed: there is nobody left to tell
+        with suppress(RuntimeError):  # the event loop is closed
             while not self._stopped.is_set():
                 began = time.monotonic()
                 failure = self._attempt()
@@ -190,14 +192,14 @@ class _Follower(threading.Thread):
         try:
             return self._connect()
         except Exception:
-            # None is expected, and its text could quote a name. The thread lives on; another attempt may do better.
+            # No exception is expected, and its text could quote a name. The thread goes on with another attempt.
             return _BROKEN
 
     def _connect(self) -> _Failure | None:
         """Opens a stream and follows it to its end.
 
         Returns:
-            Why there is nothing (more) to be had from it, or None if that is not the agent's fault.
+            Why the stream gave no identity, or ended; None if that was not the agent's fault.
         """
         from spiffe import WorkloadApiClient
         from spiffe.errors import PySpiffeError
@@ -212,7 +214,7 @@ class _Follower(threading.Thread):
         with client:
             stream = client.stream_x509_contexts(
                 inbox.put,
-                # It gets an error made of a text; what really happened is the exception being handled.
+                # The argument has only a text; the cause is the exception that is being handled.
                 lambda _: inbox.put(_why(sys.exception())),
                 retry_connect=False,
             )
@@ -236,7 +238,7 @@ class _Follower(threading.Thread):
             except IdentityError as error:
                 return _Failure(error.reason, _UNUSABLE)
             self._tell(identity)
-            # A stream may fall silent without ending. So ask again before the certificate is over.
+            # A stream may fall silent without ending. So connect again before the certificate expires.
             left = identity.not_after - self._clock()
             patience, silence = min(max(left / 2, LONGEST), HOUR), None
 
@@ -260,7 +262,11 @@ def _endpoint(address: str | None) -> str:
 
 
 def _why(cause: BaseException | None) -> _Failure:
-    """Why a stream ended, by the exception that ended it; None if the agent ended it in good order."""
+    """Why a stream ended.
+
+    Args:
+        cause: The exception that ended it; None if the agent ended it without an error.
+    """
     from spiffe.errors import PySpiffeError
 
     if isinstance(cause, PySpiffeError):
@@ -278,7 +284,7 @@ def _read(context: X509Context, now: float) -> Identity:
     return Identity.load(
         certificates=b"".join(each.public_bytes(Encoding.PEM) for each in svid.cert_chain),
         key=svid.private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-        # A set: in one order, so that the same roots are the same bytes.
+        # The roots are a set. Sorted, equal sets are equal bytes.
         trust_bundle=b"".join(sorted(each.public_bytes(Encoding.PEM) for each in roots)),
         now=now,
     )

@@ -1,1 +1,1 @@
-"""Anonymous tokens: blind signatures, their wire format, the wallet and the verifier."""
+"""Anonymous tokens: blind signatures, the wire format, the issuer's keys, the wallet, the verifier and tickets."""

@@ -1,12 +1,12 @@
-"""Blind RSA signatures (RFC 9474): the signer signs what it can't read, and can't tell later which one it was.
+"""Blind RSA signatures (RFC 9474): the signer can neither read what it signs nor recognise the signature later.
 
-Four variants, all with SHA-384 and MGF1 with SHA-384. The client prepares and blinds a message, the signer signs the
-blinded message, the client finalizes the answer into an ordinary RSASSA-PSS signature (RFC 8017, section 8.1), and
-anybody verifies that.
+There are four variants, all with SHA-384 and MGF1 with SHA-384. The client prepares and blinds a message, the signer
+signs the blinded message, the client finalizes the answer into an ordinary RSASSA-PSS signature (RFC 8017, section
+8.1), and anybody can verify that.
 
-`cryptography` has no bare RSA operation, so the signer's arithmetic is Python's, which does not take constant time.
-Each operation therefore works on a freshly blinded base with freshly blinded exponents: how long it takes does not
-depend on what was sent, and averages over many do not show the key.
+`cryptography` has no bare RSA operation, so the signer computes with Python's integers, not in constant time. Therefore
+each operation has a freshly blinded base and freshly blinded exponents: its time does not depend on the input, and
+averages over many operations do not reveal the key.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _EXPONENT_BLIND_BITS = 64
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One of the four (RFC 9474, section 5).
+    """One of the four variants (RFC 9474, section 5).
 
     Attributes:
-        name: As the RFC calls it.
-        salt_bytes: How long the salt of EMSA-PSS is: 48 or 0.
-        randomized: A random prefix goes before the message, so that a signer with a malicious key learns nothing about
-            a message that can be guessed. Without it the message itself must be unguessable.
+        name: The RFC's name.
+        salt_bytes: The length of the salt of EMSA-PSS: 48 or 0.
+        randomized: The message gets a random prefix, so that a signer with a malicious key learns nothing about a
+            message that can be guessed. Without it the message itself must be unguessable.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Blinded:
 
     Attributes:
         message: What the signer gets; as long as the modulus.
-        inverse: What turns its answer into the signature. Whoever has it can link the two: it stays with the client.
+        inverse: Turns the signer's answer into the signature. It links the two, so only the client may have it.
     """
 
     message: bytes
@@ -91,10 +91,10 @@ def blind(
         key: The signer's.
         prepared: What `prepare` gave.
         salt: As long as the variant's, instead of random bytes: for test vectors only.
-        factor: The blinding factor r, likewise.
+        factor: The blinding factor r, instead of a random one: for test vectors only.
 
     Raises:
-        IdentityError: UNTRUSTED: the message and the modulus share a factor, so the key is none.
+        IdentityError: UNTRUSTED: the message and the modulus share a factor, so the key is not an RSA key.
     """
     n = key.public_numbers().n
     salt = secrets.token_bytes(variant.salt_bytes) if salt is None else salt

@@ -4,25 +4,23 @@ Privacy Pass (RFC 9576, RFC 9577, RFC 9578), token type 0x0002: blind RSA signat
 
 - The device makes a nonce for each token, blinds it, and has the issuer sign it (`TokenRequestState`, `Wallet`).
 - The issuer knows the device, counts its tokens, and signs what it can't read (`TokenKeys`).
-- The service sees the token, checks the signature and that it comes for the first time (`Verifier`), and gives the
-  channel a ticket for the RPCs to come (`Tickets`). It knows nothing of who asked for the token.
+- The service checks the token's signature and that it is new (`Verifier`), and gives the channel a ticket for its other
+  RPCs (`Tickets`). It does not know which device asked for the token.
 
-Why issuer and service together can't link the two: for each blinded message that the issuer saw and each token that
-the service sees there is exactly one blinding factor that leads from one to the other, and devices draw it uniformly.
-So whatever the two compare, every token of an epoch fits every request of that epoch, also for an adversary of
-unlimited power. This holds as long as
+Issuer and service can't link a token to a request, even together. For each blinded message that the issuer saw and each
+token that the service sees, exactly one blinding factor leads from one to the other, and devices draw it uniformly. So
+every token of an epoch fits every request of that epoch, even for an adversary of unlimited power. This holds if
 
-- a nonce goes to the service alone and a blinded message to the issuer alone, each once: a token that was shown on one
-  channel must not be shown on another, which would tie the two together;
-- blinding factors stay in the memory of one process: hence no files, and nothing for a forked child;
-- all devices use the same key and the same challenge at a time. A key for one device would mark its tokens; devices
-  that want to be sure compare the keys they are given with what others see;
-- times, addresses, counts and the rest of the channel do not give away what the token hides. The wallet asks in batches
-  of one size and waits at random before it does; the rest is the network's.
+- only the service sees a nonce and only the issuer sees a blinded message, each once. A token that was shown on one
+  channel must not be shown on another, which would link the two;
+- blinding factors stay in the memory of one process: they are in no file, and a forked child forgets them;
+- all devices use one key and one challenge at a time. A key for one device would mark its tokens; devices that want to
+  be sure compare the keys they get with those that others get;
+- times, addresses, counts and the rest of the channel do not reveal what the token hides. The wallet asks in batches of
+  one size, after a random wait; the rest is up to the network.
 """
 
-from dpmesh.identity.tokens.tickets import Tickets
-from dpmesh.identity.tokens.token_format import (
+from dpmesh.identity.tokens.format import (
     PublishedKey,
     Token,
     TokenChallenge,
@@ -31,7 +29,8 @@ from dpmesh.identity.tokens.token_format import (
     from_credentials,
     to_credentials,
 )
-from dpmesh.identity.tokens.token_keys import TokenKeys
+from dpmesh.identity.tokens.keys import TokenKeys
+from dpmesh.identity.tokens.tickets import Tickets
 from dpmesh.identity.tokens.verifier import Verifier, published_by
 from dpmesh.identity.tokens.wallet import HeldToken, TokenRequestState, Wallet, choose_key
 

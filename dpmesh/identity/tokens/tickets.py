@@ -1,4 +1,4 @@
-"""Tickets: one redeemed token admits all RPCs of its channel, and of no other."""
+"""Tickets: a channel that redeems a token gets a ticket, which admits all RPCs of this channel and of no other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Final
 from dpmesh.errors import ConfigError, IdentityError
 
 LIFE: Final = 3600.0
-"""Seconds that a ticket admits; longer than most identities live."""
+"""Seconds for which a ticket is valid; longer than most identities live."""
 
 _NONCE_BYTES: Final = 16
 _BODY_BYTES: Final = _NONCE_BYTES + 8 + 4
@@ -24,15 +24,15 @@ _CHARACTERS: Final = (_BODY_BYTES + _MAC_BYTES) // 3 * 4  # 60 bytes: no padding
 
 
 class Tickets:
-    """Issues and checks tickets: a nonce, when it ends, how long it was to live, and a MAC over that and its holder.
+    """Issues and checks tickets. A ticket is a nonce, its end, its life, and a MAC over these and its holder.
 
-    A ticket is made for the certificate of the channel that redeemed the token, and admits under no other. Where peers
-    show no certificate, whoever has the ticket can use it, and it is as secret as the connection.
+    The holder is the certificate of the channel that redeemed the token; the ticket is not valid under any other. If
+    peers show no certificate, anybody who has the ticket can use it, and it is as secret as the connection.
 
     Args:
-        secret: 32 bytes that all replicas of the service have, and nobody else: the ledger's.
-        service: SHA-256 of the challenge that the tokens are for: another service's tickets admit here to nothing.
-        life: Seconds that a ticket admits.
+        secret: 32 bytes that only the replicas of the service have: the ledger's secret.
+        service: SHA-256 of the challenge of the tokens. The tickets of another service are not valid here.
+        life: Seconds for which a ticket is valid.
         clock: Seconds since 1970.
 
     Raises:
@@ -54,10 +54,10 @@ class Tickets:
         self._clock = clock
 
     def issue(self, holder: bytes) -> str:
-        """A ticket for whoever has just redeemed a token.
+        """Makes a ticket for a peer that has just redeemed a token.
 
         Args:
-            holder: SHA-256 of the peer's certificate, or b"" where there is none.
+            holder: SHA-256 of the peer's certificate, or b"" if it shows none.
         """
         ends = math.floor(self._clock()) + self._life
         body = secrets.token_bytes(_NONCE_BYTES) + ends.to_bytes(8) + self._life.to_bytes(4)
@@ -67,7 +67,7 @@ class Tickets:
         """Checks a ticket.
 
         Raises:
-            IdentityError: TOKEN_INVALID: it is none of this service, of another holder, or over.
+            IdentityError: TOKEN_INVALID: it is not a ticket of this service, has another holder, or has expired.
         """
         data = _decoded(ticket)
         body, mac = data[:_BODY_BYTES], data[_BODY_BYTES:]
@@ -83,10 +83,10 @@ class Tickets:
 
 
 def ticket_life(ticket: str) -> float:
-    """How many seconds a ticket lives from when it is issued; its end is by the server's clock.
+    """The life of a ticket, in seconds from its issue. Its end is by the server's clock, so a client can't use that.
 
     Raises:
-        IdentityError: MALFORMED: it is none.
+        IdentityError: MALFORMED: it is not a ticket.
     """
     try:
         return float(int.from_bytes(_decoded(ticket)[_NONCE_BYTES + 8 : _BODY_BYTES]))

@@ -1,4 +1,4 @@
-"""Verifier: the service's side of anonymous tokens. It takes each valid token once, wherever it is shown."""
+"""Verifier: the service's side of anonymous tokens. It accepts each valid token once, wherever it is shown."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from dpmesh.errors import IdentityError
 from dpmesh.identity.tokens import blind_rsa
-from dpmesh.identity.tokens.token_format import VARIANT, PublishedKey, Token, TokenChallenge, decode_key
-from dpmesh.identity.tokens.token_keys import TokenKeys
+from dpmesh.identity.tokens.format import VARIANT, PublishedKey, Token, TokenChallenge, decode_key
+from dpmesh.identity.tokens.keys import TokenKeys
 from dpmesh.ledger import Ledger
 
 SKEW: Final = 300.0
-"""Seconds that a device's clock may be ahead of the service's: its key may have begun already."""
+"""Seconds that a device's clock may be ahead of the service's: its epoch may have begun already."""
 
-# Seconds between two requests for the issuer's keys. Tokens under made-up keys must not cause a flood of them.
-_AGAIN: Final = 60.0
-_RETRY: Final = 5.0
-# Seconds after which keys that are known are asked for again, since the issuer may have taken one back; and for how
-# long they are taken while it does not answer.
-_STALE: Final = 300.0
+# Seconds between two requests for the issuer's keys. Tokens with made-up key ids must not cause a flood of requests.
+_UNKNOWN_AGAIN: Final = 60.0
+_FAILED_AGAIN: Final = 5.0
+# Seconds after which known keys are fetched again, since the issuer may have withdrawn one; and for how long known keys
+# are trusted while the issuer does not answer.
+_KNOWN_AGAIN: Final = 300.0
 _TRUSTED: Final = 3600.0
 
 log = logging.getLogger("dpmesh")
 
 Fetch = Callable[[], Awaitable[Iterable[PublishedKey]]]
-"""Asks the issuer for its keys. Raises IdentityError where it doesn't answer."""
+"""Asks the issuer for its keys. Raises IdentityError if it does not answer."""
 
 
-class _Key(NamedTuple):
+class _TrustedKey(NamedTuple):
     public: rsa.RSAPublicKey
     not_before: float
     not_after: float
@@ -44,18 +44,18 @@ class _Key(NamedTuple):
 class Verifier:
     """Checks tokens: type, challenge, key, signature, and that the ledger has not seen them.
 
-    Services that take each other's tokens share the ledger; it alone says what is spent.
+    Services that accept each other's tokens share the ledger, which alone decides what is spent.
 
     Args:
         challenge: What the tokens must be for.
-        fetch: Asks the issuer for its keys: when a token comes under one that is not known, and every five minutes
-            for one that it may have taken back. Where it does not answer, known keys are taken for an hour.
-        ledger: Where spent tokens are kept; open.
+        fetch: Asks the issuer for its keys: when a token has an unknown key, and every five minutes, because the
+            issuer may have withdrawn a key. If the issuer does not answer, known keys are trusted for an hour.
+        ledger: Where spent tokens are recorded; open.
         clock: Seconds since 1970.
 
     Attributes:
-        challenge: See above.
-        ledger: See above.
+        challenge: What the tokens must be for.
+        ledger: Where spent tokens are recorded.
     """
 
     def __init__(
@@ -70,18 +70,18 @@ class Verifier:
         self.ledger = ledger
         self._fetch = fetch
         self._clock = clock
-        self._keys: dict[bytes, _Key] = {}
-        # On the monotonic clock: when unknown and when known keys may be asked for again, and are taken no more.
-        self._due = self._stale = self._trusted = 0.0
+        self._keys: dict[bytes, _TrustedKey] = {}
+        # In monotonic seconds: when to fetch unknown keys, when to fetch known keys, and until when those are trusted.
+        self._unknown_due = self._known_due = self._trusted_until = 0.0
         self._failed = False
-        self._asking: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def redeem(self, token: Token) -> None:
-        """Takes a token, or refuses it. What was taken, or may have been, is spent.
+        """Accepts a token and spends it, or refuses it.
 
         Raises:
-            IdentityError: TOKEN_INVALID, TOKEN_SPENT, or ISSUER_UNAVAILABLE: its key can't be known now.
-            LedgerError: It can't be known whether the token is spent.
+            IdentityError: TOKEN_INVALID, TOKEN_SPENT, or ISSUER_UNAVAILABLE: the token's key can't be fetched now.
+            LedgerError: The ledger can't tell whether the token was spent. It may be spent now.
         """
         if token.challenge_digest != self.challenge.digest:
             raise IdentityError("TOKEN_INVALID", "the token is for another service or issuer")
@@ -90,59 +90,65 @@ class Verifier:
             raise IdentityError("TOKEN_INVALID", "the token's epoch is over, or has not begun")
         if not blind_rsa.verify(VARIANT, key.public, token.signed, token.authenticator):
             raise IdentityError("TOKEN_INVALID", "the token is not signed by the issuer")
-        # Only what the issuer signed: nobody else can fill the ledger.
-        if not await self.ledger.spend_once(_name(token), key.not_after):
+        # Last, so that only tokens that the issuer signed fill the ledger.
+        if not await self.ledger.redeem_once(_name(token), key.not_after):
             raise IdentityError("TOKEN_SPENT", "the token was redeemed before")
 
-    async def _key(self, key_id: bytes) -> _Key:
+    async def _key(self, key_id: bytes) -> _TrustedKey:
         now = time.monotonic()
-        known = key_id in self._keys and (not self._failed or now < self._trusted)
-        if now >= (self._stale if known else self._due):
-            asking = self._ask()
+        known = key_id in self._keys and (not self._failed or now < self._trusted_until)
+        if now >= (self._known_due if known else self._unknown_due):
+            refreshing = self._refresh()
             if not known:
-                # Shielded: who cancels an RPC must not end what all others wait for, and so have it begun anew.
-                await asyncio.shield(asking)
+                # Shielded: a cancelled RPC must not cancel the request that other RPCs wait for.
+                await asyncio.shield(refreshing)
         key = self._keys.get(key_id)
-        if key is not None and (not self._failed or time.monotonic() < self._trusted):
+        if key is not None and (not self._failed or time.monotonic() < self._trusted_until):
             return key
         if self._failed:
             raise IdentityError("ISSUER_UNAVAILABLE", "the issuer's token keys can't be had now")
         raise IdentityError("TOKEN_INVALID", "the token's key is not one of the issuer's")
 
-    def _ask(self) -> asyncio.Task[None]:
-        """The request for the issuer's keys that is under way; one for all."""
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.get_running_loop().create_task(
-                self._refresh(), context=contextvars.Context()
+    def _refresh(self) -> asyncio.Task[None]:
+        """The request for the issuer's keys that is under way, or else a new one."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.get_running_loop().create_task(
+                self._fetch_keys(), context=contextvars.Context()
             )
-        return self._asking
+        return self._refreshing
 
-    async def _refresh(self) -> None:
+    async def _fetch_keys(self) -> None:
         try:
-            keys = {key.key_id: _Key(decode_key(key[0]), key[1], key[2]) for key in await self._fetch()}
-        except Exception as error:  # Whatever it is, its text stays here.
+            keys = {
+                key.key_id: _TrustedKey(decode_key(key[0]), key[1], key[2]) for key in await self._fetch()
+            }
+        except Exception as error:  # Its text could quote anything.
             if not isinstance(error, IdentityError):
                 log.error("asking for token keys failed with %s", type(error).__name__)  # noqa: TRY400
             self._failed = True
-            self._due = self._stale = time.monotonic() + _RETRY
+            self._unknown_due = self._known_due = time.monotonic() + _FAILED_AGAIN
         else:
-            # All that the issuer publishes and nothing else: a key that it took back is not taken any more.
+            # Replaced as a whole: a key that the issuer has withdrawn is not accepted any more.
             self._keys = keys
             self._failed = False
             now = time.monotonic()
-            self._due, self._stale, self._trusted = now + _AGAIN, now + _STALE, now + _TRUSTED
+            self._unknown_due, self._known_due, self._trusted_until = (
+                now + _UNKNOWN_AGAIN,
+                now + _KNOWN_AGAIN,
+                now + _TRUSTED,
+            )
 
 
 def published_by(keys: TokenKeys, clock: Callable[[], float] = time.time) -> Fetch:
-    """What gives a verifier the keys of an issuer in the same process, or of its file."""
+    """Returns a `Fetch` for the keys of an issuer in this process, or of its file."""
 
     async def fetch() -> Iterable[PublishedKey]:
-        # A new key takes its time to make.
+        # In a thread, because making a new key takes long.
         return await asyncio.to_thread(lambda: keys.published(clock()))
 
     return fetch
 
 
 def _name(token: Token) -> bytes:
-    """The name under which a token is spent: of what is signed, for a signature could have another form."""
+    """The name under which a token is spent. The signature is not part of it, because it could have another form."""
     return hashlib.sha256(b"dpmesh token\0" + token.signed).digest()

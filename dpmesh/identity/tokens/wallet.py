@@ -1,21 +1,36 @@
-"""Wallet: the device's side of anonymous tokens. It asks for them in batches, and hands each out once."""
+"""Wallet: the device's side of anonymous tokens. It asks the issuer for batches, and hands each token out once.
+
+How it works. A wallet is in one of these states; at most one refill is under way at a time:
+
+    IDLE     enough tokens, no refill under way
+    WAITING  a refill waits for a random time, so that the issuer can't tell when a token was spent
+    ASKING   the issuer is asked for a batch
+
+    from     event                                   to
+    IDLE     `take` leaves fewer tokens than `low`   WAITING
+    IDLE     `take` finds no token                   ASKING; `take` waits for the answer
+    WAITING  the random time ends                    ASKING
+    WAITING  `take` finds no token                   ASKING; `take` waits for the answer
+    ASKING   the issuer answers                      IDLE, with a batch more
+    ASKING   the issuer fails                        IDLE; calls of `take` that wait raise
+    any      `close`, or a fork (in the child)       IDLE, without tokens
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import os
 import secrets
 import time
-import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from dpmesh import forks
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.tokens import blind_rsa
-from dpmesh.identity.tokens.token_format import (
+from dpmesh.identity.tokens.format import (
     NONCE_BYTES,
     VARIANT,
     PublishedKey,
@@ -27,9 +42,9 @@ from dpmesh.identity.tokens.token_format import (
 _log = logging.getLogger("dpmesh")
 
 BATCH = 16
-"""Tokens that are asked for at once; the same for all devices, or the number would tell them apart."""
+"""Tokens in a batch. It is one number for all devices, or it would tell them apart."""
 SPREAD = 60.0
-"""The longest that a refill waits, in seconds, so that its time does not tell when a token was spent."""
+"""The longest wait before a refill, in seconds. The time of the refill must not tell when a token was spent."""
 _RANDOM = secrets.SystemRandom()
 
 
@@ -38,8 +53,8 @@ class HeldToken(NamedTuple):
 
     Attributes:
         token: The token.
-        not_before: When it begins to be taken, in seconds since 1970.
-        not_after: When it ceases to be.
+        not_before: When it begins to be valid, in seconds since 1970.
+        not_after: When it expires, in seconds since 1970.
     """
 
     token: Token
@@ -48,26 +63,26 @@ class HeldToken(NamedTuple):
 
 
 Refill = Callable[[int], Awaitable[Iterable[HeldToken]]]
-"""Asks the issuer for so many tokens. Raises IdentityError where there are none to be had."""
+"""Asks the issuer for so many tokens. Raises IdentityError if the issuer gives none."""
 
 
 class TokenRequestState:
-    """One batch: nonces and blinding factors, from the request until the answer. Of use once.
+    """One batch: its nonces and blinding factors, from the request until the answer. It can be used once.
 
-    The nonces are for the service alone and the blinded messages for the issuer alone: whoever sees one of each for
-    the same token, or the blinding factors, can link the device to what it does.
+    Only the service may see the nonces, and only the issuer the blinded messages. Anybody who sees both for one token,
+    or the blinding factors, can link the device to what it does.
 
     Args:
         key: The issuer's key.
         challenge: What the tokens are for.
-        count: How many.
+        count: How many tokens.
 
     Attributes:
         truncated_key_id: Names the key to the issuer.
         blinded_messages: What the issuer signs, 256 bytes each.
 
     Raises:
-        IdentityError: MALFORMED or UNTRUSTED: the key is none.
+        IdentityError: MALFORMED or UNTRUSTED: the key is not usable.
     """
 
     def __init__(self, key: PublishedKey, challenge: TokenChallenge, count: int) -> None:
@@ -80,17 +95,17 @@ class TokenRequestState:
         self._inverses = [each.inverse for each in blinded]
         self.truncated_key_id = key.truncated_key_id
         self.blinded_messages = [each.message for each in blinded]
-        _STATES.add(self)
+        forks.register(self)
 
     def finalize(self, blind_signatures: Sequence[bytes]) -> list[HeldToken]:
-        """Turns the issuer's answer into tokens, each of them verified.
+        """Turns the issuer's answer into verified tokens.
 
         Args:
             blind_signatures: In the order of the blinded messages.
 
         Raises:
-            IdentityError: MALFORMED or TOKEN_INVALID: the answer is not what was asked for. None of it is used, and the
-                batch is over.
+            IdentityError: MALFORMED or TOKEN_INVALID: the answer does not fit the request. No token of the batch can be
+                used.
         """
         unsigned, inverses = self._unsigned, self._inverses
         self._unsigned, self._inverses = [], []
@@ -103,25 +118,25 @@ class TokenRequestState:
             for token, blind_signature, inverse in zip(unsigned, blind_signatures, inverses, strict=True)
         ]
 
-    def forked(self) -> None:
-        """In a forked child: the batch is the parent's."""
+    def after_fork_in_child(self) -> None:
+        """Forgets the batch, which is the parent's."""
         self._unsigned, self._inverses = [], []
 
     def _signed(self, token: Token, blind_signature: bytes, inverse: int) -> HeldToken:
         signature = blind_rsa.finalize(VARIANT, self._public, token.signed, blind_signature, inverse)
-        whole = Token(token.nonce, token.challenge_digest, token.key_id, signature)
-        return HeldToken(whole, self._key.not_before, self._key.not_after)
+        signed = Token(token.nonce, token.challenge_digest, token.key_id, signature)
+        return HeldToken(signed, self._key.not_before, self._key.not_after)
 
 
 def choose_key(keys: Iterable[PublishedKey], now: float) -> PublishedKey:
-    """The key of the epoch that is now: of those in force, the one that began last.
+    """The key of the current epoch: the newest of the keys in force.
 
     Args:
-        keys: What the issuer publishes.
+        keys: The keys that the issuer publishes.
         now: Seconds since 1970.
 
     Raises:
-        IdentityError: ISSUER_UNAVAILABLE: none is in force.
+        IdentityError: ISSUER_UNAVAILABLE: no key is in force.
     """
     in_force = [key for key in keys if key.not_before <= now < key.not_after]
     if not in_force:
@@ -130,16 +145,16 @@ def choose_key(keys: Iterable[PublishedKey], now: float) -> PublishedKey:
 
 
 class Wallet:
-    """Tokens in memory, each handed out once. It belongs to one event loop, and a forked child finds it empty.
+    """Tokens in memory, each handed out once. A wallet belongs to one event loop, and is empty in a forked child.
 
-    It is filled before it is empty, in batches of one size and after a random wait, so that neither the number nor the
-    time of what the issuer sees tells which tokens the service sees. A wallet that ran empty cannot wait.
+    It is refilled before it is empty, in batches of one size and after a random wait. So neither the number nor the
+    time of the issuer's requests tells which tokens a service sees. An empty wallet is refilled at once.
 
     Args:
         refill: Asks the issuer.
-        batch: How many to ask for at once.
-        low: Ask for more when fewer are left; at most the batch.
-        spread: The longest that a refill ahead of need waits, in seconds.
+        batch: How many tokens to ask for at once.
+        low: A refill begins when fewer tokens are left; at most the batch.
+        spread: The longest wait before a refill that is not needed yet, in seconds.
         clock: Seconds since 1970.
 
     Raises:
@@ -157,48 +172,48 @@ class Wallet:
     ) -> None:
         if not 1 <= batch <= 1024 or not 0 <= low <= batch:
             raise ConfigError("a wallet's batch must be 1 to 1024 tokens, and `low` at most a batch")
-        self._refill = refill
+        self._ask_issuer = refill
         self._batch, self._low, self._spread = batch, low, spread
         self._clock = clock
         self._tokens: deque[HeldToken] = deque()
-        self._filling: asyncio.Task[None] | None = None
-        self._hurry = asyncio.Event()
-        _WALLETS.add(self)
+        self._refilling: asyncio.Task[None] | None = None
+        self._needed_now = asyncio.Event()
+        forks.register(self)
 
     def __len__(self) -> int:
-        """How many are left that are not over."""
+        """How many tokens are left that have not expired."""
         now = self._clock()
         return sum(now < held.not_after for held in self._tokens)
 
     async def take(self) -> Token:
-        """A token that nobody got before and nobody gets again.
+        """Returns a valid token, and never returns it again.
 
         Raises:
             IdentityError: The issuer gives none, or the wallet was closed.
         """
-        while (token := self._pop()) is None:
-            self._hurry.set()
-            filling = self._fill(0.0)
-            # Cancelling one of those who wait must not cancel the request.
-            await asyncio.wait({filling})
-            if filling.cancelled():
+        while (token := self._next()) is None:
+            self._needed_now.set()
+            refilling = self._request_refill(0.0)
+            # Not awaited itself: cancelling one caller must not cancel the refill for all.
+            await asyncio.wait({refilling})
+            if refilling.cancelled():
                 raise IdentityError("ISSUER_UNAVAILABLE", "the wallet was closed")
-            if (error := filling.exception()) is not None:
-                raise _refusal(error) from None
+            if (error := refilling.exception()) is not None:
+                raise _safe_error(error) from None
         if len(self) < self._low:
-            self._fill(_RANDOM.uniform(0.0, self._spread))
+            self._request_refill(_RANDOM.uniform(0.0, self._spread))
         return token
 
     async def close(self) -> None:
-        """Forgets all tokens, and stops asking."""
+        """Forgets all tokens, and cancels the refill."""
         self._tokens.clear()
-        filling, self._filling = self._filling, None
-        if filling is not None:
-            filling.cancel()
-            await asyncio.wait({filling})
+        refilling, self._refilling = self._refilling, None
+        if refilling is not None:
+            refilling.cancel()
+            await asyncio.wait({refilling})
 
-    def _pop(self) -> Token | None:
-        """The next token that is taken now. Those that are over are dropped, and those to come kept."""
+    def _next(self) -> Token | None:
+        """Removes and returns a token that is valid now. Expired tokens are dropped, and future ones kept."""
         now = self._clock()
         for _ in range(len(self._tokens)):
             held = self._tokens.popleft()
@@ -208,53 +223,39 @@ class Wallet:
                 self._tokens.append(held)
         return None
 
-    def _fill(self, wait: float) -> asyncio.Task[None]:
-        """The request under way, or a new one after a wait, which `_hurry` cuts short."""
-        if self._filling is None or self._filling.done():
-            # Who found the wallet empty while the last request was under way did not hurry this one.
-            self._hurry.clear()
-            self._filling = asyncio.get_running_loop().create_task(self._request(wait))
-            self._filling.add_done_callback(self._filled)
-        return self._filling
+    def _request_refill(self, wait: float) -> asyncio.Task[None]:
+        """The refill under way, or else a new one after a wait, which `_needed_now` cuts short."""
+        if self._refilling is None or self._refilling.done():
+            # It may be set since the last refill was under way.
+            self._needed_now.clear()
+            self._refilling = asyncio.get_running_loop().create_task(self._refill_after(wait))
+            self._refilling.add_done_callback(self._refill_done)
+        return self._refilling
 
-    def _filled(self, filling: asyncio.Task[None]) -> None:
-        if self._filling is filling:
-            self._filling = None
-        if not filling.cancelled() and (error := filling.exception()) is not None:
-            _log.warning("anonymous tokens could not be refilled: %s", _refusal(error))
+    def _refill_done(self, refilling: asyncio.Task[None]) -> None:
+        if self._refilling is refilling:
+            self._refilling = None
+        if not refilling.cancelled() and (error := refilling.exception()) is not None:
+            _log.warning("anonymous tokens could not be refilled: %s", _safe_error(error))
 
-    async def _request(self, wait: float) -> None:
+    async def _refill_after(self, wait: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait):
-                await self._hurry.wait()
+                await self._needed_now.wait()
         now = self._clock()
-        got = list(await self._refill(self._batch))
-        self._tokens.extend(got)
-        if not any(held.not_before <= now < held.not_after for held in got):
+        batch = list(await self._ask_issuer(self._batch))
+        self._tokens.extend(batch)
+        if not any(held.not_before <= now < held.not_after for held in batch):
             raise IdentityError("ISSUER_UNAVAILABLE", "the issuer gave no token that is taken now")
 
-    def forked(self) -> None:
-        """In a forked child: the tokens and the request are the parent's."""
-        self._tokens, self._filling = deque(), None
-        self._hurry = asyncio.Event()
+    def after_fork_in_child(self) -> None:
+        """Forgets the tokens and the refill, which are the parent's."""
+        self._tokens, self._refilling = deque(), None
+        self._needed_now = asyncio.Event()
 
 
-def _refusal(error: BaseException) -> IdentityError:
-    """An error as it may be shown; the text of others could quote anything."""
+def _safe_error(error: BaseException) -> IdentityError:
+    """An error that may be shown. Texts of other exceptions could quote anything."""
     if isinstance(error, IdentityError):
         return error
     return IdentityError("ISSUER_UNAVAILABLE", f"asking for tokens failed with {type(error).__name__}")
-
-
-_WALLETS: weakref.WeakSet[Wallet] = weakref.WeakSet()
-_STATES: weakref.WeakSet[TokenRequestState] = weakref.WeakSet()
-
-
-def _forget_parents() -> None:
-    for wallet in list(_WALLETS):
-        wallet.forked()
-    for state in list(_STATES):
-        state.forked()
-
-
-os.register_at_fork(after_in_child=_forget_parents)

@@ -1,39 +1,34 @@
-"""PostgresBooks: what administrators read of a PostgreSQL ledger and change in it."""
+"""PostgresAdmin: what administrators read of a PostgreSQL ledger and change in it."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-import asyncpg
+from typing_extensions import override
 
-from dpmesh.accounting import MAX_SECONDS
 from dpmesh.errors import ConfigError, LedgerError
-from dpmesh.ledger import clock_rewind
-from dpmesh.ledger.admin import Chain, StoredEntry, ahead_of_the_clock, check_grant, check_granted
-from dpmesh.ledger.budget import Budget
-from dpmesh.ledger.charge_log import CHAIN_BYTES, EntryKind, Head, Posting, begin, decode, encode, link
-from dpmesh.ledger.postgres.connection import Connection, check_url, explain, place
-from dpmesh.ledger.postgres.schema import MIGRATIONS, VERSION
-from dpmesh.ledger.postgres.store import ACCOUNTS, LOCK, read_account, read_budgets
+from dpmesh.ledger.admin import LedgerAdmin, ahead_of_the_clock, check_grant, check_granted
+from dpmesh.ledger.charge_log import EntryKind, Posting, decode
+from dpmesh.ledger.postgres import queries, rewind, schema
+from dpmesh.ledger.postgres.connection import Connection, address, check_url
+from dpmesh.ledger.postgres.view import PostgresView
 from dpmesh.ledger.store import Account
 
 _T = TypeVar("_T")
 
 _PATIENCE = 600.0  # seconds: whole ledgers are read, and old parts dropped
 _CONNECTING = 4.0
-# A window is charged on its first day at the earliest, and a holder's guess of the time may be late.
-_EARLY_DAYS = 2
+
 _PAGE = 100  # entries may have thousands of lines
 _DAY = 86_400
 _DROPS = 60  # how often a part of the log that somebody reads in is tried
 _LOCKED = "55P03"
 
 
-class PostgresAdmin:
+class PostgresAdmin(LedgerAdmin):
     """See LedgerAdmin.
 
     Args:
@@ -46,11 +41,12 @@ class PostgresAdmin:
     def __init__(self, url: str) -> None:
         check_url(url)
         self._url = url
-        self.place = place(url)
+        self.address = address(url)
 
+    @override
     @asynccontextmanager
     async def view(self) -> AsyncIterator[PostgresView]:
-        """See LedgerAdmin. One snapshot (REPEATABLE READ) for everything that is read."""
+        # One snapshot (REPEATABLE READ) for everything that is read.
         connection = Connection(self._url, _PATIENCE, _CONNECTING)
         try:
             yield await connection.call(self._begin_view)
@@ -62,7 +58,7 @@ class PostgresAdmin:
         await connection.execute("SET idle_in_transaction_session_timeout = '10min'")
         # By asyncpg's own transaction: before 0.32 its cursors take no other.
         await connection.transaction(isolation="repeatable_read", readonly=True).start()
-        await _check_version(connection, self.place)
+        await _check_version(connection, self.address)
         secret, pruned, lost = await connection.fetchrow(
             "SELECT secret, pruned_before, lost FROM dpmesh.ledger"
         )
@@ -72,45 +68,46 @@ class PostgresAdmin:
                 "SELECT id, dpmesh.in_force(dpmesh.now(), length, window_start) AS start FROM dpmesh.budgets"
             )
         }
-        budgets = await read_budgets(connection)
-        view = PostgresView(connection, self.place, bytes(secret), pruned, budgets, windows)
-        view.ahead = tuple(budgets[number].name for number in await _ahead(connection))
+        budgets = await queries.read_budgets(connection)
+        view = PostgresView(connection, self.address, bytes(secret), pruned, budgets, windows)
+        view.ahead = tuple(budgets[number].name for number in await rewind.ahead(connection))
         if view.ahead:
             now = await connection.fetchval("SELECT dpmesh.now()")
-            view.remark = ahead_of_the_clock(self.place, view.ahead, now)
+            view.remark = ahead_of_the_clock(self.address, view.ahead, now)
         if lost:
             view.older = True
             view.remark = (
-                f"{self.place} is an older copy of itself, as a holder noticed: nobody may charge it"
+                f"{self.address} is an older copy of itself, as a holder noticed: nobody may charge it"
             )
         return view
 
+    @override
     async def migrate(self) -> tuple[int, int]:
-        """See LedgerAdmin."""
+        pass
 
         async def work(connection: Any) -> tuple[int, int]:
             before = await _version(connection)
-            if before > VERSION:
+            if before > schema.VERSION:
                 raise LedgerError(
-                    f"{self.place} holds tables of a newer version of dpmesh ({before}, this one knows {VERSION}): "
-                    "use that"
+                    f"{self.address} holds tables of a newer version of dpmesh ({before}, this one knows "
+                    f"{schema.VERSION}): use that"
                 )
-            for number in range(before, VERSION):
-                for statements in MIGRATIONS[number]:
+            for number in range(before, schema.VERSION):
+                for statements in schema.migration(number):
                     await connection.execute(statements)
                 if number == 0:
                     await connection.execute(_FIRST)
                 await connection.execute("UPDATE dpmesh.ledger SET version = $1", number + 1)
-            return before, VERSION
+            return before, schema.VERSION
 
         return await self.change(work, migrating=True)
 
+    @override
     async def grant(self, budget: str, account: bytes, raised: int, note: str, *, has: int = 0) -> Account:
-        """See LedgerAdmin."""
         check_grant(account, raised)
 
         async def work(connection: Any) -> Account:
-            found = {b.name: (row, b) for row, b in (await read_budgets(connection)).items()}
+            found = {b.name: (row, b) for row, b in (await queries.read_budgets(connection)).items()}
             if budget not in found:
                 raise ConfigError(
                     f"budget.name: {budget!r} is not in the ledger; there are {', '.join(found)}"
@@ -125,13 +122,14 @@ class PostgresAdmin:
             granted = await connection.fetchval(_GRANTED, row, account, start)
             check_granted(definition.cap, granted, has, raised)
             written = await connection.fetchrow(_GRANT, row, account, start, definition.cap, raised, budget)
-            await _append(connection, EntryKind.GRANT, (Posting(row, account, start, raised),), note)
-            return read_account(written, definition.cap)
+            await rewind.append(connection, EntryKind.GRANT, (Posting(row, account, start, raised),), note)
+            return queries.read_account(written, definition.cap)
 
         return await self.change(work)
 
+    @override
     async def prune(self, before: int) -> int:
-        """See LedgerAdmin. The log goes by whole days, from its beginning."""
+        # The log goes by whole days, from its beginning.
         day, parts = await self.change(lambda connection: self._to_prune(connection, before))
         return sum([await self._drop(name, number) for number, name in parts if number < day])
 
@@ -150,7 +148,7 @@ class PostgresAdmin:
         async for (body,) in connection.cursor(
             "SELECT body FROM dpmesh.charges WHERE day < $1", day, prefetch=_PAGE
         ):
-            latest = max([latest, *[line.window + 1 for line in decode(bytes(body)).lines]])
+            latest = max([latest, *[posting.window + 1 for posting in decode(bytes(body)).postings]])
         await connection.execute(
             "UPDATE dpmesh.ledger SET pruned_before = greatest(pruned_before, $1)", latest
         )
@@ -176,17 +174,18 @@ class PostgresAdmin:
             await asyncio.sleep(1.0)
         return await self.change(work)
 
+    @override
     async def accept(self, note: str, *, unnoticed: bool = False) -> tuple[str, ...]:
-        """See LedgerAdmin."""
+        pass
 
         async def work(connection: Any) -> tuple[str, ...]:
             lost = await connection.fetchval("SELECT lost FROM dpmesh.ledger FOR UPDATE")
-            rewound = await _rewind(connection, note)
+            rewound = await rewind.rewind(connection, note)
             if not lost and not unnoticed:
                 if rewound:
                     return ()
                 raise LedgerError(
-                    f"{self.place} has lost nothing that anybody noticed, and none of its windows is ahead of the "
+                    f"{self.address} has lost nothing that anybody noticed, and none of its windows is ahead of the "
                     "clock: there is nothing to accept, unless you know better (--unnoticed)"
                 )
             await connection.execute(
@@ -194,7 +193,7 @@ class PostgresAdmin:
                 "WHERE length IS NOT NULL"
             )
             await connection.execute("UPDATE dpmesh.ledger SET lost = false, accepted = accepted + 1")
-            await _append(connection, EntryKind.ACCEPT, (), note)
+            await rewind.append(connection, EntryKind.ACCEPT, (), note)
             rows = await connection.fetch("SELECT name FROM dpmesh.budgets WHERE length IS NULL ORDER BY id")
             return tuple(row["name"] for row in rows)
 
@@ -206,83 +205,15 @@ class PostgresAdmin:
 
         async def whole(held: Any) -> _T:
             async with held.transaction():
-                await held.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
+                await held.execute("SELECT pg_advisory_xact_lock($1)", queries.LOCK)
                 if not migrating:
-                    await _check_version(held, self.place)
+                    await _check_version(held, self.address)
                 return await work(held)
 
         try:
             return await connection.call(whole)
         finally:
             await connection.close()
-
-
-class PostgresView:
-    """See View.
-
-    Args:
-        connection: In a transaction that sees one moment.
-        place: What to call the database in errors.
-        secret: The ledger's.
-        pruned_before: Entries before this may be gone.
-        budgets: By number.
-        windows: Those in force, by budget.
-    """
-
-    def __init__(
-        self,
-        connection: Any,
-        place: str,
-        secret: bytes,
-        pruned_before: int,
-        budgets: Mapping[int, Budget],
-        windows: Mapping[int, int],
-    ) -> None:
-        self._connection = connection
-        self._place = place
-        self.secret = secret
-        self.pruned_before = pruned_before
-        self.budgets = budgets
-        self.windows = windows
-        self.remark = ""
-        self.ahead: tuple[str, ...] = ()
-        self.older = False
-
-    async def accounts(
-        self, budget: str | None = None, account: bytes | None = None
-    ) -> AsyncIterator[Account]:
-        """See View."""
-        caps = {each.name: each.cap for each in self.budgets.values()}
-        async for row in self._rows(ACCOUNTS, budget, account):
-            yield read_account(row, caps[row["name"]])
-
-    async def chains(self) -> list[Chain]:
-        """See View."""
-        query = "SELECT name, seq, hash, pruned_seq, pruned_hash FROM dpmesh.chains ORDER BY name"
-        return [
-            Chain(
-                bytes(row["name"]),
-                Head(row["pruned_seq"], bytes(row["pruned_hash"])),
-                Head(row["seq"], bytes(row["hash"])),
-            )
-            async for row in self._rows(query)
-        ]
-
-    async def entries(self) -> AsyncIterator[StoredEntry]:
-        """See View."""
-        query = "SELECT chain, seq, body, hash FROM dpmesh.charges ORDER BY chain, seq"
-        async for row in self._rows(query):
-            yield StoredEntry(bytes(row["chain"]), row["seq"], bytes(row["body"]), bytes(row["hash"]))
-
-    async def _rows(self, query: str, *args: Any) -> AsyncIterator[Any]:
-        """What a query finds, page by page."""
-        try:
-            cursor = await (await self._connection.prepare(query)).cursor(*args)
-            while rows := await cursor.fetch(_PAGE):
-                for row in rows:
-                    yield row
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise explain(error, self._place) from error
 
 
 # The secret is made there, so that it is in no log of statements: 366 random bits of the server's strong source.
@@ -307,23 +238,8 @@ WITH written AS (
 )
 SELECT $6::text AS name, b.length, w.* FROM written w JOIN dpmesh.budgets b ON b.id = w.budget
 """
-_LATER = """
-SELECT a.budget, a.account, a.window_start, a.debited
-FROM dpmesh.accounts a JOIN unnest($1::int[], $2::bigint[]) AS t (budget, start) USING (budget)
-WHERE a.window_start > t.start
-"""
-_CARRY = """
-UPDATE dpmesh.accounts a SET
-    window_start = w.start, debited = w.debited, granted = w.granted, cap = w.cap,
-    lifetime = least(a.lifetime, 9223372036854775807 - w.more) + w.more
-FROM unnest($1::int[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
-    AS w (budget, account, start, debited, granted, cap, more)
-WHERE a.budget = w.budget AND a.account = w.account
-"""
-_BACK = """
-UPDATE dpmesh.budgets b SET window_start = t.start
-FROM unnest($1::int[], $2::bigint[]) AS t (id, start) WHERE b.id = t.id
-"""
+
+
 _PRUNE_CHAINS = """
 UPDATE dpmesh.chains c SET pruned_seq = old.seq, pruned_hash = old.hash
 FROM (
@@ -346,86 +262,6 @@ async def _version(connection: Any) -> int:
 
 async def _check_version(connection: Any, where: str) -> None:
     version = await _version(connection)
-    if version != VERSION:
+    if version != schema.VERSION:
         state = f"holds tables of version {version}" if version else "has no dpmesh ledger"
         raise LedgerError(f"{where} {state}: run `dpmesh ledger migrate` with the newest dpmesh")
-
-
-async def _ahead(connection: Any) -> dict[int, int]:
-    """The budgets whose windows a wrong clock began, and where they have to go on."""
-    now = await connection.fetchval("SELECT dpmesh.now()")
-    if not 0 <= now <= MAX_SECONDS:
-        raise LedgerError("the ledger's clock is broken: the database shows no time")
-    budgets = await read_budgets(connection)
-    windows = {
-        row["id"]: row["window_start"]
-        for row in await connection.fetch("SELECT id, window_start FROM dpmesh.budgets")
-    }
-    if not clock_rewind.ahead(budgets, windows, now, 0):
-        return {}
-    accepted = await connection.fetchval("SELECT accepted FROM dpmesh.ledger")
-    return clock_rewind.ahead(budgets, windows, now, accepted)
-
-
-async def _rewind(connection: Any, note: str) -> bool:
-    """Brings back all windows that a wrong clock began, in the transaction that is open; says if there were any."""
-    if not await _ahead(connection):
-        return False
-    # Nobody debits or credits meanwhile, and who debits later finds the windows that this leaves: a debit reads them
-    # first, and holds what it has read until it is done.
-    await connection.execute("SET LOCAL lock_timeout = '30s'")
-    await connection.execute("LOCK TABLE dpmesh.budgets IN ACCESS EXCLUSIVE MODE")
-    await connection.execute("LOCK TABLE dpmesh.accounts IN SHARE ROW EXCLUSIVE MODE")
-    targets = await _ahead(connection)
-    if not targets:
-        return False
-    budgets = await read_budgets(connection)
-    numbers, starts = list(targets), list(targets.values())
-    rows = {
-        (row["budget"], bytes(row["account"])): (row["window_start"], row["debited"])
-        for row in await connection.fetch(_LATER, numbers, starts)
-    }
-    pruned = await connection.fetchval("SELECT pruned_before FROM dpmesh.ledger")
-    nets = clock_rewind.Nets(rows.keys(), targets)
-    day = min(starts) // _DAY - _EARLY_DAYS
-    entries = connection.cursor("SELECT body FROM dpmesh.charges WHERE day >= $1", day, prefetch=_PAGE)
-    async for (body,) in entries:
-        nets.add(decode(bytes(body)))
-    carried = {
-        key: clock_rewind.carry(
-            key,
-            row,
-            nets.of(key),
-            targets[key[0]],
-            cap=budgets[key[0]].cap,
-            whole=pruned <= targets[key[0]],
-        )
-        for key, row in rows.items()
-    }
-    await connection.execute(
-        _CARRY,
-        [number for number, _ in carried],
-        [account for _, account in carried],
-        [targets[number] for number, _ in carried],
-        [one.debited for one in carried.values()],
-        [one.granted for one in carried.values()],
-        [max(budgets[key[0]].cap, one.debited - one.granted) for key, one in carried.items()],
-        [one.more for one in carried.values()],
-    )
-    await connection.execute(_BACK, numbers, starts)
-    for kind, lines in clock_rewind.entries(carried.values()):
-        await _append(connection, kind, lines, note)
-    return True
-
-
-async def _append(connection: Any, kind: EntryKind, lines: Sequence[Posting], note: str) -> None:
-    """Writes an administrator's entry, in a chain of its own."""
-    at = await connection.fetchval("SELECT greatest(0, floor(dpmesh.now()))::bigint")
-    await connection.execute("SELECT dpmesh.prepare($1)", at // 86_400)
-    chain = secrets.token_bytes(CHAIN_BYTES)
-    head = begin(chain)
-    body = encode(kind, at, lines, note)
-    if not await connection.fetchval(
-        "SELECT dpmesh.append($1, 0, $2, $3, $4, $5)", chain, head.hash, at, body, link(head, body).hash
-    ):
-        raise LedgerError("the charge log did not take the entry")

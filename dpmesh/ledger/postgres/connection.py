@@ -58,7 +58,7 @@ class Connection:
         self._urls = _by_host(url)
         self._timeout = timeout
         self._connecting = connecting
-        self.place = place(url)
+        self.address = address(url)
         self._connection: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turn = asyncio.Lock()
@@ -77,7 +77,7 @@ class Connection:
             async with asyncio.timeout(self._timeout) as limit:
                 await self._turn.acquire()
         except TimeoutError:
-            raise LedgerError(f"{self.place} did not answer within {self._timeout:g} s") from None
+            raise LedgerError(f"{self.address} did not answer within {self._timeout:g} s") from None
         try:
             task = loop.create_task(self._work(work, limit.when() or loop.time()))
             try:
@@ -87,7 +87,7 @@ class Connection:
                 raise
             if not done:
                 self._break(task)
-                raise LedgerError(f"{self.place} did not answer within {self._timeout:g} s")
+                raise LedgerError(f"{self.address} did not answer within {self._timeout:g} s")
             return task.result()
         finally:
             self._turn.release()
@@ -101,8 +101,8 @@ class Connection:
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 connection.terminate()
 
-    def forked(self) -> None:
-        """In a forked child: the connection is the parent's."""
+    def after_fork_in_child(self) -> None:
+        """Forgets the connection: it is the parent's."""
         _PARENTS.append(self._connection)
         self._connection = self._loop = None
 
@@ -115,7 +115,7 @@ class Connection:
             # A transaction that failed leaves the connection usable; anything else starts afresh.
             if not isinstance(error, asyncpg.PostgresError) or error.sqlstate.startswith(_ENDING):
                 self._drop(connection)
-            raise explain(error, self.place) from error
+            raise explain(error, self.address) from error
 
     async def _connected(self, deadline: float) -> Any:
         loop = asyncio.get_running_loop()
@@ -181,25 +181,25 @@ class Connection:
             if getattr(error, "sqlstate", None) in _OTHER_SESSION:
                 raise
         if found == pid:
-            raise LedgerError(f"{self.place} {_POOLED}")
+            raise LedgerError(f"{self.address} {_POOLED}")
 
     async def _check_durable(self, connection: Any) -> int:
         """Commits must survive a crash; returns which of the server's processes answers."""
         row = await connection.fetchrow(_DURABLE)
         if row["standby"]:
-            raise LedgerError(f"{self.place} is a standby: set ledger.url to the primary")
+            raise LedgerError(f"{self.address} is a standby: set ledger.url to the primary")
         if row["read_only"] == "on":
-            raise LedgerError(f"{self.place} is read-only: set ledger.url to the primary")
+            raise LedgerError(f"{self.address} is read-only: set ledger.url to the primary")
         if row["fsync"] != "on":
             raise LedgerError(
-                f"{self.place} runs with fsync = off and would forget charges in a crash: turn it on"
+                f"{self.address} runs with fsync = off and would forget charges in a crash: turn it on"
             )
         if row["mode"] in ("off", "local", "remote_write"):
             if connection.get_server_pid() != row["pid"]:
                 # A pooler stands in between, and may hand each transaction to another connection.
                 raise LedgerError(
-                    f"{self.place} is reached through a pooler, and runs with synchronous_commit = {row['mode']}: set "
-                    "it to on for this database or user"
+                    f"{self.address} is reached through a pooler, and runs with synchronous_commit = {row['mode']}: "
+                    "set it to on for this database or user"
                 )
             await connection.execute("SET synchronous_commit = on")
         return int(row["pid"])
@@ -257,7 +257,7 @@ def check_url(url: str) -> None:
     away = [host for host in hosts if host not in _NAMED and not host.startswith("/")]
     service = "service" in query or "PGSERVICE" in os.environ
     if (away or service) and "sslmode" not in query and not os.environ.get("PGSSLMODE"):
-        where = place(url) if not service else "a service file"
+        where = address(url) if not service else "a service file"
         raise ConfigError(
             f"ledger.url: {where} may mean another machine, and the URL does not say how the connection is protected: "
             "add ?sslmode=verify-full (or, on purpose, another of libpq's modes)"
@@ -290,7 +290,7 @@ def _by_host(url: str) -> list[str]:
     return [parts._replace(netloc=f"{user}{at}{host}").geturl() for host in hosts.split(",")]
 
 
-def place(url: str) -> str:
+def address(url: str) -> str:
     """What to call a database in texts: its hosts, ports and name, never who connects or with what password."""
     parts = urlsplit(url)
     try:

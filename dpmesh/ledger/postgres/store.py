@@ -9,64 +9,22 @@ from dataclasses import replace
 from typing import Any
 
 import asyncpg
+from typing_extensions import override
 
-from dpmesh.accounting import MAX_AMOUNT, MAX_SECONDS, Accounting, window_end
+from dpmesh.accounting import MAX_AMOUNT, MAX_SECONDS
 from dpmesh.errors import LedgerError, LostChargesError
 from dpmesh.ledger.budget import Budget, check_names, check_unchanged
 from dpmesh.ledger.charge_log import ChainWriter, EntryKind, Head, Posting, encode, link
+from dpmesh.ledger.postgres import queries, schema
 from dpmesh.ledger.postgres.connection import Connection, check_url
-from dpmesh.ledger.postgres.schema import VERSION
-from dpmesh.ledger.store import Account, AccountId, Batch, Opened, Outcome, decide
+from dpmesh.ledger.store import Account, AccountId, Batch, Opened, Outcome, Store, decide
 
 _TRIES = 20
 """How often a batch is decided anew because others were faster. Each time, one of them got through."""
 
-LOCK = 0x64706D657368  # "dpmesh": an advisory lock, held by whoever changes more than charges
+
 _DAY = 86_400
 _AGAIN = ("40001", "40P01")  # serialization failure, deadlock: nothing was written
-_HEAD = "SELECT seq, hash FROM dpmesh.chains WHERE name = $1"
-_DEBIT = "SELECT * FROM dpmesh.debit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
-_LOSE = "UPDATE dpmesh.ledger SET lost = true WHERE accepted <= $1 RETURNING true"
-_STATE = "SELECT * FROM dpmesh.state($1, $2, $3)"
-_CREDIT = "SELECT dpmesh.credit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
-ACCOUNTS = """
-SELECT b.name, b.length, a.account, a.window_start, a.debited, a.granted, a.lifetime
-FROM dpmesh.accounts a JOIN dpmesh.budgets b ON b.id = a.budget
-WHERE ($1::text IS NULL OR b.name = $1) AND ($2::bytea IS NULL OR a.account = $2)
-ORDER BY a.budget, a.account
-"""
-
-
-_CREDITABLE = """
-SELECT w.amount > 0 AND coalesce(a.lifetime >= w.amount, false)
-    AND coalesce(a.window_start > w.start OR (a.window_start = w.start AND a.debited >= w.amount), false) AS valid
-FROM unnest($1::int[], $2::bytea[], $3::bigint[], $4::bigint[]) WITH ORDINALITY
-    AS w (budget, account, start, amount, place)
-LEFT JOIN dpmesh.accounts a USING (budget, account)
-ORDER BY w.place
-"""
-_BUDGETS = (
-    "SELECT id, name, key, epsilon, delta, accounting, length, on_exhausted FROM dpmesh.budgets ORDER BY id"
-)
-_OTHERS = """
-SELECT b.id, b.window_start FROM dpmesh.budgets b
-WHERE b.name <> ALL ($1::text[]) AND EXISTS (
-    SELECT FROM dpmesh.accounts a WHERE a.budget = b.id AND a.window_start = b.window_start AND a.debited > 0
-)
-ORDER BY b.id
-"""
-# Replicas of two configurations could wait for each other in a circle. The lock comes first: the sort needs all rows.
-_WRITE_BUDGETS = """
-WITH locked AS MATERIALIZED (SELECT pg_advisory_xact_lock($1))
-INSERT INTO dpmesh.budgets AS b (name, key, epsilon, delta, accounting, length, on_exhausted)
-SELECT w.name, w.key, w.epsilon, w.delta, w.accounting, w.length, w.on_exhausted
-FROM locked, unnest($2::text[], $3::text[], $4::float8[], $5::float8[], $6::text[], $7::bigint[], $8::text[])
-    WITH ORDINALITY AS w (name, key, epsilon, delta, accounting, length, on_exhausted, place)
-ORDER BY w.place
-ON CONFLICT (name) DO UPDATE
-SET epsilon = excluded.epsilon, delta = excluded.delta, on_exhausted = excluded.on_exhausted
-WHERE (b.epsilon, b.delta, b.on_exhausted) IS DISTINCT FROM (excluded.epsilon, excluded.delta, excluded.on_exhausted)
-"""
 
 
 def _since_boot() -> float:
@@ -74,7 +32,7 @@ def _since_boot() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-class PostgresStore:
+class PostgresStore(Store):
     """Keeps debits in PostgreSQL, or in a database that speaks its protocol and language.
 
     A batch is decided on what this holder last knew, and sent in one statement. The statement writes it if it fits the
@@ -99,7 +57,7 @@ class PostgresStore:
         check_url(url)
         self._charging = Connection(url, timeout)
         self._reading = Connection(url, timeout)
-        self.place = self._charging.place
+        self.address = self._charging.address
         self._monotonic = monotonic
         self._budgets: tuple[Budget, ...] = ()
         self._rows: list[int] = []  # for each budget, its number in the database
@@ -111,25 +69,25 @@ class PostgresStore:
         self._accepted = 0  # how often such a loss was accepted before this holder opened the ledger
         self.clock: Callable[[], float] | None = self._now
 
+    @override
     async def open(self, budgets: Sequence[Budget]) -> Opened:
-        """See Store."""
         check_names(budgets)
         self._budgets = tuple(budgets)
         return await self._charging.call(self._open)
 
+    @override
     async def debit(self, batch: Batch) -> Outcome:
-        """See Store."""
         self._failed = True
         outcome = await self._charging.call(lambda connection: self._debit(connection, batch))
         self._failed = False
         return outcome
 
+    @override
     async def credit(self, windows: tuple[int, ...], unspent: Mapping[AccountId, int]) -> None:
-        """See Store."""
         await self._charging.call(lambda connection: self._credit(connection, windows, unspent))
 
-    async def spend_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
-        """See Store."""
+    @override
+    async def redeem_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
         names, untils = [name for name, _ in spends], [until for _, until in spends]
 
         async def spend(connection: Any) -> Any:
@@ -139,20 +97,22 @@ class PostgresStore:
         # A name that the batch holds twice is spent by the first.
         return [name in fresh and not fresh.discard(name) for name in names]  # type: ignore[func-returns-value]
 
+    @override
     async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
-        """See Store."""
+        pass
 
         async def read(connection: Any) -> list[Account]:
-            caps = {stored.name: stored.cap for stored in (await read_budgets(connection)).values()}
+            caps = {stored.name: stored.cap for stored in (await queries.read_budgets(connection)).values()}
             return [
-                read_account(row, caps[row["name"]])
-                for row in await connection.fetch(ACCOUNTS, budget, account)
+                queries.read_account(row, caps[row["name"]])
+                for row in await connection.fetch(queries.ACCOUNTS, budget, account)
             ]
 
         return await self._reading.call(read)
 
+    @override
     async def ping(self) -> None:
-        """See Store."""
+        pass
 
         async def ask(connection: Any) -> Any:
             if self._failed:  # After a failed write only a write tells.
@@ -160,22 +120,22 @@ class PostgresStore:
             sure = self._chain.latest()
             found = await self._found(connection)
             if self._behind or sure == self._chain.latest():  # else a charge was faster, and has looked
-                self._chain.check(found, self.place)
+                self._chain.check(found, self.address)
                 self._behind = False
             return await connection.fetchval("SELECT lost FROM dpmesh.ledger")
 
         if await self._reading.call(ask):
             raise self._lost()
 
+    @override
     async def close(self) -> None:
-        """See Store."""
         await self._charging.close()
         await self._reading.close()
 
-    def forked(self) -> None:
-        """See Store."""
-        self._charging.forked()
-        self._reading.forked()
+    @override
+    def after_fork_in_child(self) -> None:
+        self._charging.after_fork_in_child()
+        self._reading.after_fork_in_child()
         self._chain = ChainWriter()
 
     def _now(self) -> float:
@@ -187,7 +147,7 @@ class PostgresStore:
         # Each statement is a transaction of its own: whoever is cut off between two of them holds no lock.
         await self._ledger(connection)
         if changed := await self._changed(connection):
-            await write_budgets(connection, changed)
+            await queries.write_budgets(connection, changed)
             await self._changed(connection)  # Others may have made the same ones meanwhile, and otherwise.
         # Read after the budgets are there: until then another ledger can be imported, with a secret of its own.
         ledger = await self._ledger(connection)
@@ -212,8 +172,8 @@ class PostgresStore:
 
     async def _others(self, connection: Any) -> tuple[tuple[Budget, int], ...]:
         """See Opened."""
-        charged = await connection.fetch(_OTHERS, [budget.name for budget in self._budgets])
-        stored = await read_budgets(connection) if charged else {}
+        charged = await connection.fetch(queries.OTHERS, [budget.name for budget in self._budgets])
+        stored = await queries.read_budgets(connection) if charged else {}
         return tuple((stored[row["id"]], row["window_start"]) for row in charged)
 
     async def _ledger(self, connection: Any) -> Any:
@@ -223,10 +183,10 @@ class PostgresStore:
             LedgerError: It is of another version, or an older copy.
         """
         ledger = await connection.fetchrow("SELECT version, secret, lost, accepted FROM dpmesh.ledger")
-        if ledger is None or ledger["version"] != VERSION:
+        if ledger is None or ledger["version"] != schema.VERSION:
             raise LedgerError(
-                f"{self.place} holds tables of another version of dpmesh ({ledger and ledger['version']}, this one "
-                f"knows {VERSION}): run `dpmesh ledger migrate` with the newest version, and use that"
+                f"{self.address} holds tables of another version of dpmesh ({ledger and ledger['version']}, this one "
+                f"knows {schema.VERSION}): run `dpmesh ledger migrate` with the newest version, and use that"
             )
         if ledger["lost"]:
             raise self._lost()
@@ -238,17 +198,18 @@ class PostgresStore:
         Raises:
             ConfigError: One means something else there.
         """
-        stored = {budget.name: budget for budget in (await read_budgets(connection)).values()}
+        stored = {budget.name: budget for budget in (await queries.read_budgets(connection)).values()}
         for budget in self._budgets:
             check_unchanged(stored.get(budget.name, budget), budget)
         return [
             budget
             for budget in self._budgets
-            if (known := stored.get(budget.name)) is None or stored_terms(budget) != stored_terms(known)
+            if (known := stored.get(budget.name)) is None
+            or queries.stored_terms(budget) != queries.stored_terms(known)
         ]
 
     async def _debit(self, connection: Any, batch: Batch) -> Outcome:
-        accounts = list(batch.held)
+        accounts = list(batch.leased)
         windows, guessed = batch.windows, True
         debited = {a: batch.known.get(a, 0) for a in accounts}
         granted = dict.fromkeys(accounts, 0)
@@ -257,7 +218,7 @@ class PostgresStore:
             outcome = decide(batch, caps, windows, debited)
             if not guessed and not outcome.debits:
                 return outcome
-            refuses = any(lacking is not None for lacking in outcome.lacking)
+            refuses = any(lacking is not None for lacking in outcome.denied_by)
             if guessed and (refuses or not outcome.debits):
                 answer = await self._ask(connection, accounts)  # Nobody is refused on a guess.
             else:
@@ -270,12 +231,12 @@ class PostgresStore:
             windows = tuple(answer["starts"])
             debited = dict(zip(accounts, answer["debited"], strict=True))
             granted = dict(zip(accounts, answer["granted"], strict=True))
-        raise LedgerError(f"{self.place} is too busy: others were faster {_TRIES} times")
+        raise LedgerError(f"{self.address} is too busy: others were faster {_TRIES} times")
 
     async def _ask(self, connection: Any, accounts: Sequence[AccountId]) -> Any:
         asked = self._monotonic()
         rows = [self._rows[a[0]] for a in accounts]
-        answer = await connection.fetchrow(_STATE, self._rows, rows, [a[1] for a in accounts])
+        answer = await connection.fetchrow(queries.STATE, self._rows, rows, [a[1] for a in accounts])
         self._hear(answer, asked)
         return answer
 
@@ -291,7 +252,7 @@ class PostgresStore:
         asked = self._monotonic()
         answer = await self._send(
             connection.fetchrow(
-                _DEBIT,
+                queries.DEBIT,
                 self._rows,
                 list(outcome.windows),
                 rows,
@@ -335,7 +296,7 @@ class PostgresStore:
                 self._chain.doubt()
         return answer
 
-    async def _entry(self, connection: Any, kind: EntryKind, lines: Iterable[Posting]) -> tuple[Any, ...]:
+    async def _entry(self, connection: Any, kind: EntryKind, postings: Iterable[Posting]) -> tuple[Any, ...]:
         """The entry to write next: its chain, the end before it, its time, its bytes and its hash."""
         head = self._chain.latest()
         if self._chain.doubtful:
@@ -343,7 +304,7 @@ class PostgresStore:
         at = self._chain.at(self._now())
         if at // _DAY not in self._prepared:
             await self._prepare(connection, at // _DAY)
-        body = encode(kind, at, lines)
+        body = encode(kind, at, postings)
         after = link(head, body)
         self._chain.attempt(after)
         return (self._chain.name, head.seq, head.hash, at, body, after.hash)
@@ -352,21 +313,21 @@ class PostgresStore:
         """The end of this holder's chain, where there is doubt."""
         found = await self._found(connection)
         try:
-            head = self._chain.check(found, self.place)
+            head = self._chain.check(found, self.address)
         except LedgerError:
             self._behind = True
             # Whoever starts anew knows nothing of it, so the ledger has to; but for a loss that was accepted.
-            if await connection.fetchval(_LOSE, self._accepted) is None:
+            if await connection.fetchval(queries.LOSE, self._accepted) is None:
                 raise LostChargesError(
-                    f"{self.place} goes on with an older copy of itself, which lacks what this holder charged: restart "
-                    "this holder"
+                    f"{self.address} goes on with an older copy of itself, which lacks what this holder charged: "
+                    "restart this holder"
                 ) from None
             raise
         self._behind = False
         return head
 
     async def _found(self, connection: Any) -> Head | None:
-        row = await connection.fetchrow(_HEAD, self._chain.name)
+        row = await connection.fetchrow(queries.HEAD, self._chain.name)
         return None if row is None else Head(row["seq"], bytes(row["hash"]))
 
     async def _credit(
@@ -381,15 +342,17 @@ class PostgresStore:
             starts = [windows[a[0]] for a in ordered]
             rows = [self._rows[a[0]] for a in ordered]
             accounts = [a[1] for a in ordered]
-            lines = map(Posting, rows, accounts, starts, [-amount for amount in amounts])
-            entry = await self._entry(connection, EntryKind.CREDIT, lines)
-            status = await self._send(connection.fetchval(_CREDIT, rows, accounts, starts, amounts, *entry))
+            postings = map(Posting, rows, accounts, starts, [-amount for amount in amounts])
+            entry = await self._entry(connection, EntryKind.CREDIT, postings)
+            status = await self._send(
+                connection.fetchval(queries.CREDIT, rows, accounts, starts, amounts, *entry)
+            )
             if status == "done":
                 return
             if status == "stale":
-                valid = await connection.fetch(_CREDITABLE, rows, accounts, starts, amounts)
+                valid = await connection.fetch(queries.CREDITABLE, rows, accounts, starts, amounts)
                 left = {a: left[a] for a, row in zip(ordered, valid, strict=True) if row["valid"]}
-        raise LedgerError(f"{self.place} is too busy: others were faster {_TRIES} times")
+        raise LedgerError(f"{self.address} is too busy: others were faster {_TRIES} times")
 
     async def _prepare(self, connection: Any, day: int) -> None:
         """Makes sure that the log has its parts for a day and the one after it."""
@@ -406,7 +369,7 @@ class PostgresStore:
 
     def _lost(self) -> LostChargesError:
         return LostChargesError(
-            f"{self.place} has lost charges that it had committed: an older copy was put in its place, or a replica "
+            f"{self.address} has lost charges that it had committed: an older copy was put in its place, or a replica "
             "that was behind took over. Put the newest one back, or see `dpmesh ledger accept --help`"
         )
 
@@ -424,59 +387,3 @@ class PostgresStore:
             for a, cap in outcome.caps.items()
         }
         return replace(outcome, debited=debited, caps=caps)
-
-
-def stored_terms(budget: Budget) -> tuple[float, float, str]:
-    """What the database holds of a budget and a configuration may change."""
-    return float(budget.epsilon), float(budget.delta), budget.on_exhausted
-
-
-async def read_budgets(connection: Any) -> dict[int, Budget]:
-    """The budgets that the database holds, by number, in order of creation."""
-    return {
-        row["id"]: Budget(
-            row["name"],
-            row["key"],
-            row["epsilon"],
-            row["delta"],
-            Accounting(row["accounting"]),
-            row["length"],
-            row["on_exhausted"],
-        )
-        for row in await connection.fetch(_BUDGETS)
-    }
-
-
-async def write_budget(connection: Any, budget: Budget) -> None:
-    """Stores a budget's definition."""
-    await write_budgets(connection, [budget])
-
-
-async def write_budgets(connection: Any, budgets: Sequence[Budget]) -> None:
-    """Stores definitions of budgets, in one statement."""
-    await connection.execute(
-        _WRITE_BUDGETS,
-        LOCK,
-        [budget.name for budget in budgets],
-        [budget.key for budget in budgets],
-        [float(budget.epsilon) for budget in budgets],
-        [float(budget.delta) for budget in budgets],
-        [budget.accounting.value for budget in budgets],
-        [None if budget.window is None else int(budget.window) for budget in budgets],
-        [budget.on_exhausted for budget in budgets],
-    )
-
-
-def read_account(row: Any, cap: int) -> Account:
-    """An account as a row tells it."""
-    start = row["window_start"]
-    return Account(
-        row["name"],
-        bytes(row["account"]).hex(),
-        start,
-        window_end(start, row["length"]),
-        row["debited"],
-        cap,
-        row["granted"],
-        row["lifetime"],
-    )

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dpmesh import files
 from dpmesh.errors import LedgerError, LostChargesError
 
 _FORM = struct.Struct(">16sQ")
@@ -183,11 +184,7 @@ def _write(path: Path, name: bytes, commits: int, *, only_new: bool = False) -> 
             os.fsync(file)
     finally:
         os.close(file)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    files.sync_folder(path.parent)
 
 
 def path_of(ledger: Path) -> Path:

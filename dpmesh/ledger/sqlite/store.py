@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
-import secrets
 import sqlite3
 import threading
-import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from typing_extensions import override
+
+from dpmesh import forks, sqlite_file
 from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import DpmeshError, LedgerError, LostChargesError
 from dpmesh.ledger.budget import Budget, check_names, check_unchanged
 from dpmesh.ledger.charge_log import ChainWriter, EntryKind, Posting
-from dpmesh.ledger.sqlite import access, rollback_guard, schema, wal
+from dpmesh.ledger.sqlite import access, queries, schema, wal
+from dpmesh.ledger.sqlite.errors import explain
+from dpmesh.ledger.sqlite.file_watch import FileWatch
+from dpmesh.ledger.sqlite.new_file import make_file
 from dpmesh.ledger.sqlite.rollback_guard import RollbackGuard
-from dpmesh.ledger.store import SECRET_BYTES, Account, AccountId, Batch, Opened, Outcome, decide
+from dpmesh.ledger.store import Account, AccountId, Batch, Opened, Outcome, Store, decide
 
 _log = logging.getLogger(__name__)
 
@@ -47,11 +49,10 @@ WHERE budget = :budget AND account = :account AND window_start >= :window AND li
     AND (window_start > :window OR debited + :amount >= 0)
 """
 
-_SURE = 0.02  # seconds after which a suspicion is looked at again
 _FORK_WAIT = 10.0  # seconds that a fork waits for a commit under way
 
 
-class SQLiteStore:
+class SQLiteStore(Store):
     """Keeps debits in an SQLite file: write-ahead log, synchronous=FULL, so a commit survives a power cut.
 
     One worker thread makes all calls. Every transaction begins with the write lock, so processes that share
@@ -76,53 +77,48 @@ class SQLiteStore:
         self._secret = b""
         self._file: tuple[int, int] | None = None  # device and inode
         self._connection: sqlite3.Connection | None = None
-        self._witness: RollbackGuard | None = None
+        self._rollback_guard: RollbackGuard | None = None
         self._chain = ChainWriter()
         self._latest: dict[
             int, int
         ] = {}  # for each row, the latest window that this holder found in the file
         self._failed = False  # the last write did
-        self._touched: tuple[int, ...] = ()  # what changes when somebody writes to the file
-        self._least = 0  # how many commits it had at that time, without the log
-        self._stale = False  # the connection remembers what is no longer there
+        self._watch = FileWatch(self.path)
         self._executor: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()  # held while SQLite works, and during a fork
         self._lost = False
-        _STORES.add(self)
+        forks.register_paused(self)
 
+    @override
     async def open(self, budgets: Sequence[Budget]) -> Opened:
-        """See Store."""
         return await self._run(self._open, tuple(budgets))
 
+    @override
     async def debit(self, batch: Batch) -> Outcome:
-        """See Store."""
         return await self._run(self._debit, batch)
 
+    @override
     async def credit(self, windows: tuple[int, ...], unspent: Mapping[AccountId, int]) -> None:
-        """See Store."""
         await self._run(self._credit, windows, unspent)
 
-    async def spend_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
-        """See Store."""
-        return await self._run(self._spend_once, now, spends)
+    @override
+    async def redeem_once(self, now: int, redemptions: Sequence[tuple[bytes, int]]) -> list[bool]:
+        return await self._run(self._redeem_once, now, redemptions)
 
+    @override
     async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
-        """See Store."""
         return await self._run(self._accounts, budget, account)
 
+    @override
     async def ping(self) -> None:
-        """See Store."""
         await self._run(self._ping)
 
+    @override
     async def close(self) -> None:
-        """See Store."""
         await self._run(self._disconnect)
         if self._executor is not None:
             self._executor.shutdown(wait=False)
             self._executor = None
-
-    def forked(self) -> None:
-        """See Store. The connection was closed before the fork, by the hook below."""
 
     # Everything below runs in the worker thread.
 
@@ -140,7 +136,7 @@ class SQLiteStore:
                 # After anything but a lock held elsewhere, start afresh: the fault may pass.
                 if not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
                     self._disconnect()
-                raise schema.explain(error, self.path) from error
+                raise explain(error, self.path) from error
 
     def _open(self, budgets: tuple[Budget, ...]) -> Opened:
         check_names(budgets)
@@ -153,12 +149,12 @@ class SQLiteStore:
         if remark := access.remark(self.path):
             _log.warning("%s", remark)
         try:
-            with schema.transaction(connection):
-                stored = schema.read_budgets(connection)
+            with sqlite_file.transaction(connection):
+                stored = queries.read_budgets(connection)
                 for budget in budgets:
                     check_unchanged(stored.get(budget.name, budget), budget)
-                others = schema.charged_others(connection, [budget.name for budget in budgets])
-                written = [schema.write_budget(connection, budget) for budget in budgets]
+                others = queries.charged_others(connection, [budget.name for budget in budgets])
+                written = [queries.write_budget(connection, budget) for budget in budgets]
                 # Written even where nothing changes: a file that can't be written is found now, not later.
                 connection.execute("UPDATE meta SET schema_version = schema_version")
         except DpmeshError:
@@ -176,9 +172,8 @@ class SQLiteStore:
         file = self._identity()
         if self._file not in (None, file):
             raise self._replaced()
-        if self._stale:
+        if self._watch.stale:
             self._disconnect()
-            self._stale = False
         if self._connection is None:
             if not os.access(self.path, os.R_OK | os.W_OK):
                 # Asked before SQLite is, which would leave a log beside the file that is read-only as well.
@@ -187,15 +182,17 @@ class SQLiteStore:
                 )
             access.check(self.path)
             wal.check(self.path)
-            connection = schema.connect(self.path, "mode=rw", self._busy_timeout)
+            connection = sqlite_file.connect(self.path, "mode=rw", self._busy_timeout)
             try:
                 self._secret = self._prepare(connection)
-                self._witness = RollbackGuard(self.path, lambda: schema.progress(connection, self.path))
+                self._rollback_guard = RollbackGuard(
+                    self.path, lambda: queries.progress(connection, self.path)
+                )
             except BaseException:
                 connection.close()
                 raise
             self._connection, self._file = connection, file
-            self._touched, self._least = (), 0
+            self._watch.restart()
         return self._connection
 
     def _prepare(self, connection: sqlite3.Connection) -> bytes:
@@ -228,82 +225,44 @@ class SQLiteStore:
     def _disconnect(self) -> None:
         if self._lost:
             return  # it is the parent's
-        rollback_guard, self._witness = self._witness, None
-        if rollback_guard is not None:
+        guard, self._rollback_guard = self._rollback_guard, None
+        if guard is not None:
             with suppress(OSError):
-                rollback_guard.close()
+                guard.close()
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(sqlite3.Error):
                 connection.close()
 
     @contextmanager
-    def _change(self) -> Iterator[schema.Change]:
+    def _change(self) -> Iterator[queries.Change]:
         """A transaction. What it writes is durable and witnessed afterwards; what fails may be either."""
         connection = self._connect()
-        change = schema.Change(connection, self._chain)
+        change = queries.Change(connection, self._chain)
         self._failed = True
-        with schema.transaction(connection):
+        with sqlite_file.transaction(connection):
             yield change
             commits = change.finish()
-            if commits and self._witness is not None:
-                self._witness.check(commits)
-                self._check_file(self._witness)
+            if commits and self._rollback_guard is not None:
+                self._rollback_guard.check(commits)
+                self._watch.check(self._rollback_guard)
         self._failed = False
         change.committed()
-        if commits and self._witness is not None:
-            self._witness.reached(commits)
-
-    def _check_file(self, seen: RollbackGuard) -> None:
-        """Whether nobody but SQLite has written to the file, before more of the log can be copied over what they did.
-
-        SQLite would not notice, and mix what it finds there with its log.
-
-        Raises:
-            LostChargesError: Somebody has, or took the log away.
-        """
-        status = self.path.stat()
-        try:
-            log = self.path.with_name(self.path.name + "-wal").stat().st_ino
-        except FileNotFoundError:
-            log = 0
-        touched = (status.st_mtime_ns, status.st_size, log)
-        if touched == self._touched:
-            return
-        count = wal.count(self.path) or self._least
-        if self._is_mixed() if log else count < self._least:
-            seen.distrust()
-            raise LostChargesError(
-                f"{self.path} was overwritten by an older copy while in use: put a whole one in its place, and see "
-                "`dpmesh ledger accept --help`"
-            )
-        if not log or (self._touched and log != self._touched[-1]):
-            raise LostChargesError(
-                f"the log of {self.path} was removed while in use: restart all of its holders"
-            )
-        if count < self._least:
-            # Perhaps what was put there was accepted. What this connection remembers of it is worth nothing now.
-            self._stale = True
-            raise LostChargesError(f"{self.path} was replaced while in use: it is read anew")
-        self._touched, self._least = touched, count
-
-    def _is_mixed(self) -> bool:
-        """Whether the file is older than its log's beginning; asked twice, because others may be writing."""
-        if not wal.gap(self.path):
-            return False
-        time.sleep(_SURE)
-        return wal.gap(self.path) > 0
+        if commits and self._rollback_guard is not None:
+            self._rollback_guard.reached(commits)
 
     def _debit(self, batch: Batch) -> Outcome:
         with self._change() as change:
             windows = self._advance(change, batch.windows)
-            states = {a: self._state(change.connection, a, windows[a[0]]) for a in batch.held}
+            states = {a: self._state(change.connection, a, windows[a[0]]) for a in batch.leased}
             caps = {
                 a: min(MAX_AMOUNT, self._budgets[a[0]].cap + granted) for a, (_, granted) in states.items()
             }
             outcome = decide(batch, caps, windows, {a: debited for a, (debited, _) in states.items()})
             if outcome.debits:
-                change.write(EntryKind.DEBIT, [self._line(a, windows, n) for a, n in outcome.debits.items()])
+                change.write(
+                    EntryKind.DEBIT, [self._posting(a, windows, n) for a, n in outcome.debits.items()]
+                )
                 change.connection.executemany(
                     _DEBIT,
                     [
@@ -321,10 +280,10 @@ class SQLiteStore:
                 )
         return outcome
 
-    def _line(self, account: AccountId, windows: tuple[int, ...], amount: int) -> Posting:
+    def _posting(self, account: AccountId, windows: tuple[int, ...], amount: int) -> Posting:
         return Posting(self._rows[account[0]], account[1], windows[account[0]], amount)
 
-    def _advance(self, change: schema.Change, wanted: tuple[int, ...]) -> tuple[int, ...]:
+    def _advance(self, change: queries.Change, wanted: tuple[int, ...]) -> tuple[int, ...]:
         """The windows in force: the later of the wanted and the latest ever, which becomes the wanted."""
         stored = self._windows(change.connection)
         later = [(start, row) for start, row in zip(wanted, self._rows, strict=True) if start > stored[row]]
@@ -339,12 +298,14 @@ class SQLiteStore:
         """The latest window of each budget, by its row.
 
         Raises:
-            LostChargesError: An administrator brought some back, and this holder would begin them again.
+            LostChargesError: Some went back: an administrator brought them back, and this holder would begin them
+                again, or an older copy overwrites the file right now.
         """
         stored: dict[int, int] = dict(connection.execute("SELECT id, window_start FROM budgets"))
         if any(stored.get(row, 0) < start for row, start in self._latest.items()):
             raise LostChargesError(
-                f"windows of {self.path} were brought back by `dpmesh ledger accept`: restart this holder"
+                f"windows of {self.path} went back: `dpmesh ledger accept` brought them back, or an older copy "
+                "overwrites the file: restart this holder"
             )
         return stored
 
@@ -358,30 +319,30 @@ class SQLiteStore:
 
     def _credit(self, windows: tuple[int, ...], unspent: Mapping[AccountId, int]) -> None:
         with self._change() as change:
-            lines = []
+            postings = []
             for a, amount in unspent.items():
-                line = self._line(a, windows, -amount)
-                if amount > 0 and change.connection.execute(_CREDIT, line._asdict()).rowcount == 1:
-                    lines.append(line)
-            if lines:
-                change.write(EntryKind.CREDIT, lines)
+                posting = self._posting(a, windows, -amount)
+                if amount > 0 and change.connection.execute(_CREDIT, posting._asdict()).rowcount == 1:
+                    postings.append(posting)
+            if postings:
+                change.write(EntryKind.CREDIT, postings)
 
-    def _spend_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
+    def _redeem_once(self, now: int, redemptions: Sequence[tuple[bytes, int]]) -> list[bool]:
         with self._change() as change:
             change.touch()
-            return schema.spend(change.connection, now, spends)
+            return queries.redeem(change.connection, now, redemptions)
 
     def _ping(self) -> None:
         connection = self._connect()
         self._windows(connection)
         if not self._failed:
-            schema.progress(connection, self.path)
+            queries.progress(connection, self.path)
             return
         with self._change() as change:
             change.touch()
 
     def _accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
-        return list(schema.read_accounts(self._connect(), budget, account))
+        return list(queries.read_accounts(self._connect(), budget, account))
 
     # Forks: see the class.
 
@@ -397,72 +358,9 @@ class SQLiteStore:
             self._lock.release()
         self._lost = False
 
+    @override
     def after_fork_in_child(self) -> None:
-        """Starts without thread or connection; if SQLite was at work during the fork, without hope too."""
+        # If SQLite was at work during the fork, `_lost` stays set, and the store refuses to answer.
         self._lock = threading.Lock()
         self._executor = None
         self._chain = ChainWriter()
-
-
-def make_file(path: Path) -> None:
-    """Makes an empty ledger, complete or not at all, also when several processes do so at once."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
-        if os.path.lexists(path):
-            return
-        access.check_folder(path)
-        if os.path.lexists(rollback_guard.path_of(path)):
-            raise LedgerError(
-                f"{path} is gone, and {rollback_guard.path_of(path).name} remembers that there was one: "
-                "put it back, or "
-                "remove that too to start all budgets anew"
-            )
-        new.unlink(missing_ok=True)
-        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        _write_tables(new)
-        new.rename(path)
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-        for suffix in ("", "-wal", "-shm"):
-            with suppress(OSError):
-                new.with_name(new.name + suffix).unlink(missing_ok=True)
-
-
-def _write_tables(path: Path) -> None:
-    connection = schema.connect(path, "mode=rw", timeout=0)
-    try:
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA journal_mode = WAL")
-        secret = secrets.token_bytes(SECRET_BYTES)
-        with schema.transaction(connection):
-            schema.create(connection, secret)
-        # Closing would do this too, and say nothing if the disk is full; and the log is not renamed with the file.
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    finally:
-        connection.close()
-
-
-_STORES: weakref.WeakSet[SQLiteStore] = weakref.WeakSet()
-_PAUSED: list[SQLiteStore] = []
-
-
-def _before_fork() -> None:
-    for store in list(_STORES):
-        store.before_fork()
-        _PAUSED.append(store)
-
-
-def _after_fork(step: Callable[[SQLiteStore], None]) -> None:
-    while _PAUSED:
-        step(_PAUSED.pop())
-
-
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=lambda: _after_fork(SQLiteStore.after_fork_in_parent),
-    after_in_child=lambda: _after_fork(SQLiteStore.after_fork_in_child),
-)

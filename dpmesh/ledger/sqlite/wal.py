@@ -14,8 +14,8 @@ import struct
 from contextlib import closing
 from pathlib import Path
 
+from dpmesh import sqlite_file
 from dpmesh.errors import LostChargesError
-from dpmesh.ledger.sqlite.schema import connect
 
 _HEADER = struct.Struct(">IIIIIIII")  # magic, version, page size, sequence number, two salts, two checksums
 _FRAME = struct.Struct(">IIIIII")  # page number, size of the database, two salts, two checksums
@@ -84,7 +84,7 @@ def count(path: Path) -> int | None:
 def _in_file(path: Path) -> tuple[int, int] | None:
     """Where the count of commits is (its page), and what it is, without the log."""
     try:
-        with closing(connect(path, "mode=ro&immutable=1", 0.0)) as connection:
+        with closing(sqlite_file.connect(path, "mode=ro&immutable=1", 0.0)) as connection:
             page = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'ledger'").fetchone()
             count = page and connection.execute("SELECT commits FROM ledger").fetchone()
             return (page[0], count[0]) if count else None

@@ -6,7 +6,7 @@ import math
 
 
 def number(value: float | None) -> str:
-    """A number for people: four digits, whole numbers below a million in full."""
+    """A number with four digits, or in full if it is whole and below a million; "-" for None."""
     if value is None:
         return "-"
     if math.isfinite(value) and value == int(value) and abs(value) < 1e6:
@@ -15,14 +15,14 @@ def number(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people, in its two largest units."""
+    """A length of time in its two largest units."""
     if seconds < 1:
         return f"{seconds:.2g} s"
     rest, words = round(seconds), []
     for length, name in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s")):
-        count, rest = divmod(rest, length)
-        if count:
-            words.append(f"{count} {name}")
+        units, rest = divmod(rest, length)
+        if units:
+            words.append(f"{units} {name}")
     return " ".join(words[:2])
 
 

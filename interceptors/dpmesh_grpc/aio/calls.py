@@ -1,53 +1,80 @@
-"""Calls: what a client holds of an RPC that dpmesh refused, or whose requests are a protected stream.
+"""Calls of grpc.aio: what a client holds of an RPC that dpmesh refused, or that dpmesh may end.
 
-gRPC polls a stream of requests in a task of its own and answers any exception there by cancelling the RPC, so the
-caller would see CancelledError. The guarded calls remember the refusal and end with it. The refused ones are over
-before they began: other interceptors expect a call with a status, and lose their spans over an exception.
+Each kind exists for the four arities, because gRPC and other interceptors check a call's type.
+
+- A refused call is over before it began. Other interceptors expect a call with a status, and would lose their spans
+  over an exception.
+- A guarded call wraps a call of gRPC. When dpmesh ends the RPC, gRPC reports a cancellation; the guarded call reports
+  dpmesh's own status instead.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator
-from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import grpc.aio
 
 from dpmesh_grpc.status import Failure, rpc_error
 
 
-class Outcome:
-    """The refusal of a stream, if there was one; shared by the stream and its call.
+class CallEnd(Protocol):
+    """Knows which calls dpmesh has ended."""
 
-    Entered with `with`, it turns the cancellation that gRPC makes of a refusal into the refusal.
+    def failure(self, call: Any) -> Failure | None:
+        """The status with which dpmesh ended a call of gRPC; None if it did not."""
+
+
+class StreamRefusal:
+    """The refusal of one message of a stream of requests, shared by the stream and its call.
+
+    gRPC polls a stream of requests in a task of its own, and answers any exception there by cancelling the RPC.
+
+    Attributes:
+        call: gRPC's call, once it has begun.
     """
 
     def __init__(self) -> None:
         self.call: Any = None
-        self.failure: Failure | None = None
+        self._failure: Failure | None = None
 
     def refuse(self, failure: Failure) -> None:
-        """Notes why the stream ends, unless the RPC already ended by itself."""
+        """Notes why the stream ends, unless the RPC has already ended by itself."""
         if self.call is None or not self.call.done():
-            self.failure = failure
+            self._failure = failure
 
-    def __enter__(self) -> None:
-        pass
+    def failure(self, call: Any) -> Failure | None:
+        """See CallEnd."""
+        return self._failure
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.failure is None or not isinstance(error, (asyncio.CancelledError, grpc.aio.AioRpcError)):
-            return
-        task = asyncio.current_task()
-        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-            return  # It is the caller that is being cancelled.
-        raise rpc_error(self.failure) from None
+
+def translate(error: BaseException, failure: Failure | None) -> None:
+    """Raises dpmesh's status instead of the exception with which gRPC reports that dpmesh ended the RPC.
+
+    Args:
+        error: The exception. Where it is something else, or the caller's own cancellation, nothing is raised.
+        failure: dpmesh's status, or None if dpmesh has not ended the RPC.
+
+    Raises:
+        grpc.aio.AioRpcError: With dpmesh's status.
+    """
+    if failure is None or not isinstance(error, (asyncio.CancelledError, grpc.aio.AioRpcError)):
+        return
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        return  # The caller itself is being cancelled.
+    raise rpc_error(failure) from None
 
 
 class _RefusedCall:
-    """An RPC that never began, and ends with the status that refused it."""
+    """An RPC that never began, and ends with the status that refused it.
+
+    Args:
+        error: The status.
+    """
+
+    _done_writing_flag = True  # See internals.DONE_WRITING.
 
     def __init__(self, error: grpc.aio.AioRpcError) -> None:
         self._error = error
@@ -85,40 +112,64 @@ class _RefusedCall:
     async def wait_for_connection(self) -> None:
         raise self._error
 
+    async def write(self, request: Any) -> None:
+        raise self._error
 
-class RefusedUnaryUnaryCall(_RefusedCall, grpc.aio.UnaryUnaryCall):  # type: ignore[misc]
-    """A refused call with one response."""
+    async def done_writing(self) -> None:
+        pass
 
+
+class _RefusedResponse(_RefusedCall):
     def __await__(self) -> Generator[Any, None, Any]:
         yield from ()
         raise self._error
 
 
-class RefusedUnaryStreamCall(_RefusedCall, grpc.aio.UnaryStreamCall):  # type: ignore[misc]
-    """A refused call with a stream of responses."""
-
+class _RefusedResponses(_RefusedCall):
     async def __aiter__(self) -> AsyncIterator[Any]:
         raise self._error
         yield
 
     async def read(self) -> Any:
-        """There is nothing to read."""
         raise self._error
 
 
-class _GuardedCall:
-    """What both arities share; everything else is the call's that gRPC made."""
+class RefusedUnaryUnaryCall(_RefusedResponse, grpc.aio.UnaryUnaryCall):  # type: ignore[misc]
+    """A refused call with one request and one response."""
 
-    def __init__(self, call: Any, outcome: Outcome) -> None:
+
+class RefusedUnaryStreamCall(_RefusedResponses, grpc.aio.UnaryStreamCall):  # type: ignore[misc]
+    """A refused call with one request and a stream of responses."""
+
+
+class RefusedStreamUnaryCall(_RefusedResponse, grpc.aio.StreamUnaryCall):  # type: ignore[misc]
+    """A refused call with a stream of requests and one response."""
+
+
+class RefusedStreamStreamCall(_RefusedResponses, grpc.aio.StreamStreamCall):  # type: ignore[misc]
+    """A refused call with streams both ways."""
+
+
+class _GuardedCall:
+    """A call of gRPC that reports dpmesh's status where dpmesh has ended the RPC.
+
+    Args:
+        call: gRPC's call.
+        end: Knows whether dpmesh has ended it.
+    """
+
+    def __init__(self, call: Any, end: CallEnd) -> None:
         self._call = call
-        self._outcome = outcome
-        outcome.call = call
+        self._end = end
+
+    def _failure(self) -> Failure | None:
+        return self._end.failure(self._call)
 
     def cancel(self) -> bool:
         return bool(self._call.cancel())
 
     def cancelled(self) -> bool:
-        return self._outcome.failure is None and bool(self._call.cancelled())
+        return self._failure() is None and bool(self._call.cancelled())
 
     def done(self) -> bool:
         return bool(self._call.done())
@@ -134,25 +185,28 @@ class _GuardedCall:
 
     async def trailing_metadata(self) -> Any:
         trailing = await self._call.trailing_metadata()
-        failure = self._outcome.failure
+        failure = self._failure()
         return trailing if failure is None else grpc.aio.Metadata(*failure.trailing)
 
     async def code(self) -> Any:
         code = await self._call.code()
-        failure = self._outcome.failure
+        failure = self._failure()
         return code if failure is None else failure.code
 
     async def details(self) -> Any:
         details = await self._call.details()
-        failure = self._outcome.failure
+        failure = self._failure()
         return details if failure is None else failure.text
 
     async def debug_error_string(self) -> Any:
         return await self._call.debug_error_string()
 
     async def wait_for_connection(self) -> None:
-        with self._outcome:
+        try:
             await self._call.wait_for_connection()
+        except BaseException as error:
+            translate(error, self._failure())
+            raise
 
     async def write(self, request: Any) -> None:
         await self._call.write(request)
@@ -160,11 +214,11 @@ class _GuardedCall:
     async def done_writing(self) -> None:
         await self._call.done_writing()
 
+    # See internals.DONE_WRITING and internals.CLOSING for what gRPC looks for in a call.
+
     @property
     def _done_writing_flag(self) -> bool:
-        return bool(self._call._done_writing_flag)  # gRPC's own calls ask for it.
-
-    # What grpc.aio 1.80 looks for when a channel closes; it raises on a call that has neither.
+        return bool(self._call._done_writing_flag)
 
     @property
     def _channel(self) -> Any:
@@ -175,9 +229,16 @@ class _GuardedCall:
         return self._call._cython_call
 
 
-class _Responses(_GuardedCall):
-    """What the arities with a stream of responses share besides."""
+class _GuardedResponse(_GuardedCall):
+    def __await__(self) -> Generator[Any, None, Any]:
+        try:
+            return (yield from self._call.__await__())
+        except BaseException as error:
+            translate(error, self._failure())
+            raise
 
+
+class _GuardedResponses(_GuardedCall):
     _responses: AsyncIterator[Any] | None = None
 
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -186,23 +247,33 @@ class _Responses(_GuardedCall):
         return self._responses
 
     async def _iterate(self) -> AsyncIterator[Any]:
-        with self._outcome:
+        try:
             async for response in self._call:
                 yield response
+        except BaseException as error:
+            translate(error, self._failure())
+            raise
 
     async def read(self) -> Any:
         """Reads one message, or grpc.aio.EOF."""
-        with self._outcome:
+        try:
             return await self._call.read()
+        except BaseException as error:
+            translate(error, self._failure())
+            raise
 
 
-class GuardedStreamUnaryCall(_GuardedCall, grpc.aio.StreamUnaryCall):  # type: ignore[misc]
-    """A call whose requests are a protected stream, with one response."""
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        with self._outcome:
-            return (yield from self._call.__await__())
+class GuardedUnaryUnaryCall(_GuardedResponse, grpc.aio.UnaryUnaryCall):  # type: ignore[misc]
+    """A guarded call with one request and one response."""
 
 
-class GuardedStreamStreamCall(_Responses, grpc.aio.StreamStreamCall):  # type: ignore[misc]
-    """A call whose requests are a protected stream, with a stream of responses."""
+class GuardedUnaryStreamCall(_GuardedResponses, grpc.aio.UnaryStreamCall):  # type: ignore[misc]
+    """A guarded call with one request and a stream of responses."""
+
+
+class GuardedStreamUnaryCall(_GuardedResponse, grpc.aio.StreamUnaryCall):  # type: ignore[misc]
+    """A guarded call with a stream of requests and one response."""
+
+
+class GuardedStreamStreamCall(_GuardedResponses, grpc.aio.StreamStreamCall):  # type: ignore[misc]
+    """A guarded call with streams both ways."""

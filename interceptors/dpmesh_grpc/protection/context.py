@@ -5,157 +5,34 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 import grpc
-from grpc._cython import cygrpc
 
 from dpmesh.errors import BudgetExhaustedError, DpmeshError
-from dpmesh.mesh.flows import Flow, MethodFlows
-from dpmesh.mesh.mesh import Mesh, ReleaseStream
-from dpmesh_grpc.status import DETAILS_KEY, HANDLER_FAILED, WITHHELD, Failure, refusal
+from dpmesh.mesh.flows import Flow
+from dpmesh.mesh.refusals import HANDLER_FAILED, is_own
+from dpmesh.mesh.response_policy import ResponsePolicy
+from dpmesh.mesh.stream import ReleaseStream
+from dpmesh_grpc.aio.internals import PEER_GONE, UNIMPLEMENTED
+from dpmesh_grpc.status import Failure, refusal
 from dpmesh_grpc.status import end as end_rpc
 
 log = logging.getLogger("dpmesh.grpc")
 
-# What has to reach gRPC, which ends the RPC or the process by it and never sends its text. The last two say that the
-# peer has gone, or that the server has stopped; answering would touch what is no longer there. They have no public
-# names. All others of gRPC's errors are answered with their texts, and handlers can raise them too.
-_GRPC_OWN = (
-    asyncio.CancelledError,
-    KeyboardInterrupt,
-    SystemExit,
-    cygrpc.ExecuteBatchError,
-    cygrpc._ServerStoppedError,
-)
-# What generated code says of a method that the application has not written.
-_UNIMPLEMENTED = ("Method not implemented!",)
+# What has to reach gRPC, which ends the RPC or the process by it and never sends its text.
+_GRPC_OWN = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, *PEER_GONE)
 # Where libraries keep the code of an exception that is meant as a status.
 _CODES = ("status_code", "grpc_status_code", "code")
 _NOT_GIVEN: Final[Any] = object()
 _FINE = (None, grpc.StatusCode.OK, grpc.StatusCode.OK.value[0])
 
 
-@dataclass(frozen=True)
-class ResponsePolicy:
-    """What is the same for all RPCs of one method on a server.
-
-    Attributes:
-        lane: What the method sends.
-        requests: What it receives.
-        streams: Its responses are a stream.
-        active: The mode is not observe, which changes nothing.
-        consumer: Tells who the client is, by the handler's context; None where no quota asks.
-        pass_metadata: The metadata keys that leave all the same, in lower case.
-        pass_details: Status details leave all the same.
-        twice: Two of dpmesh's interceptors serve the method, and both would charge.
-    """
-
-    lane: Flow
-    requests: Flow
-    streams: bool
-    active: bool
-    consumer: Callable[[Any], str] | None
-    pass_metadata: frozenset[str]
-    pass_details: bool
-    twice: bool
-
-    @classmethod
-    def of(cls, method: MethodFlows, streams: bool, mesh: Mesh, *, twice: bool = False) -> ResponsePolicy:
-        """Derives the guard of a method whose responses are a stream, or are not."""
-        allowed = mesh.config.grpc
-        return cls(
-            lane=method.response,
-            requests=method.request,
-            streams=streams,
-            active=not mesh.observing,
-            consumer=_consumer() if mesh.has_quotas else None,
-            pass_metadata=frozenset(key.lower() for key in allowed.pass_metadata)
-            | ({DETAILS_KEY} if allowed.pass_status_details else set()),
-            pass_details=allowed.pass_status_details,
-            twice=twice and not mesh.observing,
-        )
-
-    # Asked at each RPC: where no loaded proto declares the method, the answers change with the first rule.
-
-    def masks(self) -> bool:
-        """Whether exceptions keep their text: it could quote a protected message."""
-        return self.active and (self.lane.sensitive() or self.requests.sensitive())
-
-    def withholds(self) -> bool:
-        """Whether status details and metadata are kept from the peer."""
-        return self.active and self.lane.sensitive()
-
-    def plain(self) -> bool:
-        """Whether the handler has no say in the compression of its responses.
-
-        A stream's is settled before its first message shows whether it is protected.
-        """
-        return self.active and (self.lane.sensitive() if self.streams else bool(self.lane.protected))
-
-    def lane_to(self, context: Any) -> Flow:
-        """The lane of one RPC. To be asked once: finding the client's name takes as long as a release."""
-        return self.lane if self.consumer is None else self.lane.to(self.consumer(context))
-
-    def details(self, text: str) -> str:
-        """The status details as the peer may read them."""
-        return WITHHELD if text and self.withholds() and not self.pass_details else text
-
-    def metadata(self, pairs: Any) -> Any:
-        """The metadata as the peer may read it."""
-        if not self.withholds():
-            return pairs
-        return tuple(pair for pair in pairs or () if pair[0].lower() in self.pass_metadata)
-
-    def status(self, code: Any, details: Any, trailing_metadata: Any) -> tuple[Any, ...]:
-        """The arguments for `abort`, as the peer may read them: no more of them than the handler gave.
-
-        Contexts of other libraries may take fewer than gRPC's.
-        """
-        if trailing_metadata is not _NOT_GIVEN:
-            text = "" if details is _NOT_GIVEN else self.details(details)
-            return code, text, self.metadata(trailing_metadata)
-        return (code,) if details is _NOT_GIVEN else (code, self.details(details))
-
-    def sealed(self, function: Any) -> Any:
-        """A function that gRPC calls on its own, such as a serializer; its exceptions lose their texts.
-
-        gRPC would send them to the peer, or log them.
-        """
-        if function is None:
-            return None
-
-        def sealed(*arguments: Any) -> Any:
-            try:
-                return function(*arguments)
-            except Exception as error:
-                if arguments == (None,) or not self.masks():
-                    raise  # None is a response that is missing, and gRPC says so.
-                self.log(error)
-            raise HandlerFailedError(HANDLER_FAILED)
-
-        return sealed
-
-    def log(self, error: BaseException) -> None:
-        """Logs what a handler raised, without its text."""
-        log.error(
-            "%s: the handler failed with %s %s; the text is left out, it could quote a protected message",
-            self.lane.method,
-            type(error).__qualname__,
-            _place(error),
-        )
-
-
-class HandlerFailedError(Exception):
-    """Stands for an exception of the application, whose text must not reach the peer."""
-
-
-def _consumer() -> Callable[[Any], str]:
-    # Not at the top: it loads what reads certificates, which who only wants noise does without.
+def _consumer(context: Any) -> str:
+    # Imported here because it loads what reads certificates, which only quotas need.
     from dpmesh_grpc.protection.peer_names import consumer
 
-    return consumer
+    return consumer(context)
 
 
 class _Context:
@@ -165,14 +42,14 @@ class _Context:
         aborted: The handler, or dpmesh, has ended the RPC.
     """
 
-    __slots__ = ("_abort_error", "_code", "_context", "_guard", "_lane", "_stream", "aborted")
+    __slots__ = ("_abort_error", "_code", "_context", "_flow", "_policy", "_stream", "aborted")
 
-    def __init__(self, context: Any, guard: ResponsePolicy) -> None:
+    def __init__(self, context: Any, policy: ResponsePolicy) -> None:
         self.aborted = False
         self._context = context
-        self._guard = guard
+        self._policy = policy
         # Of the first message that has to be released.
-        self._lane: Flow | None = None
+        self._flow: Flow | None = None
         self._stream: ReleaseStream | None = None
         self._code: Any = None
         self._abort_error: BaseException | None = None
@@ -185,23 +62,23 @@ class _Context:
         self._context.set_code(code)
 
     def set_details(self, details: str) -> None:
-        self._context.set_details(self._guard.details(details))
+        self._context.set_details(self._policy.details(details))
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        self._context.set_trailing_metadata(self._guard.metadata(trailing_metadata))
+        self._context.set_trailing_metadata(self._policy.metadata(trailing_metadata))
 
     def set_compression(self, compression: Any) -> None:
-        if not self._guard.plain():
+        if not self._policy.forbids_compression():
             self._context.set_compression(compression)
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        self._context.add_done_callback(self._guard.sealed(lambda _: callback(self)))
+        self._context.add_done_callback(self._policy.without_text(lambda _: callback(self)))
 
     # -- for the wrapped handlers --------------------------------------------------------------------------------------
 
     def begin_stream(self) -> None:
         """Turns compression off for all messages to come."""
-        if self._guard.plain():
+        if self._policy.forbids_compression():
             self._context.set_compression(grpc.Compression.NoCompression)
 
     def close(self) -> None:
@@ -211,7 +88,7 @@ class _Context:
 
     def drops(self) -> bool:
         """Whether gRPC drops a unary response, because the handler has set an error; it is then not paid for."""
-        return self._guard.active and self._code not in _FINE
+        return self._code not in _FINE and not self._policy.observing
 
     async def protect(self, message: Any) -> Any:
         """What may leave instead of a response.
@@ -222,49 +99,57 @@ class _Context:
         """
         if self._abort_error is not None:
             raise self._abort_error
-        lane = self._lane
-        if lane is None:
-            lane = self._lane = self._guard.lane_to(self._context)
-            if self._guard.streams:
-                self._stream = lane.stream()
-        if self._guard.twice:
-            lane.refuse_twice(message, self._stream)
-        protected = lane.protect_now(message) if self._stream is None else None
-        if protected is None:
-            protected = await lane.protect(message, self._stream)
+        flow = self._flow
+        if flow is None:
+            flow = self._flow = self._flow_to_client()
+            if self._policy.streams:
+                self._stream = flow.stream()
+        if self._policy.intercepted_twice:
+            flow.refuse_intercepted_twice(message, self._stream)
+        protected = await flow.protect(message, self._stream)
         if protected is not message:
             self._context.disable_next_message_compression()
         return protected
 
+    def _status(self, code: Any, details: Any, trailing_metadata: Any) -> tuple[Any, ...]:
+        """The arguments for `abort`, as the peer may read them: no more of them than the handler gave.
+
+        Contexts of other libraries may take fewer than gRPC's.
+        """
+        if trailing_metadata is not _NOT_GIVEN:
+            text = "" if details is _NOT_GIVEN else self._policy.details(details)
+            return code, text, self._policy.metadata(trailing_metadata)
+        return (code,) if details is _NOT_GIVEN else (code, self._policy.details(details))
+
+    def _flow_to_client(self) -> Flow:
+        """The flow of this RPC. To be asked once: finding the client's name takes as long as a release."""
+        flow = self._policy.flow
+        return flow.for_consumer(_consumer(self._context)) if self._policy.by_consumer else flow
+
     def passes(self, error: BaseException) -> bool:
         """Whether an exception goes on to gRPC as it is."""
-        if _is_refusal(error):
+        if is_own(error):
             return False
-        if not self._guard.masks() or error is self._abort_error:
+        if not self._policy.masks_errors() or error is self._abort_error:
             return True
         return isinstance(error, _GRPC_OWN) or _is_unimplemented(error)
 
     def failure(self, error: BaseException) -> Failure:
         """How the RPC ends when its handler raised something that does not pass."""
-        if _is_refusal(error):
+        if is_own(error):
             if not isinstance(error, BudgetExhaustedError):  # Those are everyday, and there can be many.
                 # Its text, because it holds the message, and who collects records would hold it in turn.
-                log.warning("%s: a response was refused: %s", self._guard.lane.method, str(error))
+                log.warning("%s: a response was refused: %s", self._policy.flow.method, str(error))
             return refusal(error)
-        self._guard.log(error)
+        self._policy.log_failure(error)
         return Failure(_code(error) if self._code in _FINE else self._code, HANDLER_FAILED)
-
-
-def _is_refusal(error: BaseException) -> TypeGuard[DpmeshError]:
-    """Whether it is dpmesh's own error, and no class that the application has derived from one, with any text."""
-    return isinstance(error, DpmeshError) and type(error).__module__.partition(".")[0] == "dpmesh"
 
 
 def _is_unimplemented(error: BaseException) -> bool:
     """Whether it is what generated code raises for a method that nobody wrote, which quotes nothing."""
     return (
         type(error) is NotImplementedError
-        and error.args in ((), _UNIMPLEMENTED)
+        and error.args in ((), (UNIMPLEMENTED,))
         and error.__context__ is error.__cause__ is None
         and not hasattr(error, "__notes__")
     )
@@ -282,13 +167,6 @@ def _code(error: BaseException) -> grpc.StatusCode:
     return grpc.StatusCode.UNKNOWN
 
 
-def _place(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else f"at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
-
-
 class AsyncContext(_Context):
     """The context of asynchronous handlers."""
 
@@ -296,7 +174,7 @@ class AsyncContext(_Context):
 
     async def abort(self, code: Any, details: str = _NOT_GIVEN, trailing_metadata: Any = _NOT_GIVEN) -> None:
         """Ends the RPC with a deliberate status, whose code always reaches the peer."""
-        await self._abort(self._context.abort, *self._guard.status(code, details, trailing_metadata))
+        await self._abort(self._context.abort, *self._status(code, details, trailing_metadata))
 
     async def abort_with_status(self, status: Any) -> None:
         """Does the same with a grpc.Status."""
@@ -304,7 +182,7 @@ class AsyncContext(_Context):
 
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
         """Sends initial metadata, as far as the peer may read it."""
-        await self._context.send_initial_metadata(self._guard.metadata(initial_metadata))
+        await self._context.send_initial_metadata(self._policy.metadata(initial_metadata))
 
     async def write(self, message: Any) -> None:
         """Sends one response, protected; a refusal ends the RPC."""
@@ -342,8 +220,8 @@ class SyncContext(_Context):
 
     def abort(self, code: Any, details: str = _NOT_GIVEN, trailing_metadata: Any = _NOT_GIVEN) -> None:
         """Ends the RPC with a deliberate status, whose code always reaches the peer."""
-        if not self._guard.masks():
-            self._context.abort(*self._guard.status(code, details, trailing_metadata))
+        if not self._policy.masks_errors():
+            self._context.abort(*self._status(code, details, trailing_metadata))
         if trailing_metadata is not _NOT_GIVEN and trailing_metadata:
             self.set_trailing_metadata(trailing_metadata)
         if details is not _NOT_GIVEN and details:
@@ -354,11 +232,11 @@ class SyncContext(_Context):
 
     def add_callback(self, callback: Callable[[], None]) -> None:
         """Calls back when the handler is done; gRPC answers the RPC with what a callback raises."""
-        self._context.add_callback(self._guard.sealed(callback))
+        self._context.add_callback(self._policy.without_text(callback))
 
     def send_initial_metadata(self, initial_metadata: Any) -> None:
         """Sends initial metadata, as far as the peer may read it."""
-        self._context.send_initial_metadata(self._guard.metadata(initial_metadata))
+        self._context.send_initial_metadata(self._policy.metadata(initial_metadata))
 
     def passes(self, error: BaseException) -> bool:
         """Whether an exception goes on to gRPC as it is."""

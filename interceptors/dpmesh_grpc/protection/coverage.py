@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc.aio
 
 from dpmesh.errors import ConfigError
 from dpmesh.mesh.mesh import Mesh
-from dpmesh_grpc.protection.client import (
-    TWICE,
-    Sender,
-    StreamStreamInterceptor,
-    StreamUnaryInterceptor,
-    UnaryStreamInterceptor,
-    UnaryUnaryInterceptor,
-)
+from dpmesh_grpc.aio.arities import ARITIES, interceptors
+from dpmesh_grpc.aio.internals import interceptor_list, server_interceptors
+from dpmesh_grpc.protection.client import Sender, protects
 from dpmesh_grpc.protection.server import ServerInterceptor
-
-# Where grpc.aio.Channel keeps the interceptors of each arity, and ours for it.
-_LISTS = (
-    ("_unary_unary_interceptors", UnaryUnaryInterceptor),
-    ("_unary_stream_interceptors", UnaryStreamInterceptor),
-    ("_stream_unary_interceptors", StreamUnaryInterceptor),
-    ("_stream_stream_interceptors", StreamStreamInterceptor),
-)
-
-
-class InterceptorSet(tuple[Any, ...]):
-    """A tuple that can't be taken apart by index or slice: one interceptor alone leaves three arities bare."""
-
-    __slots__ = ()
-
-    def __getitem__(self, index: Any) -> NoReturn:
-        """Refuses.
-
-        Raises:
-            ConfigError: Always.
-        """
-        raise ConfigError(
-            "take all of dpmesh's interceptors: interceptors=[*aio_client_interceptors(mesh), ...]"
-        )
 
 
 def aio_client_interceptors(mesh: Mesh, *, consumer: str = "") -> tuple[Any, ...]:
@@ -63,16 +32,7 @@ def aio_client_interceptors(mesh: Mesh, *, consumer: str = "") -> tuple[Any, ...
     Raises:
         ConfigError: `mesh` is no mesh, or the consumer is no text, or none that UTF-8 can write.
     """
-    if not isinstance(consumer, str):
-        raise ConfigError(f"consumer: a {type(consumer).__name__} is no name; allowed: text")
-    try:
-        consumer.encode()
-    except UnicodeEncodeError:
-        raise ConfigError(
-            "consumer: a name that UTF-8 can't write; allowed: text without surrogates"
-        ) from None
-    sender = Sender(mesh, consumer)
-    return InterceptorSet(interceptor(sender) for _, interceptor in _LISTS)
+    return interceptors(Sender(mesh, consumer))
 
 
 def check_channel(channel: grpc.aio.Channel) -> None:
@@ -83,30 +43,19 @@ def check_channel(channel: grpc.aio.Channel) -> None:
     Raises:
         ConfigError: An arity has none, or more than one, or the channel does not say.
     """
-    for name, ours in _LISTS:
-        arity = name.removeprefix("_").removesuffix("_interceptors").replace("_", "-")
-        found = getattr(channel, name, None)
+    for name in ARITIES:
+        arity = name.replace("_", "-")
+        found = getattr(channel, interceptor_list(name), None)
         if found is None:
             raise ConfigError(
                 f"not a grpc.aio channel: it does not say which interceptors its {arity} RPCs have"
             )
-        count = sum(isinstance(interceptor, ours) for interceptor in found)
+        count = sum(protects(each) and each.arity.name == name for each in found)
         if count != 1:
             raise ConfigError(
                 f"{arity} RPCs of this channel have {count} of dpmesh's interceptors instead of 1; "
                 "pass interceptors=[*aio_client_interceptors(mesh), ...] once"
             )
-
-
-def refuse_twice(interceptors: Iterable[Any]) -> None:
-    """Refuses interceptors for a channel among which dpmesh's are more than once.
-
-    Raises:
-        ConfigError: They are.
-    """
-    found = [type(interceptor) for interceptor in interceptors]
-    if any(found.count(ours) > 1 for _, ours in _LISTS):
-        raise ConfigError(TWICE)
 
 
 def check_server(server: grpc.aio.Server) -> None:
@@ -133,6 +82,4 @@ def count_on(server: Any) -> int:
     """
     if not isinstance(server, grpc.aio.Server):
         raise ConfigError("not a grpc.aio server: it does not say which interceptors it has")
-    # gRPC keeps them in its compiled part, which tells nobody but the garbage collector what it holds.
-    held = [found for found in gc.get_referents(server._server) if isinstance(found, (tuple, list))]
-    return sum(isinstance(each, ServerInterceptor) for found in held for each in found)
+    return sum(isinstance(each, ServerInterceptor) for each in server_interceptors(server))

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import grpc
+from typing_extensions import override
 
-from dpmesh.errors import ConfigError, ProtectionError
-from dpmesh.mesh.flows import METHODS_KEPT, FlowTable, MethodFlows
-from dpmesh.mesh.mesh import Direction, Mesh
+from dpmesh.bounded import BoundedTable
+from dpmesh.errors import ConfigError
+from dpmesh.mesh.attestation import is_attested, refusal_without
+from dpmesh.mesh.flows import Flow, FlowTable, MethodFlows
+from dpmesh.mesh.mesh import Mesh
+from dpmesh.mesh.refusals import Refusal, intercepted_twice
+from dpmesh.mesh.response_policy import ResponsePolicy
+from dpmesh.mesh.untyped import METHODS_KEPT
+from dpmesh_grpc.aio.arities import SYNCHRONOUS
+from dpmesh_grpc.aio.handlers import AsyncRpc, SyncRpc, intercepted, rebuilt
+from dpmesh_grpc.aio.internals import called_by_synchronous_grpc
 from dpmesh_grpc.aio.threads import result_of
-from dpmesh_grpc.protection.client import POLICY_KEY, SYNCHRONOUS
-from dpmesh_grpc.protection.context import AsyncContext, ResponsePolicy, SyncContext
-from dpmesh_grpc.status import Failure, end, given_twice, not_protected
+from dpmesh_grpc.protection.context import AsyncContext, SyncContext
+from dpmesh_grpc.status import DETAILS_KEY, Failure, end, failure
 
 log = logging.getLogger("dpmesh.grpc")
 
@@ -27,14 +32,6 @@ TWICE = (
     "dpmesh's interceptors are given twice, and would charge for each message twice; "
     "give them once: interceptors=[..., *aio_server_interceptors(mesh)]"
 )
-
-# (requests are a stream, responses are a stream) -> where a handler keeps its function, and what makes a handler.
-_ARITIES: dict[tuple[bool, bool], tuple[str, Callable[..., Any]]] = {
-    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
-    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
-    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
-    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
-}
 
 
 def aio_server_interceptors(mesh: Mesh) -> tuple[grpc.aio.ServerInterceptor, ...]:
@@ -57,7 +54,7 @@ class _Interceptors(tuple[grpc.aio.ServerInterceptor, ...]):
 
     def __iter__(self) -> Iterator[grpc.aio.ServerInterceptor]:
         # grpc.server looks at its interceptors only when an RPC comes; but it makes a tuple of them.
-        if sys._getframe(1).f_globals.get("__name__") == "grpc._interceptor":
+        if called_by_synchronous_grpc():
             raise ConfigError(SYNCHRONOUS)
         return super().__iter__()
 
@@ -67,12 +64,19 @@ _asking: ContextVar[ServerInterceptor | None] = ContextVar("dpmesh_asking", defa
 
 
 class _Served(NamedTuple):
-    """A handler and its method, what stands for it, and what does when a request is not marked as protected."""
+    """What stands for a handler.
+
+    Attributes:
+        handler: The handler.
+        method: Its method, under the policy that the mesh had.
+        wrapped: The handler with its responses protected.
+        unattested: What refuses requests that are not attested; None if the method takes them.
+    """
 
     handler: Any
     method: MethodFlows
     wrapped: Any
-    unmarked: Any
+    unattested: Any
 
 
 class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -85,7 +89,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
         self._methods = FlowTable(mesh)
-        self._served: dict[str, _Served] = {}
+        self._served: BoundedTable[str, _Served] = BoundedTable(METHODS_KEPT)
         self._twice = False
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Awaitable[Any]:
@@ -117,11 +121,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         served = self._served.get(name)
         if served is None or served.handler is not handler or served.method is not method:
             served = self._serve(name, handler, method)
-        if served.unmarked is None or any(
-            key == POLICY_KEY for key, _ in handler_call_details.invocation_metadata
-        ):
+        if served.unattested is None or is_attested(handler_call_details.invocation_metadata):
             return served.wrapped
-        return served.unmarked
+        return served.unattested
 
     def found_another(self, other: ServerInterceptor) -> None:
         """Notes that another of dpmesh's interceptors follows: from now on both serve nothing that is protected."""
@@ -133,188 +135,130 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         log.error("%s%s", "observe mode: RPCs would be refused: " if self._mesh.observing else "", TWICE)
 
     def _serve(self, name: str, handler: Any, method: MethodFlows) -> _Served:
-        if len(self._served) >= METHODS_KEPT:
-            self._served.clear()
-        unmarked = self._unmarked(method, handler) if method.requires else None
-        served = self._served[name] = _Served(handler, method, self._wrapped(method, handler), unmarked)
+        refusal = refusal_without(method)
+        unattested = None if refusal is None else self._refusing(handler, method.request, refusal)
+        served = self._served[name] = _Served(handler, method, self._wrapped(method, handler), unattested)
         return served
 
-    def _unmarked(self, method: MethodFlows, handler: Any) -> Any:
-        if self._mesh.observing:
-            log.warning("observe mode: %s requires protected requests, and takes any", method.name)
-            return None
-        return self._refusing(handler, method, "request", not_protected(method.name, POLICY_KEY))
-
     def _wrapped(self, method: MethodFlows, handler: Any) -> Any:
-        guard = ResponsePolicy.of(method, handler.response_streaming, self._mesh, twice=self._twice)
-        if guard.twice and guard.lane.sensitive():
-            return self._refusing(handler, method, "response", given_twice(TWICE))
-        name, make = _ARITIES[bool(handler.request_streaming), bool(handler.response_streaming)]
+        policy = ResponsePolicy.of(
+            method,
+            streams=handler.response_streaming,
+            details_key=DETAILS_KEY,
+            intercepted_twice=self._twice,
+        )
+        if policy.intercepted_twice and policy.flow.sensitive():
+            return self._refusing(handler, method.response, intercepted_twice(TWICE))
         deserializer = handler.request_deserializer
-        return make(
-            _guarded(getattr(handler, name), guard),
+        return rebuilt(
+            handler,
+            intercepted(handler, _Protection(policy)),
             # Where requests are a stream, gRPC's errors reach the handler.
-            request_deserializer=deserializer if handler.request_streaming else guard.sealed(deserializer),
-            response_serializer=guard.sealed(handler.response_serializer),
+            deserializer if handler.request_streaming else policy.without_text(deserializer),
+            policy.without_text(handler.response_serializer),
         )
 
-    def _refusing(self, handler: Any, method: MethodFlows, direction: Direction, failure: Failure) -> Any:
-        """A handler of the same arity that refuses every RPC, and records that."""
-        error = ProtectionError("NOT_SERVED", method.name, failure.text)
+    def _refusing(self, handler: Any, flow: Flow, refusal: Refusal) -> Any:
+        """A handler of the same arity that refuses every RPC, and records that on a flow."""
+        status = failure(refusal)
 
         async def refuse(_request: Any, context: Any) -> None:
-            self._mesh.refused(error, method=method.name, direction=direction)
-            await end(context, failure)
+            flow.record_refused_rpc(refusal)
+            await end(context, status)
 
         async def refuse_stream(_request: Any, context: Any) -> AsyncIterator[None]:
             await refuse(_request, context)
             yield
 
-        return rebuilt(handler, lambda _: refuse_stream if handler.response_streaming else refuse)
+        function = refuse_stream if handler.response_streaming else refuse
+        return rebuilt(handler, function, handler.request_deserializer, handler.response_serializer)
 
 
-def rebuilt(handler: Any, change: Callable[[Any], Any]) -> Any:
-    """A handler of the same arity, with another function."""
-    name, make = _ARITIES[bool(handler.request_streaming), bool(handler.response_streaming)]
-    return make(
-        change(getattr(handler, name)),
-        request_deserializer=handler.request_deserializer,
-        response_serializer=handler.response_serializer,
-    )
+class _AsyncRpc(AsyncRpc):
+    """Protects the responses of one RPC whose handler runs in the event loop."""
+
+    __slots__ = ("_guarded", "_passes", "_policy")
+
+    def __init__(self, context: Any, policy: ResponsePolicy) -> None:
+        self._guarded = AsyncContext(context, policy)
+        self._passes = policy.flow.passes
+        self._policy = policy
+
+    @override
+    async def begin(self) -> AsyncContext:
+        if self._policy.streams:
+            self._guarded.begin_stream()
+        return self._guarded
+
+    @override
+    async def respond(self, response: Any) -> Any:
+        if self._passes(type(response)):
+            return response
+        if not self._policy.streams and self._guarded.drops():
+            return None
+        return await self._guarded.protect(response)
+
+    @override
+    def failure(self, error: BaseException) -> Failure | None:
+        return None if self._guarded.passes(error) else self._guarded.failure(error)
+
+    @override
+    async def close(self) -> None:
+        self._guarded.close()
+
+    @override
+    async def end(self, failure: Failure) -> None:
+        await self._guarded.end(failure)
 
 
-def _guarded(function: Any, guard: ResponsePolicy) -> Any:
-    """A handler's function with its responses protected.
+class _SyncRpc(SyncRpc):
+    """Protects the responses of one RPC whose handler runs in the executor."""
 
-    gRPC asks what kind of function it has, and calls each in its own way; so the wrapper is of the same kind.
-    """
-    if not guard.streams:
-        return (
-            _unary(function, guard) if inspect.iscoroutinefunction(function) else _sync_unary(function, guard)
-        )
-    if inspect.iscoroutinefunction(function):
-        return _writer(function, guard)
-    return (
-        _generator(function, guard)
-        if inspect.isasyncgenfunction(function)
-        else _sync_generator(function, guard)
-    )
+    __slots__ = ("_guarded", "_loop", "_policy")
 
+    def __init__(self, context: Any, policy: ResponsePolicy, loop: asyncio.AbstractEventLoop) -> None:
+        self._guarded = SyncContext(context, policy)
+        self._policy = policy
+        self._loop = loop
 
-def _unary(function: Any, guard: ResponsePolicy) -> Any:
-    async def unary(request: Any, context: Any) -> Any:
-        guarded = AsyncContext(context, guard)
-        try:
-            response = await function(request, guarded)
-            if guard.lane.passes(type(response)):
-                return response
-            return None if guarded.drops() else await guarded.protect(response)
-        except BaseException as error:
-            if guarded.passes(error):
-                raise
-            failure = guarded.failure(error)
-        # Outside of the handler of the exception, which would otherwise be the context of what abort raises.
-        return await guarded.end(failure)
+    @override
+    def begin(self) -> SyncContext:
+        if self._policy.streams:
+            self._guarded.begin_stream()
+        return self._guarded
 
-    return unary
+    @override
+    def respond(self, response: Any) -> Any:
+        guarded, streams = self._guarded, self._policy.streams
+        if streams and guarded.aborted:
+            raise grpc.aio.AbortError("The handler has aborted the RPC.")  # `end` takes it.
+        if self._policy.flow.passes(type(response)):
+            return response
+        if not streams and (guarded.aborted or guarded.drops()):
+            return None
+        return result_of(guarded.protect(response), self._loop)
 
+    @override
+    def end(self, error: BaseException) -> bool:
+        if self._guarded.passes(error):
+            return False
+        self._guarded.end(error)
+        return True
 
-def _writer(function: Any, guard: ResponsePolicy) -> Any:
-    async def writer(request: Any, context: Any) -> None:
-        guarded = AsyncContext(context, guard)
-        guarded.begin_stream()
-        failure = None
-        try:
-            await function(request, guarded)
-        except BaseException as error:
-            if guarded.passes(error):
-                raise
-            failure = guarded.failure(error)
-        finally:
-            guarded.close()
-        if failure is not None:
-            await guarded.end(failure)
-
-    return writer
+    @override
+    def close(self) -> None:
+        self._guarded.close()
 
 
-def _generator(function: Any, guard: ResponsePolicy) -> Any:
-    passes = guard.lane.passes
+class _Protection(NamedTuple):
+    """The interception that protects the responses of one handler."""
 
-    async def generator(request: Any, context: Any) -> AsyncIterator[Any]:
-        guarded = AsyncContext(context, guard)
-        guarded.begin_stream()
-        failure = None
-        closing = False
-        try:
-            async with aclosing(function(request, guarded)) as responses:
-                async for response in responses:
-                    protected = response if passes(type(response)) else await guarded.protect(response)
-                    try:
-                        yield protected
-                    except GeneratorExit:
-                        closing = True
-                        raise
-        except BaseException as error:
-            if guarded.passes(error) or (closing and isinstance(error, GeneratorExit)):
-                raise
-            failure = guarded.failure(error)
-        finally:
-            guarded.close()
-        # The RPC of a generator that is being closed is over.
-        if failure is not None and not closing:
-            await guarded.end(failure)
+    policy: ResponsePolicy
 
-    return generator
+    def asynchronous(self, context: Any) -> AsyncRpc:
+        """See Interception."""
+        return _AsyncRpc(context, self.policy)
 
-
-def _sync_unary(function: Any, guard: ResponsePolicy) -> Any:
-    loop = asyncio.get_running_loop()
-
-    def unary(request: Any, context: Any) -> Any:
-        guarded = SyncContext(context, guard)
-        try:
-            response = function(request, guarded)
-            if guard.lane.passes(type(response)):
-                return response
-            return None if guarded.aborted or guarded.drops() else _on(loop, guarded, response)
-        except BaseException as error:
-            if guarded.passes(error):
-                raise
-            guarded.end(error)
-        return None
-
-    return unary
-
-
-def _sync_generator(function: Any, guard: ResponsePolicy) -> Any:
-    loop = asyncio.get_running_loop()
-    passes = guard.lane.passes
-
-    def generator(request: Any, context: Any) -> Iterator[Any]:
-        guarded = SyncContext(context, guard)
-        guarded.begin_stream()
-        closing = False
-        try:
-            for response in function(request, guarded):
-                if guarded.aborted:
-                    return
-                protected = response if passes(type(response)) else _on(loop, guarded, response)
-                try:
-                    yield protected
-                except GeneratorExit:
-                    closing = True
-                    raise
-        except BaseException as error:
-            if guarded.passes(error) or (closing and isinstance(error, GeneratorExit)):
-                raise
-            guarded.end(error)
-        finally:
-            guarded.close()
-
-    return generator
-
-
-def _on(loop: asyncio.AbstractEventLoop, context: SyncContext, response: Any) -> Any:
-    """Protects a response on the server's loop, waiting in the executor's thread."""
-    return result_of(context.protect(response), loop)
+    def synchronous(self, context: Any, loop: asyncio.AbstractEventLoop) -> SyncRpc:
+        """See Interception."""
+        return _SyncRpc(context, self.policy, loop)

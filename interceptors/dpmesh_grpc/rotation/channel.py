@@ -20,7 +20,8 @@ import grpc.aio
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity import Identity
 from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
-from dpmesh_grpc.protection.coverage import refuse_twice
+from dpmesh_grpc.aio.arities import ARITIES, refuse_twice
+from dpmesh_grpc.aio.internals import interceptor_list
 from dpmesh_grpc.rotation.identity_channel import IdentityChannel, NoChannel
 from dpmesh_grpc.rotation.linkable_metadata import LINKING, stripping_interceptors
 from dpmesh_grpc.rotation.multicallables import StreamStream, StreamUnary, UnaryStream, UnaryUnary
@@ -33,12 +34,6 @@ CONNECT: Final = 10.0
 _POOL: Final = "grpc.use_local_subchannel_pool"
 _NAME: Final = "grpc.ssl_target_name_override"
 _CACHE: Final = "grpc.ssl_session_cache"
-# Where grpc.aio.Channel keeps its interceptors, for whoever asks (dpmesh_grpc.check_channel does).
-_LISTS: Final = tuple(
-    f"_{requests}_{responses}_interceptors"
-    for requests in ("unary", "stream")
-    for responses in ("unary", "stream")
-)
 
 
 def rotating_channel(
@@ -111,7 +106,7 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
         self._closed = False
         loop = asyncio.get_running_loop()
         first = self._connect()
-        for name in _LISTS:
+        for name in map(interceptor_list, ARITIES):  # For `dpmesh_grpc.check_channel`.
             setattr(self, name, getattr(first.channel, name))
         self._link: IdentityChannel | NoChannel = first
         self._in_force: Identity | None = first.identity

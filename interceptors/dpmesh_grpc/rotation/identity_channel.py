@@ -6,22 +6,14 @@ import asyncio
 import contextlib
 import secrets
 import weakref
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import Callable
 from typing import Any, Final
 
 import grpc.aio
 
 from dpmesh.identity import Identity
-from dpmesh_grpc.aio.calls import (
-    GuardedStreamStreamCall,
-    GuardedStreamUnaryCall,
-    Outcome,
-    RefusedUnaryStreamCall,
-    RefusedUnaryUnaryCall,
-    _GuardedCall,
-    _RefusedCall,
-    _Responses,
-)
+from dpmesh_grpc.aio.arities import Arity
+from dpmesh_grpc.aio.internals import active_calls
 from dpmesh_grpc.status import Failure, rpc_error
 
 _random = secrets.SystemRandom()
@@ -47,24 +39,24 @@ class IdentityChannel:
         self.identity = identity
         self.generation = generation
         # grpc.aio keeps the calls under way in newer versions; a second set would cost as much as all the rest here.
-        calls = getattr(channel, "_active_calls", None)
+        calls = active_calls(channel)
         self._keeps = calls is None
         self._calls: weakref.WeakSet[Any] = weakref.WeakSet() if calls is None else calls
         self._ended: frozenset[Any] = frozenset()
 
-    def bind(self, arity: str, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+    def bind(self, arity: Arity, arguments: tuple[Any, ...]) -> Callable[..., Any]:
         """The multicallable that gRPC has for a method."""
-        multicallable: Callable[..., Any] = getattr(self.channel, arity)(*arguments)
+        multicallable: Callable[..., Any] = getattr(self.channel, arity.name)(*arguments)
         return multicallable
 
-    def hold(self, call: Any, kind: Callable[[Any, IdentityChannel], Any]) -> Any:
-        """A call that ends with a status, should it outlive the link."""
+    def hold(self, call: Any, arity: Arity) -> Any:
+        """A call that ends with a status if it outlives the channel."""
         if self._keeps:
             self._calls.add(call)
-        return kind(call, self)
+        return arity.guarded(call, self)
 
-    def ended(self, call: Any) -> Failure | None:
-        """Why a call was cut off, or None if it ended by itself."""
+    def failure(self, call: Any) -> Failure | None:
+        """The status of a call that was cut off; None if it ended by itself."""
         return OUTLIVED if call in self._ended else None
 
     async def drain(self, seconds: float) -> None:
@@ -107,18 +99,17 @@ class NoChannel:
         self._state = state
         self._closed = closed
 
-    def bind(self, arity: str, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+    def bind(self, arity: Arity, arguments: tuple[Any, ...]) -> Callable[..., Any]:
         """What refuses all RPCs of a method."""
-        kind = _REFUSED[arity]
 
         def refuse(*_: Any, **__: Any) -> Any:
             if self._closed:
                 raise grpc.aio.UsageError("Channel is closed.")
-            return kind(rpc_error(EXPIRED))
+            return arity.refused(rpc_error(EXPIRED))
 
         return refuse
 
-    def hold(self, call: Any, kind: Any) -> Any:
+    def hold(self, call: Any, arity: Arity) -> Any:
         """The call as it is: it is over."""
         return call
 
@@ -139,102 +130,3 @@ class NoChannel:
 
     async def close(self, grace: float | None = None) -> None:
         """There is nothing to close."""
-
-
-class _Ending(Outcome):
-    """The outcome of a call on a link: cut off by the link's end, or its own."""
-
-    def __init__(self, link: IdentityChannel, call: Any = None) -> None:
-        self.call = call
-        self._link = link
-
-    @property
-    def failure(self) -> Failure | None:  # type: ignore[override]
-        return self._link.ended(self.call)
-
-
-class HeldUnaryUnaryCall(_GuardedCall, grpc.aio.UnaryUnaryCall):  # type: ignore[misc]
-    """A call on a link, with one request and one response."""
-
-    def __init__(self, call: Any, link: IdentityChannel) -> None:
-        self._call = call
-        self._link = link
-
-    @property
-    def _outcome(self) -> Outcome:  # type: ignore[override]
-        return _Ending(self._link, self._call)  # Seldom asked for.
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        try:
-            return (yield from self._call.__await__())
-        except BaseException:
-            with self._outcome:
-                raise
-
-
-class HeldUnaryStreamCall(_Responses, grpc.aio.UnaryStreamCall):  # type: ignore[misc]
-    """A call on a link, with one request and a stream of responses."""
-
-    def __init__(self, call: Any, link: IdentityChannel) -> None:
-        super().__init__(call, _Ending(link))
-
-
-class HeldStreamUnaryCall(GuardedStreamUnaryCall):
-    """A call on a link, with a stream of requests and one response."""
-
-    def __init__(self, call: Any, link: IdentityChannel) -> None:
-        super().__init__(call, _Ending(link))
-
-
-class HeldStreamStreamCall(GuardedStreamStreamCall):
-    """A call on a link, with streams both ways."""
-
-    def __init__(self, call: Any, link: IdentityChannel) -> None:
-        super().__init__(call, _Ending(link))
-
-
-class _RefusedRequests:
-    """What the refused calls with a stream of requests share. The requests are never asked for."""
-
-    _error: grpc.aio.AioRpcError
-    _done_writing_flag = True  # gRPC's own calls ask for it.
-
-    async def write(self, request: Any) -> None:
-        raise self._error
-
-    async def done_writing(self) -> None:
-        pass
-
-
-class RefusedStreamUnaryCall(_RefusedRequests, _RefusedCall, grpc.aio.StreamUnaryCall):  # type: ignore[misc]
-    """A refused call with a stream of requests and one response."""
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        yield from ()
-        raise self._error
-
-
-class RefusedStreamStreamCall(_RefusedRequests, _RefusedCall, grpc.aio.StreamStreamCall):  # type: ignore[misc]
-    """A refused call with streams both ways."""
-
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        raise self._error
-        yield
-
-    async def read(self) -> Any:
-        """There is nothing to read."""
-        raise self._error
-
-
-_REFUSED: dict[str, Any] = {
-    "unary_unary": RefusedUnaryUnaryCall,
-    "unary_stream": RefusedUnaryStreamCall,
-    "stream_unary": RefusedStreamUnaryCall,
-    "stream_stream": RefusedStreamStreamCall,
-}
-HELD: Final[dict[str, Callable[[Any, IdentityChannel], Any]]] = {
-    "unary_unary": HeldUnaryUnaryCall,
-    "unary_stream": HeldUnaryStreamCall,
-    "stream_unary": HeldStreamUnaryCall,
-    "stream_stream": HeldStreamStreamCall,
-}

@@ -7,6 +7,9 @@ from typing import Any
 
 import grpc.aio
 
+from dpmesh_grpc.aio.arities import Arity, interceptors
+from dpmesh_grpc.aio.details import changed
+
 # What tracing, proxies and correlation put into metadata: a trace or a request id that outlives an identity names the
 # device, and baggage carries whatever somebody put there. In lower case, as gRPC's keys are.
 LINKING = frozenset(
@@ -34,52 +37,29 @@ def stripped(metadata: Any, keys: Collection[str] = LINKING) -> Any:
     return grpc.aio.Metadata(*(pair for pair in metadata if pair[0].lower() not in keys))
 
 
-def _bare(details: Any, keys: Collection[str]) -> Any:
-    metadata = stripped(details.metadata, keys)
-    if metadata is details.metadata:
-        return details
-    return grpc.aio.ClientCallDetails(
-        details.method, details.timeout, metadata, details.credentials, details.wait_for_ready
-    )
-
-
 class _Stripping:
-    """Args: keys: What is taken out, in lower case."""
+    """Takes out what links.
+
+    Args:
+        keys: What is taken out, in lower case.
+    """
+
+    only_once = ""
 
     def __init__(self, keys: Collection[str]) -> None:
         self._keys = keys
 
-
-class _UnaryUnary(_Stripping, grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
-    def intercept_unary_unary(
-        self, continuation: Any, client_call_details: Any, request: Any
-    ) -> Awaitable[Any]:
-        sent: Awaitable[Any] = continuation(_bare(client_call_details, self._keys), request)
+    def send_one(self, continuation: Any, details: Any, request: Any, arity: Arity) -> Awaitable[Any]:
+        """See ClientInterception."""
+        metadata = stripped(details.metadata, self._keys)
+        if metadata is not details.metadata:
+            details = changed(details, details.timeout, metadata)
+        sent: Awaitable[Any] = continuation(details, request)
         return sent
 
-
-class _UnaryStream(_Stripping, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc]
-    def intercept_unary_stream(
-        self, continuation: Any, client_call_details: Any, request: Any
-    ) -> Awaitable[Any]:
-        sent: Awaitable[Any] = continuation(_bare(client_call_details, self._keys), request)
-        return sent
-
-
-class _StreamUnary(_Stripping, grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[misc]
-    def intercept_stream_unary(
-        self, continuation: Any, client_call_details: Any, request_iterator: Any
-    ) -> Awaitable[Any]:
-        sent: Awaitable[Any] = continuation(_bare(client_call_details, self._keys), request_iterator)
-        return sent
-
-
-class _StreamStream(_Stripping, grpc.aio.StreamStreamClientInterceptor):  # type: ignore[misc]
-    def intercept_stream_stream(
-        self, continuation: Any, client_call_details: Any, request_iterator: Any
-    ) -> Awaitable[Any]:
-        sent: Awaitable[Any] = continuation(_bare(client_call_details, self._keys), request_iterator)
-        return sent
+    def send_many(self, continuation: Any, details: Any, requests: Any, arity: Arity) -> Awaitable[Any]:
+        """See ClientInterception."""
+        return self.send_one(continuation, details, requests, arity)
 
 
 def stripping_interceptors(keys: Collection[str] = LINKING) -> tuple[Any, ...]:
@@ -88,4 +68,4 @@ def stripping_interceptors(keys: Collection[str] = LINKING) -> tuple[Any, ...]:
     Args:
         keys: What is taken out, in lower case.
     """
-    return tuple(kind(keys) for kind in (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream))
+    return interceptors(_Stripping(keys))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc.aio
 
-from dpmesh_grpc.rotation.identity_channel import HELD, IdentityChannel, NoChannel
+from dpmesh_grpc.aio.arities import STREAM_STREAM, STREAM_UNARY, UNARY_STREAM, UNARY_UNARY, Arity
+from dpmesh_grpc.rotation.identity_channel import IdentityChannel, NoChannel
 from dpmesh_grpc.rotation.linkable_metadata import stripped
 
 
@@ -20,7 +21,7 @@ class _MultiCallable:
         linking: Keys that are taken out of metadata.
     """
 
-    arity: str
+    arity: ClassVar[Arity]
 
     def __init__(
         self,
@@ -31,7 +32,6 @@ class _MultiCallable:
         self._live = live
         self._arguments = arguments
         self._linking = linking
-        self._held = HELD[self.arity]
         self._link: IdentityChannel | NoChannel | None = None
         self._call: Any = None
 
@@ -58,7 +58,7 @@ class _Requests(_MultiCallable):
             self._bind(link)
         metadata = stripped(metadata, self._linking)
         call = self._call(request_iterator, timeout, metadata, credentials, wait_for_ready, compression)
-        return link.hold(call, self._held)
+        return link.hold(call, self.arity)
 
 
 class _Request(_MultiCallable):
@@ -86,28 +86,28 @@ class _Request(_MultiCallable):
             wait_for_ready=wait_for_ready,
             compression=compression,
         )
-        return link.hold(call, self._held)
+        return link.hold(call, self.arity)
 
 
 class UnaryUnary(_Request, grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[misc]
     """One request, one response."""
 
-    arity = "unary_unary"
+    arity = UNARY_UNARY
 
 
 class UnaryStream(_Request, grpc.aio.UnaryStreamMultiCallable):  # type: ignore[misc]
     """One request, a stream of responses."""
 
-    arity = "unary_stream"
+    arity = UNARY_STREAM
 
 
 class StreamUnary(_Requests, grpc.aio.StreamUnaryMultiCallable):  # type: ignore[misc]
     """A stream of requests, one response."""
 
-    arity = "stream_unary"
+    arity = STREAM_UNARY
 
 
 class StreamStream(_Requests, grpc.aio.StreamStreamMultiCallable):  # type: ignore[misc]
     """Streams both ways."""
 
-    arity = "stream_stream"
+    arity = STREAM_STREAM

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing
+from collections.abc import Awaitable, Iterator
 from typing import Any, Final, TypeVar
 
 import grpc
 import grpc.aio
 from cryptography import x509
+from typing_extensions import override
 
 from dpmesh.errors import IdentityError
 from dpmesh.identity.identity import trust_domain
 from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
-from dpmesh_grpc.protection.server import rebuilt
-from dpmesh_grpc.status import Failure, end
+from dpmesh_grpc.aio.handlers import AsyncRpc, InterceptedHandlers, RefusedError, SyncRpc, set_status
+from dpmesh_grpc.status import Failure
 
 _T = TypeVar("_T")
 
-# How many certificates, and how many methods, are remembered at most.
+# How many certificates are remembered at most.
 _KEPT: Final = 1024
 _UNAUTHENTICATED: Final = grpc.StatusCode.UNAUTHENTICATED
 _NO_PEER: Final = Failure(_UNAUTHENTICATED, "a client certificate of this server's trust domain is required")
@@ -41,10 +40,6 @@ def peer_interceptor(identity: RotatingIdentity) -> grpc.aio.ServerInterceptor:
         identity: The server's, opened.
     """
     return _PeerInterceptor(_Peers(identity))
-
-
-class _OverError(Exception):
-    """The client's certificate ended during an RPC."""
 
 
 class _Peer:
@@ -73,7 +68,7 @@ class _Peer:
         """Awaits a handler's work, and cancels it when the certificate ends.
 
         Raises:
-            _OverError: It ended.
+            RefusedError: It ended.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -84,12 +79,12 @@ class _Peer:
         except asyncio.CancelledError:
             self._running.discard(task)
             if task in self._cut and task.uncancel() <= cancels:
-                raise _OverError from None
+                raise RefusedError(_OVER) from None
             raise
         finally:
             self._end(task)
         if not self.is_valid():  # The work took no notice of being cancelled.
-            raise _OverError
+            raise RefusedError(_OVER)
         return result
 
     def forget(self) -> None:
@@ -129,16 +124,30 @@ class _Peers:
         self._identity = identity
         self._known: dict[bytes, _Peer] = {}
 
-    def check(self, context: Any) -> tuple[_Peer, Failure | None]:
-        """An RPC's client, and why it is refused."""
+    def asynchronous(self, context: Any) -> AsyncRpc:
+        """See Interception."""
+        return _AsyncRpc(context, self)
+
+    def synchronous(self, context: Any, loop: asyncio.AbstractEventLoop) -> SyncRpc:
+        """See Interception."""
+        return _SyncRpc(context, self)
+
+    def check(self, context: Any) -> _Peer:
+        """An RPC's client.
+
+        Raises:
+            RefusedError: Its certificate is not valid now or not of this trust domain, or the server has no identity.
+        """
         try:
             ours = self._identity.current.trust_domain
         except IdentityError:
-            return _NOBODY, _NO_SERVER
+            raise RefusedError(_NO_SERVER) from None
         peer = self._peer(context)
         if peer.trust_domain != ours:
-            return peer, _NO_PEER
-        return peer, None if peer.is_valid() else _OVER
+            raise RefusedError(_NO_PEER)
+        if not peer.is_valid():
+            raise RefusedError(_OVER)
+        return peer
 
     def _peer(self, context: Any) -> _Peer:
         pem = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
@@ -167,109 +176,68 @@ class _Peers:
 class _PeerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def __init__(self, peers: _Peers) -> None:
         self._peers = peers
-        self._wrapped: dict[str, tuple[Any, Any]] = {}
+        self._handlers = InterceptedHandlers(peers)
 
+    @override
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """See grpc.aio.ServerInterceptor."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
         self._peers.tidy()
-        name = handler_call_details.method
-        before, wrapped = self._wrapped.get(name, (None, None))
-        if before is not handler:
-            if len(self._wrapped) >= _KEPT:
-                self._wrapped.clear()
-            wrapped = rebuilt(handler, lambda function: _wrap(function, handler, self._peers))
-            self._wrapped[name] = (handler, wrapped)
-        return wrapped
+        return self._handlers.wrap(handler_call_details.method, handler)
 
 
-def _wrap(function: Any, handler: Any, peers: _Peers) -> Any:
-    """A handler's function behind the check; of the same kind, because gRPC calls each kind in its own way."""
-    if inspect.isasyncgenfunction(function):
-        return _generator(function, peers)
-    if inspect.iscoroutinefunction(function):
-        return _coroutine(function, peers)
-    sync = _sync_generator if handler.response_streaming else _sync_unary
-    return sync(function, handler.request_streaming, peers)
+class _AsyncRpc(AsyncRpc):
+    """Checks the client of one RPC whose handler runs in the event loop, and cancels the handler at the end."""
 
-
-def _coroutine(function: Any, peers: _Peers) -> Any:
-    async def coroutine(request: Any, context: Any) -> Any:
-        peer, failure = peers.check(context)
-        if failure is None:
-            try:
-                return await peer.hold(function(request, context))
-            except _OverError:
-                failure = _OVER
-        return await end(context, failure)
-
-    return coroutine
-
-
-def _generator(function: Any, peers: _Peers) -> Any:
-    async def generator(request: Any, context: Any) -> AsyncIterator[Any]:
-        peer, failure = peers.check(context)
-        if failure is None:
-            async with aclosing(function(request, context)) as responses:
-                try:
-                    while True:
-                        yield await peer.hold(anext(responses))
-                except StopAsyncIteration:
-                    return
-                except _OverError:
-                    failure = _OVER
-        await end(context, failure)
-
-    return generator
-
-
-class _Sync:
-    """The check for handlers that gRPC runs in an executor, where an RPC ends by what its handler leaves behind."""
+    __slots__ = ("_peer", "_peers")
 
     def __init__(self, context: Any, peers: _Peers) -> None:
-        self._context = context
-        self._peer, failure = peers.check(context)
-        self.over = failure is not None
-        if failure is not None:
-            self._end(failure)
+        super().__init__(context)
+        self._peers = peers
+        self._peer = _NOBODY
 
-    def _end(self, failure: Failure) -> None:
-        self._context.set_code(failure.code)
-        self._context.set_details(failure.text)
+    @override
+    async def begin(self) -> Any:
+        self._peer = self._peers.check(self.context)
+        return self.context
 
-    def again(self) -> bool:
-        """Whether the RPC may go on; if the certificate has ended meanwhile, it ends."""
-        if not self.over and not self._peer.is_valid():
-            self.over = True
-            self._end(_OVER)
-        return not self.over
+    @override
+    def run(self, work: Awaitable[_T]) -> Awaitable[_T]:
+        return self._peer.hold(work)
 
-    def each(self, messages: Iterator[Any]) -> Iterator[Any]:
-        """Messages, for as long as the certificate is valid."""
-        for message in messages:
-            if not self.again():
+
+class _SyncRpc(SyncRpc):
+    """Checks the client of one RPC whose handler runs in the executor: at its begin and at each message."""
+
+    __slots__ = ("_over", "_peer", "_peers")
+
+    def __init__(self, context: Any, peers: _Peers) -> None:
+        super().__init__(context)
+        self._peers = peers
+        self._peer = _NOBODY
+        self._over = False
+
+    @override
+    def begin(self) -> Any:
+        self._peer = self._peers.check(self.context)
+        return self.context
+
+    @override
+    def requests(self, requests: Iterator[Any]) -> Iterator[Any]:
+        for request in requests:
+            if self._is_over():
+                set_status(self.context, _OVER)
                 return
-            yield message
+            yield request
 
+    @override
+    def respond(self, response: Any) -> Any:
+        if self._is_over():
+            raise RefusedError(_OVER)
+        return response
 
-def _sync_unary(function: Any, streams: bool, peers: _Peers) -> Callable[[Any, Any], Any]:
-    def unary(request: Any, context: Any) -> Any:
-        check = _Sync(context, peers)
-        if check.over:
-            return None
-        response = function(check.each(request) if streams else request, context)
-        return response if check.again() else None
-
-    return unary
-
-
-def _sync_generator(function: Any, streams: bool, peers: _Peers) -> Callable[[Any, Any], Iterator[Any]]:
-    def generator(request: Any, context: Any) -> Iterator[Any]:
-        check = _Sync(context, peers)
-        if check.over:
-            return
-        yield from check.each(function(check.each(request) if streams else request, context))
-
-    return generator
+    def _is_over(self) -> bool:
+        """Whether the certificate has ended since the RPC began, also if the clock was set back afterwards."""
+        self._over = self._over or not self._peer.is_valid()
+        return self._over

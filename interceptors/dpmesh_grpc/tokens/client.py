@@ -6,19 +6,19 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any, Final, NamedTuple
 
 import grpc.aio
 
 from dpmesh.errors import IdentityError
+from dpmesh.identity.tokens.format import Token, to_credentials
 from dpmesh.identity.tokens.tickets import ticket_life
-from dpmesh.identity.tokens.token_format import Token, to_credentials
 from dpmesh.identity.tokens.wallet import Wallet
 from dpmesh_grpc import status
-from dpmesh_grpc.aio.calls import RefusedUnaryStreamCall, RefusedUnaryUnaryCall
-from dpmesh_grpc.protection.coverage import InterceptorSet
-from dpmesh_grpc.rotation.identity_channel import RefusedStreamStreamCall, RefusedStreamUnaryCall
+from dpmesh_grpc.aio.arities import Arity, interceptors
+from dpmesh_grpc.aio.details import changed
+from dpmesh_grpc.aio.internals import STATUS_LOST, channel_of
 from dpmesh_grpc.status import refusal
 from dpmesh_grpc.tokens.server import AUTHORIZATION, reason
 from dpmesh_grpc.tokens.ticket_metadata import TICKET_KEY
@@ -27,9 +27,7 @@ from dpmesh_grpc.tokens.ticket_metadata import TICKET_KEY
 _RENEW: Final = 0.8
 # Seconds that RPCs wait for another one's ticket. gRPC tells the initial metadata of a unary RPC when it ends.
 _PATIENCE: Final = 1.0
-# gRPC makes this of the status with which a server ends an RPC during a write, for a moment or for good. So many in a
-# row may be a bad ticket.
-_LOST: Final = (grpc.StatusCode.INTERNAL, "Internal error from Core")
+# So many RPCs in a row whose status was lost may have shown a bad ticket.
 _DOUBTS: Final = 3
 _MOMENT: Final = 0.05  # seconds
 
@@ -50,8 +48,7 @@ def token_interceptors(wallet: Wallet) -> tuple[Any, ...]:
         Four objects, one for each arity, to be passed whole. They belong after dpmesh's own and after those that retry:
         an RPC that is refused behind them has used its token.
     """
-    access = _Access(wallet)
-    return InterceptorSet(kind(access) for kind in (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream))
+    return interceptors(_Access(wallet))
 
 
 class _Redemption:
@@ -162,7 +159,7 @@ class _Connection:
     def _check(self, call: Any, ticket: str, *, again: bool = True) -> None:
         """Forgets a ticket that the server does not take, as after a restart that lost its secret."""
         code, text = _now(call.code()), _now(call.details())
-        lost = (code, text) == _LOST
+        lost = (code, text) == STATUS_LOST
         if lost and again:
             asyncio.get_running_loop().call_later(_MOMENT, lambda: self._check(call, ticket, again=False))
             return
@@ -189,6 +186,8 @@ def _now(coroutine: Coroutine[Any, Any, Any]) -> Any:
 class _Access:
     """The connections of all channels that the interceptors were given to."""
 
+    only_once = ""
+
     def __init__(self, wallet: Wallet) -> None:
         self._wallet = wallet
         self._connections: dict[Any, _Connection] = {}
@@ -203,18 +202,17 @@ class _Access:
             IdentityError: gRPC does not tell.
         """
         try:
-            channel = continuation.func.__self__._channel
-        except AttributeError:
-            text = "this version of grpcio does not tell which channel an RPC is on"
-            raise IdentityError("TOKEN_MISSING", text) from None
+            channel = channel_of(continuation)
+        except LookupError as error:
+            raise IdentityError("TOKEN_MISSING", str(error)) from None
         found = self._connections.get(channel)
         if found is None:
             self._connections = {each: kept for each, kept in self._connections.items() if not each.closed()}
             found = self._connections[channel] = _Connection(self._wallet)
         return found
 
-    async def send(self, continuation: Any, details: Any, request: Any, refused: Callable[[Any], Any]) -> Any:
-        """Lets an RPC begin with what it has to show."""
+    async def send_one(self, continuation: Any, details: Any, request: Any, arity: Arity) -> Any:
+        """Lets an RPC begin with a token or a ticket. See ClientInterception."""
         began = time.monotonic()
         try:
             connection = self.connection(continuation)
@@ -223,9 +221,9 @@ class _Access:
                 async with asyncio.timeout(details.timeout):
                     shown = await connection.show()
         except TimeoutError:
-            return refused(status.deadline())
+            return arity.refused(status.deadline())
         except IdentityError as error:
-            return refused(status.rpc_error(refusal(error)))
+            return arity.refused(status.rpc_error(refusal(error)))
         try:
             call = await continuation(_showing(details, shown.pair, began), request)
         except BaseException:
@@ -234,43 +232,12 @@ class _Access:
         connection.watch(call, shown)
         return call
 
+    def send_many(self, continuation: Any, details: Any, requests: Any, arity: Arity) -> Awaitable[Any]:
+        """See ClientInterception."""
+        return self.send_one(continuation, details, requests, arity)
+
 
 def _showing(details: Any, pair: tuple[str, str], began: float) -> grpc.aio.ClientCallDetails:
     left = None if details.timeout is None else details.timeout - (time.monotonic() - began)
     metadata = grpc.aio.Metadata(*(details.metadata or ()), pair)
-    return grpc.aio.ClientCallDetails(
-        details.method, left, metadata, details.credentials, details.wait_for_ready
-    )
-
-
-class _Interceptor:
-    def __init__(self, access: _Access) -> None:
-        self._access = access
-
-
-class _UnaryUnary(_Interceptor, grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
-    def intercept_unary_unary(
-        self, continuation: Any, client_call_details: Any, request: Any
-    ) -> Awaitable[Any]:
-        return self._access.send(continuation, client_call_details, request, RefusedUnaryUnaryCall)
-
-
-class _UnaryStream(_Interceptor, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc]
-    def intercept_unary_stream(
-        self, continuation: Any, client_call_details: Any, request: Any
-    ) -> Awaitable[Any]:
-        return self._access.send(continuation, client_call_details, request, RefusedUnaryStreamCall)
-
-
-class _StreamUnary(_Interceptor, grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[misc]
-    def intercept_stream_unary(
-        self, continuation: Any, client_call_details: Any, request_iterator: Any
-    ) -> Awaitable[Any]:
-        return self._access.send(continuation, client_call_details, request_iterator, RefusedStreamUnaryCall)
-
-
-class _StreamStream(_Interceptor, grpc.aio.StreamStreamClientInterceptor):  # type: ignore[misc]
-    def intercept_stream_stream(
-        self, continuation: Any, client_call_details: Any, request_iterator: Any
-    ) -> Awaitable[Any]:
-        return self._access.send(continuation, client_call_details, request_iterator, RefusedStreamStreamCall)
+    return changed(details, left, metadata)

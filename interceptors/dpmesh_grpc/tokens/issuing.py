@@ -19,12 +19,12 @@ import grpc.aio
 
 from dpmesh.identity import Identity
 from dpmesh.identity.ca.proof import SIGN_TOKENS, prove
-from dpmesh.identity.tokens.token_format import PublishedKey, TokenChallenge
+from dpmesh.identity.tokens.format import PublishedKey, TokenChallenge
 from dpmesh.identity.tokens.verifier import Fetch
 from dpmesh.identity.tokens.wallet import HeldToken, Refill, TokenRequestState, choose_key
 from dpmesh.v1 import identity_pb2_grpc as rpc
 from dpmesh.v1.identity_pb2 import GetTokenKeysRequest, SignTokensRequest
-from dpmesh_grpc.issuer import TIMEOUT, issuer_channel, issuer_error
+from dpmesh_grpc.issuer.channel import TIMEOUT, issuer_channel, issuer_error
 from dpmesh_grpc.tokens.client import token_interceptors
 from dpmesh_grpc.tokens.server import token_interceptor
 

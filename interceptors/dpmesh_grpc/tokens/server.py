@@ -1,35 +1,34 @@
-"""Server side of anonymous authorisation: who shows no token that was never seen, and no ticket, gets no handler."""
+"""Server-side token check: an RPC needs an unspent token or a valid ticket."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import inspect
 import logging
 import ssl
-from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import aclosing
+from collections.abc import Collection
 from typing import Any, Final
 
 import grpc
 import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
+from typing_extensions import override
 
+from dpmesh import method_name
 from dpmesh.errors import DpmeshError, IdentityError, LedgerError
+from dpmesh.identity.tokens.format import from_credentials
 from dpmesh.identity.tokens.tickets import LIFE, Tickets
-from dpmesh.identity.tokens.token_format import from_credentials
 from dpmesh.identity.tokens.verifier import Verifier
+from dpmesh.mesh.refusals import DOMAIN
 from dpmesh_grpc import status
+from dpmesh_grpc.aio.handlers import AsyncRpc, InterceptedHandlers, RefusedError, SyncRpc
 from dpmesh_grpc.aio.threads import result_of
-from dpmesh_grpc.protection.server import rebuilt
-from dpmesh_grpc.status import Failure
-from dpmesh_grpc.tokens.ticket_metadata import TICKET_KEY, SyncAnnouncing, announcing
+from dpmesh_grpc.tokens.ticket_metadata import TICKET_KEY, Announcing, SyncAnnouncing
 
 log = logging.getLogger("dpmesh.grpc")
 
 AUTHORIZATION: Final = "authorization"
 
-_KEPT: Final = 1024  # methods
 _SCHEME: Final = "privatetoken "
 
 
@@ -51,23 +50,43 @@ def token_interceptor(
         exempt: Full names of services that anybody may call, as "grpc.health.v1.Health".
         ticket_life: Seconds that a ticket admits.
     """
-    return _TokenInterceptor(_Gate(verifier, ticket_life), frozenset(exempt))
+    return _TokenInterceptor(_TokenCheck(verifier, ticket_life), frozenset(exempt))
 
 
-class _Gate:
-    """Decides about RPCs by what they show."""
+class _TokenCheck:
+    """Decides whether RPCs are let in, by the token or the ticket that they show."""
 
     def __init__(self, verifier: Verifier, ticket_life: float) -> None:
         self._verifier = verifier
         self._ticket_life = ticket_life
         self._tickets: Tickets | None = None
 
+    def asynchronous(self, context: Any) -> AsyncRpc:
+        """See Interception."""
+        return _AsyncRpc(context, self)
+
+    def synchronous(self, context: Any, loop: asyncio.AbstractEventLoop) -> SyncRpc:
+        """See Interception."""
+        return _SyncRpc(context, self, loop)
+
     async def admit(self, context: Any) -> str | None:
-        """Lets an RPC in; gives the ticket that a token has bought.
+        """Checks what an RPC shows.
+
+        Returns:
+            The ticket that its token buys, or None if it shows a ticket.
 
         Raises:
-            DpmeshError: Or not.
+            RefusedError: It shows neither a valid ticket nor an unspent token, or the ledger can't tell.
         """
+        try:
+            return await self._ticket_for(context)
+        except DpmeshError as error:
+            if isinstance(error, LedgerError):
+                log.warning("a token could not be redeemed: %s", error)
+            failure = status.refusal(error)
+        raise RefusedError(failure)
+
+    async def _ticket_for(self, context: Any) -> str | None:
         shown = context.invocation_metadata() or ()
         tickets = [value for key, value in shown if key == TICKET_KEY]
         if tickets:
@@ -93,16 +112,6 @@ class _Gate:
             self._tickets = Tickets(secret, self._verifier.challenge.digest, life=self._ticket_life)
         return self._tickets
 
-    async def decide(self, context: Any) -> str | Failure | None:
-        """The ticket of an RPC that is let in, None where it has one, or why it is not."""
-        try:
-            return await self.admit(context)
-        except LedgerError as error:
-            log.warning("a token could not be redeemed: %s", error)
-            return status.refusal(error)
-        except DpmeshError as error:
-            return status.refusal(error)
-
 
 def _holder(context: Any) -> bytes:
     """SHA-256 of the peer's certificate, or b"" where it has shown none."""
@@ -111,114 +120,79 @@ def _holder(context: Any) -> bytes:
 
 
 class _TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    def __init__(self, gate: _Gate, exempt: frozenset[str]) -> None:
-        self._gate = gate
+    def __init__(self, check: _TokenCheck, exempt: frozenset[str]) -> None:
         self._exempt = exempt
-        self._wrapped: dict[str, tuple[Any, Any]] = {}
+        self._handlers = InterceptedHandlers(check)
 
+    @override
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """See grpc.aio.ServerInterceptor."""
         handler = await continuation(handler_call_details)
         name = handler_call_details.method
-        if handler is None or name.strip("/").rpartition("/")[0] in self._exempt:
+        parts = method_name.parse(name)
+        if handler is None or (parts is not None and parts.service in self._exempt):
             return handler
-        before, wrapped = self._wrapped.get(name, (None, None))
-        if before is not handler:
-            if len(self._wrapped) >= _KEPT:
-                self._wrapped.clear()
-            wrapped = rebuilt(handler, lambda function: _wrap(function, handler, self._gate))
-            self._wrapped[name] = (handler, wrapped)
-        return wrapped
+        return self._handlers.wrap(name, handler)
 
 
-def _wrap(function: Any, handler: Any, gate: _Gate) -> Any:
-    """A handler's function behind the gate; of the same kind, because gRPC calls each kind in its own way."""
-    if inspect.isasyncgenfunction(function):
-        return _generator(function, gate)
-    if inspect.iscoroutinefunction(function):
-        return _coroutine(function, gate)
-    return (_sync_generator if handler.response_streaming else _sync_unary)(function, gate)
+class _AsyncRpc(AsyncRpc):
+    """Checks the token or the ticket of one RPC whose handler runs in the event loop."""
+
+    __slots__ = ("_announcing", "_check")
+
+    def __init__(self, context: Any, check: _TokenCheck) -> None:
+        super().__init__(context)
+        self._check = check
+        self._announcing: Announcing | None = None
+
+    @override
+    async def begin(self) -> Any:
+        ticket = await self._check.admit(self.context)
+        if ticket is None:
+            return self.context
+        self._announcing = Announcing(self.context, ticket)
+        self._announcing.start()
+        return self._announcing
+
+    @override
+    async def respond(self, response: Any) -> Any:
+        if self._announcing is not None:
+            await self._announcing.announce()
+        return response
+
+    @override
+    async def close(self) -> None:
+        if self._announcing is not None:
+            await self._announcing.finish()
 
 
-def _coroutine(function: Any, gate: _Gate) -> Any:
-    async def coroutine(request: Any, context: Any) -> Any:
-        decision = await gate.decide(context)
-        if decision is None:
-            return await function(request, context)
-        if isinstance(decision, Failure):
-            return await status.end(context, decision)
-        async with announcing(context, decision) as announced:
-            return await function(request, announced)
+class _SyncRpc(SyncRpc):
+    """Checks the token or the ticket of one RPC whose handler runs in the executor."""
 
-    return coroutine
+    __slots__ = ("_announcing", "_check", "_loop")
 
+    def __init__(self, context: Any, check: _TokenCheck, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(context)
+        self._check = check
+        self._loop = loop
+        self._announcing: SyncAnnouncing | None = None
 
-def _generator(function: Any, gate: _Gate) -> Any:
-    async def generator(request: Any, context: Any) -> AsyncIterator[Any]:
-        decision = await gate.decide(context)
-        if isinstance(decision, Failure):
-            await status.end(context, decision)
-        elif decision is None:
-            async with aclosing(function(request, context)) as responses:
-                async for response in responses:
-                    yield response
-        else:
-            async with (
-                announcing(context, decision) as announced,
-                aclosing(function(request, announced)) as responses,
-            ):
-                async for response in responses:
-                    await announced.announce()
-                    yield response
+    @override
+    def begin(self) -> Any:
+        ticket = result_of(self._check.admit(self.context), self._loop)
+        if ticket is None:
+            return self.context
+        self._announcing = SyncAnnouncing(self.context, ticket)
+        return self._announcing
 
-    return generator
+    @override
+    def respond(self, response: Any) -> Any:
+        self.close()
+        return response
 
-
-def _enter(gate: _Gate, context: Any, loop: asyncio.AbstractEventLoop) -> Any:
-    """The context for a handler in an executor, or None if the RPC was refused."""
-    decision = result_of(gate.decide(context), loop)
-    if isinstance(decision, Failure):
-        context.set_code(decision.code)
-        context.set_details(decision.text)
-        context.set_trailing_metadata(decision.trailing)
-        return None
-    return context if decision is None else SyncAnnouncing(context, decision)
-
-
-def _sync_unary(function: Any, gate: _Gate) -> Any:
-    loop = asyncio.get_running_loop()
-
-    def unary(request: Any, context: Any) -> Any:
-        entered = _enter(gate, context, loop)
-        if entered is None:
-            return None
-        try:
-            return function(request, entered)
-        finally:
-            if entered is not context:
-                entered.announce()
-
-    return unary
-
-
-def _sync_generator(function: Any, gate: _Gate) -> Any:
-    loop = asyncio.get_running_loop()
-
-    def generator(request: Any, context: Any) -> Iterator[Any]:
-        entered = _enter(gate, context, loop)
-        if entered is None:
-            return
-        if entered is context:
-            yield from function(request, context)
-            return
-        try:
-            for response in function(request, entered):
-                entered.announce()
-                yield response
-        finally:
-            entered.announce()
-
-    return generator
+    @override
+    def close(self) -> None:
+        if self._announcing is not None:
+            self._announcing.announce()
 
 
 def reason(trailing: Any) -> str | None:
@@ -230,7 +204,7 @@ def reason(trailing: Any) -> str | None:
         told = status_pb2.Status.FromString(details)
         info = error_details_pb2.ErrorInfo()
         found = any(
-            detail.Unpack(info) and info.domain == status.DOMAIN
+            detail.Unpack(info) and info.domain == DOMAIN
             for detail in told.details
             if detail.Is(info.DESCRIPTOR)
         )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any, Final
 
 log = logging.getLogger("dpmesh.grpc")
@@ -25,6 +23,7 @@ class Announcing:
         self._pair = (TICKET_KEY, ticket)
         self._sent = False
         self._sending = asyncio.Lock()
+        self._later: asyncio.Task[None] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
@@ -45,9 +44,24 @@ class Announcing:
                 self._sent = True
                 await self._context.send_initial_metadata((self._pair,))
 
-    async def announce_after(self, seconds: float) -> None:
-        """Does the same after a while."""
-        await asyncio.sleep(seconds)
+    def start(self) -> None:
+        """Lets the ticket go out alone if the handler sends nothing for a while."""
+        self._later = asyncio.get_running_loop().create_task(self._announce_later())
+
+    async def finish(self) -> None:
+        """Sends the ticket when the handler has ended, if it was not sent."""
+        later = self._later
+        assert later is not None
+        if not self._sending.locked():
+            later.cancel()
+        await asyncio.wait({later})
+        if not later.cancelled() and later.exception() is not None:
+            log.debug("a ticket could not be sent: the RPC is over")
+        if not self._context.done():
+            await self.announce()
+
+    async def _announce_later(self) -> None:
+        await asyncio.sleep(_PATIENCE)
         await self.announce()
 
     async def write(self, message: Any) -> None:
@@ -64,23 +78,6 @@ class Announcing:
         """Does the same with a grpc.Status."""
         await self.announce()
         await self._context.abort_with_status(rpc_status)
-
-
-@asynccontextmanager
-async def announcing(context: Any, ticket: str) -> AsyncIterator[Announcing]:
-    """A handler's context, and the ticket's way out: at the latest when the handler ends."""
-    announced = Announcing(context, ticket)
-    later = asyncio.get_running_loop().create_task(announced.announce_after(_PATIENCE))
-    try:
-        yield announced
-    finally:
-        if not announced._sending.locked():
-            later.cancel()
-        await asyncio.wait({later})
-        if not later.cancelled() and later.exception() is not None:
-            log.debug("a ticket could not be sent: the RPC is over")
-        if not context.done():
-            await announced.announce()
 
 
 class SyncAnnouncing:

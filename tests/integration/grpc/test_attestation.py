@@ -13,8 +13,9 @@ from stations import rig
 from stations import stations_pb2 as pb
 from stations.rig import is_protected, reading, stream
 
+from dpmesh.mesh.attestation import POLICY_KEY
 from dpmesh.v1 import policy_pb2
-from dpmesh_grpc.protection.client import COMPRESSION_KEY, POLICY_KEY, LazyMetadata
+from dpmesh_grpc.aio.internals import COMPRESSION_KEY, LazyMetadata
 
 
 class Marks(rig.Seen):

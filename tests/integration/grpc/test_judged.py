@@ -630,12 +630,14 @@ async def test_another_version_is_protected_once_the_one_with_rules_is_imported(
 
 
 async def test_classes_that_are_made_for_each_rpc_are_not_kept(mesh):
-    lane = FlowTable(mesh)["/acme.Any/unary_unary"].request
+    flow = FlowTable(mesh)["/acme.Any/unary_unary"].request
     for _ in range(CLASSES_KEPT + 1):
         pool = descriptor_pool.DescriptorPool()
         pool.AddSerializedFile(duration_pb2.DESCRIPTOR.serialized_pb)
-        lane.guards(message_factory.GetMessageClass(pool.FindMessageTypeByName("google.protobuf.Duration")))
-    assert len(lane._guarded) <= CLASSES_KEPT
+        flow.needs_release(
+            message_factory.GetMessageClass(pool.FindMessageTypeByName("google.protobuf.Duration"))
+        )
+    assert len(flow._needs_release) <= CLASSES_KEPT
 
 
 # -- before any rule is in force --------------------------------------------------------------------------------------

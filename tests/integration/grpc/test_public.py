@@ -8,6 +8,7 @@ from stations import rig
 from stations import stations_pb2 as pb
 from stations.rig import stream
 
+from dpmesh_grpc.aio.arities import STREAM_UNARY, UNARY_UNARY
 from dpmesh_grpc.protection.client import Sender
 from dpmesh_grpc.protection.server import ServerInterceptor
 
@@ -95,14 +96,14 @@ async def test_the_call_is_the_very_same(mesh):
         return details, request
 
     request = pb.Plain()
-    assert await Sender(mesh).send_one(begin, Details, request, None) == (Details, request)
+    assert await Sender(mesh).send_one(begin, Details, request, UNARY_UNARY) == (Details, request)
 
     async def begin_stream(details, requests):
         return details
 
     Details.method = (rig.PREFIX + "EchoAll").encode()
-    details = await Sender(mesh).send_many(begin_stream, Details, stream(), lambda call, outcome: call)
-    assert details is Details
+    arity = STREAM_UNARY._replace(guarded=lambda call, end: call)
+    assert await Sender(mesh).send_many(begin_stream, Details, stream(), arity) is Details
 
 
 async def test_a_method_that_is_not_served(mesh, serve, connect):

@@ -356,13 +356,13 @@ async def test_a_consumer_is_the_best_name_in_its_certificate_and_poses_as_no_ot
     client = await fleet.having(*names, common=common)
     assert [await ask(client) for _ in range(2)] == ["ok", "each"]
     account = consumer_key(b"s1", consumer)
-    assert mesh.ledger.standing(1, account) is not None
+    assert mesh.ledger.usage(1, account) is not None
 
 
 async def test_without_quotas_nobody_asks_who_the_client_is(open_mesh, serve, connect, monkeypatch):
     import dpmesh_grpc.protection.context as context
 
-    monkeypatch.setattr(context, "_consumer", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(context, "_consumer", lambda _: pytest.fail("asked"))
     mesh = await open_mesh()
     stub = await connect(await serve(mesh=mesh, handlers=sources()))
     assert await ask(stub) == "ok"

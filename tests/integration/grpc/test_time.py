@@ -13,7 +13,7 @@ from stations import stations_pb2 as pb
 from stations.rig import BAD, reading, stream
 
 import dpmesh
-from dpmesh_grpc.aio.calls import Outcome
+from dpmesh_grpc.aio.calls import StreamRefusal, translate
 from dpmesh_grpc.status import Failure
 from tests.support.mutual_tls import until
 
@@ -146,15 +146,18 @@ async def test_what_was_written_before_a_cancellation_does_not_leave_after_it(me
 
 
 async def test_a_callers_own_cancellation_wins_over_a_refusal():
-    async def wait(outcome, future):
-        with outcome:
+    async def wait(refusal, future):
+        try:
             await future
+        except asyncio.CancelledError as error:
+            translate(error, refusal.failure(None))
+            raise
 
-    outcome = Outcome()
-    outcome.refuse(Failure(grpc.StatusCode.FAILED_PRECONDITION, "refused"))
+    refusal = StreamRefusal()
+    refusal.refuse(Failure(grpc.StatusCode.FAILED_PRECONDITION, "refused"))
     for cancel in ("the caller", "the call"):
         future = asyncio.get_running_loop().create_future()
-        waiting = asyncio.create_task(wait(outcome, future))
+        waiting = asyncio.create_task(wait(refusal, future))
         await asyncio.sleep(0)
         (waiting if cancel == "the caller" else future).cancel()
         with pytest.raises(asyncio.CancelledError if cancel == "the caller" else grpc.aio.AioRpcError):

@@ -161,7 +161,7 @@ async def test_unknown_methods_of_a_server_release_protected_responses(mesh, ser
 
 async def test_names_of_methods_do_not_pile_up(mesh, serve, connect):
     """A generic handler that takes any name must not let peers fill the memory."""
-    from dpmesh.mesh import flows
+    from dpmesh.mesh.untyped import METHODS_KEPT
     from dpmesh_grpc.protection.server import ServerInterceptor
 
     interceptor = ServerInterceptor(mesh)
@@ -173,8 +173,8 @@ async def test_names_of_methods_do_not_pile_up(mesh, serve, connect):
     class Details:
         invocation_metadata = ()
 
-    for number in range(flows.METHODS_KEPT + 10):
+    for number in range(METHODS_KEPT + 10):
         Details.method = f"/acme.Any/M{number}"
         assert await interceptor.intercept_service(found, Details) is not None
-    assert len(interceptor._served) <= flows.METHODS_KEPT
-    assert len(interceptor._methods) <= flows.METHODS_KEPT
+    assert len(interceptor._served) <= METHODS_KEPT
+    assert len(interceptor._methods) <= METHODS_KEPT

@@ -18,7 +18,7 @@ from dpmesh_grpc import (
     rotating_channel,
     rotating_server_credentials,
 )
-from dpmesh_grpc.issuer import issuer_server
+from dpmesh_grpc.issuer.server import issuer_server
 from tests.support import mutual_tls
 from tests.support.protos import compiled
 

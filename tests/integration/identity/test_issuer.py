@@ -28,8 +28,10 @@ from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
 from dpmesh.identity.tokens.protocol import TokenChallenge, TokenKeys, TokenRequestState
 from dpmesh.v1 import identity_pb2_grpc as rpc
 from dpmesh.v1.identity_pb2 import EnrolRequest, GetTokenKeysRequest, RenewRequest, SignTokensRequest
-from dpmesh_grpc import issuer as serving_module
-from dpmesh_grpc.issuer import IssuerService, IssuerSource, issuer_channel, issuer_server
+from dpmesh_grpc.issuer import server as serving_module
+from dpmesh_grpc.issuer.channel import issuer_channel
+from dpmesh_grpc.issuer.server import IssuerService, issuer_server
+from dpmesh_grpc.issuer.source import IssuerSource
 from tests.support.issuing import rogue_leaf
 
 DOMAIN = "fleet.example.org"

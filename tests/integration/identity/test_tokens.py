@@ -37,7 +37,8 @@ from dpmesh.identity.tokens.protocol import (
     to_credentials,
 )
 from dpmesh.ledger import Ledger, open_store
-from dpmesh_grpc.issuer import IssuerSource, issuer_server
+from dpmesh_grpc.issuer.server import issuer_server
+from dpmesh_grpc.issuer.source import IssuerSource
 from dpmesh_grpc.rotation import identity_channel
 from dpmesh_grpc.rotation.channel import rotating_channel
 from dpmesh_grpc.tokens import client
@@ -505,11 +506,11 @@ async def test_a_ledger_that_can_t_answer_refuses(server, echo, connect, keys, t
 async def test_a_ledger_that_can_t_answer_costs_a_client_no_token(server, echo, connect, keys, verifier):
     wallet = purse(keys)
     channel = await connect(server, wallet)
-    spend, verifier.ledger.spend_once = verifier.ledger.spend_once, broken
+    spend, verifier.ledger.redeem_once = verifier.ledger.redeem_once, broken
     for _ in range(3):
         found = await refused(call(channel, "unary_unary"))
         assert found == (grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE")
-    verifier.ledger.spend_once = spend
+    verifier.ledger.redeem_once = spend
     await call(channel, "unary_unary")
     assert len(wallet) == 3
 
@@ -572,7 +573,7 @@ async def test_a_client_goes_on_after_a_server_that_forgot_its_secret(
     wallet = purse(keys)
     channel = await connect(server, wallet)
     await call(channel, "unary_unary")
-    connection = next(iter(channel._unary_unary_interceptors[0]._access._connections.values()))
+    connection = next(iter(channel._unary_unary_interceptors[0].interception._connections.values()))
     connection._ticket = Tickets(os.urandom(32), CHALLENGE.digest).issue(b"")
     assert await refused(call(channel, "unary_unary")) == (UNAUTHENTICATED, "TOKEN_INVALID")
     await call(channel, "unary_unary")
@@ -583,7 +584,7 @@ async def test_a_client_that_only_streams_finds_out_too(server, echo, connect, k
     """Where the status gets lost during a write, a few failures are enough."""
     channel = await connect(server, purse(keys))
     await call(channel, "unary_unary")
-    connection = next(iter(channel._unary_unary_interceptors[0]._access._connections.values()))
+    connection = next(iter(channel._unary_unary_interceptors[0].interception._connections.values()))
     connection._ticket = Tickets(os.urandom(32), CHALLENGE.digest).issue(b"")
     failures = 0
     async with asyncio.timeout(20):
@@ -785,4 +786,4 @@ async def test_nothing_is_shown_under_two_identities(stack, verifier, echo, keys
 
 
 def access_of(channel) -> dict:
-    return channel._unary_unary_interceptors[0]._access._connections
+    return channel._unary_unary_interceptors[0].interception._connections

@@ -47,15 +47,15 @@ def chain_of(bodies: list[bytes]) -> tuple[Stored, Head]:
 
 
 CHAINS = st.lists(ENTRIES, min_size=1, max_size=5).map(
-    lambda entries: chain_of([encode(e.kind, e.at, e.lines, e.note) for e in entries])
+    lambda entries: chain_of([encode(e.kind, e.at, e.postings, e.note) for e in entries])
 )
 
 
 @given(ENTRIES)
 def test_what_is_encoded_is_decoded(entry):
-    body = encode(entry.kind, entry.at, entry.lines, entry.note)
+    body = encode(entry.kind, entry.at, entry.postings, entry.note)
     assert decode(body) == entry
-    assert encode(entry.kind, entry.at, reversed(entry.lines), entry.note) == body
+    assert encode(entry.kind, entry.at, reversed(entry.postings), entry.note) == body
 
 
 @given(st.binary(max_size=80))
@@ -64,7 +64,7 @@ def test_other_bytes_are_canonical_or_refused(body):
         entry = decode(body)
     except LedgerError:
         return
-    assert encode(entry.kind, entry.at, entry.lines, entry.note) == body
+    assert encode(entry.kind, entry.at, entry.postings, entry.note) == body
 
 
 @pytest.mark.parametrize("order", ["backwards", "cut"])
@@ -126,8 +126,8 @@ def test_entries_that_are_swapped_show(chain, data):
 @given(CHAINS, ENTRIES)
 def test_an_entry_behind_the_end_shows(chain, entry):
     entries, end = chain
-    more = link(end, encode(entry.kind, entry.at, entry.lines))
-    longer = [*entries, (more.seq, encode(entry.kind, entry.at, entry.lines), more.hash)]
+    more = link(end, encode(entry.kind, entry.at, entry.postings))
+    longer = [*entries, (more.seq, encode(entry.kind, entry.at, entry.postings), more.hash)]
     assert break_in(begin(NAME), longer, end) is not None
     assert break_in(begin(NAME), longer, more) is None
 

@@ -2,33 +2,29 @@
 
 import asyncio
 import time
-from types import SimpleNamespace
 
 import pytest
 
 from dpmesh.errors import LedgerError, LostChargesError
-from dpmesh.ledger import Ledger, MemoryStore, commit_queue
+from dpmesh.ledger import Ledger, MemoryStore, batching
 from tests.contract.suite import AMOUNT, DAY, TENTH, Clock, pure
+from tests.support.steady import no_time_passes
 from tests.support.virtual_time import in_virtual_time
 
 COST = AMOUNT // 1000
 BUDGETS = [pure("all", 100.0, key="global"), pure("unit")]
 
 
-async def opened(store=None, budgets=BUDGETS, timeout=5.0):
-    ledger = Ledger(store or MemoryStore(), budgets, clock=Clock(), timeout=timeout)
+async def opened(store=None, budgets=BUDGETS, timeout=5.0, monotonic=no_time_passes):
+    ledger = Ledger(store or MemoryStore(), budgets, clock=Clock(), monotonic=monotonic, timeout=timeout)
     await ledger.open()
     return ledger
 
 
 @pytest.fixture
-def monotonic(monkeypatch):
+def monotonic():
     """The clock that rates are measured by."""
-    clock = Clock(0.0)
-    monkeypatch.setattr(
-        commit_queue, "time", SimpleNamespace(monotonic=clock, perf_counter=time.perf_counter)
-    )
-    return clock
+    return Clock(0.0)
 
 
 async def spent(ledger):
@@ -39,7 +35,7 @@ async def spent(ledger):
 
 
 async def test_a_unit_that_sends_rarely_takes_only_what_it_needs(monotonic):
-    ledger = await opened()
+    ledger = await opened(monotonic=monotonic)
     for count in range(1, 50):
         await ledger.charge([(1, b"a", COST)])
         assert await spent(ledger) == [count * COST]
@@ -48,7 +44,7 @@ async def test_a_unit_that_sends_rarely_takes_only_what_it_needs(monotonic):
 
 
 async def test_a_pause_is_no_reason_to_take_less_for_long(monotonic):
-    ledger = await opened()
+    ledger = await opened(monotonic=monotonic)
     commits = []
     ledger.on_commit = commits.append
     for burst in range(3):
@@ -63,7 +59,7 @@ async def test_a_pause_is_no_reason_to_take_less_for_long(monotonic):
 
 @pytest.mark.parametrize("rate", [1, 10, 100])
 async def test_a_slice_lasts_about_two_seconds(monotonic, rate):
-    ledger = await opened()
+    ledger = await opened(monotonic=monotonic)
     commits, held = [], []
     ledger.on_commit = commits.append
     for count in range(1, 20 * rate):
@@ -77,7 +73,7 @@ async def test_a_slice_lasts_about_two_seconds(monotonic, rate):
 
 
 async def test_a_slice_is_never_more_than_a_quarter_of_what_remains(monotonic):
-    ledger = await opened()
+    ledger = await opened(monotonic=monotonic)
     count = 0
     while True:
         count += 1
@@ -179,7 +175,7 @@ async def test_a_store_that_takes_nothing_back_wastes_it_and_goes_on(caplog):
 
 @in_virtual_time
 async def test_many_idle_leases_come_back_in_parts(monkeypatch):
-    monkeypatch.setattr(commit_queue, "MAX_BATCH", 3)
+    monkeypatch.setattr(batching, "MAX_BATCH", 3)
     parts = []
 
     class Counting(MemoryStore):
@@ -223,9 +219,9 @@ class Stuck(MemoryStore):
         await self._maybe("credit")
         await super().credit(windows, unspent)
 
-    async def spend_once(self, now, spends):
-        await self._maybe("spend_once")
-        return await super().spend_once(now, spends)
+    async def redeem_once(self, now, spends):
+        await self._maybe("redeem_once")
+        return await super().redeem_once(now, spends)
 
     async def close(self):
         await self._maybe("close")
@@ -235,7 +231,7 @@ class Stuck(MemoryStore):
 @pytest.mark.parametrize("how", ["fails", "hangs"])
 @in_virtual_time
 async def test_closing_is_bounded_whatever_the_store_does(how, monkeypatch, caplog):
-    monkeypatch.setattr(commit_queue, "MAX_BATCH", 2)
+    monkeypatch.setattr(batching, "MAX_BATCH", 2)
     store = Stuck(how)
     ledger = await opened(store)
     for _ in range(3):
@@ -243,7 +239,7 @@ async def test_closing_is_bounded_whatever_the_store_does(how, monkeypatch, capl
     store.ill = True
     waiting = [
         asyncio.create_task(ledger.charge([(1, b"new", 1)])),
-        asyncio.create_task(ledger.spend_once(b"n" * 32, 1e10)),
+        asyncio.create_task(ledger.redeem_once(b"n" * 32, 1e10)),
     ]
     await asyncio.sleep(0.01)
     began = asyncio.get_running_loop().time()
@@ -262,7 +258,7 @@ async def test_closing_is_bounded_whatever_the_store_does(how, monkeypatch, capl
 @in_virtual_time
 async def test_a_slow_store_takes_nothing_back_twice_when_the_ledger_closes(monkeypatch):
     """What the last commit still hands back is not handed back by closing, too."""
-    monkeypatch.setattr(commit_queue, "MAX_BATCH", 1)
+    monkeypatch.setattr(batching, "MAX_BATCH", 1)
 
     class Slow(MemoryStore):
         pause = 0.0
@@ -344,7 +340,7 @@ async def test_what_was_still_to_be_handed_back_is_when_it_closes():
         await ledger.charge([(0, b"", COST)])
     (held,) = await spent(ledger)
     assert held > 3 * COST
-    ledger._queue._returns.extend(ledger._queue.parts([ledger._holdings.rotate(), ledger._holdings.rotate()]))
+    ledger._queue._credits.extend(ledger._queue.to_credit([ledger._leases.rotate(), ledger._leases.rotate()]))
     await ledger.close()
     await ledger.open()
     assert await spent(ledger) == [3 * COST]
@@ -414,7 +410,7 @@ async def test_what_the_store_forgot_is_not_spent(how):
         with pytest.raises(LedgerError, match="older copy"):
             await ledger.charge([(1, b"b", COST)])
     elif how == "credit":
-        ledger._queue._returns.append(((0, 0), {(0, b"x" * 16): 1}))
+        ledger._queue._credits.append(((0, 0), {(0, b"x" * 16): 1}))
         await ledger.charge([(1, b"b", COST)])
         while not ledger._queue._flusher.done():
             await asyncio.sleep(0)
@@ -457,7 +453,7 @@ async def test_a_second_name_is_spent_where_tasks_are_eager(eager_tasks):
     answers = []
     for name in (b"a" * 32, b"b" * 32, b"a" * 32):
         async with asyncio.timeout(30):
-            answers.append(await ledger.spend_once(name, time.time() + 60))
+            answers.append(await ledger.redeem_once(name, time.time() + 60))
     assert answers == [True, True, False]
     await ledger.close()
 

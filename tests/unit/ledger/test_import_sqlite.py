@@ -9,13 +9,14 @@ import pytest
 
 from dpmesh.errors import BudgetExhaustedError, ConfigError, LedgerError
 from dpmesh.ledger import Budget, Ledger, account_hash, open_admin, open_store
-from dpmesh.ledger.audit.verify import checkpoint, verify
+from dpmesh.ledger.audit.checkpoint import checkpoint
+from dpmesh.ledger.audit.verify import verify
 from dpmesh.ledger.charge_log import Head
 from dpmesh.ledger.import_sqlite import Moved, transfer
-from dpmesh.ledger.postgres import admin
+from dpmesh.ledger.postgres import admin as admin_module
 from dpmesh.ledger.postgres.admin import PostgresAdmin
 from dpmesh.ledger.postgres.store import PostgresStore
-from dpmesh.ledger.sqlite import rollback_guard, schema
+from dpmesh.ledger.sqlite import queries, rollback_guard
 from tests.contract.suite import AMOUNT, BUDGETS, DAY, TENTH
 from tests.support import old_ledgers
 from tests.support.postgres import Server
@@ -49,7 +50,7 @@ async def used(url, clock=time.time):
     ledger = await opened(url, clock)
     await ledger.charge([(0, b"a", 3 * TENTH), (1, b"", TENTH)])
     await ledger.charge([(0, b"b", AMOUNT)])
-    await ledger.spend_once(b"n" * 32, 1e10)
+    await ledger.redeem_once(b"n" * 32, 1e10)
     await ledger.close()
 
 
@@ -70,10 +71,10 @@ async def content(url):
 async def test_everything_goes_along(source, target):
     """Names, numbers, windows, grants, what is spent, the log: all as it was; and it goes on from there."""
     await used(source, clock=lambda: time.time() + 3 * DAY)
-    books = open_admin(source)
-    await books.grant("unit", account_hash((await content(source))["secret"], b"a"), TENTH, "an audit")
+    admin = open_admin(source)
+    await admin.grant("unit", account_hash((await content(source))["secret"], b"a"), TENTH, "an audit")
     before = await content(source)
-    async with books.view() as view:
+    async with admin.view() as view:
         mark = await checkpoint(view)
     assert before["wrong"] == []
     moved = await transfer(source, target)
@@ -86,7 +87,7 @@ async def test_everything_goes_along(source, target):
     for unit in (b"a", b"b"):
         with pytest.raises(BudgetExhaustedError):
             await ledger.charge([(0, unit, 1)])
-    assert not await ledger.spend_once(b"n" * 32, 1e10)
+    assert not await ledger.redeem_once(b"n" * 32, 1e10)
     (account,) = await ledger.accounts("unit", b"a")
     assert account.window_start == max(a.window_start for a in before["accounts"])
     assert (account.spent, account.granted, account.lifetime) == (11 * TENTH, TENTH, 11 * TENTH)
@@ -110,8 +111,8 @@ async def test_what_was_pruned_stays_pruned(source, target):
         patch.setattr(time, "time", lambda now=time.time: now() - 40 * DAY)
         await used(source, clock=lambda: time.time())
     await used(source)
-    books = open_admin(source)
-    assert await books.prune(int(time.time()) - 30 * DAY) > 0
+    admin = open_admin(source)
+    assert await admin.prune(int(time.time()) - 30 * DAY) > 0
     before = await content(source)
     assert any(chain.pruned != Head(0, chain.pruned.hash) for chain in before["chains"])
     await transfer(source, target)
@@ -127,7 +128,7 @@ async def test_the_file_takes_nothing_any_more(source, target, path):
     with pytest.raises(LedgerError, match="was imported into another while in use: restart"):
         await holder.charge([(0, b"d", 1)])
     with pytest.raises(LedgerError, match="was imported into another"):
-        await holder.spend_once(b"o" * 32, 1e10)
+        await holder.redeem_once(b"o" * 32, 1e10)
     await holder.close()
     with pytest.raises(LedgerError, match="was imported into .*set ledger.url to that"):
         await opened(source)
@@ -209,7 +210,7 @@ async def test_a_wrong_address_leaves_the_file_as_it_is(source, target, postgres
     """Whoever mistypes where it goes can try again."""
     await used(source)
     with monkeypatch.context() as patch:
-        patch.setattr(admin, "_PATIENCE", 1.0)
+        patch.setattr(admin_module, "_PATIENCE", 1.0)
         with pytest.raises(LedgerError):
             await transfer(source, "postgresql://postgres@127.0.0.1:1/ledger")
     with pytest.raises(LedgerError, match="create the database first"):
@@ -349,7 +350,7 @@ async def test_a_file_of_a_machine_whose_clock_was_wrong(source, target, monkeyp
     now = time.time()
     ledger = await opened(source)
     for number, day in enumerate(days):
-        monkeypatch.setattr(schema.time, "time", lambda day=day: max(0.0, now + day * DAY))
+        monkeypatch.setattr(queries.time, "time", lambda day=day: max(0.0, now + day * DAY))
         await ledger.charge([(0, bytes([number]), TENTH)])
     monkeypatch.undo()
     await ledger.close()

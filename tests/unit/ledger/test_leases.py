@@ -16,21 +16,21 @@ def lease(amount: int) -> Lease:
 
 
 def holding(left: dict[tuple[int, bytes], int]) -> LeaseTable:
-    holdings = LeaseTable(Clock(0.0))
-    holdings.start(BUDGETS, [0, 0])
-    holdings.put((0, 0), {key: lease(amount) for key, amount in left.items()})
-    return holdings
+    leases = LeaseTable(Clock(0.0))
+    leases.start(BUDGETS, [0, 0])
+    leases.put((0, 0), {key: lease(amount) for key, amount in left.items()})
+    return leases
 
 
 def test_threads_never_spend_more_than_is_held():
-    holdings = holding({(0, b"a"): 20_000, (1, b""): 30_000})
+    leases = holding({(0, b"a"): 20_000, (1, b""): 30_000})
     spent = [0] * 4
 
     def worker(me):
-        while holdings.spend([(1, b"", 1), (0, b"a", 1)]):
+        while leases.spend([(1, b"", 1), (0, b"a", 1)]):
             spent[me] += 1
             if spent[me] % 100 == 0:
-                holdings.standing(0, b"a")
+                leases.usage(0, b"a")
 
     old = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -43,78 +43,78 @@ def test_threads_never_spend_more_than_is_held():
     finally:
         sys.setswitchinterval(old)
     assert sum(spent) == 20_000
-    assert holdings.clear()[1] == {(1, b""): 10_000}
+    assert leases.clear()[1] == {(1, b""): 10_000}
 
 
 def test_a_payment_that_fails_in_the_middle_gives_back():
-    holdings = holding({(0, b"a"): 10, (0, b"b"): 10, (1, b""): 10})
+    leases = holding({(0, b"a"): 10, (0, b"b"): 10, (1, b""): 10})
     for last in [(0, b"b", 11), (0, b"c", 1), (9, b"", 1), (0, b"b", -1), (0, b"b", 0.5), (0, b"a", 1)]:
-        assert not holdings.spend([(1, b"", 10), (0, b"a", 4), (0, b"a", 6), last])
-    assert holdings.clear()[1] == {(0, b"a"): 10, (0, b"b"): 10, (1, b""): 10}
+        assert not leases.spend([(1, b"", 10), (0, b"a", 4), (0, b"a", 6), last])
+    assert leases.clear()[1] == {(0, b"a"): 10, (0, b"b"): 10, (1, b""): 10}
 
 
 def test_a_window_that_ends_during_a_payment_takes_its_leases_along():
     clock = Clock(0.0)
-    holdings = LeaseTable(clock)
-    holdings.start([pure("day"), pure("two", window=2 * DAY)], [0, 0])
-    holdings.put((0, 0), {(0, b"a"): lease(10), (1, b"a"): lease(10)})
+    leases = LeaseTable(clock)
+    leases.start([pure("day"), pure("two", window=2 * DAY)], [0, 0])
+    leases.put((0, 0), {(0, b"a"): lease(10), (1, b"a"): lease(10)})
     clock.now = DAY
-    assert not holdings.spend([(1, b"a", 5), (0, b"a", 5)])
-    assert holdings.clear() == ((DAY, 0), {(1, b"a"): 10})
+    assert not leases.spend([(1, b"a", 5), (0, b"a", 5)])
+    assert leases.clear() == ((DAY, 0), {(1, b"a"): 10})
 
 
 def test_what_is_used_up_takes_no_memory():
-    holdings = holding({})
+    leases = holding({})
     for i in range(10_000):
         key = i.to_bytes(4, "big")
-        holdings.put((0, 0), {(0, key): lease(5)})
-        assert holdings.spend([(0, key, 5)])
+        leases.put((0, 0), {(0, key): lease(5)})
+        assert leases.spend([(0, key, 5)])
     gc.collect()
-    window = holdings._windows[0]
-    assert len(window.leases) == 0
+    window = leases._windows[0]
+    assert len(window.in_use) == 0
     assert len(window.used_up) <= 4096
-    assert holdings.standing(0, key) == (5, AMOUNT)
-    assert holdings.standing(0, bytes(4)) is None
+    assert leases.usage(0, key) == (5, AMOUNT)
+    assert leases.usage(0, bytes(4)) is None
 
 
 def test_leases_of_another_window_are_not_put_back():
-    holdings = holding({})
-    holdings.roll(DAY)
-    holdings.put((0, 0), {(0, b"a"): lease(5)})
-    assert not holdings.spend([(0, b"a", 1)])
-    assert holdings.ended() == [((0, 0), {(0, b"a"): 5})]
-    assert holdings.ended() == []
+    leases = holding({})
+    leases.roll(DAY)
+    leases.put((0, 0), {(0, b"a"): lease(5)})
+    assert not leases.spend([(0, b"a", 1)])
+    assert leases.ended() == [((0, 0), {(0, b"a"): 5})]
+    assert leases.ended() == []
     kept = lease(5)
-    holdings.put((2 * DAY, 2 * DAY), {(0, b"a"): kept})
-    assert holdings.take([(0, b"a")]) == ((2 * DAY, 2 * DAY), {(0, b"a"): kept})
+    leases.put((2 * DAY, 2 * DAY), {(0, b"a"): kept})
+    assert leases.take([(0, b"a")]) == ((2 * DAY, 2 * DAY), {(0, b"a"): kept})
     assert (kept.left, kept.debited) == (5, 5)
-    assert holdings.take([(0, b"a")]) == ((2 * DAY, 2 * DAY), {})
+    assert leases.take([(0, b"a")]) == ((2 * DAY, 2 * DAY), {})
 
 
 def test_what_is_left_when_windows_end_is_told_once():
     clock = Clock(0.0)
-    holdings = LeaseTable(clock)
-    holdings.start([pure("day"), pure("two", window=2 * DAY)], [0, 0])
-    holdings.put((0, 0), {(0, b"a"): lease(10), (0, b"b"): lease(5), (1, b"a"): lease(7)})
-    holdings.rotate()  # idle, and still there
-    assert holdings.spend([(0, b"b", 4)])
+    leases = LeaseTable(clock)
+    leases.start([pure("day"), pure("two", window=2 * DAY)], [0, 0])
+    leases.put((0, 0), {(0, b"a"): lease(10), (0, b"b"): lease(5), (1, b"a"): lease(7)})
+    leases.rotate()  # idle, and still there
+    assert leases.spend([(0, b"b", 4)])
     clock.now = DAY
-    assert not holdings.spend([(0, b"a", 1)])
-    ended = holdings.ended()
+    assert not leases.spend([(0, b"a", 1)])
+    ended = leases.ended()
     assert all(starts == (0, 0) for starts, _ in ended)
     assert {key: amount for _, left in ended for key, amount in left.items()} == {(0, b"a"): 10, (0, b"b"): 1}
-    holdings.roll(2 * DAY)
-    assert holdings.ended() == [((2 * DAY, 0), {(1, b"a"): 7})]
-    holdings.put((2 * DAY, 2 * DAY), {(0, b"a"): lease(1)})
-    holdings.forked()
-    holdings.roll(9 * DAY)
-    assert holdings.ended() == []  # it is the parent's
+    leases.roll(2 * DAY)
+    assert leases.ended() == [((2 * DAY, 0), {(1, b"a"): 7})]
+    leases.put((2 * DAY, 2 * DAY), {(0, b"a"): lease(1)})
+    leases.after_fork_in_child()
+    leases.roll(9 * DAY)
+    assert leases.ended() == []  # it is the parent's
 
 
 def test_nothing_can_be_spent_after_clear():
-    holdings = holding({(0, b"a"): 10})
-    assert holdings.clear() == ((0, 0), {(0, b"a"): 10})
-    holdings.put((0, 0), {(0, b"a"): lease(10)})
-    assert not holdings.spend([(0, b"a", 1)])
-    assert holdings.standing(0, b"a") is None
-    assert holdings.clear() == ((), {})
+    leases = holding({(0, b"a"): 10})
+    assert leases.clear() == ((0, 0), {(0, b"a"): 10})
+    leases.put((0, 0), {(0, b"a"): lease(10)})
+    assert not leases.spend([(0, b"a", 1)])
+    assert leases.usage(0, b"a") is None
+    assert leases.clear() == ((), {})

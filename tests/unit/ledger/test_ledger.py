@@ -9,9 +9,10 @@ import weakref
 import pytest
 
 from dpmesh.errors import BudgetExhaustedError, ConfigError, LedgerError
-from dpmesh.ledger import Ledger, MemoryStore, commit_queue
+from dpmesh.ledger import Ledger, MemoryStore, batching
 from dpmesh.ledger import ledger as ledger_module
 from tests.contract.suite import AMOUNT, BUDGETS, TENTH, Clock
+from tests.support.steady import no_time_passes
 
 
 class SlowStore(MemoryStore):
@@ -39,7 +40,7 @@ def store():
 
 @pytest.fixture
 async def ledger(store):
-    ledger = Ledger(store, BUDGETS, clock=Clock(), timeout=60)
+    ledger = Ledger(store, BUDGETS, clock=Clock(), monotonic=no_time_passes, timeout=60)
     await ledger.open()
     yield ledger
     store.go.set()
@@ -49,7 +50,7 @@ async def ledger(store):
 @pytest.fixture
 async def hasty(store):
     """A ledger that gives up soon."""
-    ledger = Ledger(store, BUDGETS, clock=Clock(), timeout=0.05)
+    ledger = Ledger(store, BUDGETS, clock=Clock(), monotonic=no_time_passes, timeout=0.05)
     await ledger.open()
     yield ledger
     store.go.set()
@@ -123,7 +124,7 @@ async def test_leases_survive_a_failed_commit(ledger, store):
     store.fault = LedgerError("no")
     with pytest.raises(LedgerError):
         await ledger.charge([(0, b"a", 2 * TENTH)])
-    assert ledger.standing(0, b"a") == (3 * TENTH, AMOUNT)
+    assert ledger.usage(0, b"a") == (3 * TENTH, AMOUNT)
     assert ledger.spend([(0, b"a", TENTH)])
     store.fault = None
 
@@ -144,7 +145,7 @@ async def test_a_cancelled_charge_counts_as_spent_once_it_is_under_way(ledger, s
 
 
 async def test_the_queue_is_bounded(ledger, store, monkeypatch):
-    monkeypatch.setattr(commit_queue, "MAX_WAITING", 5)
+    monkeypatch.setattr(batching, "MAX_WAITING", 5)
     store.go.clear()
     tasks = [asyncio.create_task(ledger.charge([(0, b"a", 1)]))]
     await until(lambda: store.batches)
@@ -158,7 +159,7 @@ async def test_the_queue_is_bounded(ledger, store, monkeypatch):
 
 @pytest.mark.lazy_tasks
 async def test_large_queues_are_committed_in_parts(ledger, store, monkeypatch):
-    monkeypatch.setattr(commit_queue, "MAX_BATCH", 7)
+    monkeypatch.setattr(batching, "MAX_BATCH", 7)
     await asyncio.gather(*[ledger.charge([(0, bytes([i]), 1)]) for i in range(20)])
     assert [len(batch.requests) for batch in store.batches] == [7, 7, 6]
 
@@ -228,7 +229,7 @@ async def test_a_close_that_is_cancelled_closes_all_the_same(store):
     """It can't be called again: the ledger is not open any more."""
     closed = asyncio.Event()
     store.close = lambda: asyncio.sleep(0, closed.set())
-    ledger = Ledger(store, BUDGETS, clock=Clock(), timeout=60)
+    ledger = Ledger(store, BUDGETS, clock=Clock(), monotonic=no_time_passes, timeout=60)
     await ledger.open()
     for _ in range(3):
         await ledger.charge([(0, b"a", TENTH)])
@@ -291,7 +292,7 @@ async def test_spend_from_many_threads_while_charging(ledger):
     for thread in threads:
         thread.join()
     (account,) = await ledger.accounts("all")
-    left = ledger._holdings.clear()[1].get((1, b""), 0)
+    left = ledger._leases.clear()[1].get((1, b""), 0)
     assert charged * TENTH + sum(spent) * 1000 + left == account.spent <= 10 * AMOUNT
 
 

@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 
 from dpmesh.errors import LedgerError
-from dpmesh.ledger import Ledger, MemoryStore, inspect, redemptions
+from dpmesh.ledger import Ledger, MemoryStore, batching, inspect
 from dpmesh.ledger.sqlite import schema
 from dpmesh.ledger.sqlite.store import SQLiteStore
 from tests.contract.suite import AMOUNT, BUDGETS, Clock
@@ -26,10 +26,10 @@ class SlowStore(MemoryStore):
         self.fault = None
         self.batches = []
 
-    async def spend_once(self, now, spends):
+    async def redeem_once(self, now, spends):
         self.batches.append(spends)
         await self.go.wait()
-        fresh = await super().spend_once(now, spends)
+        fresh = await super().redeem_once(now, spends)
         if self.fault is not None:
             raise self.fault
         return fresh
@@ -54,10 +54,10 @@ async def until(condition):
 
 async def test_what_arrives_during_a_commit_goes_into_the_next(store):
     ledger = await opened(store)
-    first = asyncio.create_task(ledger.spend_once(NAME, UNTIL))
+    first = asyncio.create_task(ledger.redeem_once(NAME, UNTIL))
     await until(lambda: store.batches)
-    others = [asyncio.create_task(ledger.spend_once(bytes([i]) * 32, UNTIL)) for i in range(50)]
-    again = asyncio.create_task(ledger.spend_once(NAME, UNTIL))
+    others = [asyncio.create_task(ledger.redeem_once(bytes([i]) * 32, UNTIL)) for i in range(50)]
+    again = asyncio.create_task(ledger.redeem_once(NAME, UNTIL))
     await asyncio.sleep(0)
     store.go.set()
     assert [await first, await again] == [True, False]
@@ -71,13 +71,13 @@ async def test_a_store_that_fails_after_it_spent_has_told_nobody(store):
     store.go.set()
     store.fault = LedgerError("the disk is gone")
     results = await asyncio.gather(
-        *[ledger.spend_once(NAME, UNTIL) for _ in range(5)], return_exceptions=True
+        *[ledger.redeem_once(NAME, UNTIL) for _ in range(5)], return_exceptions=True
     )
     assert [str(result) for result in results] == ["the disk is gone"] * 5
     assert len(set(map(id, results))) == 5
     store.fault = None
-    assert not await ledger.spend_once(NAME, UNTIL)
-    assert await ledger.spend_once(b"m" * 32, UNTIL)
+    assert not await ledger.redeem_once(NAME, UNTIL)
+    assert await ledger.redeem_once(b"m" * 32, UNTIL)
     await ledger.close()
 
 
@@ -86,7 +86,7 @@ async def test_another_error_does_not_show_its_text(store):
     store.go.set()
     store.fault = ValueError("the token was 1234")
     with pytest.raises(LedgerError, match="ValueError") as caught:
-        await ledger.spend_once(NAME, UNTIL)
+        await ledger.redeem_once(NAME, UNTIL)
     assert "1234" not in str(caught.value)
     await ledger.close()
 
@@ -94,40 +94,40 @@ async def test_another_error_does_not_show_its_text(store):
 async def test_a_store_that_is_stuck_refuses_in_time_and_nobody_wins_later(store):
     ledger = await opened(store, timeout=0.05)
     results = await asyncio.gather(
-        *[ledger.spend_once(NAME, UNTIL) for _ in range(3)], return_exceptions=True
+        *[ledger.redeem_once(NAME, UNTIL) for _ in range(3)], return_exceptions=True
     )
     assert all(isinstance(result, LedgerError) and "did not answer" in str(result) for result in results)
     store.go.set()
     async with asyncio.timeout(60):
         while True:
             with contextlib.suppress(LedgerError):  # the machine may be as slow as the store was
-                assert not await ledger.spend_once(NAME, UNTIL)
+                assert not await ledger.redeem_once(NAME, UNTIL)
                 break
     await ledger.close()
 
 
 async def test_who_gives_up_before_the_store_was_asked_has_spent_nothing(store):
     ledger = await opened(store)
-    first = asyncio.create_task(ledger.spend_once(b"m" * 32, UNTIL))
+    first = asyncio.create_task(ledger.redeem_once(b"m" * 32, UNTIL))
     await until(lambda: store.batches)
-    second = asyncio.create_task(ledger.spend_once(NAME, UNTIL))
+    second = asyncio.create_task(ledger.redeem_once(NAME, UNTIL))
     await asyncio.sleep(0)
     first.cancel()
     second.cancel()
     await asyncio.wait({first, second})
     store.go.set()
-    assert not await ledger.spend_once(b"m" * 32, UNTIL)  # the store had it
-    assert await ledger.spend_once(NAME, UNTIL)
+    assert not await ledger.redeem_once(b"m" * 32, UNTIL)  # the store had it
+    assert await ledger.redeem_once(NAME, UNTIL)
     await ledger.close()
 
 
 async def test_too_many_at_once_are_refused(store, monkeypatch):
-    monkeypatch.setattr(redemptions, "MAX_WAITING", 3)
+    monkeypatch.setattr(batching, "MAX_WAITING", 3)
     ledger = await opened(store)
-    spends = [asyncio.create_task(ledger.spend_once(bytes(32), UNTIL))]
+    spends = [asyncio.create_task(ledger.redeem_once(bytes(32), UNTIL))]
     await asyncio.sleep(0)
     await asyncio.sleep(0)  # The store has the first one. Three may wait behind it.
-    spends += [asyncio.create_task(ledger.spend_once(bytes([i]) * 32, UNTIL)) for i in range(1, 7)]
+    spends += [asyncio.create_task(ledger.redeem_once(bytes([i]) * 32, UNTIL)) for i in range(1, 7)]
     await asyncio.wait(spends[4:])
     store.go.set()
     results = await asyncio.gather(*spends, return_exceptions=True)
@@ -138,9 +138,9 @@ async def test_too_many_at_once_are_refused(store, monkeypatch):
 
 async def test_closing_refuses_who_waits(store):
     ledger = await opened(store)
-    tasks = [asyncio.create_task(ledger.spend_once(NAME, UNTIL))]
+    tasks = [asyncio.create_task(ledger.redeem_once(NAME, UNTIL))]
     await until(lambda: store.batches)
-    tasks.append(asyncio.create_task(ledger.spend_once(b"m" * 32, UNTIL)))
+    tasks.append(asyncio.create_task(ledger.redeem_once(b"m" * 32, UNTIL)))
     await asyncio.sleep(0)
     closing = asyncio.create_task(ledger.close())
     await asyncio.sleep(0)
@@ -169,7 +169,7 @@ async def test_an_old_file_opens_and_gains_the_tables(tmp_path):
     for first in (True, False):
         ledger = await opened(SQLiteStore(path, busy_timeout=60.0))
         assert ledger.secret == b"s" * 32
-        assert await ledger.spend_once(NAME, UNTIL) is first
+        assert await ledger.redeem_once(NAME, UNTIL) is first
         assert [(a.budget, a.spent) for a in await ledger.accounts()] == [("life", AMOUNT)]
         await ledger.close()
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -184,7 +184,7 @@ def test_an_old_file_that_several_open_at_once(tmp_path):
     def process():
         async def run():
             ledger = await opened(SQLiteStore(path, busy_timeout=60.0))
-            won = await ledger.spend_once(NAME, UNTIL)
+            won = await ledger.redeem_once(NAME, UNTIL)
             await ledger.close()
             return won
 
@@ -204,7 +204,7 @@ async def test_an_upgrade_that_fails_changes_nothing(tmp_path, monkeypatch):
     with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT schema_version FROM meta").fetchone() == (1,)
     ledger = await opened(SQLiteStore(path, busy_timeout=60.0))
-    assert await ledger.spend_once(NAME, UNTIL)
+    assert await ledger.redeem_once(NAME, UNTIL)
     await ledger.close()
 
 
@@ -214,7 +214,7 @@ async def test_a_file_keeps_no_more_than_it_must(tmp_path):
     await ledger.open()
     for second in range(5):
         clock.now = 1000.0 + 10 * second
-        spends = [ledger.spend_once(bytes([second, i]) * 16, clock.now + 10) for i in range(100)]
+        spends = [ledger.redeem_once(bytes([second, i]) * 16, clock.now + 10) for i in range(100)]
         assert all(await asyncio.gather(*spends))
     with contextlib.closing(sqlite3.connect(tmp_path / "ledger.db")) as connection:
         assert connection.execute("SELECT count(*) FROM spent").fetchone() == (100,)
@@ -224,10 +224,10 @@ async def test_a_file_keeps_no_more_than_it_must(tmp_path):
 async def test_a_file_that_is_removed_refuses(tmp_path):
     path = tmp_path / "ledger.db"
     ledger = await opened(SQLiteStore(path, busy_timeout=60.0))
-    assert await ledger.spend_once(NAME, UNTIL)
+    assert await ledger.redeem_once(NAME, UNTIL)
     path.rename(tmp_path / "elsewhere.db")
     with pytest.raises(LedgerError):
-        await ledger.spend_once(b"m" * 32, UNTIL)
+        await ledger.redeem_once(b"m" * 32, UNTIL)
     (tmp_path / "elsewhere.db").rename(path)
-    assert not await ledger.spend_once(NAME, UNTIL)
+    assert not await ledger.redeem_once(NAME, UNTIL)
     await ledger.close()

@@ -31,7 +31,7 @@ def test_whatever_is_asked(requests, balances, wants, renewed):
     worth = {a: 0 if renewed and a[0] == 0 else h for a, h in held.items()}
 
     drawn = Counter()
-    for request, lacking in zip(requests, outcome.lacking, strict=True):
+    for request, lacking in zip(requests, outcome.denied_by, strict=True):
         free = {a: CAPS[a] - debited[a] + worth[a] - drawn[a] for a in ACCOUNTS}
         fits = all(amount <= free[a] for a, amount in request.items())
         assert (lacking is None) == fits  # exactly those that fit, in order
@@ -42,7 +42,7 @@ def test_whatever_is_asked(requests, balances, wants, renewed):
     for a in ACCOUNTS:
         debit = outcome.debits.get(a, 0)
         assert outcome.debited[a] == debited[a] + debit <= CAPS[a]
-        assert outcome.left[a] == worth[a] + debit - drawn[a] >= 0
+        assert outcome.remaining[a] == worth[a] + debit - drawn[a] >= 0
         need = max(0, drawn[a] - worth[a])
         assert (debit > 0) == (need > 0)
         assert need <= debit <= max(need, debited[a], 0)

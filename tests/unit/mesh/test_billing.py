@@ -11,8 +11,9 @@ from dpmesh.accounting import Accounting
 from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.ledger import Budget
 from dpmesh.ledger.budget import Match, consumer_key
-from dpmesh.mesh import billing as module
+from dpmesh.mesh import billers, billing
 from dpmesh.mesh.billing import BillingTable
+from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.policy import Policy
 from dpmesh.v1 import policy_pb2
 from tests.support.protos import compiled
@@ -54,7 +55,7 @@ def quota(name, under="all", key="unit/consumer", epsilon=2.0, **more):
 
 def payers(budgets, message, method="", direction="request", consumer="", policy=None):
     """Who pays how much for a message: (name, account, epsilon)."""
-    route = BillingTable(policy or Policy(), budgets).of(type(message), method, direction)
+    route = BillingTable(policy or Policy(), budgets).price(type(message), method, direction)
     charges, _, _ = route.bill(route.plan.snapshot(message), consumer)
     return [(budgets[index].name, account, amount / 1e9) for index, account, amount in charges]
 
@@ -115,11 +116,11 @@ def test_what_no_budget_of_its_key_pays_for_is_refused_on_that_rpc_alone(match):
     made = BillingTable(Policy(), [budget("some", **match), budget("fleet", "global")])
     for _ in range(2):
         with pytest.raises(AnnotationError, match="no-budget") as caught:
-            made.of(TYPES.Report, SEND)
+            made.price(TYPES.Report, SEND)
         assert SEND in str(caught.value)
-    assert made.protects(TYPES.Report)
+    assert PolicySnapshot(Policy(), [budget("some", **match)]).protects(TYPES.Report)
     if "directions" in match:
-        assert made.of(TYPES.Report, SEND, "response") is not None
+        assert made.price(TYPES.Report, SEND, "response") is not None
 
 
 def test_a_quota_pays_beside_its_budget_and_never_instead():
@@ -128,7 +129,7 @@ def test_a_quota_pays_beside_its_budget_and_never_instead():
     assert payers(budgets, REPORT, consumer="c") == expected
     assert payers(budgets, REPORT)[1] == ("each", consumer_key(b"N1", ""), 1.0)
     with pytest.raises(AnnotationError, match="no-budget"):
-        BillingTable(Policy(), [budget("all", methods=(ASK,)), quota("each")]).of(TYPES.Report, SEND)
+        BillingTable(Policy(), [budget("all", methods=(ASK,)), quota("each")]).price(TYPES.Report, SEND)
 
 
 def test_a_quota_pays_only_where_it_and_its_budget_do():
@@ -154,7 +155,7 @@ def test_a_quota_can_be_for_some_consumers():
         quota("partners", consumers=("spiffe://partner/*",)),
         quota("unknown", consumers=("",)),
     ]
-    made = BillingTable(Policy(), budgets).of(TYPES.Report)
+    made = BillingTable(Policy(), budgets).price(TYPES.Report)
     for _ in range(2):
         for consumer, expected in (
             ("spiffe://partner/a", [0, 1]),
@@ -178,15 +179,15 @@ def test_each_unit_of_a_batch_has_its_own_quota():
 
 def test_a_message_dearer_than_a_quota_that_holds_for_all_is_a_configuration_error():
     with pytest.raises(AnnotationError, match="over-budget.*quota 'each'|quota 'each'.*over-budget"):
-        BillingTable(Policy(), [budget("all"), quota("each", epsilon=0.5)]).of(TYPES.Report)
-    made = BillingTable(Policy(), [budget("all"), quota("some", epsilon=0.5, consumers=("c*",))]).of(
+        BillingTable(Policy(), [budget("all"), quota("each", epsilon=0.5)]).price(TYPES.Report)
+    made = BillingTable(Policy(), [budget("all"), quota("some", epsilon=0.5, consumers=("c*",))]).price(
         TYPES.Report
     )
     assert [index for index, _, _ in made.bill(made.plan.snapshot(REPORT), "other")[0]] == [0]
 
 
 def test_a_message_without_a_unit_is_refused_under_a_quota_too():
-    made = BillingTable(Policy(), [budget("all"), quota("each")]).of(TYPES.Report)
+    made = BillingTable(Policy(), [budget("all"), quota("each")]).price(TYPES.Report)
     with pytest.raises(ProtectionError, match="MISSING_UNIT"):
         made.bill(made.plan.snapshot(TYPES.Report()), "c")
 
@@ -194,7 +195,7 @@ def test_a_message_without_a_unit_is_refused_under_a_quota_too():
 def test_a_direction_that_is_none_gets_around_nothing():
     made = BillingTable(Policy(), [budget("all"), budget("out", directions=("response",))])
     with pytest.raises(ProtectionError, match="request or response"):
-        made.of(TYPES.Report, SEND, "Response")
+        made.price(TYPES.Report, SEND, "Response")
 
 
 class Held:
@@ -212,7 +213,7 @@ def test_a_failure_that_is_kept_holds_nothing_of_the_calls_that_met_it():
         try:
             raise KeyError("a context")
         except KeyError:
-            made.of(TYPES.Report, SEND)
+            made.price(TYPES.Report, SEND)
 
     for _ in range(3):
         try:
@@ -229,20 +230,20 @@ def test_a_failure_that_is_kept_holds_nothing_of_the_calls_that_met_it():
 
 def test_one_route_for_all_rpcs_as_long_as_every_budget_pays_for_everything():
     made = BillingTable(Policy(), [budget("all"), quota("each")])
-    assert made.of(TYPES.Report, SEND) is made.of(TYPES.Report, ASK, "response")
+    assert made.price(TYPES.Report, SEND) is made.price(TYPES.Report, ASK, "response")
     scoped = BillingTable(Policy(), [budget("all"), budget("send", methods=(SEND,))])
-    assert scoped.of(TYPES.Report, SEND) is scoped.of(TYPES.Report, SEND)
-    assert scoped.of(TYPES.Report, SEND) is not scoped.of(TYPES.Report, ASK)
+    assert scoped.price(TYPES.Report, SEND) is scoped.price(TYPES.Report, SEND)
+    assert scoped.price(TYPES.Report, SEND) is not scoped.price(TYPES.Report, ASK)
 
 
 def test_peers_that_make_up_names_fill_no_memory(monkeypatch):
-    monkeypatch.setattr(module, "_ROUTES_KEPT", 8)
-    monkeypatch.setattr(module, "_CONSUMERS_KEPT", 8)
+    monkeypatch.setattr(billing, "_KEPT", 8)
+    monkeypatch.setattr(billers, "_CONSUMERS_KEPT", 8)
     made = BillingTable(Policy(), [budget("all"), quota("each"), quota("out", directions=("response",))])
     for number in range(100):
-        route = made.of(TYPES.Report, f"/a.B/{number}")
+        route = made.price(TYPES.Report, f"/a.B/{number}")
         route.bill(route.plan.snapshot(REPORT), f"c{number}")
-    assert len(made._known) <= 8
+    assert len(made.priced_so_far()) <= 8
 
 
 def test_the_default_pool_knows_the_labels_of_a_message_with_a_pool_of_its_own():

@@ -8,14 +8,14 @@ import os
 import random
 import sys
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
 import dpmesh
 from dpmesh.errors import AnnotationError, BudgetExhaustedError, ConfigError, LedgerError, ProtectionError
-from dpmesh.mesh import exhausted as refusing
+from dpmesh.ledger import MemoryStore
+from tests.support.meshes import assembled
 from tests.support.protos import compiled
 
 NUM = "(dpmesh.v1.field).numeric"
@@ -192,14 +192,14 @@ async def test_a_policy_that_names_nothing_fails_at_start(tmp_path):
             pass
 
 
-async def test_an_exception_while_protecting_carries_no_value(monkeypatch):
+async def test_an_exception_while_protecting_carries_no_value():
     async with dpmesh.open(settings()) as mesh:
         await mesh.release(report())
 
         def explode(snapshot, alias):
             raise ValueError(f"temperature was {snapshot}")
 
-        route = mesh._routes.of(TYPES.Report)
+        route = mesh.snapshot.billing.price(TYPES.Report)
         object.__setattr__(route.plan, "build", explode)
         with pytest.raises(ProtectionError) as caught:
             await mesh.release(report())
@@ -256,16 +256,15 @@ async def test_a_stream_releases_each_message():
 
 
 async def test_what_leaves_is_what_was_charged_for_though_the_caller_goes_on_with_its_message():
-    async with dpmesh.open(settings()) as mesh:
-        asked, may_answer = asyncio.Event(), asyncio.Event()
-        debit = mesh.ledger._store.debit
+    asked, may_answer = asyncio.Event(), asyncio.Event()
 
-        async def slow(batch):
+    class SlowStore(MemoryStore):
+        async def debit(self, batch):
             asked.set()
             await may_answer.wait()
-            return await debit(batch)
+            return await super().debit(batch)
 
-        mesh.ledger._store.debit = slow
+    async with assembled(settings(), store=SlowStore()) as mesh:
         batch = TYPES.Batch(reports=[report("first")])
         waiting = asyncio.create_task(mesh.release(batch))
         await asked.wait()  # the charge is on its way to the store
@@ -279,14 +278,14 @@ async def test_what_leaves_is_what_was_charged_for_though_the_caller_goes_on_wit
         assert receipt.message.reports[0].id == fresh.message.reports[0].id
 
 
-async def test_an_exception_while_charging_carries_no_id(monkeypatch):
+async def test_an_exception_while_charging_carries_no_id():
     async with dpmesh.open(settings()) as mesh:
         await mesh.release(report())
 
         def explode(message, consumer):
             raise ValueError(f"unit was {message.id}")
 
-        object.__setattr__(mesh._routes.of(TYPES.Report), "bill", explode)
+        object.__setattr__(mesh.snapshot.billing.price(TYPES.Report), "bill", explode)
         with pytest.raises(ProtectionError) as caught:
             await mesh.release(report())
         error = caught.value
@@ -354,10 +353,10 @@ async def test_release_now_charges_a_message_that_it_refuses_once():
     async with dpmesh.open(settings(unit={"epsilon": 100.0})) as mesh:
         for _ in range(3):
             await mesh.release(types.M(id="a", a=1))
-        before = mesh.ledger.standing(0, b"a")[0]
+        before = mesh.ledger.usage(0, b"a")[0]
         with pytest.raises(ProtectionError, match="NaN"):
             mesh.release_now(types.M(id="a", a=float("nan")))
-        assert mesh.ledger.standing(0, b"a")[0] - before == 10**9
+        assert mesh.ledger.usage(0, b"a")[0] - before == 10**9
         with pytest.raises(ProtectionError, match="id is missing"):
             mesh.release_now(types.M(a=1))
 
@@ -598,32 +597,6 @@ async def test_a_refused_message_is_gone_when_its_sender_lets_go_of_it(error, un
     assert held == [2] * 8
 
 
-@pytest.fixture
-def moment(monkeypatch):
-    """The monotonic clock by which refusals are believed."""
-    now = [100.0]
-    monkeypatch.setattr(refusing, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    return now
-
-
-@pytest.fixture
-def asked(monkeypatch, moment):
-    """How often a mesh asks its ledger for more than it has in hand."""
-    calls = []
-
-    def watch(mesh):
-        charge = mesh.ledger.charge
-
-        async def counted(charges):
-            calls.append(charges)
-            await charge(charges)
-
-        monkeypatch.setattr(mesh.ledger, "charge", counted)
-        return calls
-
-    return watch
-
-
 async def refusals(mesh, count, **more):
     """The distinct refusals of as many releases, one after the other."""
     found = []
@@ -635,13 +608,14 @@ async def refusals(mesh, count, **more):
     return {(error.budget, error.retry_after and round(error.retry_after, -1)) for error in found}
 
 
-async def test_who_has_nothing_left_does_not_have_the_ledger_asked_again_and_again(asked):
+async def test_who_has_nothing_left_does_not_have_the_ledger_asked_again_and_again():
     now = [1000 * DAY]
     config = settings(**quotas({"name": "each", "epsilon": 2.0}), unit={"epsilon": 100.0})
-    async with dpmesh.open(config, clock=lambda: now[0]) as mesh:
+    async with assembled(config, clock=lambda: now[0], monotonic=lambda: 100.0) as mesh:
         for _ in range(2):
             await mesh.release(report(), consumer="a")
-        calls = asked(mesh)
+        calls = mesh.ledger.charges
+        calls.clear()
         assert await refusals(mesh, 50, consumer="a") == {("each", DAY)}
         assert len(calls) == 1
         await mesh.release(report(), consumer="b")
@@ -652,12 +626,13 @@ async def test_who_has_nothing_left_does_not_have_the_ledger_asked_again_and_aga
         assert len(calls) == 1
 
 
-async def test_a_refusal_is_not_believed_for_long_nor_for_less(asked, moment):
-    config = settings(unit={"epsilon": 2.5})
-    async with dpmesh.open(config) as mesh:
+async def test_a_refusal_is_not_believed_for_long_nor_for_less():
+    config, moment = settings(unit={"epsilon": 2.5}), [100.0]
+    async with assembled(config, monotonic=lambda: moment[0]) as mesh:
         for _ in range(2):
             await mesh.release(report())
-        calls = asked(mesh)
+        calls = mesh.ledger.charges
+        calls.clear()
         await refusals(mesh, 2)
         assert len(calls) == 1
         await mesh.release(TYPES.Half(id="N1"))
@@ -680,7 +655,7 @@ async def test_a_quota_smaller_than_one_message_promises_nothing_of_its_next_win
         await mesh.release(report(), consumer="b")
 
 
-async def test_a_quota_that_suppresses_does_so_as_often_as_one_asks(asked):
+async def test_a_quota_that_suppresses_does_so_as_often_as_one_asks():
     config = settings(**quotas({"name": "each", "epsilon": 1.0, "on_exhausted": "suppress"}))
     async with dpmesh.open(config) as mesh:
         decisions = [(await mesh.release(report(), consumer="a")).decision for _ in range(4)]

@@ -2,14 +2,17 @@
 
 import sys
 import threading
+import time
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from google.protobuf.message import Message
 
-import dpmesh
 from dpmesh.errors import ProtectionError
+from dpmesh.mesh.pseudonyms import Pseudonyms
 from dpmesh.policy import Policy
+from tests.support.meshes import assembled
 from tests.support.protos import compiled
 
 NUM = "(dpmesh.v1.field).numeric"
@@ -64,22 +67,9 @@ def written(message, one, two):
         sys.setswitchinterval(interval)
 
 
-class Charged:
-    """Remembers whom a mesh charged last, on the way to its ledger."""
-
-    def __init__(self, mesh):
-        self.units = []
-        spend, charge = mesh.ledger.spend, mesh.ledger.charge
-
-        def spy(charges):
-            self.units = [unit for _, unit, _ in charges]
-            return spend(charges)
-
-        async def awaited(charges):
-            self.units = [unit for _, unit, _ in charges]
-            await charge(charges)
-
-        mesh.ledger.spend, mesh.ledger.charge = spy, awaited
+def charged_units(mesh):
+    """Whom a mesh charged last."""
+    return [unit for _, unit, _ in mesh.ledger.bills[-1]]
 
 
 def owners(message):
@@ -106,8 +96,7 @@ PAIRS = [
 @pytest.mark.parametrize(("one", "two"), PAIRS)
 @pytest.mark.parametrize("way", ["release", "stream"])
 async def test_what_leaves_is_of_the_units_that_were_billed(one, two, way):
-    async with dpmesh.open(settings()) as mesh:
-        charged = Charged(mesh)
+    async with assembled(settings()) as mesh:
         message = type(one)()
         message.CopyFrom(one)
         stream = mesh.stream()
@@ -116,33 +105,30 @@ async def test_what_leaves_is_of_the_units_that_were_billed(one, two, way):
         with written(message, one, two):
             for _ in range(RELEASES):
                 left = (await release(message)).message
-                billed = [unit.decode() for unit in charged.units]
+                units = charged_units(mesh)
+                billed = [unit.decode() for unit in units]
                 assert set(owners(left)) == set(billed)
-                assert set(pseudonyms(left)) == {mesh._alias(unit, 86_400.0).hex() for unit in charged.units}
+                assert set(pseudonyms(left)) == {
+                    Pseudonyms(mesh.ledger, time.time).of(unit, 86_400.0).hex() for unit in units
+                }
                 seen.add(tuple(billed))
         stream.close()
         assert len(seen) <= 2, "a copy is never torn"
 
 
 async def test_a_message_that_is_changed_while_its_charge_waits_leaves_as_it_was():
-    async with dpmesh.open(settings()) as mesh:
+    async with assembled(settings()) as mesh:
         for make in (report, batch, journey):
-            message, charge = make("first"), mesh.ledger.charge
-
-            async def slow(charges, message=message, make=make, charge=charge):
-                message.CopyFrom(make("second"))
-                await charge(charges)
-
-            mesh.ledger.charge = slow
+            message = make("first")
+            mesh.ledger.before_charge = partial(message.CopyFrom, make("second"))
             left = (await mesh.release(message)).message
-            mesh.ledger.charge = charge
             assert set(owners(left)) == {"first"}
-            assert set(pseudonyms(left)) == {mesh._alias(b"first", 86_400.0).hex()}
+            assert set(pseudonyms(left)) == {Pseudonyms(mesh.ledger, time.time).of(b"first", 86_400.0).hex()}
 
 
 async def test_what_leaves_unprotected_values_aside_is_of_the_same_moment():
     """on_exhausted = "suppress" sends what needs no noise: by the same snapshot, too."""
-    async with dpmesh.open(settings(epsilon=1.0, on_exhausted="suppress")) as mesh:
+    async with assembled(settings(epsilon=1.0, on_exhausted="suppress")) as mesh:
         message = report("A")
         await mesh.release(message)
         await mesh.release(report("B"))
@@ -152,20 +138,19 @@ async def test_what_leaves_unprotected_values_aside_is_of_the_same_moment():
                 receipt = await mesh.release(message)
                 assert receipt.decision == "suppressed"
                 left = receipt.message
-                assert left.id == mesh._alias(left.owner.encode(), 86_400.0).hex()
+                assert left.id == Pseudonyms(mesh.ledger, time.time).of(left.owner.encode(), 86_400.0).hex()
                 seen.add(left.owner)
         assert seen <= {"A", "B"}
 
 
 async def test_an_observed_message_is_billed_by_one_snapshot():
-    async with dpmesh.open({**settings(), "mode": "observe"}) as mesh:
-        charged = Charged(mesh)
+    async with assembled({**settings(), "mode": "observe"}) as mesh:
         message = batch("A", "B")
         with written(message, batch("A", "B"), batch("C", "D")):
             for _ in range(500):
                 receipt = await mesh.release(message)
                 assert receipt.message is message
-                assert set(charged.units) in ({b"A", b"B"}, {b"C", b"D"})
+                assert set(charged_units(mesh)) in ({b"A", b"B"}, {b"C", b"D"})
 
 
 def test_a_suppressed_field_is_not_even_read():
@@ -206,7 +191,7 @@ async def test_what_only_looks_like_a_message_is_refused(like):
     class Fake(Message):
         DESCRIPTOR = like.DESCRIPTOR
 
-    async with dpmesh.open(settings()) as mesh:
+    async with assembled(settings()) as mesh:
         with pytest.raises(ProtectionError, match="could not be protected"):
             await mesh.release(Fake())
         assert await mesh.ledger.accounts() == []

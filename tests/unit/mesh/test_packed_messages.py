@@ -3,6 +3,7 @@
 import asyncio
 import random
 import threading
+import time
 
 import pytest
 from google.protobuf import any_pb2, descriptor_pool
@@ -11,8 +12,11 @@ from google.rpc import status_pb2
 
 import dpmesh
 from dpmesh.errors import AnnotationError, BudgetExhaustedError, ProtectionError
+from dpmesh.mesh.pseudonyms import Pseudonyms
 from dpmesh.policy import Policy
+from dpmesh.telemetry import Telemetry
 from dpmesh.v1 import policy_pb2, privacy_pb2
+from tests.support.meshes import assembled
 from tests.support.protos import compiled
 
 NUM = "(dpmesh.v1.field).numeric"
@@ -82,13 +86,11 @@ def raw(message):
 async def released(message, policy=None, config=None):
     """What leaves of a message, what it cost, and what each account was charged."""
     before = message.SerializeToString(deterministic=True)
-    async with dpmesh.open(config or settings(), policy=policy) as mesh:
-        spent = []
-        spend = mesh.ledger.spend
-        mesh.ledger.spend = lambda charges: spent.append(charges) or spend(charges)
+    async with assembled(config or settings(), policy=policy) as mesh:
         receipt = await mesh.release(message)
         assert message.SerializeToString(deterministic=True) == before, "the caller's message was changed"
-    charges = {(budget, account): amount / 1e9 for budget, account, amount in (spent[-1] if spent else ())}
+    bill = mesh.ledger.bills[-1] if mesh.ledger.bills else ()
+    charges = {(budget, account): amount / 1e9 for budget, account, amount in bill}
     return receipt, charges
 
 
@@ -357,20 +359,29 @@ async def test_observe_mode_accounts_for_what_is_packed_and_sends_the_message_it
 
 
 async def test_spans_and_metrics_say_what_was_protected_inside():
-    async with dpmesh.open(settings()) as mesh:
-        told = []
-        mesh._telemetry.listening = True
-        mesh._recording.release = lambda route, *_: told.append(route)
+    told = []
+
+    class Listener(Telemetry):
+        def refresh(self):
+            self.tracing = self.metering = self.listening = True
+
+        def span(self, attributes, *_, **__):
+            told.append(attributes)
+
+        def add(self, method, mechanisms, *_):
+            told.append(mechanisms)
+
+    async with assembled(settings(), telemetry=Listener()) as mesh:
         boxes = [packed(report()), packed(TYPES.Total(sum=1)), packed(TYPES.Plain())]
         await mesh.release(TYPES.Envelope(many=boxes))
         await mesh.release(TYPES.Envelope(many=boxes[2:]))
-    (route,) = told
-    assert route.attributes["dpmesh.message"] == TYPES.Envelope.DESCRIPTOR.full_name
-    assert route.attributes["dpmesh.mechanisms"] == ("discrete_laplace", "k_randomized_response")
-    assert route.mechanisms == "discrete_laplace,k_randomized_response"
-    assert route.attributes["dpmesh.fields.count"] == 4
+    mechanisms, attributes = told
+    assert attributes["dpmesh.message"] == TYPES.Envelope.DESCRIPTOR.full_name
+    assert attributes["dpmesh.mechanisms"] == ("discrete_laplace", "k_randomized_response")
+    assert mechanisms == "discrete_laplace,k_randomized_response"
+    assert attributes["dpmesh.fields.count"] == 4
     versions = [Policy().plan(kind.DESCRIPTOR).version for kind in (TYPES.Report, TYPES.Total)]
-    assert route.attributes["dpmesh.policy.version"] == ",".join(versions)
+    assert attributes["dpmesh.policy.version"] == ",".join(versions)
 
 
 async def test_streams_and_releases_without_waiting_open_anys_too():
@@ -401,14 +412,13 @@ async def test_a_message_that_another_thread_changes_is_read_once():
     thread = threading.Thread(target=change)
     thread.start()
     try:
-        async with dpmesh.open(settings(epsilon=1e5)) as mesh:
-            billed = []
-            spend = mesh.ledger.spend
-            mesh.ledger.spend = lambda charges: billed.append(charges) or spend(charges)
-            names = {mesh._alias(unit, 86_400.0).hex(): unit for unit in (b"N1", b"N2")}
+        async with assembled(settings(epsilon=1e5)) as mesh:
+            names = {
+                Pseudonyms(mesh.ledger, time.time).of(unit, 86_400.0).hex(): unit for unit in (b"N1", b"N2")
+            }
             for _ in range(300):
                 out = (await mesh.release(message)).message
-                assert names[opened(out.one, TYPES.Report).id] == billed[-1][0][1]
+                assert names[opened(out.one, TYPES.Report).id] == mesh.ledger.bills[-1][0][1]
     finally:
         stop.set()
         thread.join()

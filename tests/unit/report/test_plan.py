@@ -12,7 +12,6 @@ from dpmesh.accounting import Accounting, cap, rho_to_epsilon
 from dpmesh.cli.descriptors import sources
 from dpmesh.ledger import Budget
 from dpmesh.policy import Policy
-from dpmesh.policy.kinds.words import duration, number
 from dpmesh.report import comparison
 from dpmesh.report.plan import MessageReport, Planner
 
@@ -213,37 +212,6 @@ def test_comparing_fields_and_messages_that_come_and_go(report) -> None:
         ("v2", False, True),
     ]
     assert (gone.message, gone.new) == ("acme.Gone", None)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "-"),
-        (0.0, "0"),
-        (12.0, "12"),
-        (0.123456, "0.1235"),
-        (1e7, "1e+07"),
-        (-3.5, "-3.5"),
-        (math.inf, "inf"),
-    ],
-)
-def test_numbers_for_people(value: float | None, text: str) -> None:
-    assert number(value) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.25, "0.25 s"),
-        (59, "59 s"),
-        (90, "1 min 30 s"),
-        (86_400, "1 d"),
-        (90_061, "1 d 1 h"),
-        (3600 * 25.5, "1 d 1 h"),
-    ],
-)
-def test_durations_for_people(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 GAUSSIAN = (

@@ -211,7 +211,7 @@ def test_a_fork_while_another_thread_counts(listening):
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with shared._lock, meters._by_provider_lock:
+        with shared._lock, meters._by_provider.lock:
             held.set()
             done.wait()
 

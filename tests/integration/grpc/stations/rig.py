@@ -190,8 +190,7 @@ def status(error: grpc.aio.AioRpcError) -> SimpleNamespace:
 @contextmanager
 def stalled(mesh: Any) -> Iterator[None]:
     """The ledger's file is locked by someone else: what needs a commit waits."""
-    path = mesh.config.ledger.url.removeprefix("sqlite:///")
-    other = sqlite3.connect(path, isolation_level=None)
+    other = sqlite3.connect(mesh.ledger._store.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     try:
         yield

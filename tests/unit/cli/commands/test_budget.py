@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon
-from dpmesh.ledger import Account, Budget, Ledger, open_store
+from dpmesh.ledger import Budget, Ledger, open_store
 from dpmesh.ledger.budget import consumer_key
-from dpmesh.report.balances import Tally, quantile
 
 URL = "sqlite:///ledger.db"
 # So long that no window ends while the tests run.
@@ -270,43 +269,6 @@ def test_unusable_input_is_one_line_and_exit_2(dpmesh, write, arguments: list[st
     assert ran.err.startswith("dpmesh: ")
     assert len(ran.err.splitlines()) == 1
     assert words in ran.err
-
-
-def test_quantiles_are_the_smallest_value_that_enough_do_not_exceed() -> None:
-    values = list(range(1, 101))
-    assert [quantile(values, percent) for percent in (1, 50, 95, 100)] == [1, 50, 95, 100]
-    assert [quantile([7], percent) for percent in (50, 95, 100)] == [7, 7, 7]
-    assert [quantile([1, 2], percent) for percent in (50, 51, 100)] == [1, 2, 2]
-    assert quantile([], 50) == 0
-
-
-def test_a_tally_counts_the_window_in_force() -> None:
-    budget = Budget("daily", epsilon=8.0, delta=0.0, accounting=Accounting.PURE, window=100.0)
-    tally = Tally(budget, 200)
-    for window, spent, granted in (
-        (0, 7, 0),
-        (100, 6, 0),
-        (200, 1, 0),
-        (100, 5, 0),
-        (200, 3, 2),
-        (200, 0, 9),
-    ):
-        tally.add(
-            Account(
-                "daily",
-                "",
-                window,
-                window + 100,
-                spent * AMOUNT,
-                budget.cap,
-                granted * AMOUNT,
-                spent * AMOUNT,
-            )
-        )
-    found = tally.spending()
-    assert (found.standing.window_start, found.standing.window_end) == (200, 300)
-    assert (found.accounts, found.granted, found.median.value, found.most.value) == (2, 1, 1, 3)
-    assert found.least_remaining.value == 7
 
 
 CONFIGURED = """

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from dpmesh.accounting import AMOUNT, Accounting
-from dpmesh.cli.commands import export
-from dpmesh.cli.options import ledgers
+from dpmesh.cli.commands import export_writers
 from dpmesh.errors import LedgerError
 from dpmesh.ledger import Budget, Ledger, open_store
+from dpmesh.report import export_rows
 
 URL = "sqlite:///ledger.db"
 CENTURY = 36_500 * 86_400.0
@@ -79,7 +79,7 @@ def test_json_lines(dpmesh, ledger: None) -> None:
 def test_parquet(dpmesh, ledger: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from pyarrow import parquet
 
-    monkeypatch.setattr(export, "_GROUP", 3)
+    monkeypatch.setattr(export_writers, "_GROUP", 3)
     ran = dpmesh("budget", "export", "--format", "parquet", "--output", "out.parquet", "--ledger", URL)
     assert (ran.code, ran.out, ran.err) == (0, "out.parquet: 4 accounts\n", "")
     table = parquet.read_table("out.parquet")
@@ -145,7 +145,7 @@ def test_what_fails_half_way_leaves_the_old_file(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(export, "row", fail)
+    monkeypatch.setattr(export_rows, "row", fail)
     ran = dpmesh("budget", "export", "--format", form, "--output", "out", "--ledger", URL)
     assert ran.code in (2, 130)
     assert len(ran.err.splitlines()) == 1
@@ -192,18 +192,3 @@ def test_no_ledger_no_file(dpmesh) -> None:
     ran = dpmesh("budget", "export", "--output", "out", "--ledger", URL)
     assert ran.code == 2
     assert os.listdir() == []
-
-
-def test_decimals() -> None:
-    values = (0, 1, AMOUNT, MUCH, -1, -AMOUNT, -3 * AMOUNT // 2)
-    assert all(Decimal(export.decimal(value)) * AMOUNT == value for value in values)
-
-
-async def test_counting_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def numbers():
-        for number in range(2500):
-            yield number
-
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    assert [n async for n in ledgers.counted(numbers(), "numbers")] == list(range(2500))
-    assert [n async for n in ledgers.counted(numbers(), "numbers", quiet=True)] == list(range(2500))

@@ -19,7 +19,8 @@ from dpmesh.errors import IdentityError
 from dpmesh.identity import FileSource, RotatingIdentity
 from dpmesh.identity.ca.folder import open_folder
 from dpmesh.identity.ca.issuer import Issuer
-from dpmesh_grpc.issuer import IssuerSource, issuer_server
+from dpmesh_grpc.issuer.server import issuer_server
+from dpmesh_grpc.issuer.source import IssuerSource
 
 
 @pytest.fixture

@@ -89,14 +89,14 @@ def test_a_target_that_is_not_migrated_leaves_the_source_open(dpmesh, database: 
 def test_what_the_output_breaks_is_not_blamed_on_the_database(
     dpmesh, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dpmesh.cli.commands import export
+    from dpmesh.report import export_rows
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     dpmesh("ledger", "migrate", "--ledger", database)
     asyncio.run(charge(database, b"unit-1", AMOUNT))
-    monkeypatch.setattr(export, "row", full)
+    monkeypatch.setattr(export_rows, "row", full)
     ran = dpmesh("budget", "export", "--output", "out", "--ledger", database)
     assert (ran.code, ran.out) == (2, "")
     assert "out can't be written: No space left on device" in ran.err

@@ -97,7 +97,7 @@ def test_without_the_extra_other_compilers_do(
     )
     with pytest.raises(protoc.CompileError) as caught:
         sources.from_protos([broken], [])
-    assert str(caught.value.complaints[0].place) == "protos/acme/v1/d.proto:3:13"
+    assert str(caught.value.complaints[0].location) == "protos/acme/v1/d.proto:3:13"
 
 
 def _other_compiler(name: str, write) -> str:

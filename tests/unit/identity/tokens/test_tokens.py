@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import threading
+import weakref
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -15,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpmesh.errors import ConfigError, IdentityError, LedgerError
-from dpmesh.identity.tokens import blind_rsa, tickets, token_format, token_keys, verifier, wallet
+from dpmesh.identity.tokens import blind_rsa, tickets, verifier, wallet
+from dpmesh.identity.tokens import format as token_format
+from dpmesh.identity.tokens import keys as token_keys
 from dpmesh.identity.tokens.protocol import (
     HeldToken,
     PublishedKey,
@@ -455,7 +458,7 @@ async def test_who_waited_for_one_request_does_not_hurry_the_next(issuer, clock,
         issuer.go.set()
         await asyncio.gather(first, second)
     assert len(purse) == 2
-    assert purse._filling is not None
+    assert purse._refilling is not None
     for _ in range(20):
         await asyncio.sleep(0)
     assert issuer.asked == [4]
@@ -542,9 +545,9 @@ async def test_a_forked_child_finds_nothing(issuer, keys, clock):
 
 
 def test_a_wallet_is_forgotten(issuer, clock):
-    Wallet(issuer, clock=clock)
+    gone = weakref.ref(Wallet(issuer, clock=clock))
     gc.collect()
-    assert not [purse for purse in wallet._WALLETS if purse._refill is issuer]
+    assert gone() is None
 
 
 def test_batches_of_another_size_are_refused(issuer):

@@ -13,11 +13,13 @@ from dataclasses import replace
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from dpmesh import sqlite_file
 from dpmesh.errors import BudgetExhaustedError, LedgerError
 from dpmesh.ledger import Ledger, account_hash
-from dpmesh.ledger.audit.verify import Checkpoint, checkpoint, fingerprint, verify
+from dpmesh.ledger.audit.checkpoint import Checkpoint, checkpoint, fingerprint
+from dpmesh.ledger.audit.verify import verify
 from dpmesh.ledger.charge_log import EntryKind, Head, Posting, begin, encode, link
-from dpmesh.ledger.sqlite import schema
+from dpmesh.ledger.sqlite import queries
 from dpmesh.ledger.sqlite.admin import SQLiteAdmin
 from dpmesh.ledger.sqlite.store import SQLiteStore
 from tests.contract.suite import AMOUNT, BUDGETS, DAY, TENTH, Clock
@@ -231,8 +233,8 @@ async def test_an_odometer_that_can_not_count_further(path):
         huge = 2**63 - 1
         chain = bytes(16)
         connection = ledger._store._connection
-        with schema.transaction(connection):
-            schema.write_entry(
+        with sqlite_file.transaction(connection):
+            queries.write_entry(
                 connection, chain, begin(chain), EntryKind.OPENING, [Posting(1, name, 0, huge)]
             )
             connection.execute("UPDATE accounts SET lifetime = ?", (huge,))

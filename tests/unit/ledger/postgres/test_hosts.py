@@ -57,7 +57,7 @@ async def opened(url):
 def test_several_hosts_of_this_machine(url, place, monkeypatch):
     for name in ("PGSSLMODE", "PGSERVICE"):
         monkeypatch.delenv(name, raising=False)
-    assert open_store(url).place == open_admin(url).place == place
+    assert open_store(url).address == open_admin(url).address == place
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,15 @@ from dpmesh.ledger import Budget, Ledger, account_hash, inspect, open_store
 from dpmesh.ledger.audit.verify import verify
 from dpmesh.ledger.budget import Match
 from dpmesh.ledger.charge_log import EntryKind, decode
-from dpmesh.ledger.postgres import admin
+from dpmesh.ledger.postgres import admin as admin_module
+from dpmesh.ledger.postgres import rewind
 from dpmesh.ledger.postgres.admin import PostgresAdmin
+from dpmesh.ledger.postgres.queries import LOCK
 from dpmesh.ledger.postgres.schema import VERSION
-from dpmesh.ledger.postgres.store import LOCK, PostgresStore
+from dpmesh.ledger.postgres.store import PostgresStore
 from tests.support import children
 from tests.support.postgres import Server, certificate_files
+from tests.support.steady import no_time_passes
 from tests.support.virtual_time import in_virtual_time
 
 DAY = 86_400
@@ -39,7 +42,11 @@ async def url(database):
 @asynccontextmanager
 async def opened(url, budgets=(UNIT, LIFE), **changes):
     """A ledger that waits for a machine that is slow."""
-    ledger = Ledger(PostgresStore(url, timeout=60.0), budgets, **{"timeout": 120.0, **changes})
+    ledger = Ledger(
+        PostgresStore(url, timeout=60.0),
+        budgets,
+        **{"monotonic": no_time_passes, "timeout": 120.0, **changes},
+    )
     await ledger.open()
     try:
         yield ledger
@@ -519,13 +526,13 @@ async def test_several_who_migrate_at_once(database):
 
 
 async def test_a_grant_raises_one_account_in_one_window(postgres, url):
-    books = PostgresAdmin(url)
+    admin = PostgresAdmin(url)
     async with opened(url) as ledger:
         await ledger.charge([(0, b"a", AMOUNT), (1, b"a", 1)])
         with pytest.raises(BudgetExhaustedError):
             await ledger.charge([(0, b"a", 1)])
         account = account_hash(ledger.secret, b"a")
-        granted = await books.grant("unit", account, 2 * TENTH, "ticket 7, by an auditor")
+        granted = await admin.grant("unit", account, 2 * TENTH, "ticket 7, by an auditor")
         assert (granted.spent, granted.cap, granted.granted, granted.lifetime) == (
             AMOUNT,
             AMOUNT,
@@ -533,28 +540,28 @@ async def test_a_grant_raises_one_account_in_one_window(postgres, url):
             AMOUNT,
         )
         await ledger.charge([(0, b"a", TENTH)])
-        assert ledger.standing(0, b"a") == (AMOUNT + TENTH, AMOUNT + 2 * TENTH)
+        assert ledger.usage(0, b"a") == (AMOUNT + TENTH, AMOUNT + 2 * TENTH)
         for known in (0, TENTH):
             with pytest.raises(LedgerError, match="changed meanwhile"):
-                await books.grant("unit", account, TENTH, "again", has=known)
-        await books.grant("unit", account, TENTH, "again", has=2 * TENTH)
+                await admin.grant("unit", account, TENTH, "again", has=known)
+        await admin.grant("unit", account, TENTH, "again", has=2 * TENTH)
         await ledger.charge([(0, b"a", 2 * TENTH)])
         for charge in [(0, b"a", 1), (0, b"b", AMOUNT + 1)]:
             with pytest.raises(BudgetExhaustedError):
                 await ledger.charge([charge])
-        await books.grant("unit", account_hash(ledger.secret, b"new"), TENTH, "before it was ever charged")
+        await admin.grant("unit", account_hash(ledger.secret, b"new"), TENTH, "before it was ever charged")
         await ledger.charge([(0, b"new", AMOUNT + TENTH)])
-        await books.grant("life", account, 5 * AMOUNT, "for ever")
+        await admin.grant("life", account, 5 * AMOUNT, "for ever")
         await ledger.charge([(1, b"a", 10 * AMOUNT - 1)])
     for raised in (0, -1, 0.5, True):
         with pytest.raises(LedgerError, match="positive integer"):
-            await books.grant("unit", account, raised, "why")
+            await admin.grant("unit", account, raised, "why")
     with pytest.raises(LedgerError, match="16 bytes"):
-        await books.grant("unit", b"a", 1, "why")
+        await admin.grant("unit", b"a", 1, "why")
     with pytest.raises(LedgerError, match="beyond what a ledger can count"):
-        await books.grant("unit", account, 2**63 - 1 - AMOUNT, "why", has=3 * TENTH)
+        await admin.grant("unit", account, 2**63 - 1 - AMOUNT, "why", has=3 * TENTH)
     with pytest.raises(ConfigError, match="'other' is not in the ledger; there are unit, life"):
-        await books.grant("other", account, 1, "why")
+        await admin.grant("other", account, 1, "why")
     await execute(
         postgres,
         url,
@@ -567,7 +574,7 @@ async def test_a_grant_raises_one_account_in_one_window(postgres, url):
             await ledger.charge([(0, b"a", 1)])
         with pytest.raises(BudgetExhaustedError):
             await ledger.charge([(1, b"a", 1)])
-    async with books.view() as view:
+    async with admin.view() as view:
         assert await verify(view) == []
         entries = [decode(entry.body) async for entry in view.entries()]
     notes = {entry.note for entry in entries if entry.kind is EntryKind.GRANT}
@@ -575,7 +582,7 @@ async def test_a_grant_raises_one_account_in_one_window(postgres, url):
 
 
 async def test_pruning_drops_old_days_and_keeps_accounts(postgres, url):
-    books = PostgresAdmin(url)
+    admin = PostgresAdmin(url)
     old = time.time() - 50 * DAY
     shifted = "CREATE OR REPLACE FUNCTION dpmesh.now() RETURNS double precision LANGUAGE sql VOLATILE AS "
     for days in (50, 30, 0):
@@ -586,17 +593,17 @@ async def test_pruning_drops_old_days_and_keeps_accounts(postgres, url):
         )
         async with opened(url) as ledger:
             await ledger.charge([(0, b"a", TENTH), (1, b"a", TENTH)])
-    assert await books.prune(int(old)) == 0
-    assert await books.prune(int(old) + 10 * DAY) == 1
+    assert await admin.prune(int(old)) == 0
+    assert await admin.prune(int(old) + 10 * DAY) == 1
     with pytest.raises(LedgerError, match="longest window"):
-        await books.prune(int(time.time()))
-    async with books.view() as view:
+        await admin.prune(int(time.time()))
+    async with admin.view() as view:
         assert view.pruned_before > 0
         assert await verify(view) == []
         assert [a.lifetime async for a in view.accounts()] == [3 * TENTH, 3 * TENTH]
     async with opened(url) as ledger:
         await ledger.charge([(0, b"a", TENTH)])
-    async with books.view() as view:
+    async with admin.view() as view:
         assert await verify(view) == []
 
 
@@ -612,29 +619,29 @@ async def test_pruning_knows_windows_that_were_ahead_of_the_clock(postgres, url)
 
 
 async def test_pruning_knows_windows_that_were_moved_on_several_times(postgres, url):
-    books = PostgresAdmin(url)
+    admin = PostgresAdmin(url)
     await shift_clock(postgres, url, -20 * DAY)
     async with opened(url):
         pass
     for _ in range(4):
         await execute(postgres, url, "UPDATE dpmesh.ledger SET lost = true")
-        await books.accept("once more")
+        await admin.accept("once more")
     async with opened(url) as ledger:
         await ledger.charge([(0, b"a", TENTH), (1, b"a", TENTH)])
     await shift_clock(postgres, url, -18 * DAY)
-    assert await books.prune(int(time.time()) - 19 * DAY) == 5
+    assert await admin.prune(int(time.time()) - 19 * DAY) == 5
     await whole(url)
 
 
 async def test_pruning_goes_by_the_database_s_clock_also_for_administrators(url, monkeypatch):
-    books = PostgresAdmin(url)
+    admin = PostgresAdmin(url)
     async with opened(url) as ledger:
         await ledger.charge([(0, b"a", TENTH)])
         real = time.time
         monkeypatch.setattr(time, "time", lambda: real() - 30 * DAY)  # on the administrator's machine
-        await books.grant("unit", account_hash(ledger.secret, b"a"), TENTH, "an audit")
+        await admin.grant("unit", account_hash(ledger.secret, b"a"), TENTH, "an audit")
         monkeypatch.undo()
-    assert await books.prune(int(time.time()) - 10 * DAY) == 0
+    assert await admin.prune(int(time.time()) - 10 * DAY) == 0
     await whole(url)
 
 
@@ -670,8 +677,8 @@ async def test_who_reads_the_log_stops_no_charges_when_a_new_part_is_made(url):
 async def test_who_reads_the_log_stops_no_charges_when_a_part_is_dropped(postgres, url, monkeypatch, patient):
     """Pruning tries again until nobody reads; whoever charges meanwhile waits for a second at most."""
     if not patient:
-        monkeypatch.setattr(admin, "_DROPS", 2, raising=False)
-    books, change, failed = PostgresAdmin(url), PostgresAdmin.change, []
+        monkeypatch.setattr(admin_module, "_DROPS", 2, raising=False)
+    admin, change, failed = PostgresAdmin(url), PostgresAdmin.change, []
 
     async def counted(*args, **more):
         try:
@@ -686,9 +693,9 @@ async def test_who_reads_the_log_stops_no_charges_when_a_part_is_dropped(postgre
         await ledger.charge([(0, b"a", 1), (1, b"a", 1)])
     await shift_clock(postgres, url, 0)
     async with opened(url, timeout=10.0) as ledger:
-        async with books.view() as view:
+        async with admin.view() as view:
             assert [decode(e.body).kind async for e in view.entries()] == [EntryKind.DEBIT]
-            pruning = asyncio.create_task(books.prune(int(time.time()) - 5 * DAY))
+            pruning = asyncio.create_task(admin.prune(int(time.time()) - 5 * DAY))
             number = 0
             async with asyncio.timeout(60):
                 # The first charge may itself wait until pruning gives up its lock, so one more shows that charges go on.
@@ -705,7 +712,7 @@ async def test_who_reads_the_log_stops_no_charges_when_a_part_is_dropped(postgre
             with pytest.raises(LedgerError, match="locked by somebody else"):
                 await pruning
             await whole(url)
-            assert await books.prune(int(time.time()) - 5 * DAY) == 1
+            assert await admin.prune(int(time.time()) - 5 * DAY) == 1
     await whole(url)
 
 
@@ -741,8 +748,8 @@ async def test_verification_finds(postgres, url, tampering):
     async with opened(url) as ledger:
         for i in range(5):
             await ledger.charge([(0, b"%d" % i, TENTH), (1, b"%d" % i, TENTH)])
-    books = PostgresAdmin(url)
-    async with books.view() as view:
+    admin = PostgresAdmin(url)
+    async with admin.view() as view:
         assert await verify(view) == []
     await execute(
         postgres,
@@ -750,7 +757,7 @@ async def test_verification_finds(postgres, url, tampering):
         "ALTER TABLE dpmesh.charges DISABLE TRIGGER append_only",
         *TAMPERINGS[tampering].split("; "),
     )
-    async with books.view() as view:
+    async with admin.view() as view:
         assert await verify(view) != []
 
 
@@ -760,18 +767,18 @@ async def test_there_is_nothing_to_accept(url):
 
 
 async def test_an_older_copy_that_nobody_noticed_is_accepted_by_who_knows(url):
-    books = PostgresAdmin(url)
+    admin = PostgresAdmin(url)
     async with opened(url) as ledger:
         await ledger.charge([(0, b"a", AMOUNT), (1, b"a", 1)])
     with pytest.raises(LedgerError, match="--unnoticed"):
-        await books.accept("a checkpoint says so")
-    assert await books.accept("a checkpoint says so", unnoticed=True) == ("life",)
+        await admin.accept("a checkpoint says so")
+    assert await admin.accept("a checkpoint says so", unnoticed=True) == ("life",)
     async with opened(url) as ledger:
         await ledger.charge([(0, b"a", AMOUNT)])
         with pytest.raises(BudgetExhaustedError) as caught:
             await ledger.charge([(0, b"a", 1)])
         assert DAY < caught.value.retry_after <= 2 * DAY
-    async with books.view() as view:
+    async with admin.view() as view:
         assert await verify(view) == []
         notes = [e.note for e in [decode(e.body) async for e in view.entries()] if e.kind is EntryKind.ACCEPT]
     assert notes == ["a checkpoint says so"]
@@ -819,7 +826,7 @@ async def test_what_is_charged_during_accept_is_charged_to_the_windows_that_it_m
     await execute(postgres, url, f"UPDATE dpmesh.ledger SET lost = {noticed}")
     passed = 1.0 * DAY
     await set_clock(postgres, url, str(20_001.5 * DAY))
-    append, charging = admin._append, None
+    append, charging = rewind.append, None
 
     async def slowly(*args):
         nonlocal charging
@@ -832,7 +839,7 @@ async def test_what_is_charged_during_accept_is_charged_to_the_windows_that_it_m
         assert charging.done() == noticed
         await append(*args)
 
-    monkeypatch.setattr(admin, "_append", slowly)
+    monkeypatch.setattr(rewind, "append", slowly)
     await PostgresAdmin(url).accept("the disk died", **({} if noticed else {"unnoticed": True}))
     if noticed:  # it asked before that was accepted
         with pytest.raises(LedgerError, match="lost charges"):

@@ -10,7 +10,7 @@ import pytest
 
 from dpmesh.errors import LedgerError
 from dpmesh.ledger import Ledger, open_admin
-from dpmesh.ledger.sqlite import rollback_guard, schema
+from dpmesh.ledger.sqlite import queries, rollback_guard
 from dpmesh.ledger.sqlite.store import SQLiteStore
 from tests.contract.suite import AMOUNT, BUDGETS, TENTH
 from tests.support import children
@@ -97,7 +97,7 @@ async def test_a_holder_that_had_charged_nothing_notices_too(path):
     with pytest.raises(LedgerError, match="older copy"):
         await idle.charge([(0, b"b", 1)])
     with pytest.raises(LedgerError, match="older copy"):
-        await idle.spend_once(b"n" * 32, 1e10)
+        await idle.redeem_once(b"n" * 32, 1e10)
     await idle.close()
     await busy.close()
 
@@ -210,11 +210,11 @@ async def test_a_commit_in_doubt_is_no_false_alarm(path, took_effect, monkeypatc
         if took_effect:
             patch.setattr(rollback_guard.RollbackGuard, "reached", fails)
         else:
-            patch.setattr(schema, "count_commit", fails)
+            patch.setattr(queries, "count_commit", fails)
         with pytest.raises(LedgerError, match="No space left"):
             await ledger.charge([(0, b"b", TENTH)])
     await ledger.check()
-    assert await ledger.spend_once(b"n" * 32, 1e10)
+    assert await ledger.redeem_once(b"n" * 32, 1e10)
     await ledger.charge([(0, b"a", TENTH)])
     assert [a.spent for a in await ledger.accounts("unit", b"b")] == [TENTH] * took_effect
     await ledger.close()
@@ -240,7 +240,7 @@ async def test_a_full_disk_is_no_false_alarm(path):
         await asyncio.gather(*[ledger.charge([(0, i.to_bytes(4, "big"), 1)]) for i in range(3000)])
     store._advance = advance
     await ledger.check()
-    assert await ledger.spend_once(b"n" * 32, 1e10)
+    assert await ledger.redeem_once(b"n" * 32, 1e10)
     await ledger.charge([(0, b"a", TENTH)])
     await ledger.close()
     await spent(path, b"a")

@@ -12,14 +12,15 @@ import stat
 
 import pytest
 
+from dpmesh import sqlite_file
 from dpmesh.errors import BudgetExhaustedError, LedgerError
 from dpmesh.ledger import Batch, Ledger
 from dpmesh.ledger.audit.verify import verify
-from dpmesh.ledger.sqlite import schema
 from dpmesh.ledger.sqlite.admin import SQLiteAdmin
 from dpmesh.ledger.sqlite.store import SQLiteStore
 from tests.contract.suite import AMOUNT, BUDGETS, DAY, TENTH
 from tests.support import children
+from tests.support.steady import no_time_passes
 
 AT_REST = ["ledger.db", "ledger.db-witness"]
 """What a ledger that nobody has open leaves in its directory."""
@@ -32,7 +33,9 @@ def path(tmp_path):
 
 def make(path, busy_timeout=60.0):
     """A ledger that waits for others, and for its disk, however slow the machine is."""
-    return Ledger(SQLiteStore(path, busy_timeout=busy_timeout), BUDGETS, timeout=120.0)
+    return Ledger(
+        SQLiteStore(path, busy_timeout=busy_timeout), BUDGETS, monotonic=no_time_passes, timeout=120.0
+    )
 
 
 @contextlib.asynccontextmanager
@@ -175,8 +178,8 @@ async def test_a_directory_that_may_not_be_written(anyones):
 
 async def test_a_file_system_that_refuses_writes(path, monkeypatch):
     await made(path)
-    connect = schema.connect
-    monkeypatch.setattr(schema, "connect", lambda path, mode, timeout: connect(path, "mode=ro", timeout))
+    connect = sqlite_file.connect
+    monkeypatch.setattr(sqlite_file, "connect", lambda path, mode, timeout: connect(path, "mode=ro", timeout))
     with pytest.raises(LedgerError, match=r"ledger\.db is read-only"):
         await make(path).open()
 
@@ -213,14 +216,14 @@ async def test_a_file_locked_by_another_process(path):
 
 async def test_a_full_disk(path, monkeypatch):
     pages = [2**31 - 2]
-    connect = schema.connect
+    connect = sqlite_file.connect
 
     def limited(path, mode, timeout):
         connection = connect(path, mode, timeout)
         connection.execute(f"PRAGMA max_page_count = {pages[0]}")
         return connection
 
-    monkeypatch.setattr(schema, "connect", limited)
+    monkeypatch.setattr(sqlite_file, "connect", limited)
     async with opened(path) as ledger:
         await ledger.charge([(0, b"a", AMOUNT)])
         ledger._store._connection.execute("PRAGMA max_page_count = 1")  # no less than it has

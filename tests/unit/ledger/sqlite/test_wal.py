@@ -87,11 +87,11 @@ def test_an_older_copy_beside_a_newer_log(path, charged):
     assert "older copy" in opens(path)
 
     async def accept():
-        books = open_admin(f"sqlite:///{path}")
+        admin = open_admin(f"sqlite:///{path}")
         with pytest.raises(LedgerError, match="older copy"):
-            await books.grant("unit", b"a" * 16, 1, "why")
-        await books.accept("the disk was lost")
-        async with books.view() as view:
+            await admin.grant("unit", b"a" * 16, 1, "why")
+        await admin.accept("the disk was lost")
+        async with admin.view() as view:
             assert await verify(view) == []
 
     asyncio.run(accept())

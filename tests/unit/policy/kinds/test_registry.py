@@ -118,6 +118,7 @@ async def test_a_time_is_charged_released_and_estimated():
                 receipt = await mesh.release(visit)
                 assert receipt.epsilon == 30.0
                 received.append(receipt.message)
+            await mesh.swap(Policy())  # Compiles what was released, and tests its mechanisms.
             with pytest.raises(BudgetExhaustedError):
                 await mesh.release(types.Visit(id="u7"))
         reader = Reader(types.Visit)

@@ -1,0 +1,157 @@
+"""Files: private files that are written whole or not at all, and folders that processes lock.
+
+A writer fills a temporary file beside the target, synchronizes it to the disk, renames it, and synchronizes the folder.
+A reader, or a power cut, meets the old content or the new one, never a part. Nobody but the owner may read (0600).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+_OTHERS = 0o077
+
+
+class NotPrivateError(Exception):
+    """A file is not a plain file that only its owner may use."""
+
+
+def read_private(path: Path, *, follow_links: bool = False) -> bytes:
+    """Reads a plain file that only its owner may use.
+
+    Args:
+        path: The file.
+        follow_links: Whether the path may be a symbolic link.
+
+    Raises:
+        NotPrivateError: Others may use the file, or it is not a plain file.
+        OSError: The file is missing, or can't be read.
+    """
+    # O_NONBLOCK: opening a pipe would wait for a writer.
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
+    with open(os.open(path, flags), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or open_to_others(status):
+            raise NotPrivateError(path)
+        return file.read()
+
+
+def open_to_others(status: os.stat_result) -> bool:
+    """Whether users other than the owner may read, write or execute a file."""
+    return bool(status.st_mode & _OTHERS)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Writes a private file; it replaces one that is there.
+
+    Raises:
+        OSError: The file can't be written; the old one is as it was.
+    """
+    write_all({path: data})
+
+
+def write_all(contents: Mapping[Path, bytes]) -> None:
+    """Writes several private files. All are on the disk before the first replaces an old one.
+
+    Raises:
+        OSError: One of them can't be written.
+    """
+    with ExitStack() as stack:
+        new = {path: stack.enter_context(_temporary(path, data, 0o600)) for path, data in contents.items()}
+        for path, temporary in new.items():
+            temporary.replace(path)
+        for folder in {path.parent: None for path in contents}:
+            sync_folder(folder)
+
+
+def create(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Writes a new file, and never replaces one.
+
+    Args:
+        path: The file.
+        data: Its content.
+        mode: Who may use it.
+
+    Raises:
+        FileExistsError: There is one already.
+        OSError: The file can't be written.
+    """
+    with _temporary(path, data, mode) as temporary:
+        os.link(temporary, path)  # Unlike a rename, this fails where there is a file.
+        temporary.unlink()
+        sync_folder(path.parent)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Lets the caller fill a private file that replaces `path` at the end of the block, unless the block raises.
+
+    Yields:
+        An empty temporary file in the same folder.
+
+    Raises:
+        OSError: The file can't be written; the old one is as it was.
+    """
+    with _temporary(path, b"", 0o600) as temporary:
+        yield temporary
+        file = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+        temporary.replace(path)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Holds a folder's lock, which processes and threads share. Makes the folder (0700) where there is none.
+
+    What the block renamed in the folder is durable when the block has ended without an error.
+
+    Raises:
+        OSError: The folder can't be made, locked or synchronized.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes what was created, renamed and removed in a folder durable.
+
+    Raises:
+        OSError: The folder can't be synchronized.
+    """
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def _temporary(path: Path, data: bytes, mode: int) -> Iterator[Path]:
+    """A synchronized temporary file beside a path. It is removed at the end, unless it was renamed."""
+    # Threads of a machine have different ids. A file of this name is left over from one that was killed.
+    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.new")
+    temporary.unlink(missing_ok=True)
+    try:
+        with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

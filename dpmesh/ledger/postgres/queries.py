@@ -1,0 +1,109 @@
+"""SQL of a PostgreSQL ledger, and what its rows mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dpmesh.accounting import Accounting, window_end
+from dpmesh.ledger.budget import Budget
+from dpmesh.ledger.store import Account
+
+LOCK = 0x64706D657368  # "dpmesh": an advisory lock, held by whoever changes more than charges
+HEAD = "SELECT seq, hash FROM dpmesh.chains WHERE name = $1"
+DEBIT = "SELECT * FROM dpmesh.debit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
+STATE = "SELECT * FROM dpmesh.state($1, $2, $3)"
+CREDIT = "SELECT dpmesh.credit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+LOSE = "UPDATE dpmesh.ledger SET lost = true WHERE accepted <= $1 RETURNING true"
+ACCOUNTS = """
+SELECT b.name, b.length, a.account, a.window_start, a.debited, a.granted, a.lifetime
+FROM dpmesh.accounts a JOIN dpmesh.budgets b ON b.id = a.budget
+WHERE ($1::text IS NULL OR b.name = $1) AND ($2::bytea IS NULL OR a.account = $2)
+ORDER BY a.budget, a.account
+"""
+CREDITABLE = """
+SELECT w.amount > 0 AND coalesce(a.lifetime >= w.amount, false)
+    AND coalesce(a.window_start > w.start OR (a.window_start = w.start AND a.debited >= w.amount), false) AS valid
+FROM unnest($1::int[], $2::bytea[], $3::bigint[], $4::bigint[]) WITH ORDINALITY
+    AS w (budget, account, start, amount, place)
+LEFT JOIN dpmesh.accounts a USING (budget, account)
+ORDER BY w.place
+"""
+OTHERS = """
+SELECT b.id, b.window_start FROM dpmesh.budgets b
+WHERE b.name <> ALL ($1::text[]) AND EXISTS (
+    SELECT FROM dpmesh.accounts a WHERE a.budget = b.id AND a.window_start = b.window_start AND a.debited > 0
+)
+ORDER BY b.id
+"""
+_BUDGETS = (
+    "SELECT id, name, key, epsilon, delta, accounting, length, on_exhausted FROM dpmesh.budgets ORDER BY id"
+)
+# Replicas of two configurations could wait for each other in a circle. The lock comes first: the sort needs all rows.
+_WRITE_BUDGETS = """
+WITH locked AS MATERIALIZED (SELECT pg_advisory_xact_lock($1))
+INSERT INTO dpmesh.budgets AS b (name, key, epsilon, delta, accounting, length, on_exhausted)
+SELECT w.name, w.key, w.epsilon, w.delta, w.accounting, w.length, w.on_exhausted
+FROM locked, unnest($2::text[], $3::text[], $4::float8[], $5::float8[], $6::text[], $7::bigint[], $8::text[])
+    WITH ORDINALITY AS w (name, key, epsilon, delta, accounting, length, on_exhausted, place)
+ORDER BY w.place
+ON CONFLICT (name) DO UPDATE
+SET epsilon = excluded.epsilon, delta = excluded.delta, on_exhausted = excluded.on_exhausted
+WHERE (b.epsilon, b.delta, b.on_exhausted) IS DISTINCT FROM (excluded.epsilon, excluded.delta, excluded.on_exhausted)
+"""
+
+
+def stored_terms(budget: Budget) -> tuple[float, float, str]:
+    """What the database holds of a budget and a configuration may change."""
+    return float(budget.epsilon), float(budget.delta), budget.on_exhausted
+
+
+async def read_budgets(connection: Any) -> dict[int, Budget]:
+    """The budgets that the database holds, by number, in order of creation."""
+    return {
+        row["id"]: Budget(
+            row["name"],
+            row["key"],
+            row["epsilon"],
+            row["delta"],
+            Accounting(row["accounting"]),
+            row["length"],
+            row["on_exhausted"],
+        )
+        for row in await connection.fetch(_BUDGETS)
+    }
+
+
+async def write_budget(connection: Any, budget: Budget) -> None:
+    """Stores a budget's definition."""
+    await write_budgets(connection, [budget])
+
+
+async def write_budgets(connection: Any, budgets: Sequence[Budget]) -> None:
+    """Stores definitions of budgets, in one statement."""
+    await connection.execute(
+        _WRITE_BUDGETS,
+        LOCK,
+        [budget.name for budget in budgets],
+        [budget.key for budget in budgets],
+        [float(budget.epsilon) for budget in budgets],
+        [float(budget.delta) for budget in budgets],
+        [budget.accounting.value for budget in budgets],
+        [None if budget.window is None else int(budget.window) for budget in budgets],
+        [budget.on_exhausted for budget in budgets],
+    )
+
+
+def read_account(row: Any, cap: int) -> Account:
+    """An account as a row tells it."""
+    start = row["window_start"]
+    return Account(
+        row["name"],
+        bytes(row["account"]).hex(),
+        start,
+        window_end(start, row["length"]),
+        row["debited"],
+        cap,
+        row["granted"],
+        row["lifetime"],
+    )

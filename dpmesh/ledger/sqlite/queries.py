@@ -1,0 +1,214 @@
+"""Reads and writes of an SQLite ledger's rows, within the transaction that is open."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from dpmesh.accounting import Accounting, window_end, window_start
+from dpmesh.errors import ConfigError, LedgerError
+from dpmesh.ledger.budget import Budget
+from dpmesh.ledger.charge_log import ChainWriter, EntryKind, Head, Posting, encode, link
+from dpmesh.ledger.store import Account
+
+_BUDGET_COLUMNS = "name, key, epsilon, delta, accounting, window, on_exhausted"
+
+
+def version_of(connection: sqlite3.Connection) -> int:
+    """The version of a ledger's tables."""
+    return int(connection.execute("SELECT schema_version FROM meta").fetchone()[0])
+
+
+def progress(connection: sqlite3.Connection, path: Path) -> tuple[bytes, int]:
+    """The ledger's random name, and how many commits it holds.
+
+    Raises:
+        LedgerError: It was moved elsewhere.
+    """
+    name, commits, moved = connection.execute("SELECT witness, commits, moved FROM ledger").fetchone()
+    if moved is not None:
+        raise LedgerError(
+            f"{path} was imported into {moved}, where its budgets live on: set ledger.url to that"
+        )
+    return name, commits
+
+
+def write_entry(
+    connection: sqlite3.Connection,
+    chain: bytes,
+    head: Head,
+    kind: EntryKind,
+    postings: Iterable[Posting],
+    note: str = "",
+) -> Head:
+    """Writes an entry behind a chain's end, within the transaction that is open; returns the new end."""
+    at = int(time.time())
+    body = encode(kind, at, postings, note)
+    after = link(head, body)
+    if head.seq == 0:
+        connection.execute(
+            "INSERT INTO chains (name, seq, hash, pruned_seq, pruned_hash) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (name) DO NOTHING",
+            (chain, *head, *head),
+        )
+    connection.execute("UPDATE chains SET seq = ?, hash = ? WHERE name = ?", (*after, chain))
+    connection.execute(
+        "INSERT INTO charges (chain, seq, at, body, hash) SELECT id, ?, ?, ?, ? FROM chains WHERE name = ?",
+        (after.seq, at, body, after.hash, chain),
+    )
+    return after
+
+
+class Change:
+    """What one transaction of a holder changes.
+
+    Args:
+        connection: In a transaction.
+        chain: The holder's.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, chain: ChainWriter) -> None:
+        self.connection = connection
+        self._chain = chain
+        self._touched = self._wrote = False
+
+    def touch(self) -> None:
+        """Something is written, if only beside the accounts."""
+        self._touched = True
+
+    def write(self, kind: EntryKind, postings: Iterable[Posting]) -> None:
+        """Writes an entry at the end of the holder's chain.
+
+        Raises:
+            LedgerError: The chain does not end where the holder left it.
+        """
+        row = self.connection.execute(
+            "SELECT seq, hash FROM chains WHERE name = ?", (self._chain.name,)
+        ).fetchone()
+        head = self._chain.settle(None if row is None else Head(*row), "the ledger")
+        self._chain.attempt(write_entry(self.connection, self._chain.name, head, kind, postings))
+        self._touched = self._wrote = True
+
+    def finish(self) -> int:
+        """Counts the commit; returns how many there are with it, or 0 if nothing was written."""
+        return count_commit(self.connection) if self._touched else 0
+
+    def committed(self) -> None:
+        """Tells the chain that its entry is durable, if this wrote one: an entry that failed before stays in doubt."""
+        if self._wrote:
+            self._chain.acknowledge()
+
+
+def count_commit(connection: sqlite3.Connection) -> int:
+    """Counts the transaction that is open; returns how many there are with it."""
+    if connection.execute("UPDATE ledger SET commits = commits + 1 WHERE moved IS NULL").rowcount != 1:
+        raise LedgerError(
+            "the ledger was imported into another while in use: restart with ledger.url set to that"
+        )
+    return int(connection.execute("SELECT commits FROM ledger").fetchone()[0])
+
+
+def redeem(connection: sqlite3.Connection, now: int, redemptions: Sequence[tuple[bytes, int]]) -> list[bool]:
+    """Spends names within the transaction that is open; see Store.redeem_once."""
+    connection.execute("UPDATE clock SET now = ? WHERE now < ?", (now, now))
+    (latest,) = connection.execute("SELECT now FROM clock").fetchone()
+    connection.execute("DELETE FROM spent WHERE until <= ?", (latest,))
+    insert = "INSERT INTO spent (name, until) VALUES (?, ?) ON CONFLICT (name) DO NOTHING"
+    return [
+        until > latest and connection.execute(insert, (name, until)).rowcount == 1
+        for name, until in redemptions
+    ]
+
+
+def number_budgets(connection: sqlite3.Connection) -> dict[int, Budget]:
+    """The budgets that the file holds, by their rows' ids, in order of creation."""
+    rows = connection.execute(f"SELECT id, {_BUDGET_COLUMNS} FROM budgets ORDER BY id")  # noqa: S608 - constants
+    return {
+        row: Budget(name, key, epsilon, delta, Accounting(accounting), window, on_exhausted)
+        for row, name, key, epsilon, delta, accounting, window, on_exhausted in rows
+    }
+
+
+def read_budgets(connection: sqlite3.Connection) -> dict[str, Budget]:
+    """The budgets that the file holds, by name, in order of creation."""
+    return {budget.name: budget for budget in number_budgets(connection).values()}
+
+
+def known_budgets(connection: sqlite3.Connection, path: Path) -> dict[int, Budget]:
+    """As number_budgets.
+
+    Raises:
+        LedgerError: This version of dpmesh does not know one of them.
+    """
+    try:
+        return number_budgets(connection)
+    except (ConfigError, ValueError) as error:
+        raise LedgerError(
+            f"{path} holds a budget that this version of dpmesh doesn't know: {error}"
+        ) from error
+
+
+def charged_others(connection: sqlite3.Connection, names: Sequence[str]) -> tuple[tuple[Budget, int], ...]:
+    """Budgets of other names, and when their latest windows began, if anything is spent of them in these."""
+    others = {row: budget for row, budget in number_budgets(connection).items() if budget.name not in names}
+    if not others:
+        return ()  # The common case, which spares a look at all accounts.
+    charged = connection.execute(
+        "SELECT id, window_start FROM budgets WHERE EXISTS (SELECT 1 FROM accounts WHERE budget = budgets.id "
+        "AND accounts.window_start = budgets.window_start AND debited > 0) ORDER BY id"
+    )
+    return tuple((others[row], start) for row, start in charged if row in others)
+
+
+def write_budget(connection: sqlite3.Connection, budget: Budget) -> tuple[int, int]:
+    """Stores a budget's definition; returns its row's id and the latest window that was charged."""
+    window = None if budget.window is None else int(budget.window)
+    connection.execute(
+        f"INSERT INTO budgets ({_BUDGET_COLUMNS}, window_start) VALUES (?, ?, ?, ?, ?, ?, ?, 0) "  # noqa: S608
+        "ON CONFLICT (name) DO UPDATE SET epsilon = excluded.epsilon, delta = excluded.delta, "
+        "on_exhausted = excluded.on_exhausted",
+        (
+            budget.name,
+            budget.key,
+            float(budget.epsilon),
+            float(budget.delta),
+            budget.accounting.value,
+            window,
+            budget.on_exhausted,
+        ),
+    )
+    found = connection.execute("SELECT id, window_start FROM budgets WHERE name = ?", (budget.name,))
+    row: tuple[int, int] = found.fetchone()
+    return row
+
+
+def read_accounts(
+    connection: sqlite3.Connection, budget: str | None, account: bytes | None
+) -> Iterator[Account]:
+    """All accounts, or those of one budget, or of one unit's hash, ordered by budget and hash."""
+    since_version_3 = "granted, lifetime" if version_of(connection) >= 3 else "0, debited"
+    for row, definition in number_budgets(connection).items():
+        if budget not in (None, definition.name):
+            continue
+        rows = connection.execute(
+            f"SELECT account, window_start, debited, {since_version_3} FROM accounts "  # noqa: S608 - constants
+            "WHERE budget = ? AND account BETWEEN ? AND ? "
+            "ORDER BY account",
+            (row, account or b"", account or b"\xff" * 16),
+        )
+        for key, start, debited, granted, lifetime in rows:
+            end = window_end(start, definition.window)
+            yield Account(definition.name, key.hex(), start, end, debited, definition.cap, granted, lifetime)
+
+
+def window_in_force(connection: sqlite3.Connection, row: int, budget: Budget) -> int:
+    """When the window began that is charged: the latest that ever was, or by this machine's clock, if that is later."""
+    (stored,) = connection.execute("SELECT window_start FROM budgets WHERE id = ?", (row,)).fetchone()
+    return max(int(stored), window_start(time.time(), budget.window))
+
+
+def windows(connection: sqlite3.Connection) -> dict[int, int]:
+    """The latest window that was ever in force, for each budget."""
+    return dict(connection.execute("SELECT id, window_start FROM budgets"))

@@ -1,0 +1,77 @@
+"""Brings back windows of an SQLite ledger that a wrong clock began; clock_rewind says where to."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from dpmesh.accounting import MAX_AMOUNT
+from dpmesh.ledger import charge_log, clock_rewind
+from dpmesh.ledger.budget import Budget
+from dpmesh.ledger.charge_log import CHAIN_BYTES, EntryKind, Posting
+from dpmesh.ledger.sqlite import queries
+
+
+def ahead(connection: sqlite3.Connection, budgets: Mapping[int, Budget]) -> dict[int, int]:
+    """The budgets whose windows a wrong clock began, and where they have to go on."""
+    windows, now = queries.windows(connection), time.time()
+    if not clock_rewind.ahead(budgets, windows, now, 0):
+        return {}  # The common case, which spares a look at the whole log.
+    return clock_rewind.ahead(budgets, windows, now, clock_rewind.accepted_copies(entries(connection)))
+
+
+def entries(connection: sqlite3.Connection) -> Iterator[charge_log.Entry]:
+    """All entries, in any order."""
+    return (charge_log.decode(body) for (body,) in connection.execute("SELECT body FROM charges"))
+
+
+def rewind(connection: sqlite3.Connection, path: Path, note: str) -> bool:
+    """Brings back all windows that a wrong clock began, within the transaction that is open; says if there were any."""
+    budgets = queries.known_budgets(connection, path)
+    targets = ahead(connection, budgets)
+    if not targets:
+        return False
+    rows = {
+        (row, account): state
+        for row, at in targets.items()
+        for account, *state in connection.execute(
+            "SELECT account, window_start, debited FROM accounts WHERE budget = ? AND window_start > ?",
+            (row, at),
+        )
+    }
+    (pruned,) = connection.execute("SELECT pruned_before FROM ledger").fetchone()
+    nets = clock_rewind.Nets(rows.keys(), targets)
+    for entry in entries(connection):
+        nets.add(entry)
+    carried = []
+    for key, (start, debited) in rows.items():
+        at, cap = targets[key[0]], budgets[key[0]].cap
+        one = clock_rewind.carry(key, (start, debited), nets.of(key), at, cap=cap, complete=pruned <= at)
+        carried.append(one)
+        connection.execute(
+            "UPDATE accounts SET window_start = ?, debited = ?, granted = ?, cap = ?, lifetime = min(lifetime, ?) + ? "
+            "WHERE budget = ? AND account = ?",
+            (
+                at,
+                one.debited,
+                one.granted,
+                max(cap, one.debited - one.granted),
+                MAX_AMOUNT - one.more,
+                one.more,
+                *key,
+            ),
+        )
+    for row, at in targets.items():
+        connection.execute("UPDATE budgets SET window_start = ? WHERE id = ?", (at, row))
+    for kind, postings in clock_rewind.entries(carried):
+        append(connection, kind, postings, note)
+    return True
+
+
+def append(connection: sqlite3.Connection, kind: EntryKind, postings: Iterable[Posting], note: str) -> None:
+    """Writes an administrator's entry, in a chain of its own."""
+    name = secrets.token_bytes(CHAIN_BYTES)
+    queries.write_entry(connection, name, charge_log.begin(name), kind, postings, note)

@@ -1,0 +1,268 @@
+"""Corridor: the one way on which a message leaves: it is checked, charged for, and only then sampled."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar, final
+
+from google.protobuf.message import Message
+
+from dpmesh.errors import BudgetExhaustedError, DpmeshError, NotOpenError, ProtectionError
+from dpmesh.ledger import Charge, Ledger
+from dpmesh.mesh.exhausted import ExhaustedCache
+from dpmesh.mesh.packed_messages import opened
+from dpmesh.mesh.pricing import PricedPlan
+from dpmesh.mesh.receipt import Direction, Receipt, make_receipt
+from dpmesh.mesh.recording import Record, Recording, StreamRecord
+from dpmesh.mesh.snapshot import PolicySnapshot
+from dpmesh.policy import Pseudonymise
+from dpmesh.telemetry import Telemetry, names
+
+log = logging.getLogger("dpmesh")
+
+
+@final
+class CheckedMessage(NamedTuple):
+    """A message that was checked, and whose release has to wait.
+
+    Attributes:
+        priced: What is done to the message, and who pays.
+        message: The message.
+        consumer: Who receives it.
+        record: What telemetry is told of the release, if anything listens.
+    """
+
+    priced: PricedPlan
+    message: Message
+    consumer: str
+    record: Record | None
+
+
+class Corridor:
+    """Releases messages.
+
+    Args:
+        ledger: Where budgets live.
+        telemetry: Says whether anything listens.
+        recording: Makes the records of releases.
+        pseudonymise: Makes the units' pseudonyms.
+        exhausted: Refuses from memory what the ledger has just refused.
+        observing: Messages leave as they are; they are accounted for and traced only.
+
+    Attributes:
+        is_open: The ledger is open, so that messages may be released.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        telemetry: Telemetry,
+        recording: Recording,
+        pseudonymise: Pseudonymise,
+        exhausted: ExhaustedCache,
+        *,
+        observing: bool,
+    ) -> None:
+        self._ledger = ledger
+        self._telemetry = telemetry
+        self._recording = recording
+        self._pseudonymise = pseudonymise
+        self._exhausted = exhausted
+        self._observing = observing
+        self._suppressing = {budget.name for budget in ledger.budgets if budget.on_exhausted == "suppress"}
+        self.is_open = False
+        # The corridor is open and protects: the one state in which a message may leave without waiting.
+        self._enforcing = False
+
+    def open(self) -> None:
+        """Lets messages leave."""
+        self.is_open = True
+        self._enforcing = not self._observing
+
+    def close(self) -> None:
+        """Refuses all messages from now on."""
+        self.is_open = self._enforcing = False
+
+    def begin(
+        self,
+        message: Message,
+        method: str,
+        direction: Direction,
+        consumer: str,
+        snapshot: PolicySnapshot,
+        stream: StreamRecord | None = None,
+    ) -> Receipt | CheckedMessage:
+        """Checks a message, and releases it if a lease that is held already pays for it.
+
+        Args:
+            message: What is to be sent; it is never changed.
+            method: The RPC's full method.
+            direction: Which way the message goes.
+            consumer: Who receives it.
+            snapshot: The policy version under which it leaves.
+            stream: The record of the stream that the message is part of, if it is.
+
+        Returns:
+            The receipt; or the checked message, for which nothing is charged yet, for `finish`.
+
+        Raises:
+            ProtectionError: The message can't be protected.
+            AnnotationError: Its type's annotations are bad, or no budget covers it.
+        """
+        # Check.
+        try:
+            priced = snapshot.billing.price(type(message), method, direction)
+        except DpmeshError as error:
+            self.refused(error, method, direction, stream)
+            raise
+        if priced is None:
+            return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
+        if priced.opens:
+            priced, copied = opened(snapshot.billing, priced, message, method, direction)
+            if priced is None:
+                return Receipt(message if self._observing else copied, names.UNPROTECTED, 0.0, 0.0)
+        record = self._record(priced, method, direction, stream) if self._telemetry.listening else None
+        if not self._enforcing:
+            return CheckedMessage(priced, message, consumer, record)
+        try:
+            plan = priced.plan
+            # Another thread may change the message meanwhile: what leaves is what was charged for.
+            content = plan.snapshot(message)
+            # Charge.
+            charges, epsilon, rho = priced.bill(content, consumer)
+            if not self._ledger.spend(charges):
+                return CheckedMessage(priced, message, consumer, record)
+            # Sample.
+            receipt = make_receipt((plan.build(content, self._pseudonymise), names.RELEASED, epsilon, rho))
+        except Exception as error:
+            failed = _refusal(error, priced)
+        else:
+            if record is not None:
+                record.settled(names.RELEASED, epsilon, rho, charges)
+            return receipt
+        # Raised outside of the handler, so that an exception that may quote a value is not even its context.
+        if record is not None:
+            record.refused(failed)
+        try:
+            raise failed
+        finally:
+            # The error holds this frame, and so the message, which would stay until the garbage is collected.
+            del failed
+
+    async def finish(self, checked: CheckedMessage) -> Receipt:
+        """Releases a checked message, waiting for the ledger as long as necessary.
+
+        Raises:
+            BudgetExhaustedError: A budget does not cover it.
+            LedgerError: The ledger can't answer, or the corridor is closed.
+            ProtectionError: The message can't be protected.
+        """
+        record = checked.record
+        try:
+            receipt, charges = await self._settle(checked)
+        except BaseException as error:
+            failed = _refusal(error, checked.priced)
+        else:
+            if record is not None:
+                record.settled(receipt.decision, receipt.epsilon, receipt.rho, charges)
+            return receipt
+        if record is not None:
+            record.refused(failed)
+        try:
+            raise failed
+        finally:
+            # The error holds this frame, and so the message, which would stay until the garbage is collected.
+            del failed
+
+    def refused(
+        self, error: DpmeshError, method: str, direction: Direction, stream: StreamRecord | None = None
+    ) -> None:
+        """Records the refusal of a message that has no priced plan.
+
+        Args:
+            error: Why it is refused.
+            method: The RPC's full method.
+            direction: Which way the message was to go.
+            stream: The record of the stream that it was part of, if it was.
+        """
+        if not self._telemetry.listening:
+            return
+        record = self._record(None, method, direction, stream)
+        if self._observing:  # Transports let the message go all the same.
+            record.settled(names.OBSERVED, 0.0, 0.0, ())
+        else:
+            record.refused(error)
+
+    def _record(
+        self, priced: PricedPlan | None, method: str, direction: Direction, stream: StreamRecord | None
+    ) -> Record:
+        """The record of a message that begins now."""
+        if stream is None:
+            return self._recording.release(priced, method, direction)
+        return stream.message(priced)
+
+    async def _settle(self, checked: CheckedMessage) -> tuple[Receipt, Sequence[Charge]]:
+        """Charges for a checked message and samples; the receipt, and what was charged."""
+        if not self.is_open:
+            raise NotOpenError
+        if self._observing:
+            return await self._observe(checked)
+        plan = checked.priced.plan
+        # The caller may change its message while this one waits: what leaves is what was charged for.
+        content = plan.snapshot(checked.message)
+        charges, epsilon, rho = checked.priced.bill(content, checked.consumer)
+        try:
+            await self._charge(charges)
+        except BudgetExhaustedError as error:
+            if error.budget not in self._suppressing:
+                raise
+            blank = plan.build_blank(content, self._pseudonymise)
+            if not blank.IsInitialized():
+                raise  # A required field needs noise, and the message can't leave without it.
+            return Receipt(blank, names.SUPPRESSED, 0.0, 0.0), charges
+        return Receipt(plan.build(content, self._pseudonymise), names.RELEASED, epsilon, rho), charges
+
+    async def _charge(self, charges: Sequence[Charge]) -> None:
+        """Charges all accounts, or none.
+
+        Raises:
+            BudgetExhaustedError: A budget does not cover it.
+            LedgerError: The ledger can't answer.
+        """
+        self._exhausted.check(charges)
+        try:
+            await self._ledger.charge(charges)
+        except BudgetExhaustedError as error:
+            refusal = self._exhausted.learn(charges, error)
+        else:
+            return
+        try:
+            raise refusal
+        finally:
+            del refusal  # It holds this frame.
+
+    async def _observe(self, checked: CheckedMessage) -> tuple[Receipt, Sequence[Charge]]:
+        """Accounts for a message and lets it leave as it is, whatever happens."""
+        plan = checked.priced.plan
+        charges: Sequence[Charge] = ()
+        epsilon = rho = 0.0
+        try:
+            charges, epsilon, rho = checked.priced.bill(plan.snapshot(checked.message), checked.consumer)
+            await self._charge(charges)
+        except Exception as error:
+            # Any exception but our own may quote a value.
+            why = str(error) if isinstance(error, DpmeshError) else type(error).__name__
+            log.warning("observe mode: %s would have been refused: %s", plan.descriptor.full_name, why)
+        return Receipt(checked.message, names.OBSERVED, epsilon, rho), charges
+
+
+_Failure = TypeVar("_Failure", bound=BaseException)
+
+
+def _refusal(error: _Failure, priced: PricedPlan) -> _Failure | ProtectionError:
+    """What is raised for an exception: dpmesh's own error, or one without the text, which may quote a value."""
+    if isinstance(error, DpmeshError) or not isinstance(error, Exception):
+        return error
+    name, kind = priced.plan.descriptor.full_name, type(error).__name__
+    return ProtectionError("INTERNAL", name, f"could not be protected ({kind})")

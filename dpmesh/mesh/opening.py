@@ -1,0 +1,40 @@
+"""Opening: reads the configuration and puts a mesh together from its parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dpmesh import config as configuration
+from dpmesh.ledger import Ledger, open_store
+from dpmesh.mesh.mesh import Mesh
+from dpmesh.policy import Policy
+from dpmesh.telemetry import Telemetry
+from dpmesh.v1 import policy_pb2
+
+
+def open(
+    config: str | Path | Mapping[str, Any] | None = None,
+    *,
+    policy: str | Path | policy_pb2.Policy | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Mesh:
+    """Makes a mesh, to be entered with `async with`.
+
+    Args:
+        config: dpmesh.toml's path, or its content as a mapping. None: annotations as the policy, a SQLite ledger in
+            the working directory's .dpmesh/, and a daily budget of epsilon 8 per unit and 8 for aggregates.
+        policy: Overlays, as a file's path or a message; wins over the configuration's [policy] file.
+        clock: Seconds since 1970, for the budgets' windows and the pseudonyms' epochs; for simulations and tests. On
+            PostgreSQL windows follow the database's clock instead.
+
+    Raises:
+        ConfigError: The configuration or the policy file is wrong.
+    """
+    settings = configuration.load(config)
+    # An empty path is a mistake, and must not count as no policy.
+    overlays = settings.policy.file or None if policy is None else policy
+    ledger = Ledger(open_store(settings.ledger.url), configuration.budgets(settings), clock=clock)
+    return Mesh(Policy(overlays), ledger, Telemetry(), clock, settings.mode, grpc=settings.grpc)

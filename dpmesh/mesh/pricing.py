@@ -1,0 +1,220 @@
+"""Pricing: which budgets and quotas pay how much for the messages of one plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dpmesh.accounting import AMOUNT, Accounting, Cost
+from dpmesh.errors import AnnotationError, ProtectionError
+from dpmesh.ledger import Budget
+from dpmesh.ledger.budget import DIRECTIONS, parents
+from dpmesh.mesh.billers import Amounts, Biller, biller, quota_biller
+from dpmesh.policy import AROUND, Plan, Policy, Scope
+from dpmesh.telemetry import names
+
+
+@dataclass(frozen=True, slots=True)
+class PricedPlan:
+    """All that releasing a message of one type needs to know.
+
+    Attributes:
+        plan: What is done to the message.
+        amounts: For each of the plan's scopes, what each budget that pays for it is charged.
+        quotas: For each scope, what each quota under those budgets is charged, whoever the consumer is.
+        losses: For each scope, the epsilon and rho of one instance. The epsilon of a mechanism that is not pure is
+            that at the smallest budget's delta.
+        mechanisms: The mechanisms' names, joined by commas, for metrics.
+        attributes: What all spans of its messages have in common.
+        bill: Bills one message.
+        opens: Messages can hold Anys: dpmesh.mesh.packed_messages opens each one and makes a PricedPlan for it.
+    """
+
+    plan: Plan
+    amounts: Amounts
+    quotas: Amounts
+    losses: tuple[tuple[float, float], ...]
+    mechanisms: str
+    attributes: Mapping[str, Any]
+    bill: Biller
+    opens: bool = False
+
+
+class Pricing:
+    """Finds who pays for a plan's messages.
+
+    Args:
+        policy: Knows the labels of methods.
+        budgets: What pays, in the ledger's order, quotas included.
+
+    Attributes:
+        by_rpc: Some budget pays for some RPCs or types only, so that a message's class alone does not decide.
+
+    Raises:
+        ConfigError: A quota does not belong under its budget.
+    """
+
+    def __init__(self, policy: Policy, budgets: Sequence[Budget]) -> None:
+        self.by_rpc = not all(budget.match.everything for budget in budgets)
+        self._policy = policy
+        self._budgets = budgets
+        self._parents = parents(budgets)
+
+    def price(self, plan: Plan, method: str, direction: str, around: Sequence[Plan] = ()) -> PricedPlan:
+        """Prices a plan.
+
+        Args:
+            plan: The plan.
+            method: The RPC, "/package.Service/Method".
+            direction: "request" or "response".
+            around: For a packed message, the plans of the messages around it, whose budgets pay for it too.
+
+        Raises:
+            AnnotationError: No budget covers the plan's cost.
+            ProtectionError: There is no such direction.
+        """
+        budgets = self._budgets
+        paying = sorted(
+            {index for each in (plan, *around) for index in self._paying(each, method, direction)}
+        )
+        amounts = tuple(
+            self._budget_amounts(
+                plan, scope.cost, "unit" if scope.path else "global", paying, method, direction
+            )
+            for scope in plan.scopes
+        )
+        quotas = tuple(
+            self._quota_amounts(plan, scope.cost, {budget for budget, _ in pairs}, paying)
+            for scope, pairs in zip(plan.scopes, amounts, strict=True)
+        )
+        losses = tuple((self._epsilon(scope.cost), scope.cost.rho / AMOUNT) for scope in plan.scopes)
+        return PricedPlan(
+            plan=plan,
+            amounts=amounts,
+            quotas=quotas,
+            losses=losses,
+            bill=quota_biller(plan, amounts, quotas, losses, budgets)
+            if any(quotas)
+            else biller(plan, amounts, losses),
+            mechanisms=",".join(plan.mechanisms),
+            attributes={
+                names.MESSAGE: plan.descriptor.full_name,
+                names.MECHANISMS: plan.mechanisms,
+                names.FIELDS_COUNT: plan.protected,
+                names.POLICY_VERSION: plan.version,
+                names.DELTA: plan.delta,
+            },
+            opens=plan.anys is not None,
+        )
+
+    def _paying(self, plan: Plan, method: str, direction: str) -> list[int]:
+        """The budgets and quotas that fit a release, by index."""
+        if not self.by_rpc:
+            return list(range(len(self._budgets)))
+        name = plan.descriptor.full_name
+        # With another direction a message would fit no budget for one direction, and get around them all.
+        if direction not in DIRECTIONS:
+            raise ProtectionError("INTERNAL", name, f"the direction has to be {' or '.join(DIRECTIONS)}")
+        # A message that was compiled apart from the loaded modules has a pool of its own.
+        labels = self._policy.labels(method) | self._policy.labels(method, plan.descriptor.file.pool)
+        labels |= set(plan.labels)
+        return [
+            index
+            for index, budget in enumerate(self._budgets)
+            if budget.match.fits(method, plan.messages, direction, labels)
+        ]
+
+    def _budget_amounts(
+        self, plan: Plan, cost: Cost, owner: str, paying: Sequence[int], method: str, direction: str
+    ) -> tuple[tuple[int, int], ...]:
+        """What one scope charges to every budget that fits and has the scope's key.
+
+        Raises:
+            AnnotationError: There is no such budget.
+        """
+        if cost == Cost.ZERO:
+            return ()
+        budgets = self._budgets
+        pairs = tuple(
+            (index, _amount(plan, budgets[index], cost)) for index in paying if budgets[index].key == owner
+        )
+        if not pairs:
+            fix = (
+                "add one"
+                if owner == "unit"
+                else "mark the message's unit, or add a budget with key = 'global'"
+            )
+            where = f" in a {direction} of {method or 'no method'}" if self.by_rpc else ""
+            raise AnnotationError(
+                "no-budget",
+                plan.descriptor.full_name,
+                f"no budget with key = {owner!r} pays for it{where}",
+                fix,
+            )
+        return pairs
+
+    def _quota_amounts(
+        self, plan: Plan, cost: Cost, payers: set[int], paying: Sequence[int]
+    ) -> tuple[tuple[int, int], ...]:
+        """What one scope charges to every quota that fits and is under a budget that pays.
+
+        A quota for some consumers only may be too small for the message: it then refuses those consumers alone.
+        """
+        limits = [(index, self._budgets[index]) for index in paying if self._parents.get(index) in payers]
+        return tuple(
+            (index, cost.amount(quota.accounting) if quota.consumers else _amount(plan, quota, cost))
+            for index, quota in limits
+        )
+
+    def _epsilon(self, cost: Cost) -> float:
+        deltas = [budget.delta for budget in self._budgets if budget.accounting is Accounting.ZCDP]
+        return cost.epsilon_at(min(deltas, default=0.0))
+
+
+def with_unit_around(plan: Plan) -> Plan:
+    """The plan of a message packed in one with a unit, which pays for local values that have no unit of their own.
+
+    Such values belong to the scope AROUND. Its account is left empty, because the packed message does not know it.
+    """
+    units = tuple(scope for scope in plan.scopes if scope.path)
+    local, central = plan.ownerless
+    around = [(Scope(AROUND, local), local), (Scope("", central), central)]
+    extra = tuple(scope for scope, cost in around if cost != Cost.ZERO)
+
+    def payers(content: Any) -> Sequence[tuple[int, bytes]]:
+        owners = [owner for owner in plan.payers(content) if owner[0] < len(units)]
+        return [*owners, *((len(units) + index, b"") for index in range(len(extra)))]
+
+    return replace(plan, scopes=units + extra, payers=payers, unit=None)
+
+
+def _amount(plan: Plan, budget: Budget, cost: Cost) -> int:
+    name = plan.descriptor.full_name
+    if budget.accounting is Accounting.PURE and cost.epsilon is None:
+        raise AnnotationError(
+            "accounting",
+            name,
+            f"a discrete Gaussian has no pure epsilon, and {budget.kind} {budget.name!r} counts those",
+            "accounting = 'zcdp' on the budget, or DISCRETE_LAPLACE on the field",
+        )
+    amount = cost.amount(budget.accounting)
+    if amount > budget.cap:
+        raise AnnotationError(
+            "over-budget",
+            name,
+            f"one message costs more than {budget.kind} {budget.name!r} has in all",
+            _how_to_afford(budget, cost),
+        )
+    return amount
+
+
+def _how_to_afford(budget: Budget, cost: Cost) -> str:
+    """What helps if a message costs more than its whole budget."""
+    if (
+        budget.accounting is Accounting.ZCDP
+        and cost.epsilon is not None
+        and cost.epsilon <= budget.epsilon * AMOUNT
+    ):
+        return "accounting = 'pure' admits it: zcdp is for many releases of small epsilon"
+    return "lower the epsilons, or raise the budget"

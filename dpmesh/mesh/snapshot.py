@@ -1,0 +1,109 @@
+"""PolicySnapshot: everything that one version of the policy decides, behind one reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+from google.protobuf import descriptor_pool
+
+from dpmesh.errors import ConfigError
+from dpmesh.ledger import Budget
+from dpmesh.mesh.billing import BillingTable, descriptor_of
+from dpmesh.policy import Plan, Policy, loaded_types
+from dpmesh.policy.in_force import InForce
+from dpmesh.policy.policy import is_foreign
+
+
+@final
+class PolicySnapshot:
+    """One version of the policy, with its plans and their prices.
+
+    A snapshot never changes what it decides about a message. Mesh.swap makes a new one and replaces the old one at
+    once, so whatever uses one snapshot for a whole message can't mix two policies. Caches of its decisions belong to
+    the snapshot, or are thrown away when the mesh has another one.
+
+    Args:
+        policy: The rules.
+        budgets: What pays, in the ledger's order, quotas included.
+
+    Attributes:
+        policy: The rules.
+        billing: The plans of message classes, with their prices.
+        digest: Names the policy on the wire (metadata key dpmesh-policy).
+
+    Raises:
+        ConfigError: A quota does not belong under its budget.
+    """
+
+    __slots__ = ("_in_force", "billing", "digest", "policy")
+
+    def __init__(self, policy: Policy, budgets: Sequence[Budget]) -> None:
+        self.policy = policy
+        self.billing = BillingTable(policy, budgets)
+        self.digest = policy.digest
+        self._in_force = InForce(policy)
+
+    def has_rules(self) -> bool:
+        """Whether any rule is in force: an overlay, or an annotation of a type that is loaded."""
+        return self._in_force()
+
+    def protects(self, message_type: type) -> bool:
+        """Whether messages of a class may have anything to protect, so that each of them has to be released.
+
+        Raises:
+            AnnotationError: The class's annotations are bad, so it can't be told.
+            ProtectionError: It is no protobuf message class.
+        """
+        return self.protection(message_type) is not False
+
+    def protection(self, message_type: type) -> bool | None:
+        """Whether messages of a class have anything to protect.
+
+        Returns:
+            True or False, which stay right as long as the snapshot is used. None where each message has to be judged
+            by itself: its type can hold Anys or extensions, or is from another pool than protobuf's default pool.
+
+        Raises:
+            AnnotationError: The class's annotations are bad, so it can't be told.
+            ProtectionError: It is no protobuf message class.
+        """
+        message = descriptor_of(message_type)
+        plan = self.policy.plan(message)
+        if plan is None:
+            return None if is_foreign(message) else False
+        return None if plan.is_open else True
+
+    def requires(self, method: str) -> bool:
+        """Whether a method's requests are refused unless a dpmesh sender protected them.
+
+        Args:
+            method: "/package.Service/Method".
+        """
+        try:
+            # Other spellings of the name count too: a generic handler may serve them.
+            declared = descriptor_pool.Default().FindMethodByName(method.lstrip("/").replace("/", "."))
+        except KeyError:
+            return False
+        return self.policy.requires(declared)
+
+    def compile_loaded(self) -> list[Plan]:
+        """Compiles every loaded type that can reach a rule, and reads every method's rules: a bad rule fails now.
+
+        Returns:
+            All plans.
+
+        Raises:
+            AnnotationError: An annotation of a loaded type is bad.
+            ConfigError: The policy names something that no loaded proto has.
+        """
+        unresolved = self.policy.unresolved_overlays()
+        if unresolved:
+            raise ConfigError(
+                f"policy: no loaded proto has {', '.join(unresolved)}; "
+                "correct the name, or import its _pb2 module before dpmesh.open"
+            )
+        plans = [self.policy.plan(message) for message in loaded_types.message_types(self.policy)]
+        for method in loaded_types.methods():
+            self.policy.requires(method)
+        return [plan for plan in plans if plan is not None]

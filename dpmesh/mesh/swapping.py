@@ -1,0 +1,138 @@
+"""Swapping: what a new policy has to pass before it replaces the one in force."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from google.protobuf.message_factory import GetMessageClass
+
+from dpmesh.accounting import Cost
+from dpmesh.errors import AnnotationError, ConfigError
+from dpmesh.ledger import Budget
+from dpmesh.mesh.snapshot import PolicySnapshot
+from dpmesh.policy import Plan, Policy, loaded_types
+from dpmesh.v1 import policy_pb2
+
+
+def prepare(
+    policy: Policy | policy_pb2.Policy | str | Path, budgets: Sequence[Budget], before: PolicySnapshot
+) -> PolicySnapshot:
+    """Compiles and checks a policy.
+
+    Args:
+        policy: The rules; or overlays, as a message or a file's path.
+        budgets: What pays.
+        before: The snapshot in force.
+
+    Returns:
+        The snapshot, which can be used at once: everything that is loaded or was released before is compiled.
+
+    Raises:
+        AnnotationError: An annotation or overlay is bad, a mechanism fails its self-test, or no budget covers messages
+            that a budget covers now.
+        ConfigError: The policy can't be read, or names something that no loaded proto has.
+    """
+    if not isinstance(policy, Policy):
+        if not isinstance(policy, (str, Path, policy_pb2.Policy)):
+            kind = type(policy).__name__
+            raise ConfigError(
+                f"policy: a {kind} is no policy; allowed: a Policy, a dpmesh.v1.Policy message or a file's path"
+            )
+        policy = Policy(policy)
+    snapshot = PolicySnapshot(policy, budgets)
+    plans = [*snapshot.compile_loaded(), *_prices(snapshot, before)]
+    for plan in {plan.version: plan for plan in plans}.values():
+        self_test(plan)
+    return snapshot
+
+
+def _prices(snapshot: PolicySnapshot, before: PolicySnapshot) -> Iterator[Plan]:
+    """Prices all messages that were released or may be: whatever could leave before the swap can leave after it.
+
+    Returns:
+        Their plans.
+
+    Raises:
+        AnnotationError: A message could leave, and could not any more.
+    """
+    for sent in {*before.billing.priced_so_far(), *_declared()}:
+        try:
+            priced = snapshot.billing.price(*sent)
+        except AnnotationError:
+            if _could_leave(before, *sent):
+                raise
+        else:
+            if priced is not None:
+                yield priced.plan
+
+
+def _declared() -> Iterator[tuple[type, str, str]]:
+    """The messages that loaded methods declare: class, method and direction."""
+    for method in loaded_types.methods():
+        name = f"/{method.containing_service.full_name}/{method.name}"
+        yield GetMessageClass(method.input_type), name, "request"
+        yield GetMessageClass(method.output_type), name, "response"
+
+
+def _could_leave(snapshot: PolicySnapshot, message_type: type, method: str, direction: str) -> bool:
+    try:
+        snapshot.billing.price(message_type, method, direction)
+    except AnnotationError:
+        return False
+    return True
+
+
+def self_test(plan: Plan) -> None:
+    """Draws from each of a plan's mechanisms at the edges of its inputs, and adds up again what the plan costs.
+
+    Raises:
+        AnnotationError: A mechanism draws what it can't, or a cost does not cover what is drawn.
+    """
+    if plan.cost != sum((scope.cost for scope in plan.scopes), Cost.ZERO):
+        raise _failed(plan.descriptor.full_name, "costs something else than its scopes together")
+    for field in plan.fields:
+        number, category = field.kind.as_number(field), field.kind.as_category(field)
+        if number is not None:
+            draw, low, high, last = (
+                number.mechanism.draw,
+                number.mechanism.low,
+                number.mechanism.high,
+                number.grid.size,
+            )
+            drawn = _cost(number.mechanism.epsilon, number.mechanism.rho, field.repeats)
+        elif category is not None:
+            draw, low, high, last = (
+                category.mechanism.draw,
+                0,
+                category.mechanism.k - 1,
+                category.mechanism.k - 1,
+            )
+            drawn = _cost(category.mechanism.epsilon, None, field.repeats)
+        else:
+            continue
+        if not _is_covered(drawn, field.cost) or not _is_covered(field.cost, plan.cost):
+            raise _failed(field.name, "draws more than it pays for")
+        if not all(low <= draw(index) <= high for index in (0, last // 2, last)):
+            raise _failed(field.name, "draws a value outside of its mechanism's range")
+
+
+def _cost(epsilon: Fraction | None, rho: Fraction | None, repeats: int) -> Cost:
+    """What all draws for one field of one message cost, by the mechanism's own parameters."""
+    if epsilon is not None:
+        return Cost.pure(epsilon).times(repeats)
+    assert rho is not None
+    return Cost.gaussian(rho * repeats)
+
+
+def _is_covered(part: Cost, whole: Cost) -> bool:
+    if whole.epsilon is not None and (part.epsilon is None or part.epsilon > whole.epsilon):
+        return False
+    return part.rho <= whole.rho
+
+
+def _failed(element: str, text: str) -> AnnotationError:
+    return AnnotationError(
+        "self-test", element, f"{text}; the policy was not taken", "report this as a bug of dpmesh"
+    )

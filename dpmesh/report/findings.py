@@ -1,0 +1,229 @@
+"""Findings: what is wrong with annotations and overlays, each with its location, each once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
+
+from dpmesh import method_name
+from dpmesh.errors import AnnotationError
+from dpmesh.policy import Diagnostic, Plan, Policy, Severity
+from dpmesh.policy.descriptors import is_map
+from dpmesh.policy.policy import SECTIONS, takes_rules
+from dpmesh.report.sources import SourceLocation, Sources
+from dpmesh.v1 import policy_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One finding.
+
+    Attributes:
+        location: The element at fault, or the overlay entry that decides about it.
+        severity: ERROR or WARNING.
+        rule: A stable id.
+        element: A full name, or "" where the file could not be read.
+        text: What is wrong.
+        fix: What to write instead.
+    """
+
+    location: SourceLocation
+    severity: Severity
+    rule: str
+    element: str
+    text: str
+    fix: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """The finding for JSON: the location's parts beside the rest; line and column are null when unknown."""
+        entry = asdict(self)
+        location = entry.pop("location")
+        return {
+            "file": location["file"],
+            "line": location["line"] or None,
+            "column": location["column"] or None,
+            **entry,
+            "severity": str(self.severity),
+        }
+
+
+def of_sources(sources: Sources, policy: Policy, overlays: Mapping[str, SourceLocation]) -> list[Finding]:
+    """All findings about the message types of the files that were asked for, and those that the policy names.
+
+    Args:
+        sources: The descriptors.
+        policy: The rules.
+        overlays: Where the policy's entries are written, by the names that they overlay.
+
+    Returns:
+        Findings in order of file and line, each once.
+    """
+
+    def location(element: str) -> SourceLocation:
+        return overlays.get(element) or sources.source_locations.get(element) or SourceLocation(element)
+
+    located = [(location(entry.element), entry) for entry in dict.fromkeys(_diagnostics(sources, policy))]
+    findings = [
+        Finding(at, entry.severity, entry.rule, entry.element, entry.text, entry.fix)
+        for at, entry in (*located, *sources.duplicates)
+    ]
+    return sorted(findings, key=lambda entry: (entry.location, entry.rule))
+
+
+def protected_types(sources: Sources, policy: Policy) -> int:
+    """How many of the message types that `of_sources` examines can be released and protect something.
+
+    What their Anys pack does not count: only a release can tell what it is.
+    """
+    policy = _without(policy, policy.unresolved_overlays(sources.pool))
+    plans = [_plan(message, policy) for message in _messages(sources, policy)]
+    return sum(plan is not None and not plan.is_open for plan in plans)
+
+
+def _plan(message: Descriptor, policy: Policy) -> Plan | None:
+    """The plan of a message type; None if it has none, or an error, which is a finding of its own."""
+    try:
+        return policy.plan(message)
+    except AnnotationError:
+        return None
+
+
+def _diagnostics(sources: Sources, policy: Policy) -> Iterator[Diagnostic]:
+    overlay = policy.rules.overlay
+    for section in SECTIONS:
+        for name in sorted(getattr(overlay, section)):
+            if not takes_rules(section, name, sources.pool):
+                yield _unresolved(section, name, sources)
+    policy = _without(policy, policy.unresolved_overlays(sources.pool))
+    book = policy.rules
+    for message in _messages(sources, policy):
+        # Anys in a type that protects nothing else are found below, where an RPC carries them.
+        plan = _plan(message, policy)
+        is_open = plan is not None and plan.is_open
+        yield from (entry for entry in policy.diagnostics(message) if not (is_open and entry.rule == "any"))
+        # The compiler stops at the first rule that it can't read, and skips messages that leave as they are.
+        yield from _unreadable(book.message, (message,))
+        yield from _unreadable(book.oneof, message.oneofs)
+        yield from _unreadable(book.field, (*message.fields, *message.extensions))
+    for file in sources.files:
+        yield from _unreadable(book.field, file.extensions_by_name.values())
+    requested = {message.full_name for message in sources.messages()}
+    for service in sources.services():
+        yield from _unreadable(book.method, service.methods)
+        for method in service.methods:
+            yield from _spellings(policy, method)
+            for direction, message in (("request", method.input_type), ("response", method.output_type)):
+                yield from _anys(requested, policy, method, direction, message)
+
+
+def _anys(
+    requested: Container[str], policy: Policy, method: MethodDescriptor, direction: str, message: Descriptor
+) -> Iterator[Diagnostic]:
+    """The Anys that an RPC reaches: findings on their fields, or on the method if another file has the field.
+
+    Args:
+        requested: The names of the message types in the files that were asked for.
+        policy: The rules.
+        method: The RPC's method.
+        direction: "request" or "response".
+        message: The type that the RPC carries in this direction.
+    """
+    for entry in policy.diagnostics(message):
+        if entry.rule != "any" or entry.severity is not Severity.WARNING:
+            continue
+        if entry.element.rpartition(".")[0] not in requested:
+            text = f"its {direction} reaches {entry.element}, which {entry.text}"
+            entry = Diagnostic(entry.severity, entry.rule, method_name.name_of(method), text, entry.fix)
+        yield entry
+
+
+def _unresolved(section: str, name: str, sources: Sources) -> Diagnostic:
+    """The finding about an overlay that names no element of its section; its fix suggests the nearest name."""
+    text = "no proto has this, so its overlay protects nothing"
+    other = next((known for known in SECTIONS if takes_rules(known, name, sources.pool)), None)
+    fix = "write its full name, as in package.Message.field"
+    if other is not None:
+        text, fix = f"is not one of the {section}, so its overlay protects nothing", f"move it to `{other}`"
+    elif name in sources.source_locations:
+        text = "no rule is ever looked up under this name, so its overlay protects nothing"
+        map_field = _map_of(name, sources)
+        fix = (
+            f"write a rule for the map, {map_field}"
+            if map_field
+            else "extensions of a protected message never leave"
+        )
+    else:
+        known = [entry for entry in sources.source_locations if takes_rules(section, entry, sources.pool)]
+        close = difflib.get_close_matches(name, known, n=1)
+        if close:
+            fix = f"did you mean {close[0]}?"
+    return Diagnostic(Severity.ERROR, "stray", name, text, fix)
+
+
+def _map_of(name: str, sources: Sources) -> str:
+    """The map whose entry, or whose entry's key or value, has this name; "" if it is none."""
+    for entry in (name, name.rpartition(".")[0]):
+        try:
+            fields = sources.pool.FindMessageTypeByName(entry.rpartition(".")[0]).fields
+        except KeyError:
+            continue
+        for field in fields:
+            if field.message_type is not None and field.message_type.full_name == entry and is_map(field):
+                return field.full_name
+    return ""
+
+
+def _without(policy: Policy, overlays: Sequence[str]) -> Policy:
+    """The policy without some of its overlays."""
+    kept = policy_pb2.Policy()
+    kept.CopyFrom(policy.rules.overlay)
+    for section in (kept.fields, kept.messages, kept.methods, kept.oneofs):
+        for name in overlays:
+            section.pop(name, None)
+    return Policy(kept)
+
+
+def _unreadable(read_rule: Callable[[Any], object], elements: Iterable[Any]) -> Iterator[Diagnostic]:
+    """The elements whose rules can't be read, or set nothing."""
+    for element in elements:
+        try:
+            read_rule(element)
+        except AnnotationError as error:
+            yield Diagnostic(Severity.ERROR, error.rule, error.element, error.text, error.fix)
+
+
+def _spellings(policy: Policy, method: MethodDescriptor) -> Iterator[Diagnostic]:
+    """Units in responses: a server may send back the spelling of an id that its client used."""
+    plan = _plan(method.output_type, policy)
+    for entry in plan.fields if plan is not None else ():
+        if not entry.kind.is_unit:
+            continue
+        field = method.output_type.file.pool.FindFieldByName(entry.name)
+        if field.type == field.TYPE_STRING and not policy.rules.field(field).rules.unit.normalize:
+            yield Diagnostic(
+                Severity.WARNING,
+                "unit-spelling",
+                entry.name,
+                "is a unit in responses: its spelling may be a client's, and each spelling has a budget of its own",
+                "normalize: [NFC, CASE_FOLD, STRIP], or normalize: AS_IS if the server writes the ids itself",
+            )
+
+
+def _messages(sources: Sources, policy: Policy) -> Iterator[Descriptor]:
+    """The message types of the files, those that their services use, then those that only an overlay names."""
+    methods = [method for service in sources.services() for method in service.methods]
+    used = [message for method in methods for message in (method.input_type, method.output_type)]
+    requested = {message.full_name: message for message in (*sources.messages(), *used)}
+    yield from requested.values()
+    overlay = policy.rules.overlay
+    names = set(overlay.messages)
+    names |= {name.rpartition(".")[0] for section in (overlay.fields, overlay.oneofs) for name in section}
+    for name in sorted(names - requested.keys()):
+        try:
+            yield sources.pool.FindMessageTypeByName(name)
+        except KeyError:
+            continue

@@ -1,0 +1,310 @@
+"""The kinds of handler that grpc.aio serves, and how an interceptor wraps each of them.
+
+gRPC looks at a handler's function to decide how to call it, so a wrapper must be of the same kind:
+
+| kind           | function                 | responses               | runs in                     |
+|----------------|--------------------------|-------------------------|-----------------------------|
+| unary          | coroutine function       | one                     | the event loop              |
+| writer         | coroutine function       | written to its context  | the event loop              |
+| generator      | async generator function | a stream                | the event loop              |
+| sync unary     | any other                | one                     | a thread of the executor    |
+| sync generator | any other                | a stream                | a thread of the executor    |
+
+An interceptor gives an `Interception`. The wrappers here ask it for one object per RPC, and call that object's methods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from typing import Any, Final, Protocol, TypeVar
+
+import grpc
+
+from dpmesh.bounded import BoundedTable
+from dpmesh_grpc.status import Failure, end
+
+_T = TypeVar("_T")
+
+_METHODS_KEPT: Final = 1024
+# (requests are a stream, responses are a stream) -> where a handler keeps its function, and what makes a handler.
+_ARITIES: Final[dict[tuple[bool, bool], tuple[str, Callable[..., Any]]]] = {
+    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
+    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
+    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
+    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
+}
+
+
+class RefusedError(Exception):
+    """An interceptor ends an RPC with a status. It never leaves the wrappers.
+
+    Args:
+        failure: The status.
+    """
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.text)
+        self.failure = failure
+
+
+class AsyncRpc:
+    """One RPC whose handler runs in the event loop. A subclass overrides what its interceptor changes.
+
+    Args:
+        context: The RPC's context.
+    """
+
+    __slots__ = ("context",)
+
+    def __init__(self, context: Any) -> None:
+        self.context = context
+
+    async def begin(self) -> Any:
+        """Admits the RPC.
+
+        Returns:
+            The context for the handler.
+
+        Raises:
+            RefusedError: The handler must not run.
+        """
+        return self.context
+
+    def run(self, work: Awaitable[_T]) -> Awaitable[_T]:
+        """What is awaited instead of the handler, or instead of a generator's next response."""
+        return work
+
+    async def respond(self, response: Any) -> Any:
+        """What leaves instead of a response that the handler returned or yielded."""
+        return response
+
+    def failure(self, error: BaseException) -> Failure | None:
+        """The status that an exception ends the RPC with; None if the exception goes on to gRPC."""
+        return error.failure if isinstance(error, RefusedError) else None
+
+    async def close(self) -> None:
+        """Frees what the RPC holds. It is called after the handler, whatever its end."""
+
+    async def end(self, failure: Failure) -> None:
+        """Ends the RPC with a status, after `close`."""
+        await end(self.context, failure)
+
+
+class SyncRpc:
+    """One RPC whose handler runs in a thread of the executor. A subclass overrides what its interceptor changes.
+
+    Such an RPC ends with the status that is set when its handler is done.
+
+    Args:
+        context: The RPC's context.
+    """
+
+    __slots__ = ("context",)
+
+    def __init__(self, context: Any) -> None:
+        self.context = context
+
+    def begin(self) -> Any:
+        """Admits the RPC.
+
+        Returns:
+            The context for the handler.
+
+        Raises:
+            RefusedError: The handler must not run.
+        """
+        return self.context
+
+    def requests(self, requests: Iterator[Any]) -> Iterator[Any]:
+        """The stream of requests as the handler sees it."""
+        return requests
+
+    def respond(self, response: Any) -> Any:
+        """What leaves instead of a response that the handler returned or yielded."""
+        return response
+
+    def end(self, error: BaseException) -> bool:
+        """Sets the status that an exception ends the RPC with.
+
+        Returns:
+            False if the exception goes on to gRPC instead.
+        """
+        if not isinstance(error, RefusedError):
+            return False
+        set_status(self.context, error.failure)
+        return True
+
+    def close(self) -> None:
+        """Frees what the RPC holds. It is called after the handler, whatever its end."""
+
+
+class Interception(Protocol):
+    """What an interceptor does with the RPCs of a handler."""
+
+    def asynchronous(self, context: Any) -> AsyncRpc:
+        """What stands around one RPC of a handler in the event loop."""
+
+    def synchronous(self, context: Any, loop: asyncio.AbstractEventLoop) -> SyncRpc:
+        """What stands around one RPC of a handler in the executor; `loop` is the server's."""
+
+
+class InterceptedHandlers:
+    """One interception around all handlers of a server, each wrapped once.
+
+    Args:
+        interception: What the interceptor does.
+    """
+
+    def __init__(self, interception: Interception) -> None:
+        self._interception = interception
+        self._wrapped: BoundedTable[str, tuple[Any, Any]] = BoundedTable(_METHODS_KEPT)
+
+    def wrap(self, method: str, handler: Any) -> Any:
+        """The wrapped handler of a method. It is made anew when the method has another handler."""
+        before, wrapped = self._wrapped.get(method, (None, None))
+        if before is not handler:
+            function = intercepted(handler, self._interception)
+            wrapped = rebuilt(handler, function, handler.request_deserializer, handler.response_serializer)
+            self._wrapped[method] = (handler, wrapped)
+        return wrapped
+
+
+def rebuilt(handler: Any, function: Any, request_deserializer: Any, response_serializer: Any) -> Any:
+    """A handler of the same arity with another function and other serializers."""
+    _, make = _ARITIES[bool(handler.request_streaming), bool(handler.response_streaming)]
+    return make(function, request_deserializer, response_serializer)
+
+
+def intercepted(handler: Any, interception: Interception) -> Any:
+    """A handler's function with an interception around it; of the same kind."""
+    name, _ = _ARITIES[bool(handler.request_streaming), bool(handler.response_streaming)]
+    function = getattr(handler, name)
+    if inspect.iscoroutinefunction(function):
+        return (_writer if handler.response_streaming else _unary)(function, interception)
+    if inspect.isasyncgenfunction(function):
+        return _generator(function, interception)
+    wrapper = _sync_generator if handler.response_streaming else _sync_unary
+    return wrapper(function, interception, bool(handler.request_streaming))
+
+
+def set_status(context: Any, failure: Failure) -> None:
+    """Sets the status with which an RPC ends when its handler in the executor is done."""
+    context.set_code(failure.code)
+    context.set_details(failure.text)
+    if failure.trailing:
+        context.set_trailing_metadata(failure.trailing)
+
+
+# The asynchronous wrappers end RPCs outside of `except`: what `abort` raises would have the exception as its context.
+
+
+def _unary(function: Any, interception: Interception) -> Any:
+    async def unary(request: Any, context: Any) -> Any:
+        rpc = interception.asynchronous(context)
+        try:
+            return await rpc.respond(await rpc.run(function(request, await rpc.begin())))
+        except BaseException as error:
+            failure = rpc.failure(error)
+            if failure is None:
+                raise
+        finally:
+            await rpc.close()
+        return await rpc.end(failure)
+
+    return unary
+
+
+def _writer(function: Any, interception: Interception) -> Any:
+    async def writer(request: Any, context: Any) -> None:
+        rpc = interception.asynchronous(context)
+        failure = None
+        try:
+            await rpc.run(function(request, await rpc.begin()))
+        except BaseException as error:
+            failure = rpc.failure(error)
+            if failure is None:
+                raise
+        finally:
+            await rpc.close()
+        if failure is not None:
+            await rpc.end(failure)
+
+    return writer
+
+
+def _generator(function: Any, interception: Interception) -> Any:
+    async def generator(request: Any, context: Any) -> AsyncIterator[Any]:
+        rpc = interception.asynchronous(context)
+        failure = None
+        closing = False
+        try:
+            async with aclosing(function(request, await rpc.begin())) as responses:
+                while True:
+                    try:
+                        response = await rpc.run(anext(responses))
+                    except StopAsyncIteration:
+                        break
+                    leaving = await rpc.respond(response)
+                    try:
+                        yield leaving
+                    except GeneratorExit:
+                        closing = True
+                        raise
+        except BaseException as error:
+            if closing and isinstance(error, GeneratorExit):
+                raise
+            failure = rpc.failure(error)
+            if failure is None:
+                raise
+        finally:
+            await rpc.close()
+        # The RPC of a generator that is being closed is over.
+        if failure is not None and not closing:
+            await rpc.end(failure)
+
+    return generator
+
+
+def _sync_unary(function: Any, interception: Interception, requests: bool) -> Any:
+    loop = asyncio.get_running_loop()
+
+    def unary(request: Any, context: Any) -> Any:
+        rpc = interception.synchronous(context, loop)
+        try:
+            inner = rpc.begin()
+            return rpc.respond(function(rpc.requests(request) if requests else request, inner))
+        except BaseException as error:
+            if not rpc.end(error):
+                raise
+        finally:
+            rpc.close()
+        return None
+
+    return unary
+
+
+def _sync_generator(function: Any, interception: Interception, requests: bool) -> Any:
+    loop = asyncio.get_running_loop()
+
+    def generator(request: Any, context: Any) -> Iterator[Any]:
+        rpc = interception.synchronous(context, loop)
+        closing = False
+        try:
+            inner = rpc.begin()
+            for response in function(rpc.requests(request) if requests else request, inner):
+                leaving = rpc.respond(response)
+                try:
+                    yield leaving
+                except GeneratorExit:
+                    closing = True
+                    raise
+        except BaseException as error:
+            if (closing and isinstance(error, GeneratorExit)) or not rpc.end(error):
+                raise
+        finally:
+            rpc.close()
+
+    return generator

@@ -1,0 +1,247 @@
+"""Issuer server: serves dpmesh.v1.IssuerService over TLS, and bounds what strangers can make it hold."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import grpc.aio
+from google.protobuf import message_factory
+from google.protobuf.message import DecodeError
+
+from dpmesh.errors import ConfigError, IdentityError
+from dpmesh.identity.ca.issuer import BAD_MESSAGE, BUSY, NO_REQUEST, NO_TOKENS, TEXTS, Issuer
+from dpmesh.v1 import identity_pb2
+from dpmesh.v1 import identity_pb2_grpc as rpc
+from dpmesh.v1.identity_pb2 import (
+    EnrolRequest,
+    EnrolResponse,
+    GetTokenKeysRequest,
+    GetTokenKeysResponse,
+    RenewRequest,
+    RenewResponse,
+    SignTokensRequest,
+    SignTokensResponse,
+)
+
+log = logging.getLogger("dpmesh.grpc")
+
+_LARGEST = 512 * 1024  # bytes of a request; a thousand blinded messages are half of it
+_CONCURRENT = 1000  # requests that the server works on at once; more are told to come later
+_WAITING = 1000  # RPCs whose requests are still to come; the oldest gives way to a new one
+_ARRIVAL = 5.0  # seconds that a request may take to come
+_GRACE = 2.0  # seconds that RPCs under way get when the server stops
+# A stranger can open connections and RPCs: what each of them holds is bounded in number and in time.
+_OPTIONS = (
+    ("grpc.max_receive_message_length", _LARGEST),
+    ("grpc.so_reuseport", 0),  # Two issuers on one port would be a mistake.
+    ("grpc.max_concurrent_streams", 16),  # of one connection; a device needs one
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 10_000),
+    ("grpc.max_connection_age_ms", 60_000),  # A connection would outlive the certificate otherwise.
+    ("grpc.max_connection_age_grace_ms", 10_000),
+)
+
+_FAILED = "the issuer failed"
+_STATUS = {
+    "REFUSED": grpc.StatusCode.UNAUTHENTICATED,
+    "MALFORMED": grpc.StatusCode.INVALID_ARGUMENT,
+    "RATE_LIMITED": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "EXPIRED": grpc.StatusCode.FAILED_PRECONDITION,
+    "ISSUER_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
+}
+
+_T = TypeVar("_T")
+
+
+class IssuerService(rpc.IssuerServiceServicer):
+    """The issuer's decisions as statuses; every text is fixed, and none quotes a request.
+
+    Args:
+        issuer: Who decides.
+    """
+
+    def __init__(self, issuer: Issuer) -> None:
+        self._issuer = issuer
+
+    async def Enrol(self, request: EnrolRequest, context: Any) -> EnrolResponse:
+        """See the proto."""
+        return await _answer(self._issuer.enrol(request), context)
+
+    async def Renew(self, request: RenewRequest, context: Any) -> RenewResponse:
+        """See the proto."""
+        return await _answer(self._issuer.renew(request), context)
+
+    async def GetTokenKeys(self, request: GetTokenKeysRequest, context: Any) -> GetTokenKeysResponse:
+        """See the proto."""
+        return await _answer(self._issuer.token_key_list(), context)
+
+    async def SignTokens(self, request: SignTokensRequest, context: Any) -> SignTokensResponse:
+        """See the proto."""
+        return await _answer(self._issuer.sign_tokens(request), context)
+
+
+class _Arrivals:
+    """RPCs whose requests are still to come.
+
+    gRPC counts an RPC as soon as its headers are there, and waits for its request without a limit. A client that sends
+    no request would hold a place for ever. So handlers take requests as streams of one message, and wait here. A new
+    RPC is never refused: it takes the place of the one that has waited longest.
+    """
+
+    def __init__(self) -> None:
+        self._timers: dict[asyncio.Timeout, None] = {}  # in the order of their ends
+
+    async def request(self, context: Any) -> bytes | None:
+        """The one message of an RPC, or None if it did not come."""
+        if len(self._timers) >= _WAITING:
+            self._end(next(iter(self._timers)))
+        try:
+            async with asyncio.timeout(_ARRIVAL) as timer:
+                self._timers[timer] = None
+                message = await context.read()
+        except TimeoutError:
+            return None
+        finally:
+            self._timers.pop(timer, None)
+        return None if message is grpc.aio.EOF else message
+
+    def close(self) -> None:
+        """Ends all that wait."""
+        for timer in list(self._timers):
+            self._end(timer)
+
+    def _end(self, timer: asyncio.Timeout) -> None:
+        del self._timers[timer]
+        if not timer.expired():
+            timer.reschedule(asyncio.get_running_loop().time())
+
+
+class _Handlers:
+    """The methods of the service, each with limits for how long a request may take to come, and how many there are.
+
+    Args:
+        service: Answers requests.
+    """
+
+    def __init__(self, service: IssuerService) -> None:
+        self._service = service
+        self._busy = 0
+        self.arrivals = _Arrivals()
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Registers all methods."""
+        service = identity_pb2.DESCRIPTOR.services_by_name["IssuerService"]
+        methods = {method.name: self._handler(method) for method in service.methods}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, methods),))
+
+    def _handler(self, method: Any) -> Any:
+        request_type = message_factory.GetMessageClass(method.input_type)
+        answer = getattr(self._service, method.name)
+
+        async def handle(_: Any, context: Any) -> Any:
+            received = await self.arrivals.request(context)
+            if received is None:
+                return await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, NO_REQUEST)
+            if self._busy >= _CONCURRENT:
+                return await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, BUSY)
+            try:
+                request = request_type.FromString(received)
+            except DecodeError:
+                request = None
+            if request is None:
+                return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, BAD_MESSAGE)
+            self._busy += 1
+            try:
+                return await answer(request, context)
+            finally:
+                self._busy -= 1
+
+        serializer = message_factory.GetMessageClass(method.output_type).SerializeToString
+        return grpc.stream_unary_rpc_method_handler(handle, response_serializer=serializer)
+
+
+async def _answer(response: Awaitable[_T], context: Any) -> _T:
+    try:
+        return await response
+    except IdentityError as error:
+        code, text = _STATUS.get(error.reason, grpc.StatusCode.INTERNAL), _text(error)
+    except NotImplementedError:
+        code, text = grpc.StatusCode.UNIMPLEMENTED, NO_TOKENS
+    except Exception as error:
+        # Without its text and trace, which could quote the request.
+        log.error("the issuer failed: %s", type(error).__name__)  # noqa: TRY400
+        code, text = grpc.StatusCode.INTERNAL, _FAILED
+    # Outside of the handler of the exception, which would otherwise be the context of what abort raises.
+    return await context.abort(code, text)  # type: ignore[no-any-return]
+
+
+def _text(error: IdentityError) -> str:
+    """What a client is told: one of the issuer's texts, without the reason, which the status says."""
+    text = str(error).removesuffix(f" [{error.reason}]")
+    return text if text in TEXTS else _FAILED
+
+
+@asynccontextmanager
+async def issuer_server(issuer: Issuer, address: str) -> AsyncIterator[int]:
+    """Serves an issuer over TLS, under a certificate of its own authority that it renews at half of its life.
+
+    Args:
+        issuer: Who decides.
+        address: Where to listen, as "127.0.0.1:0".
+
+    Yields:
+        The port.
+
+    Raises:
+        ConfigError: It can't listen there.
+        IdentityError: EXPIRED: the authority is over.
+    """
+    server = grpc.aio.server(options=_OPTIONS)
+    handlers = _Handlers(IssuerService(issuer))
+    handlers.add_to(server)
+    certificates = _ServerCertificates(issuer)
+    credentials = grpc.dynamic_ssl_server_credentials(certificates.first, certificates)
+    try:
+        port = server.add_secure_port(address, credentials)
+    except RuntimeError:
+        raise ConfigError(f"the issuer can't listen on {address!r}") from None
+    await server.start()
+    try:
+        yield port
+    finally:
+        handlers.arrivals.close()
+        await server.stop(_GRACE)
+
+
+class _ServerCertificates:
+    """The service's own certificate.
+
+    Args:
+        issuer: Issues it.
+
+    Attributes:
+        first: What gRPC starts with.
+    """
+
+    def __init__(self, issuer: Issuer) -> None:
+        self._issuer = issuer
+        self.first = self._next()
+
+    def __call__(self) -> Any:
+        """What replaces the configuration, or None; gRPC asks at every handshake, in another thread."""
+        if self._issuer.clock() < self._renew_at:
+            return None
+        try:
+            return self._next()
+        except IdentityError as error:
+            # gRPC would go on with the old one without a word.
+            log.error("the issuer's own certificate can't be renewed: %s", error.reason)  # noqa: TRY400
+            return None
+
+    def _next(self) -> Any:
+        key, chain, self._renew_at = self._issuer.server_certificate()
+        return grpc.ssl_server_certificate_configuration([(key, chain)])

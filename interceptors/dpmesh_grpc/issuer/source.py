@@ -1,0 +1,113 @@
+"""IssuerSource: a source of identities that asks an issuer for them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc.aio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from dpmesh.errors import ConfigError, IdentityError
+from dpmesh.identity.ca.proof import RENEW, prove
+from dpmesh.identity.identity import Identity
+from dpmesh.identity.keys import key_pem, new_key
+from dpmesh.v1 import identity_pb2_grpc as rpc
+from dpmesh.v1.identity_pb2 import Certificate, EnrolRequest, RenewRequest
+from dpmesh_grpc.issuer.channel import TIMEOUT, domain_of, issuer_channel, issuer_error
+
+
+class IssuerSource:
+    """Asks an issuer: enrols once, then renews by the certificate in force. Every fetch has a key of its own.
+
+    Nothing outlives a fetch but the identity it gave: each opens a connection of its own, presents no certificate, and
+    closes it. The first identity that is over ends the source: the device has to enrol again, with a new token.
+
+    Args:
+        target: Where the issuer is, "host:port".
+        trust_bundle: The roots in PEM, got by a trusted way together with the token. The issuer may replace them later.
+        enrolment_token: A one-time token.
+        identity: Instead of a token: one to renew, which is in force.
+        timeout: How long to wait for the issuer, in seconds.
+        clock: Seconds since 1970.
+
+    Attributes:
+        follows: False: every `fetch` makes a key and a certificate.
+
+    Raises:
+        ConfigError: There is neither a token nor an identity, or both.
+        IdentityError: MALFORMED: the trust bundle is not in PEM, or not an authority's.
+    """
+
+    follows = False
+
+    def __init__(
+        self,
+        target: str,
+        trust_bundle: bytes,
+        *,
+        enrolment_token: str | None = None,
+        identity: Identity | None = None,
+        timeout: float = TIMEOUT,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if (enrolment_token is None) == (identity is None):
+            raise ConfigError("an issuer is asked either with a token or with an identity to renew")
+        self._target = target
+        self._trust_bundle = trust_bundle
+        self._domain = domain_of(trust_bundle)
+        self._token = enrolment_token
+        self._identity = identity
+        self._timeout = timeout
+        self._clock = clock
+        self._turn = asyncio.Lock()
+
+    async def fetch(self) -> Identity:
+        """See Source.
+
+        Raises:
+            IdentityError: ISSUER_UNAVAILABLE, RATE_LIMITED, or REFUSED: the text says what to do. MALFORMED,
+                EXPIRED or UNTRUSTED: what the issuer gave is no identity of this trust domain.
+        """
+        # One after the other: a token serves once.
+        async with self._turn:
+            key = new_key()
+            certificate = await self._ask(_certificate_request(key))
+            identity = Identity.load(certificate.chain, key_pem(key), certificate.trust_bundle, self._clock())
+            if identity.trust_domain != self._domain or domain_of(identity.trust_bundle) != self._domain:
+                raise IdentityError("UNTRUSTED", "the issuer gave an identity of another trust domain")
+            self._identity, self._token = identity, None
+            self._trust_bundle = identity.trust_bundle
+            return identity
+
+    async def close(self) -> None:
+        """There is nothing to let go of: every fetch closes what it opened."""
+
+    async def _ask(self, certificate_request: bytes) -> Certificate:
+        try:
+            async with issuer_channel(self._target, self._trust_bundle) as channel:
+                stub: Any = rpc.IssuerServiceStub(channel)  # type: ignore[no-untyped-call]
+                if self._identity is None:
+                    first = EnrolRequest(enrolment_token=self._token, certificate_request=certificate_request)
+                    response = await stub.Enrol(first, timeout=self._timeout)
+                else:
+                    request = RenewRequest(certificate_request=certificate_request)
+                    prove(RENEW, request, self._identity, self._clock())
+                    response = await stub.Renew(request, timeout=self._timeout)
+        except grpc.aio.AioRpcError as error:
+            refusal = issuer_error(error)
+        else:
+            certificate: Certificate = response.certificate
+            return certificate
+        # Outside of the handler: the cause would bring the peer's own text along.
+        raise refusal
+
+
+def _certificate_request(key: ec.EllipticCurvePrivateKey) -> bytes:
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)

@@ -1,0 +1,64 @@
+"""Meshes put together from parts: a test hands in the ledger, the clocks or the telemetry that it is about."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dpmesh import Mesh
+from dpmesh.config import budgets, load
+from dpmesh.ledger import Charge, Ledger, Store, open_store
+from dpmesh.policy import Policy
+
+
+class WatchedLedger(Ledger):
+    """Remembers what it was asked to pay.
+
+    Attributes:
+        bills: What held leases were asked to pay, paid or not.
+        charges: What `charge` was asked to pay.
+        before_charge: Called before each charge.
+    """
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.bills: list[Sequence[Charge]] = []
+        self.charges: list[Sequence[Charge]] = []
+        self.before_charge: Callable[[], None] = lambda: None
+        spend = self.spend
+
+        def watched(charges: Sequence[Charge]) -> bool:
+            self.bills.append(charges)
+            return spend(charges)
+
+        self.spend = watched
+
+    async def charge(self, charges: Sequence[Charge]) -> None:
+        self.charges.append(charges)
+        self.before_charge()
+        await super().charge(charges)
+
+
+def assembled(
+    config: Mapping[str, Any],
+    *,
+    policy: Any = None,
+    clock: Callable[[], float] = time.time,
+    ledger: type[Ledger] = WatchedLedger,
+    store: Store | None = None,
+    **parts: Any,
+) -> Mesh:
+    """What dpmesh.open makes of a configuration, with other parts.
+
+    Args:
+        config: What dpmesh.toml holds.
+        policy: Overlays.
+        clock: Seconds since 1970.
+        ledger: The ledger's class.
+        store: The ledger's store; the configuration's by default.
+        parts: What else the mesh is handed.
+    """
+    settings = load(config)
+    made = ledger(store or open_store(settings.ledger.url), budgets(settings), clock=clock)
+    return Mesh(Policy(policy), made, clock=clock, mode=settings.mode, grpc=settings.grpc, **parts)
