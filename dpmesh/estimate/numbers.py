@@ -1,4 +1,4 @@
-"""Means of noisy numbers: back to the grid, bias taken out, and an interval."""
+"""Means of noisy numbers: unbiased, with an interval."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dpmesh.policy.plan import FieldPlan
 Array = NDArray[np.float64]
 
 _FLOAT32 = 2.0**-23
-# The log of the chance that a sample of this policy is refused all the same.
+# The log of the probability that a sample of this policy is refused by mistake.
 _REFUSED = math.log(1e-10)
 
 
@@ -38,7 +38,7 @@ def indexes(field: FieldPlan, values: Iterable[float]) -> Array:
     """Received values as grid positions, each with the value's grid index as its expectation.
 
     Outputs at the two ends of a field that is IN_RANGE stand for everything beyond them; they are replaced by
-    points outside of the range (privacy-preserving post-processing: Ghosh, Roughgarden, Sundararajan 2009).
+    points outside of the range (post-processing, which costs no privacy: Ghosh, Roughgarden, Sundararajan 2009).
 
     Raises:
         EstimateError: No values, one that is not a number, or one that this policy can't have released: outside of
@@ -137,7 +137,7 @@ def mean(field: FieldPlan, values: Iterable[float], confidence: float) -> Estima
 
 
 def _refuse_impossible(field: FieldPlan, grid: Grid, mechanism: NumericMechanism, at: Array) -> None:
-    """Refuses a mean so far outside of the range that senders under this policy have it once in 10^10 times.
+    """Refuses a mean so far outside of the range that it occurs once in 10^10 samples of this policy.
 
     By Bernstein's inequality: with variances up to v, and outputs up to r from their mean, the mean of n of them is
     beyond its own by L r/(3 n) + sqrt((L r/(3 n))^2 + 2 L v/n) with probability at most exp(-L).

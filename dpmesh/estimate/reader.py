@@ -81,8 +81,8 @@ class Reader:
         """The mean of a numeric field, unbiased.
 
         Where values may be absent (repeated and optional fields, wrappers, messages in messages), senders fill their
-        places up with defaults, so that nobody can tell who held how many. There the mean is that over all places,
-        an absent value counting as the default, and the estimate says `per_place`. Two values of 50 in
+        places up with defaults, which hides how many values a sender held. There the mean is over all places, an absent
+        value counts as the default, and the estimate says `per_place`. Two values of 50 in
         five places have a mean of 20. The mean over the values that are held needs the share of places that hold one.
 
         Args:

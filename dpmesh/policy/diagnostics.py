@@ -52,7 +52,7 @@ class Diagnostics:
     """The diagnostics of one message type.
 
     Attributes:
-        found: In the order of discovery, each once: a type that occurs at two sites reports the same twice.
+        found: In the order of discovery, each once: a type that occurs at two sites would report everything twice.
     """
 
     def __init__(self) -> None:

@@ -98,10 +98,10 @@ def find_types(type_url: str, pool: DescriptorPool, field: str) -> list[Descript
         field: The full name of the field that holds the Any.
 
     Returns:
-        The type of either pool. A message whose pool knows no annotations is judged by those of the default pool.
+        The type of each pool, because the annotations may be known to one of them only.
 
     Raises:
-        ProtectionError: It names nothing that could be a message type.
+        ProtectionError: It can't be the name of a message type, or it names a map's entry.
     """
     name = type_url.rpartition("/")[2]
     if not _NAME.fullmatch(name):

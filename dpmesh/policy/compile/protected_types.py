@@ -58,7 +58,7 @@ def protected_types(message: Descriptor, book: Rulebook) -> dict[str, bool]:
 def _fields(message: Descriptor, book: Rulebook) -> Iterator[tuple[FieldDescriptor, bool]]:
     """The fields of a type but for public ones, each with whether a rule protects it."""
     if is_any(message):
-        refuse_rules_inside(message, book)  # Its content is judged at release.
+        refuse_rules_inside(message, book)  # What it packs is protected at release.
         return
     if is_map_entry(message):
         # An entry takes no rules: the map does, and what it holds.

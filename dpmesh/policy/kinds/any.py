@@ -1,4 +1,4 @@
-"""Any: a field of google.protobuf.Any without a rule, whose content is opened and judged at release."""
+"""Any: a field of google.protobuf.Any without a rule: what it packs is protected at release, by its own rules."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Public(FieldKind):
         self.copy(fragment, site)
 
     def copy(self, fragment: Fragment, site: FieldSite) -> None:
-        """Adds the field without any check: for fields without a rule too."""
+        """Adds the field without a check: for fields without a rule, too."""
         fragment.add_copy(site.field)
         fragment.fields.append(self.plan(site, pb.Public()))
 

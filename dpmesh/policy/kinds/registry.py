@@ -61,9 +61,9 @@ def kind_of(rules: pb.FieldRules) -> FieldKind | None:
 
 @contextmanager
 def registered(kind: FieldKind) -> Iterator[None]:
-    """Makes a kind available for a while, in place of the one of the same name.
+    """Makes a kind available for a while, in place of the kind that has its name.
 
-    Policies keep what they compiled, so only those that are made meanwhile know the kind.
+    Policies keep what they compiled, so the kind is for policies that are made in this time.
 
     Raises:
         ValueError: The schema has no kind of this name.
