@@ -1,7 +1,7 @@
-"""Values that are not there: what they count as, and how they are taken out.
+"""Absence: what absent values count as, and how estimates leave them out.
 
-Presence and length are data, so a sender fills every place: an absent value leaves as a default with noise, like
-any other. Nothing that is received tells the two apart. What can be estimated from it is the mean over all places.
+Presence and length are data, so a sender fills every place: an absent value leaves as a default with noise, and the
+receiver can't tell it from a value that was held. The receiver can estimate the mean over all places.
 With h the share of places that hold a value, and d what the others count as, the mean over the held values is
 d + (mean - d)/h.
 """
@@ -22,7 +22,7 @@ def confidence_of_places(held: Held | None, confidence: float) -> float:
     """How often the estimate over all places has to hold, so that the one over the held values does.
 
     Where the share is estimated too, each of the two may fail half as often: then both hold often enough, whatever
-    they have to do with one another (Bonferroni).
+    they depend on one another (Bonferroni).
 
     Raises:
         ValueError: The confidence is not between 0 and 1.
@@ -31,7 +31,7 @@ def confidence_of_places(held: Held | None, confidence: float) -> float:
     return (1 + confidence) / 2 if isinstance(held, Estimate) else confidence
 
 
-def share(path: str, held: Held, confidence: float) -> tuple[float, float, float]:
+def _held_share(path: str, held: Held, confidence: float) -> tuple[float, float, float]:
     """The share of places that hold a value, and its interval, within 0 and 1.
 
     Raises:
@@ -64,9 +64,9 @@ def mean_of_held(path: str, places: Estimate, default: float, held: Held, confid
         confidence: Of the interval. An end is infinite where the share may be 0.
 
     Raises:
-        EstimateError: See `share`.
+        EstimateError: See `_held_share`.
     """
-    value, least, most = share(path, held, confidence)
+    value, least, most = _held_share(path, held, confidence)
     below, above = places.low - default, places.high - default
     return replace(
         places,
@@ -81,9 +81,9 @@ def sum_of_held(path: str, places: Estimate, default: float, held: Held, confide
     """The sum of the values that are held; arguments as for `mean_of_held`.
 
     Raises:
-        EstimateError: See `share`.
+        EstimateError: See `_held_share`.
     """
-    value, *ends = share(path, held, confidence)
+    value, *ends = _held_share(path, held, confidence)
     filled = sorted(default * end for end in ends)
     return replace(
         places,

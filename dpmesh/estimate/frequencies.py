@@ -11,10 +11,10 @@ from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.estimate.spread import checked
 
 # How sure it has to be that no sender under this policy made these values.
-_FOREIGN = 1 - 1e-10
+_OTHER_POLICY = 1 - 1e-10
 
 
-def shares(
+def estimate_frequencies(
     path: str, values: Iterable[Hashable], domain: Sequence[Hashable], truth: float, confidence: float
 ) -> list[Estimate]:
     """The share of each category among what the senders held.
@@ -55,15 +55,15 @@ def shares(
     found = []
     for category in domain:
         seen = counts[category]
-        _refuse_foreign(path, seen, n, lie, truth)
+        _refuse_other_policy(path, seen, n, lie, truth)
         low, high = interval(seen, n, confidence)
         found.append(Estimate(share(seen / n), share(low), share(high), n, confidence))
     return found
 
 
-def _refuse_foreign(path: str, seen: int, n: int, lie: float, truth: float) -> None:
+def _refuse_other_policy(path: str, seen: int, n: int, lie: float, truth: float) -> None:
     """Refuses a category that is received more or less often than senders under this policy can make it."""
-    least, most = interval(seen, n, _FOREIGN)
+    least, most = interval(seen, n, _OTHER_POLICY)
     if least > truth or most < lie:
         raise EstimateError(
             path, "the values' shares are not ones that this policy gives: another policy has released them"

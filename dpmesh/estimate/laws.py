@@ -1,4 +1,4 @@
-"""The noise's own law, for aggregates: one noisy number, of which the policy tells how it was made."""
+"""The law of an aggregate's noise, read off its mechanism."""
 
 from __future__ import annotations
 

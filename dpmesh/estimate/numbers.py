@@ -1,4 +1,4 @@
-"""Means of noisy numbers: back to the grid, bias taken out, and an interval."""
+"""Means of noisy numbers: unbiased, with an interval."""
 
 from __future__ import annotations
 
@@ -11,37 +11,41 @@ from numpy.typing import NDArray
 from dpmesh.estimate import spread
 from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.noise.numeric import NumericMechanism
-from dpmesh.policy.plan import FieldPlan, Grid
+from dpmesh.policy.kinds.grid import Grid
+from dpmesh.policy.kinds.numeric import NumericPayload
+from dpmesh.policy.plan import FieldPlan
 
 Array = NDArray[np.float64]
 
 _FLOAT32 = 2.0**-23
-# The log of the chance that a sample of this policy is refused all the same.
+# The log of the probability that a sample of this policy is refused by mistake.
 _REFUSED = math.log(1e-10)
 
 
-def parts(field: FieldPlan) -> tuple[Grid, NumericMechanism]:
-    """The grid and mechanism of a numeric field.
+def as_number(field: FieldPlan) -> NumericPayload:
+    """How a field leaves as a number.
 
     Raises:
-        EstimateError: The field is of another kind.
+        EstimateError: It leaves as something else.
     """
-    if field.grid is None or not isinstance(field.mechanism, NumericMechanism):
+    number = field.kind.as_number(field)
+    if number is None:
         raise EstimateError(field.path, f"is {field.kind}, not numeric: nothing to estimate a number from")
-    return field.grid, field.mechanism
+    return number
 
 
 def indexes(field: FieldPlan, values: Iterable[float]) -> Array:
     """Received values as grid positions, each with the value's grid index as its expectation.
 
     Outputs at the two ends of a field that is IN_RANGE stand for everything beyond them; they are replaced by
-    points outside of the range (privacy-preserving post-processing: Ghosh, Roughgarden, Sundararajan 2009).
+    points outside of the range (post-processing, which costs no privacy: Ghosh, Roughgarden, Sundararajan 2009).
 
     Raises:
         EstimateError: No values, one that is not a number, or one that this policy can't have released: outside of
             its outputs, or between the points of its grid.
     """
-    grid, mechanism = parts(field)
+    number = as_number(field)
+    grid, mechanism = number.grid, number.mechanism
     try:
         received = np.fromiter((float(value) for value in values), np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -49,7 +53,7 @@ def indexes(field: FieldPlan, values: Iterable[float]) -> Array:
     if not received.size:
         raise EstimateError(field.path, "there are no values")
     low, high = grid.value(mechanism.low), grid.value(mechanism.high)
-    if field.in_range:
+    if number.in_range:
         high = min(high, grid.upper)
     # A float field rounds what it carries.
     rounding = _FLOAT32 * max(abs(low), abs(high))
@@ -59,7 +63,7 @@ def indexes(field: FieldPlan, values: Iterable[float]) -> Array:
             field.path,
             f"one of the values lies outside of {low:.6g} to {high:.6g}, so this policy has not released it",
         )
-    if not _on_outputs(field, grid, mechanism, received, rounding):
+    if not _on_outputs(number, received, rounding):
         raise EstimateError(
             field.path,
             "one of the values is none of its policy's outputs, so this policy has not released it",
@@ -67,21 +71,20 @@ def indexes(field: FieldPlan, values: Iterable[float]) -> Array:
     return _unbiased(grid, mechanism, received)
 
 
-def _on_outputs(
-    field: FieldPlan, grid: Grid, mechanism: NumericMechanism, received: Array, rounding: float
-) -> bool:
-    """Whether all values are outputs of the mechanism, as far as the rounding of floats lets it be told."""
+def _on_outputs(number: NumericPayload, received: Array, rounding: float) -> bool:
+    """Whether all values are outputs of the mechanism, as far as the rounding of floats tells."""
+    grid, mechanism = number.grid, number.mechanism
     law = spread.two_points(mechanism, grid.size)
     if law is None:
         index = np.rint((received - grid.lower) / grid.step)
     else:
-        margin = 0 if field.in_range else int(law.margin)
+        margin = 0 if number.in_range else int(law.margin)
         ends = np.array([-margin - 1, -margin, grid.size + margin, grid.size + margin + 1], np.float64)
         ends = ends[(ends >= mechanism.low) & (ends <= mechanism.high)]
         where = (received - grid.lower) / grid.step
         index = ends[np.argmin(np.abs(where[:, np.newaxis] - ends), axis=1)]
     expected = grid.lower + index * grid.step
-    if field.in_range:
+    if number.in_range:
         # The last grid point may lie above the upper bound, where the sender cuts it.
         cut = np.abs(received - grid.upper) <= rounding
         expected = np.where(cut, received, expected)
@@ -110,7 +113,8 @@ def mean(field: FieldPlan, values: Iterable[float], confidence: float) -> Estima
     Raises:
         EstimateError: See `indexes`; or the mean is one that this policy's outputs can't have.
     """
-    grid, mechanism = parts(field)
+    number = as_number(field)
+    grid, mechanism = number.grid, number.mechanism
     at = indexes(field, values)
     n = at.size
     _refuse_impossible(field, grid, mechanism, at)
@@ -133,7 +137,7 @@ def mean(field: FieldPlan, values: Iterable[float], confidence: float) -> Estima
 
 
 def _refuse_impossible(field: FieldPlan, grid: Grid, mechanism: NumericMechanism, at: Array) -> None:
-    """Refuses a mean so far outside of the range that senders under this policy have it once in 10^10 times.
+    """Refuses a mean so far outside of the range that it occurs once in 10^10 samples of this policy.
 
     By Bernstein's inequality: with variances up to v, and outputs up to r from their mean, the mean of n of them is
     beyond its own by L r/(3 n) + sqrt((L r/(3 n))^2 + 2 L v/n) with probability at most exp(-L).

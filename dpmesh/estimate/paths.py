@@ -1,20 +1,19 @@
-"""Where a field stands in a message: reads received values by the plan's paths."""
+"""Paths: finds the fields of a plan by what people type, and reads their values from received messages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from dpmesh.estimate.result import EstimateError
-from dpmesh.policy.descriptors import F, choice_of, inside_of, is_map, is_wrapper, mark, scalar
-from dpmesh.policy.plan import FieldPlan, Kind, Plan
+from dpmesh.policy.descriptors import F, inside_of, is_map, is_wrapper, mark, oneof_of, scalar
+from dpmesh.policy.kinds.oneof import NOTHING
+from dpmesh.policy.plan import FieldPlan, Plan
 
 Read = Callable[[Message], Iterator[Any]]
-# The choice of a oneof of which no member is set.
-NOTHING = "none"
 
 
 def plain(path: str) -> str:
@@ -31,7 +30,7 @@ def find(plan: Plan, path: str) -> FieldPlan:
     wanted = plain(path)
     for field in plan.fields:
         if plain(field.path) == wanted:
-            if field.mechanism is None:
+            if not field.mechanism_name:
                 raise EstimateError(path, f"is {field.kind} and carries no noise; {_noised(plan)}")
             _refuse_hidden(plan, field)
             return field
@@ -39,13 +38,13 @@ def find(plan: Plan, path: str) -> FieldPlan:
 
 
 def _noised(plan: Plan) -> str:
-    names = [plain(field.path) for field in plan.fields if field.mechanism is not None]
+    names = [plain(field.path) for field in plan.fields if field.mechanism_name]
     return f"fields with noise: {', '.join(names)}"
 
 
 def _refuse_hidden(plan: Plan, field: FieldPlan) -> None:
-    """A member of a oneof whose choice is randomized also holds defaults of senders that chose another."""
-    hidden = {entry.name for entry in plan.fields if entry.kind is Kind.ONEOF}
+    """Refuses a member of a oneof whose choice is randomized: it also holds defaults of senders that chose another."""
+    hidden = {entry.name for entry in plan.fields if entry.kind.on_oneof}
     for step in walk(plan.descriptor, field):
         oneof = step.containing_oneof
         if oneof is not None and oneof.full_name in hidden:
@@ -59,21 +58,15 @@ def walk(descriptor: Descriptor, field: FieldPlan) -> list[FieldDescriptor]:
     """The fields from the root message to a field; for a oneof's choice, to the message that holds it."""
     names = field.path.split(".")
     steps = []
-    for name in names[:-1] if field.kind is Kind.ONEOF else names:
+    for name in names[:-1] if field.kind.on_oneof else names:
         step = descriptor.fields_by_name[plain(name)]
         steps.append(step)
         descriptor = inside_of(step) or descriptor
     return steps
 
 
-def enum_of(descriptor: Descriptor, field: FieldPlan) -> EnumDescriptor | None:
-    """The enum whose numbers a field holds, if it holds an enum."""
-    found: EnumDescriptor | None = scalar(walk(descriptor, field)[-1]).enum_type
-    return found
-
-
 def may_be_absent(plan: Plan, field: FieldPlan) -> bool:
-    """Whether a sender may hold less than the places that its messages show of a field.
+    """Whether a sender may hold fewer values of a field than its messages show places.
 
     Optional fields, wrappers, messages and elements of repeated fields are filled where they are absent. Entries of
     maps and members of a oneof whose choice is public are not. Neither are messages that bring a unit of their own,
@@ -85,9 +78,7 @@ def may_be_absent(plan: Plan, field: FieldPlan) -> bool:
         owned = any(prefix.startswith(path[: path.rfind(".") + 1]) for path in units)
         prefix += f"{step.name}{mark(step)}."
         scoped = any(path.startswith(prefix) for path in units)
-        filled = mark(step) == "[]" or (
-            step.has_presence and not step.is_required and choice_of(step) is None
-        )
+        filled = mark(step) == "[]" or (step.has_presence and not step.is_required and oneof_of(step) is None)
         if filled and (owned or not scoped):
             return True
     return False
@@ -95,8 +86,10 @@ def may_be_absent(plan: Plan, field: FieldPlan) -> bool:
 
 def default(descriptor: Descriptor, field: FieldPlan) -> Any:
     """What fills the place of an absent value, before noise."""
-    if field.kind is Kind.ONEOF:
+    if field.kind.on_oneof:
         return NOTHING
+    if not field.kind.elementwise:
+        return field.kind.absent
     last = walk(descriptor, field)[-1]
     if last.is_repeated:
         return "" if scalar(last).type == F.TYPE_STRING else 0
@@ -106,18 +99,17 @@ def default(descriptor: Descriptor, field: FieldPlan) -> Any:
 def reader(descriptor: Descriptor, field: FieldPlan) -> Read:
     """What reads all values of a field out of a received message.
 
-    A field that its sender always fills and that is not there holds no report: so leave the messages of senders
-    whose budget is spent under on_exhausted = "suppress". A member of a oneof whose choice is public is there if it
-    was chosen.
+    An absent field that senders always fill is no report: messages leave this way under on_exhausted = "suppress",
+    once the sender's budget is spent. A member of a oneof whose choice is public is there if it was chosen.
     """
-    if field.kind is Kind.ONEOF:
+    if field.kind.on_oneof:
         name = field.path.split(".")[-1]
         parents = _children(walk(descriptor, field))
         return lambda message: (parent.WhichOneof(name) or NOTHING for parent in parents(message))
     *above, last = walk(descriptor, field)
     parents = _children(above)
-    name, repeated, wrapped = last.name, last.is_repeated, is_wrapper(last)
-    optional = last.has_presence
+    name, optional, wrapped, kind = last.name, last.has_presence, is_wrapper(last), field.kind
+    repeated = last.is_repeated and kind.elementwise
 
     def read(message: Message) -> Iterator[Any]:
         for parent in parents(message):
@@ -129,6 +121,9 @@ def reader(descriptor: Descriptor, field: FieldPlan) -> Read:
                     field.path,
                     f"one of the messages does not hold it {field.repeats} times, so this policy has not released it",
                 )
+            if not kind.elementwise:
+                yield from kind.received(held)
+                continue
             for value in held if repeated else (held,):
                 yield value.value if wrapped else value
 

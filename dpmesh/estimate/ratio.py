@@ -1,7 +1,7 @@
 """The ratio of two noisy aggregates: Fieller's interval, with the noises' own laws instead of the normal one.
 
-Fieller (1954): theta is in the set when A - theta B, whose expectation is 0 at the true ratio, is no
-surprise. The noise of A - theta B is Z1 - theta Z2, whose tails follow from the two laws; with Laplace noise
+Fieller (1954): the set holds each theta for which A - theta B is not surprisingly far from 0, its expectation at the
+true ratio. The noise of A - theta B is Z1 - theta Z2, whose tails follow from the two laws; with Laplace noise
 the normal quantile would cover too seldom, and the delta method fails where B is small.
 """
 
@@ -22,7 +22,7 @@ def fieller(a: float, b: float, law_a: Law, law_b: Law, confidence: float) -> tu
 
     Args:
         a: The numerator, in multiples of its law's grid step.
-        b: The denominator, likewise and not 0.
+        b: The denominator, in multiples of its law's grid step; not 0.
         law_a: The numerator's noise.
         law_b: The denominator's noise, independent of the other.
         confidence: Between 0 and 1.

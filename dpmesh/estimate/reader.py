@@ -1,4 +1,4 @@
-"""Reader: what a receiver of noisy messages can tell, from the policy alone."""
+"""Reader: what a receiver of noisy messages can estimate from the policy alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from dpmesh.estimate.laws import Law, law_of
 from dpmesh.estimate.ratio import fieller
 from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.estimate.spread import checked
-from dpmesh.noise.categorical import CategoricalMechanism
 from dpmesh.policy import Policy
 from dpmesh.policy.plan import FieldPlan, Plan
 from dpmesh.v1 import policy_pb2
@@ -35,12 +34,12 @@ class Reader:
     All values of one call have to come from senders under this one policy. Values that it can't have released are
     refused: between the points of its grid, out of its range or domain, in lists of another length, or on average
     where its law can't put them. Most policies can't be told apart by that. Two epsilons of one bool, or of one
-    number IN_RANGE, give the same outputs at other rates, and reports of both read as one give a wrong estimate with
-    an interval that looks right. The digests that come with the reports tell: keep them, make one Reader for each
-    policy, and pass the digests of its reports as `digests`.
+    number IN_RANGE, give the same outputs at other rates, and reports of both together give a wrong estimate with
+    an interval that looks right. The digests that come with the reports tell policies apart: keep them, make one Reader
+    for each policy, and pass the digests of its reports as `digests`.
 
-    Messages that left under on_exhausted = "suppress" hold no report. They are told by a field that is always filled
-    (an optional one, a wrapper, a repeated one). A plain number or category in them is its type's default, which
+    Messages that left under on_exhausted = "suppress" hold no report. They lack the fields that are otherwise always
+    filled (optional ones, wrappers, repeated ones). A plain number or category in them is its type's default, which
     only the sender can tell from a report.
 
     Args:
@@ -66,9 +65,9 @@ class Reader:
     ) -> None:
         rules = policy if isinstance(policy, Policy) else Policy(policy)
         self.plan = message_type if isinstance(message_type, Plan) else _compile(message_type, rules)
-        # A plan says nothing of the overlays that it was compiled from.
-        own = {self.plan.version} if isinstance(message_type, Plan) else {self.plan.version, rules.digest}
-        if not ({digests} if isinstance(digests, str) else set(digests)) <= own:
+        # A plan does not hold the overlays that it was compiled from.
+        known = {self.plan.version} if isinstance(message_type, Plan) else {self.plan.version, rules.digest}
+        if not ({digests} if isinstance(digests, str) else set(digests)) <= known:
             raise EstimateError(
                 self.plan.descriptor.full_name,
                 "one of the digests is not this policy's: give Reader the senders' policy file, if they have one, and "
@@ -82,8 +81,8 @@ class Reader:
         """The mean of a numeric field, unbiased.
 
         Where values may be absent (repeated and optional fields, wrappers, messages in messages), senders fill their
-        places up with defaults, so that nobody can tell who held how many. There the mean is that over all places,
-        an absent value counting as the default, and the estimate says `per_place`. Two values of 50 in
+        places up with defaults, which hides how many values a sender held. There the mean is over all places, an absent
+        value counts as the default, and the estimate says `per_place`. Two values of 50 in
         five places have a mean of 20. The mean over the values that are held needs the share of places that hold one.
 
         Args:
@@ -131,7 +130,7 @@ class Reader:
     ) -> tuple[FieldPlan, Estimate, float]:
         """A numeric field, the mean over all of its places, and what an absent value counts as."""
         field = self._field(path)
-        grid, _ = numbers.parts(field)
+        grid = numbers.as_number(field).grid
         self._refuse_held(path, field, held)
         needed = absence.confidence_of_places(held, confidence)
         places = numbers.mean(field, self._values(field, values), needed)
@@ -164,7 +163,7 @@ class Reader:
             values: What was received: members of the domain (enums by number or name), or messages.
             held: The share of places that hold a value: see `mean`. The shares are those of held values then.
             project: Move the shares to the nearest ones that can be, and cut the intervals to 0 and 1. These stay as
-                honest as they were: see `shares.projected`.
+                honest as they were: see `frequencies.projected`.
             confidence: How often each interval, by itself, holds its share.
 
         Returns:
@@ -176,29 +175,30 @@ class Reader:
                 that this policy can't give; or `held` is no share, or is given for a field that is never absent.
         """
         field = self._field(path)
-        if not isinstance(field.mechanism, CategoricalMechanism) or field.domain is None:
+        category = field.kind.as_category(field)
+        if category is None:
             raise EstimateError(path, f"is {field.kind}, not categorical: it has no frequencies")
         self._refuse_held(path, field, held)
-        labels = self._labels(field)
+        domain, labels = category.domain, category.labels
         received: Iterable[Any] = self._values(field, values)
         if labels:
             numbered = {name: number for number, name in labels.items()}
             received = (numbered.get(value, value) if isinstance(value, str) else value for value in received)
         needed = absence.confidence_of_places(held, confidence)
-        found = frequencies.shares(path, received, field.domain, field.mechanism.truth, needed)
+        found = frequencies.estimate_frequencies(path, received, domain, category.mechanism.truth, needed)
         if held is None:
             per_place = paths.may_be_absent(self.plan, field)
             found = [replace(entry, per_place=per_place) for entry in found]
         else:
             default = paths.default(self.plan.descriptor, field)
-            filler = field.domain.index(default) if default in field.domain else 0
+            filler = domain.index(default) if default in domain else 0
             found = [
                 absence.mean_of_held(path, entry, float(index == filler), held, confidence)
                 for index, entry in enumerate(found)
             ]
         if project:
             found = frequencies.projected(found)
-        return {labels.get(value, value): entry for value, entry in zip(field.domain, found, strict=True)}
+        return {labels.get(value, value): entry for value, entry in zip(domain, found, strict=True)}
 
     def value(self, path: str, value: float | Message, *, confidence: float = 0.95) -> Estimate:
         """One noisy number, such as an aggregate of the central model, and the interval its noise gives.
@@ -213,7 +213,7 @@ class Reader:
             EstimateError: An unknown field, one with another mechanism, or a value that it can't have.
         """
         field, law, index, at = self._single(path, value)
-        grid, _ = numbers.parts(field)
+        grid = numbers.as_number(field).grid
         exact = grid.integral and grid.step == 1
         # The clamp at the ends of a field IN_RANGE only moves outputs towards the truth, so the law's margin
         # around what was received holds there as well.
@@ -246,7 +246,7 @@ class Reader:
         """
         above, law_a, index_a, _ = self._single(numerator, dividend)
         below, law_b, index_b, _ = self._single(denominator, divisor)
-        grid_a, grid_b = numbers.parts(above)[0], numbers.parts(below)[0]
+        grid_a, grid_b = numbers.as_number(above).grid, numbers.as_number(below).grid
         a, b = grid_a.lower / grid_a.step + index_a, grid_b.lower / grid_b.step + index_b
         if b == 0:
             raise EstimateError(denominator, "is 0, which nothing can be divided by")
@@ -257,7 +257,7 @@ class Reader:
     def _single(self, path: str, value: float | Message) -> tuple[FieldPlan, Law, float, float]:
         """The field, its noise's law, the unbiased grid index, and the number as it was received."""
         field = self._field(path)
-        _, mechanism = numbers.parts(field)
+        mechanism = numbers.as_number(field).mechanism
         law = law_of(mechanism)
         if law is None:
             raise EstimateError(path, f"{mechanism.kind} does not simply add noise, so use mean")
@@ -271,11 +271,6 @@ class Reader:
         if found is None:
             found = self._fields[path] = paths.find(self.plan, path)
         return found
-
-    def _labels(self, field: FieldPlan) -> dict[Any, str]:
-        """Names of enum numbers; empty for everything else, which is its own label."""
-        enum = None if field.kind == "oneof" else paths.enum_of(self.plan.descriptor, field)
-        return {number: value.name for number, value in enum.values_by_number.items()} if enum else {}
 
     def _values(self, field: FieldPlan, values: Iterable[Any]) -> Iterable[Any]:
         """Numbers as they are; messages are read."""

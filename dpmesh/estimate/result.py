@@ -1,4 +1,4 @@
-"""What an estimator answers, and what it raises."""
+"""Estimate: what an estimator answers; EstimateError: what it raises."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Estimate:
     """An estimate with a confidence interval, in the field's own units.
 
     Attributes:
-        value: The estimate, unbiased where its maker does not say otherwise. So it may leave the range of possible
+        value: The estimate, unbiased unless the estimator says otherwise. So it may leave the range of possible
             values (a share below 0).
         low: The interval's lower end.
         high: The interval's upper end.
         n: How many noisy values it rests on.
         confidence: How often such an interval holds the true figure.
-        per_place: It is about all places of a field that may be absent, and counts an absent value as the default
+        per_place: It is over all places of a field that may be absent, where an absent value counts as the default
             that fills its place.
     """
 

@@ -97,13 +97,13 @@ def from_ends(law: Duchi, upper: int, n: int, confidence: float) -> tuple[float,
 def around(
     mean: float, variance: float, n: int, least: LeastVariance, confidence: float
 ) -> tuple[float, float]:
-    """The interval of a mean of n outputs: all means m that are no surprise, by the score (Rao 1948, Wilson 1927).
+    """The interval of a mean of n outputs: all means m that the score test accepts (Rao 1948, Wilson 1927).
 
-    No surprise is (mean - m)^2 <= (z^2 v + t^2 max(0, s^2 - v))/n: of the variance of one output, v is what the
+    It accepts (mean - m)^2 <= (z^2 v + t^2 max(0, s^2 - v))/n: of the variance of one output, v is what the
     mechanism has for senders at m, which is known. The sample's variance s^2 says what there is beyond it, such as
     the differences between senders, and being estimated from n values takes Student's quantile t for the normal
     z. v is taken at m and not at the mean that was observed, because a mean at an end of the range, where the
-    noise is least, may come from senders that are not there.
+    noise is least, may come from senders elsewhere.
 
     Args:
         mean: The outputs' mean, unbiased, in grid steps.
@@ -153,7 +153,7 @@ def checked(confidence: float) -> float:
 
 @lru_cache(maxsize=4096)
 def student(confidence: float, degrees: int) -> float:
-    """The same for a standard deviation that was estimated, with so many degrees of freedom (Student 1908)."""
+    """How many estimated standard deviations a two-sided interval takes, by degrees of freedom (Student 1908)."""
     z = normal(confidence)
     if degrees > _MANY:
         return z * (1 + (z * z + 1) / (4 * degrees))
@@ -169,11 +169,11 @@ def student(confidence: float, degrees: int) -> float:
 
 def _within(angle: float, degrees: int) -> float:
     """P(|T| <= sqrt(degrees) tan(angle)): Abramowitz and Stegun 26.7.3 and 26.7.4."""
-    odd = degrees % 2
+    is_odd = degrees % 2
     square = math.cos(angle) ** 2
-    term = total = 0.0 if degrees == 1 else math.cos(angle) if odd else 1.0
-    for k in range(2 + odd, degrees - 1, 2):
+    term = total = 0.0 if degrees == 1 else math.cos(angle) if is_odd else 1.0
+    for k in range(2 + is_odd, degrees - 1, 2):
         term *= (k - 1) / k * square
         total += term
     total *= math.sin(angle)
-    return 2 / math.pi * (angle + total) if odd else total
+    return 2 / math.pi * (angle + total) if is_odd else total

@@ -92,7 +92,7 @@ class PolicySnapshot:
             AnnotationError: An annotation of a loaded type is bad.
             ConfigError: The policy names something that no loaded proto has.
         """
-        unresolved = self.policy.stray()
+        unresolved = self.policy.unresolved_overlays()
         if unresolved:
             raise ConfigError(
                 f"policy: no loaded proto has {', '.join(unresolved)}; "

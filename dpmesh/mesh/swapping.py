@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from google.protobuf.message_factory import GetMessageClass
@@ -12,8 +13,7 @@ from dpmesh.errors import AnnotationError, ConfigError
 from dpmesh.ledger import Budget
 from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.method_name import name_of
-from dpmesh.noise.numeric import NumericMechanism
-from dpmesh.policy import FieldPlan, Plan, Policy, loaded_types
+from dpmesh.policy import Plan, Policy, loaded_types
 from dpmesh.policy.codegen.source import draw_function
 from dpmesh.v1 import policy_pb2
 
@@ -96,43 +96,36 @@ def self_test(plan: Plan) -> None:
     if plan.cost != sum((scope.cost for scope in plan.scopes), Cost.ZERO):
         raise _failed(plan.descriptor.full_name, "costs something else than its scopes together")
     for field in plan.fields:
-        if field.mechanism is None:
+        number, category = field.kind.as_number(field), field.kind.as_category(field)
+        if number is not None:
+            codes, low, high = number.mechanism.codes, number.mechanism.low, number.mechanism.high
+            last = number.grid.size
+            drawn = _cost(number.mechanism.epsilon, number.mechanism.rho, field.repeats)
+        elif category is not None:
+            codes, low = category.mechanism.codes, 0
+            high = last = category.mechanism.k - 1
+            drawn = _cost(category.mechanism.epsilon, None, field.repeats)
+        else:
             continue
-        if not _is_covered(_drawn_cost(field), field.cost) or not _is_covered(field.cost, plan.cost):
+        if not _is_covered(drawn, field.cost) or not _is_covered(field.cost, plan.cost):
             raise _failed(field.name, "draws more than it pays for")
-        low, high, inputs = _edges(field)
-        draw = draw_function(field.mechanism.codes)
-        if not all(low <= draw(index) <= high for index in inputs):
+        draw = draw_function(codes)
+        if not all(low <= draw(index) <= high for index in (0, last // 2, last)):
             raise _failed(field.name, "draws a value outside of its mechanism's range")
 
 
-def _drawn_cost(field: FieldPlan) -> Cost:
+def _cost(epsilon: Fraction | None, rho: Fraction | None, repeats: int) -> Cost:
     """What all draws for one field of one message cost, by the mechanism's own parameters."""
-    mechanism = field.mechanism
-    assert mechanism is not None
-    if mechanism.epsilon is not None:
-        return Cost.pure(mechanism.epsilon).times(field.repeats)
-    assert isinstance(mechanism, NumericMechanism)
-    assert mechanism.rho is not None
-    return Cost.gaussian(mechanism.rho * field.repeats)
+    if epsilon is not None:
+        return Cost.pure(epsilon).times(repeats)
+    assert rho is not None
+    return Cost.gaussian(rho * repeats)
 
 
 def _is_covered(part: Cost, whole: Cost) -> bool:
     if whole.epsilon is not None and (part.epsilon is None or part.epsilon > whole.epsilon):
         return False
     return part.rho <= whole.rho
-
-
-def _edges(field: FieldPlan) -> tuple[int, int, tuple[int, ...]]:
-    """A mechanism's smallest and largest output, and the inputs to try: the first, the middle and the last."""
-    mechanism = field.mechanism
-    if isinstance(mechanism, NumericMechanism):
-        assert field.grid is not None
-        low, high, last = mechanism.low, mechanism.high, field.grid.size
-    else:
-        assert mechanism is not None
-        low, high, last = 0, mechanism.k - 1, mechanism.k - 1
-    return low, high, (0, last // 2, last)
 
 
 def _failed(element: str, text: str) -> AnnotationError:

@@ -1,4 +1,4 @@
-"""What the compiler asks of protobuf field types."""
+"""Descriptors: what protobuf's types and fields are, in the terms that rules need."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ def is_wrapper(field: FieldDescriptor) -> bool:
     return field.message_type is not None and field.message_type.full_name in _WRAPPERS
 
 
-def held(field: FieldDescriptor) -> Descriptor:
-    """The message type of a field that has one."""
+def _message_type(field: FieldDescriptor) -> Descriptor:
+    """The message type of a field that holds messages."""
     assert field.message_type is not None
     return field.message_type
 
 
 def scalar(field: FieldDescriptor) -> FieldDescriptor:
     """The field that holds the value: the wrapper's own, or the field itself."""
-    return held(field).fields_by_name["value"] if is_wrapper(field) else field
+    return _message_type(field).fields_by_name["value"] if is_wrapper(field) else field
 
 
-def choice_of(field: FieldDescriptor) -> OneofDescriptor | None:
-    """The oneof that a field is one choice of, or None.
+def oneof_of(field: FieldDescriptor) -> OneofDescriptor | None:
+    """The oneof of several members that a field belongs to, or None.
 
-    A oneof of one member (proto3 `optional` is one too) is no choice, only presence.
+    A oneof of one member, such as that of a proto3 `optional` field, only tells whether its member is set.
     """
     oneof = field.containing_oneof
     return oneof if oneof is not None and len(oneof.fields) > 1 else None
 
 
 # A field of such a name hides a method that protecting a message needs.
-METHODS = frozenset(
+RESERVED_NAMES = frozenset(
     {
         "HasField",
         "WhichOneof",
@@ -92,7 +92,7 @@ def is_map(field: FieldDescriptor) -> bool:
 
 def inside_of(field: FieldDescriptor) -> Descriptor | None:
     """The message type that a field holds; of a map, that of its values."""
-    return held(field).fields_by_name["value"].message_type if is_map(field) else field.message_type
+    return _message_type(field).fields_by_name["value"].message_type if is_map(field) else field.message_type
 
 
 def mark(field: FieldDescriptor) -> str:

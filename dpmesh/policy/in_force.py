@@ -1,4 +1,4 @@
-"""Whether any rule is in force. As long as none is, there is nothing to protect, and dpmesh stays out of the way."""
+"""InForce: whether any rule is in force. While none is, nothing is protected, and dpmesh does not interfere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DESCRIPTOR = "DESCRIPTOR"
 class InForce:
     """Looks for rules: an overlay, or an annotation of a type whose module is imported.
 
-    The answer is kept. "No" is looked up again as soon as more modules are imported; "yes" is for good.
+    The answer is kept: "yes" for good, "no" until more modules are imported.
 
     Args:
         policy: The rules.
@@ -26,15 +26,15 @@ class InForce:
     def __init__(self, policy: Policy) -> None:
         overlays = policy.rules.overlay
         self._policy = policy
-        self._found = any((overlays.fields, overlays.messages, overlays.oneofs, overlays.methods))
+        self._in_force = any((overlays.fields, overlays.messages, overlays.oneofs, overlays.methods))
         # How many modules were imported when no rule was found.
         self._modules = -1
 
     def __call__(self) -> bool:
         """Whether any rule is in force."""
-        if not self._found and len(sys.modules) != self._modules:
+        if not self._in_force and len(sys.modules) != self._modules:
             self._look()
-        return self._found
+        return self._in_force
 
     def _look(self) -> None:
         modules = len(sys.modules)
@@ -43,7 +43,7 @@ class InForce:
             name.endswith("_pb2") and _DESCRIPTOR not in getattr(module, "__dict__", {})
             for name, module in list(sys.modules.items())
         )
-        self._found = any(self._rules(message) for message in loaded_types.message_types(self._policy))
+        self._in_force = any(self._rules(message) for message in loaded_types.message_types(self._policy))
         self._modules = -1 if importing else modules
 
     def _rules(self, message: Descriptor) -> bool:

@@ -1,4 +1,4 @@
-"""Which message types and methods of this process can have rules: those of all imported _pb2 modules."""
+"""Loaded types: the message types and methods of this process that can have rules, from all imported _pb2 modules."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ _ANNOTATION = _tag()
 
 
 def message_types(policy: Policy) -> Iterator[Descriptor]:
-    """All message types of loaded files from which an annotation or an overlay can be reached, innermost too.
+    """All message types of loaded files from which an annotation or an overlay can be reached, nested types included.
 
-    These are the files that import privacy.proto or have annotations, that hold a message type which an overlay names
-    or an extension with options extends, or that import one of these, also by way of others: a message type without
-    rules may hold others that have some.
+    A file counts if it is privacy.proto or has annotations, if it holds a message type that an overlay names or that
+    an extension with options extends, or if it imports such a file, directly or not: a message type without rules may
+    hold others that have some.
 
     Args:
         policy: Whose overlays to look for.
     """
     files = _files(policy)
     overlaid = _overlaid(policy)
-    ruled = [key for key, file in files.items() if _has_rules(file, overlaid)]
+    with_rules = [key for key, file in files.items() if _has_rules(file, overlaid)]
     importers: dict[_Key, list[_Key]] = {}
     for key, file in files.items():
         for used in file.dependencies:
             importers.setdefault(_key(used), []).append(key)
-    found = set(ruled)
-    while ruled:
-        key = ruled.pop()
+    reached = set(with_rules)
+    while with_rules:
+        key = with_rules.pop()
         reaching = {*importers.get(key, ()), *_extended(files[key])} & files.keys()
-        new = [key for key in reaching if key not in found]
-        found.update(new)
-        ruled += new
+        new = [key for key in reaching if key not in reached]
+        reached.update(new)
+        with_rules += new
     for key, file in files.items():
-        if key in found:
+        if key in reached:
             yield from _all(file.message_types_by_name.values())
 
 

@@ -95,7 +95,7 @@ _EXPECTED = {
 
 
 class _Reader:
-    """Reads a document into a message; the first mistake is an error with its place.
+    """Reads a document into a message. The first mistake raises an error that says where it is.
 
     Args:
         source: What to call the document.

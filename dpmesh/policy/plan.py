@@ -1,4 +1,4 @@
-"""Plan: what is done to each field of one message type, decided once, frozen, and cheap to run."""
+"""Plan: what is done to each field of one message type, decided once and immutable."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from dpmesh.accounting import Cost
-from dpmesh.noise.categorical import CategoricalMechanism
-from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy.compile.anys import Find
+
+if TYPE_CHECKING:
+    from dpmesh.policy.kinds.kind import FieldKind
 
 # A unit's canonical bytes and the length of an epoch in seconds -> the unit's pseudonym (16 bytes) in this epoch.
 Pseudonymise = Callable[[bytes, float], bytes]
@@ -31,58 +32,11 @@ class Build(Protocol):
         """
 
 
-class Kind(enum.StrEnum):
-    """What a plan does to a field; the names of the annotation's kinds."""
-
-    UNIT = "unit"
-    NUMERIC = "numeric"
-    CATEGORICAL = "categorical"
-    ONEOF = "oneof"
-    MESSAGE_ID = "message_id"
-    SUPPRESS = "suppress"
-    PUBLIC = "public"
-    # No annotation: a google.protobuf.Any, which is opened and judged at release.
-    ANY = "any"
-
-
 class Model(enum.StrEnum):
     """Whose value a number is: the unit's own, or an aggregate over many units."""
 
     LOCAL = "local"
     CENTRAL = "central"
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """The public grid of a numeric field: lower + i * step for i = 0..size.
-
-    Attributes:
-        lower: The value of index 0, in the field's own units.
-        upper: The declared upper bound; the last point is the nearest to it, above or below.
-        step: The distance of two neighbours, in the field's own units.
-        size: The index of the last point.
-        integral: The field holds integers, so all points are integers.
-    """
-
-    lower: float
-    upper: float
-    step: float
-    size: int
-    integral: bool
-
-    def value(self, index: int) -> float:
-        """The value of a grid index (which may lie outside 0..size)."""
-        return self.lower + index * self.step
-
-    def index(self, value: float) -> int:
-        """The index nearest to a value, clamped to 0..size; the middle for NaN."""
-        if value != value:
-            return self.size // 2
-        if value <= self.lower:
-            return 0
-        if value >= self.upper:
-            return self.size
-        return min(int((value - self.lower) / self.step + 0.5), self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,26 +46,22 @@ class FieldPlan:
     Attributes:
         path: From the root message: names joined by dots; "[]" marks repeated, "{}" a map ("rows[].delay").
         name: The full name of the field or oneof, "package.Message.field".
-        kind: What is done.
+        kind: What is done. It answers all questions that depend on the kind.
         origin: Who decided: "annotation", "overlay", or "unannotated".
-        model: Local or central, for numbers; None otherwise.
+        model: Local or central, where noise is drawn; None otherwise.
         epsilon: The loss of one release of the whole field in one message instance, or None for the Gaussian.
         rho: The Gaussian's zCDP cost, else None.
         delta: The Gaussian's declared delta, else 0.
         repeats: How many elements of this field one message instance shows (1 unless repeated).
         instances: How often the field's message occurs in one root message (the product of max_items above it).
         cost: What one message instance pays for it, all repeats together.
-        grid: Of a numeric field.
-        in_range: A numeric field's output mode.
-        refuses_nan: A message whose value is NaN is refused; of an aggregate always.
-        domain: Of a categorical field, in order: enum numbers, bools, strings or integers.
-        mechanism: What draws each element.
-        unannotated: Of an Any: what becomes of packed types without rules (MessageRules.Unannotated).
+        mechanism_name: What draws the noise of each element; "" where nothing is drawn.
+        payload: What only this kind of field has: a dataclass of the kind's own file, or None.
     """
 
     path: str
     name: str
-    kind: Kind
+    kind: FieldKind
     origin: str
     model: Model | None = None
     epsilon: Fraction | None = None
@@ -120,19 +70,8 @@ class FieldPlan:
     repeats: int = 1
     instances: int = 1
     cost: Cost = Cost.ZERO
-    grid: Grid | None = None
-    in_range: bool = False
-    refuses_nan: bool = False
-    domain: tuple[Any, ...] | None = None
-    mechanism: NumericMechanism | CategoricalMechanism | None = None
-    unannotated: int = 0
-
-    @property
-    def mechanism_name(self) -> str:
-        """The mechanism's name, "" where nothing is drawn."""
-        if isinstance(self.mechanism, NumericMechanism):
-            return str(self.mechanism.kind)
-        return "" if self.mechanism is None else "k_randomized_response"
+    mechanism_name: str = ""
+    payload: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,15 +127,15 @@ class Plan:
         unit: Where one unit, in the message itself, pays for all of it: maps a snapshot to the unit's canonical bytes.
             None otherwise. Raises ProtectionError.
         build: Maps a snapshot and the pseudonym function to a new, protected message. Raises ProtectionError.
-        build_blank: The same, as if every value were absent: what leaves under on_exhausted = "suppress".
+        build_blank: What `build` is, as if every value were absent: for on_exhausted = "suppress".
         mechanisms: The names of all mechanisms, sorted, for telemetry.
         protected: How many fields are noised or suppressed.
         cost: The most that one message can cost all owners together, with one instance of each scope.
         delta: The sum of the deltas that its Gaussians were declared with.
         labels: Of the message type and of the messages in it that are protected or can hold an Any, sorted.
-        messages: The full names of the same types, sorted.
-        ownerless: What the scope of no unit costs, in two parts: local values, for which the units pay that a message
-            with them is packed in, and aggregates.
+        messages: The full names of the types that `labels` is about, sorted.
+        ownerless: What the scope of no unit costs, in two parts. The first is local values: where the message is packed
+            in an Any, the units around the Any pay for them. The second is aggregates.
         anys: What opens a message that can hold Anys, without which `build` and `build_blank` refuse it. None where no
             message of the type can hold one. `cost` counts nothing of what Anys pack.
         source: The generated code of `build`, `build_blank` and all that they call: see `dpmesh.policy.codegen`.
@@ -223,17 +162,17 @@ class Plan:
 
     @property
     def is_open(self) -> bool:
-        """Whether nothing is protected but what Anys pack, so that each message tells if it has to be protected."""
+        """Whether nothing is protected but what Anys pack, so that it depends on each message."""
         return self.anys is not None and self.anys.alone
 
     def owners(self, message: Message) -> Sequence[tuple[int, bytes]]:
-        """What `payers` gives for a message that nobody changes."""
+        """What `payers` gives for a message that is not changed meanwhile."""
         return self.payers(self.snapshot(message))
 
-    def protect(self, message: Message, alias: Pseudonymise) -> Message:
-        """What `build` makes of a message that nobody changes. The message itself is never changed."""
-        return self.build(self.snapshot(message), alias)
+    def protect(self, message: Message, pseudonymise: Pseudonymise) -> Message:
+        """What `build` makes of a message that is not changed meanwhile. This does not change it either."""
+        return self.build(self.snapshot(message), pseudonymise)
 
-    def blank(self, message: Message, alias: Pseudonymise) -> Message:
-        """What `build_blank` makes of a message that nobody changes."""
-        return self.build_blank(self.snapshot(message), alias)
+    def blank(self, message: Message, pseudonymise: Pseudonymise) -> Message:
+        """What `build_blank` makes of a message that is not changed meanwhile."""
+        return self.build_blank(self.snapshot(message), pseudonymise)

@@ -34,7 +34,7 @@ class Policy:
         elif overlays is not None:
             overlay_file.check(overlays)
         self.rules = Rulebook(overlays)
-        # With what was known then of other types that can change the answer.
+        # Each with the number of other types known then that can change the answer.
         self._compiled: dict[Descriptor, tuple[Plan | None, list[Diagnostic], int]] = {}
 
     @property
@@ -46,19 +46,19 @@ class Policy:
         """The plan of a message type, or None when nothing of it can ever be protected.
 
         A type that reaches google.protobuf.Any, or a type that can be extended, always has a plan. If nothing else
-        of it is protected, the plan `is_open`; it is another one once an extension with a rule has been imported.
+        of it is protected, the plan `is_open`; importing an extension with a rule replaces it by another one.
 
         Raises:
             AnnotationError: One of its annotations is bad.
         """
-        plan, problems, _ = self._compile(message)
-        for problem in problems:
-            if problem.severity is Severity.ERROR:
-                raise problem.error()
+        plan, diagnostics, _ = self._compile(message)
+        for diagnostic in diagnostics:
+            if diagnostic.severity is Severity.ERROR:
+                raise diagnostic.error()
         return plan
 
-    def problems(self, message: Descriptor) -> list[Diagnostic]:
-        """Everything that is wrong or worth a look in a message type's annotations."""
+    def diagnostics(self, message: Descriptor) -> list[Diagnostic]:
+        """What is wrong with a message type's annotations, or worth a look."""
         return list(self._compile(message)[1])
 
     def requires(self, method: MethodDescriptor) -> bool:
@@ -75,15 +75,15 @@ class Policy:
         Raises:
             AnnotationError: Its annotation is bad.
         """
-        found = method_name.find(method, pool)
-        return frozenset() if found is None else frozenset(self.rules.method(found).rules.labels)
+        descriptor = method_name.find(method, pool)
+        return frozenset() if descriptor is None else frozenset(self.rules.method(descriptor).rules.labels)
 
     def declares(self, method: str, pool: DescriptorPool) -> bool:
         """Whether a proto that is loaded, or one in another pool, has a method."""
         return any(method_name.find(method, each) is not None for each in {descriptor_pool.Default(), pool})
 
-    def stray(self, pool: DescriptorPool | None = None) -> list[str]:
-        """The overlays' names that no loaded proto has: misspelled, or imported too late.
+    def unresolved_overlays(self, pool: DescriptorPool | None = None) -> list[str]:
+        """The names of overlays that no loaded proto has: misspelled, or imported too late.
 
         Args:
             pool: Where to look; protobuf's default pool when absent.
@@ -97,20 +97,20 @@ class Policy:
         )
 
     def _compile(self, message: Descriptor) -> tuple[Plan | None, list[Diagnostic], int]:
-        done = self._compiled.get(message)
-        if done is None or _known(message, done[0]) != done[2]:
-            plan, problems = compile_message(message, self.rules)
-            done = self._compiled[message] = plan, problems, _known(message, plan)
-        return done
+        compiled = self._compiled.get(message)
+        if compiled is None or _known(message, compiled[0]) != compiled[2]:
+            plan, diagnostics = compile_message(message, self.rules)
+            compiled = self._compiled[message] = plan, diagnostics, _known(message, plan)
+        return compiled
 
 
 def is_foreign(message: Descriptor) -> bool:
-    """Whether a type is from another pool than protobuf's default pool, where a module may yet bring rules for it."""
+    """Whether a type is from another pool than the default one, to which a module may yet add rules for it."""
     return message.file.pool is not descriptor_pool.Default()
 
 
 def _known(message: Descriptor, plan: Plan | None) -> int:
-    """How many types and extensions this process knows that can make another plan of a type."""
+    """How many types and extensions this process knows that can change the plan of a type."""
     return _extensions(plan) + (_twins(message) if is_foreign(message) else 0)
 
 
@@ -127,7 +127,7 @@ def _twins(message: Descriptor) -> int:
 
 
 def _extensions(plan: Plan | None) -> int:
-    """How many extensions this process knows of the types whose extensions can make another plan of an open one.
+    """How many extensions this process knows that can replace an open plan.
 
     Descriptor pools have no version, but an extension that was added to one stays.
     """
@@ -179,6 +179,6 @@ def _find(section: str, name: str, pool: DescriptorPool) -> None:
 
 
 def _refuse_map_entry(message: Descriptor) -> None:
-    """A map's entries are no message whose rules are looked up."""
+    """Refuses the type of a map's entries, which takes no rules."""
     if is_map_entry(message):
         raise KeyError(message.full_name)

@@ -27,7 +27,7 @@ class ResolvedRule:
     """A rule and who made it.
 
     Attributes:
-        rules: FieldRules, MessageRules, OneofRules or MethodRules; the empty message when nobody ruled.
+        rules: FieldRules, MessageRules, OneofRules or MethodRules; the empty message where there is no rule.
         origin: ANNOTATION, OVERLAY or UNANNOTATED.
     """
 
@@ -39,10 +39,10 @@ class ResolvedRule:
 
 
 class Rulebook:
-    """Annotations and overlays behind one question: what holds for this element?
+    """Annotations and overlays behind one question: which rule holds for this element?
 
-    A message class can come from a descriptor pool of its own, which may have lost the annotations (by reflection, or
-    from a descriptor set). So an element that has no rule there takes that of its twin in protobuf's default pool.
+    A message class can come from another descriptor pool, which may have lost the annotations (by reflection, or from
+    a descriptor set). So an element without a rule takes the rule of its twin in protobuf's default pool.
 
     Args:
         overlay: The policy file, or None for annotations alone.
@@ -57,38 +57,38 @@ class Rulebook:
 
     def field(self, field: FieldDescriptor) -> ResolvedRule:
         """The FieldRules of a field."""
-        found = self._ruling(
+        own = self._resolve(
             field, field.full_name, self.overlay.fields, descriptor_pb2.FieldOptions, privacy_pb2.field
         )
-        twins = () if found else _field_twins(field)
-        return next((ruling for twin in twins if (ruling := self.field(twin))), found)
+        twins = () if own else _field_twins(field)
+        return next((rule for twin in twins if (rule := self.field(twin))), own)
 
     def message(self, message: Descriptor) -> ResolvedRule:
         """The MessageRules of a message type."""
         names = self.overlay.messages
-        found = self._ruling(
+        own = self._resolve(
             message, message.full_name, names, descriptor_pb2.MessageOptions, privacy_pb2.message
         )
-        twin = None if found else default_twin(message)
-        return found if twin is None else self.message(twin)
+        twin = None if own else default_twin(message)
+        return own if twin is None else self.message(twin)
 
     def oneof(self, oneof: OneofDescriptor) -> ResolvedRule:
         """The OneofRules of a oneof."""
-        found = self._ruling(
+        own = self._resolve(
             oneof, oneof.full_name, self.overlay.oneofs, descriptor_pb2.OneofOptions, privacy_pb2.oneof
         )
-        message = None if found else default_twin(oneof.containing_type)
+        message = None if own else default_twin(oneof.containing_type)
         twin = None if message is None else message.oneofs_by_name.get(oneof.name)
-        return found if twin is None else self.oneof(twin)
+        return own if twin is None else self.oneof(twin)
 
     def method(self, method: MethodDescriptor) -> ResolvedRule:
         """The MethodRules of a method."""
         path = method_name.name_of(method)
-        return self._ruling(
+        return self._resolve(
             method, path, self.overlay.methods, descriptor_pb2.MethodOptions, privacy_pb2.method
         )
 
-    def _ruling(
+    def _resolve(
         self, element: Any, name: str, overlays: Any, options: type[_Options], extension: Any
     ) -> ResolvedRule:
         if not element.has_options and name not in overlays:

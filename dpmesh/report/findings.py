@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
 from dpmesh import method_name
 from dpmesh.errors import AnnotationError
-from dpmesh.policy import Diagnostic, Kind, Plan, Policy, Severity
+from dpmesh.policy import Diagnostic, Plan, Policy, Severity
 from dpmesh.policy.descriptors import is_map
 from dpmesh.policy.policy import SECTIONS, takes_rules
 from dpmesh.report.sources import SourceLocation, Sources
@@ -79,7 +79,7 @@ def protected_types(sources: Sources, policy: Policy) -> int:
 
     What their Anys pack does not count: only a release can tell what it is.
     """
-    policy = _without(policy, policy.stray(sources.pool))
+    policy = _without(policy, policy.unresolved_overlays(sources.pool))
     plans = [_plan(message, policy) for message in _messages(sources, policy)]
     return sum(plan is not None and not plan.is_open for plan in plans)
 
@@ -98,13 +98,13 @@ def _diagnostics(sources: Sources, policy: Policy) -> Iterator[Diagnostic]:
         for name in sorted(getattr(overlay, section)):
             if not takes_rules(section, name, sources.pool):
                 yield _unresolved(section, name, sources)
-    policy = _without(policy, policy.stray(sources.pool))
+    policy = _without(policy, policy.unresolved_overlays(sources.pool))
     book = policy.rules
     for message in _messages(sources, policy):
         # Anys in a type that protects nothing else are found below, where an RPC carries them.
         plan = _plan(message, policy)
         is_open = plan is not None and plan.is_open
-        yield from (entry for entry in policy.problems(message) if not (is_open and entry.rule == "any"))
+        yield from (entry for entry in policy.diagnostics(message) if not (is_open and entry.rule == "any"))
         # The compiler stops at the first rule that it can't read, and skips messages that leave as they are.
         yield from _unreadable(book.message, (message,))
         yield from _unreadable(book.oneof, message.oneofs)
@@ -132,7 +132,7 @@ def _anys(
         direction: "request" or "response".
         message: The type that the RPC carries in this direction.
     """
-    for entry in policy.problems(message):
+    for entry in policy.diagnostics(message):
         if entry.rule != "any" or entry.severity is not Severity.WARNING:
             continue
         if entry.element.rpartition(".")[0] not in requested:
@@ -200,7 +200,7 @@ def _spellings(policy: Policy, method: MethodDescriptor) -> Iterator[Diagnostic]
     """Units in responses: a server may send back the spelling of an id that its client used."""
     plan = _plan(method.output_type, policy)
     for entry in plan.fields if plan is not None else ():
-        if entry.kind is not Kind.UNIT:
+        if not entry.kind.is_unit:
             continue
         field = method.output_type.file.pool.FindFieldByName(entry.name)
         if field.type == field.TYPE_STRING and not policy.rules.field(field).rules.unit.normalize:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.descriptor import Descriptor
-from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon
@@ -15,14 +13,8 @@ from dpmesh.errors import AnnotationError
 from dpmesh.ledger import Budget
 from dpmesh.mesh.billing import BillingTable
 from dpmesh.mesh.pricing import PricedPlan
-from dpmesh.noise.categorical import CategoricalMechanism
-from dpmesh.noise.numeric import NumericMechanism
-from dpmesh.policy import FieldPlan, Kind, Model, Plan, Policy
-from dpmesh.policy.compile.anys import FATES
-from dpmesh.policy.kinds.units import DEFAULT_EPOCH
+from dpmesh.policy import FieldPlan, Model, Plan, Policy
 from dpmesh.report.lifetimes import messages_per_window, seconds_until_spent
-from dpmesh.report.wording import duration, number
-from dpmesh.v1 import privacy_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +165,7 @@ class Planner:
             return MessageReport(message.full_name, protected=True, refused=str(error))
         if plan is None:
             return MessageReport(message.full_name, protected=False)
-        fields = tuple(self._field(entry, message.file.pool) for entry in plan.fields)
+        fields = tuple(_field(entry) for entry in plan.fields)
         if plan.is_open:
             return MessageReport(message.full_name, protected=False, fields=fields)
         try:
@@ -214,40 +206,26 @@ class Planner:
                 )
         return payments
 
-    def _field(self, entry: FieldPlan, pool: DescriptorPool) -> FieldReport:
-        low, high = _outputs(entry)
-        epsilon, rho = _loss(entry)
-        return FieldReport(
-            path=entry.path,
-            kind=str(entry.kind),
-            model=None if entry.model is None else str(entry.model),
-            mechanism=_mechanism(entry),
-            origin=entry.origin,
-            epsilon=epsilon,
-            rho=rho,
-            delta=entry.delta,
-            elements=entry.repeats * entry.instances,
-            error=_deviation(entry),
-            truth=entry.mechanism.truth if isinstance(entry.mechanism, CategoricalMechanism) else None,
-            output=self._output(entry, pool, low, high),
-            low=low,
-            high=high,
-        )
 
-    def _output(self, entry: FieldPlan, pool: DescriptorPool, low: float | None, high: float | None) -> str:
-        if entry.kind is Kind.UNIT:
-            return _unit_output(self._policy.rules.field(pool.FindFieldByName(entry.name)).rules.unit)
-        if entry.kind is Kind.MESSAGE_ID:
-            return "128 random bits"
-        if entry.kind is Kind.SUPPRESS:
-            return "nothing"
-        if entry.kind is Kind.PUBLIC:
-            return "as it is"
-        if entry.kind is Kind.ANY:
-            return f"judged at release; types without rules {FATES[entry.unannotated]}"
-        if entry.domain is not None:
-            return f"one of {len(entry.domain)}"
-        return f"{number(low)} to {number(high)}"
+def _field(entry: FieldPlan) -> FieldReport:
+    shown = entry.kind.describe(entry)
+    epsilon, rho = _loss(entry)
+    return FieldReport(
+        path=entry.path,
+        kind=str(entry.kind),
+        model=None if entry.model is None else str(entry.model),
+        mechanism=entry.mechanism_name or None,
+        origin=entry.origin,
+        epsilon=epsilon,
+        rho=rho,
+        delta=entry.delta,
+        elements=entry.repeats * entry.instances,
+        error=shown.error,
+        truth=shown.truth,
+        output=shown.output,
+        low=shown.low,
+        high=shown.high,
+    )
 
 
 def _total(plan: Plan, priced: PricedPlan | None) -> tuple[float | None, float]:
@@ -257,48 +235,12 @@ def _total(plan: Plan, priced: PricedPlan | None) -> tuple[float | None, float]:
 
 
 def _loss(entry: FieldPlan) -> tuple[float | None, float | None]:
-    if entry.mechanism is None:
+    if not entry.mechanism_name:
         return None, None
     cost = entry.cost.times(entry.instances)
     if cost.epsilon is None:
         return rho_to_epsilon(cost.rho / AMOUNT, entry.delta), cost.rho / AMOUNT
     return cost.epsilon / AMOUNT, cost.rho / AMOUNT
-
-
-def _mechanism(entry: FieldPlan) -> str | None:
-    if isinstance(entry.mechanism, NumericMechanism):
-        return str(entry.mechanism.kind)
-    return None if entry.mechanism is None else "k_randomized_response"
-
-
-def _deviation(entry: FieldPlan) -> float | None:
-    if not isinstance(entry.mechanism, NumericMechanism) or entry.grid is None:
-        return None
-    deviation = math.sqrt(entry.mechanism.worst_variance) * entry.grid.step
-    return deviation if math.isfinite(deviation) else None
-
-
-def _outputs(entry: FieldPlan) -> tuple[float | None, float | None]:
-    """The public range of a number's outputs; the grid's last point may lie above the upper bound."""
-    if not isinstance(entry.mechanism, NumericMechanism) or entry.grid is None:
-        return None, None
-    if entry.in_range:
-        return entry.grid.lower, entry.grid.upper
-    return entry.grid.value(entry.mechanism.low), entry.grid.value(entry.mechanism.high)
-
-
-def _unit_output(rules: pb.Unit) -> str:
-    names = [pb.Unit.Normalization.Name(each) for each in rules.normalize if each != pb.Unit.AS_IS]
-    return _unit_form(rules) + (f", charged by {' '.join(names)}" if names else "")
-
-
-def _unit_form(rules: pb.Unit) -> str:
-    if rules.form == pb.Unit.SUPPRESSED:
-        return "nothing"
-    if rules.form == pb.Unit.RAW:
-        return "as it is"
-    epoch = rules.epoch.seconds + rules.epoch.nanos / 1e9 if rules.HasField("epoch") else DEFAULT_EPOCH
-    return f"pseudonym per {duration(epoch)}"
 
 
 def is_central(field: FieldReport) -> bool:

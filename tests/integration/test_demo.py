@@ -19,7 +19,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 import dpmesh
 from dpmesh.estimate import Reader
-from dpmesh.policy import Grid, Kind
+from dpmesh.policy import Grid
 from dpmesh_fleet import fleet_pb2, fleet_pb2_grpc
 from dpmesh_fleet.compare import compare
 from dpmesh_fleet.data import Flight, load
@@ -109,7 +109,11 @@ def aggregates(flights: list[Flight]) -> dict[tuple[str, int], int]:
 
 def test_true_aggregates_lie_within_their_bounds():
     plan = Reader(fleet_pb2.FleetSummary).plan
-    bounds = {field.path.replace("[]", ""): field.grid for field in plan.fields if field.kind is Kind.NUMERIC}
+    bounds = {
+        field.path.replace("[]", ""): field.payload.grid
+        for field in plan.fields
+        if str(field.kind) == "numeric"
+    }
     for (name, _), value in aggregates(FLIGHTS).items():
         assert bounds[name].lower <= value <= bounds[name].upper
 
@@ -144,8 +148,8 @@ async def test_three_days_of_the_fleet(tmp_path):
     assert not {flight.air_time for flight in flights} & {minutes for _, minutes in received}
     # Nor are they the raw ones put on the grid: of 2,500 pairs 0.002 are some flight's by chance, more than three once
     # in 1e12 runs.
-    grids = {field.path: field.grid for field in Reader(fleet_pb2.FlightReport).plan.fields}
-    delay, minutes = grids["dep_delay"], grids["air_time"]
+    fields = {field.path: field for field in Reader(fleet_pb2.FlightReport).plan.fields}
+    delay, minutes = fields["dep_delay"].payload.grid, fields["air_time"].payload.grid
     held = {(on_grid(flight.dep_delay, delay), on_grid(flight.air_time, minutes)) for flight in flights}
     assert sum(pair in held for pair in received) <= 3
 

@@ -40,10 +40,10 @@ def numeric_reader(rule: str) -> Reader:
 def outputs(reader: Reader, value: float, count: int) -> np.ndarray:
     """What a sender that holds a value releases, `count` times."""
     field = reader.plan.fields[0]
-    draw, index = draw_function(field.mechanism.codes), field.grid.index(value)
+    draw, index = draw_function(field.payload.mechanism.codes), field.payload.grid.index(value)
     drawn = np.fromiter((draw(index) for _ in range(count)), np.float64, count)
-    released = field.grid.lower + drawn * field.grid.step
-    return np.minimum(released, field.grid.upper) if field.in_range else released
+    released = field.payload.grid.lower + drawn * field.payload.grid.step
+    return np.minimum(released, field.payload.grid.upper) if field.payload.in_range else released
 
 
 @pytest.mark.parametrize(
@@ -72,15 +72,17 @@ def test_means(rule, part):
     reader = numeric_reader(rule)
     field = reader.plan.fields[0]
     repetitions, n = 1500, 400
-    index = field.grid.index(field.grid.lower + part * (field.grid.upper - field.grid.lower))
-    truth = field.grid.value(index)
+    index = field.payload.grid.index(
+        field.payload.grid.lower + part * (field.payload.grid.upper - field.payload.grid.lower)
+    )
+    truth = field.payload.grid.value(index)
     noisy = outputs(reader, truth, repetitions * n).reshape(repetitions, n)
     means = [reader.mean("x", row, confidence=CONFIDENCE) for row in noisy]
     held = sum(mean.covers(truth) for mean in means)
     assert coverage_is(
         held, repetitions, CONFIDENCE, slack=0.006 if held < CONFIDENCE * repetitions else 0.015
     )
-    error = math.sqrt(field.mechanism.variance(index) / n) * field.grid.step
+    error = math.sqrt(field.payload.mechanism.variance(index) / n) * field.payload.grid.step
     assert within(float(np.mean([mean.value for mean in means])), truth, error / math.sqrt(repetitions))
     # Of the squared widths, each estimates the variance with relative error at most sqrt(5/n) (Laplace: kurtosis 6).
     squared = float(np.mean([(mean.margin / 1.959964) ** 2 for mean in means])) / error**2
@@ -118,13 +120,13 @@ def test_intervals_hold_where_outputs_rarely_vary(rule, part, n):
     """
     reader = numeric_reader(rule)
     field, repetitions, least = reader.plan.fields[0], 1000, 0.93
-    draw, size = draw_function(field.mechanism.codes), field.grid.size
+    draw, size = draw_function(field.payload.mechanism.codes), field.payload.grid.size
     places = [size * i // (n - 1) for i in range(n)] if part is None else [round(size * part)] * n
-    truth = field.grid.value(0) + sum(places) / n * field.grid.step
+    truth = field.payload.grid.value(0) + sum(places) / n * field.payload.grid.step
     held = 0
     for _ in range(repetitions):
-        released = [field.grid.value(draw(x)) for x in places]
-        cut = [min(y, field.grid.upper) for y in released] if field.in_range else released
+        released = [field.payload.grid.value(draw(x)) for x in places]
+        cut = [min(y, field.payload.grid.upper) for y in released] if field.payload.in_range else released
         held += reader.mean("x", cut, confidence=CONFIDENCE).covers(truth)
     assert held / repetitions >= least - 4.75 * math.sqrt(least * (1 - least) / repetitions)
 
@@ -148,13 +150,13 @@ def test_frequencies():
     )
     reader = Reader(protos.M)
     field = reader.plan.fields[0]
-    draw, population = draw_function(field.mechanism.codes), np.array([0.0, 0.1, 0.3, 0.6])
+    draw, population = draw_function(field.payload.mechanism.codes), np.array([0.0, 0.1, 0.3, 0.6])
     repetitions, n = 1500, 300
     held, values = np.zeros(4), np.zeros(4)
     random = np.random.default_rng(7)
     for _ in range(repetitions):
         actual = random.choice(4, n, p=population)
-        found = reader.frequencies("x", [field.domain[draw(i)] for i in actual.tolist()])
+        found = reader.frequencies("x", [field.payload.domain[draw(i)] for i in actual.tolist()])
         held += [entry.covers(share) for entry, share in zip(found.values(), population, strict=True)]
         values += [entry.value for entry in found.values()]
     e = math.exp(1.5)
@@ -180,12 +182,12 @@ def test_projected_frequencies():
     reader = Reader(protos.M)
     field = reader.plan.fields[0]
     population = 1 / np.arange(1, 11) / np.sum(1 / np.arange(1, 11))
-    draw, repetitions, n, least = draw_function(field.mechanism.codes), 100, 300, 0.93
+    draw, repetitions, n, least = draw_function(field.payload.mechanism.codes), 100, 300, 0.93
     squares, held = np.zeros(2), np.zeros(10)
     places = [int(i) for share, i in zip(population, range(10), strict=True) for _ in range(round(share * n))]
     truth = np.bincount(places, minlength=10) / len(places)
     for _ in range(repetitions):
-        received = [field.domain[draw(i)] for i in places]
+        received = [field.payload.domain[draw(i)] for i in places]
         both = [reader.frequencies("x", received, project=project) for project in (False, True)]
         errors = [sum((e.value - t) ** 2 for e, t in zip(f.values(), truth, strict=True)) for f in both]
         assert errors[1] <= errors[0] + 1e-12
@@ -214,13 +216,18 @@ def test_means_of_held_values():
     held = [20.0 + 10 * (number % 4) for length in lengths for number in range(length)]
     truth, repetitions = float(np.mean(held)), 300
     filled = [*held, *[0.0] * (1000 - len(held))]
-    indexes, numbers = [values.grid.index(value) for value in filled], [counts.grid.index(n) for n in lengths]
-    draw, count = (draw_function(field.mechanism.codes) for field in (values, counts))
+    indexes, numbers = (
+        [values.payload.grid.index(value) for value in filled],
+        [counts.payload.grid.index(n) for n in lengths],
+    )
+    draw, count = draw_function(values.payload.mechanism.codes), draw_function(counts.payload.mechanism.codes)
     covered = 0
     for _ in range(repetitions):
-        counted = reader.mean("count", [counts.grid.value(count(i)) for i in numbers], confidence=0.975)
+        counted = reader.mean(
+            "count", [counts.payload.grid.value(count(i)) for i in numbers], confidence=0.975
+        )
         found = reader.mean(
-            "values", [values.grid.value(draw(i)) for i in indexes], held=counted.scaled(1 / 5)
+            "values", [values.payload.grid.value(draw(i)) for i in indexes], held=counted.scaled(1 / 5)
         )
         covered += found.covers(truth)
     assert covered / repetitions >= CONFIDENCE - 4.75 * math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / repetitions)
@@ -237,7 +244,7 @@ def test_one_aggregate(output):
             sensitivity: 20 epsilon: 0.5 output: {output}}}]; }}"""
     )
     reader = Reader(protos.M)
-    draw = draw_function(reader.plan.fields[0].mechanism.codes)
+    draw = draw_function(reader.plan.fields[0].payload.mechanism.codes)
     truth, repetitions = 5000, 40_000
     noisy = [draw(truth) for _ in range(repetitions)]
     margin = reader.value("x", noisy[0], confidence=CONFIDENCE).margin
@@ -258,7 +265,7 @@ def test_one_aggregate(output):
 def test_a_ratio_of_aggregates():
     """2000 answers: Fieller's set with Laplace's tails covers 95 %."""
     reader = Reader(fleet_pb2.FleetSummary)
-    draws = {f.path: draw_function(f.mechanism.codes) for f in reader.plan.fields if f.mechanism is not None}
+    draws = {field.path: draw_function(field.payload.mechanism.codes) for field in reader.plan.fields if field.mechanism_name}
     total, count = draws["origins[].dep_delay"], draws["origins[].flights"]
     # A small airport, so that the divisor's noise (scale 30) matters, and yet is never -700: that has probability
     # 1e-12. Index 0 of dep_delay is -1,000,000.
@@ -296,19 +303,22 @@ def test_central_answers_beat_local_estimates_by_the_factor_of_theory():
     reports, summary = Reader(fleet_pb2.FlightReport, overlay), Reader(fleet_pb2.FleetSummary, overlay)
     local = next(field for field in reports.plan.fields if field.path == "dep_delay")
     central = next(field for field in summary.plan.fields if field.path == "origins[].dep_delay")
-    assert local.mechanism.kind is central.mechanism.kind is NumericKind.DISCRETE_LAPLACE
+    assert local.payload.mechanism.kind is central.payload.mechanism.kind is NumericKind.DISCRETE_LAPLACE
     assert local.epsilon == central.epsilon == Fraction(1)
 
     delays = [service.cut_delay(flight) for flight in data.load()[0][:400]]
     n, repetitions, answers = len(delays), 2000, 20_000
     truth = float(np.mean(delays))
-    draw, indexes = draw_function(local.mechanism.codes), [local.grid.index(delay) for delay in delays]
+    draw, indexes = (
+        draw_function(local.payload.mechanism.codes),
+        [local.payload.grid.index(delay) for delay in delays],
+    )
     estimates = [
-        reports.mean("dep_delay", [local.grid.value(draw(index)) for index in indexes]).value
+        reports.mean("dep_delay", [local.payload.grid.value(draw(index)) for index in indexes]).value
         for _ in range(repetitions)
     ]
     local_error = math.sqrt(float(np.mean((np.array(estimates) - truth) ** 2)))
-    told = errors(central.mechanism, central.grid.index(sum(delays)), answers)
+    told = errors(central.payload.mechanism, central.payload.grid.index(sum(delays)), answers)
     central_error = math.sqrt(float(np.mean((told / n) ** 2)))
 
     # Mean squares' relative errors: sqrt((kurtosis - 1)/count), half of it for roots; normal 3, Laplace 6.

@@ -14,8 +14,8 @@ from scipy import stats
 
 from dpmesh.noise import categorical, numeric
 from dpmesh.noise.numeric import NumericKind
+from dpmesh.policy import Grid
 from dpmesh.policy.codegen.source import draw_function
-from dpmesh.policy.plan import Grid
 
 SIZE = 10_000
 EPSILONS = [Fraction(1, 2), Fraction(1), Fraction(3)]

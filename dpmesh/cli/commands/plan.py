@@ -110,9 +110,9 @@ def _policy(path: Path | None, sources: Sources) -> Policy:
     from dpmesh.policy import Policy
 
     policy = Policy(path)
-    stray = policy.stray(sources.pool)
-    if stray:
-        raise InputError(f"{path}: no proto has {', '.join(stray)}; dpmesh check says where")
+    unresolved = policy.unresolved_overlays(sources.pool)
+    if unresolved:
+        raise InputError(f"{path}: no proto has {', '.join(unresolved)}; dpmesh check says where")
     return policy
 
 

@@ -1,56 +1,73 @@
-"""Node: what compiling one message type at one place gave, before it becomes a Plan."""
+"""Fragment: what compiling one message type at one site gave, before it becomes a part of a Plan."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+from google.protobuf.descriptor import FieldDescriptor
 
 from dpmesh.accounting import Cost
-from dpmesh.policy.codegen.steps import Step
+from dpmesh.policy.codegen.steps import Step, passed
 from dpmesh.policy.compile.anys import Find, owned_by, within
+from dpmesh.policy.descriptors import is_map
 from dpmesh.policy.plan import FieldPlan
 
 # From a message to every instance of something within it.
 Enter = Callable[[Any], Iterable[Any]]
 # From a message to the id of the unit at every instance of a scope within it.
-Walk = Callable[[Any], Iterable[bytes]]
+ReadUnits = Callable[[Any], Iterable[bytes]]
+
+
+class UnitScope(NamedTuple):
+    """What belongs to one unit.
+
+    Attributes:
+        path: Where the unit's id stands.
+        cost: What one instance costs the unit.
+        read: Reads the unit of each instance.
+    """
+
+    path: str
+    cost: Cost
+    read: ReadUnits
 
 
 @dataclass(slots=True)
 class Fragment:
-    """What is known of one message type at one place.
+    """What is known of one message type at one site.
 
     Attributes:
         steps: What writes the protected message.
-        bare: The same for on_exhausted = "suppress": only what needs no noise.
+        blank_steps: What writes it under on_exhausted = "suppress": only what needs no noise.
         fields: Everything decided, for people and estimators.
-        local: What the unit's own values cost that have no unit yet.
+        local: What the units' own values cost that no unit pays for yet.
         central: What aggregates cost.
-        units: The scopes of units within: each one's path, cost, and the walk to its instances.
+        units: The scopes of units within.
         unit: Reads the id of the unit that this message itself names.
         plain_unit: The name of the field that holds that id, and what maps its value to canonical bytes, where the
             value alone tells all.
         copies: It copies whole messages, whose unknown fields must go.
         anys: What finds the Anys that leave with this message.
-        gaps: Required fields that leave only where they were set, so that the message must have been there.
-        shown: What in it leaves only where the message was there, in words.
+        unset_required: Required fields that leave only where they were set, so that the message must have been there.
+        shows_presence: What in it leaves only where the message was there, in words.
         values: How many values and messages it holds, even where nothing was set.
     """
 
     steps: list[Step] = field(default_factory=list)
-    bare: list[Step] = field(default_factory=list)
+    blank_steps: list[Step] = field(default_factory=list)
     fields: list[FieldPlan] = field(default_factory=list)
     local: Cost = Cost.ZERO
     central: Cost = Cost.ZERO
-    units: list[tuple[str, Cost, Walk]] = field(default_factory=list)
+    units: list[UnitScope] = field(default_factory=list)
     unit: Callable[[Any], bytes] | None = None
     plain_unit: tuple[str, Callable[[Any], bytes]] | None = None
     copies: bool = False
     anys: list[Find] = field(default_factory=list)
-    gaps: list[str] = field(default_factory=list)
-    shown: list[str] = field(default_factory=list)
+    unset_required: list[str] = field(default_factory=list)
+    shows_presence: list[str] = field(default_factory=list)
     values: int = 0
 
     @property
@@ -58,8 +75,21 @@ class Fragment:
         """Whether an instance of this message brings its own unit, so that its presence is a report."""
         return bool(self.units)
 
-    def own(self, read: Callable[[Any], bytes], path: str, *, owned: bool) -> None:
-        """A unit pays for all local values here, those of deeper units included.
+    def add_step(self, step: Step) -> None:
+        """Adds what needs no noise, and so leaves under on_exhausted = "suppress" too."""
+        self.steps.append(step)
+        self.blank_steps.append(step)
+
+    def add_copy(self, entry: FieldDescriptor) -> None:
+        """Adds a field that leaves as it is."""
+        self.add_step(passed(entry))
+        self.copies = self.copies or entry.message_type is not None
+        if entry.is_required:
+            self.unset_required.append(entry.full_name)
+        self.shows_presence.append(f"{entry.full_name} leaves as it is")
+
+    def claim_for_unit(self, read: Callable[[Any], bytes], path: str, *, owned: bool) -> None:
+        """Makes a unit pay for all local values here, those of deeper units included.
 
         Args:
             read: Reads its id.
@@ -67,41 +97,43 @@ class Fragment:
             owned: The message stands in one that names a unit. Which messages it holds is the outer unit's data,
                 so the outer unit pays for these values as well.
         """
-        self.unit = read
-        self.units.insert(0, (path, self.local, lambda message: (read(message),)))
+        self.units.insert(0, UnitScope(path, self.local, lambda message: (read(message),)))
         if not owned:
             self.local = Cost.ZERO
         self.anys = [owned_by(read, find) for find in self.anys]
 
-    def absorb(self, inner: Fragment, items: int, enter: Enter) -> None:
-        """Takes over a nested message that occurs `items` times."""
+    def add_nested(self, inner: Fragment, items: int, enter: Enter) -> None:
+        """Adds a nested message that occurs `items` times; its steps are the caller's to add."""
         self.fields += inner.fields
         self.local += inner.local.times(items)
         self.central += inner.central.times(items)
         self.copies = self.copies or inner.copies
-        self.shown += inner.shown
-        self.units += [(path, cost, _through(enter, walk)) for path, cost, walk in inner.units]
+        self.shows_presence += inner.shows_presence
+        self.units += [UnitScope(path, cost, _through(enter, read)) for path, cost, read in inner.units]
         self.anys += [within(enter, find) for find in inner.anys]
 
-    def adopt(self, members: Sequence[Fragment]) -> None:
-        """Takes over the members of a oneof, of which at most one leaves: the dearest covers all."""
+    def add_oneof(self, members: Sequence[Fragment]) -> None:
+        """Adds the members of a oneof, of which at most one leaves: the largest cost covers all."""
         for member in members:
             self.fields += member.fields
             self.units += member.units
             self.anys += member.anys
             self.copies = self.copies or member.copies
-            self.shown += member.shown
+            self.shows_presence += member.shows_presence
         self.values += max(member.values for member in members)
-        self.local += _dearest([member.local for member in members])
-        self.central += _dearest([member.central for member in members])
+        self.local += functools.reduce(Cost.largest, [member.local for member in members])
+        self.central += functools.reduce(Cost.largest, [member.central for member in members])
 
 
-def _dearest(costs: Sequence[Cost]) -> Cost:
-    return functools.reduce(Cost.largest, costs)
+def _through(enter: Enter, read: ReadUnits) -> ReadUnits:
+    return lambda message: (unit for inner in enter(message) for unit in read(inner))
 
 
-def _through(enter: Enter, walk: Walk) -> Walk:
-    return lambda message: (unit for inner in enter(message) for unit in walk(inner))
+def into_all(entry: FieldDescriptor) -> Enter:
+    """To all messages that a field holds."""
+    if is_map(entry):
+        return over_entries(entry.name, 0)
+    return over_elements(entry.name, 0) if entry.is_repeated else into_child(entry.name)
 
 
 def into_child(name: str) -> Enter:

@@ -1,1 +1,1 @@
-"""Field kinds: what a rule says about one field, checked, and how its value becomes a protected one."""
+"""Field kinds: what each kind of field rule decides, one file a kind, found by its name in the schema."""

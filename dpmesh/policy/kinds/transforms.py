@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-from dpmesh.errors import ProtectionError
 from dpmesh.noise.draws import Draws
 from dpmesh.policy.codegen.source import drawing_function
-from dpmesh.policy.plan import FieldPlan, Grid
 
 # In the names that a transform's text refers to: what tells it from others in the same function.
 _MARK = "@"
@@ -48,62 +46,3 @@ class Transform:
         stock = self.codes.pool()
         made: Callable[[Any], Any] = drawing_function(stock, "transform", "value", "code", text, "out", known)
         return made
-
-
-def of(plan: FieldPlan) -> Transform:
-    """The transform of a numeric or categorical field."""
-    return numeric(plan) if plan.domain is None else categorical(plan)
-
-
-def numeric(plan: FieldPlan) -> Transform:
-    """Clamps to the bounds, rounds to the grid, takes the code in, and goes back to the field's units."""
-    assert plan.grid is not None
-    assert plan.mechanism is not None
-    grid, codes = plan.grid, plan.mechanism.codes
-    lower, upper, step = (_number(grid, held) for held in (grid.lower, grid.upper, grid.step))
-    nearest = f"(value - {lower} + {int(grid.step) // 2}) // {step}"
-    if not grid.integral:
-        nearest = f"int((value - {lower}) / {step} + 0.5)"
-    # The last point may lie above the upper bound, which an output IN_RANGE may not pass.
-    clamp = plan.in_range and grid.value(grid.size) > grid.upper
-    text = f"""\
-if {lower} < value < {upper}:
-    x = {nearest}
-    if x > {grid.size}:
-        x = {grid.size}
-elif value <= {lower}:
-    x = 0
-elif value >= {upper}:
-    x = {grid.size}
-else:
-    x = {"refuse@()" if plan.refuses_nan else grid.size // 2}
-{codes.decode}
-out = {lower} + y * {step}
-{f"if out > {upper}: out = {upper}" if clamp else ""}"""
-    return Transform(codes, text, {"refuse@": _refusal(plan.name)} if plan.refuses_nan else {})
-
-
-def _number(grid: Grid, value: float) -> str:
-    """A number as Python reads it: of a grid of integers, an integer."""
-    return f"({(int(value) if grid.integral else float(value))!r})"
-
-
-def _refusal(name: str) -> Callable[[], NoReturn]:
-    def refuse() -> NoReturn:
-        raise ProtectionError("NOT_A_NUMBER", name, "is NaN, which is refused")
-
-    return refuse
-
-
-def categorical(plan: FieldPlan) -> Transform:
-    """Randomizes over the domain; what is outside of it counts as its first value."""
-    assert plan.domain is not None
-    assert plan.mechanism is not None
-    codes = plan.mechanism.codes
-    index = "index_of@(value, 0)"
-    if isinstance(plan.domain[0], str):
-        # Looking a text up takes time in proportion to its length, which the domain bounds.
-        index += f" if len(value) <= {max(map(len, plan.domain))} else 0"
-    text = f"x = {index}\n{codes.decode}\nout = values@[y]"
-    indexes = {value: index for index, value in enumerate(plan.domain)}
-    return Transform(codes, text, {"index_of@": indexes.get, "values@": plan.domain})

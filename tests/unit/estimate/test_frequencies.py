@@ -10,7 +10,7 @@ from scipy import stats
 
 from dpmesh.estimate import Estimate, EstimateError
 from dpmesh.estimate.binomial import interval
-from dpmesh.estimate.frequencies import projected, shares
+from dpmesh.estimate.frequencies import estimate_frequencies, projected
 
 
 def test_expected_counts_give_back_the_shares_exactly():
@@ -19,7 +19,7 @@ def test_expected_counts_give_back_the_shares_exactly():
     actual = [0.0, 0.1, 0.2, 0.3, 0.4]
     counts = [round(8000 * (lie + share * (truth - lie))) for share in actual]
     values = [category for category in range(k) for _ in range(counts[category])]
-    found = shares("x", values, range(k), truth, 0.95)
+    found = estimate_frequencies("x", values, range(k), truth, 0.95)
     assert [entry.value for entry in found] == pytest.approx(actual, abs=1e-12)
     assert all(entry.n == 8000 for entry in found)
 
@@ -28,7 +28,7 @@ def test_expected_counts_give_back_the_shares_exactly():
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.999])
 def test_intervals_are_those_of_received_shares_turned_around(seen, confidence):
     low, high = interval(seen, 100, confidence)
-    found = shares("x", [1] * seen + [0] * (100 - seen), [0, 1], 0.999, confidence)[1]
+    found = estimate_frequencies("x", [1] * seen + [0] * (100 - seen), [0, 1], 0.999, confidence)[1]
     assert found.low == pytest.approx((low - 0.001) / 0.998, abs=1e-12)
     assert found.high == pytest.approx((high - 0.001) / 0.998, abs=1e-12)
     assert found.low <= found.value <= found.high
@@ -36,9 +36,9 @@ def test_intervals_are_those_of_received_shares_turned_around(seen, confidence):
 
 def test_foreign_categories_and_nothing():
     with pytest.raises(EstimateError, match="there are no values"):
-        shares("x", [], ["a", "b"], 0.75, 0.95)
+        estimate_frequencies("x", [], ["a", "b"], 0.75, 0.95)
     with pytest.raises(EstimateError, match="not one of its categories"):
-        shares("x", ["a", "zzz"], ["a", "b"], 0.75, 0.95)
+        estimate_frequencies("x", ["a", "zzz"], ["a", "b"], 0.75, 0.95)
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 2, 4, 8, 12])

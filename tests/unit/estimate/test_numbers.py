@@ -11,22 +11,15 @@ import pytest
 from dpmesh.estimate import EstimateError
 from dpmesh.estimate.numbers import indexes, mean
 from dpmesh.noise import numeric
+from dpmesh.policy import FieldPlan, Grid, Model
 from dpmesh.policy.codegen.source import draw_function
-from dpmesh.policy.plan import FieldPlan, Grid, Kind, Model
+from dpmesh.policy.kinds.numeric import KIND, NumericPayload
 
 
 def field(grid: Grid, mechanism: numeric.NumericMechanism) -> FieldPlan:
     in_range = mechanism.unbiased_low is not None
-    return FieldPlan(
-        "x",
-        "t.M.x",
-        Kind.NUMERIC,
-        "annotation",
-        Model.LOCAL,
-        grid=grid,
-        in_range=in_range,
-        mechanism=mechanism,
-    )
+    payload = NumericPayload(grid, mechanism, in_range)
+    return FieldPlan("x", "t.M.x", KIND, "annotation", Model.LOCAL, payload=payload)
 
 
 def laplace_outputs(x: int, size: int, b: float) -> np.ndarray:

@@ -136,7 +136,7 @@ def test_confidence_widens(reader, received):
 
 def test_few_values_get_the_plans_worst_variance(reader):
     field = next(entry for entry in reader.plan.fields if entry.path == "speed")
-    worst = math.sqrt(field.mechanism.worst_variance) * field.grid.step
+    worst = math.sqrt(field.payload.mechanism.worst_variance) * field.payload.grid.step
     assert reader.mean("speed", [3.0, 3.0, 3.0, 3.0]).margin == pytest.approx(1.959964 * worst / 2, rel=1e-5)
     assert reader.mean("speed", [3.0]).margin == pytest.approx(1.959964 * worst, rel=1e-5)
 

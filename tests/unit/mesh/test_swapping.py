@@ -248,12 +248,13 @@ async def test_an_observed_message_is_accounted_by_the_policy_in_force():
 def test_a_self_test_finds_what_a_plan_must_not_do():
     plan = Policy(LOW).plan(TYPES.Report.DESCRIPTOR)
     self_test(plan)
-    field = next(field for field in plan.fields if field.mechanism is not None)
-    escaping = replace(field.mechanism, low=-2, high=-1)
+    field = next(field for field in plan.fields if field.mechanism_name)
+    payload = field.payload
+    escaping = replace(payload, mechanism=replace(payload.mechanism, low=-2, high=-1))
     for broken, text in (
         (replace(plan, cost=Cost.ZERO), "costs something else"),
         (replace(plan, fields=(replace(field, cost=Cost.ZERO),)), "more than it pays for"),
-        (replace(plan, fields=(replace(field, mechanism=escaping),)), "outside of its mechanism's range"),
+        (replace(plan, fields=(replace(field, payload=escaping),)), "outside of its mechanism's range"),
     ):
         with pytest.raises(AnnotationError, match=text):
             self_test(broken)

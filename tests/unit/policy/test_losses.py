@@ -13,8 +13,7 @@ from dpmesh.accounting import AMOUNT, Cost, epsilon_delta_to_rho, rho_to_epsilon
 from dpmesh.errors import AnnotationError
 from dpmesh.noise import categorical, numeric
 from dpmesh.noise.draws import Draws
-from dpmesh.policy import Kind, Model, Policy
-from dpmesh.policy.kinds import transforms
+from dpmesh.policy import Model, Policy
 from tests.support.protos import compiled
 
 NUM = "(dpmesh.v1.field).numeric"
@@ -28,7 +27,7 @@ def plan_of(body, name="M"):
 
 def field_of(body):
     """The one field of a message that is drawn."""
-    (field,) = [entry for entry in plan_of(body).fields if entry.mechanism is not None]
+    (field,) = [entry for entry in plan_of(body).fields if entry.mechanism_name]
     return field
 
 
@@ -39,7 +38,8 @@ def costs(plan):
 def silent(field, noise=0):
     """What a field does to its values, with a noise that is known."""
     codes = Draws(("known", noise), lambda count, _: np.full(count, noise), "y = x + code")
-    return transforms.of(replace(field, mechanism=replace(field.mechanism, codes=codes))).function()
+    payload = replace(field.payload, mechanism=replace(field.payload.mechanism, codes=codes))
+    return field.kind.transform(replace(field, payload=payload)).function()
 
 
 # -- elements of a repeated field share its loss ------------------------------------------------------------------
@@ -59,10 +59,10 @@ def test_each_number_of_a_repeated_field_takes_its_part_of_epsilon(mechanism, it
         f"message M {{ repeated double a = 1 [{NUM} = {{lower: 0 upper: 1 epsilon: 3 mechanism: {mechanism}}}, {ITEMS} = {items}]; }}"
     )
     each = Fraction(3 * AMOUNT // items, AMOUNT)
-    expected = numeric.make(SHARED[mechanism], field.grid.size, field.grid.size, each)
-    assert (field.epsilon, field.repeats, field.mechanism.epsilon) == (3, items, each)
-    assert field.mechanism.codes.key == expected.codes.key
-    assert field.mechanism.worst_variance == expected.worst_variance
+    expected = numeric.make(SHARED[mechanism], field.payload.grid.size, field.payload.grid.size, each)
+    assert (field.epsilon, field.repeats, field.payload.mechanism.epsilon) == (3, items, each)
+    assert field.payload.mechanism.codes.key == expected.codes.key
+    assert field.payload.mechanism.worst_variance == expected.worst_variance
     assert field.cost == Cost(int(each * AMOUNT) * items, Cost.pure(each).rho * items)
 
 
@@ -81,9 +81,16 @@ def test_each_category_of_a_repeated_field_takes_its_part_of_epsilon(kind, domai
         f"message M {{ repeated {kind} a = 1 [{CAT} = {{epsilon: 3 {domain}}}, {ITEMS} = {items}]; }} enum E {{ A = 0; B = 1; C = 2; D = 3; }}"
     )
     each = Fraction(3 * AMOUNT // items, AMOUNT)
-    assert (field.epsilon, field.repeats, field.mechanism.epsilon, field.mechanism.k) == (3, items, each, k)
-    assert field.mechanism.truth == pytest.approx(math.exp(each) / (math.exp(each) + k - 1), rel=1e-12)
-    assert field.mechanism.codes.key == categorical.make(k, each).codes.key
+    assert (field.epsilon, field.repeats, field.payload.mechanism.epsilon, field.payload.mechanism.k) == (
+        3,
+        items,
+        each,
+        k,
+    )
+    assert field.payload.mechanism.truth == pytest.approx(
+        math.exp(each) / (math.exp(each) + k - 1), rel=1e-12
+    )
+    assert field.payload.mechanism.codes.key == categorical.make(k, each).codes.key
     assert field.cost == Cost(int(each * AMOUNT) * items, Cost.pure(each).rho * items)
 
 
@@ -96,11 +103,16 @@ def test_each_gaussian_of_a_repeated_field_takes_its_part_of_rho(sensitivity, it
     )
     rho = Fraction(epsilon_delta_to_rho(3.0, 1e-6))
     reach = 3 if sensitivity else 1000
-    assert (field.rho, field.epsilon, field.delta, field.mechanism.rho) == (rho, None, 1e-6, rho / items)
-    assert field.mechanism.worst_variance == pytest.approx(reach**2 / (2 * rho / items), rel=1e-9)
+    assert (field.rho, field.epsilon, field.delta, field.payload.mechanism.rho) == (
+        rho,
+        None,
+        1e-6,
+        rho / items,
+    )
+    assert field.payload.mechanism.worst_variance == pytest.approx(reach**2 / (2 * rho / items), rel=1e-9)
     assert (
-        field.mechanism.codes.key
-        == numeric.make(field.mechanism.kind, 1000, reach, None, rho=rho / items).codes.key
+        field.payload.mechanism.codes.key
+        == numeric.make(field.payload.mechanism.kind, 1000, reach, None, rho=rho / items).codes.key
     )
     assert field.cost == Cost.gaussian(rho)
 
@@ -149,7 +161,7 @@ def test_elements_leave_with_the_noise_of_their_part():
 
 def hidden(field):
     """The steps that a field's noise hides, from the noise's variance: 1/(2 sinh(1/(2 scale))^2), or sigma^2."""
-    mechanism = field.mechanism
+    mechanism = field.payload.mechanism
     if mechanism.rho is not None:
         return math.sqrt(mechanism.worst_variance * 2 * mechanism.rho)
     scale = 0.5 / math.asinh(math.sqrt(0.5 / mechanism.worst_variance))
@@ -182,9 +194,13 @@ def test_noise_hides_exactly_the_steps_that_a_unit_can_move(kind, rule, steps, m
     )
     assert hidden(field) == pytest.approx(steps, rel=1e-6)
     expected = numeric.make(
-        field.mechanism.kind, field.grid.size, steps, field.mechanism.epsilon, rho=field.mechanism.rho
+        field.payload.mechanism.kind,
+        field.payload.grid.size,
+        steps,
+        field.payload.mechanism.epsilon,
+        rho=field.payload.mechanism.rho,
     )
-    assert field.mechanism.codes.key == expected.codes.key
+    assert field.payload.mechanism.codes.key == expected.codes.key
 
 
 @pytest.mark.parametrize(("size", "steps"), [(2, 2), (9, 9), (9, 1), (9, 4)])
@@ -195,9 +211,9 @@ def test_laplace_that_stays_in_range_hides_them_too(size, steps):
         mechanism: DISCRETE_LAPLACE {more}}}]; }}"""
     )
     expected = numeric.make(numeric.NumericKind.DISCRETE_LAPLACE, size, steps, Fraction(1, 2), in_range=True)
-    assert field.mechanism.codes.key == expected.codes.key
+    assert field.payload.mechanism.codes.key == expected.codes.key
     # a/(1-a), a = exp(-epsilon/steps): what an estimate puts in place of the lower end.
-    assert field.mechanism.unbiased_low == pytest.approx(-1 / math.expm1(0.5 / steps), rel=1e-9)
+    assert field.payload.mechanism.unbiased_low == pytest.approx(-1 / math.expm1(0.5 / steps), rel=1e-9)
 
 
 def _neighbours(lower, upper, step, distance):
@@ -279,7 +295,7 @@ def test_integers_within_the_sensitivity_are_as_many_steps_apart_as_the_noise_hi
 def test_every_value_becomes_the_nearest_point_of_its_grid(kind, lower, upper, step):
     rule = f"lower: {lower} upper: {upper} resolution: {step} epsilon: 1 mechanism: DISCRETE_LAPLACE"
     field = field_of(f"message M {{ {kind} a = 1 [{NUM} = {{{rule} output: IN_RANGE}}]; }}")
-    grid, release = field.grid, silent(field)
+    grid, release = field.payload.grid, silent(field)
     points = [grid.value(index) for index in range(grid.size + 1)]
     assert points == [lower + index * step for index in range(grid.size + 1)]
     assert abs(points[-1] - upper) <= step / 2
@@ -352,7 +368,7 @@ def test_an_unbiased_output_is_not_cut_at_the_bounds(kind, upper, step):
         f"message M {{ {kind} a = 1 [{NUM} = {{lower: 0 upper: {upper} resolution: {step} epsilon: 1}}]; }}"
     )
     for noise in (-9, 0, 1, 9):
-        assert silent(field, noise)(upper) == (field.grid.size + noise) * step
+        assert silent(field, noise)(upper) == (field.payload.grid.size + noise) * step
         assert silent(field, noise)(0) == noise * step
 
 
@@ -367,7 +383,7 @@ def test_every_category_is_itself_without_noise_and_a_strange_one_is_the_first()
     ):
         field = field_of(body.format(kind, domain))
         release = silent(field)
-        assert field.domain == values
+        assert field.payload.domain == values
         assert [release(value) for value in values] == list(values)
         assert release(strange) == values[0]
 
@@ -443,14 +459,16 @@ def test_a_hidden_choice_is_randomized_over_its_members_and_none(members):
         f"bool b{number} = {number} [{CAT} = {{epsilon: 1}}];" for number in range(1, members + 1)
     )
     plan = plan_of(f"message M {{ oneof o {{ option (dpmesh.v1.oneof) = {{epsilon: 0.5}}; {fields} }} }}")
-    (choice,) = [entry for entry in plan.fields if entry.kind is Kind.ONEOF]
-    assert (choice.mechanism.k, choice.epsilon, choice.cost) == (
+    (choice,) = [entry for entry in plan.fields if entry.kind.on_oneof]
+    assert (choice.payload.mechanism.k, choice.epsilon, choice.cost) == (
         members + 1,
         Fraction(1, 2),
         Cost.pure(Fraction(1, 2)),
     )
-    assert choice.mechanism.truth == pytest.approx(math.exp(0.5) / (math.exp(0.5) + members), rel=1e-12)
-    assert choice.domain == (*(f"b{number}" for number in range(1, members + 1)), "none")
+    assert choice.payload.mechanism.truth == pytest.approx(
+        math.exp(0.5) / (math.exp(0.5) + members), rel=1e-12
+    )
+    assert choice.payload.domain == (*(f"b{number}" for number in range(1, members + 1)), "none")
 
 
 def test_a_hidden_choice_is_the_member_that_is_set():
@@ -506,7 +524,7 @@ def test_a_hidden_choice_is_a_local_value_at_every_place():
     types = compiled(
         f"message M {{ repeated Row rows = 1 [{ITEMS} = 4]; }} message Row {{ {HIDDEN_CHOICE} }}"
     )
-    (choice,) = [entry for entry in Policy().plan(types.M.DESCRIPTOR).fields if entry.kind is Kind.ONEOF]
+    (choice,) = [entry for entry in Policy().plan(types.M.DESCRIPTOR).fields if entry.kind.on_oneof]
     assert (choice.path, choice.name, choice.instances) == ("rows[].h", f"{types.package}.Row.h", 4)
     assert (choice.model, choice.origin) == (Model.LOCAL, "annotation")
 
@@ -528,7 +546,7 @@ def test_unknown_fields_do_not_pass_in_a_member_that_is_copied(order):
 def found(body):
     return {
         (entry.rule, entry.element.split(".", 1)[1])
-        for entry in Policy().problems(compiled(body).M.DESCRIPTOR)
+        for entry in Policy().diagnostics(compiled(body).M.DESCRIPTOR)
     }
 
 
@@ -591,7 +609,7 @@ GONE = "[(dpmesh.v1.field).suppress = {}]"
 )
 def test_a_messages_epsilon_is_split_over_all_that_take_a_part(fields, parts, paths):
     plan = plan_of(f"message M {{ {TOTAL} {fields} }} {INNER}")
-    losses = {entry.path: entry.epsilon for entry in plan.fields if entry.mechanism is not None}
+    losses = {entry.path: entry.epsilon for entry in plan.fields if entry.mechanism_name}
     taking = {path for path, epsilon in losses.items() if epsilon == Fraction(12, parts)}
     assert taking == set(paths.split())
     for entry in plan.fields:
@@ -642,7 +660,7 @@ def test_a_plans_cost_is_the_sum_over_every_place_in_both_accountings():
         Cost.pure(Fraction(1, 4)) + Cost.pure(Fraction(1, 2)).times(4 * 2)
     ).times(9)
     assert costs(plan) == {"": local + Cost.pure(Fraction(1, 2)).times(9)}
-    assert {entry.path: entry.instances for entry in plan.fields if entry.mechanism is not None} == {
+    assert {entry.path: entry.instances for entry in plan.fields if entry.mechanism_name} == {
         "a": 1,
         "one.e": 1,
         "one.cells[].f": 2,
@@ -739,14 +757,16 @@ def test_a_delta_that_is_none_is_refused_as_such(delta):
     ],
 )
 def test_the_default_grid(kind, bounds, step, size):
-    grid = field_of(f"message M {{ {kind} a = 1 [{NUM} = {{{bounds} epsilon: 1 output: IN_RANGE}}]; }}").grid
+    grid = field_of(
+        f"message M {{ {kind} a = 1 [{NUM} = {{{bounds} epsilon: 1 output: IN_RANGE}}]; }}"
+    ).payload.grid
     assert (grid.step, grid.size) == (step, size)
 
 
 def test_a_domain_may_hold_all_that_its_field_can_and_no_more():
     least, most = -(2**31), 2**31 - 1
     body = f"""message M {{ int32 a = 1 [{CAT} = {{epsilon: 1 domain: ["%d", "%d"]}}]; }}"""
-    assert field_of(body % (least, most)).domain == (least, most)
+    assert field_of(body % (least, most)).payload.domain == (least, most)
     for wrong in ((least - 1, most), (least, most + 1)):
         assert found(body % wrong) == {("domain", "M.a")}
     strange = (

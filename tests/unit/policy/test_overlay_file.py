@@ -329,7 +329,7 @@ names += ["", ".", "..", "google.protobuf", "google.protobuf.FieldOptions", "not
 found = set()
 for section, rule in rules.items():
     policy = Policy(parse({section: {name: rule for name in names}}, "test"))
-    found |= {(section, name) for name in set(names) - set(policy.stray())}
+    found |= {(section, name) for name in set(names) - set(policy.unresolved_overlays())}
 print(sorted(found))
 """
 

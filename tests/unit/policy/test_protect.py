@@ -9,7 +9,6 @@ from google.protobuf import any_pb2
 from dpmesh.errors import ProtectionError
 from dpmesh.policy import Policy
 from dpmesh.policy.codegen.source import function
-from dpmesh.policy.kinds import transforms
 from tests.support import children
 from tests.support.protos import compiled
 
@@ -214,7 +213,7 @@ def test_any_float_gives_a_point_of_the_public_lattice(value, mechanism):
         f"message M {{ double a = 1 [{NUM} = {{lower: 0 upper: 700 epsilon: 1 resolution: 0.5 mechanism: {mechanism} {delta}}}]; }}"
     )
     plan = Policy().plan(types.M.DESCRIPTOR)
-    mechanism = plan.fields[0].mechanism
+    mechanism = plan.fields[0].payload.mechanism
     for _ in range(50):
         out = plan.protect(types.M(a=value), alias).a
         assert out * 2 == int(out * 2), "off the grid"
@@ -245,14 +244,14 @@ def test_a_value_outside_the_domain_has_the_output_law_of_the_default(field, ins
     rule = f"{CAT} = {{epsilon: 2 {domain}}}"
     types = compiled(f"message M {{ {field % rule} }} enum E {{ A = 0; B = 1; C = 7; }}")
     plan = Policy().plan(types.M.DESCRIPTOR)
-    assert len(plan.fields[0].domain) == 3
+    assert len(plan.fields[0].payload.domain) == 3
     one, other = (
         Counter(plan.protect(types.M(**values), alias).e for _ in range(4000)) for values in (inside, outside)
     )
-    assert set(one) == set(other) == set(plan.fields[0].domain)
+    assert set(one) == set(other) == set(plan.fields[0].payload.domain)
     statistic = sum((one[cell] - other[cell]) ** 2 / (one[cell] + other[cell]) for cell in one)
     assert statistic < 27.6
-    assert one[plan.fields[0].domain[0]] > 2500  # truth 0.787: the default is the first value
+    assert one[plan.fields[0].payload.domain[0]] > 2500  # truth 0.787: the default is the first value
 
 
 def test_a_hidden_choice_shows_every_member_and_keeps_no_value_of_another():
@@ -382,7 +381,7 @@ def test_every_field_takes_a_code_of_its_own():
         E e = 5 [{CAT} = {{epsilon: 1}}]; string z = 6 [{CAT} = {{epsilon: 1 domain: ["x", "y"]}}]; }}"""
     )
     plan = Policy().plan(types.M.DESCRIPTOR)
-    noised = [entry for entry in plan.fields if entry.mechanism is not None]
+    noised = [entry for entry in plan.fields if entry.mechanism_name]
     assert [entry.mechanism_name for entry in noised] == [
         "duchi",
         "hybrid",
@@ -401,11 +400,11 @@ def test_every_field_takes_a_code_of_its_own():
         return [getattr(out, entry.path) for entry in noised]
 
     def expected(entry, code):
-        decode = function("decode", "x, code", entry.mechanism.codes.decode, "y", {})
+        decode = function("decode", "x, code", entry.payload.mechanism.codes.decode, "y", {})
         value = getattr(message, entry.path)
-        if entry.domain is not None:
-            return entry.domain[decode(entry.domain.index(value), code)]
-        return entry.grid.value(decode(entry.grid.index(value), code))
+        if str(entry.kind) == "categorical":
+            return entry.payload.domain[decode(entry.payload.domain.index(value), code)]
+        return entry.payload.grid.value(decode(entry.payload.grid.index(value), code))
 
     for row in rows:
         for out, entry, code in zip(outputs(row), noised, row, strict=True):
@@ -456,7 +455,7 @@ def test_a_text_that_is_longer_than_its_domain_is_not_even_looked_up():
         f'message M {{ string e = 1 [{CAT} = {{epsilon: 60 domain: "a" domain: "ccc" domain: "bb"}}]; }}'
     )
     (entry,) = Policy().plan(types.M.DESCRIPTOR).fields
-    protect = transforms.of(entry).function()
+    protect = entry.kind.transform(entry).function()
 
     class Text(str):
         def __hash__(self):

@@ -34,7 +34,7 @@ def protect(message):
 
 
 def problems(body, name="M", syntax="proto3"):
-    found = Policy().problems(getattr(compiled(body, syntax), name).DESCRIPTOR)
+    found = Policy().diagnostics(getattr(compiled(body, syntax), name).DESCRIPTOR)
     return [(entry.severity, entry.rule, entry.element.split(".", 1)[1]) for entry in found]
 
 
@@ -235,7 +235,7 @@ def test_values_beside_an_inner_unit_are_the_outer_units():
     body = f"""message M {{ string id = 1 {UNIT}; Row row = 2; }}
     message Row {{ C c = 1; bool b = 2 [{CAT} = {{epsilon: 1}}]; }} message C {{ string id = 1 {HIDDEN}; }}"""
     types = compiled(body)
-    assert Policy().problems(types.M.DESCRIPTOR) == []
+    assert Policy().diagnostics(types.M.DESCRIPTOR) == []
     costs = {scope.path: scope.cost.epsilon for scope in plan_of(types.M).scopes}
     assert costs == {"id": AMOUNT, "row.c.id": 0}
 
@@ -297,7 +297,7 @@ def test_no_nesting_of_units_shows_which_are_there(seed):
         assert plan.owners(message)[0] == (plan.scopes.index(outer[0]), message.id.encode())
     # The outer unit pays for every value that leaves.
     assert outer[0].cost.epsilon == sum(
-        entry.cost.times(entry.instances).epsilon for entry in plan.fields if entry.mechanism
+        entry.cost.times(entry.instances).epsilon for entry in plan.fields if entry.mechanism_name
     )
 
 

@@ -127,7 +127,7 @@ def test_what_is_set_once_is_left_alone(
         _use_buf(monkeypatch)
     loaded = sources.from_protos([write("m.proto", proto(f"message M {{ {SINGLE[case]} }}"))], [])
     assert loaded.duplicates == ()
-    assert Policy().problems(loaded.pool.FindMessageTypeByName("acme.M")) == []
+    assert Policy().diagnostics(loaded.pool.FindMessageTypeByName("acme.M")) == []
 
 
 def _use_buf(monkeypatch: pytest.MonkeyPatch) -> None:

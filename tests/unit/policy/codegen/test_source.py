@@ -98,7 +98,7 @@ def test_lines_go_with_the_plan():
 
 def test_plans_that_fail_leave_no_lines():
     types = compiled(f"message Bad {{ bool a = 1 [{CAT} = {{epsilon: 1}}]; bool b = 2 [{CAT} = {{}}]; }}")
-    assert Policy().problems(types.Bad.DESCRIPTOR)
+    assert Policy().diagnostics(types.Bad.DESCRIPTOR)
     gc.collect()
     assert not [name for name in linecache.cache if f"{types.package}.Bad" in name]
 

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2  # noqa: F401 - the pool has to know its m
 
 from dpmesh.accounting import AMOUNT, Cost
 from dpmesh.errors import AnnotationError, ConfigError
-from dpmesh.policy import Kind, Model, Policy, Severity
+from dpmesh.policy import Model, Policy, Severity
 from dpmesh.policy.overlay_file import parse
 from dpmesh.policy.policy import takes_rules
 from dpmesh.v1 import identity_pb2
@@ -51,7 +51,7 @@ def test_message_epsilon_is_split_over_the_fields_that_set_none():
         double b = 3 [{NUM} = {{lower: 0 upper: 1}}];
         bool c = 4 [{CAT} = {{epsilon: 0.5}}]; }}"""
     )
-    epsilons = {field.path: field.epsilon for field in plan.fields if field.mechanism}
+    epsilons = {field.path: field.epsilon for field in plan.fields if field.mechanism_name}
     assert epsilons == {"a": Fraction(1), "b": Fraction(1), "c": Fraction(1, 2)}
     assert plan.cost.epsilon == 2.5 * AMOUNT
     assert [(scope.path, scope.cost) for scope in plan.scopes] == [("id", plan.cost)]
@@ -74,7 +74,7 @@ def test_central_costs_go_to_no_unit():
         double all = 3 [{NUM} = {{lower: 0 upper: 1000 epsilon: 0.25 sensitivity: 3}}]; }}"""
     )
     assert [(scope.path, scope.cost.epsilon) for scope in plan.scopes] == [("id", AMOUNT), ("", AMOUNT // 4)]
-    assert [field.model for field in plan.fields if field.mechanism] == [Model.LOCAL, Model.CENTRAL]
+    assert [field.model for field in plan.fields if field.mechanism_name] == [Model.LOCAL, Model.CENTRAL]
 
 
 def test_repeated_scalars_share_their_field_and_repeated_messages_multiply():
@@ -86,7 +86,7 @@ def test_repeated_scalars_share_their_field_and_repeated_messages_multiply():
     assert plan.cost.epsilon == AMOUNT + 3 * AMOUNT // 2
     by_path = {field.path: field for field in plan.fields}
     assert by_path["a"].repeats == 4
-    assert by_path["a"].mechanism.epsilon == Fraction(1, 4)
+    assert by_path["a"].payload.mechanism.epsilon == Fraction(1, 4)
     assert by_path["e[].b"].instances == 3
 
 
@@ -108,7 +108,7 @@ def test_a_hidden_choice_costs_its_own_loss_and_the_dearest_member():
         double a = 1 [{NUM} = {{lower: 0 upper: 1 epsilon: 2}}]; bool b = 2 [{CAT} = {{epsilon: 1}}]; }} }}"""
     )
     assert plan.cost.epsilon == 2.5 * AMOUNT
-    assert [field.domain for field in plan.fields if field.kind is Kind.ONEOF] == [("a", "b", "none")]
+    assert [field.payload.domain for field in plan.fields if field.kind.on_oneof] == [("a", "b", "none")]
 
 
 def test_overlay_replaces_the_annotation_and_says_so():
@@ -116,7 +116,7 @@ def test_overlay_replaces_the_annotation_and_says_so():
     overlaid = plan_of(
         body, overlay={"fields": {"M.a": {"numeric": {"lower": 0, "upper": 9, "epsilon": 0.5}}}}
     )
-    assert [(field.origin, field.epsilon) for field in overlaid.fields if field.mechanism] == [
+    assert [(field.origin, field.epsilon) for field in overlaid.fields if field.mechanism_name] == [
         ("overlay", Fraction(1, 2))
     ]
     assert overlaid.version != plan_of(body).version
@@ -125,12 +125,12 @@ def test_overlay_replaces_the_annotation_and_says_so():
 def test_unannotated_fields_pass_with_a_finding_or_follow_the_message():
     body = f"message M {{ %s string id = 1 {UNIT}; string note = 2; }}"
     types = compiled(body % "")
-    findings = Policy().problems(types.M.DESCRIPTOR)
+    findings = Policy().diagnostics(types.M.DESCRIPTOR)
     assert [(f.severity, f.rule, f.element) for f in findings] == [
         (Severity.WARNING, "unannotated", f"{types.package}.M.note")
     ]
     dropped = plan_of(body % "option (dpmesh.v1.message) = {unannotated: SUPPRESS};")
-    assert [field.kind for field in dropped.fields] == [Kind.UNIT, Kind.SUPPRESS]
+    assert [str(field.kind) for field in dropped.fields] == ["unit", "suppress"]
     assert error_of(body % "option (dpmesh.v1.message) = {unannotated: REJECT};").rule == "unannotated"
 
 
@@ -258,7 +258,7 @@ def test_all_problems_of_a_message_are_found_at_once():
         f"""message M {{ double a = 1 [{NUM} = {{lower: 2 upper: 1 epsilon: 1}}];
         uint32 b = 2 [{NUM} = {{lower: 0 upper: 10 epsilon: 1}}]; bool c = 3 [{CAT} = {{epsilon: -1}}]; }}"""
     )
-    rules = [problem.rule for problem in Policy().problems(types.M.DESCRIPTOR)]
+    rules = [problem.rule for problem in Policy().diagnostics(types.M.DESCRIPTOR)]
     assert rules == ["bounds", "output-range", "epsilon"]
 
 
@@ -350,7 +350,7 @@ def test_overlay_names_that_no_rule_is_looked_up_under_are_stray():
         },
     }
     assert takes_rules("methods", "/grpc.health.v1.Health/Check", descriptor_pool.Default())
-    assert len(Policy(parse(rules, "test")).stray()) == 4
+    assert len(Policy(parse(rules, "test")).unresolved_overlays()) == 4
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_other_spellings_of_a_method_are_stray(name: str):
     right = "/dpmesh.v1.IssuerService/Enrol"
     assert identity_pb2.DESCRIPTOR.services_by_name["IssuerService"].methods_by_name["Enrol"]
     policy = Policy(parse({"methods": {each: {"require": True} for each in (right, name)}}, "test"))
-    assert policy.stray() == [name]
+    assert policy.unresolved_overlays() == [name]
     assert policy.labels(name) == frozenset()
 
 
@@ -377,7 +377,7 @@ def test_stray_overlays_are_named():
             "test",
         )
     )
-    assert policy.stray() == ["/no.S/M", "no.such.field"]
+    assert policy.unresolved_overlays() == ["/no.S/M", "no.such.field"]
 
 
 @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ def test_required_fields_that_are_protected_or_as_present_as_their_message_are_f
 def test_no_two_values_within_the_sensitivity_are_further_apart_on_the_grid_than_it_says(field, rule):
     """The worst neighbours are found among values beside every rounding boundary near both ends and in between."""
     plan = plan_of(f"message M {{ {field} a = 1 [{NUM} = {{{rule} epsilon: 1}}]; }}")
-    grid, mechanism = plan.fields[0].grid, plan.fields[0].mechanism
+    grid, mechanism = plan.fields[0].payload.grid, plan.fields[0].payload.mechanism
     declared = Fraction(float(rule.partition("sensitivity: ")[2]))
     whole = field == "int64"
     starts = range(int(grid.lower), int(grid.upper) + 1) if whole else _boundaries(grid)
@@ -446,7 +446,7 @@ def _laplace_variance(scale):
 
 def test_a_grid_ends_at_the_point_nearest_to_the_upper_bound():
     grids = [
-        plan_of(f"message M {{ {field} a = 1 [{NUM} = {{{rule} epsilon: 1}}]; }}").fields[0].grid
+        plan_of(f"message M {{ {field} a = 1 [{NUM} = {{{rule} epsilon: 1}}]; }}").fields[0].payload.grid
         for field, rule in (
             ("double", "lower: 0 upper: 10.3 resolution: 1"),
             ("double", "lower: 0 upper: 10.5 resolution: 1"),
@@ -464,7 +464,7 @@ def test_public_over_rules_and_elements_that_show_their_number_are_found():
         message N {{ string s = 1 [(dpmesh.v1.field).suppress = {{}}]; }}
         message E {{ string a = 1 [(dpmesh.v1.field).public = {{}}]; bool b = 2 [{CAT} = {{epsilon: 1}}]; }}"""
     )
-    found = {(f.severity, f.rule, f.element) for f in Policy().problems(types.M.DESCRIPTOR)}
+    found = {(f.severity, f.rule, f.element) for f in Policy().diagnostics(types.M.DESCRIPTOR)}
     assert found == {
         (Severity.WARNING, "public", f"{types.package}.M.n"),
         (Severity.WARNING, "length-shown", f"{types.package}.M.e"),
@@ -481,7 +481,7 @@ def test_rules_for_a_maps_entries_are_stray():
             {"fields": {field: {"suppress": {}}}, "messages": {message: {"unannotated": "SUPPRESS"}}}, "test"
         )
     )
-    assert policy.stray() == sorted([field, message])
+    assert policy.unresolved_overlays() == sorted([field, message])
     assert policy.plan(types.M.DESCRIPTOR) is not None
     assert policy.plan(types.N.DESCRIPTOR) is None
 
@@ -495,7 +495,7 @@ def test_an_overlay_on_a_wrapper_holds():
 
 def test_the_default_grid_is_no_finer_than_the_field_can_hold():
     plan = plan_of(f"message M {{ float a = 1 [{NUM} = {{lower: 1e8 upper: 100001000 epsilon: 1}}]; }}")
-    assert plan.fields[0].grid.step == 8
+    assert plan.fields[0].payload.grid.step == 8
 
 
 def test_values_beside_a_deeper_unit_are_found_and_refused_where_their_presence_would_show():
@@ -503,5 +503,5 @@ def test_values_beside_a_deeper_unit_are_found_and_refused_where_their_presence_
     message Row {{ Head head = 1; bool b = 2 [{CAT} = {{epsilon: 1}}]; }} message Head {{ string id = 1 {UNIT}; }}"""
     error = error_of(body)
     assert (error.rule, error.element.rpartition(".")[2]) == ("unit-deeper", "Row")
-    findings = Policy().problems(compiled(body).Row.DESCRIPTOR)
+    findings = Policy().diagnostics(compiled(body).Row.DESCRIPTOR)
     assert [(f.severity, f.rule) for f in findings] == [(Severity.WARNING, "unit-deeper")]

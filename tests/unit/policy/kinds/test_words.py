@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dpmesh.report.wording import duration, number
+from dpmesh.policy.kinds.words import duration, number
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,163 @@
+"""Nesting: messages in messages, repeated and in maps: how often they leave, and what their presence shows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message_factory import GetMessageClass
+
+from dpmesh.accounting import Cost
+from dpmesh.errors import AnnotationError
+from dpmesh.policy.codegen import steps
+from dpmesh.policy.compile.fragment import Fragment, into_child, over_elements, over_entries
+from dpmesh.policy.descriptors import inside_of, is_map, oneof_of, type_name
+from dpmesh.policy.diagnostics import BadRuleError, Diagnostics
+from dpmesh.policy.kinds.site import FieldSite, checked_items
+from dpmesh.policy.kinds.words import short_path
+
+if TYPE_CHECKING:
+    from dpmesh.policy.compile.walk import Walk
+
+# A protobuf message is at most 2 GiB long, and each message in it takes two bytes or more.
+INSTANCES_LIMIT = 2**30
+_SHOWN_NAMES = 3
+
+
+def add(walk: Walk, fragment: Fragment, site: FieldSite, stack: tuple[str, ...]) -> None:
+    """Adds a field of messages whose fields have rules.
+
+    Args:
+        walk: Compiles the messages within.
+        fragment: Of the message that holds the field.
+        site: The field.
+        stack: The types that the field stands in.
+    """
+    entry, inside = site.field, inside_of(site.field)
+    assert inside is not None
+    if inside.full_name in stack:
+        text = f"{type_name(entry)} holds itself, so its loss has no bound"
+        site.error("recursive", text, "use suppress")
+    elif is_map(entry):
+        _map(walk, fragment, site, inside, stack)
+    elif entry.is_repeated:
+        _repeated(walk, fragment, site, inside, stack)
+    else:
+        _single(walk, fragment, site, inside, stack)
+
+
+def _single(
+    walk: Walk, fragment: Fragment, site: FieldSite, inside: Descriptor, stack: tuple[str, ...]
+) -> None:
+    entry, name = site.field, site.field.name
+    if site.max_items:
+        text = "max_items is for repeated fields and maps"
+        site.error("max-items", text, "remove it")
+    inner = walk.message(inside, site.path + ".", site.instances, stack, owned=site.owned)
+    chosen = oneof_of(entry)
+    when_set = inner.scoped and (
+        not site.owned or (chosen is not None and walk.lookup.oneof(chosen).rules.public)
+    )
+    if not when_set:
+        _check_required(inner, walk.diagnostics)
+        if inner.unit is not None:
+            _check_presence(site, inner)
+        if inner.central != Cost.ZERO:
+            fragment.steps.append(steps.require_set(entry))
+        fragment.values += 1 + inner.values
+    fragment.steps.append(steps.child(name, steps.run_all(inner.steps), when_set=when_set))
+    fragment.add_nested(inner, 1, into_child(name))
+
+
+def _repeated(
+    walk: Walk, fragment: Fragment, site: FieldSite, inside: Descriptor, stack: tuple[str, ...]
+) -> None:
+    entry, name = site.field, site.field.name
+    items, inner = _elements(walk, site, inside, "[].", stack)
+    fill = site.owned or not inner.scoped
+    if fill:
+        _check_required(inner, walk.diagnostics)
+        if inner.scoped:
+            _check_presence(site, inner)
+        elif inner.shows_presence:
+            site.warn(
+                "length-shown",
+                "what leaves as it is of its elements shows how many there are",
+                "protect or suppress all of their fields, if the number is data",
+            )
+        if inner.central != Cost.ZERO:
+            fragment.steps.append(steps.require_items(entry, items))
+        fragment.values += walk.checked_values(entry.full_name, items * (1 + inner.values))
+    blank = GetMessageClass(inside)()
+    run = steps.run_all(inner.steps)
+    fragment.steps.append(steps.children(name, run, items, blank, fill=fill))
+    fragment.add_nested(inner, max(items, 1), over_elements(name, items))
+
+
+def _map(walk: Walk, fragment: Fragment, site: FieldSite, inside: Descriptor, stack: tuple[str, ...]) -> None:
+    entry, name = site.field, site.field.name
+    items, inner = _elements(walk, site, inside, "{}.", stack)
+    if inner.scoped and site.owned:
+        site.error(
+            "unit-nested",
+            "holds messages that name a unit, inside a message that names one, and its keys show how many",
+            "use a repeated message with max_items, or suppress the map",
+        )
+    site.warn(
+        "map-keys",
+        "the keys and their number leave as they are",
+        "use a repeated message if they are data",
+    )
+    fragment.shows_presence.append(f"the keys of {entry.full_name} leave as they are")
+    fragment.steps.append(steps.entries(name, steps.run_all(inner.steps), items))
+    fragment.add_nested(inner, max(items, 1), over_entries(name, items))
+
+
+def _elements(
+    walk: Walk, site: FieldSite, inside: Descriptor, mark: str, stack: tuple[str, ...]
+) -> tuple[int, Fragment]:
+    """The public length, and the fragment of an element.
+
+    Elements that bring a unit of their own need no public length, unless an outer unit pays for them.
+    """
+    items = site.max_items
+    instances = site.instances * max(items, 1)
+    if instances > INSTANCES_LIMIT:
+        text = (
+            f"holds up to {instances:.2g} messages in one at {short_path(site.path)}, more than fit into one"
+        )
+        raise AnnotationError("size", site.field.full_name, text, "lower max_items")
+    inner = walk.message(inside, site.path + mark, instances, stack, owned=site.owned)
+    if items or site.owned or not inner.scoped or inner.local + inner.central != Cost.ZERO:
+        try:
+            items = checked_items(items)
+        except BadRuleError as bad:
+            site.error(bad.rule, bad.text, bad.fix)
+    return items, inner
+
+
+def _check_required(inner: Fragment, diagnostics: Diagnostics) -> None:
+    """Reports required fields without a value in a message that leaves even where there was none."""
+    for name in inner.unset_required:
+        text = "is required, and has no value where its message leaves without having been set"
+        diagnostics.error(name, "required", text, "protect it, or make it optional")
+
+
+def _check_presence(site: FieldSite, inner: Fragment) -> None:
+    """Reports what tells a message that names a unit from a filled-in one, inside a message that names a unit.
+
+    Whether the inner message is there is the outer unit's data, and the receiver always sees one. So nothing in it may
+    leave that is there only when the message is: not even a pseudonym, because filled-in pseudonyms would not recur.
+    """
+    if not inner.shows_presence:
+        return
+    names = ", ".join(inner.shows_presence[:_SHOWN_NAMES])
+    more = len(inner.shows_presence) - _SHOWN_NAMES
+    site.error(
+        "unit-nested",
+        "names a unit inside a message that names one, so its presence is data of the outer unit, and would show: "
+        + names
+        + (f", and {more} more" if more > 0 else ""),
+        "suppress the id (unit: {form: SUPPRESSED}) and protect or suppress the rest; or suppress the field; "
+        "a member of a oneof with {public: true} shows its presence on purpose",
+    )

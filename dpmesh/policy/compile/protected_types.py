@@ -1,0 +1,92 @@
+"""Which message types hold something to protect, in their own fields or in those of messages within."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from dpmesh.policy.compile.anys import is_any, refuse_rules_inside
+from dpmesh.policy.descriptors import extensions, is_map_entry
+from dpmesh.policy.kinds.registry import kind_of
+from dpmesh.policy.rulebook import Rulebook
+from dpmesh.v1 import privacy_pb2 as pb
+
+
+def is_protected(message: Descriptor, book: Rulebook) -> bool:
+    """Whether any field reachable from a message type is to be noised, replaced or suppressed; extensions too.
+
+    What an Any packs does not count: only a release can tell what it is.
+
+    Raises:
+        AnnotationError: A rule was written by a newer schema, or is for a field of google.protobuf.Any.
+    """
+    return protected_types(message, book)[message.full_name]
+
+
+def protected_types(message: Descriptor, book: Rulebook) -> dict[str, bool]:
+    """For the name of each type that a message type reaches, itself included: whether it has something to protect.
+
+    Each type is looked at once, however many fields lead to it.
+
+    Raises:
+        AnnotationError: A rule was written by a newer schema.
+    """
+    seen: set[str] = {message.full_name}
+    holders: dict[str, list[str]] = {}
+    protected: set[str] = set()
+    todo = [message]
+    while todo:
+        at = todo.pop()
+        for entry, has_rule in _fields(at, book):
+            if has_rule:
+                protected.add(at.full_name)
+            elif entry.message_type is not None:
+                inside = entry.message_type
+                holders.setdefault(inside.full_name, []).append(at.full_name)
+                if inside.full_name not in seen:
+                    seen.add(inside.full_name)
+                    todo.append(inside)
+    new = list(protected)
+    while new:
+        above = [name for name in holders.get(new.pop(), ()) if name not in protected]
+        protected.update(above)
+        new += above
+    return {name: name in protected for name in seen}
+
+
+def _fields(message: Descriptor, book: Rulebook) -> Iterator[tuple[FieldDescriptor, bool]]:
+    """The fields of a type but for public ones, each with whether a rule protects it."""
+    if is_any(message):
+        refuse_rules_inside(message, book)  # What it packs is protected at release.
+        return
+    if is_map_entry(message):
+        # An entry takes no rules: the map does, and what it holds.
+        yield from ((entry, False) for entry in message.fields)
+        return
+    drops = book.message(message).rules.unannotated != pb.MessageRules.PASS
+    for entry in (*message.fields, *extensions(message)):
+        kind = kind_of(book.field(entry).rules)
+        if kind is None or not kind.passes:
+            yield entry, drops or kind is not None
+
+
+def is_strict(message: Descriptor, book: Rulebook) -> bool:
+    """Whether a message type, or one that leaves within it, lets no field pass that has no annotation.
+
+    Unknown fields have none, so they never leave, even where every known field is public.
+
+    Raises:
+        AnnotationError: A rule was written by a newer schema.
+    """
+    seen, todo = {message.full_name}, [message]
+    for at in todo:
+        has_rules = not is_any(at) and not is_map_entry(at)
+        if has_rules and book.message(at).rules.unannotated != pb.MessageRules.PASS:
+            return True
+        for entry, _ in _fields(at, book):
+            inside = entry.message_type
+            if inside is not None and inside.full_name not in seen:
+                seen.add(inside.full_name)
+                todo.append(inside)
+    return False

@@ -1,0 +1,219 @@
+"""Walk: visits each field of a message type and of the messages within, and gathers what their kinds decide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
+
+from dpmesh.accounting import Cost
+from dpmesh.errors import AnnotationError
+from dpmesh.policy.compile import nesting, oneofs, unannotated
+from dpmesh.policy.compile.epsilon_split import epsilon_share
+from dpmesh.policy.compile.fragment import Fragment
+from dpmesh.policy.compile.rule_lookup import RuleLookup
+from dpmesh.policy.compile.unannotated_types import UnannotatedTypes
+from dpmesh.policy.descriptors import RESERVED_NAMES, extensions, inside_of, oneof_of
+from dpmesh.policy.kinds.site import FieldSite
+from dpmesh.policy.kinds.words import short_path
+
+# Fields of one plan, counted at every site where they occur: two fields of one type on each of many levels are few
+# lines of a .proto file, and more sites than a process can compile.
+SITES_LIMIT = 5_000
+# Protobuf's parsers refuse deeper messages.
+DEPTH_LIMIT = 100
+# What a message holds once everything that is missing is filled in: about what fits into gRPC's limit of 4 MiB.
+VALUES_LIMIT = 500_000
+
+
+@dataclass(frozen=True, slots=True)
+class MessageSite:
+    """Where a message type stands in the root message.
+
+    Attributes:
+        path: What comes before the names of its fields.
+        instances: How often it occurs in one root message.
+        stack: The types that it stands in, itself included.
+        share: Each field's part of its epsilon.
+        unannotated: Its rule for fields without one.
+        owned: The message names a unit, or stands in one that does: that unit pays for everything in it.
+    """
+
+    path: str
+    instances: int
+    stack: tuple[str, ...]
+    share: Fraction | None
+    unannotated: int
+    owned: bool
+
+
+class Walk:
+    """Walks a message type depth first, and asks the kind of each field with a rule to add it.
+
+    Args:
+        lookup: The rules, and where to report what is wrong.
+        types: What finds Anys in messages without rules.
+
+    Attributes:
+        labels: Those of all message types on the way, so that wrapping a type evades no budget for its labels. Of
+            types without rules, those in which an Any can lie.
+        messages: The names of these types.
+    """
+
+    def __init__(self, lookup: RuleLookup, types: UnannotatedTypes) -> None:
+        self.lookup = lookup
+        self.diagnostics = lookup.diagnostics
+        self.types = types
+        self.labels: set[str] = set()
+        self.messages: set[str] = set()
+        self._sites = 0
+
+    def message(
+        self, message: Descriptor, path: str, instances: int, stack: tuple[str, ...], *, owned: bool = False
+    ) -> Fragment:
+        """Compiles a message type at a site.
+
+        Args:
+            message: The type.
+            path: What comes before the names of its fields.
+            instances: How often it occurs in one root message.
+            stack: The types that it stands in.
+            owned: A message that it stands in names a unit.
+
+        Raises:
+            AnnotationError: The plan would be too large.
+        """
+        fragment = Fragment()
+        rules = self.lookup.message(message).rules
+        self.labels.update(rules.labels)
+        self.messages.add(message.full_name)
+        units = [entry for entry in message.fields if self._is_unit(entry)]
+        site = MessageSite(
+            path,
+            instances,
+            (*stack, message.full_name),
+            epsilon_share(message, self.lookup),
+            rules.unannotated,
+            owned or bool(units),
+        )
+        if len(site.stack) > DEPTH_LIMIT:
+            text = f"stands more than {DEPTH_LIMIT} messages deep, at {short_path(path)}"
+            raise AnnotationError("size", message.full_name, text, "suppress a field above it")
+        self._check_names(message, units)
+        if units:
+            self._ruled(units[0], fragment, site, owned=owned)
+        for entry in message.fields:
+            if oneof_of(entry) is None:
+                self._field(entry, fragment, site)
+        for oneof in message.oneofs:
+            self._oneof(oneof, fragment, site)
+        if fragment.unit is not None:
+            fragment.claim_for_unit(fragment.unit, path + units[0].name, owned=owned)
+        elif fragment.units and not owned:
+            self._check_deeper_units(message, fragment, path)
+        fragment.values = self.checked_values(message.full_name, fragment.values)
+        return fragment
+
+    def checked_values(self, name: str, values: int) -> int:
+        """Refuses what grows too large when everything that is missing is filled in."""
+        if values <= VALUES_LIMIT:
+            return values
+        text = f"holds {values:,} values even where nothing was set; {VALUES_LIMIT:,} are allowed"
+        self.diagnostics.error(name, "size", text, "lower max_items, or suppress fields")
+        return 0
+
+    def _is_unit(self, entry: FieldDescriptor) -> bool:
+        kind = self.lookup.kind(entry)
+        return kind is not None and kind.is_unit
+
+    def _check_names(self, message: Descriptor, units: Sequence[FieldDescriptor]) -> None:
+        """Reports a second unit, and what protobuf allows but a protected message can't have."""
+        if len(units) > 1:
+            names = " and ".join(entry.name for entry in units)
+            self.diagnostics.error(
+                message.full_name, "unit-duplicate", f"has more than one unit: {names}", "mark one"
+            )
+        for entry in message.fields:
+            if entry.name in RESERVED_NAMES:
+                text = "has the name of a method of Python's messages, which it hides"
+                self.diagnostics.error(entry.full_name, "field-name", text, "rename it")
+        for entry in extensions(message):
+            text = f"extends {message.full_name}, which is protected, so it never leaves"
+            self.diagnostics.warn(entry.full_name, "extension", text, "make it a field if it is needed")
+
+    def _check_deeper_units(self, message: Descriptor, fragment: Fragment, path: str) -> None:
+        """Reports a message that names no unit, beside or above units that its fields' messages name."""
+        if fragment.local != Cost.ZERO:
+            # The deeper unit does not pay for these values, and their message's presence does not hide either.
+            report = self.diagnostics.error if path else self.diagnostics.warn
+            deeper = fragment.units[0].path.removeprefix(path)
+            text = f"has values that are not charged to the unit in {deeper}, but to no unit"
+            fix = "mark the unit's id in the message that holds the values"
+            report(message.full_name, "unit-deeper", text, fix)
+        # A header may name the unit whose data the messages of other units are.
+        heads = dict.fromkeys(scope.path.removeprefix(path).partition(".")[0] for scope in fragment.units)
+        fields = {head: message.fields_by_name[head.rstrip("[]{}")] for head in heads}
+        single = [entry for head, entry in fields.items() if head == entry.name and oneof_of(entry) is None]
+        others = [
+            entry.name for entry in fields.values() if single and inside_of(entry) != inside_of(single[0])
+        ]
+        if others:
+            text = f"shows which messages {' and '.join(others)} holds, and the unit in {single[0].name} does not pay"
+            fix = "if they are data of that unit, mark its id in this message"
+            self.diagnostics.warn(message.full_name, "unit-beside", text, fix)
+
+    def _oneof(self, oneof: OneofDescriptor, fragment: Fragment, site: MessageSite) -> None:
+        if len(oneof.fields) < 2:
+            oneofs.refuse_idle(oneof, self.lookup.oneof(oneof), self.lookup)
+            return
+        members = [(entry, Fragment()) for entry in oneof.fields]
+        for entry, member in members:
+            self._field(entry, member, site)
+        oneofs.add(
+            fragment,
+            oneof,
+            members,
+            path=site.path,
+            instances=site.instances,
+            share=site.share,
+            lookup=self.lookup,
+        )
+
+    def _field(self, entry: FieldDescriptor, fragment: Fragment, site: MessageSite) -> None:
+        self._sites += 1
+        if self._sites > SITES_LIMIT:
+            text = (
+                f"{site.stack[0]} has more than {SITES_LIMIT:,} fields, counted at every place where they occur; "
+                f"this is one too many at {short_path(site.path + entry.name)}"
+            )
+            raise AnnotationError(
+                "size", entry.full_name, text, "suppress a field above it that holds messages"
+            )
+        kind = self.lookup.kind(entry)
+        if kind is None and self.lookup.holds_rules(entry):
+            nesting.add(self, fragment, self._site(entry, site, owned=site.owned), site.stack)
+        elif kind is None:
+            unannotated.add(self, fragment, self._site(entry, site, owned=site.owned), site.unannotated)
+        elif not kind.is_unit:
+            self._ruled(entry, fragment, site, owned=site.owned)
+
+    def _ruled(self, entry: FieldDescriptor, fragment: Fragment, site: MessageSite, *, owned: bool) -> None:
+        """A field whose rule chooses a kind: the kind adds it, messages and maps as well."""
+        kind, rules = self.lookup.kind(entry), self.lookup.field(entry).rules
+        assert kind is not None
+        kind.add(fragment, self._site(entry, site, owned=owned), getattr(rules, kind.name))
+
+    def _site(self, entry: FieldDescriptor, site: MessageSite, *, owned: bool) -> FieldSite:
+        resolved = self.lookup.field(entry)
+        return FieldSite(
+            entry,
+            site.path + entry.name,
+            resolved.origin,
+            site.share,
+            resolved.rules.max_items,
+            site.instances,
+            self.lookup,
+            owned,
+        )

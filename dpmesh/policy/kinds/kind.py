@@ -1,0 +1,110 @@
+"""FieldKind: everything that depends on the kind of a field, behind one interface.
+
+The compiler, the reports and the estimators ask the kind of a field; none of them knows which kinds there are.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dpmesh.policy.compile.fragment import Fragment
+from dpmesh.policy.kinds.site import FieldSite
+from dpmesh.policy.plan import FieldPlan
+
+if TYPE_CHECKING:
+    from dpmesh.policy.kinds.categorical import CategoricalPayload
+    from dpmesh.policy.kinds.numeric import NumericPayload
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What `dpmesh plan` shows of a field, besides its loss.
+
+    Attributes:
+        output: What may leave, in words.
+        error: A number's worst-case standard deviation, in the field's own units; None if it overflows a float.
+        truth: The probability that a category leaves as it is.
+        low: A number's smallest output.
+        high: A number's largest output.
+    """
+
+    output: str
+    error: float | None = None
+    truth: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class FieldKind(abc.ABC):
+    """One kind of field.
+
+    A kind has no state. `str(kind)` is its name. A kind that draws noise derives from `NoisedKind`.
+
+    Attributes:
+        name: The kind's field in the schema's oneof `dpmesh.v1.FieldRules.kind`, and its name for people.
+        takes_share: It takes a part of its message's epsilon where its rule sets no `epsilon` of its own.
+        passes: The field leaves as it is, with all that is in it.
+        protects: It counts as a protected field: its value is noised, replaced or dropped.
+        is_unit: The field holds the privacy unit's id. It is compiled before all other fields of its message.
+        on_oneof: It stands on a oneof instead of a field.
+        elementwise: Each element of a repeated field is a value by itself; otherwise the whole field is one value.
+        absent: What an absent value counts as before noise, for kinds that are not elementwise.
+    """
+
+    name: ClassVar[str]
+    takes_share: ClassVar[bool] = False
+    passes: ClassVar[bool] = False
+    protects: ClassVar[bool] = True
+    is_unit: ClassVar[bool] = False
+    on_oneof: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = True
+    absent: ClassVar[Any] = 0
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"<FieldKind {self.name}>"
+
+    def add(self, fragment: Fragment, site: FieldSite, rules: Any) -> None:
+        """Adds a field to the fragment of its message. A field of messages with a rule is not descended into.
+
+        This adds the field's plan and no step, so that the field never leaves.
+
+        Args:
+            fragment: What receives the field's plan, steps and cost.
+            site: The field, and where to report what is wrong.
+            rules: What the schema's message of this kind says, such as a `dpmesh.v1.Numeric`.
+        """
+        fragment.fields.append(self.plan(site, rules))
+
+    def plan(self, site: FieldSite, rules: Any) -> FieldPlan:
+        """Decides what is done to a field.
+
+        Raises:
+            BadRuleError: The rule contradicts itself, the field's type or what is implemented.
+        """
+        return FieldPlan(site.path, site.field.full_name, self, site.origin)
+
+    @abc.abstractmethod
+    def describe(self, plan: FieldPlan) -> Description:
+        """Says to people what leaves."""
+
+    def refuses(self, plan: FieldPlan) -> tuple[str, str] | None:
+        """Which values make a release fail, and what to write in the rule instead; None where no value does."""
+        return None
+
+    def as_number(self, plan: FieldPlan) -> NumericPayload | None:
+        """How an estimator reads what leaves as a number; None where it is no number."""
+        return None
+
+    def as_category(self, plan: FieldPlan) -> CategoricalPayload | None:
+        """How an estimator reads what leaves as a category; None where it is no category."""
+        return None
+
+    def received(self, value: Any) -> Iterable[Any]:
+        """The numbers or categories in one received value, for kinds that are not elementwise."""
+        return (value,)

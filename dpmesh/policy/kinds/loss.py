@@ -1,0 +1,56 @@
+"""The epsilon of a field: from its own rule or from its message, checked, and split into equal parts."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+from dpmesh.accounting import AMOUNT, exact
+from dpmesh.policy.diagnostics import BadRuleError
+
+# e^64 to one is no protection; a field that needs none is `public`.
+EPSILON_LIMIT = 64.0
+# A thousand times what ledgers can count.
+EPSILON_FLOOR = 1e-6
+
+
+def checked_epsilon(value: float) -> Fraction:
+    """An epsilon that means something.
+
+    Raises:
+        BadRuleError: It is not a number from EPSILON_FLOOR to EPSILON_LIMIT.
+    """
+    if not EPSILON_FLOOR <= value <= EPSILON_LIMIT:
+        raise BadRuleError(
+            "epsilon",
+            f"epsilon must be from {EPSILON_FLOOR:g} to {EPSILON_LIMIT:g}, not {value:g}",
+            "0.1 to 4 is usual; a field that needs no protection is `public`",
+        )
+    return exact(value)
+
+
+def split(epsilon: Fraction, parts: int) -> Fraction:
+    """One of several equal parts of a loss, in whole ledger amounts: so that all of them cost no more than it.
+
+    Raises:
+        BadRuleError: A part would be less than ledgers can count.
+    """
+    amount = int(epsilon * AMOUNT / parts)
+    if amount < 1:
+        raise BadRuleError("epsilon", f"{float(epsilon):g} is too little for {parts} parts", "raise it")
+    return Fraction(amount, AMOUNT)
+
+
+def field_epsilon(rules: Any, share: Fraction | None) -> Fraction:
+    """The field's own epsilon, or its share of the message's.
+
+    Raises:
+        BadRuleError: Neither is set, or it is out of range.
+    """
+    if rules.HasField("epsilon"):
+        return checked_epsilon(rules.epsilon)
+    if share is None:
+        raise BadRuleError(
+            "epsilon", "has no epsilon", "set it here, or on the message to share it over its fields"
+        )
+    return share

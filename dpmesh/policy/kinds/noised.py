@@ -1,0 +1,74 @@
+"""NoisedKind: a kind whose values leave with noise, and which is charged for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typing_extensions import override
+
+from dpmesh.policy.codegen import steps
+from dpmesh.policy.codegen.steps import Step
+from dpmesh.policy.compile.fragment import Fragment
+from dpmesh.policy.descriptors import oneof_of
+from dpmesh.policy.diagnostics import BadRuleError
+from dpmesh.policy.kinds.kind import FieldKind
+from dpmesh.policy.kinds.site import FieldSite
+from dpmesh.policy.kinds.transforms import Transform
+from dpmesh.policy.plan import FieldPlan, Model
+
+
+class NoisedKind(FieldKind):
+    """A kind that draws noise. Its plan has a mechanism, a cost and a model; its rules have an `epsilon`."""
+
+    takes_share = True
+
+    @override
+    def add(self, fragment: Fragment, site: FieldSite, rules: Any) -> None:
+        try:
+            plan = self.plan(site, rules)
+        except BadRuleError as bad:
+            site.error(bad.rule, bad.text, bad.fix)
+            return
+        except ValueError as error:
+            # The samplers have limits of their own, which only extreme resolutions and epsilons reach.
+            site.error("resolution", str(error), "use a coarser resolution")
+            return
+        fragment.fields.append(plan)
+        fragment.values += plan.repeats
+        if plan.model is Model.CENTRAL:
+            fragment.central += plan.cost
+            self._require(fragment, site, plan)
+        else:
+            fragment.local += plan.cost
+        fragment.steps.append(self.step(site, plan))
+
+    def step(self, site: FieldSite, plan: FieldPlan) -> Step:
+        """What writes the field of a protected message. Kinds on messages and maps override it."""
+        if site.field.is_repeated:
+            return steps.repeated(site.field, self.transform(plan), plan.repeats)
+        return steps.single(site.field, self.transform(plan))
+
+    def transform(self, plan: FieldPlan) -> Transform:
+        """What is done to each value, as text that becomes part of the message's generated function."""
+        raise NotImplementedError(f"{type(self).__name__} has neither a transform nor a step of its own")
+
+    def _require(self, fragment: Fragment, site: FieldSite, plan: FieldPlan) -> None:
+        """Refuses messages without an aggregate: its sensitivity covers what one unit changes, but no absence."""
+        entry = site.field
+        if site.owned:
+            site.warn(
+                "unit-aggregate",
+                "is an aggregate, because sensitivity is set: global budgets pay for it, and the unit does not",
+                "remove sensitivity if the value is the unit's own",
+            )
+        if entry.is_repeated:
+            if self.elementwise:
+                fragment.steps.append(steps.require_items(entry, plan.repeats))
+        elif entry.has_presence:
+            fragment.steps.append(steps.require_set(entry))
+            if not entry.is_required and oneof_of(entry) is None:
+                site.warn(
+                    "aggregate-absent",
+                    "is an aggregate, and a message without it is refused: its sensitivity does not cover absence",
+                    "always set it (a count of nothing is 0), or make it a field without presence",
+                )

@@ -1,0 +1,206 @@
+"""Numeric: a number, clamped to public bounds, rounded to a public grid, and released with noise on that grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NoReturn
+
+from typing_extensions import override
+
+from dpmesh.accounting import Cost, epsilon_delta_to_rho
+from dpmesh.errors import ProtectionError
+from dpmesh.noise import numeric
+from dpmesh.noise.numeric import NumericMechanism
+from dpmesh.policy.descriptors import FLOAT_LIMITS, INTEGER_RANGES, scalar, type_name
+from dpmesh.policy.diagnostics import BadRuleError
+from dpmesh.policy.kinds.grid import Grid, check_outputs, grid_of, steps_of
+from dpmesh.policy.kinds.kind import Description
+from dpmesh.policy.kinds.loss import field_epsilon, split
+from dpmesh.policy.kinds.noised import NoisedKind
+from dpmesh.policy.kinds.site import FieldSite
+from dpmesh.policy.kinds.transforms import Transform
+from dpmesh.policy.kinds.words import number
+from dpmesh.policy.plan import FieldPlan, Model
+from dpmesh.v1 import privacy_pb2 as pb
+
+_MECHANISMS = {
+    pb.Numeric.DISCRETE_LAPLACE: numeric.NumericKind.DISCRETE_LAPLACE,
+    pb.Numeric.DISCRETE_GAUSSIAN: numeric.NumericKind.DISCRETE_GAUSSIAN,
+    pb.Numeric.DUCHI: numeric.NumericKind.DUCHI,
+    pb.Numeric.PIECEWISE: numeric.NumericKind.PIECEWISE,
+    pb.Numeric.HYBRID: numeric.NumericKind.HYBRID,
+}
+# These have no outputs IN_RANGE: see numeric.make.
+_NEVER_IN_RANGE = {pb.Numeric.DISCRETE_GAUSSIAN, pb.Numeric.PIECEWISE, pb.Numeric.HYBRID}
+_LOCAL_ONLY = {pb.Numeric.DUCHI, pb.Numeric.PIECEWISE, pb.Numeric.HYBRID}
+
+
+@dataclass(frozen=True, slots=True)
+class NumericPayload:
+    """What leaves of a number, and how it is drawn.
+
+    Attributes:
+        grid: The points on which it leaves.
+        mechanism: What draws, by indexes in the grid.
+        in_range: No output leaves the bounds.
+        refuses_nan: A message whose value is NaN is refused; of an aggregate always.
+    """
+
+    grid: Grid
+    mechanism: NumericMechanism
+    in_range: bool = False
+    refuses_nan: bool = False
+
+    @property
+    def deviation(self) -> float | None:
+        """The worst-case standard deviation, in the field's own units; None if it is beyond what a float holds."""
+        deviation = math.sqrt(self.mechanism.worst_variance) * self.grid.step
+        return deviation if math.isfinite(deviation) else None
+
+    @property
+    def outputs(self) -> tuple[float, float]:
+        """The smallest and the largest output; the grid's last point may lie above the upper bound."""
+        if self.in_range:
+            return self.grid.lower, self.grid.upper
+        return self.grid.value(self.mechanism.low), self.grid.value(self.mechanism.high)
+
+
+class Numeric(NoisedKind):
+    """Clamps to the bounds, rounds to the grid, and draws on the grid."""
+
+    name = "numeric"
+
+    @override
+    def plan(self, site: FieldSite, rules: pb.Numeric) -> FieldPlan:
+        holder = scalar(site.field)
+        if holder.type not in INTEGER_RANGES and holder.type not in FLOAT_LIMITS:
+            raise BadRuleError(
+                "kind-type", f"{self} does not fit {type_name(site.field)}", "use it on numbers"
+            )
+        repeats = site.repeats()
+        grid = grid_of(holder, rules)
+        local = not rules.HasField("sensitivity")
+        sensitivity = grid.size if local else steps_of(rules.sensitivity, grid)
+        in_range = rules.output == pb.Numeric.IN_RANGE
+        mechanism, epsilon, rho, cost = _mechanism(site, rules, grid, sensitivity, repeats)
+        if not in_range:
+            check_outputs(holder, grid, mechanism)
+        # An aggregate's sensitivity does not cover the jump from a number to the middle of the range.
+        refuses_nan = rules.nan == pb.Numeric.REJECT or not local
+        return FieldPlan(
+            path=site.path,
+            name=site.field.full_name,
+            kind=self,
+            origin=site.origin,
+            model=Model.LOCAL if local else Model.CENTRAL,
+            epsilon=epsilon,
+            rho=rho,
+            delta=rules.delta if rho is not None else 0.0,
+            repeats=repeats,
+            instances=site.instances,
+            cost=cost,
+            mechanism_name=str(mechanism.kind),
+            payload=NumericPayload(grid, mechanism, in_range, refuses_nan),
+        )
+
+    @override
+    def transform(self, plan: FieldPlan) -> Transform:
+        grid, codes = plan.payload.grid, plan.payload.mechanism.codes
+        lower, upper, step = (_literal(grid, value) for value in (grid.lower, grid.upper, grid.step))
+        nearest = f"(value - {lower} + {int(grid.step) // 2}) // {step}"
+        if not grid.integral:
+            nearest = f"int((value - {lower}) / {step} + 0.5)"
+        # The last point may lie above the upper bound, which an output IN_RANGE may not pass.
+        clamp = plan.payload.in_range and grid.value(grid.size) > grid.upper
+        text = f"""\
+if {lower} < value < {upper}:
+    x = {nearest}
+    if x > {grid.size}:
+        x = {grid.size}
+elif value <= {lower}:
+    x = 0
+elif value >= {upper}:
+    x = {grid.size}
+else:
+    x = {"refuse@()" if plan.payload.refuses_nan else grid.size // 2}
+{codes.decode}
+out = {lower} + y * {step}
+{f"if out > {upper}: out = {upper}" if clamp else ""}"""
+        return Transform(codes, text, {"refuse@": _refusal(plan.name)} if plan.payload.refuses_nan else {})
+
+    @override
+    def describe(self, plan: FieldPlan) -> Description:
+        low, high = plan.payload.outputs
+        words = f"{number(low)} to {number(high)}"
+        return Description(words, error=plan.payload.deviation, low=low, high=high)
+
+    @override
+    def refuses(self, plan: FieldPlan) -> tuple[str, str] | None:
+        return ("NaN", "use nan: MIDDLE") if plan.payload.refuses_nan else None
+
+    @override
+    def as_number(self, plan: FieldPlan) -> NumericPayload:
+        payload: NumericPayload = plan.payload
+        return payload
+
+
+KIND = Numeric()
+
+
+def _literal(grid: Grid, value: float) -> str:
+    """A number as Python reads it: of a grid of integers, an integer."""
+    return f"({(int(value) if grid.integral else float(value))!r})"
+
+
+def _refusal(name: str) -> Callable[[], NoReturn]:
+    def refuse() -> NoReturn:
+        raise ProtectionError("NOT_A_NUMBER", name, "is NaN, which is refused")
+
+    return refuse
+
+
+def _mechanism(
+    site: FieldSite, rules: pb.Numeric, grid: Grid, sensitivity: int, repeats: int
+) -> tuple[NumericMechanism, Fraction | None, Fraction | None, Cost]:
+    """The mechanism of one element, and the loss and cost of all of them."""
+    local = not rules.HasField("sensitivity")
+    in_range = rules.output == pb.Numeric.IN_RANGE
+    chosen = rules.mechanism
+    if in_range and chosen in _NEVER_IN_RANGE:
+        raise BadRuleError(
+            "mechanism",
+            "this mechanism can't stay IN_RANGE",
+            "use DISCRETE_LAPLACE or DUCHI, or output: UNBIASED",
+        )
+    if not local and chosen in _LOCAL_ONLY:
+        raise BadRuleError(
+            "mechanism",
+            "this mechanism is for a unit's own value, and sensitivity says that this is an aggregate",
+            "use DISCRETE_LAPLACE or DISCRETE_GAUSSIAN",
+        )
+    total = field_epsilon(rules, site.share)
+    each = split(total, repeats)
+    if chosen == pb.Numeric.DISCRETE_GAUSSIAN:
+        rho = Fraction(epsilon_delta_to_rho(float(total), _delta(rules)))
+        gaussian = numeric.NumericKind.DISCRETE_GAUSSIAN
+        mechanism = numeric.make(gaussian, grid.size, sensitivity, each, rho=rho / repeats, in_range=False)
+        return mechanism, None, rho, Cost.gaussian(rho)
+    if rules.HasField("delta"):
+        raise BadRuleError(
+            "delta", "only the discrete Gaussian uses delta", "remove it, or set the mechanism"
+        )
+    if chosen == pb.Numeric.AUTO:
+        kind = numeric.best(grid.size, sensitivity, each, in_range=in_range, local=local)
+    else:
+        kind = _MECHANISMS[chosen]
+    mechanism = numeric.make(kind, grid.size, sensitivity, each, rho=None, in_range=in_range)
+    return mechanism, total, None, Cost.pure(each).times(repeats)
+
+
+def _delta(rules: pb.Numeric) -> float:
+    if not 0 < rules.delta < 1:
+        raise BadRuleError("delta", "the discrete Gaussian needs a delta between 0 and 1", "1e-6 is usual")
+    return rules.delta

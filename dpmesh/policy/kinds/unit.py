@@ -1,0 +1,162 @@
+"""Unit: the id of the device or person that a message is about, and how it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from typing_extensions import override
+
+from dpmesh.policy.codegen.source import function
+from dpmesh.policy.codegen.steps import Step, passed
+from dpmesh.policy.compile.fragment import Fragment
+from dpmesh.policy.descriptors import INTEGER_RANGES, F, oneof_of, type_name
+from dpmesh.policy.kinds.kind import Description, FieldKind
+from dpmesh.policy.kinds.site import FieldSite
+from dpmesh.policy.kinds.transforms import Transform
+from dpmesh.policy.kinds.unit_id import Canonical, Read, canonical_form, normalization, reader
+from dpmesh.policy.kinds.words import duration
+from dpmesh.policy.plan import FieldPlan, Pseudonymise
+from dpmesh.v1 import privacy_pb2 as pb
+
+DEFAULT_EPOCH = 86_400.0
+# What a Duration may be, by its own rules.
+LONGEST_EPOCH = 315_576_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPayload:
+    """How a unit's id leaves, and how it is read.
+
+    Attributes:
+        form: A Unit.Form.
+        epoch: How long a pseudonym lasts, in seconds.
+        normalize: The names of what makes spellings equal.
+    """
+
+    form: int
+    epoch: float
+    normalize: tuple[str, ...]
+
+
+class Unit(FieldKind):
+    """Names the unit that pays for its message's local values."""
+
+    name = "unit"
+    protects = False
+    is_unit = True
+
+    @override
+    def add(self, fragment: Fragment, site: FieldSite, rules: pb.Unit) -> None:
+        entry = site.field
+        fits = entry.type in INTEGER_RANGES or entry.type in (F.TYPE_STRING, F.TYPE_BYTES)
+        if entry.is_repeated or not fits:
+            text = f"unit does not fit {type_name(entry)}"
+            site.error("kind-type", text, "string, bytes or integer")
+            return
+        if oneof_of(entry) is not None:
+            site.error("kind-type", "a unit can't be one of a oneof", "move it out")
+            return
+        super().add(fragment, site, rules)
+        canonical = canonical_form(entry, _normalize(site, rules))
+        if not entry.has_presence:
+            fragment.plain_unit = (entry.name, canonical)
+        fragment.unit = read = reader(entry, canonical)
+        if rules.form == pb.Unit.SUPPRESSED:
+            _suppress(fragment, site, read, canonical)
+            return
+        fragment.add_step(_step(site, rules, read, canonical))
+        fragment.shows_presence.append(
+            f"{entry.full_name} leaves" + (" as it is" if rules.form else " as a pseudonym")
+        )
+
+    @override
+    def plan(self, site: FieldSite, rules: pb.Unit) -> FieldPlan:
+        names = (pb.Unit.Normalization.Name(each) for each in rules.normalize if each != pb.Unit.AS_IS)
+        payload = UnitPayload(rules.form, _epoch(rules), tuple(names))
+        return FieldPlan(site.path, site.field.full_name, self, site.origin, payload=payload)
+
+    @override
+    def describe(self, plan: FieldPlan) -> Description:
+        words = f"pseudonym per {duration(plan.payload.epoch)}"
+        if plan.payload.form != pb.Unit.PSEUDONYM:
+            words = "as it is" if plan.payload.form == pb.Unit.RAW else "nothing"
+        names = " ".join(plan.payload.normalize)
+        return Description(words + (f", charged by {names}" if names else ""))
+
+
+KIND = Unit()
+
+
+def _epoch(rules: pb.Unit) -> float:
+    return rules.epoch.seconds + rules.epoch.nanos / 1e9 if rules.HasField("epoch") else DEFAULT_EPOCH
+
+
+def _suppress(fragment: Fragment, site: FieldSite, read: Read, canonical: Canonical) -> None:
+    if site.field.is_required:
+        text = "is required, so its message can't be sent without it"
+        site.error("required", text, "use another form, or make it optional")
+    if not site.owned:
+        # Where a message of an outer unit is filled in, there is no id; those that are there are read for the bill.
+        fragment.add_step(_required(site.field, read, canonical))
+
+
+def _step(site: FieldSite, rules: pb.Unit, read: Read, canonical: Canonical) -> Step:
+    entry = site.field
+    if rules.form == pb.Unit.RAW:
+        site.warn("unit-raw", "the unit's id leaves as it is", "form: PSEUDONYM hides it")
+        return passed(entry)
+    epoch = _epoch(rules)
+    if not 1 <= epoch <= LONGEST_EPOCH:
+        site.error("epoch", "epoch must be from 1 s to 10,000 years")
+    if INTEGER_RANGES.get(entry.type, (0, 2**63))[1] < 2**33:
+        site.warn("unit-collision", "32-bit pseudonyms of different units collide", "use a string or int64")
+    return _pseudonym(entry, read, canonical, epoch)
+
+
+def _normalize(site: FieldSite, rules: pb.Unit) -> Callable[[str], str] | None:
+    """What makes spellings of an id equal, or None if each is a unit of its own."""
+    chosen = set(rules.normalize)
+    if not chosen:
+        return None
+    if site.field.type != F.TYPE_STRING:
+        text = f"normalize is for strings, and this is {type_name(site.field)}"
+        site.error("unit-normalize", text, "remove it")
+        return None
+    if pb.Unit.AS_IS in chosen:
+        if len(chosen) > 1:
+            text = "normalize has AS_IS, and something else"
+            site.error("unit-normalize", text, "choose one of the two")
+        return None
+    return normalization(
+        nfc=pb.Unit.NFC in chosen, fold=pb.Unit.CASE_FOLD in chosen, strip=pb.Unit.STRIP in chosen
+    )
+
+
+def _required(field: FieldDescriptor, read: Read, canonical: Canonical) -> Step:
+    """Refuses a message without the unit's id, which does not leave."""
+    if not field.has_presence:
+        text = f"canonical@(value)\nout = {field.default_value!r}"
+        return field.name, Transform(None, text, {"canonical@": canonical})
+
+    def step(source: Any, _target: Any, _pseudonymise: Pseudonymise) -> None:
+        read(source)
+
+    return step
+
+
+def _pseudonym(field: FieldDescriptor, read: Read, canonical: Canonical, epoch: float) -> Step:
+    """Writes the unit's keyed hash of this epoch in the field's own type."""
+    name, hidden = field.name, f"alias(unit, {epoch!r})"
+    if field.type == F.TYPE_STRING:
+        hidden += ".hex()"
+    elif field.type != F.TYPE_BYTES:
+        # 0 would read as absent.
+        hidden = f"int.from_bytes({hidden}, 'big') & {INTEGER_RANGES[field.type][1]} or 1"
+    if not field.has_presence:
+        text = f"unit = canonical@(value)\nout = {hidden}"
+        return name, Transform(None, text, {"canonical@": canonical})
+    hide = function("hide", "unit, alias", "", hidden, {})
+    return lambda source, target, pseudonymise: setattr(target, name, hide(read(source), pseudonymise))
