@@ -265,7 +265,11 @@ def test_one_aggregate(output):
 def test_a_ratio_of_aggregates():
     """2000 answers: Fieller's set with Laplace's tails covers 95 %."""
     reader = Reader(fleet_pb2.FleetSummary)
-    draws = {field.path: draw_function(field.payload.mechanism.codes) for field in reader.plan.fields if field.mechanism_name}
+    draws = {
+        field.path: draw_function(field.payload.mechanism.codes)
+        for field in reader.plan.fields
+        if field.mechanism_name
+    }
     total, count = draws["origins[].dep_delay"], draws["origins[].flights"]
     # A small airport, so that the divisor's noise (scale 30) matters, and yet is never -700: that has probability
     # 1e-12. Index 0 of dep_delay is -1,000,000.
