@@ -27,7 +27,7 @@ class Duchi:
     Args:
         size: The last index of the grid.
         epsilon: Above 0.
-        in_range: Release 0 and size instead; who estimates puts the margin back.
+        in_range: Release 0 and size instead; an estimator puts the margin back.
     """
 
     __slots__ = ("_coins", "codes", "high", "low", "margin", "q", "rounding", "size")

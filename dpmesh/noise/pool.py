@@ -77,10 +77,10 @@ class Pool:
 
 
 def shared(key: Hashable, block: Block) -> Pool:
-    """The pool of a distribution, one for all who use it.
+    """The pool of a distribution, one for all mechanisms with its law.
 
     Args:
         key: The distribution and its parameters.
-        block: Makes draws, should the pool be new.
+        block: Makes draws, if there is no pool yet.
     """
     return _shared.setdefault(key, Pool(block))

@@ -15,7 +15,7 @@ from dpmesh.policy.plan import Build
 
 
 def build(new: type[Message], steps: Sequence[Step], fields: Sequence[str] | None, *, discard: bool) -> Build:
-    """What makes a protected message from the snapshot of another one.
+    """Compiles the function that makes a protected message from the snapshot of another one.
 
     Args:
         new: The message class.
@@ -24,7 +24,7 @@ def build(new: type[Message], steps: Sequence[Step], fields: Sequence[str] | Non
         discard: The steps copy whole messages, whose unknown fields must go.
     """
     first = "target = new()"
-    read: Callable[[str], str] = _attribute
+    read: Callable[[str], str] = _reading
     if fields is not None:
         values = {name: f"in{number}" for number, name in enumerate(fields)}
         read = values.__getitem__
@@ -36,8 +36,8 @@ def build(new: type[Message], steps: Sequence[Step], fields: Sequence[str] | Non
 
 
 def run_all(steps: Sequence[Step]) -> Run:
-    """What writes the protected fields of one message to another."""
-    run: Run = _compiled("source, target, alias", steps, "", "", "None", {}, _attribute)
+    """Compiles the function that writes the protected fields of one message to another."""
+    run: Run = _compiled("source, target, alias", steps, "", "", "None", {}, _reading)
     return run
 
 
@@ -47,13 +47,13 @@ def _compiled(
     first: str,
     last: str,
     result: str,
-    known: dict[str, Any],
+    global_names: dict[str, Any],
     read: Callable[[str], str],
 ) -> Any:
-    """All steps of one message type, as one function that takes all its randomness from one pool.
+    """Compiles all steps of one message type to one function that takes all its randomness from one pool.
 
-    Every message goes through it: between two RPCs, when the processor's caches hold other things, each function and
-    each object that it touches costs more than what is done there.
+    It is one function because calls are dear: between two RPCs the processor's caches fill with other things, and then
+    each function and object that is touched costs more than the arithmetic on a field.
     """
     drawn = {
         number: step[1].codes
@@ -67,27 +67,29 @@ def _compiled(
             text, names = transform.marked(str(number))
             lines += [f"value = {read(name)}"] if transform.reads else []
             lines += [f"code = code{number}"] if number in drawn else []
-            lines += [text, _assignment(name)]
-            known.update(names)
+            lines += [text, _writing(name)]
+            global_names.update(names)
         else:
-            known[f"step{number}"] = step
+            global_names[f"step{number}"] = step
             lines.append(f"step{number}(source, target, alias)")
     body = "\n".join([*lines, last])
     if not drawn:
-        return function("protect", arguments, body, result, known)
+        return function("protect", arguments, body, result, global_names)
     codes = "".join(f"code{number}, " for number in drawn)
-    return drawing_function(joint(list(drawn.values())), "protect", arguments, codes, body, result, known)
+    return drawing_function(
+        joint(list(drawn.values())), "protect", arguments, codes, body, result, global_names
+    )
 
 
-def _attribute(name: str) -> str:
-    """What reads a field of the source."""
-    return f"source.{name}" if _plain(name) else f"getattr(source, {name!r})"
+def _reading(name: str) -> str:
+    """The expression that reads a field of the source."""
+    return f"source.{name}" if _is_identifier(name) else f"getattr(source, {name!r})"
 
 
-def _assignment(name: str) -> str:
-    """What writes a field of the target."""
-    return f"target.{name} = out" if _plain(name) else f"setattr(target, {name!r}, out)"
+def _writing(name: str) -> str:
+    """The statement that writes a field of the target."""
+    return f"target.{name} = out" if _is_identifier(name) else f"setattr(target, {name!r}, out)"
 
 
-def _plain(name: str) -> bool:
+def _is_identifier(name: str) -> bool:
     return name.isidentifier() and not keyword.iskeyword(name)

@@ -55,7 +55,10 @@ def entries(name: str, run: Run, items: int) -> Step:
 
 
 def choice(oneof_name: str, members: Sequence[tuple[str, Run]], draws: Draws, blank: Message) -> Step:
-    """A oneof whose choice is randomized: the drawn member leaves, with a default's output if it was not the one."""
+    """A oneof whose choice is randomized: the drawn member leaves.
+
+    A member that was drawn but not set leaves with the protected output of its defaults.
+    """
     positions = {name: position for position, (name, _) in enumerate(members)}
     runs = [run for _, run in members]
     nothing, draw = len(runs), draw_function(draws)
