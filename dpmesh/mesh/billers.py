@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from dpmesh.bounded import BoundedTable
 from dpmesh.ledger import Budget, Charge
 from dpmesh.ledger.budget import consumer_key
 from dpmesh.policy import Plan
@@ -71,11 +72,9 @@ def quota_biller(
     Budgets come before quotas, so that a refusal names the budget where both are exhausted.
     """
     bill_budgets = biller(plan, amounts, losses)
-    by_consumer: dict[str, Amounts] = {}
+    by_consumer: BoundedTable[str, Amounts] = BoundedTable(_CONSUMERS_KEPT)
 
     def add_consumer(consumer: str) -> Amounts:
-        if len(by_consumer) >= _CONSUMERS_KEPT:
-            by_consumer.clear()
         limits = by_consumer[consumer] = tuple(
             tuple(pair for pair in pairs if budgets[pair[0]].is_for(consumer)) for pairs in quotas
         )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
+from dpmesh.bounded import BoundedTable
 from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.ledger import Budget
 from dpmesh.ledger.budget import consumer_key
@@ -63,8 +64,8 @@ class BillingTable:
         self._budgets = budgets
         self._pricing = Pricing(policy, budgets)
         self._by_rpc = self._pricing.by_rpc
-        self._settled: dict[Any, PricedPlan | None] = {}
-        self._unsettled: dict[Any, _Refusal | _Provisional] = {}
+        self._settled: BoundedTable[Any, PricedPlan | None] = BoundedTable(_KEPT)
+        self._unsettled: BoundedTable[Any, _Refusal | _Provisional] = BoundedTable(_KEPT)
 
     def price(self, message_type: type, method: str = "", direction: str = "request") -> PricedPlan | None:
         """The priced plan of a message class on an RPC, or None when it can't have anything to protect.
@@ -122,7 +123,7 @@ class BillingTable:
         """The message classes that were priced so far, each with a method and a direction."""
         keys = [
             key if isinstance(key, tuple) else (key, "", "request")
-            for key in (*self._settled, *self._unsettled)
+            for key in (*self._settled.copy(), *self._unsettled.copy())  # Other threads may price meanwhile.
         ]
         return [key for key in keys if isinstance(key[0], type)]  # Packed messages go by their descriptors.
 
@@ -176,9 +177,6 @@ class BillingTable:
     def _keep(
         self, key: Any, answer: PricedPlan | _Refusal | None, conditions: Sequence[Callable[[], bool]]
     ) -> None:
-        if len(self._settled) + len(self._unsettled) >= _KEPT:
-            self._settled.clear()
-            self._unsettled.clear()
         if conditions:
             self._unsettled[key] = _Provisional(answer, lambda: all(holds() for holds in conditions))
         elif isinstance(answer, _Refusal):

@@ -1,4 +1,16 @@
-"""Corridor: the one way on which a message leaves: it is checked, charged for, and only then sampled."""
+"""Corridor: the one way on which a message leaves: it is checked, charged for, and only then sampled.
+
+How it works:
+    `begin` checks a message and releases it if a lease that is held already pays for it. Otherwise `finish` waits.
+
+    | state     | begin                                             | finish                                  |
+    |-----------|---------------------------------------------------|-----------------------------------------|
+    | closed    | checks                                            | refuses                                 |
+    | enforcing | checks; spends from leases and samples if it can  | charges the ledger and samples          |
+    | observing | checks                                            | charges; the message leaves as it is    |
+
+    `open` leads from closed to enforcing or observing, depending on the mode, and `close` leads back.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +23,7 @@ from google.protobuf.message import Message
 from dpmesh.errors import BudgetExhaustedError, DpmeshError, NotOpenError, ProtectionError
 from dpmesh.ledger import Charge, Ledger
 from dpmesh.mesh.exhausted import ExhaustedCache
-from dpmesh.mesh.packed_messages import opened
+from dpmesh.mesh.packed_messages import open_anys
 from dpmesh.mesh.pricing import PricedPlan
 from dpmesh.mesh.receipt import Direction, Receipt, make_receipt
 from dpmesh.mesh.recording import Record, Recording, StreamRecord
@@ -119,7 +131,7 @@ class Corridor:
         if priced is None:
             return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
         if priced.opens:
-            priced, copied = opened(snapshot.billing, priced, message, method, direction)
+            priced, copied = open_anys(snapshot.billing, priced, message, method, direction)
             if priced is None:
                 return Receipt(message if self._observing else copied, names.UNPROTECTED, 0.0, 0.0)
         record = self._record(priced, method, direction, stream) if self._telemetry.listening else None

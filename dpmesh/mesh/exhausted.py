@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from dpmesh.bounded import BoundedTable
 from dpmesh.errors import BudgetExhaustedError
 from dpmesh.ledger import Charge, Ledger
 
@@ -26,7 +27,7 @@ class ExhaustedCache:
         self._ledger = ledger
         self._monotonic = monotonic
         # By account: the amount that was refused, when the entry expires, and the error's retry_after.
-        self._refused: dict[tuple[int, bytes], tuple[int, float, float | None]] = {}
+        self._refused: BoundedTable[tuple[int, bytes], tuple[int, float, float | None]] = BoundedTable(_KEPT)
 
     def check(self, charges: Sequence[Charge]) -> None:
         """Refuses charges to an account that was refused no larger amount a moment ago, in the same window.
@@ -58,7 +59,5 @@ class ExhaustedCache:
         usage = self._ledger.usage(index, account)
         cap = self._ledger.budgets[index].cap if usage is None else usage[1]
         wait = None if amount > cap else error.retry_after
-        if len(self._refused) >= _KEPT:
-            self._refused.clear()
         self._refused[index, account] = amount, self._monotonic() + _SECONDS, wait
         return error if wait is error.retry_after else BudgetExhaustedError(error.budget, wait)

@@ -1,14 +1,14 @@
-"""Opening: what the Anys of one message pack is found and judged, before it is billed and protected.
+"""Packed messages: finds what the Anys of one message pack, and decides about it before the message is billed.
 
 All of it happens in one copy of the message, and every packed message is parsed once. So what is billed is what is
-protected, whatever other threads do with the message or import meanwhile.
+protected, even if other threads change the message or import modules meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
@@ -26,37 +26,39 @@ from dpmesh.telemetry import names
 from dpmesh.v1 import privacy_pb2 as pb
 
 
-def opened(
-    routes: BillingTable, route: PricedPlan, message: Message, method: str, direction: str
+def open_anys(
+    billing: BillingTable, priced: PricedPlan, message: Message, method: str, direction: str
 ) -> tuple[PricedPlan | None, Message]:
     """Opens the Anys in a message.
 
     Args:
-        routes: Knows the routes of packed types.
-        route: The message's own.
+        billing: Prices the packed types.
+        priced: The priced plan of the message's type.
         message: What is to be released; it is only read, once.
         method: The RPC.
         direction: "request" or "response".
 
     Returns:
-        A route for this message only, and the copy that was judged. The route reads nothing but that copy. It is None
-        where nothing in the message is protected. Where something can't be judged, its `bill` raises why.
+        A priced plan for this message only, and the copy that was opened. The plan reads nothing but that copy. It is
+        None if nothing in the message is protected. If an Any can't be judged, its `bill` raises why.
     """
     try:
-        content = _Content(routes, route, message, method, direction)
+        opened = _OpenedMessage(billing, priced, message, method, direction)
     except DpmeshError as error:
         failed = error.with_traceback(None)
     except Exception as error:  # Whatever it is, its text stays here.
         kind = type(error).__name__
-        failed = ProtectionError("INTERNAL", route.plan.descriptor.full_name, f"could not be opened ({kind})")
+        failed = ProtectionError(
+            "INTERNAL", priced.plan.descriptor.full_name, f"could not be opened ({kind})"
+        )
     else:
-        return content.route(), content.copy
+        return opened.priced(), opened.copy
     failed.__context__ = None
-    return replace(route, bill=_raising(failed), opens=False), message
+    return replace(priced, bill=_raising(failed), opens=False), message
 
 
 def _raising(error: DpmeshError) -> Biller:
-    # Not kept once it is raised: it then holds the frames that it went through, and so the message.
+    # The error is not kept once it is raised: it then holds the frames that it went through, and so the message.
     kept = [error]
 
     def bill(_snapshot: Any, _consumer: str) -> NoReturn:
@@ -71,15 +73,15 @@ class _Packed:
 
     Attributes:
         found: The Any and where it stands.
-        kind: Its type.
-        route: Its route; None for a type without rules.
+        type: The message's type.
+        priced: Its priced plan; None for a type without rules.
         units: The ids of all units around it.
         message: The message, once it was parsed.
     """
 
     found: Found
-    kind: Descriptor
-    route: PricedPlan | None
+    type: Descriptor
+    priced: PricedPlan | None
     units: tuple[bytes, ...]
     message: Any = None
 
@@ -90,14 +92,14 @@ class _Packed:
             ProtectionError: The Any's bytes are no message of the type.
         """
         if self.message is None:
-            message, sound = GetMessageClass(self.kind)(), True
+            message, valid = GetMessageClass(self.type)(), True
             try:
                 message.ParseFromString(self.found.any.value)
             except DecodeError:
-                sound = False
+                valid = False
             # Raised outside of the handler, so that what may quote a value is not even its context.
-            if not sound or not message.IsInitialized():
-                text = f"holds an Any whose bytes are no {self.kind.full_name}"
+            if not valid or not message.IsInitialized():
+                text = f"holds an Any whose bytes are no {self.type.full_name}"
                 raise ProtectionError("WRONG_TYPE", self.found.name, text)
             self.message = message
         return self.message
@@ -107,31 +109,65 @@ class _Packed:
 
         Which messages an Any packs is data of the units around it: they pay for the values of other units as well.
         """
-        assert self.route is not None
-        plan = self.route.plan
-        found: list[tuple[int, bytes]] = []
+        assert self.priced is not None
+        plan = self.priced.plan
+        owners: list[tuple[int, bytes]] = []
         for scope, unit in plan.owners(self.parse()):
             path = plan.scopes[scope].path
             if path != AROUND:
-                found.append((scope, unit))
+                owners.append((scope, unit))
             if path:
-                found += [(scope, around) for around in self.units]
-        return found
+                owners += [(scope, around) for around in self.units]
+        return owners
 
-    def pack(self, message: Message | None) -> None:
-        """Puts what may leave into the Any; nothing for a message that can't leave without its required fields."""
-        if message is None or not message.IsInitialized():
-            self.found.any.Clear()
+    def protect(self, pseudonymise: Pseudonymise, *, blank: bool) -> None:
+        """Replaces the message in its Any by what may leave; all that is packed in it was replaced before.
+
+        The Any becomes empty if the message would lack a required field.
+
+        Args:
+            pseudonymise: Makes the units' pseudonyms.
+            blank: Every value that needs noise is left out.
+        """
+        if self.priced is None:
+            message = self.message
+            message.DiscardUnknownFields()
+            if self.found.strict:
+                drop_extensions(message)
         else:
+            plan = self.priced.plan
+            protection = plan.anys or plan
+            message = (protection.blank if blank else protection.protect)(self.message, pseudonymise)
+        if message.IsInitialized():
             self.found.any.value = message.SerializeToString()
+        else:
+            self.found.any.Clear()
 
 
-class _Content:
+class _Unopened(NamedTuple):
+    """A message whose Anys were not looked at yet.
+
+    Attributes:
+        message: The message.
+        find: Finds its Anys.
+        units: The ids of the units around it.
+        strict: It lies in a protected message.
+        around: For each Any on the way to it, the plan of the message that holds the Any; last, its own plan.
+    """
+
+    message: Any
+    find: Find
+    units: tuple[bytes, ...]
+    strict: bool
+    around: tuple[Plan, ...]
+
+
+class _OpenedMessage:
     """A copy of a message, and all that is packed in it.
 
     Args:
-        routes: Knows the routes of packed types.
-        route: The message's own.
+        billing: Prices the packed types.
+        priced: The priced plan of the message's type.
         message: What is to be released.
         method: The RPC.
         direction: "request" or "response".
@@ -145,54 +181,48 @@ class _Content:
     """
 
     def __init__(
-        self, routes: BillingTable, route: PricedPlan, message: Message, method: str, direction: str
+        self, billing: BillingTable, priced: PricedPlan, message: Message, method: str, direction: str
     ) -> None:
-        anys = route.plan.anys
+        anys = priced.plan.anys
         assert anys is not None
+        self._anys = anys
         self.copy: Any = type(message)()
         self.copy.CopyFrom(message)
-        self._routes = routes
-        self._route = route
+        self._billing = billing
+        self._priced = priced
         self._method = method
         self._direction = direction
         self._packed: list[_Packed] = []
         self._dropped = False
-        # Messages that wait to be looked into: each with what finds its Anys, the units around it, whether it lies in
-        # a protected message, and the plans of all messages on the way, its own included: one for each Any.
-        self._todo: list[tuple[Any, Find, tuple[bytes, ...], bool, tuple[Plan, ...]]] = [
-            (self.copy, anys.find, (), False, (route.plan,))
-        ]
-        while self._todo:
-            self._look(*self._todo.pop())
+        self._unopened = [_Unopened(self.copy, anys.find, (), False, (priced.plan,))]
+        while self._unopened:
+            self._open(self._unopened.pop())
         self.protected = (
-            not anys.alone or self._dropped or any(entry.route is not None for entry in self._packed)
+            not anys.alone or self._dropped or any(packed.priced is not None for packed in self._packed)
         )
         if self.protected:
-            for entry in self._packed:
-                entry.parse()  # Of a type without rules, unknown fields do not leave now.
+            for packed in self._packed:
+                packed.parse()  # Unknown fields of a type without rules must not leave: `protect` discards them.
 
-    def route(self) -> PricedPlan | None:
-        """The route of this one message, or None where nothing in it is protected."""
+    def priced(self) -> PricedPlan | None:
+        """The priced plan of this one message, or None if nothing in it is protected."""
         if not self.protected:
             return None
-        routes = [self._route, *(entry.route for entry in self._packed if entry.route is not None)]
-        plans = [route.plan for route in routes if not route.plan.is_open]
+        packed_plans = [packed.priced.plan for packed in self._packed if packed.priced is not None]
+        plans = [plan for plan in (self._priced.plan, *packed_plans) if not plan.is_open]
         mechanisms = tuple(sorted({name for plan in plans for name in plan.mechanisms}))
-        anys = self._route.plan.anys
-        assert anys is not None
-        protect, blank = anys.protect, anys.blank
         return replace(
-            self._route,
+            self._priced,
             plan=replace(
-                self._route.plan,
+                self._priced.plan,
                 # The copy was made when the message was opened.
                 snapshot=lambda _: None,
-                build=lambda _, alias: self._leave(protect, alias, blank=False),
-                build_blank=lambda _, alias: self._leave(blank, alias, blank=True),
+                build=lambda _, pseudonymise: self._protect(pseudonymise, blank=False),
+                build_blank=lambda _, pseudonymise: self._protect(pseudonymise, blank=True),
             ),
             mechanisms=",".join(mechanisms),
             attributes={
-                **self._route.attributes,
+                **self._priced.attributes,
                 names.MECHANISMS: mechanisms,
                 names.FIELDS_COUNT: sum(plan.protected for plan in plans),
                 names.POLICY_VERSION: ",".join(dict.fromkeys(plan.version for plan in plans)),
@@ -202,81 +232,107 @@ class _Content:
             opens=False,
         )
 
-    def _look(
-        self, holder: Any, find: Find, units: tuple[bytes, ...], strict: bool, around: tuple[Plan, ...]
-    ) -> None:
-        """Judges the Anys of one message."""
+    def _open(self, unopened: _Unopened) -> None:
+        """Decides about the Anys of one message, and drops those that may not leave."""
         dropped: list[Found] = []
-        for found in find(holder, strict):
-            if len(around) > DEEPEST:
+        for found in unopened.find(unopened.message, unopened.strict):
+            if len(unopened.around) > DEEPEST:
                 raise ProtectionError("WRONG_TYPE", found.name, f"more than {DEEPEST} Anys lie in each other")
-            if self._judge(found, found.units + units, around):
+            if not self._keep(found, found.units + unopened.units, unopened.around):
                 dropped.append(found)
         for found in reversed(dropped):
             self._dropped = True
             found.drop()
 
-    def _judge(self, found: Found, units: tuple[bytes, ...], around: tuple[Plan, ...]) -> bool:
-        """Judges one Any; whether it is dropped."""
+    def _keep(self, found: Found, units: tuple[bytes, ...], around: tuple[Plan, ...]) -> bool:
+        """Decides about one Any; whether it stays in the message.
+
+        Raises:
+            AnnotationError: The packed type's annotations are bad, or no budget covers it.
+            ProtectionError: The Any can't be judged, or is refused.
+        """
         if not found.any.type_url and not found.any.value:
-            return False  # It holds nothing.
-        kinds = find_types(found.any.type_url, found.holder.DESCRIPTOR.file.pool, found.name)
-        kind = kinds[0] if kinds else None
-        if kind is not None and is_any(kind):
-            # What holds the outer Any decides about the inner one too.
-            entry = _Packed(found, kind, None, units)
-            inner = entry.parse()
-            self._packed.append(entry)
-            same = found._replace(any=inner, holder=inner, field=None, key=None, units=())
-            self._todo.append((inner, _only(same), units, found.strict, (*around, around[-1])))
-            return False
-        route = None
-        for each in kinds:
-            there = self._routes.price_packed(around, each, bool(units), self._method, self._direction)
-            if there is not None and (route is None or (route.plan.is_open and not there.plan.is_open)):
-                kind, route = each, there
-        plan = None if route is None else route.plan
-        if kind is None or route is None or route.plan.is_open:
+            return True  # It is empty.
+        types = find_types(found.any.type_url, found.holder.DESCRIPTOR.file.pool, found.name)
+        if types and is_any(types[0]):
+            self._add_any(_Packed(found, types[0], None, units), around)
+            return True
+        packed_type, priced = self._price(types, bool(units), around)
+        if priced is None or priced.plan.is_open:
             if found.rule == pb.MessageRules.REJECT:
                 text = "holds an Any of a type that is unknown or has no rules, which its message rejects"
                 raise ProtectionError("UNANNOTATED", found.name, text)
             if found.rule == pb.MessageRules.SUPPRESS:
-                return True
-            route = None
-        if kind is not None:
-            entry = _Packed(found, kind, route, units)
-            self._packed.append(entry)
-            if plan is not None:
-                entry.parse()
-                if plan.anys is not None:
-                    inside = (*around, plan)
-                    self._todo.append((entry.message, plan.anys.find, units, found.strict, inside))
-        return False
+                return False
+        if packed_type is not None:
+            self._add(found, packed_type, priced, units, around)
+        return True
 
-    def _bill(self, _snapshot: Any, consumer: str) -> Bill:
-        """What the message costs, and what each message packed in it costs."""
+    def _price(
+        self, types: Sequence[Descriptor], has_unit: bool, around: tuple[Plan, ...]
+    ) -> tuple[Descriptor | None, PricedPlan | None]:
+        """The type that protects most, of those that an Any's type_url can mean; None for what is unknown."""
+        chosen = types[0] if types else None
+        strictest: PricedPlan | None = None
+        for each in types:
+            priced = self._billing.price_packed(around, each, has_unit, self._method, self._direction)
+            if priced is not None and (
+                strictest is None or (strictest.plan.is_open and not priced.plan.is_open)
+            ):
+                chosen, strictest = each, priced
+        return chosen, strictest
+
+    def _add_any(self, packed: _Packed, around: tuple[Plan, ...]) -> None:
+        """Adds an Any that another Any packs: what holds the outer one decides about the inner one too."""
+        inner = packed.parse()
+        self._packed.append(packed)
+        found = packed.found._replace(any=inner, holder=inner, field=None, key=None, units=())
+        self._unopened.append(
+            _Unopened(inner, _only(found), packed.units, found.strict, (*around, around[-1]))
+        )
+
+    def _add(
+        self,
+        found: Found,
+        packed_type: Descriptor,
+        priced: PricedPlan | None,
+        units: tuple[bytes, ...],
+        around: tuple[Plan, ...],
+    ) -> None:
+        """Adds a packed message, and its own Anys to those that are still to be opened."""
+        plan = None if priced is None else priced.plan
+        packed = _Packed(found, packed_type, None if plan is None or plan.is_open else priced, units)
+        self._packed.append(packed)
+        if plan is None:
+            return
+        packed.parse()
+        if plan.anys is not None:
+            self._unopened.append(
+                _Unopened(packed.message, plan.anys.find, units, found.strict, (*around, plan))
+            )
+
+    def _bill(self, _content: Any, consumer: str) -> Bill:
+        """The bill of the message and of each message packed in it."""
         charges: list[Charge] = []
         epsilon = rho = 0.0
-        if not self._route.plan.is_open:
-            own, epsilon, rho = self._route.bill(self._route.plan.snapshot(self.copy), consumer)
-            charges += own
-        for entry in self._packed:
-            if entry.route is not None:
-                own, *lost = self._routes.bill_owners(entry.route, entry.owners(), consumer)
-                charges += own
-                epsilon, rho = epsilon + lost[0], rho + lost[1]
+        if not self._priced.plan.is_open:
+            outer, epsilon, rho = self._priced.bill(self._priced.plan.snapshot(self.copy), consumer)
+            charges += outer
+        for packed in self._packed:
+            if packed.priced is not None:
+                inner, *loss = self._billing.bill_owners(packed.priced, packed.owners(), consumer)
+                charges += inner
+                epsilon, rho = epsilon + loss[0], rho + loss[1]
         return merged(charges), epsilon, rho
 
-    def _leave(
-        self, protect: Callable[[Message, Pseudonymise], Message], alias: Pseudonymise, *, blank: bool
-    ) -> Message:
-        """The protected message; once, because the raw content is not kept."""
-        # Those that lie in others were found after these, and have to be done before them.
-        packed, self._packed = self._packed[::-1], []
+    def _protect(self, pseudonymise: Pseudonymise, *, blank: bool) -> Message:
+        """The protected message; it can be made once, because the raw content is not kept."""
+        # A message in another one was found after it, and has to be protected before it.
+        packed_messages, self._packed = self._packed[::-1], []
         copy, self.copy = self.copy, None
-        for entry in packed:
-            entry.pack(_protected(entry, alias, blank))
-        return protect(copy, alias)
+        for packed in packed_messages:
+            packed.protect(pseudonymise, blank=blank)
+        return (self._anys.blank if blank else self._anys.protect)(copy, pseudonymise)
 
 
 def _only(found: Found) -> Find:
@@ -284,16 +340,3 @@ def _only(found: Found) -> Find:
         return (found,)
 
     return find
-
-
-def _protected(entry: _Packed, alias: Pseudonymise, blank: bool) -> Message:
-    """What may leave of a packed message, in which everything that was packed is protected already."""
-    if entry.route is None:
-        entry.message.DiscardUnknownFields()
-        if entry.found.strict:
-            drop_extensions(entry.message)
-        message: Message = entry.message
-        return message
-    plan = entry.route.plan
-    run = plan.anys or plan
-    return (run.blank if blank else run.protect)(entry.message, alias)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+from dpmesh.bounded import BoundedTable
 from dpmesh.ledger import Ledger
 
 _PSEUDONYMS_KEPT = 1024
@@ -47,11 +48,9 @@ class _Epoch:
 
     def __init__(self, number: float, key: bytes) -> None:
         self.number = number
-        self.pseudonyms: dict[bytes, bytes] = {}
+        self.pseudonyms: BoundedTable[bytes, bytes] = BoundedTable(_PSEUDONYMS_KEPT)
         self._key = key
 
     def add(self, unit: bytes) -> bytes:
-        if len(self.pseudonyms) >= _PSEUDONYMS_KEPT:
-            self.pseudonyms.clear()
         pseudonym = self.pseudonyms[unit] = hashlib.blake2b(unit, key=self._key, digest_size=16).digest()
         return pseudonym

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-from google.protobuf import descriptor_pool
-
 from dpmesh.errors import ConfigError
 from dpmesh.ledger import Budget
 from dpmesh.mesh.billing import BillingTable, descriptor_of
+from dpmesh.method_name import find_any_spelling
 from dpmesh.policy import Plan, Policy, loaded_types
 from dpmesh.policy.in_force import InForce
 from dpmesh.policy.policy import is_foreign
@@ -80,12 +79,8 @@ class PolicySnapshot:
         Args:
             method: "/package.Service/Method".
         """
-        try:
-            # Other spellings of the name count too: a generic handler may serve them.
-            declared = descriptor_pool.Default().FindMethodByName(method.lstrip("/").replace("/", "."))
-        except KeyError:
-            return False
-        return self.policy.requires(declared)
+        declared = find_any_spelling(method)
+        return declared is not None and self.policy.requires(declared)
 
     def compile_loaded(self) -> list[Plan]:
         """Compiles every loaded type that can reach a rule, and reads every method's rules: a bad rule fails now.
@@ -101,7 +96,7 @@ class PolicySnapshot:
         if unresolved:
             raise ConfigError(
                 f"policy: no loaded proto has {', '.join(unresolved)}; "
-                "correct the name, or import its _pb2 module before dpmesh.open"
+                "correct the name, or import its _pb2 module first"
             )
         plans = [self.policy.plan(message) for message in loaded_types.message_types(self.policy)]
         for method in loaded_types.methods():

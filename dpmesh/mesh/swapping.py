@@ -11,8 +11,10 @@ from dpmesh.accounting import Cost
 from dpmesh.errors import AnnotationError, ConfigError
 from dpmesh.ledger import Budget
 from dpmesh.mesh.snapshot import PolicySnapshot
+from dpmesh.method_name import name_of
 from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy import FieldPlan, Plan, Policy, loaded_types
+from dpmesh.policy.codegen.source import draw_function
 from dpmesh.v1 import policy_pb2
 
 
@@ -45,6 +47,7 @@ def prepare(
     plans = [*snapshot.compile_loaded(), *_prices(snapshot, before)]
     for plan in {plan.version: plan for plan in plans}.values():
         self_test(plan)
+    snapshot.has_rules()  # Looks through all loaded types once, which the event loop need not wait for.
     return snapshot
 
 
@@ -71,7 +74,7 @@ def _prices(snapshot: PolicySnapshot, before: PolicySnapshot) -> Iterator[Plan]:
 def _declared() -> Iterator[tuple[type, str, str]]:
     """The messages that loaded methods declare: class, method and direction."""
     for method in loaded_types.methods():
-        name = f"/{method.containing_service.full_name}/{method.name}"
+        name = name_of(method)
         yield GetMessageClass(method.input_type), name, "request"
         yield GetMessageClass(method.output_type), name, "response"
 
@@ -98,7 +101,8 @@ def self_test(plan: Plan) -> None:
         if not _is_covered(_drawn_cost(field), field.cost) or not _is_covered(field.cost, plan.cost):
             raise _failed(field.name, "draws more than it pays for")
         low, high, inputs = _edges(field)
-        if not all(low <= field.mechanism.draw(index) <= high for index in inputs):
+        draw = draw_function(field.mechanism.codes)
+        if not all(low <= draw(index) <= high for index in inputs):
             raise _failed(field.name, "draws a value outside of its mechanism's range")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from dpmesh import Mesh
@@ -18,14 +18,14 @@ class WatchedLedger(Ledger):
     Attributes:
         bills: What held leases were asked to pay, paid or not.
         charges: What `charge` was asked to pay.
-        before_charge: Called before each charge.
+        before_charge: Awaited before each charge.
     """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.bills: list[Sequence[Charge]] = []
         self.charges: list[Sequence[Charge]] = []
-        self.before_charge: Callable[[], None] = lambda: None
+        self.before_charge: Callable[[], Awaitable[None]] | None = None
         spend = self.spend
 
         def watched(charges: Sequence[Charge]) -> bool:
@@ -36,7 +36,8 @@ class WatchedLedger(Ledger):
 
     async def charge(self, charges: Sequence[Charge]) -> None:
         self.charges.append(charges)
-        self.before_charge()
+        if self.before_charge is not None:
+            await self.before_charge()
         await super().charge(charges)
 
 
@@ -45,7 +46,7 @@ def assembled(
     *,
     policy: Any = None,
     clock: Callable[[], float] = time.time,
-    ledger: type[Ledger] = WatchedLedger,
+    ledger: Callable[..., Ledger] = WatchedLedger,
     store: Store | None = None,
     **parts: Any,
 ) -> Mesh:
@@ -55,7 +56,7 @@ def assembled(
         config: What dpmesh.toml holds.
         policy: Overlays.
         clock: Seconds since 1970.
-        ledger: The ledger's class.
+        ledger: Makes the ledger.
         store: The ledger's store; the configuration's by default.
         parts: What else the mesh is handed.
     """

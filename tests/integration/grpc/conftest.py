@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from stations import rig
 
 import dpmesh
+from dpmesh.ledger import Ledger
+from dpmesh.ledger.sqlite.store import SQLiteStore
+from tests.support.meshes import assembled
 
 # The middle of a day, so that no budget's window ends during a test.
 NOW = 1_357_041_600.0
@@ -37,10 +41,12 @@ async def open_mesh(stack, tmp_path):
         budget = {"name": "station", "epsilon": epsilon, "accounting": "pure", "window": "24h"}
         url = f"sqlite:///{tmp_path}/ledger-{count}.db"
         config = {"ledger": {"url": url}, "budget": [budget], **sections}
-        mesh = dpmesh.open(config, policy=policy, clock=lambda: NOW)
-        if patience is not None:
-            mesh.ledger._store._busy_timeout = patience
-            mesh.ledger._timeout = max(mesh.ledger._timeout, 2 * patience)
+        if patience is None:
+            mesh = dpmesh.open(config, policy=policy, clock=lambda: NOW)
+        else:
+            store = SQLiteStore(url.removeprefix("sqlite:///"), busy_timeout=patience)
+            ledger = partial(Ledger, timeout=max(5.0, 2 * patience))
+            mesh = assembled(config, policy=policy, clock=lambda: NOW, ledger=ledger, store=store)
         return await stack.enter_async_context(mesh)
 
     return opened

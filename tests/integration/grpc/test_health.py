@@ -15,7 +15,9 @@ from dpmesh.accounting import AMOUNT
 from dpmesh.errors import LedgerError
 from dpmesh.ledger import inspect
 from dpmesh.ledger.postgres.admin import PostgresAdmin
+from dpmesh.ledger.sqlite.store import SQLiteStore
 from dpmesh_grpc import report_health, serve
+from tests.support.meshes import assembled
 from tests.support.postgres import Server
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -42,9 +44,8 @@ async def asked(server):
 
 async def test_a_ledger_that_takes_no_charge_is_not_serving_until_it_does(tmp_path):
     path = tmp_path / "ledger.db"
-    mesh = dpmesh.open(config(f"sqlite:///{path}"))
-    mesh.ledger._store._busy_timeout = 0.3  # so long it waits for whoever has locked the file
-    async with mesh:
+    store = SQLiteStore(path, busy_timeout=0.3)  # how long it waits while somebody else has the file locked
+    async with assembled(config(f"sqlite:///{path}"), store=store) as mesh:
         server = grpc.aio.server()
         async with report_health(server, mesh, ["fleet.v1.Collector"]):
             channel, stub = await asked(server)

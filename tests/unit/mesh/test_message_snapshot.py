@@ -4,7 +4,6 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from functools import partial
 
 import pytest
 from google.protobuf.message import Message
@@ -120,7 +119,11 @@ async def test_a_message_that_is_changed_while_its_charge_waits_leaves_as_it_was
     async with assembled(settings()) as mesh:
         for make in (report, batch, journey):
             message = make("first")
-            mesh.ledger.before_charge = partial(message.CopyFrom, make("second"))
+
+            async def change(message=message, make=make):
+                message.CopyFrom(make("second"))
+
+            mesh.ledger.before_charge = change
             left = (await mesh.release(message)).message
             assert set(owners(left)) == {"first"}
             assert set(pseudonyms(left)) == {Pseudonyms(mesh.ledger, time.time).of(b"first", 86_400.0).hex()}

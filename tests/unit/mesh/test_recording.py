@@ -262,7 +262,7 @@ async def test_the_record_of_a_stream_keeps_no_message(sdk):
         with pytest.raises(BudgetExhaustedError):
             await stream.release(box)
         async with asyncio.timeout(10):
-            while any(type(found).__name__ == "_Content" for found in gc.get_objects()):
+            while any(type(found).__name__ == "_OpenedMessage" for found in gc.get_objects()):
                 await asyncio.sleep(0.01)  # The task that asked the ledger ends a moment later.
                 gc.collect()
         stream.close()
