@@ -13,8 +13,6 @@ import re
 import sys
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from typing_extensions import override
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -103,10 +101,10 @@ def data_stdout() -> IO[str]:
 
 
 class _Lines(io.TextIOBase):
-    """Writes to stdout by `say`; each write is whole lines."""
+    """Writes to stdout by `say`."""
 
-    @override
     def write(self, text: str) -> int:
+        """Writes one or several whole lines."""
         say(*text.removesuffix("\n").split("\n"))
         return len(text)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from types import UnionType
@@ -20,6 +19,8 @@ def unknown_key(key: str, allowed: Sequence[str], value: str = "") -> str:
         allowed: The keys that there are.
         value: What was written there, unless it may be a password.
     """
+    import difflib  # only errors need it
+
     close = difflib.get_close_matches(key.rpartition(".")[2], allowed, n=1)
     near = f"; did you mean {close[0]}?" if close else ""
     return f"{key}{value and f' = {value}'}: no such key; allowed: {', '.join(allowed)}{near}"

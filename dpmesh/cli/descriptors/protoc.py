@@ -11,15 +11,17 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from dpmesh import extras
 from dpmesh.cli.console import InputError
 from dpmesh.cli.descriptors import include
-from dpmesh.policy import Severity
-from dpmesh.report.findings import Finding
 from dpmesh.report.sources import SourceLocation
+
+if TYPE_CHECKING:
+    from dpmesh.report.findings import Finding
 
 _COMPLAINT = re.compile(r"^(?P<file>.+?\.proto):(?:(?P<line>\d+):(?:(?P<column>\d+):)?)?\s*(?P<text>.+)$")
 
@@ -51,6 +53,9 @@ class CompileError(InputError):
 
     def findings(self) -> list[Finding]:
         """The complaints as findings."""
+        from dpmesh.policy import Severity
+        from dpmesh.report.findings import Finding
+
         return [
             Finding(entry.location, Severity.ERROR, "syntax", "", entry.text) for entry in self.complaints
         ]
