@@ -1,4 +1,4 @@
-"""Runs all benchmarks, or those named: `python -m benchmarks [imports release noise ledger rpc identity rotation]`."""
+"""Runs all benchmarks, or those named in ALL: `python -m benchmarks [release noise ...]`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.table import show
 
-ALL = ("imports", "release", "noise", "ledger", "rpc", "identity", "rotation")
+ALL = ("imports", "opening", "release", "noise", "ledger", "rpc", "identity", "rotation")
 
 
 def main(names: list[str]) -> None:

@@ -17,6 +17,7 @@ from dpmesh.noise import categorical, numeric
 from dpmesh.noise.discrete_gaussian import DiscreteGaussian
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
 from dpmesh.noise.numeric import NumericKind
+from dpmesh.policy.codegen.source import draw_function
 
 SCALE = 1000
 TURNS = 5
@@ -66,9 +67,11 @@ def _draws() -> Iterator[Row]:
         (NumericKind.HYBRID, 500),
     )
     made: list[tuple[str, Callable[[int], int], int]] = [
-        (kind.value, numeric.make(kind, SIZE, SIZE, epsilon).draw, bar) for kind, bar in local
+        (kind.value, draw_function(numeric.make(kind, SIZE, SIZE, epsilon).codes), bar) for kind, bar in local
     ]
-    made.append(("k-ary randomized response, k = 16", categorical.make(16, epsilon).draw, 250))
+    made.append(
+        ("k-ary randomized response, k = 16", draw_function(categorical.make(16, epsilon).codes), 250)
+    )
     for name, draw, bar in made:
         (nanoseconds,) = _turns((lambda draw=draw: [draw(5) for _ in range(DRAWS)], DRAWS))  # type: ignore[misc]
         yield Row(f"one draw: {name}", nanoseconds, "ns", f"<= {bar}")

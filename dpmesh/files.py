@@ -2,6 +2,7 @@
 
 A writer fills a temporary file beside the target, synchronizes it to the disk, renames it, and synchronizes the folder.
 A reader, or a power cut, meets the old content or the new one, never a part. Nobody but the owner may read (0600).
+Containers that share a folder have to lock it to write one file, because their threads can have equal ids.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import ClassVar
 
 from dpmesh.accounting.amounts import AMOUNT, amount_up
@@ -41,6 +42,7 @@ class Cost:
                 raise ValueError(f"{name} must be a non-negative integer of 1e-9, not {value!r}")
 
     @classmethod
+    @lru_cache(maxsize=1024, typed=True)
     def pure(cls, epsilon: Fraction) -> Cost:
         """The cost of one epsilon-DP release.
 

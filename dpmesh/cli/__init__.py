@@ -10,11 +10,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and ends the process: 0 ok, 1 findings or refused, 2 usage or unreadable input.
 
     Args:
-        arguments: Instead of the process's own.
+        arguments: The command line; by default the process's own.
     """
     from dpmesh.cli.pipes import LeavableOutput
 
-    if sys.stdout is not None:  # Where stdout is closed.
+    if sys.stdout is not None:  # It is None if the shell closed it.
         sys.stdout = LeavableOutput(sys.stdout)
     code = run(arguments)
     if sys.stdout is not None:
@@ -23,10 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; whatever goes wrong becomes one line on stderr.
+    """Runs one command. Every error becomes one line on stderr.
 
     Args:
-        arguments: Instead of the process's own.
+        arguments: The command line; by default the process's own.
 
     Returns:
         The exit code.
@@ -38,7 +38,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     from dpmesh.errors import ConfigError, DpmeshError, LedgerError
 
     console.prepare()
-    # Typer brings its own click, or uses the installed one: this is the root of either's usage errors.
+    # The base class of usage errors in the click that typer uses, its own or the installed one.
     usage_error: type[Exception] = typer.BadParameter.__mro__[2]
     command = typer.main.get_command(app)
     try:

@@ -1,4 +1,4 @@
-"""The command line's tree: each command lives in a module of its own, imported when it is called."""
+"""The list of commands. The module of a command is imported when the command is called."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ COMMANDS = {
     "check": "Find what is wrong with annotations and overlays, with file and line.",
     "plan": "Show what leaves with each RPC, at what loss and error, and how long budgets last.",
     "protos": "Print the include path of dpmesh's .proto files.",
-    "budget": "Show what is spent and what is left, from the ledger itself; export it; grant more.",
-    "ledger": "Make a ledger's tables, check its charge log, move it, and look into it.",
-    "identity": "Make an authority, issue identities from it, and see how they stand.",
+    "budget": "Show what is spent and what is left, as the ledger has it; export it; grant more.",
+    "ledger": "Make a ledger's tables, check and show its charge log, and move it.",
+    "identity": "Make an authority, issue identities from it, and show its state.",
     "demo": "The fleet example, start to finish, in one terminal.",
 }
 
 
 class Commands(TyperGroup):
-    """Holds the names and help lines of all commands, and imports the one that is called."""
+    """A group that imports a command only when it is called."""
 
     def resolve_command(self, ctx: Any, args: Any) -> Any:
-        """Puts the real command in the place of its entry in the list."""
+        """Resolves the name, and replaces the placeholder by the command."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, load(name) if name in COMMANDS else command, rest
 
@@ -67,15 +67,15 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Without a command there is only help."""
+    """Prints help if there is no command."""
     if context.invoked_subcommand is None:
         say_help(context)
         raise typer.Exit(UNUSABLE)
 
 
-def _listed() -> None:
-    """Stands in the list of commands for one that is not imported yet."""
+def _placeholder() -> None:
+    """Stands for a command that is not imported yet."""
 
 
 for _name, _help in COMMANDS.items():
-    app.command(_name, help=_help)(_listed)
+    app.command(_name, help=_help)(_placeholder)

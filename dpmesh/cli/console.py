@@ -1,7 +1,7 @@
-"""What all commands say and how: tables and lines to stdout, one line to stderr when something is wrong.
+"""Output of all commands: tables and lines to stdout, errors as one line to stderr.
 
-Names come from files, ledgers and servers of others. All that is printed goes through this module, so that no name can
-steer a terminal or give a CI runner a command.
+Names come from other people's files, ledgers and servers. This module prints everything, so that no name can control a
+terminal or a CI runner.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import re
 import sys
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from typing_extensions import override
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -21,32 +23,32 @@ if TYPE_CHECKING:
 OK = 0
 FOUND = 1
 UNUSABLE = 2
-# By Control-C: 128 and the signal's number, as shells have it.
+# After Control-C: 128 and the signal's number, as in shells.
 INTERRUPTED = 130
 
-# A pipe or a CI log has no width of its own; tables may take this much.
+# The width of tables in a pipe or a CI log, which have none of their own.
 _PLAIN_WIDTH = 200
-# What GitHub's runner takes for a command: "::" at the beginning of a line, and "##[" anywhere.
+# What GitHub's runner executes: "::" at the beginning of a line, and "##[" anywhere.
 _COMMAND = re.compile(r"^(\s*):(?=:)|(?<=##)\[")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class InputError(Exception):
-    """What the user gave can't be read or makes no sense: one line on stderr, exit code 2."""
+    """The user's input can't be read or makes no sense: one line on stderr, exit code 2."""
 
 
 def prepare() -> None:
-    """Makes stdout and stderr take every character: what their encoding lacks becomes "?"."""
+    """Makes stdout and stderr accept every character: those that their encoding lacks become "?"."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # The shell closed it.
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
 
 def printable(text: str) -> str:
-    """The text as one line that only shows: control characters, line breaks, and marks that reorder text are replaced.
+    """The text as one harmless line: control characters, line breaks, and marks that reorder text are replaced.
 
     The result has as many characters as the text.
     """
@@ -72,7 +74,7 @@ def stdout() -> Console:
     from rich.text import Text
 
     class Printable(Console):
-        """Prints each text as `printable` makes it; tables hand their cells to `render_str`."""
+        """Prints only printable texts. Tables pass their cells to `render_str`."""
 
         def print(self, *objects: Any, **options: Any) -> None:
             super().print(*map(self._one_line, objects), **options)
@@ -92,7 +94,7 @@ def stdout() -> Console:
 
 
 def data_stdout() -> IO[str]:
-    """Stdout for files that somebody else reads: UTF-8 in a pipe, and only printable lines on a terminal."""
+    """Stdout for files that other programs read: UTF-8 in a pipe, and only printable lines on a terminal."""
     if sys.stdout.isatty():
         return cast("IO[str]", _Lines())
     if hasattr(sys.stdout, "reconfigure"):
@@ -101,31 +103,31 @@ def data_stdout() -> IO[str]:
 
 
 class _Lines(io.TextIOBase):
-    """Writes to stdout what `say` would; each write is whole lines."""
+    """Writes to stdout by `say`; each write is whole lines."""
 
+    @override
     def write(self, text: str) -> int:
-        """See io.TextIOBase."""
         say(*text.removesuffix("\n").split("\n"))
         return len(text)
 
 
 def print_json(document: Any) -> None:
-    """Writes one JSON document to stdout; infinities and NaN, which JSON has not, are a mistake of the caller."""
+    """Writes one JSON document to stdout. Infinities and NaN are an error, because JSON has none."""
     print(json.dumps(document, indent=2, allow_nan=False).replace("##[", r"##\u005b"))
 
 
 def print_json_line(line: str) -> None:
-    """Writes one JSON document, which is on one line, to stdout."""
+    """Writes a JSON document that is one line to stdout."""
     print(ascii_json(line))
 
 
 def ascii_json(line: str) -> str:
-    """JSON in which all that `printable` replaces, and all that is not ASCII, is written as JSON's own escapes."""
+    """Escapes, as JSON does, everything that is not ASCII or that `printable` would replace."""
     return re.sub(r"[^ -~]|(?<=##)\[", _json_escape, line)
 
 
 def _json_escape(match: re.Match[str]) -> str:
-    """One or two UTF-16 code units: the only escapes that JSON has for all characters."""
+    """One or two UTF-16 code units: only these can escape every character in JSON."""
     return r"\u" + match[0].encode("utf-16-be", "surrogatepass").hex(" ", 2).replace(" ", r"\u")
 
 
@@ -155,5 +157,5 @@ def fail(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Writes one line to stderr that is no failure."""
+    """Writes a remark, one line, to stderr."""
     fail(f"note: {text}")

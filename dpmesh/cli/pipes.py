@@ -1,4 +1,4 @@
-"""Standard output whose reader may leave: `dpmesh check | head -1` ends with check's own exit code."""
+"""Standard output into a pipe that may be closed: `dpmesh check | head -1` ends with check's own exit code."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 class LeavableOutput:
-    """An output stream that drops what its reader does not wait for.
+    """An output stream that discards everything once its reader is gone.
 
-    Without it a reader that leaves ends the command with exit code 1, as if it had found something, or with 120.
+    Without it, such a command ends with exit code 1, as if it had found something, or with 120.
 
     Args:
         stream: Standard output, or its buffer.
@@ -27,7 +27,7 @@ class LeavableOutput:
         return LeavableOutput(self._stream.buffer)
 
     def write(self, data: Any) -> int:
-        """Writes, or does nothing once the reader has left."""
+        """Writes, or does nothing once the reader is gone."""
         try:
             return int(self._stream.write(data))
         except BrokenPipeError:
@@ -40,14 +40,14 @@ class LeavableOutput:
             self.write(line)
 
     def flush(self) -> None:
-        """Flushes, or does nothing once the reader has left."""
+        """Flushes, or does nothing once the reader is gone."""
         try:
             self._stream.flush()
         except BrokenPipeError:
             self._drop()
 
     def _drop(self) -> None:
-        """Sends the rest to nowhere, also what Python flushes when it ends."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
+        """Sends the rest to /dev/null, also what Python flushes when it ends."""
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, self._stream.fileno())
+        os.close(devnull)

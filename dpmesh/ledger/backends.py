@@ -42,7 +42,7 @@ def open_store(url: str) -> Store:
     path = _path(url)
     if path is None:
         return MemoryStore()
-    from dpmesh.ledger.sqlite.store import SQLiteStore  # sqlite3 is loaded by those who use it
+    from dpmesh.ledger.sqlite.store import SQLiteStore  # here, so that sqlite3 is loaded only if it is used
 
     return SQLiteStore(path)
 

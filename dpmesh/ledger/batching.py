@@ -73,7 +73,7 @@ class BatchQueue(ABC, Generic[Item, Answer]):
         self._stopped = False
 
     @abstractmethod
-    async def _commit(self, batch: Sequence[Waiter[Item, Answer]]) -> None:
+    async def _commit(self, waiters: Sequence[Waiter[Item, Answer]]) -> None:
         """Has the store decide a batch, which is never empty, and answers every request in it."""
 
     def _answer_early(self, waiter: Waiter[Item, Answer]) -> bool:
@@ -99,7 +99,7 @@ class BatchQueue(ABC, Generic[Item, Answer]):
         if len(self._waiting) >= MAX_WAITING:
             raise LedgerError(f"the ledger is too slow: {MAX_WAITING} {self._requests} are waiting already")
         loop = asyncio.get_running_loop()
-        waiter = Waiter[Item, Answer](item, loop.time() + self._timeout, loop.create_future())
+        waiter: Waiter[Item, Answer] = Waiter(item, loop.time() + self._timeout, loop.create_future())
         self._waiting.append(waiter)
         # A timer of its own, so that deadlines hold whatever becomes of the task that commits.
         if self._expiry is None:

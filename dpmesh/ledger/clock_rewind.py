@@ -144,11 +144,14 @@ def carry(
     if not complete:
         total = max(total, cap)
     total = min(total, MAX_AMOUNT)
-    here = known.pop(at, Net())
+    target_net = known.pop(at, Net())
     later = sorted(known.items())
-    debits = [Posting(*key, at, total - here.debited), *[Posting(*key, w, -net.debited) for w, net in later]]
+    debits = [
+        Posting(*key, at, total - target_net.debited),
+        *[Posting(*key, w, -net.debited) for w, net in later],
+    ]
     grants = [Posting(*key, w, -net.granted) for w, net in later if net.granted]
-    return Carried(total, max(0, here.granted), total - logged, tuple(debits), tuple(grants))
+    return Carried(total, max(0, target_net.granted), total - logged, tuple(debits), tuple(grants))
 
 
 def entries(carried: Iterable[Carried]) -> Iterator[tuple[EntryKind, list[Posting]]]:

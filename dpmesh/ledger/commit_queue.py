@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -130,20 +131,20 @@ class CommitQueue(BatchQueue[Charges, None]):
         return paid
 
     @override
-    async def _commit(self, batch: Sequence[Waiter[Charges, None]]) -> None:
+    async def _commit(self, waiters: Sequence[Waiter[Charges, None]]) -> None:
         self.roll()
-        ids = {key: self._account(key) for waiter in batch for key in waiter.item}
+        ids = {key: self._account(key) for waiter in waiters for key in waiter.item}
         starts, leases = self._leases.take(ids)
         now = self._monotonic()
-        asked = Batch(
+        batch = Batch(
             windows=starts,
             leased={ids[key]: leases[key].left if key in leases else 0 for key in ids},
-            requests=[{ids[key]: amount for key, amount in waiter.item.items()} for waiter in batch],
+            requests=[{ids[key]: amount for key, amount in waiter.item.items()} for waiter in waiters],
             forecast={ids[key]: lease.forecast(now) for key, lease in leases.items()},
             known={ids[key]: lease.debited for key, lease in leases.items()},
         )
         try:
-            outcome = await self._debit(asked)
+            outcome = await self._debit(batch)
         except LostChargesError:
             self._leases.drop()
             raise
@@ -155,12 +156,12 @@ class CommitQueue(BatchQueue[Charges, None]):
         now = self._monotonic()
         after = {
             key: Lease(
-                outcome.remaining[a], outcome.debited[a], asked.leased[a] + outcome.debits.get(a, 0), now
+                outcome.remaining[a], outcome.debited[a], batch.leased[a] + outcome.debits.get(a, 0), now
             )
             for key, a in ids.items()
         }
         self._leases.put(outcome.windows, after, {key: outcome.caps[a] for key, a in ids.items()})
-        for waiter, budget in zip(batch, outcome.denied_by, strict=True):
+        for waiter, budget in zip(waiters, outcome.denied_by, strict=True):
             if budget is None:
                 waiter.resolve(None)
             else:
@@ -168,11 +169,11 @@ class CommitQueue(BatchQueue[Charges, None]):
 
     async def _debit(self, batch: Batch) -> Outcome:
         """Has the store debit a batch, and measures the time."""
-        began = self._monotonic()
+        began = time.perf_counter()
         try:
             return await self._store.debit(batch)
         finally:
-            self._committed(self._monotonic() - began)
+            self._committed(time.perf_counter() - began)
 
     @override
     async def _after_batch(self) -> bool:

@@ -1,4 +1,4 @@
-"""Transfer: an SQLite ledger goes on as a PostgreSQL one. No charge is lost, and none counts twice."""
+"""Transfer: moves an SQLite ledger into PostgreSQL. No charge is lost, and none counts twice."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Moved:
     """What was transferred.
 
     Attributes:
-        budgets: How many budgets.
-        accounts: How many accounts.
-        entries: How many entries of the charge log.
-        again: It had been transferred before, and nothing was done now.
+        budgets: The number of budgets.
+        accounts: The number of accounts.
+        entries: The number of entries of the charge log.
+        again: Whether it had been transferred before, and nothing was done now.
     """
 
     budgets: int
@@ -45,17 +45,17 @@ class Moved:
 
 
 async def transfer(source: str, target: str) -> Moved:
-    """Moves an SQLite ledger, whose file takes no charge from then on, into a PostgreSQL ledger that was not used yet.
+    """Moves an SQLite ledger into a PostgreSQL ledger that was not used yet. The file takes no charge from then on.
 
-    The file is closed first, and opened again if nothing came of it. Whatever happens in between, the charges are in at
-    least one of both, and at most one of both takes more. Done again after a failure, it goes on.
+    The file is closed to charges first, and opened again if the transfer fails. At any time all charges are in at least
+    one of the two ledgers, and at most one of them takes more. After a failure the transfer can be done again.
 
     Args:
         source: The SQLite ledger's URL.
-        target: The URL of where it goes: a PostgreSQL ledger that was migrated, and has no budgets.
+        target: The PostgreSQL ledger's URL. It was migrated, and has no budgets.
 
     Raises:
-        ConfigError: One of them is of another kind, or the target is in use.
+        ConfigError: One of them is a ledger of another kind, or the target is in use.
         LedgerError: One of them can't be used.
     """
     admin, into = open_admin(source), open_admin(target)
@@ -65,7 +65,7 @@ async def transfer(source: str, target: str) -> Moved:
         raise ConfigError("--ledger: the target must be a PostgreSQL ledger: postgresql://...")
     try:
         wal.check(admin.path)
-        async with admin.view():  # There is one, and it can be read.
+        async with admin.view():  # checks that the ledger is there and can be read
             access.check(admin.path)
         with closing(sqlite_file.connect(admin.path, "mode=rw", _BUSY)) as connection:
             return await _transfer(connection, admin.path, into)
@@ -88,7 +88,9 @@ async def _transfer(connection: sqlite3.Connection, source: Path, target: Postgr
 
     async def fill(into: Any) -> Moved:
         before = await _usable(into, name, target.address)
-        _close(connection, source, target.address)  # Again, if somebody who failed has opened it meanwhile.
+        _close(
+            connection, source, target.address
+        )  # A transfer that failed may have opened it again meanwhile.
         return before or await _fill(connection, into, name, secret)
 
     async def reopen(into: Any) -> None:
@@ -98,7 +100,7 @@ async def _transfer(connection: sqlite3.Connection, source: Path, target: Postgr
     try:
         return await target.change(fill)
     except BaseException as error:
-        # Opened again only if the target says that it has nothing, and while nobody else fills it.
+        # Opened again only if the target says that it has nothing, in a transaction that keeps others from filling it.
         try:
             await target.change(reopen)
         except LedgerError:
@@ -110,7 +112,7 @@ async def _transfer(connection: sqlite3.Connection, source: Path, target: Postgr
 
 
 def _moved(connection: sqlite3.Connection) -> str | None:
-    """Where the ledger was moved, or None."""
+    """Where the ledger was moved to, or None."""
     found: str | None = connection.execute("SELECT moved FROM ledger").fetchone()[0]
     return found
 
@@ -128,7 +130,7 @@ def _close(connection: sqlite3.Connection, source: Path, destination: str) -> No
 
 
 def _set_moved(connection: sqlite3.Connection, source: Path, destination: str | None) -> None:
-    """Closes or opens the file. That is a commit like any other: an older copy must not be taken for this one."""
+    """Closes or opens the file, in a counted commit: an older copy must not be taken for this file."""
     with closing(RollbackGuard(source, lambda: _progress(connection))) as guard:
         if _moved(connection) != destination:
             with sqlite_file.transaction(connection):
@@ -144,10 +146,10 @@ def _progress(connection: sqlite3.Connection) -> tuple[bytes, int]:
 
 
 async def _usable(into: Any, name: bytes, destination: str) -> Moved | None:
-    """What was transferred there before, if anything.
+    """What was transferred to the target before, if anything.
 
     Raises:
-        ConfigError: Something else is there.
+        ConfigError: The target holds something else.
     """
     if (before := await _known(into, name)) is not None:
         return Moved(before["budgets"], before["accounts"], before["entries"], again=True)
@@ -166,9 +168,9 @@ async def _known(into: Any, name: bytes) -> Any:
 
 
 async def _fill(connection: sqlite3.Connection, into: Any, name: bytes, secret: bytes) -> Moved:
-    """Copies everything, in the target's transaction."""
+    """Copies everything, in the target's open transaction."""
     await into.execute("SET LOCAL idle_in_transaction_session_timeout = '10min'")  # the file may take time
-    # Copied, so that it is in no log of statements.
+    # By COPY, so that no log of statements has the secret.
     await into.execute("CREATE TEMPORARY TABLE dpmesh_secret (secret bytea) ON COMMIT DROP")
     await into.copy_records_to_table("dpmesh_secret", records=[(secret,)])
     await into.execute("UPDATE dpmesh.ledger SET secret = (SELECT secret FROM dpmesh_secret)")
@@ -192,7 +194,7 @@ async def _fill(connection: sqlite3.Connection, into: Any, name: bytes, secret: 
     rows = {
         "accounts": connection.execute(f"SELECT {', '.join(_COLUMNS['accounts'])} FROM accounts"),  # noqa: S608
         "chains": connection.execute(f"SELECT {', '.join(_COLUMNS['chains'])} FROM chains"),  # noqa: S608
-        # The log is pruned by days, and chains from their beginning: so days never go back in one, as clocks may have.
+        # PostgreSQL prunes whole days, and chains from their beginning. So days never go back in a chain, as clocks do.
         "charges": connection.execute(
             "SELECT max(e.at / 86400) OVER (PARTITION BY e.chain ORDER BY e.seq), c.name, e.seq, e.at, e.body, e.hash "
             "FROM charges e JOIN chains c ON c.id = e.chain"

@@ -88,9 +88,7 @@ class Ledger:
         self._leases = LeaseTable(self._clock)
         self._secret = b""
         self._open = False
-        self._owner_lock = (
-            threading.Lock()
-        )  # held while the loop that owns the ledger is looked up or replaced
+        self._owner_lock = threading.Lock()  # for `_loop` and what belongs to it
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queue, self._redemptions = self._new_queues()
         self.spend: SpendFromLeases = self._leases.spend

@@ -38,12 +38,12 @@ class RedemptionQueue(BatchQueue[Redemption, bool]):
         return await self.join(_checked(name, until))
 
     @override
-    async def _commit(self, batch: Sequence[Waiter[Redemption, bool]]) -> None:
+    async def _commit(self, waiters: Sequence[Waiter[Redemption, bool]]) -> None:
         now = self._clock()
         if not 0 <= now < LAST_SECOND:
             raise LedgerError("the ledger's clock is broken: it shows no time")
-        fresh = await self._store.redeem_once(math.floor(now), [waiter.item for waiter in batch])
-        for waiter, is_fresh in zip(batch, fresh, strict=True):
+        fresh = await self._store.redeem_once(math.floor(now), [waiter.item for waiter in waiters])
+        for waiter, is_fresh in zip(waiters, fresh, strict=True):
             waiter.resolve(is_fresh)
 
 

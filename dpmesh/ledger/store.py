@@ -135,7 +135,7 @@ def decide(
     find some).
 
     Args:
-        batch: What is asked.
+        batch: The requests.
         caps: For each account of `batch.leased`, what may be debited in a window.
         windows: For each budget, when the window in force began; never before `batch.windows`.
         debited: For each account of `batch.leased`, what is debited in that window so far.

@@ -9,7 +9,8 @@ import logging
 from collections.abc import Iterable
 from typing import Any, Final
 
-from dpmesh.mesh.flows import Flow, MethodFlows
+from dpmesh.mesh.flow_table import MethodFlows
+from dpmesh.mesh.flows import Flow
 from dpmesh.mesh.refusals import Refusal, not_protected
 
 log = logging.getLogger("dpmesh.grpc")  # Applications may filter by this name.

@@ -1,4 +1,4 @@
-"""Flows: one for each direction of each method. Here it is decided what may leave on it, for all kinds of RPC.
+"""Flow: decides what may leave on one direction of one method, for all kinds of RPC.
 
 How it works:
     A transport looks a method up in its FlowTable, by name, and finds two flows: requests and responses.
@@ -9,7 +9,7 @@ How it works:
     | what is under way   | decides under                                         |
     |---------------------|-------------------------------------------------------|
     | a single message    | the policy with which its flow was looked up          |
-    | a request stream    | the same, because its metadata attest that policy     |
+    | a request stream    | the policy with which it began, which it attests      |
     | a response stream   | the mesh's policy at each message                     |
     | what is withheld    | both: it is withheld if either policy protects        |
 """
@@ -18,21 +18,21 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf import message_factory
-from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from dpmesh import method_name
 from dpmesh.bounded import BoundedTable
-from dpmesh.errors import AnnotationError, ConfigError, DpmeshError, ProtectionError
-from dpmesh.mesh.mesh import Mesh
+from dpmesh.errors import AnnotationError, DpmeshError, ProtectionError
 from dpmesh.mesh.receipt import Direction
 from dpmesh.mesh.refusals import Refusal
 from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.mesh.stream import ReleaseStream
-from dpmesh.mesh.untyped import METHODS_KEPT, UntypedObjects
+
+if TYPE_CHECKING:
+    from dpmesh.mesh.flow_table import FlowTable
 
 log = logging.getLogger("dpmesh.grpc")  # Applications may filter by this name.
 
@@ -334,117 +334,3 @@ def _protected(snapshot: PolicySnapshot, declared: Descriptor) -> bool | None:
         return snapshot.protection(message_factory.GetMessageClass(declared))
     except AnnotationError:
         return True  # Releasing a message says what is wrong with it.
-
-
-class MethodFlows:
-    """Both flows of a method, under one policy.
-
-    Args:
-        table: The table that it is in.
-        snapshot: The policy under which they decide.
-        name: "/package.Service/Method".
-        declared: The method's descriptor, or None if no loaded proto has it.
-
-    Attributes:
-        mesh: Which mesh releases.
-        name: "/package.Service/Method".
-        request: What clients send.
-        response: What servers send.
-        requires_attestation: Servers refuse requests whose sender does not say that it protects them.
-    """
-
-    def __init__(
-        self, table: FlowTable, snapshot: PolicySnapshot, name: str, declared: MethodDescriptor | None
-    ) -> None:
-        sent, answered = (None, None) if declared is None else (declared.input_type, declared.output_type)
-        self.mesh = table.mesh
-        self.name = name
-        self.request = Flow(table, snapshot, name, "request", sent, table.consumer)
-        self.response = Flow(table, snapshot, name, "response", answered)
-        self.requires_attestation = snapshot.requires(name)
-
-
-class _Methods(NamedTuple):
-    """The flows under one policy, by the method's name as the transport gives it.
-
-    What a loaded proto declares is decided once. All other methods are looked up at each RPC, because their protos may
-    have been loaded since.
-    """
-
-    snapshot: PolicySnapshot
-    declared: BoundedTable[str | bytes, MethodFlows]
-    undeclared: BoundedTable[str | bytes, MethodFlows]
-
-    @classmethod
-    def under(cls, snapshot: PolicySnapshot) -> _Methods:
-        """No methods yet."""
-        return cls(snapshot, BoundedTable(METHODS_KEPT), BoundedTable(METHODS_KEPT))
-
-
-class FlowTable:
-    """The flows of all methods that a transport has seen.
-
-    Args:
-        mesh: Which mesh releases.
-        consumer: Who receives requests, for quotas.
-
-    Attributes:
-        mesh: Which mesh releases.
-        consumer: Who receives requests, for quotas.
-        untyped: Decides about objects without a protobuf type.
-
-    Raises:
-        ConfigError: `mesh` is no mesh, or `consumer` is no text, or none that UTF-8 can write.
-    """
-
-    def __init__(self, mesh: Mesh, consumer: str = "") -> None:
-        if not isinstance(mesh, Mesh):
-            raise ConfigError(
-                f"mesh: a {type(mesh).__name__} is no mesh; allowed: what dpmesh.open(...) returns"
-            )
-        _check_consumer(consumer)
-        self.mesh = mesh
-        self.consumer = consumer
-        self.untyped = UntypedObjects(mesh)
-        self._methods = _Methods.under(mesh.snapshot)
-
-    def __getitem__(self, name: str | bytes) -> MethodFlows:
-        """The flows of a method under the policy that the mesh has now.
-
-        Args:
-            name: "/package.Service/Method".
-        """
-        methods = self._methods
-        snapshot = self.mesh.snapshot
-        if snapshot is not methods.snapshot:
-            methods = self._methods = _Methods.under(snapshot)
-        return methods.declared.get(name) or self._find(name, methods)
-
-    def _find(self, key: str | bytes, methods: _Methods) -> MethodFlows:
-        name = key.decode() if isinstance(key, bytes) else key
-        declared = method_name.find(name)
-        kept = methods.undeclared if declared is None else methods.declared
-        method = kept.get(key)
-        if method is None:
-            method = kept[key] = MethodFlows(self, methods.snapshot, name, declared)
-        return method
-
-    def __len__(self) -> int:
-        """How many methods are kept."""
-        return len(self._methods.declared) + len(self._methods.undeclared)
-
-
-def _check_consumer(consumer: Any) -> None:
-    """Refuses a consumer that quotas can't count.
-
-    Raises:
-        ConfigError: It is no text, or none that UTF-8 can write.
-    """
-    if not isinstance(consumer, str):
-        raise ConfigError(f"consumer: a {type(consumer).__name__} is no name; allowed: text")
-    try:
-        consumer.encode()
-    except UnicodeEncodeError:
-        raise ConfigError(
-            "consumer: a name that UTF-8 can't write; allowed: text without surrogates"
-        ) from None

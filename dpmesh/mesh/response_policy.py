@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from dpmesh.mesh.flows import Flow, MethodFlows
+from dpmesh.mesh.flow_table import MethodFlows
+from dpmesh.mesh.flows import Flow
 from dpmesh.mesh.refusals import HANDLER_FAILED, WITHHELD
 
 log = logging.getLogger("dpmesh.grpc")  # Applications may filter by this name.

@@ -14,6 +14,7 @@ from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.method_name import name_of
 from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy import FieldPlan, Plan, Policy, loaded_types
+from dpmesh.policy.codegen.source import draw_function
 from dpmesh.v1 import policy_pb2
 
 
@@ -100,7 +101,8 @@ def self_test(plan: Plan) -> None:
         if not _is_covered(_drawn_cost(field), field.cost) or not _is_covered(field.cost, plan.cost):
             raise _failed(field.name, "draws more than it pays for")
         low, high, inputs = _edges(field)
-        if not all(low <= field.mechanism.draw(index) <= high for index in inputs):
+        draw = draw_function(field.mechanism.codes)
+        if not all(low <= draw(index) <= high for index in inputs):
             raise _failed(field.name, "draws a value outside of its mechanism's range")
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import lru_cache
 
 from dpmesh.noise import checks
 from dpmesh.noise.draws import Draws
@@ -20,7 +19,7 @@ class CategoricalMechanism:
     Attributes:
         k: The number of symbols.
         epsilon: The loss of one draw, at most.
-        codes: The offsets, and how an index takes one in.
+        codes: The offsets, and how an index 0..k-1 takes one in.
         truth: The probability of releasing the symbol itself; every other one has (1 - truth)/(k - 1).
         worst_variance: n times the variance of the estimated frequency of a symbol that nobody has,
             (E+k-2)/(E-1)^2.
@@ -31,11 +30,6 @@ class CategoricalMechanism:
     codes: Draws
     truth: float
     worst_variance: float
-
-    @cached_property
-    def draw(self) -> Callable[[int], int]:
-        """Maps a symbol's index to the released one, both 0..k-1; safe in threads, tasks and forked children."""
-        return self.codes.draw()
 
 
 def make(k: int, epsilon: Fraction) -> CategoricalMechanism:
@@ -51,13 +45,17 @@ def make(k: int, epsilon: Fraction) -> CategoricalMechanism:
     """
     checks.integer("the number of symbols", k, 2, 1 << 31)
     checks.epsilon(epsilon)
+    return _made(k, epsilon)
+
+
+@lru_cache(maxsize=1024)
+def _made(k: int, epsilon: Fraction) -> CategoricalMechanism:
     law = RandomizedResponse(k, epsilon)
-    truth = Fraction(law.threshold, ONE)
-    other = (1 - truth) / (k - 1)
+    truth, lie = law.threshold * (k - 1), ONE - law.threshold
     return CategoricalMechanism(
         k=k,
         epsilon=epsilon,
         codes=law.codes,
-        truth=float(truth),
-        worst_variance=float(other * (1 - other) / (truth - other) ** 2),
+        truth=law.threshold / ONE,
+        worst_variance=lie * (ONE * (k - 1) - lie) / (truth - lie) ** 2,
     )

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from dpmesh.noise.coins import Coins
 from dpmesh.noise.entropy import KeyStream
-from dpmesh.noise.thresholds import BITS, exponential, logistic
+from dpmesh.noise.thresholds import BITS, exponential, logistics
 
 # A geometric variable has at most 56 digits, so its carries, each of probability below e^-10, have 7 bits left.
-MAX_SCALE = 1 << 52
+MIN_SCALE, MAX_SCALE = Fraction(1, 64), 1 << 52
 _CHUNK = 1 << 13
 
 
@@ -39,14 +39,14 @@ class DiscreteLaplace:
     __slots__ = ("_carry", "_coins", "_rows", "scale")
 
     def __init__(self, scale: Fraction) -> None:
-        if not Fraction(1, 64) <= scale <= MAX_SCALE:
+        if not MIN_SCALE <= scale <= MAX_SCALE:
             raise ValueError("the scale of discrete Laplace noise must be from 1/64 to 2^52 grid steps")
         self.scale = scale
         digits = max(math.ceil(10 * scale) - 1, 0).bit_length()
         # Rounded up: a carry that is too rare would overstate the ratio of neighbouring outcomes.
         self._carry = exponential(2**digits / scale) + 1
         self._rows = 1 + digits
-        one = [self._carry, *(logistic(2**k / scale) for k in reversed(range(digits)))]
+        one = [self._carry, *reversed(logistics(1 / scale, digits))]
         self._coins = Coins(one + one)
 
     def block(self, count: int, stream: KeyStream | None = None) -> NDArray[np.int64]:

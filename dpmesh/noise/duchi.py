@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -34,12 +35,12 @@ class Duchi:
     def __init__(self, size: int, epsilon: Fraction, *, in_range: bool = False) -> None:
         lie = logistic(epsilon) + 1
         self.size = size
-        self.margin = Fraction(size * lie, ONE - 2 * lie)
+        part, whole = size * lie, ONE - 2 * lie
+        self.margin = Fraction(part, whole)
         self.q = Fraction(lie, ONE)
-        shown = Fraction(0) if in_range else self.margin
-        floor = int(shown)
-        up = int((shown - floor) * ONE)
-        self.rounding = float(Fraction(up, ONE) * (1 - Fraction(up, ONE)))
+        floor, rest = (0, 0) if in_range else divmod(part, whole)
+        up = rest * ONE // whole
+        self.rounding = up * (ONE - up) / ONE**2
         self._coins = Coins([lie, up])
         lower, upper = (-floor, -floor - 1), (size + floor, size + floor + 1)
         # What to release, by the last two bits of a code, for an x that was rounded to the upper or lower end.
@@ -64,6 +65,12 @@ class Duchi:
         upper = q + (1 - 2 * q) * x / self.size
         return upper * (1 - upper) * float(self.size + 2 * self.margin) ** 2 + self.rounding
 
-    def worst_variance(self) -> float:
-        """The largest variance, for a value in the middle."""
-        return self.variance(self.size // 2)
+
+def estimated_variance(size: int, epsilon: float, x: int) -> float:
+    """The variance of `Duchi`, but for what rounding its margin adds: from 0 to 1/4.
+
+    It is computed in floats, from the parameters alone: epsilon is at least 2^-40.
+    """
+    lie = 1 / (1 + math.exp(epsilon))
+    upper = lie + (1 - 2 * lie) * x / size
+    return upper * (1 - upper) * (size + 2 * size / math.expm1(epsilon)) ** 2

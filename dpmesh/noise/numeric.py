@@ -10,13 +10,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from textwrap import indent
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpmesh.noise import checks, discrete_gaussian, discrete_laplace, thresholds
+from dpmesh.noise import checks, discrete_gaussian, discrete_laplace, duchi, piecewise, thresholds
 from dpmesh.noise.coins import Coins
 from dpmesh.noise.discrete_gaussian import DiscreteGaussian
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
@@ -33,6 +33,12 @@ HYBRID_FROM = Fraction(61, 100)
 # moves by less than 1e-17 scales.
 _LAPLACE_REACH = 40
 _GAUSSIAN_REACH = 10
+# Of each kind, how many mechanisms are kept by their parameters: fields and types with equal rules share one.
+_KEPT = 1024
+# How far estimated variances are off at most, as a part of them, where epsilon is not too small for floats.
+_TOLERANCE, _FLOAT_EPSILON = 1e-3, Fraction(1, 1 << 40)
+# What rounding to the grid adds to a variance, at most.
+_ROUNDING = 0.25
 
 
 class NumericKind(enum.StrEnum):
@@ -53,11 +59,11 @@ class NumericMechanism:
         kind: Which one.
         epsilon: The loss of one draw, at most; None for the discrete Gaussian.
         rho: The discrete Gaussian's zCDP loss, else None.
-        codes: What is drawn ahead of time, and how an index takes it in.
+        codes: What is drawn ahead of time, and how an index 0..size takes it in.
         low: The smallest output, in grid steps from index 0.
         high: The largest output.
         variance: Maps an index to the variance of its unbiased estimate, in squared grid steps.
-        worst_variance: The largest of these.
+        worst_at: The indexes of which one has the largest variance.
         unbiased_low: With IN_RANGE output: what an estimate must put in place of output 0 (and unbiased_high
             in place of `size`) to be unbiased for every index. None with UNBIASED output.
         unbiased_high: See unbiased_low.
@@ -70,14 +76,14 @@ class NumericMechanism:
     low: int
     high: int
     variance: Callable[[int], float]
-    worst_variance: float
+    worst_at: tuple[int, ...]
     unbiased_low: float | None = None
     unbiased_high: float | None = None
 
     @cached_property
-    def draw(self) -> Callable[[int], int]:
-        """Maps an index 0..size to the released index in low..high. Safe in threads, tasks and forked children."""
-        return self.codes.draw()
+    def worst_variance(self) -> float:
+        """The largest variance of any index."""
+        return max(map(self.variance, self.worst_at))
 
 
 def make(
@@ -123,7 +129,7 @@ def make(
     if kind is NumericKind.DISCRETE_LAPLACE:
         return _laplace(size, sensitivity, epsilon, in_range)
     if kind is NumericKind.DUCHI:
-        return _duchi(size, epsilon, in_range)
+        return _duchi(size, epsilon, in_range=in_range)
     _refuse(in_range, kind)
     return _piecewise(size, epsilon) if kind is NumericKind.PIECEWISE else _hybrid(size, epsilon)
 
@@ -145,11 +151,17 @@ def best(size: int, sensitivity: int, epsilon: Fraction, in_range: bool, local: 
     checks.integer("size", size, 1, MAX_SIZE)
     checks.integer("sensitivity", sensitivity, 1, MAX_SIZE)
     checks.epsilon(epsilon)
-    if not local:
-        return NumericKind.DISCRETE_LAPLACE
-    kinds = [NumericKind.DISCRETE_LAPLACE, NumericKind.DUCHI]
-    if not in_range and epsilon > HYBRID_FROM:
-        kinds += [NumericKind.PIECEWISE, NumericKind.HYBRID]
+    return _best(size, sensitivity, epsilon, in_range) if local else NumericKind.DISCRETE_LAPLACE
+
+
+@lru_cache(_KEPT)
+def _best(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> NumericKind:
+    """The mechanism with the smallest worst-case variance. Only those that come close to it are made."""
+    bounds = _worst_variances(size, sensitivity, epsilon, in_range)
+    least = min(high for _, high in bounds.values())
+    near = [kind for kind, (low, _) in bounds.items() if low <= least]
+    if len(near) == 1:
+        return near[0]
 
     def worst(kind: NumericKind) -> float:
         try:
@@ -157,7 +169,39 @@ def best(size: int, sensitivity: int, epsilon: Fraction, in_range: bool, local: 
         except ValueError:
             return math.inf  # its noise does not fit 64 bits
 
-    return min(kinds, key=worst)
+    return min(near, key=worst)
+
+
+def _worst_variances(
+    size: int, sensitivity: int, epsilon: Fraction, in_range: bool
+) -> dict[NumericKind, tuple[float, float]]:
+    """Between which bounds the worst variance of each mechanism lies, without making one."""
+    unknown = 0.0, math.inf
+    found = {NumericKind.DISCRETE_LAPLACE: unknown, NumericKind.DUCHI: unknown}
+    hybrid = not in_range and epsilon > HYBRID_FROM
+    if hybrid:
+        found |= {NumericKind.PIECEWISE: unknown, NumericKind.HYBRID: unknown}
+    if epsilon < _FLOAT_EPSILON:
+        return found
+    scale = padded(Fraction(sensitivity) / epsilon)
+    if discrete_laplace.MIN_SCALE <= scale <= discrete_laplace.MAX_SCALE:
+        found[NumericKind.DISCRETE_LAPLACE] = (_laplace_variance(size, scale, in_range)(size // 2),) * 2
+    loss, places = float(epsilon), (size // 2, 0)
+    middle, end = (duchi.estimated_variance(size, loss, x) for x in places)
+    found[NumericKind.DUCHI] = _around([middle])
+    parts = [piecewise.estimated_variance(size, loss, x) for x in places] if hybrid else [None]
+    if (first := parts[0]) is not None and (last := parts[-1]) is not None:
+        found[NumericKind.PIECEWISE] = _around([first, last])
+        share = math.exp(-loss / 2)
+        mixed = [share * middle + (1 - share) * first, share * end + (1 - share) * last]
+        found[NumericKind.HYBRID] = _around(mixed)
+    return found
+
+
+def _around(variances: list[float]) -> tuple[float, float]:
+    """Bounds of the largest of variances that were estimated."""
+    worst = max(variances)
+    return worst * (1 - _TOLERANCE), worst * (1 + _TOLERANCE) + _ROUNDING
 
 
 def padded(scale: Fraction) -> Fraction:
@@ -174,24 +218,16 @@ def _refuse(in_range: bool, kind: NumericKind) -> None:
         raise ValueError(f"{kind} has no outputs in range; use discrete_laplace or duchi")
 
 
+@lru_cache(_KEPT)
 def _laplace(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> NumericMechanism:
     scale = padded(Fraction(sensitivity) / epsilon)
     law = DiscreteLaplace(scale)
     reach = 0 if in_range else math.ceil(_LAPLACE_REACH * scale)
     codes = Draws((DiscreteLaplace, scale), law.block, _add(-reach, size + reach))
-    rate = 1 / float(scale)
-    full = discrete_laplace.variance(scale)
     # What the clamp cuts off is geometric whatever the index, with mean a/(1-a): putting that mean in its
     # place keeps the estimate unbiased (Ghosh, Roughgarden, Sundararajan 2009) and removes its variance,
     # a/(1-a)^2.
-    tail = 1 / math.expm1(rate)
-
-    def variance(x: int) -> float:
-        if not in_range:
-            return full
-        cut = (math.exp(-rate * x) + math.exp(-rate * (size - x))) / (1 + math.exp(-rate))
-        return full - cut * full / 2
-
+    tail = 1 / math.expm1(1 / float(scale))
     return NumericMechanism(
         kind=NumericKind.DISCRETE_LAPLACE,
         epsilon=epsilon,
@@ -199,13 +235,27 @@ def _laplace(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> 
         codes=codes,
         low=-reach,
         high=size + reach,
-        variance=variance,
-        worst_variance=variance(size // 2),
+        variance=_laplace_variance(size, scale, in_range),
+        worst_at=(size // 2,),
         unbiased_low=-tail if in_range else None,
         unbiased_high=size + tail if in_range else None,
     )
 
 
+def _laplace_variance(size: int, scale: Fraction, in_range: bool) -> Callable[[int], float]:
+    """The variance of an index's estimate."""
+    rate, full = 1 / float(scale), discrete_laplace.variance(scale)
+
+    def variance(x: int) -> float:
+        if not in_range:
+            return full
+        cut = (math.exp(-rate * x) + math.exp(-rate * (size - x))) / (1 + math.exp(-rate))
+        return full - cut * full / 2
+
+    return variance
+
+
+@lru_cache(_KEPT)
 def _gaussian(size: int, sensitivity: int, rho: Fraction) -> NumericMechanism:
     sigma2 = padded(Fraction(sensitivity) ** 2 / (2 * rho))
     law = DiscreteGaussian(sigma2)
@@ -220,10 +270,11 @@ def _gaussian(size: int, sensitivity: int, rho: Fraction) -> NumericMechanism:
         low=-reach,
         high=size + reach,
         variance=lambda x: full,
-        worst_variance=full,
+        worst_at=(0,),
     )
 
 
+@lru_cache(_KEPT)
 def _duchi(size: int, epsilon: Fraction, in_range: bool) -> NumericMechanism:
     law = Duchi(size, epsilon, in_range=in_range)
     return NumericMechanism(
@@ -234,12 +285,13 @@ def _duchi(size: int, epsilon: Fraction, in_range: bool) -> NumericMechanism:
         low=law.low,
         high=law.high,
         variance=law.variance,
-        worst_variance=law.worst_variance(),
+        worst_at=(size // 2,),
         unbiased_low=float(-law.margin) if in_range else None,
         unbiased_high=float(size + law.margin) if in_range else None,
     )
 
 
+@lru_cache(_KEPT)
 def _piecewise(size: int, epsilon: Fraction) -> NumericMechanism:
     law = Piecewise(size, epsilon)
     return NumericMechanism(
@@ -250,16 +302,17 @@ def _piecewise(size: int, epsilon: Fraction) -> NumericMechanism:
         low=law.low,
         high=law.high,
         variance=law.variance,
-        worst_variance=law.worst_variance(),
+        worst_at=(0, size // 2),
     )
 
 
+@lru_cache(_KEPT)
 def _hybrid(size: int, epsilon: Fraction) -> NumericMechanism:
     """Piecewise with probability 1 - exp(-epsilon/2), else Duchi: a coin that knows nothing of the value."""
-    duchi = _duchi(size, epsilon, in_range=False)
+    ends = _duchi(size, epsilon, in_range=False)
     if epsilon <= HYBRID_FROM:
-        return replace(duchi, kind=NumericKind.HYBRID)
-    piecewise = _piecewise(size, epsilon)
+        return replace(ends, kind=NumericKind.HYBRID)
+    window = _piecewise(size, epsilon)
     threshold = thresholds.exponential(epsilon / 2)
     coin = Coins([threshold])
     share = threshold / thresholds.ONE
@@ -267,7 +320,7 @@ def _hybrid(size: int, epsilon: Fraction) -> NumericMechanism:
     def block(count: int, stream: KeyStream) -> NDArray[np.int64]:
         """Codes of the one or the other, twice their value, plus 1 for Duchi's."""
         from_duchi = coin.toss(count, stream)[0]
-        drawn = np.where(from_duchi, duchi.codes.block(count, stream), piecewise.codes.block(count, stream))
+        drawn = np.where(from_duchi, ends.codes.block(count, stream), window.codes.block(count, stream))
         codes: NDArray[np.int64] = drawn << 1 | from_duchi
         return codes
 
@@ -275,26 +328,26 @@ def _hybrid(size: int, epsilon: Fraction) -> NumericMechanism:
         (
             "if code & 1:",
             "    code >>= 1",
-            indent(duchi.codes.decode, "    "),
+            indent(ends.codes.decode, "    "),
             "else:",
             "    code >>= 1",
-            indent(piecewise.codes.decode, "    "),
+            indent(window.codes.decode, "    "),
         )
     )
     codes = Draws((NumericKind.HYBRID, size, epsilon), block, decode)
 
     def variance(x: int) -> float:
-        return share * duchi.variance(x) + (1 - share) * piecewise.variance(x)
+        return share * ends.variance(x) + (1 - share) * window.variance(x)
 
     return NumericMechanism(
         kind=NumericKind.HYBRID,
         epsilon=epsilon,
         rho=None,
         codes=codes,
-        low=min(duchi.low, piecewise.low),
-        high=max(duchi.high, piecewise.high),
+        low=min(ends.low, window.low),
+        high=max(ends.high, window.high),
         variance=variance,
-        worst_variance=max(variance(0), variance(size // 2)),
+        worst_at=(0, size // 2),
     )
 
 

@@ -63,14 +63,15 @@ class Piecewise:
         self.size = size
         self.width = int(size * math.exp(-epsilon / 2)) + 1
         self.cells = size + self.width
-        bound = Fraction(logistic(-epsilon, Fraction(size, self.width)), ONE)
-        steepest = size / (self.cells * bound - self.width)
-        self.shift = _WORD_BITS - int(self.cells * (steepest + 1)).bit_length()
+        bound = logistic(-epsilon, Fraction(size, self.width))
+        # The steepest slope, in grid steps a cell, is rise / run.
+        rise, run = size * ONE, self.cells * bound - self.width * ONE
+        self.shift = _WORD_BITS - (self.cells * (rise + run) // run).bit_length()
         if self.shift < _MIN_SHIFT:
             raise ValueError("the grid is too fine for the Piecewise mechanism at this epsilon")
-        self.slope = 2 * math.ceil(steepest * (1 << (self.shift - 1)))
+        self.slope = -2 * (-(rise << (self.shift - 1)) // run)
         self.base = ((size << self.shift) - (self.cells - 1) * self.slope) // 2
-        threshold = int((self.width + Fraction(size << self.shift, self.slope)) * ONE / self.cells)
+        threshold = (self.width * self.slope + (size << self.shift)) * ONE // (self.slope * self.cells)
         self.inside = Fraction(threshold, ONE)
         self._coin = Coins([threshold])
         self.low = self.base >> self.shift
@@ -128,6 +129,26 @@ else:
         rest = float(added.sum()) - window
         return float(self.inside) * window / self.width + float(1 - self.inside) * rest / self.size
 
-    def worst_variance(self) -> float:
-        """The largest variance, for a value at an end of the range or in the middle."""
-        return max(self.variance(0), self.variance(self.size // 2))
+
+def estimated_variance(size: int, epsilon: float, x: int) -> float | None:
+    """The variance of `Piecewise`, but for what rounding its points adds: from 0 to 1/4.
+
+    It is computed in floats, from the parameters alone. None where 64-bit integers are too coarse for a slope or an
+    `outside` that floats tell well, or nearly so: there the mechanism itself has to be asked.
+    """
+    grown = math.exp(epsilon)
+    width = int(size * math.exp(-epsilon / 2)) + 1
+    cells = size + width
+    step = (width * grown + size) / (width * (grown - 1))
+    if cells * (step + 1) > 2 ** (_WORD_BITS - _MIN_SHIFT - 1):
+        return None
+    slope = step * 2 ** (_WORD_BITS - math.ceil(math.log2(cells * (step + 1))) - 1)
+    outside = (size - size / step) / cells
+    if outside * slope < 1 << 16:
+        return None
+    half, mean, square = width / 2, 0.0, (1 - outside) * (width**2 - 1) / 12
+    for count, centre in ((x, -half - x / 2), (size - x, half + (size - x) / 2)):
+        share = outside * count / size
+        mean += share * centre
+        square += share * ((count**2 - 1) / 12 + centre**2)
+    return (square - mean**2) * step**2

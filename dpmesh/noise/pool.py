@@ -7,14 +7,14 @@ when it was forked: parent and child never hand out the same draw.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable
 from typing import Any
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpmesh import forks
 from dpmesh.noise.entropy import KeyStream
 
 Block = Callable[[int, KeyStream], NDArray[np.int64]]
@@ -24,8 +24,6 @@ Block = Callable[[int, KeyStream], NDArray[np.int64]]
 _FIRST_BLOCK = 1 << 10
 _LAST_BLOCK = 1 << 12
 
-_generation = 0
-_pools: WeakSet[Pool] = WeakSet()
 _shared: WeakValueDictionary[Hashable, Pool] = WeakValueDictionary()
 
 
@@ -45,24 +43,25 @@ class Pool:
         last: How many it makes at most, when it has come to be used much.
     """
 
-    __slots__ = ("__weakref__", "_block", "_items", "_last", "_size", "pop")
+    __slots__ = ("__weakref__", "_block", "_forks", "_items", "_last", "_size", "pop")
 
     def __init__(self, block: Block, *, first: int = _FIRST_BLOCK, last: int = _LAST_BLOCK) -> None:
         self._block = block
+        self._forks = 0  # How many times this process was forked from one that had the pool.
         self._items: list[Any] = []
         self._size = first
         self._last = last
         self.pop = self._items.pop
-        _pools.add(self)
+        forks.register(self)
 
     def refill(self) -> Any:
         """Adds a block and takes one draw."""
         while True:
-            generation = _generation
+            forks_before = self._forks
             self._items.extend(self._block(self._size, KeyStream()).tolist())
             # This thread may have been forked meanwhile (by a signal handler): what it was making is its
             # parent's. Other threads may have taken the whole block: make another.
-            if generation != _generation:
+            if forks_before != self._forks:
                 self._items.clear()
                 continue
             self._size = min(2 * self._size, self._last)
@@ -71,8 +70,9 @@ class Pool:
             except IndexError:
                 continue
 
-    def clear(self) -> None:
-        """Throws all draws away."""
+    def after_fork_in_child(self) -> None:
+        """Throws away all draws, and the block that is being made: they are the parent's."""
+        self._forks += 1
         self._items.clear()
 
 
@@ -84,13 +84,3 @@ def shared(key: Hashable, block: Block) -> Pool:
         block: Makes draws, should the pool be new.
     """
     return _shared.setdefault(key, Pool(block))
-
-
-def _forget() -> None:
-    global _generation
-    _generation += 1
-    for pool in _pools:
-        pool.clear()
-
-
-os.register_at_fork(after_in_child=_forget)

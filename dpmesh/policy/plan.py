@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
@@ -18,6 +18,17 @@ from dpmesh.policy.compile.anys import Find
 
 # A unit's canonical bytes and the length of an epoch in seconds -> the unit's pseudonym (16 bytes) in this epoch.
 Pseudonymise = Callable[[bytes, float], bytes]
+
+
+class Build(Protocol):
+    """Builds protected messages of one type: generated code, whose text is Plan.source."""
+
+    def __call__(self, snapshot: Any, pseudonymise: Pseudonymise, /) -> Message:
+        """Maps a message's snapshot to a new, protected message.
+
+        Raises:
+            ProtectionError: It can't be protected.
+        """
 
 
 class Kind(enum.StrEnum):
@@ -188,6 +199,7 @@ class Plan:
             with them is packed in, and aggregates.
         anys: What opens a message that can hold Anys, without which `build` and `build_blank` refuse it. None where no
             message of the type can hold one. `cost` counts nothing of what Anys pack.
+        source: The generated code of `build`, `build_blank` and all that they call: see `dpmesh.policy.codegen`.
     """
 
     descriptor: Descriptor
@@ -197,8 +209,8 @@ class Plan:
     snapshot: Callable[[Any], Any]
     payers: Callable[[Any], Sequence[tuple[int, bytes]]]
     unit: Callable[[Any], bytes] | None
-    build: Callable[[Any, Pseudonymise], Message]
-    build_blank: Callable[[Any, Pseudonymise], Message]
+    build: Build
+    build_blank: Build
     mechanisms: tuple[str, ...]
     protected: int
     cost: Cost
@@ -207,6 +219,7 @@ class Plan:
     messages: tuple[str, ...] = ()
     ownerless: tuple[Cost, Cost] = (Cost.ZERO, Cost.ZERO)
     anys: Anys | None = None
+    source: str = ""
 
     @property
     def is_open(self) -> bool:

@@ -8,6 +8,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 
+from dpmesh import method_name
 from dpmesh.policy import overlay_file
 from dpmesh.policy.compile.compiler import compile_message
 from dpmesh.policy.descriptors import extensions, is_map_entry
@@ -74,12 +75,12 @@ class Policy:
         Raises:
             AnnotationError: Its annotation is bad.
         """
-        found = find_method(method, pool)
+        found = method_name.find(method, pool)
         return frozenset() if found is None else frozenset(self.rules.method(found).rules.labels)
 
     def declares(self, method: str, pool: DescriptorPool) -> bool:
         """Whether a proto that is loaded, or one in another pool, has a method."""
-        return any(find_method(method, each) is not None for each in {descriptor_pool.Default(), pool})
+        return any(method_name.find(method, each) is not None for each in {descriptor_pool.Default(), pool})
 
     def stray(self, pool: DescriptorPool | None = None) -> list[str]:
         """The overlays' names that no loaded proto has: misspelled, or imported too late.
@@ -135,23 +136,6 @@ def _extensions(plan: Plan | None) -> int:
     return sum(len(extensions(message)) for message in plan.anys.extendable)
 
 
-def find_method(name: str, pool: DescriptorPool | None = None) -> MethodDescriptor | None:
-    """What declares a method, or None.
-
-    Descriptor pools take other spellings of a name, such as "/package/Service.Method". gRPC takes these for other
-    methods, and no rule is looked up under them.
-
-    Args:
-        name: "/package.Service/Method".
-        pool: Where to look; protobuf's default pool when absent.
-    """
-    try:
-        found = (pool or descriptor_pool.Default()).FindMethodByName(name.removeprefix("/").replace("/", "."))
-    except KeyError:
-        return None
-    return found if name == f"/{found.containing_service.full_name}/{found.name}" else None
-
-
 # The sections of a policy file that hold overlays.
 SECTIONS = ("fields", "messages", "methods", "oneofs")
 
@@ -178,7 +162,7 @@ def _find(section: str, name: str, pool: DescriptorPool) -> None:
         KeyError: There is none.
     """
     if section == "methods":
-        if find_method(name, pool) is None:
+        if method_name.find(name, pool) is None:
             raise KeyError(name)
     elif section == "messages":
         _refuse_map_entry(pool.FindMessageTypeByName(name))

@@ -11,6 +11,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from dpmesh import method_name
 from dpmesh.errors import AnnotationError
 from dpmesh.v1 import policy_pb2, privacy_pb2
 
@@ -82,7 +83,7 @@ class Rulebook:
 
     def method(self, method: MethodDescriptor) -> ResolvedRule:
         """The MethodRules of a method."""
-        path = f"/{method.containing_service.full_name}/{method.name}"
+        path = method_name.name_of(method)
         return self._ruling(
             method, path, self.overlay.methods, descriptor_pb2.MethodOptions, privacy_pb2.method
         )

@@ -151,6 +151,14 @@ class Planner:
         self._billing = BillingTable(policy, budgets)
         self._rate = rate
 
+    def source(self, message: Descriptor) -> str:
+        """The generated code that protects one message type; "" where there is none."""
+        try:
+            plan = self._policy.plan(message)
+        except AnnotationError:
+            return ""
+        return "" if plan is None else plan.source
+
     def report(self, message: Descriptor, method: str = "", direction: str = "request") -> MessageReport:
         """Everything about one message type.
 

@@ -120,6 +120,12 @@ def reports(sources: Sources, planner: Planner) -> dict[tuple[str, str, str], Me
     return {key: report for key, report in found.items() if report.protected}
 
 
+def generated(sources: Sources, planner: Planner) -> dict[str, str]:
+    """The generated code of each message type that has some, by the type's name."""
+    found = {message.full_name: planner.source(message) for message, _, _ in _carried(sources)}
+    return {name: source for name, source in found.items() if source}
+
+
 def changes(old: Sources, old_planner: Planner, new: Sources, planner: Planner) -> list[MessageChange]:
     """How loss and error of all message types differ between two states.
 

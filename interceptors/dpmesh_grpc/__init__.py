@@ -3,8 +3,8 @@
 channel = grpc.aio.insecure_channel(target, interceptors=aio_client_interceptors(mesh))
 server  = grpc.aio.server(interceptors=aio_server_interceptors(mesh))
 
-Channels and servers whose identity rotates, and health, are here too; they are imported when they are first asked for,
-so that who only wants noise does not load certificates.
+Channels and servers whose identity rotates, and health, are imported when they are first used: applications that only
+add noise do not load what reads certificates.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Health: whether a server can serve is whether its ledger can take a charge; and servers that end without waste."""
+"""Health: a server is SERVING while its ledger can take a charge; `serve` ends a server without wasting budget."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from typing import Any
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
+from typing_extensions import override
 
 from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.mesh.mesh import Mesh
-from dpmesh_grpc.protection.coverage import count_on
-from dpmesh_grpc.protection.server import TWICE
+from dpmesh_grpc.protection.coverage import count_interceptors
+from dpmesh_grpc.protection.server import INTERCEPTED_TWICE
 
 log = logging.getLogger("dpmesh.grpc")
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _PERIOD = 1.0  # seconds from one look at the ledger to the next
-_LAST_WORD = 0.1  # seconds that whoever watches has to hear that the server ends
+_LAST_WORD = 0.1  # seconds in which watching clients hear that the server ends
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -31,18 +32,18 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 async def report_health(server: Any, mesh: Mesh, services: Sequence[str] = ()) -> AsyncIterator[None]:
     """Adds grpc.health.v1.Health to a server: SERVING while the ledger can take a charge, NOT_SERVING while it can't.
 
-    In the end it says NOT_SERVING for good, so that whoever balances load looks elsewhere while the server drains.
+    At the end it says NOT_SERVING for good, so that load balancers look elsewhere while the server drains.
 
     Args:
         server: A grpc.aio server that is not started yet.
-        mesh: Whose ledger counts, opened.
-        services: Names of services that are asked for by themselves; the server as a whole ("") always can be.
+        mesh: An opened mesh, whose ledger is checked.
+        services: Names of services with a status of their own; the server as a whole ("") always has one.
 
     Raises:
         ConfigError: The server has dpmesh's interceptors twice.
     """
-    if isinstance(server, grpc.aio.Server) and count_on(server) > 1:
-        raise ConfigError(TWICE)
+    if isinstance(server, grpc.aio.Server) and count_interceptors(server) > 1:
+        raise ConfigError(INTERCEPTED_TWICE)
     servicer = _Health()
     names = ("", *services)
     for name in names:
@@ -61,14 +62,14 @@ async def report_health(server: Any, mesh: Mesh, services: Sequence[str] = ()) -
 async def serve(server: Any, mesh: Mesh, *, services: Sequence[str] = (), grace: float = 10.0) -> None:
     """Starts a server, reports its health, and serves until SIGTERM, SIGINT or cancellation; then lets RPCs finish.
 
-    A second signal, or cancellation, ends the RPCs that are still under way. Leave the mesh afterwards (`async with`),
-    and its unspent leases go back to the ledger: nothing is wasted.
+    A second signal, or cancellation, ends the RPCs that are still under way. Leave the mesh afterwards (`async with`):
+    its unspent leases go back to the ledger, so that nothing is wasted.
 
     Args:
         server: A grpc.aio server that is not started yet.
-        mesh: Whose ledger counts, opened.
-        services: As in report_health.
-        grace: How long RPCs under way may go on, in seconds.
+        mesh: An opened mesh, whose ledger is checked.
+        services: Names of services with a status of their own, as in report_health.
+        grace: How many seconds RPCs under way may go on.
 
     Raises:
         RuntimeError: This is not the main thread, which alone gets signals: use report_health.
@@ -96,7 +97,7 @@ async def serve(server: Any, mesh: Mesh, *, services: Sequence[str] = (), grace:
 
 
 async def _stop(server: Any, grace: float, hurried: asyncio.Event) -> None:
-    """Stops a server: within the grace, or at once if somebody hurries. It is stopped afterwards in any case."""
+    """Stops a server within the grace period, or at once if `hurried` is set. It always ends stopped."""
     stopping = asyncio.ensure_future(server.stop(grace))
     hurrying = asyncio.ensure_future(hurried.wait())
     try:
@@ -104,20 +105,20 @@ async def _stop(server: Any, grace: float, hurried: asyncio.Event) -> None:
     finally:
         hurrying.cancel()
         if not stopping.done():
-            # Also when this is cancelled; then it is cancelled only after that.
+            # Shielded: a cancelled server is stopped, too, before the cancellation goes on.
             await asyncio.shield(server.stop(None))
 
 
 class _Health(health.HealthServicer):  # type: ignore[misc]
-    """The servicer of grpcio-health-checking, whose Watch would hold a server up for all of its grace."""
+    """The servicer of grpcio-health-checking, but its watches end with the server and not only after its grace."""
 
     def __init__(self) -> None:
         super().__init__()
         self._watches = 0
         self._ended = asyncio.Event()
 
+    @override
     async def Watch(self, request: Any, context: Any) -> None:
-        """See grpc.health.v1."""
         watch = asyncio.ensure_future(super().Watch(request, context))
         ended = asyncio.ensure_future(self._ended.wait())
         self._watches += 1
@@ -131,14 +132,14 @@ class _Health(health.HealthServicer):  # type: ignore[misc]
             ended.cancel()
 
     async def end_watches(self) -> None:
-        """Ends them, once they had the time to tell that the server ends."""
+        """Ends all watches, once their clients had time to hear that the server ends."""
         if self._watches:
             await asyncio.sleep(_LAST_WORD)
         self._ended.set()
 
 
 async def _watch(servicer: Any, names: Sequence[str], mesh: Mesh) -> None:
-    """Looks at the ledger from time to time, and tells what changed. If it can't look any more, nothing is served."""
+    """Checks the ledger from time to time and sets the status. When this ends, the status is NOT_SERVING."""
     try:
         serving = None
         while True:
@@ -166,7 +167,7 @@ async def _refusal(mesh: Mesh) -> str | None:
         return "the event loop that owns the ledger has ended"
     except LedgerError as error:
         return str(error)
-    except Exception as error:  # Whatever it is: who can't tell does not serve.
+    except Exception as error:  # A server whose ledger can't be checked does not serve.
         return type(error).__name__
     return None
 

@@ -104,5 +104,5 @@ def rpc_error(failure: Failure) -> grpc.aio.AioRpcError:
 
 
 def deadline() -> grpc.aio.AioRpcError:
-    """What a caller sees whose time ran out while its message was being protected."""
+    """The exception that a caller sees if its deadline passes while its message is being protected."""
     return rpc_error(Failure(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"))

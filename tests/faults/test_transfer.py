@@ -34,6 +34,8 @@ KILLS = 40
 MODULE = sys.modules[transfer.__module__]
 TRACED = (
     "dpmesh/ledger/import_sqlite.py",
+    "dpmesh/sqlite_file.py",
+    "dpmesh/ledger/sqlite/queries.py",
     "dpmesh/ledger/sqlite/schema.py",
     "dpmesh/ledger/sqlite/rollback_guard.py",
 )
@@ -270,7 +272,7 @@ def test_a_target_that_is_full_or_down(filled, monkeypatch):
 
     The file is open as long as nothing can have arrived. When the server is back, the same transfer gets through.
     """
-    monkeypatch.setattr(admin_module, "_PATIENCE", 60.0)
+    monkeypatch.setattr(admin_module, "_TIMEOUT", 60.0)
     source = filled("full", 2.0)
     path = Path(source.removeprefix("sqlite:///"))
     texts: list[str] = []

@@ -14,6 +14,7 @@ import pytest
 
 from dpmesh.estimate import Reader
 from dpmesh.noise.numeric import NumericKind, NumericMechanism
+from dpmesh.policy.codegen.source import draw_function
 from dpmesh.v1 import policy_pb2, privacy_pb2
 from dpmesh_fleet import data, fleet_pb2, service
 from tests.support.protos import compiled
@@ -39,7 +40,7 @@ def numeric_reader(rule: str) -> Reader:
 def outputs(reader: Reader, value: float, count: int) -> np.ndarray:
     """What a sender that holds a value releases, `count` times."""
     field = reader.plan.fields[0]
-    draw, index = field.mechanism.draw, field.grid.index(value)
+    draw, index = draw_function(field.mechanism.codes), field.grid.index(value)
     drawn = np.fromiter((draw(index) for _ in range(count)), np.float64, count)
     released = field.grid.lower + drawn * field.grid.step
     return np.minimum(released, field.grid.upper) if field.in_range else released
@@ -117,7 +118,7 @@ def test_intervals_hold_where_outputs_rarely_vary(rule, part, n):
     """
     reader = numeric_reader(rule)
     field, repetitions, least = reader.plan.fields[0], 1000, 0.93
-    draw, size = field.mechanism.draw, field.grid.size
+    draw, size = draw_function(field.mechanism.codes), field.grid.size
     places = [size * i // (n - 1) for i in range(n)] if part is None else [round(size * part)] * n
     truth = field.grid.value(0) + sum(places) / n * field.grid.step
     held = 0
@@ -147,13 +148,13 @@ def test_frequencies():
     )
     reader = Reader(protos.M)
     field = reader.plan.fields[0]
-    population = np.array([0.0, 0.1, 0.3, 0.6])
+    draw, population = draw_function(field.mechanism.codes), np.array([0.0, 0.1, 0.3, 0.6])
     repetitions, n = 1500, 300
     held, values = np.zeros(4), np.zeros(4)
     random = np.random.default_rng(7)
     for _ in range(repetitions):
         actual = random.choice(4, n, p=population)
-        found = reader.frequencies("x", [field.domain[field.mechanism.draw(i)] for i in actual.tolist()])
+        found = reader.frequencies("x", [field.domain[draw(i)] for i in actual.tolist()])
         held += [entry.covers(share) for entry, share in zip(found.values(), population, strict=True)]
         values += [entry.value for entry in found.values()]
     e = math.exp(1.5)
@@ -179,12 +180,12 @@ def test_projected_frequencies():
     reader = Reader(protos.M)
     field = reader.plan.fields[0]
     population = 1 / np.arange(1, 11) / np.sum(1 / np.arange(1, 11))
-    repetitions, n, least = 100, 300, 0.93
+    draw, repetitions, n, least = draw_function(field.mechanism.codes), 100, 300, 0.93
     squares, held = np.zeros(2), np.zeros(10)
     places = [int(i) for share, i in zip(population, range(10), strict=True) for _ in range(round(share * n))]
     truth = np.bincount(places, minlength=10) / len(places)
     for _ in range(repetitions):
-        received = [field.domain[field.mechanism.draw(i)] for i in places]
+        received = [field.domain[draw(i)] for i in places]
         both = [reader.frequencies("x", received, project=project) for project in (False, True)]
         errors = [sum((e.value - t) ** 2 for e, t in zip(f.values(), truth, strict=True)) for f in both]
         assert errors[1] <= errors[0] + 1e-12
@@ -214,7 +215,7 @@ def test_means_of_held_values():
     truth, repetitions = float(np.mean(held)), 300
     filled = [*held, *[0.0] * (1000 - len(held))]
     indexes, numbers = [values.grid.index(value) for value in filled], [counts.grid.index(n) for n in lengths]
-    draw, count = values.mechanism.draw, counts.mechanism.draw
+    draw, count = (draw_function(field.mechanism.codes) for field in (values, counts))
     covered = 0
     for _ in range(repetitions):
         counted = reader.mean("count", [counts.grid.value(count(i)) for i in numbers], confidence=0.975)
@@ -236,9 +237,9 @@ def test_one_aggregate(output):
             sensitivity: 20 epsilon: 0.5 output: {output}}}]; }}"""
     )
     reader = Reader(protos.M)
-    mechanism = reader.plan.fields[0].mechanism
+    draw = draw_function(reader.plan.fields[0].mechanism.codes)
     truth, repetitions = 5000, 40_000
-    noisy = [mechanism.draw(truth) for _ in range(repetitions)]
+    noisy = [draw(truth) for _ in range(repetitions)]
     margin = reader.value("x", noisy[0], confidence=CONFIDENCE).margin
     a = math.exp(-1 / 40)
     promised = 1 - 2 * a ** (margin + 1) / (1 + a)
@@ -257,21 +258,22 @@ def test_one_aggregate(output):
 def test_a_ratio_of_aggregates():
     """2000 answers: Fieller's set with Laplace's tails covers 95 %."""
     reader = Reader(fleet_pb2.FleetSummary)
-    fields = {field.path: field.mechanism for field in reader.plan.fields}
-    total, count = fields["origins[].dep_delay"], fields["origins[].flights"]
+    draws = {f.path: draw_function(f.mechanism.codes) for f in reader.plan.fields if f.mechanism is not None}
+    total, count = draws["origins[].dep_delay"], draws["origins[].flights"]
     # A small airport, so that the divisor's noise (scale 30) matters, and yet is never -700: that has probability
     # 1e-12. Index 0 of dep_delay is -1,000,000.
     minutes, flights, repetitions = 10_000, 700, 2000
     held = 0
     for _ in range(repetitions):
-        told_minutes = total.draw(minutes + 1_000_000) - 1_000_000
-        told = reader.ratio("origins.dep_delay", told_minutes, "origins.flights", count.draw(flights))
+        told_minutes = total(minutes + 1_000_000) - 1_000_000
+        told = reader.ratio("origins.dep_delay", told_minutes, "origins.flights", count(flights))
         held += told.covers(minutes / flights)
     assert coverage_is(held, repetitions, CONFIDENCE, slack=0.003)
 
 
 def errors(mechanism: NumericMechanism, index: int, count: int) -> np.ndarray:
-    return np.fromiter((mechanism.draw(index) - index for _ in range(count)), np.float64, count)
+    draw = draw_function(mechanism.codes)
+    return np.fromiter((draw(index) - index for _ in range(count)), np.float64, count)
 
 
 def test_central_answers_beat_local_estimates_by_the_factor_of_theory():
@@ -300,7 +302,7 @@ def test_central_answers_beat_local_estimates_by_the_factor_of_theory():
     delays = [service.cut_delay(flight) for flight in data.load()[0][:400]]
     n, repetitions, answers = len(delays), 2000, 20_000
     truth = float(np.mean(delays))
-    draw, indexes = local.mechanism.draw, [local.grid.index(delay) for delay in delays]
+    draw, indexes = draw_function(local.mechanism.codes), [local.grid.index(delay) for delay in delays]
     estimates = [
         reports.mean("dep_delay", [local.grid.value(draw(index)) for index in indexes]).value
         for _ in range(repetitions)

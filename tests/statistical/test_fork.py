@@ -12,6 +12,7 @@ import pytest
 
 from dpmesh.noise import categorical, numeric
 from dpmesh.noise.numeric import NumericKind
+from dpmesh.policy.codegen.source import draw_function
 
 CHILDREN = 64
 SIZE = 1 << 40
@@ -21,8 +22,9 @@ def mechanisms():
     """One of each, with a huge range so that single draws hardly ever agree."""
     for kind in NumericKind:
         rho = Fraction(1, 10) if kind is NumericKind.DISCRETE_GAUSSIAN else None
-        yield kind.value, numeric.make(kind, SIZE, SIZE, None if rho else Fraction(1), rho=rho).draw
-    yield "k-rr", categorical.make(2**31, Fraction(1, 1000)).draw
+        mechanism = numeric.make(kind, SIZE, SIZE, None if rho else Fraction(1), rho=rho)
+        yield kind.value, draw_function(mechanism.codes)
+    yield "k-rr", draw_function(categorical.make(2**31, Fraction(1, 1000)).codes)
 
 
 # Two of Duchi's outputs, which are near two points only, agree with probability 0.26, and two of Hybrid's, which is
@@ -66,7 +68,7 @@ def _vectors(draws):
 
 def test_threads_never_share_a_draw():
     """Any of 32,000 draws of scale 2^40 / (1/1000) agree by chance with a probability of 1.2e-7."""
-    draw = numeric.make(NumericKind.DISCRETE_LAPLACE, SIZE, SIZE, Fraction(1, 1000)).draw
+    draw = draw_function(numeric.make(NumericKind.DISCRETE_LAPLACE, SIZE, SIZE, Fraction(1, 1000)).codes)
     taken = [[] for _ in range(8)]
 
     def work(mine):

@@ -14,6 +14,7 @@ from scipy import stats
 
 from dpmesh.noise import categorical, numeric
 from dpmesh.noise.numeric import NumericKind
+from dpmesh.policy.codegen.source import draw_function
 from dpmesh.policy.plan import Grid
 
 SIZE = 10_000
@@ -43,7 +44,8 @@ def make(kind, epsilon, *, in_range=False, size=SIZE):
 
 def estimates(mechanism, x, count, size=SIZE):
     """Unbiased estimates of x, one from each output."""
-    outputs = np.fromiter(map(mechanism.draw, itertools.repeat(x)), np.float64, count)
+    draw = draw_function(mechanism.codes)
+    outputs = np.fromiter(map(draw, itertools.repeat(x)), np.float64, count)
     if mechanism.unbiased_low is not None:
         low, high = outputs == 0, outputs == size
         outputs[low], outputs[high] = mechanism.unbiased_low, mechanism.unbiased_high
@@ -93,13 +95,11 @@ def test_small_grids(kind, size):
 @pytest.mark.parametrize(("k", "epsilon"), [(2, Fraction(1, 2)), (5, Fraction(1)), (16, Fraction(3))])
 def test_randomized_response_tells_the_truth_as_often_as_it_should_and_lies_evenly(k, epsilon):
     """Truth within 5 standard errors, the lies by chi-square at p >= 1e-6."""
-    mechanism, count = categorical.make(k, epsilon), 500_000
+    draw, count = draw_function(categorical.make(k, epsilon).codes), 500_000
     e = math.exp(epsilon)
     truth = e / (e + k - 1)
     for i in (0, k - 1):
-        counts = np.bincount(
-            np.fromiter(map(mechanism.draw, itertools.repeat(i)), np.int64, count), minlength=k
-        )
+        counts = np.bincount(np.fromiter(map(draw, itertools.repeat(i)), np.int64, count), minlength=k)
         assert abs(counts[i] - count * truth) < 5 * math.sqrt(count * truth * (1 - truth))
         lies = np.delete(counts, i)
         assert len(lies) == k - 1
@@ -110,7 +110,7 @@ def test_randomized_response_tells_the_truth_as_often_as_it_should_and_lies_even
 @pytest.mark.parametrize("factor", [Fraction(97, 100), Fraction(103, 100)], ids=["too-small", "too-large"])
 def test_a_wrong_truth_rate_is_rejected(factor):
     count, truth = 500_000, categorical.make(5, Fraction(1)).truth
-    draw = categorical.make(5, factor).draw
+    draw = draw_function(categorical.make(5, factor).codes)
     told = sum(draw(2) == 2 for _ in range(count))
     assert abs(told - count * truth) > 5 * math.sqrt(count * truth * (1 - truth))
 
@@ -149,12 +149,12 @@ def test_outputs_of_all_inputs_have_the_same_support(kind, in_range, common):
     output has one of 4.99e-4. That one is missing in 60,000 draws has a probability below 1e-12.
     """
     grid = Grid(lower=0.0, upper=1.0, step=1 / 12, size=12, integral=False)
-    mechanism = make(kind, Fraction(1), in_range=in_range, size=grid.size)
+    draw = draw_function(make(kind, Fraction(1), in_range=in_range, size=grid.size).codes)
     supports = set()
     for value in AWKWARD:
         index = grid.index(value)
         assert 0 <= index <= grid.size
-        outputs = {mechanism.draw(index) for _ in range(60_000)}
+        outputs = {draw(index) for _ in range(60_000)}
         supports.add(frozenset(outputs if common is None else outputs & set(common)))
     assert len(supports) == 1
     if common is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dpmesh.mesh.attestation import is_attested, message_metadata, refusal_without, stream_metadata
 from dpmesh.mesh.consumers import CertificateNames, consumer_of
-from dpmesh.mesh.flows import FlowTable
+from dpmesh.mesh.flow_table import FlowTable
 from dpmesh.mesh.refusals import HANDLER_FAILED, Refusal, is_own, of
 from dpmesh.mesh.response_policy import ResponsePolicy
 

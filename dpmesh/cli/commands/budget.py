@@ -1,4 +1,4 @@
-"""`dpmesh budget`: what is spent and what is left, read from the ledger itself while others use it; and grants."""
+"""`dpmesh budget`: shows and exports what is spent and left, as the ledger has it; grants more."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=False,
-    help="Show what is spent and what is left, from the ledger itself; export it; grant more.",
+    help="Show what is spent and what is left, as the ledger has it; export it; grant more.",
     epilog="Example: dpmesh budget list --config dpmesh.toml",
 )
 
@@ -41,7 +41,7 @@ class Format(enum.StrEnum):
 
 @app.callback(invoke_without_command=True)
 def budget(context: typer.Context) -> None:
-    """Without a command there is only help."""
+    """Prints help if there is no command."""
     if context.invoked_subcommand is None:
         say_help(context)
         raise typer.Exit(UNUSABLE)
@@ -53,10 +53,10 @@ def list_(
     ledger: ledger_access.LedgerUrl = None,
     as_json: inputs.AsJson = False,
 ) -> None:
-    """Show for each budget how much its accounts have spent in the current window, and never whose they are.
+    """Show for each budget how much its accounts have spent in the current window, but not whose they are.
 
-    A budget that the ledger holds and the configuration does not name is "not configured": what is spent of it counts
-    for no other. With --ledger, give --config too to see that.
+    A budget that is in the ledger but not in the configuration is "not configured": what is spent of it counts for no
+    other budget. With --ledger, add --config to see that.
     """
     from dpmesh.cli.commands import budget_text
     from dpmesh.report import balances
@@ -95,10 +95,10 @@ def show(
     consumer: accounts.Consumer = None,
     as_json: inputs.AsJson = False,
 ) -> None:
-    """Show what one unit has spent and has left, and what that promises; a unit that never sent has all of it left.
+    """Show what one unit has spent and has left, and what that promises. A unit that never sent has all of it left.
 
-    With --consumer: the quotas of this consumer under the unit's budgets (under those of all aggregates with --global),
-    also those that are meant for other consumers, which show as unspent.
+    With --consumer: this consumer's quotas under the unit's budgets (with --global, under those of all aggregates).
+    Quotas that are meant for other consumers show as unspent.
     """
     from dpmesh.cli.commands import budget_text
     from dpmesh.report import balances
@@ -143,7 +143,10 @@ def grant(
     to: Annotated[
         float,
         typer.Option(
-            "--to", metavar="EPSILON", help="What may be lost in this window in all.", show_default=False
+            "--to",
+            metavar="EPSILON",
+            help="What the unit may lose in this window in all.",
+            show_default=False,
         ),
     ],
     reason: notes.Reason,
@@ -156,9 +159,9 @@ def grant(
     consumer: accounts.Consumer = None,
     as_json: inputs.AsJson = False,
 ) -> None:
-    """Let one unit lose more in the current window than its budget's cap, and write down who says so and why.
+    """Let one unit lose more in the current window than its budget's cap, and log who says so and why.
 
-    It holds until the window ends; in a lifetime budget it holds for ever. It can't be taken back. The unit's other
+    A grant holds until the window ends; in a lifetime budget it holds for ever. It can't be revoked. The unit's other
     budgets and quotas cap it as before. The charge log keeps the reason: write nobody's id into it.
     """
     from dpmesh.cli.commands import budget_text
@@ -186,10 +189,10 @@ def grant(
 async def _granted(
     admin: LedgerAdmin, whose: accounts.AccountSelector, name: str
 ) -> tuple[Budget, bytes, int]:
-    """The budget, the account's hash, and what was granted to it in the current window already.
+    """The budget, the account's hash, and what was granted to the account in the current window already.
 
     Raises:
-        InputError: There is no such budget, or it has no such accounts.
+        InputError: There is no such budget, or its accounts have another key.
     """
     async with ledger_access.viewing(admin) as view:
         budget = ledger_access.budget_named(view.budgets.values(), name)
@@ -201,10 +204,10 @@ async def _granted(
 
 
 def _raise(budget: Budget, granted: int, to: float) -> int:
-    """By how much the cap has to be raised, as a ledger amount.
+    """By how much the grant raises the cap, as a ledger amount.
 
     Raises:
-        InputError: It is no epsilon, or not more than what may be lost already.
+        InputError: `to` is not a valid epsilon, or not more than what may be lost already.
     """
     from dpmesh.report.balances import amount, raised_cap
 
@@ -219,10 +222,10 @@ def _raise(budget: Budget, granted: int, to: float) -> int:
 
 
 def _check_key(budget: Budget, whose: accounts.AccountSelector) -> None:
-    """Checks that a budget has accounts of the kind that was asked for.
+    """Checks that a budget has accounts of the selected key.
 
     Raises:
-        InputError: It has not; the text says what to give.
+        InputError: It has others; the text says which options select them.
     """
     if budget.key == whose.key:
         return
@@ -244,7 +247,7 @@ def export(
         typer.Option(
             "--output",
             metavar="FILE",
-            help="Instead of stdout, which is also -; replaced as a whole or not at all, readable by its owner only.",
+            help="A file instead of stdout (-); replaced as a whole or not at all, readable by its owner only.",
             show_default=False,
         ),
     ] = None,
@@ -256,9 +259,9 @@ def export(
 ) -> None:
     """Write one row for each account: what it spent, may spend and has left in the window it was last charged in.
 
-    No unit's id is in it: the ledger holds none. `account` is a hash keyed with the ledger's secret, the same in every
-    export of this ledger and in no other. Amounts are exact decimals, of epsilon if the accounting is pure and of rho
-    if it is zcdp; `lifetime` is what was debited in all windows together.
+    The ledger holds no unit's id. `account` is a hash keyed with the ledger's secret: it is the same in all exports of
+    this ledger, and differs in other ledgers. Amounts are exact decimals, of epsilon if the accounting is pure, of
+    rho if it is zcdp. `lifetime` is what was debited in all windows together.
     """
     from dpmesh.cli.commands import export_writers
     from dpmesh.report.wording import count
@@ -287,7 +290,7 @@ def _writer(form: Format, file: IO[str]) -> Writer:
 def _export(
     admin: LedgerAdmin, name: str | None, writer_of: Callable[[], Writer], *, quiet: bool = False
 ) -> int:
-    """Writes all rows; returns how many."""
+    """Writes all rows, and returns how many."""
     from dpmesh.report.export_rows import row
 
     writer: Writer | None = None
@@ -298,7 +301,7 @@ def _export(
         # The ledger is read in a generator of its own, so that a full disk or a broken pipe here is not its fault.
         async with aclosing(_accounts(admin, name, quiet)) as entries:
             async for budget, account in entries:
-                # Made only now, so that nothing is written where there is no ledger.
+                # The first row makes the writer, so that nothing is written if there is no ledger.
                 writer = writer or writer_of()
                 writer.write(row(budget, account))
                 rows += 1

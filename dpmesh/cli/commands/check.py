@@ -39,7 +39,7 @@ def check(
     ] = Format.TEXT,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
-    """Prints all findings and a summary; says so when nothing is protected."""
+    """Prints all findings and a summary, and warns if nothing is protected."""
     from dpmesh import config as configuration
     from dpmesh.cli.descriptors import source_locations
     from dpmesh.cli.descriptors.protoc import CompileError

@@ -36,12 +36,12 @@ def demo(
     from dpmesh_fleet import demo as fleet
     from dpmesh_fleet import tracing
 
-    # The demo brings its own configuration: the one of this shell's services must not touch its ledgers.
+    # The demo has its own configuration. Variables for this shell's services must not change it.
     for name in [name for name in os.environ if name.startswith("DPMESH_")]:
         del os.environ[name]
     endpoint = _JAEGER if jaeger else os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None
     if keep is not None and os.path.lexists(keep):
-        raise InputError(f"--keep: {keep} exists; its ledgers would go on where they stopped")
+        raise InputError(f"--keep: {keep} exists; its ledgers would continue where they stopped")
     if endpoint and not tracing.answers(endpoint):
         hint = "; `make jaeger` builds one, and deploy/compose starts one" if jaeger else ""
         raise InputError(f"no collector answers at {endpoint}{hint}")
@@ -56,7 +56,7 @@ def demo(
 
 
 def _make(keep: Path) -> None:
-    """Makes the directory before a month is flown for nothing.
+    """Makes the directory first, so that a failure costs no run.
 
     Raises:
         InputError: It can't be made.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=False,
-    help="Make an authority, issue identities from it, and see how they stand.",
+    help="Make an authority, issue identities from it, and show its state.",
     epilog="Example: dpmesh identity init ca --trust-domain mesh.example",
 )
 
@@ -58,9 +58,7 @@ def init(
     folder: FolderPath,
     trust_domain: Annotated[
         str,
-        typer.Option(
-            "--trust-domain", metavar="NAME", help="A host name in lower case that stands for the fleet."
-        ),
+        typer.Option("--trust-domain", metavar="NAME", help="The fleet's name: a host name in lower case."),
     ],
     password_file: PasswordFile = None,
 ) -> None:
@@ -79,13 +77,15 @@ def init(
 @app.command("token", epilog="Example: dpmesh identity token ca --hours 1")
 def token(
     folder: FolderPath,
-    hours: Annotated[float, typer.Option("--hours", min=0.01, max=24 * 30, help="How long it may wait.")] = 1,
+    hours: Annotated[
+        float, typer.Option("--hours", min=0.01, max=24 * 30, help="How long the token is valid.")
+    ] = 1,
     device: Annotated[
         str,
         typer.Option(
             "--device",
             metavar="ID",
-            help="A device that is known already, which enrols again.",
+            help="A known device, which enrols again.",
             show_default=False,
         ),
     ] = "",
@@ -95,9 +95,9 @@ def token(
     ] = False,
     as_json: inputs.AsJson = False,
 ) -> None:
-    """Print a token with which one device enrols, once. Whoever has it is that device: hand it over in secret.
+    """Print a token with which one device enrols, once. Its holder becomes that device: hand it over in secret.
 
-    With it goes the device's id, by which it can be revoked or enrol again; keep that here.
+    The command also prints the device's id. Keep it: it is needed to revoke the device, or to enrol it again.
     """
     with _opened(folder) as opened:
         made = opened.enrolments.invite(
@@ -114,7 +114,7 @@ def revoke(
     folder: FolderPath,
     device: Annotated[str, typer.Argument(metavar="DEVICE", help="The id that `token` printed.")],
 ) -> None:
-    """Issue nothing more to a device. The certificate that it holds stays valid until it ends, in minutes."""
+    """Issue nothing more to a device. Its present certificate stays valid until it ends, in minutes."""
     with _opened(folder) as opened:
         opened.enrolments.revoke(device)
     say("revoked")
@@ -129,10 +129,10 @@ def issue(
     ] = False,
     minutes: Minutes = 30.0,
 ) -> None:
-    """Write a certificate, its key and the trust bundle to files, for what can't ask an issuer itself.
+    """Write a certificate, its key and the trust bundle to files, for programs that can't ask an issuer.
 
-    Repeated in time (by cron, say), the files are followed by dpmesh.identity.FileSource. Keys on a disk outlive what
-    they were made for: prefer `serve` and enrolment.
+    Run it again in time (by cron, say): dpmesh.identity.FileSource follows the files. Keys on a disk outlive their use,
+    so prefer `serve` and enrolment.
     """
     from dpmesh.identity.ca.authority import LocalSource
 
@@ -152,7 +152,7 @@ def issue(
 
 @app.command("renew", epilog="Example: dpmesh identity renew ca --password-file root.password")
 def renew(folder: FolderPath, password_file: PasswordFile = None) -> None:
-    """Renew the intermediate. It needs root.key back in the folder; devices renew as they did."""
+    """Renew the intermediate certificate. Put root.key back into the folder first. Devices renew as before."""
     from dpmesh.identity.ca.folder import open_root, replace_intermediate
 
     with _input_errors():
@@ -165,7 +165,10 @@ def renew(folder: FolderPath, password_file: PasswordFile = None) -> None:
 def serve(
     folder: FolderPath,
     listen: Annotated[
-        str, typer.Option("--listen", metavar="HOST:PORT", help="Where; port 0 takes a free one.")
+        str,
+        typer.Option(
+            "--listen", metavar="HOST:PORT", help="The address to listen on; port 0 takes a free one."
+        ),
     ] = "127.0.0.1:8443",
     minutes: Minutes = 30.0,
     allowance: Annotated[
@@ -173,7 +176,7 @@ def serve(
         typer.Option("--allowance", min=0, help="Anonymous tokens for a device and day; 0 signs none."),
     ] = 1024,
 ) -> None:
-    """Enrol devices, renew their certificates and sign their anonymous tokens, until it is told to stop."""
+    """Enrol devices, renew their certificates and sign their anonymous tokens, until SIGINT or SIGTERM."""
     with _opened(folder) as opened, _input_errors():
         asyncio.run(_serve(folder, opened, listen, minutes * 60, allowance))
 
@@ -234,7 +237,7 @@ def status(folder: FolderPath, as_json: inputs.AsJson = False) -> None:
 
 @app.command("tokens", epilog="Example: dpmesh identity tokens ca")
 def tokens(folder: FolderPath, as_json: inputs.AsJson = False) -> None:
-    """Show the public keys of anonymous tokens: this epoch's, and those of the epochs beside it."""
+    """Show the public keys of anonymous tokens: those of this epoch and of its neighbours."""
     with _opened(folder), _input_errors():
         keys = _token_keys(folder).published(time.time())
     rows = [

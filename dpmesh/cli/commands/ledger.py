@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=False,
-    help="Make a ledger's tables, check its charge log, move it, and look into it.",
+    help="Make a ledger's tables, check and show its charge log, and move it.",
     epilog="Example: dpmesh ledger verify --config dpmesh.toml",
 )
 
 
 @app.callback(invoke_without_command=True)
 def ledger(context: typer.Context) -> None:
-    """Without a command there is only help."""
+    """Prints help if there is no command."""
     if context.invoked_subcommand is None:
         say_help(context)
         raise typer.Exit(UNUSABLE)
@@ -370,7 +370,7 @@ def log(
 
 
 def _log(admin: LedgerAdmin, grants: bool, as_json: bool) -> int:
-    """Prints the log; returns how many entries can't be read."""
+    """Prints the log, and returns how many entries can't be read."""
     from dpmesh.cli.commands import ledger_text
     from dpmesh.report.log_entries import BY_ADMINISTRATORS, log_entry
 

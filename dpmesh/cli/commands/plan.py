@@ -51,6 +51,9 @@ def plan(
             show_default=False,
         ),
     ] = None,
+    source: Annotated[
+        bool, typer.Option("--source", help="Also show the Python code that protects each message type.")
+    ] = False,
     as_json: inputs.AsJson = False,
 ) -> None:
     """Prints the report; exit code 1 when a message type can't be released."""
@@ -58,7 +61,7 @@ def plan(
     from dpmesh.cli.commands import plan_text
     from dpmesh.policy import Policy
     from dpmesh.report.plan import Planner
-    from dpmesh.report.rpcs import PlanReport, changes, reports, rpcs
+    from dpmesh.report.rpcs import PlanReport, changes, generated, reports, rpcs
 
     per_second = _per_second(rate)
     path = inputs.config_file(config_file)
@@ -77,10 +80,12 @@ def plan(
     report = PlanReport(
         rate, str(path) if path else None, budgets, rpcs(sources), reports(sources, planner), changed
     )
+    code = generated(sources, planner) if source else {}
     if as_json:
-        print_json(report.document())
+        print_json({**report.document(), **({"sources": code} if source else {})})
     else:
         plan_text.write(report)
+        plan_text.write_code(code)
     raise typer.Exit(FOUND if report.refused else OK)
 
 

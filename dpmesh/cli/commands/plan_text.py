@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from rich.console import Console
@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpmesh.accounting import AMOUNT, Accounting
-from dpmesh.cli.console import stdout
+from dpmesh.cli.console import printable, stdout
 from dpmesh.ledger import Budget
 from dpmesh.report.comparison import FieldChange, MessageChange
 from dpmesh.report.lifetimes import loss_over
@@ -20,6 +20,13 @@ from dpmesh.report.wording import count, duration, number
 
 # How many windows the example of what windows add up to has.
 _WINDOWS = 30
+
+
+def write_code(sources: Mapping[str, str]) -> None:
+    """Writes generated code by the name of its message type to stdout, as one file that Python can read."""
+    for name, source in sources.items():
+        for line in (f"# {name}", "", *source.rstrip().splitlines(), ""):
+            print(printable(line))
 
 
 def write(plan: PlanReport) -> None:

@@ -14,5 +14,5 @@ def protos() -> None:
     path = include.dpmesh_protos()
     if not (path / "dpmesh/v1/privacy.proto").is_file():
         raise InputError(f"{path}: the .proto files are not where they were installed; install dpmesh again")
-    # A path for a shell is written as it is.
+    # Shells need the exact path.
     print(path)

@@ -1,1 +1,1 @@
-"""Descriptors that commands look at: from .proto files, descriptor sets or a live server."""
+"""Descriptors that commands examine: from .proto files, descriptor sets or a live server."""

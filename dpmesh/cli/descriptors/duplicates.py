@@ -1,4 +1,4 @@
-"""Annotations that are set twice: compilers merge them, so only the source info of a .proto file shows both."""
+"""Annotations that are set twice. Compilers merge them, so only the source info of a .proto file shows both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpmesh.policy import Diagnostic, Severity
 from dpmesh.report.sources import SourceLocation
 from dpmesh.v1 import privacy_pb2
 
-# A path of source info, from descriptor.proto's field numbers and indexes.
+# A path of source info: field numbers and indexes of descriptor.proto.
 Numbers = tuple[int, ...]
 
 # The annotations, by the options that they extend.
@@ -27,7 +27,7 @@ _EXTENSIONS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class _Setting:
-    """One place that sets an annotation, as a whole or in part.
+    """One statement that sets an annotation or a part of it.
 
     Attributes:
         path: What it sets, from the annotation's message on; empty for the whole annotation.
@@ -45,16 +45,16 @@ class _Setting:
         return bool(self.fields) and bool(self.fields[-1].is_repeated)
 
 
-def find(file: FileDescriptorProto, shown: str) -> Iterator[tuple[SourceLocation, Diagnostic]]:
-    """Finds all annotations of a file that are set twice, at the place of the second.
+def find(file: FileDescriptorProto, display_name: str) -> Iterator[tuple[SourceLocation, Diagnostic]]:
+    """Finds all annotations of a file that are set twice, at the location of the second.
 
-    A field has two kinds (`.numeric = {...}, .public = {}`), or may have two because one is in a literal of the whole
-    annotation (`(dpmesh.v1.field) = {suppress {}}, (dpmesh.v1.field).public = {}`). Protoc keeps the last of them, and
-    refuses whatever else is set twice.
+    A field has two kinds (`.numeric = {...}, .public = {}`), or may have two because a literal of the whole annotation
+    holds one of them (`(dpmesh.v1.field) = {suppress {}}, (dpmesh.v1.field).public = {}`). Protoc keeps the last
+    one, and refuses everything else that is set twice.
 
     Args:
-        file: With source info, or nothing can be found.
-        shown: What to call the file.
+        file: With source info; without it, nothing is found.
+        display_name: What to call the file.
     """
     names: Mapping[Numbers, str] = {path: name for name, path in source_locations.elements(file)}
     written: dict[tuple[Numbers, str], list[_Setting]] = {}
@@ -62,13 +62,13 @@ def find(file: FileDescriptorProto, shown: str) -> Iterator[tuple[SourceLocation
         split = _split(tuple(location.path))
         if split is not None:
             element, extension, path = split
-            setting = _Setting(path, tuple(_along(path, extension.message_type)), _whole(location.span))
+            setting = _Setting(path, tuple(_along(path, extension.message_type)), _full_span(location.span))
             written.setdefault((element, extension.full_name), []).append(setting)
     for (element, option), settings in written.items():
         for setting, rule, text, fix in _twice(_outermost(settings), option):
             line, column = setting.span[:2]
-            problem = Diagnostic(Severity.ERROR, rule, names.get(element, file.package), text, fix)
-            yield SourceLocation(shown, line + 1, column + 1), problem
+            diagnostic = Diagnostic(Severity.ERROR, rule, names.get(element, file.package), text, fix)
+            yield SourceLocation(display_name, line + 1, column + 1), diagnostic
 
 
 def _split(path: Numbers) -> tuple[Numbers, Any, Numbers] | None:
@@ -82,8 +82,8 @@ def _split(path: Numbers) -> tuple[Numbers, Any, Numbers] | None:
         at = field.message_type
         extension = _EXTENSIONS.get(at.full_name)
         if extension is not None:
-            ours = path[index + 1 : index + 2] == (extension.number,)
-            return (path[:index], extension, path[index + 2 :]) if ours else None
+            is_annotation = path[index + 1 : index + 2] == (extension.number,)
+            return (path[:index], extension, path[index + 2 :]) if is_annotation else None
         index += 2 if field.is_repeated else 1
     return None
 
@@ -100,15 +100,15 @@ def _along(path: Numbers, message: Any) -> Iterator[Any]:
         index += 2 if field.is_repeated else 1
 
 
-def _whole(span: Sequence[int]) -> Numbers:
-    """A span with its last line, which source info leaves out where it is the first; line -1 when it is no span."""
+def _full_span(span: Sequence[int]) -> Numbers:
+    """A span with its last line, which source info omits for one line; all -1 if it is not a span."""
     if len(span) == 3:
         return (span[0], span[1], span[0], span[2])
     return tuple(span) if len(span) == 4 else (-1, -1, -1, -1)
 
 
 def _outermost(settings: Iterable[_Setting]) -> list[_Setting]:
-    """The settings in the order of the file, without the parts of each literal, which buf lists too."""
+    """The settings in the order of the file, without those inside a literal, which buf lists too."""
     spans: dict[Numbers, list[Numbers]] = {}
     for setting in settings:
         spans.setdefault(setting.path, []).append(setting.span)
@@ -121,14 +121,14 @@ def _outermost(settings: Iterable[_Setting]) -> list[_Setting]:
 
 
 def _twice(settings: Iterable[_Setting], option: str) -> Iterator[tuple[_Setting, str, str, str]]:
-    """The settings that replace or contradict an earlier one: each with a rule, a text and a fix."""
+    """The settings that replace or contradict an earlier one, each with a rule, a text and a fix."""
     members: dict[tuple[Numbers, str], tuple[Any, int]] = {}
-    whole: dict[Numbers, int] = {}
-    begun: dict[Numbers, int] = {}
+    literals: dict[Numbers, int] = {}
+    parts: dict[Numbers, int] = {}
     for setting in settings:
         path, line = setting.path, setting.span[0] + 1
         other = _other_member(setting, members)
-        again = _again(setting, whole, begun)
+        again = _again(setting, literals, parts)
         if other is not None:
             text = f"sets {other[0]} and, on line {other[2]}, {other[1]}; only the last one would hold"
             yield setting, "kind-duplicate", text, "keep one of them"
@@ -136,15 +136,15 @@ def _twice(settings: Iterable[_Setting], option: str) -> Iterator[tuple[_Setting
             name = ".".join([f"({option})", *(field.name for field in setting.fields)])
             text = f"sets {name} beside the literal on line {again}; the last one may replace the other"
             yield setting, "kind-duplicate", text, "write both as one literal"
-        whole.setdefault(path, line)
+        literals.setdefault(path, line)
         for end in range(len(path)):
-            begun.setdefault(path[:end], line)
+            parts.setdefault(path[:end], line)
 
 
 def _other_member(
     setting: _Setting, members: dict[tuple[Numbers, str], tuple[Any, int]]
 ) -> tuple[str, str, int] | None:
-    """The member of a oneof that a setting sets, and another one that was set before, with its line."""
+    """The oneof member that a setting sets, and another member that an earlier line sets, with that line."""
     above: Numbers = ()
     for field in setting.fields:
         if _is_member(field):
@@ -156,19 +156,19 @@ def _other_member(
     return None
 
 
-def _again(setting: _Setting, whole: Mapping[Numbers, int], begun: Mapping[Numbers, int]) -> int | None:
-    """The line that may have set the same member of a oneof, or another one, in a literal that source info hides.
+def _again(setting: _Setting, literals: Mapping[Numbers, int], parts: Mapping[Numbers, int]) -> int | None:
+    """The line of a literal, or of a part of it, that may set a member of the same oneof. Source info hides which.
 
-    Compilers refuse any other setting that is written twice.
+    Compilers refuse every other setting that is written twice.
     """
     if setting.is_added:
         return None
     path, above = setting.path, 0
     for field in setting.fields:
-        if _is_member(field) and path[:above] in whole:
-            return whole[path[:above]]
+        if _is_member(field) and path[:above] in literals:
+            return literals[path[:above]]
         above += 2 if field.is_repeated else 1
-    return whole.get(path) or begun.get(path)
+    return literals.get(path) or parts.get(path)
 
 
 def _is_member(field: Any) -> bool:

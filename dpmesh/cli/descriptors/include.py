@@ -32,9 +32,9 @@ def google_protos() -> Iterator[Path]:
 
 
 def root_of(file: Path) -> Path:
-    """The folder that a .proto file's imports are meant from, judged by its package: acme/v1 for acme.v1.
+    """The folder that a .proto file's imports are relative to: for package acme.v1, the parent of acme/v1.
 
-    Where folders and package differ, the file's own folder.
+    If folders and package differ, it is the file's own folder.
     """
     try:
         package = _PACKAGE.search(file.read_text(encoding="utf-8", errors="replace"))
@@ -48,10 +48,10 @@ def root_of(file: Path) -> Path:
 
 
 def unique(paths: Sequence[Path]) -> list[Path]:
-    """The paths, absolute and each once, in order."""
+    """The absolute paths, each once, in order."""
     return list(dict.fromkeys(map(absolute, paths)))
 
 
 def absolute(path: Path) -> Path:
-    """The path from the root, without "..": compilers compare paths as text."""
+    """The absolute path, without "..", because compilers compare paths as text."""
     return Path(os.path.abspath(path))

@@ -1,4 +1,4 @@
-"""Compiles .proto files to descriptors with source info, by whatever compiler is there."""
+"""Compiles .proto files to descriptors with source info, with grpc_tools, protoc or buf."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COMPLAINT = re.compile(r"^(?P<file>.+?\.proto):(?:(?P<line>\d+):(?:(?P<column>\
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """One thing that the compiler did not understand.
+    """One error of the compiler.
 
     Attributes:
         location: Where.
@@ -41,7 +41,7 @@ class CompileError(InputError):
     """The compiler refused the files.
 
     Attributes:
-        complaints: All it said; at least one.
+        complaints: Its errors; at least one.
     """
 
     def __init__(self, complaints: Sequence[Complaint]) -> None:
@@ -58,17 +58,17 @@ class CompileError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """What compiling gave.
+    """The result of a compilation.
 
     Attributes:
         descriptors: The files and all they import, imports first.
-        shown: How the user would spell each file, by its name in the descriptors; the named files come first.
-        named: The names of the files that were asked for, without their imports.
+        display_names: How the user would spell each file, by its name in the descriptors; requested files first.
+        requested: The names of the files that were asked for, without their imports.
     """
 
     descriptors: FileDescriptorSet
-    shown: dict[str, str]
-    named: tuple[str, ...]
+    display_names: dict[str, str]
+    requested: tuple[str, ...]
 
 
 def compile_files(files: Sequence[Path], includes: Sequence[Path]) -> Compiled:
@@ -76,8 +76,8 @@ def compile_files(files: Sequence[Path], includes: Sequence[Path]) -> Compiled:
 
     Args:
         files: What to compile; a folder stands for all .proto files in it.
-        includes: What imports are relative to. None given: the folder that each file's package is relative to, or,
-            if that does not do, the working directory.
+        includes: What imports are relative to. If there are none: the folder that each file's package is relative to;
+            if that fails, the working directory.
 
     Raises:
         InputError: A file is missing, or there is no compiler.
@@ -105,22 +105,22 @@ def compile_files(files: Sequence[Path], includes: Sequence[Path]) -> Compiled:
 
 
 def _expanded(files: Sequence[Path]) -> list[Path]:
-    found: list[Path] = []
+    expanded: list[Path] = []
     for file in files:
         if file.is_dir():
             inside = sorted(path for path in file.rglob("*.proto") if not _hidden(path.relative_to(file)))
             if not inside:
                 raise InputError(f"{file}: no .proto files in this folder")
-            found += inside
+            expanded += inside
         elif file.is_file():
-            found.append(file)
+            expanded.append(file)
         else:
             raise InputError(f"{file}: no such file")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(expanded))
 
 
 def _hidden(path: Path) -> bool:
-    """Whether a path leads through a folder such as .venv, whose files are not meant."""
+    """Whether a path leads through a hidden folder, such as .venv."""
     return any(part.startswith(".") for part in path.parts)
 
 
@@ -135,15 +135,15 @@ def _compile(files: Sequence[Path], roots: Sequence[Path]) -> Compiled:
                 _complaints(done.stderr + done.stdout, {str(include.absolute(f)): str(f) for f in files})
             )
         descriptors = FileDescriptorSet.FromString(output.read_bytes())
-    shown = dict(names)
+    display_names = dict(names)
     for descriptor in descriptors.file:
         on_disk = next((root / descriptor.name for root in roots if (root / descriptor.name).is_file()), None)
-        shown.setdefault(descriptor.name, _shorter(on_disk) if on_disk else descriptor.name)
-    return Compiled(descriptors, shown, tuple(names))
+        display_names.setdefault(descriptor.name, _shorter(on_disk) if on_disk else descriptor.name)
+    return Compiled(descriptors, display_names, tuple(names))
 
 
 def _name(file: Path, roots: Sequence[Path]) -> str:
-    """What protoc will call a file: its path from the first folder that holds it."""
+    """Protoc's name for a file: its path from the first folder that holds it."""
     for root in roots:
         if include.absolute(file).is_relative_to(root):
             return include.absolute(file).relative_to(root).as_posix()
@@ -152,17 +152,17 @@ def _name(file: Path, roots: Sequence[Path]) -> str:
 
 def _command(roots: Sequence[Path], output: Path, files: Sequence[Path]) -> list[str]:
     flags = ["--include_imports", "--include_source_info", f"--descriptor_set_out={output}"]
-    own = [*roots, include.dpmesh_protos()]
-    every = [f"-I{root}" for root in include.unique([*own, *include.google_protos()])]
+    folders = [*roots, include.dpmesh_protos()]
+    options = [f"-I{root}" for root in include.unique([*folders, *include.google_protos()])]
     inputs = [str(file) for file in files]
     if importlib.util.find_spec("grpc_tools"):
-        # -P: what lies in the working directory must not stand in for Python's own modules.
-        return [sys.executable, "-P", "-m", "grpc_tools.protoc", *every, *flags, *inputs]
+        # -P: files in the working directory must not replace Python's own modules.
+        return [sys.executable, "-P", "-m", "grpc_tools.protoc", *options, *flags, *inputs]
     if protoc := shutil.which("protoc"):
-        return [protoc, *every, *flags, *inputs]
+        return [protoc, *options, *flags, *inputs]
     if buf := shutil.which("buf"):
-        # It brings Google's files itself, and takes no folders within folders.
-        return [buf, "alpha", "protoc", *(f"-I{root}" for root in _outermost(own)), *flags, *inputs]
+        # Buf brings Google's files itself, and accepts no folder inside another one.
+        return [buf, "alpha", "protoc", *(f"-I{root}" for root in _outermost(folders)), *flags, *inputs]
     raise InputError(
         "reading .proto files needs a compiler: put protoc or buf on the PATH, or use --descriptor-set, or "
         + extras.install("tools")
@@ -192,6 +192,6 @@ def _complaints(output: str, spelled: dict[str, str]) -> list[Complaint]:
 
 
 def _shorter(path: Path) -> str:
-    """A path as seen from the working directory where it lies in it."""
+    """A path relative to the working directory if it is inside, else absolute."""
     absolute, here = include.absolute(path), Path.cwd()
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)

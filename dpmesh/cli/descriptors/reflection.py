@@ -1,6 +1,6 @@
 """Descriptors of a live server, by gRPC server reflection.
 
-The server may be anybody's: how much it may send, and how long it may take, is limited.
+The server is not trusted: limits bound how much it may send, and how long it may take.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ LIMIT = 60.0
 """Seconds that all questions together may take."""
 MOST_FILES = 10_000
 MOST_BYTES = 64 * 1024 * 1024
-"""Of all files together."""
+"""The largest size of all files together."""
 
-# A server's own words, in an error of one line.
+# How much of a server's own text an error quotes.
 _LONGEST_TEXT = 200
-# The two versions have the same messages; servers of other languages may offer only one of them.
+# Both versions have the same messages. Servers in other languages may offer only one of them.
 _METHODS = tuple(
     f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo" for version in ("v1", "v1alpha")
 )
@@ -57,9 +57,9 @@ def from_server(target: str, timeout: float = TIMEOUT) -> Sources:
         if not services:
             raise InputError(f"{target}: has no services but reflection and health")
         files = server.files(services)
-    loaded = sources.load(files.values(), sources.theirs(files), {})
+    loaded = sources.load(files.values(), sources.user_files(files), {})
     declared = {service.full_name for service in loaded.services()}
-    # A service without its file would count as one in which nothing is wrong.
+    # A service without its file would pass as one without findings.
     for name in services:
         if name not in declared:
             raise InputError(f"{target}: sent no file that declares its service {name}")
@@ -96,7 +96,7 @@ class _Server:
                 if name not in new:
                     raise InputError(f"{self._target}: does not know its own file {name}")
             found |= new
-            # Only of the new files, or a chain of imports would take time that grows with its square.
+            # Only the imports of new files: otherwise a chain of imports takes quadratic time.
             missing = [name for name in _missing(new) if name not in found]
         return found
 
@@ -134,7 +134,7 @@ class _Server:
                 self._next_version(error)
                 continue
             finally:
-                call.cancel()  # A server may send more than the one answer, without an end.
+                call.cancel()  # A server may send endless answers.
             if answer.HasField("error_response"):
                 text = answer.error_response.error_message[:_LONGEST_TEXT]
                 raise InputError(f"{self._target}: reflection: {text}")
@@ -150,6 +150,6 @@ class _Server:
 
 
 def _missing(found: dict[str, FileDescriptorProto]) -> Iterator[str]:
-    """Imports that nobody has sent, except those that come with protobuf or dpmesh."""
+    """Imports that are missing, except those that come with protobuf or dpmesh."""
     names = {name for file in found.values() for name in file.dependency}
-    return iter(sorted(sources.theirs(names - set(found))))
+    return iter(sorted(sources.user_files(names - set(found))))

@@ -1,4 +1,4 @@
-"""Where elements stand: file, line and column of fields, oneofs, messages and methods, and of overlay entries."""
+"""Source locations: file, line and column of fields, oneofs, messages and methods, and of overlay entries."""
 
 from __future__ import annotations
 
@@ -18,25 +18,23 @@ _MESSAGE_FIELDS, _MESSAGE_NESTED, _MESSAGE_EXTENSIONS, _MESSAGE_ONEOFS = 2, 3, 6
 _SERVICE_METHODS = 2
 
 
-def of_elements(file: FileDescriptorProto, shown: str) -> dict[str, SourceLocation]:
-    """The places of all elements of a file, by the names that Problem.element uses.
+def of_elements(file: FileDescriptorProto, display_name: str) -> dict[str, SourceLocation]:
+    """The locations of all elements of a file, by the names in Diagnostic.element.
 
     Args:
-        file: With source info, or the lines are unknown.
-        shown: What to call the file.
+        file: With source info; without it, lines are unknown.
+        display_name: What to call the file.
     """
     spans = {tuple(entry.path): entry.span for entry in file.source_code_info.location}
-    return {name: _place(spans.get(path), shown) for name, path in elements(file)}
+    return {name: _location(spans.get(path), display_name) for name, path in elements(file)}
 
 
-def _place(span: Sequence[int] | None, shown: str) -> SourceLocation:
-    return (
-        SourceLocation(shown, span[0] + 1, span[1] + 1) if span and len(span) >= 2 else SourceLocation(shown)
-    )
+def _location(span: Sequence[int] | None, file: str) -> SourceLocation:
+    return SourceLocation(file, span[0] + 1, span[1] + 1) if span and len(span) >= 2 else SourceLocation(file)
 
 
 def elements(file: FileDescriptorProto) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The names of all elements of a file that can have annotations, and of services, with their source info paths."""
+    """The names of services, and of all elements that can have annotations, with their paths in the source info."""
     prefix = file.package + "." if file.package else ""
     for index, message in enumerate(file.message_type):
         yield from _of_message(message, prefix + message.name, (_FILE_MESSAGES, index))
@@ -64,26 +62,26 @@ def _of_message(
 
 
 def of_overlays(path: Path) -> dict[str, SourceLocation]:
-    """The places of all entries of a policy file in YAML or JSON, by the names they overlay.
+    """The locations of all entries of a policy file in YAML or JSON, by the names that they overlay.
 
     Args:
-        path: A file that dpmesh.policy could read.
+        path: A file that dpmesh.policy has read.
     """
     import yaml
 
     from dpmesh.policy.bounded_yaml import BoundedLoader
 
     root = yaml.compose(path.read_text(encoding="utf-8"), Loader=BoundedLoader)
-    places: dict[str, SourceLocation] = {}
+    locations: dict[str, SourceLocation] = {}
     for section, entries in _pairs(root):
         if section.value in _SECTIONS:
             for key, _ in _pairs(entries):
-                places[key.value] = SourceLocation(
+                locations[key.value] = SourceLocation(
                     str(path), key.start_mark.line + 1, key.start_mark.column + 1
                 )
-    return places
+    return locations
 
 
 def _pairs(node: Any) -> Sequence[tuple[Any, Any]]:
-    """The keys and values of a YAML mapping; nothing for what is none."""
+    """The keys and values of a YAML mapping; nothing for other nodes."""
     return node.value if isinstance(getattr(node, "value", None), list) and node.id == "mapping" else ()

@@ -1,4 +1,4 @@
-"""Descriptors to look at, from .proto files, descriptor sets or a live server, and where their elements stand."""
+"""Loads descriptors from .proto files or descriptor sets, and the locations of their elements."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dpmesh.cli.console import InputError
 from dpmesh.cli.descriptors import duplicates, protoc, source_locations
 from dpmesh.report.sources import SourceLocation, Sources
 
-# Files that come with protobuf, grpc or dpmesh: their Python modules fill gaps in a descriptor set.
+# Files that come with protobuf, grpc or dpmesh. Their Python modules fill gaps in a descriptor set.
 _KNOWN = ("google/protobuf/", "google/rpc/", "google/api/", "google/type/", "dpmesh/v1/")
-# A name of such a file; what a server calls its files is never imported unless it looks like this.
+# The form of such a name. A server's file name is imported only if it has this form.
 _PROTO = re.compile(r"\w+(/\w+)+\.proto", re.ASCII)
-# Nothing of these is the user's.
-_NOT_THEIRS = frozenset(
+# Files of gRPC's own services, which are not the user's.
+_INFRASTRUCTURE = frozenset(
     {
         "grpc/reflection/v1/reflection.proto",
         "grpc/reflection/v1alpha/reflection.proto",
@@ -30,17 +30,18 @@ _NOT_THEIRS = frozenset(
     }
 )
 MOST_BYTES = 256 * 1024 * 1024
-"""Of a descriptor set."""
+"""The largest descriptor set."""
 
 
 def from_protos(files: Sequence[Path], includes: Sequence[Path]) -> Sources:
     """Compiles .proto files.
 
     Raises:
-        InputError: They can't be read; CompileError, when the compiler refuses them.
+        InputError: They can't be read.
+        CompileError: The compiler refuses them.
     """
     compiled = protoc.compile_files(files, includes)
-    return load(compiled.descriptors.file, compiled.named, compiled.shown)
+    return load(compiled.descriptors.file, compiled.requested, compiled.display_names)
 
 
 def from_descriptor_sets(paths: Sequence[Path]) -> Sources:
@@ -53,7 +54,7 @@ def from_descriptor_sets(paths: Sequence[Path]) -> Sources:
     for path in paths:
         for file in _read_set(path):
             files.setdefault(file.name, file)
-    return load(files.values(), theirs(files), {})
+    return load(files.values(), user_files(files), {})
 
 
 def _read_set(path: Path) -> Iterator[FileDescriptorProto]:
@@ -79,11 +80,11 @@ def read_file(serialized: bytes, source: str) -> FileDescriptorProto:
     """Reads a serialized FileDescriptorProto.
 
     Args:
-        serialized: From anywhere.
-        source: What to call its sender in errors.
+        serialized: From an untrusted sender.
+        source: What to call the sender in errors.
 
     Raises:
-        InputError: It is none.
+        InputError: It is not a valid one.
     """
     try:
         file = FileDescriptorProto.FromString(serialized)
@@ -94,9 +95,9 @@ def read_file(serialized: bytes, source: str) -> FileDescriptorProto:
 
 
 def _check(file: FileDescriptorProto, source: str) -> None:
-    """Checks what protobuf looks at only when it is used: the names of files, and that nothing required is missing."""
+    """Checks what protobuf checks only at use: the names of files, and that no required field is missing."""
     try:
-        # What is not in UTF-8 is an error in some versions of protobuf, and bytes in others.
+        # Text that is not UTF-8 is an error in some versions of protobuf, and bytes in others.
         named = all(isinstance(name, str) and name for name in (file.name, *file.dependency))
     except UnicodeDecodeError:
         named = False
@@ -106,37 +107,41 @@ def _check(file: FileDescriptorProto, source: str) -> None:
         raise InputError(f"{source}: {file.name}: not a valid descriptor: it lacks required fields")
 
 
-def theirs(names: Iterable[str]) -> tuple[str, ...]:
-    """The names of files that don't come with protobuf, grpc or dpmesh."""
-    return tuple(name for name in names if name not in _NOT_THEIRS and _known(name) is None)
+def user_files(names: Iterable[str]) -> tuple[str, ...]:
+    """The names without those of files that come with protobuf, grpc or dpmesh."""
+    return tuple(name for name in names if name not in _INFRASTRUCTURE and _known(name) is None)
 
 
-def load(files: Iterable[FileDescriptorProto], named: Sequence[str], shown: Mapping[str, str]) -> Sources:
+def load(
+    files: Iterable[FileDescriptorProto], requested: Sequence[str], display_names: Mapping[str, str]
+) -> Sources:
     """Puts files into a pool of their own.
 
     Args:
         files: In any order; imports that come with protobuf or dpmesh may be missing.
-        named: The names of those that were asked for.
-        shown: How to spell files, by name; others by their name.
+        requested: The names of the files that were asked for.
+        display_names: How to spell files, by name; others are spelled by their name.
 
     Raises:
         InputError: An import is missing, or the files contradict each other.
     """
     pool, by_name = DescriptorPool(), {file.name: file for file in files}
     added = {name: _add(name, file, pool) for name, file in _imports_first(by_name)}
-    found: dict[str, SourceLocation] = {}
+    locations: dict[str, SourceLocation] = {}
     for name, file in by_name.items():
-        found.update(source_locations.of_elements(file, shown.get(name, name)))
+        locations.update(source_locations.of_elements(file, display_names.get(name, name)))
     twice = (
-        entry for name in theirs(by_name) for entry in duplicates.find(by_name[name], shown.get(name, name))
+        entry
+        for name in user_files(by_name)
+        for entry in duplicates.find(by_name[name], display_names.get(name, name))
     )
-    return Sources(pool, tuple(added[name] for name in named), found, tuple(twice))
+    return Sources(pool, tuple(added[name] for name in requested), locations, tuple(twice))
 
 
 def _imports_first(
     files: Mapping[str, FileDescriptorProto],
 ) -> Iterator[tuple[str, FileDescriptorProto]]:
-    """All files, each after what it imports. A chain of imports may be longer than Python's stack is deep.
+    """All files, each after its imports. It does not recurse: a chain of imports may be longer than Python's stack.
 
     Raises:
         InputError: An import is missing, or files import each other.
@@ -154,7 +159,7 @@ def _imports_first(
         elif name in opened:
             raise InputError(f"{name}: imports itself, directly or through others")
         else:
-            # What a stranger sends in the place of an installed file, privacy.proto above all, never counts.
+            # An installed file wins over one that a stranger sends: privacy.proto above all.
             file = _known(name) or files.get(name)
             if file is None:
                 raise InputError(
@@ -171,7 +176,7 @@ def _add(name: str, file: FileDescriptorProto, pool: DescriptorPool) -> FileDesc
     try:
         return pool.AddSerializedFile(file.SerializeToString())
     except Exception as error:
-        # Of which type it is depends on protobuf's implementation; pure Python takes a descriptor without checking it.
+        # The type depends on protobuf's implementation. Pure Python accepts descriptors unchecked.
         raise InputError(f"{name}: not a valid descriptor: {type(error).__name__}: {error}") from None
 
 

@@ -1,4 +1,4 @@
-"""The options by which check and plan are told what to look at, and what they load from them."""
+"""The options that say what check and plan examine, and what they load from them."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def load(
     descriptor_sets: Sequence[Path] | None,
     reflect: str,
 ) -> Sources:
-    """Loads the descriptors that one kind of input names.
+    """Loads the descriptors from one kind of input.
 
     Raises:
-        InputError: None or several kinds were given, or it can't be read.
+        InputError: No kind or several kinds were given, or the input can't be read.
     """
     if sum(map(bool, (protos, descriptor_sets, reflect))) != 1:
         raise InputError("give .proto files, or --descriptor-set, or --reflect: one of them (see --help)")
@@ -95,13 +95,13 @@ def load(
 
 
 def config_file(given: Path | None) -> Path | None:
-    """The configuration to use: the one given, else dpmesh.toml of the working directory if it is there."""
+    """The given configuration file, or dpmesh.toml in the working directory if it exists."""
     default = Path("dpmesh.toml")
     return given or (default if default.is_file() else None)
 
 
 def policy_file(given: Path | None, settings: Config) -> Path | None:
-    """The policy file to use: the one given, else that of the configuration, as seen from the working directory."""
+    """The given policy file, or the configuration's, relative to the working directory if it is inside."""
     if given is not None or not settings.policy.file:
         return given
     path, here = Path(settings.policy.file), Path.cwd()

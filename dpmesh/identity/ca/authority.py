@@ -61,8 +61,8 @@ class Root:
             raise ConfigError("the trust domain must be a host name in lower case, such as fleet.example.org")
         key = new_key()
         name = profile.ca_name("root")
-        builder = profile.valid(now, now + _positive(life)).subject_name(name).issuer_name(name)
-        builder = profile.ca(builder, key.public_key(), trust_domain, path_length=1)
+        builder = profile.valid_until(now + _positive(life), now).subject_name(name).issuer_name(name)
+        builder = profile.with_ca_extensions(builder, key.public_key(), trust_domain, path_length=1)
         return cls(builder.sign(key, hashes.SHA256()), key)
 
     @classmethod
@@ -96,11 +96,11 @@ class Root:
         """
         key = new_key()
         domain = trust_domain(self._certificate)
-        builder = profile.valid(now, min(now + _positive(life), _end(self._certificate, now)))
+        builder = profile.valid_until(min(now + _positive(life), _end(self._certificate, now)), now)
         builder = builder.subject_name(profile.ca_name("intermediate")).issuer_name(self._certificate.subject)
-        builder = profile.ca(builder, key.public_key(), domain, path_length=0)
-        builder = builder.add_extension(profile.issued_by(self._certificate), critical=False)
-        builder = builder.add_extension(profile.only(domain), critical=True)
+        builder = profile.with_ca_extensions(builder, key.public_key(), domain, path_length=0)
+        builder = builder.add_extension(profile.issuer_key_id(self._certificate), critical=False)
+        builder = builder.add_extension(profile.name_constraints(domain), critical=True)
         return Authority(builder.sign(self._key, hashes.SHA256()), key, [self._certificate])
 
 
@@ -203,7 +203,9 @@ class Authority:
         if not is_p256(key):
             raise IdentityError("MALFORMED", "the key to be certified is not on the curve P-256")
         end = min(now + _positive(life), _end(self._certificate, now))
-        builder = profile.valid(now, end).subject_name(x509.Name([])).issuer_name(self._certificate.subject)
+        builder = (
+            profile.valid_until(end, now).subject_name(x509.Name([])).issuer_name(self._certificate.subject)
+        )
         builder = builder.public_key(key)
         for extension, critical in self._leaf:
             builder = builder.add_extension(extension, critical)

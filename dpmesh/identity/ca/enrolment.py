@@ -97,9 +97,10 @@ class Enrolments:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path).absolute()
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._connection = records.open_file(Path(path).absolute())
+        self._connection = records.open_file(self._path)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str]) -> Self:

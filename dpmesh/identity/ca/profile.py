@@ -43,7 +43,7 @@ def stable_name(name: str) -> str:
     return name if match is None else match[1]
 
 
-def valid(now: float, end: float) -> x509.CertificateBuilder:
+def valid_until(end: float, now: float) -> x509.CertificateBuilder:
     """A certificate that is valid from a little before now. Times are rounded outwards to X.509's whole seconds."""
     begin = datetime.fromtimestamp(math.floor(now - BACKDATE), UTC)
     return (
@@ -60,7 +60,7 @@ def ca_name(role: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
 
 
-def ca(
+def with_ca_extensions(
     builder: x509.CertificateBuilder, key: ec.EllipticCurvePublicKey, trust_domain: str, path_length: int
 ) -> x509.CertificateBuilder:
     """Makes a certificate an authority's: it may sign others, and names the trust domain (X509-SVID, section 4)."""
@@ -74,7 +74,7 @@ def ca(
     )
 
 
-def only(trust_domain: str) -> x509.NameConstraints:
+def name_constraints(trust_domain: str) -> x509.NameConstraints:
     """Name constraints that permit the trust domain, as a URI's host and as a DNS name, and no IP address."""
     permitted = [x509.UniformResourceIdentifier(trust_domain), x509.DNSName(trust_domain)]
     excluded = [x509.IPAddress(IPv4Network("0.0.0.0/0")), x509.IPAddress(IPv6Network("::/0"))]
@@ -86,11 +86,11 @@ def leaf_extensions(issuer: x509.Certificate) -> tuple[tuple[x509.ExtensionType,
     return (
         (x509.BasicConstraints(ca=False, path_length=None), True),
         (_usage("digital_signature"), True),
-        (issued_by(issuer), False),
+        (issuer_key_id(issuer), False),
     )
 
 
-def issued_by(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+def issuer_key_id(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     """Identifies the key that signed a certificate, because several issuers may share a name."""
     identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)

@@ -82,7 +82,7 @@ class WorkloadSource(Source):
         self._clock = clock
         self._process = os.getpid()
         self._follower: _Follower | None = None
-        self._told = asyncio.Event()
+        self._answered = asyncio.Event()
         self._ended = asyncio.Event()
         self._closed = False
         self._identity: Identity | None = None
@@ -102,7 +102,7 @@ class WorkloadSource(Source):
         # The thread's own limit comes first. This one is for a machine that does not let it run.
         with suppress(TimeoutError):
             async with asyncio.timeout(ANSWER + LONGEST):
-                await self._told.wait()
+                await self._answered.wait()
         identity = self._identity
         if identity is not None and self._clock() < identity.not_after:
             return identity
@@ -113,7 +113,7 @@ class WorkloadSource(Source):
         """Ends the thread and its connection, and forgets the identity; waiting calls of `fetch` fail."""
         self._closed = True
         self._identity, self._failure = None, _CLOSED
-        self._told.set()
+        self._answered.set()
         if self._follower is not None and self._process == os.getpid():
             self._follower.stop()
             with suppress(TimeoutError):
@@ -144,7 +144,7 @@ class WorkloadSource(Source):
             if outcome != self._failure:
                 _logger.warning("%s [%s]; asking again", outcome.text, outcome.reason)
             self._failure = outcome
-        self._told.set()
+        self._answered.set()
 
 
 class _Follower(threading.Thread):

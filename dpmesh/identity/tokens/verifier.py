@@ -8,7 +8,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -31,8 +31,12 @@ _TRUSTED: Final = 3600.0
 
 log = logging.getLogger("dpmesh")
 
-Fetch = Callable[[], Awaitable[Iterable[PublishedKey]]]
-"""Asks the issuer for its keys. Raises IdentityError if it does not answer."""
+
+class Fetch(Protocol):
+    """Asks the issuer for its keys."""
+
+    def __call__(self) -> Awaitable[Iterable[PublishedKey]]:
+        """Returns all published keys. Raises IdentityError if the issuer does not answer."""
 
 
 class _TrustedKey(NamedTuple):

@@ -25,7 +25,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from dpmesh import forks
 from dpmesh.errors import ConfigError, IdentityError
@@ -62,8 +62,11 @@ class HeldToken(NamedTuple):
     not_after: float
 
 
-Refill = Callable[[int], Awaitable[Iterable[HeldToken]]]
-"""Asks the issuer for so many tokens. Raises IdentityError if the issuer gives none."""
+class Refill(Protocol):
+    """Asks the issuer for tokens."""
+
+    def __call__(self, count: int, /) -> Awaitable[Iterable[HeldToken]]:
+        """Returns so many tokens. Raises IdentityError if the issuer gives none."""
 
 
 class TokenRequestState:

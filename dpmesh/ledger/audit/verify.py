@@ -47,14 +47,14 @@ async def verify(view: LedgerView, checkpoint: Checkpoint | None = None) -> list
         ]
     walk = _Walk(chains, {} if checkpoint is None else checkpoint.heads)
     sums = _Sums(view, any(chain.pruned.seq for chain in chains))
-    async for written in view.entries():
-        entry = walk.step(written)
+    async for stored in view.entries():
+        entry = walk.step(stored)
         if entry is not None:
             sums.add(entry)
     if sums.retracted:
-        async for written in view.entries():
+        async for stored in view.entries():
             with suppress(LedgerError):
-                sums.count_again(decode(written.body))
+                sums.count_again(decode(stored.body))
         sums.correct()
     found = [*walk.finish(view.pruned_before), *walk.compare(view, checkpoint)]
     async for account in view.accounts():
@@ -77,23 +77,23 @@ class _Walk:
         self._marks = marks
         self._marked: dict[bytes, bytes] = {}  # the present hashes of the entries that were heads
 
-    def step(self, written: StoredEntry) -> Entry | None:
+    def step(self, stored: StoredEntry) -> Entry | None:
         """Follows one entry; returns it, unless it can't be read."""
-        name = written.chain
+        name = stored.chain
         mark = self._marks.get(name)
-        if mark is not None and mark.seq == written.seq:
-            self._marked[name] = written.hash
+        if mark is not None and mark.seq == stored.seq:
+            self._marked[name] = stored.hash
         if name not in self._at:
             self._broken.setdefault(name, "has entries, and no end")
         if name not in self._broken:
             try:
-                self._at[name], entry = follow(self._at[name], *written[1:])
+                self._at[name], entry = follow(self._at[name], *stored[1:])
             except LedgerError as error:
                 self._broken[name] = str(error)
             else:
                 return entry
         try:
-            return decode(written.body)
+            return decode(stored.body)
         except LedgerError:
             return None
 
@@ -212,8 +212,10 @@ class _Sums:
     def correct(self) -> None:
         """Sets the latest window of accounts with retracted windows: it has something in it, or was never retracted."""
         for key, windows in self._windows.items():
-            gone = self.retracted[key]
-            left = [w for w, net in windows.items() if w not in gone or net.debited > 0 or net.granted > 0]
+            retracted = self.retracted[key]
+            left = [
+                w for w, net in windows.items() if w not in retracted or net.debited > 0 or net.granted > 0
+            ]
             found = self._sums[key]
             found.window = max(left, default=0)
             found.debited, found.granted = windows.get(found.window, clock_rewind.Net())

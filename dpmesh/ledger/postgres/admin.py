@@ -19,17 +19,17 @@ from dpmesh.ledger.store import Account
 
 _T = TypeVar("_T")
 
-_PATIENCE = 600.0  # seconds: whole ledgers are read, and old parts dropped
-_CONNECTING = 4.0
+_TIMEOUT = 600.0  # seconds: whole ledgers are read, and old partitions dropped
+_CONNECTING = 4.0  # seconds
 
 _PAGE = 100  # entries may have thousands of lines
 _DAY = 86_400
-_DROPS = 60  # how often a part of the log that somebody reads in is tried
+_DROPS = 60  # tries to drop a partition of the log that is being read
 _LOCKED = "55P03"
 
 
 class PostgresAdmin(LedgerAdmin):
-    """See LedgerAdmin.
+    """Administration of a ledger in PostgreSQL.
 
     Args:
         url: As for PostgresStore.
@@ -47,16 +47,16 @@ class PostgresAdmin(LedgerAdmin):
     @asynccontextmanager
     async def view(self) -> AsyncIterator[PostgresView]:
         # One snapshot (REPEATABLE READ) for everything that is read.
-        connection = Connection(self._url, _PATIENCE, _CONNECTING)
+        connection = Connection(self._url, _TIMEOUT, _CONNECTING)
         try:
             yield await connection.call(self._begin_view)
         finally:
             await connection.close()
 
     async def _begin_view(self, connection: Any) -> PostgresView:
-        # Whoever reads may take time over it, and locks nobody out.
+        # Readers may take their time: they lock nobody out.
         await connection.execute("SET idle_in_transaction_session_timeout = '10min'")
-        # By asyncpg's own transaction: before 0.32 its cursors take no other.
+        # A transaction of asyncpg's: before 0.32 its cursors accept no other.
         await connection.transaction(isolation="repeatable_read", readonly=True).start()
         await _check_version(connection, self.address)
         secret, pruned, lost = await connection.fetchrow(
@@ -134,7 +134,7 @@ class PostgresAdmin(LedgerAdmin):
         return sum([await self._drop(name, number) for number, name in parts if number < day])
 
     async def _to_prune(self, connection: Any, before: int) -> tuple[int, list[tuple[int, str]]]:
-        """The first day that stays, and all parts of the log with their days, oldest first."""
+        """The first day that stays, and all partitions of the log with their days, oldest first."""
         longest = await connection.fetchval("SELECT coalesce(max(length), 0) FROM dpmesh.budgets")
         now = await connection.fetchval("SELECT floor(dpmesh.now())::bigint")
         if before > now - longest:
@@ -142,8 +142,8 @@ class PostgresAdmin(LedgerAdmin):
                 f"the charge log can't be pruned within the longest window, which is {longest} s: keep more"
             )
         day = before // _DAY
-        # Windows can be ahead of the clock, after `accept` or when it was wrong. Whoever verifies has to know up to
-        # where windows may lack entries, before any goes.
+        # Windows can be ahead of the clock, after `accept` or a wrong clock. Verification has to know up to which
+        # window entries may be missing, before any is removed.
         latest = day * _DAY
         async for (body,) in connection.cursor(
             "SELECT body FROM dpmesh.charges WHERE day < $1", day, prefetch=_PAGE
@@ -155,7 +155,7 @@ class PostgresAdmin(LedgerAdmin):
         return day, [(row["day"], row["relname"]) for row in await connection.fetch(_PARTS)]
 
     async def _drop(self, name: str, day: int) -> int:
-        """Drops a part of the log as soon as nobody reads in it, and makes nobody wait for long; how many went."""
+        """Drops a partition of the log once nobody reads it, without blocking others for long; returns its entries."""
 
         async def work(connection: Any) -> int:
             await connection.execute("SET LOCAL lock_timeout = '1s'")
@@ -200,23 +200,23 @@ class PostgresAdmin(LedgerAdmin):
         return await self.change(work)
 
     async def change(self, work: Callable[[Any], Awaitable[_T]], *, migrating: bool = False) -> _T:
-        """Does work in one transaction."""
-        connection = Connection(self._url, _PATIENCE, _CONNECTING)
+        """Does work in one transaction, one administrator at a time."""
+        connection = Connection(self._url, _TIMEOUT, _CONNECTING)
 
-        async def whole(held: Any) -> _T:
-            async with held.transaction():
-                await held.execute("SELECT pg_advisory_xact_lock($1)", queries.LOCK)
+        async def locked(session: Any) -> _T:
+            async with session.transaction():
+                await session.execute("SELECT pg_advisory_xact_lock($1)", queries.LOCK)
                 if not migrating:
-                    await _check_version(held, self.address)
-                return await work(held)
+                    await _check_version(session, self.address)
+                return await work(session)
 
         try:
-            return await connection.call(whole)
+            return await connection.call(locked)
         finally:
             await connection.close()
 
 
-# The secret is made there, so that it is in no log of statements: 366 random bits of the server's strong source.
+# The server makes the secret, so that no log of statements has it: 366 bits of its strong random source.
 _FIRST = """
 INSERT INTO dpmesh.ledger (id, version, secret)
 SELECT 1, 0, sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()))

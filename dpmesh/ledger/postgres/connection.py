@@ -1,4 +1,4 @@
-"""Line: one connection to PostgreSQL that comes back by itself, answers in time or not at all, and explains errors."""
+"""Connection: one connection to PostgreSQL that reconnects by itself, has a time limit, and explains errors."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from dpmesh.errors import ConfigError, LedgerError
 
 _T = TypeVar("_T")
 
-# What may pass by itself within the time that a call has: the server starts or stops, or has no connection free.
-_PASSING = ("57P", "53300", "08")
-# asyncpg's, of a connection that it can't use: the second, when the server has ended it and it is still open.
+# These may pass within a call's time limit: the server starts or stops, or has no connection free.
+_TRANSIENT = ("57P", "53300", "08")
+# asyncpg's errors of a connection that it can't use. It raises the second if the server has ended an open connection.
 _BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError)
-# What ends a session's use: the server stops, the protocol is broken, or the server takes no writes any more.
+# After these a session is of no use: the server stops or takes no more writes, or the protocol is broken.
 _OTHER_SESSION = ("26000", "42P05")
 _ENDING = ("57P", "08P", "25006", *_OTHER_SESSION)
-# What PgBouncer says of a setting that came with the connection; the sqlstate is that of any broken protocol.
+# PgBouncer refuses a setting that came with the connection. Its sqlstate is that of any protocol violation.
 _REFUSED_SETTING = re.compile(r"unsupported startup parameter(?: in options)?: ([A-Za-z0-9_.]+)")
 _POOLER_SECONDS = 1.0  # for a second connection through a pooler
-# Said once connected, and not as the connection is made: PgBouncer refuses that.
+# Sent once connected, because PgBouncer refuses settings that come with the connection.
 _SETTINGS = """
 SELECT set_config('idle_in_transaction_session_timeout', '5s', false), set_config('statement_timeout', $1, false),
     set_config('tcp_keepalives_idle', '5', false), set_config('tcp_keepalives_interval', '2', false),
@@ -39,9 +39,9 @@ _DURABLE = """
 SELECT current_setting('fsync') AS fsync, current_setting('synchronous_commit') AS mode,
     pg_is_in_recovery() AS standby, current_setting('transaction_read_only') AS read_only, pg_backend_pid() AS pid
 """
-_NAMED = {"127.0.0.1", "::1", "localhost", ""}
-_PARENTS: list[Any] = []
-"""Connections that a forked child inherited: never used, and never collected, which could touch the parent's."""
+_LOCAL = {"127.0.0.1", "::1", "localhost", ""}
+_INHERITED: list[Any] = []
+"""Connections of the parent in a forked child. They are kept, because collecting one could end the parent's."""
 
 
 class Connection:
@@ -51,7 +51,10 @@ class Connection:
         url: "postgresql://user@host:port/database?sslmode=...", or with several hosts, "host1:port1,host2:port2": the
             first that is a primary is used.
         timeout: The longest that a call takes, connecting included, in seconds.
-        connecting: The longest that connecting takes, if it is less.
+        connecting: The longest that connecting takes, if less, in seconds.
+
+    Attributes:
+        address: What to call the database in texts.
     """
 
     def __init__(self, url: str, timeout: float, connecting: float = math.inf) -> None:
@@ -67,10 +70,10 @@ class Connection:
         """Does work on the connection.
 
         Raises:
-            LedgerError: It failed or took too long; it may have taken effect.
+            LedgerError: The work failed or took too long. It may have taken effect.
         """
         loop = asyncio.get_running_loop()
-        if self._loop is not loop:  # Another event loop's connection can't be used in this one.
+        if self._loop is not loop:  # A connection belongs to the event loop that made it.
             self._forget()
             self._loop, self._turn = loop, asyncio.Lock()
         try:
@@ -103,7 +106,7 @@ class Connection:
 
     def after_fork_in_child(self) -> None:
         """Forgets the connection: it is the parent's."""
-        _PARENTS.append(self._connection)
+        _INHERITED.append(self._connection)
         self._connection = self._loop = None
 
     async def _work(self, work: Callable[[Any], Awaitable[_T]], deadline: float) -> _T:
@@ -112,7 +115,7 @@ class Connection:
             connection = await self._connected(deadline)
             return await work(connection)
         except (asyncpg.PostgresError, *_BROKEN, OSError, TimeoutError) as error:
-            # A transaction that failed leaves the connection usable; anything else starts afresh.
+            # A transaction that failed leaves the connection usable. Any other error ends it.
             if not isinstance(error, asyncpg.PostgresError) or error.sqlstate.startswith(_ENDING):
                 self._drop(connection)
             raise explain(error, self.address) from error
@@ -127,15 +130,15 @@ class Connection:
                 self._connection = await self._connect(max(0.01, deadline - loop.time()))
             except (asyncpg.PostgresError, OSError) as error:
                 state = getattr(error, "sqlstate", None) or "08000"
-                pause *= random.uniform(1.2, 2.5)  # noqa: S311 - so that all who wait don't come back at once
-                passing = state.startswith(_PASSING) and not _REFUSED_SETTING.search(str(error))
-                if not passing or loop.time() + pause >= deadline:
+                pause *= random.uniform(1.2, 2.5)  # noqa: S311 - so that holders don't reconnect at once
+                transient = state.startswith(_TRANSIENT) and not _REFUSED_SETTING.search(str(error))
+                if not transient or loop.time() + pause >= deadline:
                     raise
                 await asyncio.sleep(pause)
         return self._connection
 
     async def _connect(self, seconds: float) -> Any:
-        """A connection to the first host that is a primary; each has its share of the time."""
+        """A connection to the first host that is a primary. Each host gets an equal part of the time that is left."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         for number, url in enumerate(self._urls, 1):
@@ -157,7 +160,7 @@ class Connection:
             url, timeout=seconds, server_settings={"application_name": "dpmesh"}, **more
         )
         try:
-            # The timeouts end whoever holds rows and has gone silent, so that others don't wait for a dead peer.
+            # The timeouts end sessions that hold rows and have gone silent: others don't wait for a dead peer.
             await connection.execute(_SETTINGS.replace("$1", f"'{int(2000 * self._timeout)}ms'"))
             pid = await self._check_durable(connection)
             if connection.get_server_pid() != pid:
@@ -168,7 +171,7 @@ class Connection:
         return connection
 
     async def _check_pooler(self, url: str, pid: int) -> None:
-        """A pooler must keep a session on one connection. One that doesn't gives the one just used to the next."""
+        """Checks that a pooler keeps a session on one connection, and does not give it to the next client."""
         found = None
         try:
             other = await asyncpg.connect(url, timeout=_POOLER_SECONDS)
@@ -177,14 +180,14 @@ class Connection:
             finally:
                 other.terminate()
         except (asyncpg.PostgresError, *_BROKEN, OSError) as error:
-            # It may have no connection left for this.
+            # The pooler may have no connection left for this check.
             if getattr(error, "sqlstate", None) in _OTHER_SESSION:
                 raise
         if found == pid:
             raise LedgerError(f"{self.address} {_POOLED}")
 
     async def _check_durable(self, connection: Any) -> int:
-        """Commits must survive a crash; returns which of the server's processes answers."""
+        """Checks that commits survive a crash; returns the process of the server that answers."""
         row = await connection.fetchrow(_DURABLE)
         if row["standby"]:
             raise LedgerError(f"{self.address} is a standby: set ledger.url to the primary")
@@ -196,7 +199,7 @@ class Connection:
             )
         if row["mode"] in ("off", "local", "remote_write"):
             if connection.get_server_pid() != row["pid"]:
-                # A pooler stands in between, and may hand each transaction to another connection.
+                # A pooler may give each transaction another connection, on which the setting would be missing.
                 raise LedgerError(
                     f"{self.address} is reached through a pooler, and runs with synchronous_commit = {row['mode']}: "
                     "set it to on for this database or user"
@@ -205,10 +208,10 @@ class Connection:
         return int(row["pid"])
 
     def _break(self, task: asyncio.Task[Any]) -> None:
-        """Gives up on a call. Its connection ends now, and so does what waits for it.
+        """Gives up on a call, and ends its connection.
 
-        The task is cancelled only while it has no connection yet: cancelled later, asyncpg would connect once more, to
-        ask the server to stop.
+        The task is cancelled only while it has no connection. Later, asyncpg would open another connection to cancel
+        the statement.
         """
         if self._connection is None:
             task.cancel()
@@ -216,19 +219,19 @@ class Connection:
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     def _drop(self, connection: Any) -> None:
-        """Ends a connection; the next call makes another."""
+        """Ends a connection. The next call makes another."""
         if connection is not None:
             connection.terminate()
             if connection is self._connection:
                 self._connection = None
 
     def _forget(self) -> None:
-        """Lets go of a connection that another event loop made."""
+        """Ends a connection that another event loop made."""
         connection, self._connection = self._connection, None
         if connection is None or self._loop is None:
             return
         if self._loop.is_closed():
-            # Nothing of it works any more but its socket, which would stay open.
+            # Only its socket is left, which would stay open.
             with suppress(AttributeError):
                 connection._transport.get_extra_info("socket")._sock.close()
         else:
@@ -236,10 +239,10 @@ class Connection:
 
 
 def check_url(url: str) -> None:
-    """Checks that a URL says how the connection is protected, unless it stays on this machine.
+    """Checks that the URL of a database on another machine says how the connection is protected.
 
     Raises:
-        ConfigError: It doesn't, or is no URL of a database.
+        ConfigError: It does not, or it is not the URL of a database.
     """
     try:
         parts = urlsplit(url)
@@ -254,7 +257,7 @@ def check_url(url: str) -> None:
         )
     listed = [host for value in query.get("host", []) for host in value.split(",")]
     hosts = {*named, *listed} - {""} or set(os.environ.get("PGHOST", "").split(","))
-    away = [host for host in hosts if host not in _NAMED and not host.startswith("/")]
+    away = [host for host in hosts if host not in _LOCAL and not host.startswith("/")]
     service = "service" in query or "PGSERVICE" in os.environ
     if (away or service) and "sslmode" not in query and not os.environ.get("PGSSLMODE"):
         where = address(url) if not service else "a service file"
@@ -265,10 +268,10 @@ def check_url(url: str) -> None:
 
 
 def _hosts(netloc: str) -> list[tuple[str, str]]:
-    """The hosts and ports of a URL, as libpq and asyncpg take them: host1:port1,host2:port2.
+    """The hosts and ports of a URL, in libpq's form: host1:port1,host2:port2.
 
     Raises:
-        ValueError: It is no such list.
+        ValueError: The URL has another form.
     """
     found = []
     for part in netloc.rpartition("@")[2].split(","):
@@ -282,7 +285,7 @@ def _hosts(netloc: str) -> list[tuple[str, str]]:
 
 
 def _by_host(url: str) -> list[str]:
-    """A URL for each of the hosts that one names."""
+    """A URL for each host of a URL."""
     parts = urlsplit(url)
     user, at, hosts = parts.netloc.rpartition("@")
     if "," not in hosts:
@@ -291,7 +294,7 @@ def _by_host(url: str) -> list[str]:
 
 
 def address(url: str) -> str:
-    """What to call a database in texts: its hosts, ports and name, never who connects or with what password."""
+    """What to call a database in texts: its hosts, ports and name, without user and password."""
     parts = urlsplit(url)
     try:
         hosts = _hosts(parts.netloc)
@@ -303,7 +306,7 @@ def address(url: str) -> str:
 
 
 def explain(error: Exception, where: str) -> LedgerError:
-    """What an error of PostgreSQL or the system means, with the place and what to do; nothing that it quotes."""
+    """What an error of PostgreSQL or the system means, and what to do. It repeats nothing that the error quotes."""
     if isinstance(error, LedgerError):
         return error
     if isinstance(error, TimeoutError):

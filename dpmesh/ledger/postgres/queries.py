@@ -9,7 +9,7 @@ from dpmesh.accounting import Accounting, window_end
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.store import Account
 
-LOCK = 0x64706D657368  # "dpmesh": an advisory lock, held by whoever changes more than charges
+LOCK = 0x64706D657368  # "dpmesh": an advisory lock for all changes but charges
 HEAD = "SELECT seq, hash FROM dpmesh.chains WHERE name = $1"
 DEBIT = "SELECT * FROM dpmesh.debit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
 STATE = "SELECT * FROM dpmesh.state($1, $2, $3)"
@@ -39,7 +39,7 @@ ORDER BY b.id
 _BUDGETS = (
     "SELECT id, name, key, epsilon, delta, accounting, length, on_exhausted FROM dpmesh.budgets ORDER BY id"
 )
-# Replicas of two configurations could wait for each other in a circle. The lock comes first: the sort needs all rows.
+# Replicas with different configurations could deadlock. The lock comes first, because the sort needs all rows.
 _WRITE_BUDGETS = """
 WITH locked AS MATERIALIZED (SELECT pg_advisory_xact_lock($1))
 INSERT INTO dpmesh.budgets AS b (name, key, epsilon, delta, accounting, length, on_exhausted)
@@ -54,7 +54,7 @@ WHERE (b.epsilon, b.delta, b.on_exhausted) IS DISTINCT FROM (excluded.epsilon, e
 
 
 def stored_terms(budget: Budget) -> tuple[float, float, str]:
-    """What the database holds of a budget and a configuration may change."""
+    """The terms of a budget that the database holds and that may be configured anew."""
     return float(budget.epsilon), float(budget.delta), budget.on_exhausted
 
 
@@ -80,7 +80,7 @@ async def write_budget(connection: Any, budget: Budget) -> None:
 
 
 async def write_budgets(connection: Any, budgets: Sequence[Budget]) -> None:
-    """Stores definitions of budgets, in one statement."""
+    """Stores the definitions of budgets, in one statement."""
     await connection.execute(
         _WRITE_BUDGETS,
         LOCK,
@@ -95,7 +95,7 @@ async def write_budgets(connection: Any, budgets: Sequence[Budget]) -> None:
 
 
 def read_account(row: Any, cap: int) -> Account:
-    """An account as a row tells it."""
+    """An account from its row."""
     start = row["window_start"]
     return Account(
         row["name"],

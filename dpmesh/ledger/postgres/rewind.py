@@ -36,7 +36,7 @@ FROM unnest($1::int[], $2::bigint[]) AS t (id, start) WHERE b.id = t.id
 
 
 async def ahead(connection: Any) -> dict[int, int]:
-    """The budgets whose windows a wrong clock began, and where they have to go on."""
+    """The budgets whose windows began by a wrong clock, and the windows in which they have to continue."""
     now = await connection.fetchval("SELECT dpmesh.now()")
     if not 0 <= now <= MAX_SECONDS:
         raise LedgerError("the ledger's clock is broken: the database shows no time")
@@ -52,11 +52,11 @@ async def ahead(connection: Any) -> dict[int, int]:
 
 
 async def rewind(connection: Any, note: str) -> bool:
-    """Brings back all windows that a wrong clock began, in the transaction that is open; says if there were any."""
+    """Brings back all windows that began by a wrong clock, in the open transaction; returns whether there were any."""
     if not await ahead(connection):
         return False
-    # Nobody debits or credits meanwhile, and who debits later finds the windows that this leaves: a debit reads them
-    # first, and holds what it has read until it is done.
+    # Nobody debits or credits meanwhile. A later debit finds the windows that this leaves, because it reads them first,
+    # and locks them until it is done.
     await connection.execute("SET LOCAL lock_timeout = '30s'")
     await connection.execute("LOCK TABLE dpmesh.budgets IN ACCESS EXCLUSIVE MODE")
     await connection.execute("LOCK TABLE dpmesh.accounts IN SHARE ROW EXCLUSIVE MODE")
@@ -103,7 +103,7 @@ async def rewind(connection: Any, note: str) -> bool:
 
 
 async def append(connection: Any, kind: EntryKind, postings: Sequence[Posting], note: str) -> None:
-    """Writes an administrator's entry, in a chain of its own."""
+    """Writes an administrator's entry in a new chain."""
     at = await connection.fetchval("SELECT greatest(0, floor(dpmesh.now()))::bigint")
     await connection.execute("SELECT dpmesh.prepare($1)", at // 86_400)
     chain = secrets.token_bytes(CHAIN_BYTES)

@@ -20,7 +20,7 @@ from dpmesh.ledger.postgres.connection import Connection, check_url
 from dpmesh.ledger.store import Account, AccountId, Batch, Opened, Outcome, Store, decide
 
 _TRIES = 20
-"""How often a batch is decided anew because others were faster. Each time, one of them got through."""
+"""How often a batch is decided anew because other holders were faster. Each time, one of them succeeded."""
 
 
 _DAY = 86_400
@@ -28,27 +28,27 @@ _AGAIN = ("40001", "40P01")  # serialization failure, deadlock: nothing was writ
 
 
 def _since_boot() -> float:
-    """Seconds that only grow, also while the machine sleeps: a window may end meanwhile."""
+    """Seconds that only grow, even while the machine sleeps: a window may end meanwhile."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class PostgresStore(Store):
     """Keeps debits in PostgreSQL, or in a database that speaks its protocol and language.
 
-    A batch is decided on what this holder last knew, and sent in one statement. The statement writes it if it fits the
-    state at hand and the windows in force by the database's clock; if not, it writes nothing and returns that state, on
-    which the batch is decided anew. Rows are locked in one order. What has been written is durable before it is
-    acknowledged, and in the charge log. A call that takes too long ends its connection, and counts as spent.
+    A batch is decided on what this holder last knew, and sent in one statement. The statement writes the batch if it
+    fits the present state, and the windows in force by the database's clock. If not, it writes nothing and returns that
+    state, on which the batch is decided anew. Rows are locked in one order. What has been written is durable, and in
+    the charge log, before it is acknowledged. A call that takes too long ends its connection, and counts as spent.
 
     `dpmesh ledger migrate` makes the tables. The database holds keyed hashes of units, never their ids.
 
     Args:
         url: "postgresql://user@host:port/database"; to another machine with "?sslmode=verify-full" or another mode.
         timeout: The longest that a call takes, in seconds.
-        monotonic: What measures the time since the database last told its own.
+        monotonic: Seconds that only grow. They measure the time since the database's clock was last read.
 
     Raises:
-        ConfigError: The URL does not say how the connection is protected, or is none.
+        ConfigError: The URL does not say how the connection is protected, or is invalid.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class PostgresStore(Store):
         self._budgets: tuple[Budget, ...] = ()
         self._rows: list[int] = []  # for each budget, its number in the database
         self._chain = ChainWriter()
-        self._told = (0.0, 0.0)  # the database's time, and when it was asked
-        self._prepared: set[int] = set()  # days whose part of the log is there
-        self._failed = False  # the last write did
-        self._behind = False  # the database lacks what this holder charged
-        self._accepted = 0  # how often such a loss was accepted before this holder opened the ledger
+        self._clock_reading = (0.0, 0.0)  # the database's time, and when it was asked for
+        self._prepared: set[int] = set()  # days whose partition of the log exists
+        self._failed = False  # whether the last write failed
+        self._behind = False  # whether the database lacks what this holder charged
+        self._accepted = 0  # losses that were accepted before this holder opened the ledger
         self.clock: Callable[[], float] | None = self._now
 
     @override
@@ -94,7 +94,7 @@ class PostgresStore(Store):
             return await connection.fetchval("SELECT dpmesh.spend_once($1, $2, $3)", now, names, untils)
 
         fresh = set(await self._reading.call(spend))
-        # A name that the batch holds twice is spent by the first.
+        # A name that the batch holds twice is redeemed by the first.
         return [name in fresh and not fresh.discard(name) for name in names]  # type: ignore[func-returns-value]
 
     @override
@@ -115,11 +115,11 @@ class PostgresStore(Store):
         pass
 
         async def ask(connection: Any) -> Any:
-            if self._failed:  # After a failed write only a write tells.
+            if self._failed:  # After a failed write only another write can tell.
                 await connection.execute("SELECT dpmesh.probe()")
             sure = self._chain.latest()
             found = await self._found(connection)
-            if self._behind or sure == self._chain.latest():  # else a charge was faster, and has looked
+            if self._behind or sure == self._chain.latest():  # else a charge has checked the chain meanwhile
                 self._chain.check(found, self.address)
                 self._behind = False
             return await connection.fetchval("SELECT lost FROM dpmesh.ledger")
@@ -140,19 +140,19 @@ class PostgresStore(Store):
 
     def _now(self) -> float:
         """The database's time. It was a little earlier when it was told than is reckoned here, never later."""
-        told, asked = self._told
-        return told + (self._monotonic() - asked)
+        read, asked_at = self._clock_reading
+        return read + (self._monotonic() - asked_at)
 
     async def _open(self, connection: Any) -> Opened:
-        # Each statement is a transaction of its own: whoever is cut off between two of them holds no lock.
+        # Each statement is a transaction of its own: a holder that is cut off between two of them holds no lock.
         await self._ledger(connection)
         if changed := await self._changed(connection):
             await queries.write_budgets(connection, changed)
-            await self._changed(connection)  # Others may have made the same ones meanwhile, and otherwise.
-        # Read after the budgets are there: until then another ledger can be imported, with a secret of its own.
+            await self._changed(connection)  # Another holder may have made them meanwhile, with other terms.
+        # Read again after the budgets were written: until then another ledger, with another secret, can be imported.
         ledger = await self._ledger(connection)
         if ledger["accepted"] != self._accepted:
-            self._chain = ChainWriter()  # The one before is not in the copy that was accepted.
+            self._chain = ChainWriter()  # The old chain is not in the copy that was accepted.
         self._accepted = ledger["accepted"]
         self._behind = False
         rows = {
@@ -160,9 +160,9 @@ class PostgresStore(Store):
             for row in await connection.fetch("SELECT id, name, window_start FROM dpmesh.budgets")
         }
         self._rows = [rows[budget.name]["id"] for budget in self._budgets]
-        asked = self._monotonic()
+        asked_at = self._monotonic()
         now = await connection.fetchval("SELECT dpmesh.now()")
-        self._hear({"status": "told" if 0 <= now <= MAX_SECONDS else "clock", "now": now}, asked)
+        self._note_time({"status": "told" if 0 <= now <= MAX_SECONDS else "clock", "now": now}, asked_at)
         await self._prepare(connection, max(0, math.floor(self._now())) // _DAY)
         return Opened(
             bytes(ledger["secret"]),
@@ -171,7 +171,7 @@ class PostgresStore(Store):
         )
 
     async def _others(self, connection: Any) -> tuple[tuple[Budget, int], ...]:
-        """See Opened."""
+        """Budgets that only the database knows, if anything is spent of them in their latest window."""
         charged = await connection.fetch(queries.OTHERS, [budget.name for budget in self._budgets])
         stored = await queries.read_budgets(connection) if charged else {}
         return tuple((stored[row["id"]], row["window_start"]) for row in charged)
@@ -193,10 +193,10 @@ class PostgresStore(Store):
         return ledger
 
     async def _changed(self, connection: Any) -> list[Budget]:
-        """The budgets that the database doesn't hold as they are configured here.
+        """The budgets whose terms in the database are not those that are configured here.
 
         Raises:
-            ConfigError: One means something else there.
+            ConfigError: The database holds one with another key, accounting or window.
         """
         stored = {budget.name: budget for budget in (await queries.read_budgets(connection)).values()}
         for budget in self._budgets:
@@ -218,9 +218,9 @@ class PostgresStore(Store):
             outcome = decide(batch, caps, windows, debited)
             if not guessed and not outcome.debits:
                 return outcome
-            refuses = any(lacking is not None for lacking in outcome.denied_by)
-            if guessed and (refuses or not outcome.debits):
-                answer = await self._ask(connection, accounts)  # Nobody is refused on a guess.
+            denies = any(budget is not None for budget in outcome.denied_by)
+            if guessed and (denies or not outcome.debits):
+                answer = await self._ask(connection, accounts)  # No request is denied on a guess.
             else:
                 answer = await self._write(connection, outcome)
                 if answer["status"] == "done":
@@ -234,14 +234,14 @@ class PostgresStore(Store):
         raise LedgerError(f"{self.address} is too busy: others were faster {_TRIES} times")
 
     async def _ask(self, connection: Any, accounts: Sequence[AccountId]) -> Any:
-        asked = self._monotonic()
+        asked_at = self._monotonic()
         rows = [self._rows[a[0]] for a in accounts]
         answer = await connection.fetchrow(queries.STATE, self._rows, rows, [a[1] for a in accounts])
-        self._hear(answer, asked)
+        self._note_time(answer, asked_at)
         return answer
 
     async def _write(self, connection: Any, outcome: Outcome) -> Any:
-        """Sends debits; the answer says whether they were written, and if not, why."""
+        """Sends debits. The answer says whether they were written, and if not, why."""
         ordered = self._ordered(outcome.debits)
         amounts = [outcome.debits[a] for a in ordered]
         windows = [outcome.windows[a[0]] for a in ordered]
@@ -249,7 +249,7 @@ class PostgresStore(Store):
         entry = await self._entry(
             connection, EntryKind.DEBIT, map(Posting, rows, [a[1] for a in ordered], windows, amounts)
         )
-        asked = self._monotonic()
+        asked_at = self._monotonic()
         answer = await self._send(
             connection.fetchrow(
                 queries.DEBIT,
@@ -266,24 +266,22 @@ class PostgresStore(Store):
         )
         if answer is None:
             return await self._ask(connection, list(outcome.debited))
-        self._hear(answer, asked)
+        self._note_time(answer, asked_at)
         if answer["status"] == "done":
             return answer
-        # What it says of the debited accounts is asked for again, because a decision needs all accounts of the batch.
+        # A new decision needs the state of all accounts of the batch, and the answer has only the debited ones.
         return answer if answer["status"] == "chain" else await self._ask(connection, list(outcome.debited))
 
     async def _send(self, statement: Awaitable[Any]) -> Any:
-        """Awaits a statement that writes an entry; returns its answer, or None if others were in the way."""
+        """Awaits a statement that writes an entry; returns its answer, or None if it met others' statements."""
         try:
             answer = await statement
         except asyncpg.PostgresError as error:
-            # An ERROR undid the whole statement; what ends the session (FATAL, PANIC) can come after the commit.
+            # An ERROR undid the whole statement. FATAL and PANIC, which end the session, can follow the commit.
             if error.severity_en == "ERROR":
                 self._chain.withdraw()
             if isinstance(error, asyncpg.CheckViolationError):
-                self._prepared = (
-                    set()
-                )  # the part of the log was pruned meanwhile: the database's clock was moved
+                self._prepared = set()  # the partition was pruned meanwhile: the database's clock was moved
             elif error.sqlstate not in _AGAIN:
                 raise
             return None
@@ -297,7 +295,7 @@ class PostgresStore(Store):
         return answer
 
     async def _entry(self, connection: Any, kind: EntryKind, postings: Iterable[Posting]) -> tuple[Any, ...]:
-        """The entry to write next: its chain, the end before it, its time, its bytes and its hash."""
+        """The next entry as arguments: its chain, the head before it, its time, its bytes and its hash."""
         head = self._chain.latest()
         if self._chain.doubtful:
             head = await self._head(connection)
@@ -310,13 +308,13 @@ class PostgresStore(Store):
         return (self._chain.name, head.seq, head.hash, at, body, after.hash)
 
     async def _head(self, connection: Any) -> Head:
-        """The end of this holder's chain, where there is doubt."""
+        """The head of this holder's chain, from the database."""
         found = await self._found(connection)
         try:
             head = self._chain.check(found, self.address)
         except LedgerError:
             self._behind = True
-            # Whoever starts anew knows nothing of it, so the ledger has to; but for a loss that was accepted.
+            # Holders that start later can't notice the loss, so the database remembers it, unless it was accepted.
             if await connection.fetchval(queries.LOSE, self._accepted) is None:
                 raise LostChargesError(
                     f"{self.address} goes on with an older copy of itself, which lacks what this holder charged: "
@@ -355,17 +353,17 @@ class PostgresStore(Store):
         raise LedgerError(f"{self.address} is too busy: others were faster {_TRIES} times")
 
     async def _prepare(self, connection: Any, day: int) -> None:
-        """Makes sure that the log has its parts for a day and the one after it."""
+        """Makes the log's partitions for a day and the next one."""
         await connection.execute("SELECT dpmesh.prepare($1)", day)
         self._prepared = {day, day + 1}
 
-    def _hear(self, answer: Any, asked: float) -> None:
-        """Takes note of the database's time."""
+    def _note_time(self, answer: Any, asked_at: float) -> None:
+        """Notes the database's time, unless its clock is broken or the ledger has lost charges."""
         if answer["status"] == "lost":
             raise self._lost()
         if answer["status"] == "clock":
             raise LedgerError("the ledger's clock is broken: the database shows no time")
-        self._told = (answer["now"], asked)
+        self._clock_reading = (answer["now"], asked_at)
 
     def _lost(self) -> LostChargesError:
         return LostChargesError(
@@ -374,11 +372,11 @@ class PostgresStore(Store):
         )
 
     def _ordered(self, accounts: Iterable[AccountId]) -> list[AccountId]:
-        """The order in which rows are locked, by everybody."""
+        """Accounts in the order in which every holder locks rows."""
         return sorted(accounts, key=lambda a: (self._rows[a[0]], a[1]))
 
     def _settled(self, outcome: Outcome, answer: Any) -> Outcome:
-        """The outcome with what others have debited meanwhile."""
+        """The outcome, with what other holders debited meanwhile."""
         ordered = self._ordered(outcome.debits)
         debited = {**outcome.debited, **dict(zip(ordered, answer["debited"], strict=True))}
         granted = dict(zip(ordered, answer["granted"], strict=True))

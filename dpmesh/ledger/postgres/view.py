@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
@@ -18,36 +19,24 @@ from dpmesh.ledger.store import Account
 _PAGE = 100  # entries may have thousands of lines
 
 
+@dataclass
 class PostgresView(LedgerView):
-    """See LedgerView.
+    """A PostgreSQL ledger as a transaction sees it.
 
-    Args:
+    Attributes:
         connection: In a transaction that sees one moment.
         address: What to call the database in errors.
-        secret: The ledger's.
-        pruned_before: Entries before this may be gone.
-        budgets: By number.
-        windows: Those in force, by budget.
     """
 
-    def __init__(
-        self,
-        connection: Any,
-        address: str,
-        secret: bytes,
-        pruned_before: int,
-        budgets: Mapping[int, Budget],
-        windows: Mapping[int, int],
-    ) -> None:
-        self._connection = connection
-        self._address = address
-        self.secret = secret
-        self.pruned_before = pruned_before
-        self.budgets = budgets
-        self.windows = windows
-        self.remark = ""
-        self.ahead: tuple[str, ...] = ()
-        self.older = False
+    connection: Any
+    address: str
+    secret: bytes = field(repr=False)
+    pruned_before: int
+    budgets: Mapping[int, Budget]
+    windows: Mapping[int, int]
+    remark: str = ""
+    ahead: tuple[str, ...] = ()
+    older: bool = False
 
     @override
     async def accounts(
@@ -76,11 +65,11 @@ class PostgresView(LedgerView):
             yield StoredEntry(bytes(row["chain"]), row["seq"], bytes(row["body"]), bytes(row["hash"]))
 
     async def _rows(self, query: str, *args: Any) -> AsyncIterator[Any]:
-        """What a query finds, page by page."""
+        """The rows of a query, page by page."""
         try:
-            cursor = await (await self._connection.prepare(query)).cursor(*args)
+            cursor = await (await self.connection.prepare(query)).cursor(*args)
             while rows := await cursor.fetch(_PAGE):
                 for row in rows:
                     yield row
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise explain(error, self._address) from error
+            raise explain(error, self.address) from error

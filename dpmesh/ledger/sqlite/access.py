@@ -1,8 +1,8 @@
-"""Who else than this user may write or read the files of an SQLite ledger.
+"""File access: which users besides this one may write or read the files of an SQLite ledger.
 
-Whoever may write them may put back what was spent, and the witness with it, so nothing shows. Whoever may read them
-learns the secret that keys pseudonyms and account names. A group that this process belongs to counts as its own:
-services share a ledger by one, and Kubernetes (fsGroup) gives a volume's files to one.
+A user who may write the files can put back what was spent, and the rollback guard with it, so that nothing shows. A
+user who may read them learns the secret that keys pseudonyms and account names. A group that this process belongs to
+counts as its own: services share a ledger by a group, and Kubernetes (fsGroup) gives a volume's files to one.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from pathlib import Path
 from dpmesh.errors import LedgerError
 
 _SUFFIXES = ("", "-wal", "-shm", "-witness")
-# SQLite's other kind of log, which a ledger never has.
+# SQLite's rollback journal, which a ledger never has.
 _JOURNAL = "-journal"
 
 
 def check(path: Path) -> None:
-    """Checks that nobody else may write a ledger's files or replace them, and that they are files.
+    """Checks that a ledger's files are plain files, and that no other user may write or replace them.
 
-    SQLite and dpmesh follow a link, wait at a pipe for a writer, and apply a journal to whatever it stands beside.
+    Otherwise SQLite and dpmesh would follow a link, wait at a pipe for a writer, or apply any journal beside the file.
 
     Args:
         path: The ledger's file, which need not be there yet.
 
     Raises:
-        LedgerError: Somebody may, or one of them is no file, or of somebody else.
-        OSError: The folder can't be seen.
+        LedgerError: Another user may, or one of the files is not a plain file or not this user's.
+        OSError: The folder can't be read.
     """
     check_folder(path)
     _check_files(path)
@@ -42,11 +42,11 @@ def check(path: Path) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Checks that nobody else may replace files in a ledger's folder. In one with a sticky bit only their owner may.
+    """Checks that no other user may replace files in a ledger's folder. With a sticky bit, only their owner may.
 
     Raises:
-        LedgerError: Somebody may.
-        OSError: The folder can't be seen.
+        LedgerError: Another user may.
+        OSError: The folder can't be read.
     """
     status = path.parent.stat()
     if _others_may_write(status) and not status.st_mode & stat.S_ISVTX:
@@ -58,10 +58,10 @@ def check_folder(path: Path) -> None:
 
 
 def remark(path: Path) -> str:
-    """What whoever uses a ledger has to know about its files, as a sentence; "" if nobody else can use them.
+    """A warning about other users' access to a ledger's files; "" if they have none.
 
     Raises:
-        OSError: One of them can't be seen.
+        OSError: One of the files can't be read.
     """
     try:
         check(path)
@@ -77,10 +77,10 @@ def remark(path: Path) -> str:
 
 
 def _check_files(path: Path) -> None:
-    """Checks that what is beside a ledger, by the names of its files, is what a ledger has.
+    """Checks what stands beside a ledger under the names of its files.
 
     Raises:
-        LedgerError: It is not.
+        LedgerError: It is not what a ledger has.
     """
     shared = bool(path.parent.stat().st_mode & stat.S_ISVTX) and _others_may_write(path.parent.stat())
     for suffix in (*_SUFFIXES, _JOURNAL):
@@ -107,7 +107,7 @@ def _exposed(path: Path, others: int, group: int) -> str:
     """The names of the ledger's files that allow something to other users."""
     names = []
     for suffix in _SUFFIXES:
-        # Whoever closes the ledger last removes its log, perhaps just now.
+        # The last holder that closes the ledger removes its log, perhaps just now.
         with suppress(FileNotFoundError):
             file = path.with_name(path.name + suffix)
             if _allows(file.lstat(), others, group):

@@ -42,7 +42,7 @@ ON CONFLICT (budget, account) DO UPDATE SET
 
 
 class SQLiteAdmin(LedgerAdmin):
-    """See LedgerAdmin.
+    """Administration of a ledger in an SQLite file.
 
     Args:
         path: The ledger's file.
@@ -51,13 +51,9 @@ class SQLiteAdmin(LedgerAdmin):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
 
+    @override
     @asynccontextmanager
     async def view(self) -> AsyncIterator[SQLiteView]:
-        """See LedgerAdmin.
-
-        Raises:
-            ReadAgainError: A ledger at rest was opened by a holder meanwhile. Any method of the view may raise it.
-        """
         view = await asyncio.to_thread(SQLiteView, self.path)
         try:
             yield view
@@ -108,7 +104,7 @@ class SQLiteAdmin(LedgerAdmin):
         with self._writing() as (connection, guard):
             with _commit(connection, guard):
                 _check_horizon(queries.known_budgets(connection, self.path), before)
-                # Written down first: whoever verifies must not miss what a prune that was interrupted took away.
+                # Written first: verification has to know what an interrupted pruning removed.
                 connection.execute("UPDATE ledger SET pruned_before = max(pruned_before, ?)", (before,))
             pruned = 0
             for (row,) in connection.execute("SELECT id FROM chains").fetchall():
@@ -124,7 +120,9 @@ class SQLiteAdmin(LedgerAdmin):
             if os.path.lexists(self.path):
                 access.check(self.path)
             if wal.gap(self.path):
-                wal.discard(self.path)  # It can't be applied to this file; the witness knows what it said.
+                wal.discard(
+                    self.path
+                )  # It can't be applied to this file; the rollback guard knows its count.
         with explained(self.path), closing(_connect(self.path)) as connection:
             schema.make_durable(connection, self.path)
             schema.upgrade(connection)
@@ -136,9 +134,9 @@ class SQLiteAdmin(LedgerAdmin):
                 return ()
             with sqlite_file.transaction(connection):
                 self._refused(connection, unnoticed)
-                # The count is going to jump. Were that the first that the log has of it, and stayed there because
-                # somebody reads or this process is killed, then the file would seem older than its log. So something
-                # else beside the count is changed before, for a moment. (Where nothing changes, SQLite writes nothing.)
+                # The count is going to jump. If the jump were the log's first version of the count, and stayed in the
+                # log because of a reader or a kill, the file would seem older than its log. So the log first gets a
+                # version with the old count. (SQLite writes only pages that change: something beside it has to.)
                 connection.execute("UPDATE ledger SET pruned_before = pruned_before + 1")
             with sqlite_file.transaction(connection):
                 name, commits = self._refused(connection, unnoticed)
@@ -149,20 +147,20 @@ class SQLiteAdmin(LedgerAdmin):
                     if end is not None:
                         connection.execute("UPDATE budgets SET window_start = ? WHERE id = ?", (end, row))
                 rewind.append(connection, EntryKind.ACCEPT, (), note)
-                # More than anybody saw: the file that this one stands in for is the older copy from now on.
+                # More than any process saw: the file that this copy replaces is the older one from now on.
                 commits = max(commits, rollback_guard.seen(self.path, name)) + 1
                 connection.execute(
                     "UPDATE ledger SET commits = ?, pruned_before = pruned_before - 1", (commits,)
                 )
-            # Last: were it first, an interruption in between would let the copy be opened as it is.
+            # Last: an interruption after it would let the copy be opened without the changes above.
             rollback_guard.remake(self.path, name, commits)
         return tuple(budget.name for budget in budgets.values() if budget.window is None)
 
     def _accept_windows(self, note: str) -> None:
-        """Undoes what a wrong clock did to a ledger that is no older copy.
+        """Undoes what a wrong clock did to a ledger that is not an older copy.
 
         Raises:
-            LedgerError: No clock was wrong.
+            LedgerError: No window is ahead of the clock.
         """
         with self._writing() as (connection, guard), _commit(connection, guard):
             if not rewind.rewind(connection, self.path, note):
@@ -172,10 +170,10 @@ class SQLiteAdmin(LedgerAdmin):
                 )
 
     def _refused(self, connection: sqlite3.Connection, unnoticed: bool) -> tuple[bytes, int]:
-        """The name and the commits of a ledger that nobody may open, because it is an older copy.
+        """The name and the commits of a ledger that is refused as an older copy.
 
         Raises:
-            LedgerError: It is none, as far as anybody noticed.
+            LedgerError: It is not refused.
         """
         name, commits = queries.progress(connection, self.path)
         if rollback_guard.refusal(self.path, name, commits) is None and not unnoticed:
@@ -186,7 +184,7 @@ class SQLiteAdmin(LedgerAdmin):
 
     @contextmanager
     def _writing(self) -> Iterator[tuple[sqlite3.Connection, RollbackGuard]]:
-        """A connection to a ledger that is up to date and no older copy, and its witness."""
+        """A connection to a ledger of the present version that is not an older copy, and its rollback guard."""
         with explained(self.path), closing(_connect(self.path)) as connection:
             schema.make_durable(connection, self.path)
             schema.upgrade(connection)
@@ -195,7 +193,7 @@ class SQLiteAdmin(LedgerAdmin):
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """A connection that may write to a ledger that there is."""
+    """A connection that may write to an existing ledger."""
     if not os.path.lexists(path):
         raise missing(path)
     schema.plain_file(path)
@@ -214,7 +212,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def _commit(connection: sqlite3.Connection, guard: RollbackGuard) -> Iterator[None]:
-    """A transaction that is counted and witnessed."""
+    """A transaction that is counted, and checked by the rollback guard."""
     with sqlite_file.transaction(connection):
         yield
         commits = queries.count_commit(connection)
@@ -233,7 +231,7 @@ def _find(connection: sqlite3.Connection, path: Path, name: str) -> tuple[int, B
 
 
 def _granted(connection: sqlite3.Connection, row: int, account: bytes, window: int) -> int:
-    """What is granted to an account in a window."""
+    """What an account is granted in a window."""
     found = connection.execute(
         "SELECT granted FROM accounts WHERE budget = ? AND account = ? AND window_start = ?",
         (row, account, window),
@@ -242,7 +240,7 @@ def _granted(connection: sqlite3.Connection, row: int, account: bytes, window: i
 
 
 def _check_horizon(budgets: Mapping[int, Budget], before: int) -> None:
-    """Refuses to prune what accounts still show the sum of."""
+    """Refuses to prune entries of windows that may be in force: accounts still show their sums."""
     longest = max((int(budget.window) for budget in budgets.values() if budget.window is not None), default=0)
     horizon = int(time.time()) - longest
     if before > horizon:
@@ -255,11 +253,11 @@ def _check_horizon(budgets: Mapping[int, Budget], before: int) -> None:
 def _prune_chain(connection: sqlite3.Connection, row: int, before: int) -> int:
     """Removes some entries from the beginning of a chain; returns how many.
 
-    One that charges a window that begins later stays, however old it is: its account still shows that sum. (Windows are
-    ahead of the clock after a clock was wrong, and after `accept`.)
+    An entry that charges a window that begins later stays, however old it is: its account still shows that sum.
+    (Windows are ahead of the clock after a wrong clock and after `accept`.)
 
     Raises:
-        LedgerError: The chain is broken there, and whoever asks why will need it.
+        LedgerError: The chain is broken there. Its entries stay, as evidence.
     """
     name, *pruned = connection.execute(
         "SELECT name, pruned_seq, pruned_hash FROM chains WHERE id = ?", (row,)

@@ -25,7 +25,7 @@ def progress(connection: sqlite3.Connection, path: Path) -> tuple[bytes, int]:
     """The ledger's random name, and how many commits it holds.
 
     Raises:
-        LedgerError: It was moved elsewhere.
+        LedgerError: The ledger was moved elsewhere.
     """
     name, commits, moved = connection.execute("SELECT witness, commits, moved FROM ledger").fetchone()
     if moved is not None:
@@ -43,7 +43,7 @@ def write_entry(
     postings: Iterable[Posting],
     note: str = "",
 ) -> Head:
-    """Writes an entry behind a chain's end, within the transaction that is open; returns the new end."""
+    """Appends an entry to a chain; returns the new head."""
     at = int(time.time())
     body = encode(kind, at, postings, note)
     after = link(head, body)
@@ -66,7 +66,7 @@ class Change:
 
     Args:
         connection: In a transaction.
-        chain: The holder's.
+        chain: The holder's chain.
     """
 
     def __init__(self, connection: sqlite3.Connection, chain: ChainWriter) -> None:
@@ -75,14 +75,14 @@ class Change:
         self._touched = self._wrote = False
 
     def touch(self) -> None:
-        """Something is written, if only beside the accounts."""
+        """Notes that something is written, perhaps beside the accounts."""
         self._touched = True
 
     def write(self, kind: EntryKind, postings: Iterable[Posting]) -> None:
-        """Writes an entry at the end of the holder's chain.
+        """Appends an entry to the holder's chain.
 
         Raises:
-            LedgerError: The chain does not end where the holder left it.
+            LostChargesError: The chain in the file is not the one that the holder left there.
         """
         row = self.connection.execute(
             "SELECT seq, hash FROM chains WHERE name = ?", (self._chain.name,)
@@ -92,17 +92,17 @@ class Change:
         self._touched = self._wrote = True
 
     def finish(self) -> int:
-        """Counts the commit; returns how many there are with it, or 0 if nothing was written."""
+        """Counts this commit; returns how many there are with it, or 0 if nothing was written."""
         return count_commit(self.connection) if self._touched else 0
 
     def committed(self) -> None:
-        """Tells the chain that its entry is durable, if this wrote one: an entry that failed before stays in doubt."""
+        """Tells the chain that its entry is durable. Without an entry, one that failed before stays in doubt."""
         if self._wrote:
             self._chain.acknowledge()
 
 
 def count_commit(connection: sqlite3.Connection) -> int:
-    """Counts the transaction that is open; returns how many there are with it."""
+    """Counts this commit; returns how many there are with it."""
     if connection.execute("UPDATE ledger SET commits = commits + 1 WHERE moved IS NULL").rowcount != 1:
         raise LedgerError(
             "the ledger was imported into another while in use: restart with ledger.url set to that"
@@ -111,7 +111,7 @@ def count_commit(connection: sqlite3.Connection) -> int:
 
 
 def redeem(connection: sqlite3.Connection, now: int, redemptions: Sequence[tuple[bytes, int]]) -> list[bool]:
-    """Spends names within the transaction that is open; see Store.redeem_once."""
+    """Redeems names; for each, whether nobody had redeemed it before."""
     connection.execute("UPDATE clock SET now = ? WHERE now < ?", (now, now))
     (latest,) = connection.execute("SELECT now FROM clock").fetchone()
     connection.execute("DELETE FROM spent WHERE until <= ?", (latest,))
@@ -137,10 +137,10 @@ def read_budgets(connection: sqlite3.Connection) -> dict[str, Budget]:
 
 
 def known_budgets(connection: sqlite3.Connection, path: Path) -> dict[int, Budget]:
-    """As number_budgets.
+    """The budgets that the file holds, by their rows' ids, in order of creation.
 
     Raises:
-        LedgerError: This version of dpmesh does not know one of them.
+        LedgerError: One of them is invalid for this version of dpmesh.
     """
     try:
         return number_budgets(connection)
@@ -151,7 +151,7 @@ def known_budgets(connection: sqlite3.Connection, path: Path) -> dict[int, Budge
 
 
 def charged_others(connection: sqlite3.Connection, names: Sequence[str]) -> tuple[tuple[Budget, int], ...]:
-    """Budgets of other names, and when their latest windows began, if anything is spent of them in these."""
+    """Budgets of other names of which anything is spent in their latest window, and when that window began."""
     others = {row: budget for row, budget in number_budgets(connection).items() if budget.name not in names}
     if not others:
         return ()  # The common case, which spares a look at all accounts.
@@ -204,7 +204,7 @@ def read_accounts(
 
 
 def window_in_force(connection: sqlite3.Connection, row: int, budget: Budget) -> int:
-    """When the window began that is charged: the latest that ever was, or by this machine's clock, if that is later."""
+    """When the window in force began: the latest that ever was, or a later one by this machine's clock."""
     (stored,) = connection.execute("SELECT window_start FROM budgets WHERE id = ?", (row,)).fetchone()
     return max(int(stored), window_start(time.time(), budget.window))
 

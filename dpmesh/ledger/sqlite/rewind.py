@@ -16,7 +16,7 @@ from dpmesh.ledger.sqlite import queries
 
 
 def ahead(connection: sqlite3.Connection, budgets: Mapping[int, Budget]) -> dict[int, int]:
-    """The budgets whose windows a wrong clock began, and where they have to go on."""
+    """The budgets whose windows began by a wrong clock, and the windows in which they have to continue."""
     windows, now = queries.windows(connection), time.time()
     if not clock_rewind.ahead(budgets, windows, now, 0):
         return {}  # The common case, which spares a look at the whole log.
@@ -29,7 +29,7 @@ def entries(connection: sqlite3.Connection) -> Iterator[charge_log.Entry]:
 
 
 def rewind(connection: sqlite3.Connection, path: Path, note: str) -> bool:
-    """Brings back all windows that a wrong clock began, within the transaction that is open; says if there were any."""
+    """Brings back all windows that began by a wrong clock, in the open transaction; returns whether there were any."""
     budgets = queries.known_budgets(connection, path)
     targets = ahead(connection, budgets)
     if not targets:
@@ -72,6 +72,6 @@ def rewind(connection: sqlite3.Connection, path: Path, note: str) -> bool:
 
 
 def append(connection: sqlite3.Connection, kind: EntryKind, postings: Iterable[Posting], note: str) -> None:
-    """Writes an administrator's entry, in a chain of its own."""
+    """Writes an administrator's entry in a new chain."""
     name = secrets.token_bytes(CHAIN_BYTES)
     queries.write_entry(connection, name, charge_log.begin(name), kind, postings, note)

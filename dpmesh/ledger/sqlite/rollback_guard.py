@@ -1,8 +1,19 @@
-"""The witness: a small file beside an SQLite ledger that remembers how far it had come, so that an older copy shows.
+"""RollbackGuard: a small file beside an SQLite ledger (`-witness`) that shows when the ledger is an older copy.
 
-An SQLite file that is put back from a copy is whole and consistent, and has forgotten what was spent since. The witness
-holds the number of the last commit that was acknowledged. A file with fewer is an older copy, and is refused. Where a
-holder saw that its file was overwritten while in use, the witness holds nobody's name, and what is there is refused.
+An SQLite file that is put back from a copy is consistent, and has forgotten what was spent since. The guard's file
+holds the ledger's random name and the number of its last acknowledged commit.
+
+How it works: what the guard's file says, compared with the ledger's name and commits, decides whether it may be opened.
+
+    guard's file            ledger                    the ledger is
+    name, n                 same name, n or more      fine: a process may have died between a commit and `reached`
+    name, n                 same name, fewer than n   an older copy: refused
+    another name            any                       not the one that the guard belongs to: refused
+    nobody's name           any                       overwritten while in use (`distrust`): refused
+    missing or empty        no commits                new: the guard's file is made before the first commit
+    missing or empty        commits                   missing its guard: refused
+
+Only `dpmesh ledger accept` leads from refused to fine (`remake`).
 """
 
 from __future__ import annotations
@@ -20,24 +31,24 @@ from dpmesh import files
 from dpmesh.errors import LedgerError, LostChargesError
 
 _FORM = struct.Struct(">16sQ")
-_NOBODY = bytes(16)  # instead of a ledger's name: what is there is none
+_NOBODY = bytes(16)  # instead of a ledger's name: what is there can't be trusted
 _SYNC_SECONDS = 1.0
-_ROUNDS = 3  # One may find none and make it, or find it while somebody else does; the next finds it.
+_ROUNDS = 3  # One finds no file and makes it, or meets another process that does; the next finds it.
 
 
 class RollbackGuard:
-    """The witness of one ledger, kept open. Several processes may have it open at once.
+    """The guard of one ledger, kept open. Several processes may have it open at once.
 
-    A count is written after each commit, before anybody is told of it, so it survives the end of any process. It is
-    synchronized to the disk once a second and at the end: after a power cut it may be behind the ledger, which is fine,
-    and at most a second behind what was acknowledged.
+    The count is written after each commit and before the commit is acknowledged, so it survives the end of any process.
+    It is synchronized to the disk once a second and at the end. After a power cut it is behind the ledger by at most
+    a second of commits, which refuses nothing.
 
     Args:
         ledger: The ledger's file.
         read: Reads the ledger's random name (16 bytes) and how many commits it holds.
 
     Raises:
-        LedgerError: The ledger is an older copy, or the witness is missing or another ledger's, or can't be used.
+        LedgerError: The ledger is an older copy, or the guard's file is missing, another ledger's, or can't be used.
     """
 
     def __init__(self, ledger: Path, read: Callable[[], tuple[bytes, int]]) -> None:
@@ -49,14 +60,14 @@ class RollbackGuard:
             raise LedgerError(f"{path_of(ledger)} can't be used: {error.strerror}") from error
 
     def check(self, commits: int) -> None:
-        """Checks, within the transaction that is going to be this commit, that nobody has seen it before.
+        """Checks, within a transaction, that no process has seen its commit before.
 
         Args:
-            commits: How many there are with this one.
+            commits: How many commits there are with this one.
 
         Raises:
-            LedgerError: Somebody has, so the ledger is an older copy, which was put in its place.
-            OSError: The witness can't be read.
+            LedgerError: A process has, so an older copy was put in the ledger's place.
+            OSError: The guard's file can't be read.
         """
         with _locked(self._file, fcntl.LOCK_SH):
             name, seen = _read(self._file)
@@ -66,7 +77,7 @@ class RollbackGuard:
         """Remembers that so many commits were made.
 
         Raises:
-            OSError: It can't be written.
+            OSError: The guard's file can't be written.
         """
         with _locked(self._file, fcntl.LOCK_EX):
             name, seen = _read(self._file)
@@ -77,17 +88,17 @@ class RollbackGuard:
             self._synced = time.monotonic()
 
     def distrust(self) -> None:
-        """Remembers that the ledger was overwritten while it was in use: nobody may use what is there.
+        """Remembers that the ledger was overwritten while in use, and refuses it from now on.
 
         Raises:
-            OSError: It can't be written.
+            OSError: The guard's file can't be written.
         """
         with _locked(self._file, fcntl.LOCK_EX):
             os.pwrite(self._file, _FORM.pack(_NOBODY, _read(self._file)[1]), 0)
         os.fdatasync(self._file)
 
     def close(self) -> None:
-        """Synchronizes it to the disk, and lets go of it."""
+        """Synchronizes the file to the disk, and closes it."""
         try:
             os.fdatasync(self._file)
         finally:
@@ -95,7 +106,7 @@ class RollbackGuard:
 
     def _open(self, read: Callable[[], tuple[bytes, int]]) -> int:
         for _ in range(_ROUNDS):
-            # The witness is read first: others may commit in between, and it must not know more than the ledger then.
+            # The guard's file is read before the ledger: others may commit in between, and it must not seem ahead.
             file, (name, seen) = _find(path_of(self._ledger))
             try:
                 self._name, commits = read()
@@ -109,8 +120,8 @@ class RollbackGuard:
             if file >= 0:
                 os.close(file)
             if commits == 0:
-                # Nothing to remember yet; and whoever made the ledger may have stopped before the witness was made.
-                # It is durable before the first commit, so where there are commits, there was one.
+                # There is nothing to remember yet, and the process that made the ledger may have stopped before it made
+                # this file. The file is durable before the first commit: a ledger with commits had one.
                 _write(path_of(self._ledger), self._name, 0, only_new=True)
         raise LedgerError(
             f"{path_of(self._ledger)} is missing, which tells how far {self._ledger.name} had come: put it back, or "
@@ -145,7 +156,7 @@ def _locked(file: int, how: int) -> Iterator[None]:
 
 
 def _open(path: Path, flags: int = 0) -> int:
-    """Opens it; no link is followed, which would lead to a file of somebody else, or make one elsewhere."""
+    """Opens the file without following a link, which could lead to another user's file or make one elsewhere."""
     try:
         return os.open(path, flags | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
@@ -155,7 +166,7 @@ def _open(path: Path, flags: int = 0) -> int:
 
 
 def _find(path: Path) -> tuple[int, tuple[bytes, int]]:
-    """The file, or -1 if there is none, and what it says."""
+    """Opens the file (-1 if there is none) and reads its name and count."""
     try:
         file = _open(path)
     except FileNotFoundError:
@@ -165,7 +176,7 @@ def _find(path: Path) -> tuple[int, tuple[bytes, int]]:
 
 
 def _read(file: int) -> tuple[bytes, int]:
-    """The name and the count; nothing of an empty file, which was being made."""
+    """Reads the name and the count. An empty file was being made, and has neither."""
     content = os.pread(file, _FORM.size + 1, 0)
     if not content:
         return b"", 0
@@ -173,7 +184,7 @@ def _read(file: int) -> tuple[bytes, int]:
 
 
 def _write(path: Path, name: bytes, commits: int, *, only_new: bool = False) -> None:
-    """Writes it durably, and makes it where there is none. In place: whoever has it open goes on with the same."""
+    """Writes the file durably, and makes it if needed. In place, because other processes have the same file open."""
     file = _open(path, os.O_CREAT)
     try:
         with _locked(file, fcntl.LOCK_EX):
@@ -188,20 +199,20 @@ def _write(path: Path, name: bytes, commits: int, *, only_new: bool = False) -> 
 
 
 def path_of(ledger: Path) -> Path:
-    """Where the witness of a ledger is."""
+    """Where the guard's file of a ledger is."""
     return ledger.with_name(ledger.name + "-witness")
 
 
 def refusal(ledger: Path, name: bytes, commits: int) -> LedgerError | None:
-    """Why nobody may open a ledger that has come so far, or None: it is fine.
+    """Why a ledger with so many commits may not be opened, or None if it may.
 
     Args:
-        ledger: Its file.
-        name: Its random name.
-        commits: How many it holds.
+        ledger: The ledger's file.
+        name: The ledger's random name.
+        commits: How many commits it holds.
 
     Raises:
-        LedgerError: The witness can't be used at all.
+        LedgerError: The guard's file can't be used at all.
     """
     try:
         RollbackGuard(ledger, lambda: (name, commits)).close()
@@ -213,17 +224,17 @@ def refusal(ledger: Path, name: bytes, commits: int) -> LedgerError | None:
 
 
 def doubt(ledger: Path, name: bytes, commits: int) -> str:
-    """Why nobody may charge a ledger that has come so far, for whoever only reads; "" if nothing speaks against it.
+    """Why a ledger with so many commits may not be charged, for its readers; "" if it may.
 
-    A copy that is read elsewhere has no witness, which is fine.
+    A copy that is read elsewhere has no guard's file, which is fine.
 
     Args:
         ledger: The ledger's file.
-        name: Its random name.
-        commits: How many it holds.
+        name: The ledger's random name.
+        commits: How many commits it holds.
 
     Raises:
-        OSError: The witness can't be read.
+        OSError: The guard's file can't be read.
     """
     file, (found, count) = _find(path_of(ledger))
     if file >= 0:
@@ -237,14 +248,14 @@ def doubt(ledger: Path, name: bytes, commits: int) -> str:
 
 
 def seen(ledger: Path, name: bytes) -> int:
-    """How many commits the witness of a ledger saw; 0 if it is missing or another ledger's.
+    """How many commits the guard of a ledger saw; 0 if its file is missing or another ledger's.
 
     Args:
         ledger: The ledger's file.
         name: The ledger's random name.
 
     Raises:
-        OSError: It can't be read.
+        OSError: The guard's file can't be read.
     """
     file, (found, commits) = _find(path_of(ledger))
     if file >= 0:
@@ -253,9 +264,9 @@ def seen(ledger: Path, name: bytes) -> int:
 
 
 def remake(ledger: Path, name: bytes, commits: int) -> None:
-    """Makes the witness anew, whatever it said.
+    """Writes the guard's file anew, whatever it said.
 
     Raises:
-        OSError: It can't be written.
+        OSError: The guard's file can't be written.
     """
     _write(path_of(ledger), name, commits)

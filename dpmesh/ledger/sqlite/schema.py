@@ -1,4 +1,4 @@
-"""The tables of an SQLite ledger, and what its errors mean for whoever runs it."""
+"""The tables of an SQLite ledger: how they are made, upgraded and recognized."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dpmesh.ledger.sqlite import queries
 VERSION = 3
 """The version of the tables below. Older files are brought up to date when they are opened."""
 
-# STRICT came with SQLite 3.37; before that a column would take any type, but dpmesh only writes these.
+# STRICT came with SQLite 3.37. Before that a column takes any type, but dpmesh writes only the declared ones.
 _STRICT = "STRICT" if sqlite3.sqlite_version_info >= (3, 37) else ""
 _STRICT_KEYED = f"{_STRICT}, WITHOUT ROWID" if _STRICT else "WITHOUT ROWID"
 
@@ -38,8 +38,7 @@ CREATE TABLE budgets (
     window_start INTEGER NOT NULL CHECK (window_start >= 0)
 ) {_STRICT};
 """
-# Since version 2: names that were spent, and the latest time that any holder gave: when those that are over may be
-# forgotten.
+# Since version 2: redeemed names, and the latest time that any holder gave, by which names may be forgotten.
 SPENT = f"""
 CREATE TABLE clock (
     id  INTEGER PRIMARY KEY CHECK (id = 1),
@@ -55,7 +54,7 @@ INSERT INTO clock VALUES (1, 0);
 
 # Since version 3: caps and grants beside what is debited, the odometer, and the charge log. Privacy amounts are
 # integers of 1e-9. The CHECKs are the last line of defence behind the code. `commits` counts transactions, and the
-# witness beside the file (witness.py) remembers how many there were.
+# rollback guard (rollback_guard.py) remembers how many there were.
 ACCOUNTS = f"""
 CREATE TABLE accounts (
     budget       INTEGER NOT NULL REFERENCES budgets (id),
@@ -94,8 +93,8 @@ CREATE TABLE charges (
     PRIMARY KEY (chain, seq)
 ) {_STRICT};
 """
-# Holders of an older version that have the file open when it is brought up to date: they can't debit any more, because
-# they give no cap, and what they hold they may not return past the log.
+# Holders of an older version may have the file open when it is upgraded. They can't debit any more, because they give
+# no cap. This keeps them from returning leases, which would not be in the log.
 _NO_OLD_CREDITS = """
 CREATE TRIGGER no_old_credits BEFORE UPDATE OF debited ON accounts
 WHEN new.debited < old.debited AND new.window_start = old.window_start AND new.lifetime = old.lifetime
@@ -108,11 +107,11 @@ def plain_file(path: Path) -> os.stat_result:
 
     Raises:
         LedgerError: It is a directory, a pipe, a link or the like.
-        OSError: There is none, or it can't be seen.
+        OSError: There is no file, or it can't be read.
     """
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
-        # SQLite keeps its log beside the file that the link means, and dpmesh its witness beside the link.
+        # SQLite keeps its log beside the link's target, and dpmesh its rollback guard beside the link.
         raise LedgerError(f"{path} is a symbolic link: set ledger.url to the path of the file itself")
     if not stat.S_ISREG(status.st_mode):
         raise LedgerError(f"{path} is not a plain file: set ledger.url to another path")
@@ -120,11 +119,11 @@ def plain_file(path: Path) -> os.stat_result:
 
 
 def read_secret(connection: sqlite3.Connection, path: Path) -> bytes:
-    """Checks that the file is a ledger of this version or one that it knows, and returns its secret.
+    """Checks that the file is a ledger of a known version, and returns its secret.
 
     Raises:
         LedgerError: It is not.
-        sqlite3.Error: It can't be read.
+        sqlite3.Error: The file can't be read.
     """
     found = connection.execute(
         "SELECT count(*) FROM sqlite_master WHERE name IN ('meta', 'budgets', 'accounts')"
@@ -171,10 +170,10 @@ def create(connection: sqlite3.Connection, secret: bytes) -> None:
 
 
 def upgrade(connection: sqlite3.Connection) -> None:
-    """Brings an older file up to date, all or nothing, also when several processes do so at once.
+    """Upgrades an older file, all or nothing. Several processes may do so at once.
 
     Raises:
-        sqlite3.Error: It can't be written.
+        sqlite3.Error: The file can't be written.
     """
     if queries.version_of(connection) == VERSION:
         return
@@ -188,7 +187,7 @@ def upgrade(connection: sqlite3.Connection) -> None:
 
 
 def _add_log(connection: sqlite3.Connection) -> None:
-    """Version 3. The log of an older file opens with what was debited in each account's last window."""
+    """Upgrades to version 3. The log begins with what was debited in each account's last window."""
     connection.execute("ALTER TABLE accounts RENAME TO old_accounts")
     execute_all(connection, ACCOUNTS)
     execute_all(connection, LOG)

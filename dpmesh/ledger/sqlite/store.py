@@ -32,8 +32,8 @@ _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# What an account was debited in an older window counts on the odometer alone. The grants of this window are among the
-# values, because SQLite checks them before it finds that there is a row.
+# Debits of older windows count only on the odometer. The grants of this window are among the values, because SQLite
+# checks the constraints of the new row before it finds the old one.
 _DEBIT = """
 INSERT INTO accounts (budget, account, window_start, debited, cap, granted, lifetime)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
@@ -49,18 +49,17 @@ WHERE budget = :budget AND account = :account AND window_start >= :window AND li
     AND (window_start > :window OR debited + :amount >= 0)
 """
 
-_FORK_WAIT = 10.0  # seconds that a fork waits for a commit under way
+_FORK_WAIT = 10.0  # seconds that a fork waits for the transaction under way
 
 
 class SQLiteStore(Store):
-    """Keeps debits in an SQLite file: write-ahead log, synchronous=FULL, so a commit survives a power cut.
+    """Keeps debits in an SQLite file, with a write-ahead log and synchronous=FULL: a commit survives a power cut.
 
-    One worker thread makes all calls. Every transaction begins with the write lock, so processes that share
-    the file never overspend together. The file holds keyed hashes of units, never their ids, and only its
-    owner may read it.
+    One worker thread makes all calls. Every transaction begins with the write lock, so processes that share the file
+    never overspend together. The file holds keyed hashes of units, never their ids, and only its owner may read it.
 
-    SQLite can't be carried across a fork: the child would believe in locks that only the parent holds. So the
-    connection is closed before a fork, and parent and child each open one of their own when they need it.
+    An SQLite connection can't be carried across a fork: the child would believe in locks that only the parent holds. So
+    the connection is closed before a fork, and parent and child each open one of their own when they need it.
 
     Args:
         path: The file. It is made, with its directory, where there is none.
@@ -81,12 +80,12 @@ class SQLiteStore(Store):
         self._chain = ChainWriter()
         self._latest: dict[
             int, int
-        ] = {}  # for each row, the latest window that this holder found in the file
-        self._failed = False  # the last write did
+        ] = {}  # by budget id, the latest window that this holder found in the file
+        self._failed = False  # whether the last write failed
         self._watch = FileWatch(self.path)
         self._executor: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()  # held while SQLite works, and during a fork
-        self._lost = False
+        self._fork_interrupted = False  # whether this is a child that was forked while SQLite worked
         forks.register_paused(self)
 
     @override
@@ -133,7 +132,7 @@ class SQLiteStore(Store):
             try:
                 return function(*args, **kwargs)
             except (sqlite3.Error, OSError) as error:
-                # After anything but a lock held elsewhere, start afresh: the fault may pass.
+                # After any error but a lock held elsewhere, connect anew: the fault may pass.
                 if not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
                     self._disconnect()
                 raise explain(error, self.path) from error
@@ -142,7 +141,7 @@ class SQLiteStore(Store):
         check_names(budgets)
         self._disconnect()
         self._file, self._secret = None, b""
-        self._chain = ChainWriter()  # what it left in a file that it closed, the witness knows
+        self._chain = ChainWriter()  # of what earlier chains left in the file, the rollback guard knows
         if not os.path.lexists(self.path):
             make_file(self.path)
         connection = self._connect()
@@ -155,7 +154,7 @@ class SQLiteStore(Store):
                     check_unchanged(stored.get(budget.name, budget), budget)
                 others = queries.charged_others(connection, [budget.name for budget in budgets])
                 written = [queries.write_budget(connection, budget) for budget in budgets]
-                # Written even where nothing changes: a file that can't be written is found now, not later.
+                # Written even if nothing changes: a file that can't be written is found now, not later.
                 connection.execute("UPDATE meta SET schema_version = schema_version")
         except DpmeshError:
             self._disconnect()
@@ -166,8 +165,8 @@ class SQLiteStore(Store):
         return Opened(self._secret, tuple(start for _, start in written), others)
 
     def _connect(self) -> sqlite3.Connection:
-        """The connection, made when there is none; always to the file that was opened first."""
-        if self._lost:
+        """The connection, which is made if there is none. It is always to the file that was opened first."""
+        if self._fork_interrupted:
             raise LedgerError(f"{self.path} was being written when this process was forked: start it afresh")
         file = self._identity()
         if self._file not in (None, file):
@@ -176,7 +175,7 @@ class SQLiteStore(Store):
             self._disconnect()
         if self._connection is None:
             if not os.access(self.path, os.R_OK | os.W_OK):
-                # Asked before SQLite is, which would leave a log beside the file that is read-only as well.
+                # Checked before SQLite opens the file, which would leave a read-only log beside it.
                 raise LedgerError(
                     f"{self.path} is read-only: make it and its directory writable for this user"
                 )
@@ -196,7 +195,7 @@ class SQLiteStore(Store):
         return self._connection
 
     def _prepare(self, connection: sqlite3.Connection) -> bytes:
-        """Makes commits durable, and returns the secret of the ledger that this is."""
+        """Makes commits durable and the tables current, and returns the ledger's secret."""
         schema.make_durable(connection, self.path)
         secret = schema.read_secret(connection, self.path)
         if self._secret not in (b"", secret):
@@ -223,7 +222,7 @@ class SQLiteStore(Store):
         return status.st_dev, status.st_ino
 
     def _disconnect(self) -> None:
-        if self._lost:
+        if self._fork_interrupted:
             return  # it is the parent's
         guard, self._rollback_guard = self._rollback_guard, None
         if guard is not None:
@@ -236,7 +235,7 @@ class SQLiteStore(Store):
 
     @contextmanager
     def _change(self) -> Iterator[queries.Change]:
-        """A transaction. What it writes is durable and witnessed afterwards; what fails may be either."""
+        """A transaction. If it succeeds, it is durable and counted by the rollback guard; if it fails, it may be."""
         connection = self._connect()
         change = queries.Change(connection, self._chain)
         self._failed = True
@@ -284,7 +283,7 @@ class SQLiteStore(Store):
         return Posting(self._rows[account[0]], account[1], windows[account[0]], amount)
 
     def _advance(self, change: queries.Change, wanted: tuple[int, ...]) -> tuple[int, ...]:
-        """The windows in force: the later of the wanted and the latest ever, which becomes the wanted."""
+        """Moves windows on to the wanted ones, unless they are later already; returns the windows in force."""
         stored = self._windows(change.connection)
         later = [(start, row) for start, row in zip(wanted, self._rows, strict=True) if start > stored[row]]
         if later:
@@ -348,15 +347,15 @@ class SQLiteStore(Store):
 
     def before_fork(self) -> None:
         """Waits for the transaction under way, and closes the connection."""
-        self._lost = not self._lock.acquire(timeout=_FORK_WAIT)
-        if not self._lost:
+        self._fork_interrupted = not self._lock.acquire(timeout=_FORK_WAIT)
+        if not self._fork_interrupted:
             self._disconnect()
 
     def after_fork_in_parent(self) -> None:
         """Goes on; the next call connects again."""
-        if not self._lost:
+        if not self._fork_interrupted:
             self._lock.release()
-        self._lost = False
+        self._fork_interrupted = False
 
     @override
     def after_fork_in_child(self) -> None:

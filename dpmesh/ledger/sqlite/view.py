@@ -29,10 +29,13 @@ _PAGE = 1000
 
 
 class SQLiteView(LedgerView):
-    """See LedgerView. The ledger as it was when this was made.
+    """An SQLite ledger as it was when this object was made.
 
-    Whoever has a ledger open has a write-ahead log beside it. Without one SQLite may take the file as immutable, and
-    then it makes no log of its own, which would belong to whoever looks.
+    A ledger that is in use has a write-ahead log beside it. A ledger at rest has none, and is opened as immutable, so
+    that SQLite makes no log, which would belong to the reading user.
+
+    Args:
+        path: The ledger's file.
 
     Raises:
         LedgerError: There is no ledger at the path, or it can't be read.
@@ -50,7 +53,7 @@ class SQLiteView(LedgerView):
                     self._open("mode=ro&immutable=1")
                     self._check_settled()
                 except (sqlite3.Error, ReadAgainError):
-                    # Perhaps it was being written; the other way of reading tells.
+                    # It may have been in use; the other way of reading tells.
                     self._at_rest = None
             if self._at_rest is None:
                 self._open("mode=ro")
@@ -70,7 +73,7 @@ class SQLiteView(LedgerView):
         return self._pages(self._read_entries)
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         self._connection.close()
 
     def _open(self, mode: str) -> None:
@@ -97,7 +100,7 @@ class SQLiteView(LedgerView):
             raise
 
     def _notes(self) -> str:
-        """What else has to be known: that a wrong clock locked it, or that others may use its files."""
+        """Other remarks: a wrong clock locked the ledger, or other users may use its files."""
         if self.ahead:
             return ahead_of_the_clock(str(self._path), self.ahead, time.time())
         with suppress(OSError):
@@ -121,14 +124,14 @@ class SQLiteView(LedgerView):
                 yield StoredEntry(name, *entry)
 
     async def _pages(self, read: Callable[[], Iterator[_T]]) -> AsyncIterator[_T]:
-        """What an iterator over the file gives, read page by page beside the event loop."""
+        """The rows of an iterator over the file, read page by page in a thread."""
         rows = read()
         while page := await asyncio.to_thread(self._settled, lambda: list(islice(rows, _PAGE))):
             for row in page:
                 yield row
 
     def _settled(self, read: Callable[[], _T]) -> _T:
-        """What is read, if it was read from the file as it was at the beginning."""
+        """Reads, and checks that a ledger at rest is still as it was at the beginning."""
         with explained(self._path):
             try:
                 found = read()
@@ -144,20 +147,19 @@ class SQLiteView(LedgerView):
 
 
 def _state(connection: sqlite3.Connection, path: Path, at_rest: bool) -> tuple[str, bool]:
-    """That nobody may charge a ledger and why, or "" if everybody may; and whether it is an older copy."""
+    """Why the ledger may not be charged ("" if it may), and whether it is an older copy."""
     try:
         name, commits = queries.progress(connection, path)
     except LedgerError as error:
         return str(error), False
-    with suppress(OSError):  # Whoever only reads needs no witness.
-        # While somebody charges it, that is no matter of the view's.
+    with suppress(OSError):  # Readers need no rollback guard, and holders check it themselves.
         if at_rest and (doubt := rollback_guard.doubt(path, name, commits)):
             return doubt, True
     return "", False
 
 
 def _at_rest(path: Path) -> tuple[int, int, int] | None:
-    """What changes when the file does, or None while it has a write-ahead log."""
+    """What changes when the file does, or None while the ledger has a write-ahead log."""
     if path.with_name(path.name + "-wal").exists():
         return None
     status = path.stat()

@@ -1,10 +1,10 @@
-"""The write-ahead log beside an SQLite ledger: whether it can be a continuation of the file that it stands beside.
+"""The write-ahead log beside an SQLite ledger: whether it continues the file that it stands beside.
 
-Whoever dies leaves the log there, and SQLite applies it to the file when that is opened next. If the file alone was
-replaced by an older copy meanwhile, the two are mixed: what was debited between the copy and the log's beginning is
-gone, and the count of commits, which the log has, does not show it. So the count is looked up in the file and in the
-log's first commit before SQLite sees either. The formats: https://www.sqlite.org/fileformat2.html, sections 1.6, 2.1
-and 4.1.
+A process that dies leaves the log there, and SQLite applies it to the file when that is opened next. If only the file
+was replaced by an older copy meanwhile, SQLite would mix the two. What was debited between the copy and the log's
+beginning would be gone, and the count of commits, which is in the log, would not show it. So the count is read from the
+file and from the log's first commit before SQLite opens either. The formats: https://www.sqlite.org/fileformat2.html,
+sections 1.6, 2.1 and 4.1.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def discard(path: Path) -> None:
     """Removes the log beside a ledger's file. Nobody may have the ledger open.
 
     Raises:
-        OSError: It can't be removed.
+        OSError: The log can't be removed.
     """
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
@@ -64,15 +64,15 @@ def gap(path: Path) -> int:
     log = path.with_name(path.name + "-wal")
     found = _in_file(path) if log.exists() else None
     if found is None:
-        return 0  # No log, no ledger, or one of before there was a count: SQLite and the schema tell.
+        return 0  # No log, no ledger, or one without a count (version 2 or older): SQLite and the schema will tell.
     first = _in_log(log, found[0])
-    # Asked again after the log was read: others may be at work, and the file must not seem older than it is.
+    # Read again after the log: others may be at work, and the file must not seem older than it is.
     found = _in_file(path)
     return max(0, first - 1 - found[1]) if first is not None and found is not None else 0
 
 
 def count(path: Path) -> int | None:
-    """How many commits a ledger's file has without the log, which is never fewer than before; None if nobody can tell.
+    """How many commits a ledger's file has without the log, or None if it can't be read. It never decreases.
 
     Args:
         path: The ledger's file.
@@ -82,7 +82,7 @@ def count(path: Path) -> int | None:
 
 
 def _in_file(path: Path) -> tuple[int, int] | None:
-    """Where the count of commits is (its page), and what it is, without the log."""
+    """The page that holds the count of commits, and the count, without the log."""
     try:
         with closing(sqlite_file.connect(path, "mode=ro&immutable=1", 0.0)) as connection:
             page = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'ledger'").fetchone()
@@ -93,11 +93,11 @@ def _in_file(path: Path) -> tuple[int, int] | None:
 
 
 def _in_log(log: Path, page: int) -> int | None:
-    """The count of commits as of the log's first version of a page; None if there is none, or the log is torn there."""
+    """The count of commits in the log's first version of a page; None if the log has none, or is torn there."""
     try:
         file = log.open("rb")
     except FileNotFoundError:
-        return None  # whoever had the ledger open has just closed it
+        return None  # the last holder has just closed the ledger
     with file:
         header = file.read(_HEADER.size)
         if len(header) < _HEADER.size:
@@ -117,7 +117,7 @@ def _in_log(log: Path, page: int) -> int | None:
 
 
 def _count(page: bytes) -> int | None:
-    """The count of commits in the leaf that holds the one row (id, witness, commits, ...)."""
+    """The count of commits in the page that holds the one row of table `ledger` (id, witness, commits, ...)."""
     try:
         if page[0] != _LEAF or page[3:5] != b"\0\1":
             return None

@@ -14,6 +14,7 @@ from google.protobuf.message_factory import GetMessageClass
 from dpmesh.accounting import Cost
 from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.policy.codegen import steps
+from dpmesh.policy.codegen.source import Source
 from dpmesh.policy.compile import anys, oneofs
 from dpmesh.policy.compile.epsilon_split import share
 from dpmesh.policy.compile.findings import Diagnostics, is_protected, is_strict
@@ -60,14 +61,15 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
         findings.refused(error)
         return None, findings.problems
     compiler = _Compiler(findings, loose)
-    try:
-        node = compiler.message(message, "", 1, ())
-    except AnnotationError as error:
-        findings.refused(error)
-        return None, findings.problems
-    if any(problem.severity is Severity.ERROR for problem in findings.problems):
-        return None, findings.problems
-    return _plan(message, node, findings.version(), compiler), findings.problems
+    with Source(message.full_name) as source:
+        try:
+            node = compiler.message(message, "", 1, ())
+        except AnnotationError as error:
+            findings.refused(error)
+            return None, findings.problems
+        if any(problem.severity is Severity.ERROR for problem in findings.problems):
+            return None, findings.problems
+        return _plan(message, node, findings.version(), compiler, source), findings.problems
 
 
 def _refuse_idle(message: Descriptor, findings: Diagnostics) -> None:
@@ -144,7 +146,7 @@ def _unopened(message: Descriptor) -> Callable[[Message, Pseudonymise], NoReturn
     return refuse
 
 
-def _plan(message: Descriptor, node: Fragment, version: str, compiler: _Compiler) -> Plan:
+def _plan(message: Descriptor, node: Fragment, version: str, compiler: _Compiler, source: Source) -> Plan:
     new = GetMessageClass(message)
     scopes = [Scope(path, cost) for path, cost, _ in node.units]
     ownerless = node.local + node.central
@@ -177,6 +179,7 @@ def _plan(message: Descriptor, node: Fragment, version: str, compiler: _Compiler
         messages=tuple(sorted(compiler.messages)),
         ownerless=(node.local, node.central),
         anys=Anys(anys.together(node.anys), build, build_blank) if node.anys else None,
+        source=source.text,
     )
 
 

@@ -99,7 +99,7 @@ def _hide(
     runs = [(field.name, _run(field, part, findings)) for field, part in members]
     mechanism = categorical.make(len(runs) + 1, epsilon)
     blank = GetMessageClass(oneof.containing_type)()
-    node.steps.append(steps.choice(oneof.name, runs, mechanism.draw, blank))
+    node.steps.append(steps.choice(oneof.name, runs, mechanism.codes, blank))
     cost = Cost.pure(epsilon)
     node.local += cost
     node.fields.append(

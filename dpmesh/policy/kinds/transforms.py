@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from dpmesh.errors import ProtectionError
-from dpmesh.noise import pool
-from dpmesh.noise.draws import Draws, taking
+from dpmesh.noise.draws import Draws
+from dpmesh.policy.codegen.source import drawing_function
 from dpmesh.policy.plan import FieldPlan, Grid
 
 # In the names that a transform's text refers to: what tells it from others in the same function.
@@ -45,9 +45,9 @@ class Transform:
         """The same as a function of the value alone."""
         assert self.codes is not None
         text, known = self.marked("")
-        stock = pool.shared(self.codes.key, self.codes.block)
-        transform: Callable[[Any], Any] = taking(stock, "transform", "value", "code", text, "out", **known)
-        return transform
+        stock = self.codes.pool()
+        made: Callable[[Any], Any] = drawing_function(stock, "transform", "value", "code", text, "out", known)
+        return made
 
 
 def of(plan: FieldPlan) -> Transform:

@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 
 from dpmesh.errors import ProtectionError
-from dpmesh.noise.draws import function
+from dpmesh.policy.codegen.source import function
 from dpmesh.policy.codegen.steps import Step, passed
 from dpmesh.policy.compile.findings import Diagnostics
 from dpmesh.policy.compile.fragment import Fragment

@@ -1,1 +1,1 @@
-"""What dpmesh needs of grpc.aio: calls, threads."""
+"""What dpmesh's interceptors need of grpc.aio: handlers, arities, calls, private names and threads."""

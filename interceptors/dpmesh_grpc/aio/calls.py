@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any, Protocol
 
 import grpc.aio
+from typing_extensions import override
 
 from dpmesh_grpc.status import Failure, rpc_error
 
@@ -26,7 +27,7 @@ class CallEnd(Protocol):
         """The status with which dpmesh ended a call of gRPC; None if it did not."""
 
 
-class StreamRefusal:
+class StreamRefusal(CallEnd):
     """The refusal of one message of a stream of requests, shared by the stream and its call.
 
     gRPC polls a stream of requests in a task of its own, and answers any exception there by cancelling the RPC.
@@ -44,8 +45,8 @@ class StreamRefusal:
         if self.call is None or not self.call.done():
             self._failure = failure
 
+    @override
     def failure(self, call: Any) -> Failure | None:
-        """See CallEnd."""
         return self._failure
 
 

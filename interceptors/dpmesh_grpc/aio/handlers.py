@@ -142,13 +142,13 @@ class SyncRpc:
 
 
 class Interception(Protocol):
-    """What an interceptor does with the RPCs of a handler."""
+    """What an interceptor does around the RPCs of a handler."""
 
     def asynchronous(self, context: Any) -> AsyncRpc:
-        """What stands around one RPC of a handler in the event loop."""
+        """Makes the object for one RPC of a handler in the event loop."""
 
     def synchronous(self, context: Any, loop: asyncio.AbstractEventLoop) -> SyncRpc:
-        """What stands around one RPC of a handler in the executor; `loop` is the server's."""
+        """Makes the object for one RPC of a handler in the executor; `loop` is the server's event loop."""
 
 
 class InterceptedHandlers:

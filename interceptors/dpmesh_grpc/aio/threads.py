@@ -1,4 +1,4 @@
-"""Threads: handlers that gRPC runs in an executor wait for the server's event loop, but not for one that has ended."""
+"""Threads: a handler in the executor waits for the server's event loop, unless that has ended."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from dpmesh.errors import LedgerError
 
 _T = TypeVar("_T")
 
-# How often a waiting thread looks whether the loop still runs, in seconds.
-_LOOK = 0.5
+# Seconds after which a waiting thread checks again whether the loop runs.
+_CHECK_EVERY = 0.5
 
 
 def result_of(work: Coroutine[Any, Any, _T], loop: asyncio.AbstractEventLoop) -> _T:
     """Runs a coroutine in an event loop and waits for it, in a thread of an executor.
 
-    Python joins such threads when a process exits, so a thread that waited for a loop that has ended would keep the
-    process for ever.
+    Python joins the executor's threads when a process exits. A thread that waited for a loop that has ended would keep
+    the process alive for ever.
 
     Args:
         work: The coroutine.
         loop: The server's event loop.
 
     Raises:
-        LedgerError: The loop has ended, so nobody can answer.
+        LedgerError: The loop has ended.
     """
     try:
         future = asyncio.run_coroutine_threadsafe(work, loop)
@@ -35,11 +35,11 @@ def result_of(work: Coroutine[Any, Any, _T], loop: asyncio.AbstractEventLoop) ->
     stood_still = False
     while True:
         try:
-            return future.result(_LOOK)
+            return future.result(_CHECK_EVERY)
         except TimeoutError:
             if future.done():
-                return future.result()  # Just now, or the error is the coroutine's own.
-        # A loop may also stand still between two `run_until_complete`; one that does so twice in a row has ended.
+                return future.result()  # It ended just now, or the coroutine itself raised TimeoutError.
+        # A loop also stands still between two `run_until_complete`. If it does so twice in a row, it has ended.
         if loop.is_running():
             stood_still = False
         elif stood_still:

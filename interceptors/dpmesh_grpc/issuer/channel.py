@@ -1,4 +1,4 @@
-"""Issuer channel: the connection to an issuer, and what dpmesh says of an issuer that gives nothing."""
+"""Issuer channel: how a client connects to an issuer, and which errors it makes of the issuer's refusals."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ _WORDS = {
 
 
 def issuer_channel(target: str, trust_bundle: bytes) -> grpc.aio.Channel:
-    """A channel to an issuer: encrypted, with nothing in it that another one has; the issuer's certificate is checked.
+    """An encrypted channel to an issuer that shares nothing with other channels. It checks the issuer's certificate.
 
     Args:
-        target: Where the issuer is, "host:port".
+        target: The issuer's address, "host:port".
         trust_bundle: The roots in PEM.
 
     Raises:
         IdentityError: MALFORMED: the trust bundle is not in PEM, or not an authority's.
     """
     options = (
-        # Channels that share a connection tie what is asked on them together.
+        # A connection that channels share would link their requests.
         ("grpc.use_local_subchannel_pool", 1),
-        # The name that no other server of the trust domain has, wherever the issuer is.
+        # No other server of the trust domain has this name.
         ("grpc.ssl_target_name_override", issuer_name(domain_of(trust_bundle))),
     )
     return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(trust_bundle), options)
 
 
 def issuer_error(error: grpc.aio.AioRpcError) -> IdentityError:
-    """Why an issuer gave nothing. What it said is repeated only if it is a text that dpmesh has itself."""
+    """The error for an issuer's refusal. It repeats the issuer's text only if that is one of dpmesh's own."""
     reason = _REASON.get(error.code(), "ISSUER_UNAVAILABLE")
     details = error.details()
     return IdentityError(reason, details if details in TEXTS else _WORDS[reason])

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import grpc.aio
 from google.protobuf import message_factory
 from google.protobuf.message import DecodeError
+from typing_extensions import override
 
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.ca.issuer import BAD_MESSAGE, BUSY, NO_REQUEST, NO_TOKENS, TEXTS, Issuer
@@ -30,11 +31,11 @@ from dpmesh.v1.identity_pb2 import (
 log = logging.getLogger("dpmesh.grpc")
 
 _LARGEST = 512 * 1024  # bytes of a request; a thousand blinded messages are half of it
-_CONCURRENT = 1000  # requests that the server works on at once; more are told to come later
-_WAITING = 1000  # RPCs whose requests are still to come; the oldest gives way to a new one
-_ARRIVAL = 5.0  # seconds that a request may take to come
+_CONCURRENT = 1000  # requests that the server works on at once; it refuses more
+_WAITING = 1000  # RPCs whose requests have not arrived; a new one ends the oldest
+_ARRIVAL = 5.0  # seconds in which a request must arrive
 _GRACE = 2.0  # seconds that RPCs under way get when the server stops
-# A stranger can open connections and RPCs: what each of them holds is bounded in number and in time.
+# Anybody can open connections and RPCs, so the number and the time of both are bounded.
 _OPTIONS = (
     ("grpc.max_receive_message_length", _LARGEST),
     ("grpc.so_reuseport", 0),  # Two issuers on one port would be a mistake.
@@ -58,45 +59,45 @@ _T = TypeVar("_T")
 
 
 class IssuerService(rpc.IssuerServiceServicer):
-    """The issuer's decisions as statuses; every text is fixed, and none quotes a request.
+    """Answers RPCs with the issuer's decisions. All texts are fixed, and none quotes a request.
 
     Args:
-        issuer: Who decides.
+        issuer: Decides about requests.
     """
 
     def __init__(self, issuer: Issuer) -> None:
         self._issuer = issuer
 
+    @override
     async def Enrol(self, request: EnrolRequest, context: Any) -> EnrolResponse:
-        """See the proto."""
         return await _answer(self._issuer.enrol(request), context)
 
+    @override
     async def Renew(self, request: RenewRequest, context: Any) -> RenewResponse:
-        """See the proto."""
         return await _answer(self._issuer.renew(request), context)
 
+    @override
     async def GetTokenKeys(self, request: GetTokenKeysRequest, context: Any) -> GetTokenKeysResponse:
-        """See the proto."""
         return await _answer(self._issuer.token_key_list(), context)
 
+    @override
     async def SignTokens(self, request: SignTokensRequest, context: Any) -> SignTokensResponse:
-        """See the proto."""
         return await _answer(self._issuer.sign_tokens(request), context)
 
 
 class _Arrivals:
-    """RPCs whose requests are still to come.
+    """RPCs whose requests have not arrived.
 
-    gRPC counts an RPC as soon as its headers are there, and waits for its request without a limit. A client that sends
-    no request would hold a place for ever. So handlers take requests as streams of one message, and wait here. A new
-    RPC is never refused: it takes the place of the one that has waited longest.
+    gRPC counts an RPC as soon as its headers arrive, and waits for its request without a limit. A client that sends no
+    request would occupy the server for ever. So handlers take requests as streams of one message, and wait here with a
+    limit. A new RPC is never refused: it ends the one that has waited longest.
     """
 
     def __init__(self) -> None:
         self._timers: dict[asyncio.Timeout, None] = {}  # in the order of their ends
 
     async def request(self, context: Any) -> bytes | None:
-        """The one message of an RPC, or None if it did not come."""
+        """The one message of an RPC, or None if it did not arrive in time."""
         if len(self._timers) >= _WAITING:
             self._end(next(iter(self._timers)))
         try:
@@ -110,7 +111,7 @@ class _Arrivals:
         return None if message is grpc.aio.EOF else message
 
     def close(self) -> None:
-        """Ends all that wait."""
+        """Ends all RPCs that wait."""
         for timer in list(self._timers):
             self._end(timer)
 
@@ -121,7 +122,7 @@ class _Arrivals:
 
 
 class _Handlers:
-    """The methods of the service, each with limits for how long a request may take to come, and how many there are.
+    """The handlers of the service's methods. They bound how long requests take to arrive, and how many there are.
 
     Args:
         service: Answers requests.
@@ -180,25 +181,25 @@ async def _answer(response: Awaitable[_T], context: Any) -> _T:
 
 
 def _text(error: IdentityError) -> str:
-    """What a client is told: one of the issuer's texts, without the reason, which the status says."""
+    """What a client is told: one of the issuer's fixed texts, without the reason, which is in the status."""
     text = str(error).removesuffix(f" [{error.reason}]")
     return text if text in TEXTS else _FAILED
 
 
 @asynccontextmanager
 async def issuer_server(issuer: Issuer, address: str) -> AsyncIterator[int]:
-    """Serves an issuer over TLS, under a certificate of its own authority that it renews at half of its life.
+    """Serves an issuer over TLS. Its own authority gives it a certificate, which it renews after half of its life.
 
     Args:
-        issuer: Who decides.
-        address: Where to listen, as "127.0.0.1:0".
+        issuer: Decides about requests.
+        address: Where to listen, such as "127.0.0.1:0".
 
     Yields:
         The port.
 
     Raises:
         ConfigError: It can't listen there.
-        IdentityError: EXPIRED: the authority is over.
+        IdentityError: EXPIRED: the authority's certificate has ended.
     """
     server = grpc.aio.server(options=_OPTIONS)
     handlers = _Handlers(IssuerService(issuer))
@@ -218,13 +219,13 @@ async def issuer_server(issuer: Issuer, address: str) -> AsyncIterator[int]:
 
 
 class _ServerCertificates:
-    """The service's own certificate.
+    """Gives gRPC the service's own certificate.
 
     Args:
-        issuer: Issues it.
+        issuer: Issues the certificate.
 
     Attributes:
-        first: What gRPC starts with.
+        first: The configuration that gRPC starts with.
     """
 
     def __init__(self, issuer: Issuer) -> None:
@@ -232,13 +233,13 @@ class _ServerCertificates:
         self.first = self._next()
 
     def __call__(self) -> Any:
-        """What replaces the configuration, or None; gRPC asks at every handshake, in another thread."""
+        """A new configuration, or None to keep the one before. gRPC asks at every handshake, in another thread."""
         if self._issuer.clock() < self._renew_at:
             return None
         try:
             return self._next()
         except IdentityError as error:
-            # gRPC would go on with the old one without a word.
+            # gRPC keeps the old one and does not log it.
             log.error("the issuer's own certificate can't be renewed: %s", error.reason)  # noqa: TRY400
             return None
 

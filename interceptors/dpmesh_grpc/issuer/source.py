@@ -23,16 +23,18 @@ from dpmesh_grpc.issuer.channel import TIMEOUT, domain_of, issuer_channel, issue
 
 
 class IssuerSource:
-    """Asks an issuer: enrols once, then renews by the certificate in force. Every fetch has a key of its own.
+    """A source of identities that asks an issuer: it enrols once, then renews with the certificate in force.
 
-    Nothing outlives a fetch but the identity it gave: each opens a connection of its own, presents no certificate, and
-    closes it. The first identity that is over ends the source: the device has to enrol again, with a new token.
+    Every fetch makes a new key. It opens a connection of its own, presents no certificate, and closes the connection;
+    only the identity that it got is kept. Once an identity has ended, the source can't renew: the device must enrol
+    again with a new token.
 
     Args:
-        target: Where the issuer is, "host:port".
-        trust_bundle: The roots in PEM, got by a trusted way together with the token. The issuer may replace them later.
+        target: The issuer's address, "host:port".
+        trust_bundle: The roots in PEM, which come together with the token by a trusted way. The issuer may replace
+            them later.
         enrolment_token: A one-time token.
-        identity: Instead of a token: one to renew, which is in force.
+        identity: A valid identity to renew, instead of a token.
         timeout: How long to wait for the issuer, in seconds.
         clock: Seconds since 1970.
 
@@ -68,13 +70,13 @@ class IssuerSource:
         self._turn = asyncio.Lock()
 
     async def fetch(self) -> Identity:
-        """See Source.
+        """Asks the issuer for an identity with a new key.
 
         Raises:
             IdentityError: ISSUER_UNAVAILABLE, RATE_LIMITED, or REFUSED: the text says what to do. MALFORMED,
-                EXPIRED or UNTRUSTED: what the issuer gave is no identity of this trust domain.
+                EXPIRED or UNTRUSTED: the issuer's answer is no identity of this trust domain.
         """
-        # One after the other: a token serves once.
+        # One fetch at a time, because a token can be used only once.
         async with self._turn:
             key = new_key()
             certificate = await self._ask(_certificate_request(key))
@@ -86,7 +88,7 @@ class IssuerSource:
             return identity
 
     async def close(self) -> None:
-        """There is nothing to let go of: every fetch closes what it opened."""
+        """Does nothing: every fetch closes its connection."""
 
     async def _ask(self, certificate_request: bytes) -> Certificate:
         try:
@@ -104,7 +106,7 @@ class IssuerSource:
         else:
             certificate: Certificate = response.certificate
             return certificate
-        # Outside of the handler: the cause would bring the peer's own text along.
+        # Outside of `except`: the exception's context would quote the peer's own text.
         raise refusal
 
 

@@ -1,4 +1,4 @@
-"""Client interceptors: requests are protected before they leave."""
+"""Client interceptor: protects requests before they leave, within the deadline of their RPC."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable
 from typing import Any
 
 import grpc.aio
+from typing_extensions import override
 
 from dpmesh.errors import DpmeshError
 from dpmesh.mesh.attestation import message_metadata, stream_metadata
-from dpmesh.mesh.flows import Flow, FlowTable
+from dpmesh.mesh.flow_table import FlowTable
+from dpmesh.mesh.flows import Flow
 from dpmesh.mesh.mesh import Mesh
 from dpmesh.mesh.refusals import intercepted_twice
 from dpmesh.mesh.stream import ReleaseStream
 from dpmesh_grpc import status
-from dpmesh_grpc.aio.arities import Arity, ArityInterceptor
+from dpmesh_grpc.aio.arities import Arity, ArityInterceptor, ClientInterception
 from dpmesh_grpc.aio.calls import StreamRefusal
 from dpmesh_grpc.aio.details import changed
 from dpmesh_grpc.aio.internals import COMPRESSION_KEY, LazyMetadata, following_interceptors
@@ -26,38 +28,39 @@ log = logging.getLogger("dpmesh.grpc")
 
 # Without compression: the size of a compressed message tells what the message says.
 _UNCOMPRESSED = ((COMPRESSION_KEY, "identity"),)
-TWICE = (
+INTERCEPTED_TWICE = (
     "dpmesh's interceptors are given twice, and would charge for each message twice; "
     "give them once: interceptors=[*aio_client_interceptors(mesh), ...]"
 )
 
 
-class Sender:
-    """What the interceptors of all four arities do.
+class Sender(ClientInterception):
+    """Protects the requests of a channel's RPCs; all four arities share one.
 
     Args:
-        mesh: Who releases.
-        consumer: Who receives it, for quotas.
+        mesh: Releases the requests.
+        consumer: Who receives the requests, for quotas.
     """
 
-    only_once = TWICE
+    only_once = INTERCEPTED_TWICE
 
     def __init__(self, mesh: Mesh, consumer: str = "") -> None:
         self._mesh = mesh
         self._methods = FlowTable(mesh, consumer)
         self._warned = False
 
+    @override
     def send_one(self, continuation: Any, details: Any, request: Any, arity: Arity) -> Awaitable[Any]:
         """Releases the request, and only then lets the RPC begin."""
         if more_follow(continuation):
-            twice = self._twice(details)
-            if twice is not None:
-                return _done(arity.refused(twice))
+            refusal = self._refusal_of_two(details)
+            if refusal is not None:
+                return _done(arity.refused(refusal))
         flow = self._methods[details.method].request
         left = details.timeout
         if left is None or left > 0:
             try:
-                # Without waiting, next to nothing is taken from the call's time.
+                # This does not wait, so that the deadline need not be watched.
                 protected = flow.protect_now(request)
             except DpmeshError as error:
                 return _done(_refused(arity, error))
@@ -68,7 +71,7 @@ class Sender:
     async def _send_later(
         self, flow: Flow, continuation: Any, details: Any, request: Any, arity: Arity
     ) -> Any:
-        """Does what `send_one` does where the ledger has to be waited for."""
+        """Releases the request once the ledger has answered, and only then lets the RPC begin."""
         left = details.timeout
         try:
             if left is None:
@@ -84,6 +87,7 @@ class Sender:
     def _send(
         self, flow: Flow, continuation: Any, details: Any, request: Any, protected: Any, left: float | None
     ) -> Awaitable[Any]:
+        """Lets the RPC begin with the protected request and the seconds that are left."""
         metadata = message_metadata(flow, request, protected, details.metadata, _UNCOMPRESSED)
         if metadata is not details.metadata:
             details = changed(details, left, LazyMetadata(*metadata))
@@ -92,43 +96,43 @@ class Sender:
         sent: Awaitable[Any] = continuation(details, protected)
         return sent
 
+    @override
     async def send_many(self, continuation: Any, details: Any, requests: Any, arity: Arity) -> Any:
         """Lets the RPC begin with a stream in which each request is released as gRPC asks for it."""
         if more_follow(continuation):
-            twice = self._twice(details)
-            if twice is not None:
-                raise twice
+            refusal = self._refusal_of_two(details)
+            if refusal is not None:
+                raise refusal
         flow = self._methods[details.method].request
         stream = flow.stream()
         # Only sensitive flows lose compression, but on all of them each message is judged by its own type.
         metadata = stream_metadata(flow, details.metadata, _UNCOMPRESSED)
         if metadata is not details.metadata:
             details = changed(details, details.timeout, LazyMetadata(*metadata))
-        refusal = StreamRefusal()
-        call = await continuation(details, _released(flow, stream, requests, refusal))
-        refusal.call = call
-        return arity.guarded(call, refusal)
+        end = StreamRefusal()
+        call = await continuation(details, _released(flow, stream, requests, end))
+        end.call = call
+        return arity.guarded(call, end)
 
-    def _twice(self, details: Any) -> grpc.aio.AioRpcError | None:
-        """Why an RPC is refused whose requests would be protected twice, or None in observe mode, which only warns."""
+    def _refusal_of_two(self, details: Any) -> grpc.aio.AioRpcError | None:
+        """The refusal of an RPC that two interceptors would protect; None in observe mode, which only warns."""
         if not self._mesh.observing:
-            refusal = intercepted_twice(TWICE)
+            refusal = intercepted_twice(INTERCEPTED_TWICE)
             self._methods[details.method].request.record_refused_rpc(refusal)
             return status.rpc_error(status.failure(refusal))
         if not self._warned:
             self._warned = True
-            log.warning("observe mode: RPCs would be refused: %s", TWICE)
+            log.warning("observe mode: RPCs would be refused: %s", INTERCEPTED_TWICE)
         return None
 
 
 def more_follow(continuation: Any) -> bool:
-    """Whether more of dpmesh's interceptors follow on a channel: its requests would be charged for, and noised, twice.
+    """Whether another of dpmesh's interceptors follows, which would charge for the requests and add noise again.
 
     Args:
         continuation: What gRPC gives an interceptor to go on with.
     """
     following = following_interceptors(continuation)
-    # Most often none follows, and there is nothing to look through.
     return bool(following) and any(map(protects, following))
 
 
@@ -174,16 +178,16 @@ async def _in_time(flow: Flow, request: Any, seconds: float) -> tuple[Any, float
 
 
 async def _released(
-    flow: Flow, stream: ReleaseStream, requests: AsyncIterable[Any] | Iterable[Any], refusal: StreamRefusal
+    flow: Flow, stream: ReleaseStream, requests: AsyncIterable[Any] | Iterable[Any], end: StreamRefusal
 ) -> AsyncIterator[Any]:
-    """The stream as it may leave; the first refusal ends it."""
+    """The stream of protected requests; the first refusal ends it."""
     passes = flow.passes
     try:
         async for request in requests if isinstance(requests, AsyncIterable) else _each(requests):
             yield request if passes(type(request)) else await flow.protect(request, stream)
     except DpmeshError as error:
         failure = status.refusal(error)
-        refusal.refuse(failure)
+        end.refuse(failure)
         raise status.rpc_error(failure) from error
     finally:
         stream.close()

@@ -1,4 +1,4 @@
-"""Contexts: what a handler holds of its RPC, so that nothing goes around the protection of its responses."""
+"""Contexts: what handlers get instead of gRPC's context, so that nothing leaves around the protection of responses."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from dpmesh.mesh.flows import Flow
 from dpmesh.mesh.refusals import HANDLER_FAILED, is_own
 from dpmesh.mesh.response_policy import ResponsePolicy
 from dpmesh.mesh.stream import ReleaseStream
+from dpmesh_grpc.aio.handlers import set_status
 from dpmesh_grpc.aio.internals import PEER_GONE, UNIMPLEMENTED
 from dpmesh_grpc.status import Failure, refusal
 from dpmesh_grpc.status import end as end_rpc
 
 log = logging.getLogger("dpmesh.grpc")
 
-# What has to reach gRPC, which ends the RPC or the process by it and never sends its text.
+# Exceptions that gRPC must see: it ends the RPC or the process by them, and never sends their texts.
 _GRPC_OWN = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, *PEER_GONE)
-# Where libraries keep the code of an exception that is meant as a status.
-_CODES = ("status_code", "grpc_status_code", "code")
+# Attributes in which libraries keep the code of an exception that is meant as a status.
+_CODE_ATTRIBUTES = ("status_code", "grpc_status_code", "code")
 _NOT_GIVEN: Final[Any] = object()
-_FINE = (None, grpc.StatusCode.OK, grpc.StatusCode.OK.value[0])
+_OK_CODES = (None, grpc.StatusCode.OK, grpc.StatusCode.OK.value[0])
 
 
 def _consumer(context: Any) -> str:
@@ -36,7 +37,7 @@ def _consumer(context: Any) -> str:
 
 
 class _Context:
-    """What the contexts of asynchronous handlers and of those in an executor share; the rest is gRPC's own.
+    """The part that both kinds of context share; all other attributes are those of gRPC's context.
 
     Attributes:
         aborted: The handler, or dpmesh, has ended the RPC.
@@ -48,7 +49,7 @@ class _Context:
         self.aborted = False
         self._context = context
         self._policy = policy
-        # Of the first message that has to be released.
+        # Set by the first message that has to be released.
         self._flow: Flow | None = None
         self._stream: ReleaseStream | None = None
         self._code: Any = None
@@ -74,7 +75,7 @@ class _Context:
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         self._context.add_done_callback(self._policy.without_text(lambda _: callback(self)))
 
-    # -- for the wrapped handlers --------------------------------------------------------------------------------------
+    # -- for the interceptor ------------------------------------------------------------------------------------------
 
     def begin_stream(self) -> None:
         """Turns compression off for all messages to come."""
@@ -86,16 +87,16 @@ class _Context:
         if self._stream is not None:
             self._stream.close()
 
-    def drops(self) -> bool:
-        """Whether gRPC drops a unary response, because the handler has set an error; it is then not paid for."""
-        return self._code not in _FINE and not self._policy.observing
+    def drops_response(self) -> bool:
+        """Whether gRPC drops a unary response because the handler has set an error code; nothing is charged then."""
+        return self._code not in _OK_CODES and not self._policy.observing
 
     async def protect(self, message: Any) -> Any:
         """What may leave instead of a response.
 
         Raises:
-            DpmeshError: Nothing may.
-            grpc.aio.AbortError: The RPC has ended, so that nothing leaves any more, and nothing is charged.
+            DpmeshError: Nothing may leave.
+            grpc.aio.AbortError: The RPC has ended; nothing is charged.
         """
         if self._abort_error is not None:
             raise self._abort_error
@@ -122,7 +123,7 @@ class _Context:
         return (code,) if details is _NOT_GIVEN else (code, self._policy.details(details))
 
     def _flow_to_client(self) -> Flow:
-        """The flow of this RPC. To be asked once: finding the client's name takes as long as a release."""
+        """The flow of this RPC. Called once: finding the client's name takes as long as a release."""
         flow = self._policy.flow
         return flow.for_consumer(_consumer(self._context)) if self._policy.by_consumer else flow
 
@@ -135,18 +136,18 @@ class _Context:
         return isinstance(error, _GRPC_OWN) or _is_unimplemented(error)
 
     def failure(self, error: BaseException) -> Failure:
-        """How the RPC ends when its handler raised something that does not pass."""
+        """The status with which the RPC ends when its handler raised an exception that does not pass."""
         if is_own(error):
-            if not isinstance(error, BudgetExhaustedError):  # Those are everyday, and there can be many.
-                # Its text, because it holds the message, and who collects records would hold it in turn.
+            if not isinstance(error, BudgetExhaustedError):  # Exhausted budgets would fill the log.
+                # The text, not the error: it holds the message, which a collector of log records would keep.
                 log.warning("%s: a response was refused: %s", self._policy.flow.method, str(error))
             return refusal(error)
         self._policy.log_failure(error)
-        return Failure(_code(error) if self._code in _FINE else self._code, HANDLER_FAILED)
+        return Failure(_code(error) if self._code in _OK_CODES else self._code, HANDLER_FAILED)
 
 
 def _is_unimplemented(error: BaseException) -> bool:
-    """Whether it is what generated code raises for a method that nobody wrote, which quotes nothing."""
+    """Whether an exception is what generated code raises for an unimplemented method; it quotes nothing."""
     return (
         type(error) is NotImplementedError
         and error.args in ((), (UNIMPLEMENTED,))
@@ -156,13 +157,13 @@ def _is_unimplemented(error: BaseException) -> bool:
 
 
 def _code(error: BaseException) -> grpc.StatusCode:
-    """The code of an exception that is meant as a status, and UNKNOWN of all others, as in gRPC."""
-    for name in _CODES:
+    """The code of an exception that is meant as a status; UNKNOWN for all others, as in gRPC."""
+    for name in _CODE_ATTRIBUTES:
         try:
             code = getattr(error, name, None)
         except Exception:  # noqa: S112 -- a property of the application's
             continue
-        if isinstance(code, grpc.StatusCode) and code not in _FINE:
+        if isinstance(code, grpc.StatusCode) and code not in _OK_CODES:
             return code
     return grpc.StatusCode.UNKNOWN
 
@@ -177,7 +178,7 @@ class AsyncContext(_Context):
         await self._abort(self._context.abort, *self._status(code, details, trailing_metadata))
 
     async def abort_with_status(self, status: Any) -> None:
-        """Does the same with a grpc.Status."""
+        """Ends the RPC with a deliberate grpc.Status, whose code always reaches the peer."""
         await self.abort(status.code, status.details, *filter(None, (status.trailing_metadata,)))
 
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
@@ -212,8 +213,8 @@ class AsyncContext(_Context):
 class SyncContext(_Context):
     """The context of handlers that gRPC runs in an executor.
 
-    gRPC writes a generator's messages behind its back, and an abort that overtakes one of them can hang the RPC.
-    So here the RPC ends by the status that its handler leaves behind when it is done, in all cases.
+    Such an RPC always ends with the status that is set when its handler is done: gRPC writes a generator's messages in
+    the background, and an abort that overtakes one of them can hang the RPC.
     """
 
     __slots__ = ()
@@ -246,8 +247,4 @@ class SyncContext(_Context):
         """Ends the RPC with an exception that does not pass, unless the handler has already ended it."""
         if self.aborted:
             return
-        failure = self.failure(error)
-        self._context.set_code(failure.code)
-        self._context.set_details(failure.text)
-        if failure.trailing:
-            self._context.set_trailing_metadata(failure.trailing)
+        set_status(self._context, self.failure(error))

@@ -1,4 +1,4 @@
-"""Coverage: all arities of a channel are protected once, and so is a server, or no RPC should be made."""
+"""Coverage: makes a channel's interceptors, and checks that channels and servers are protected exactly once."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def aio_client_interceptors(mesh: Mesh, *, consumer: str = "") -> tuple[Any, ...
     release lies under that of its RPC.
 
     Args:
-        mesh: Who releases.
-        consumer: Who receives the requests, under which name quotas count them; the sender knows whom it connects to.
+        mesh: Releases the requests.
+        consumer: Who receives the requests: the name under which quotas count them.
 
     Returns:
         Four objects, one for each arity, to be passed whole:
@@ -66,7 +66,7 @@ def check_server(server: grpc.aio.Server) -> None:
     Raises:
         ConfigError: It has none, or more than one, or it is no grpc.aio server.
     """
-    count = count_on(server)
+    count = count_interceptors(server)
     if count != 1:
         raise ConfigError(
             f"this server has {count} of dpmesh's interceptors instead of 1; "
@@ -74,7 +74,7 @@ def check_server(server: grpc.aio.Server) -> None:
         )
 
 
-def count_on(server: Any) -> int:
+def count_interceptors(server: Any) -> int:
     """How many of dpmesh's interceptors a server has.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Server interceptor: responses are protected before they leave, and requests can be required to be."""
+"""Server interceptor: protects responses before they leave, and refuses requests that lack a required attestation."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from typing_extensions import override
 from dpmesh.bounded import BoundedTable
 from dpmesh.errors import ConfigError
 from dpmesh.mesh.attestation import is_attested, refusal_without
-from dpmesh.mesh.flows import Flow, FlowTable, MethodFlows
+from dpmesh.mesh.flow_table import FlowTable, MethodFlows
+from dpmesh.mesh.flows import Flow
 from dpmesh.mesh.mesh import Mesh
 from dpmesh.mesh.refusals import Refusal, intercepted_twice
 from dpmesh.mesh.response_policy import ResponsePolicy
 from dpmesh.mesh.untyped import METHODS_KEPT
 from dpmesh_grpc.aio.arities import SYNCHRONOUS
-from dpmesh_grpc.aio.handlers import AsyncRpc, SyncRpc, intercepted, rebuilt
+from dpmesh_grpc.aio.handlers import AsyncRpc, Interception, SyncRpc, intercepted, rebuilt
 from dpmesh_grpc.aio.internals import called_by_synchronous_grpc
 from dpmesh_grpc.aio.threads import result_of
 from dpmesh_grpc.protection.context import AsyncContext, SyncContext
@@ -28,49 +29,49 @@ from dpmesh_grpc.status import DETAILS_KEY, Failure, end, failure
 
 log = logging.getLogger("dpmesh.grpc")
 
-TWICE = (
+INTERCEPTED_TWICE = (
     "dpmesh's interceptors are given twice, and would charge for each message twice; "
     "give them once: interceptors=[..., *aio_server_interceptors(mesh)]"
 )
 
 
 def aio_server_interceptors(mesh: Mesh) -> tuple[grpc.aio.ServerInterceptor, ...]:
-    """What protects the responses of a grpc.aio server, and refuses requests that had to be protected and are not.
+    """What protects the responses of a grpc.aio server, and refuses requests that lack a required attestation.
 
-    It belongs next to the handlers, after all others: `interceptors=[*others, *aio_server_interceptors(mesh)]`. What
-    stands before it sees responses as they leave, and exceptions without their text. So what turns exceptions into
-    statuses belongs after it: then the codes pass, and the texts are held back as a handler's own.
+    It belongs next to the handlers, after all others: `interceptors=[*others, *aio_server_interceptors(mesh)]`.
+    Interceptors before it see responses as they leave, and exceptions without their text. An interceptor that turns
+    exceptions into statuses belongs after it: its codes pass, and its texts are withheld as a handler's are.
 
     Args:
-        mesh: Who releases.
+        mesh: Releases the responses.
     """
     return _Interceptors([ServerInterceptor(mesh)])
 
 
 class _Interceptors(tuple[grpc.aio.ServerInterceptor, ...]):
-    """A tuple that synchronous gRPC refuses to take."""
+    """A tuple that raises ConfigError where synchronous gRPC copies it."""
 
     __slots__ = ()
 
     def __iter__(self) -> Iterator[grpc.aio.ServerInterceptor]:
-        # grpc.server looks at its interceptors only when an RPC comes; but it makes a tuple of them.
+        # grpc.server makes a tuple of its interceptors; it uses them only when an RPC comes.
         if called_by_synchronous_grpc():
             raise ConfigError(SYNCHRONOUS)
         return super().__iter__()
 
 
-# The interceptor of dpmesh that is asking those after it for a handler.
-_asking: ContextVar[ServerInterceptor | None] = ContextVar("dpmesh_asking", default=None)
+# The interceptor of dpmesh that waits for the handler from the interceptors after it.
+_outer: ContextVar[ServerInterceptor | None] = ContextVar("dpmesh_asking", default=None)
 
 
 class _Served(NamedTuple):
-    """What stands for a handler.
+    """What gRPC gets instead of a handler.
 
     Attributes:
         handler: The handler.
-        method: Its method, under the policy that the mesh had.
+        method: The handler's method, under the policy that was in force.
         wrapped: The handler with its responses protected.
-        unattested: What refuses requests that are not attested; None if the method takes them.
+        unattested: What refuses requests that are not attested; None if the method takes such requests.
     """
 
     handler: Any
@@ -80,23 +81,24 @@ class _Served(NamedTuple):
 
 
 class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Wraps all handlers: each response is judged by its own type, whatever its method declares.
+    """Wraps all handlers. Each response is judged by its own type, whatever its method declares.
 
     Args:
-        mesh: Who releases.
+        mesh: Releases the responses.
     """
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
         self._methods = FlowTable(mesh)
         self._served: BoundedTable[str, _Served] = BoundedTable(METHODS_KEPT)
-        self._twice = False
+        self._is_one_of_two = False
 
+    @override
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Awaitable[Any]:
-        """See grpc.aio.ServerInterceptor.
+        """Gives gRPC a handler whose responses are protected.
 
         Raises:
-            ConfigError: Synchronous gRPC asks, which does so in a thread without an event loop.
+            ConfigError: Synchronous gRPC asks, in a thread without an event loop.
         """
         try:
             asyncio.get_running_loop()
@@ -105,15 +107,15 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return self._intercept(continuation, handler_call_details)
 
     async def _intercept(self, continuation: Any, handler_call_details: Any) -> Any:
-        # At each RPC: an interceptor between two of dpmesh's may have answered all before, and servers can share them.
-        before = _asking.get()
-        if before is not None:
-            before.found_another(self)
-        asking = _asking.set(self)
+        # Checked at each RPC: an interceptor between two of dpmesh's may have answered all earlier RPCs.
+        outer = _outer.get()
+        if outer is not None:
+            outer.found_another(self)
+        token = _outer.set(self)
         try:
             handler = await continuation(handler_call_details)
         finally:
-            _asking.reset(asking)
+            _outer.reset(token)
         if handler is None:
             return None
         name = handler_call_details.method
@@ -126,13 +128,15 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return served.unattested
 
     def found_another(self, other: ServerInterceptor) -> None:
-        """Notes that another of dpmesh's interceptors follows: from now on both serve nothing that is protected."""
-        if self._twice and other._twice:
+        """Notes that another of dpmesh's interceptors follows: from now on both refuse to send protected messages."""
+        if self._is_one_of_two and other._is_one_of_two:
             return
         for each in (self, other):
-            each._twice = True
+            each._is_one_of_two = True
             each._served.clear()
-        log.error("%s%s", "observe mode: RPCs would be refused: " if self._mesh.observing else "", TWICE)
+        log.error(
+            "%s%s", "observe mode: RPCs would be refused: " if self._mesh.observing else "", INTERCEPTED_TWICE
+        )
 
     def _serve(self, name: str, handler: Any, method: MethodFlows) -> _Served:
         refusal = refusal_without(method)
@@ -145,10 +149,10 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             method,
             streams=handler.response_streaming,
             details_key=DETAILS_KEY,
-            intercepted_twice=self._twice,
+            intercepted_twice=self._is_one_of_two,
         )
         if policy.intercepted_twice and policy.flow.sensitive():
-            return self._refusing(handler, method.response, intercepted_twice(TWICE))
+            return self._refusing(handler, method.response, intercepted_twice(INTERCEPTED_TWICE))
         deserializer = handler.request_deserializer
         return rebuilt(
             handler,
@@ -159,7 +163,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         )
 
     def _refusing(self, handler: Any, flow: Flow, refusal: Refusal) -> Any:
-        """A handler of the same arity that refuses every RPC, and records that on a flow."""
+        """A handler of the given one's arity that refuses every RPC, and records that on a flow."""
         status = failure(refusal)
 
         async def refuse(_request: Any, context: Any) -> None:
@@ -177,88 +181,93 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 class _AsyncRpc(AsyncRpc):
     """Protects the responses of one RPC whose handler runs in the event loop."""
 
-    __slots__ = ("_guarded", "_passes", "_policy")
+    __slots__ = ("_handler_context", "_passes", "_policy")
 
     def __init__(self, context: Any, policy: ResponsePolicy) -> None:
-        self._guarded = AsyncContext(context, policy)
+        self._handler_context = AsyncContext(context, policy)
         self._passes = policy.flow.passes
         self._policy = policy
 
     @override
     async def begin(self) -> AsyncContext:
         if self._policy.streams:
-            self._guarded.begin_stream()
-        return self._guarded
+            self._handler_context.begin_stream()
+        return self._handler_context
 
     @override
     async def respond(self, response: Any) -> Any:
         if self._passes(type(response)):
             return response
-        if not self._policy.streams and self._guarded.drops():
+        if not self._policy.streams and self._handler_context.drops_response():
             return None
-        return await self._guarded.protect(response)
+        return await self._handler_context.protect(response)
 
     @override
     def failure(self, error: BaseException) -> Failure | None:
-        return None if self._guarded.passes(error) else self._guarded.failure(error)
+        return None if self._handler_context.passes(error) else self._handler_context.failure(error)
 
     @override
     async def close(self) -> None:
-        self._guarded.close()
+        self._handler_context.close()
 
     @override
     async def end(self, failure: Failure) -> None:
-        await self._guarded.end(failure)
+        await self._handler_context.end(failure)
 
 
 class _SyncRpc(SyncRpc):
     """Protects the responses of one RPC whose handler runs in the executor."""
 
-    __slots__ = ("_guarded", "_loop", "_policy")
+    __slots__ = ("_handler_context", "_loop", "_policy")
 
     def __init__(self, context: Any, policy: ResponsePolicy, loop: asyncio.AbstractEventLoop) -> None:
-        self._guarded = SyncContext(context, policy)
+        self._handler_context = SyncContext(context, policy)
         self._policy = policy
         self._loop = loop
 
     @override
     def begin(self) -> SyncContext:
         if self._policy.streams:
-            self._guarded.begin_stream()
-        return self._guarded
+            self._handler_context.begin_stream()
+        return self._handler_context
 
     @override
     def respond(self, response: Any) -> Any:
-        guarded, streams = self._guarded, self._policy.streams
-        if streams and guarded.aborted:
+        context, streams = self._handler_context, self._policy.streams
+        if streams and context.aborted:
             raise grpc.aio.AbortError("The handler has aborted the RPC.")  # `end` takes it.
         if self._policy.flow.passes(type(response)):
             return response
-        if not streams and (guarded.aborted or guarded.drops()):
+        if not streams and (context.aborted or context.drops_response()):
             return None
-        return result_of(guarded.protect(response), self._loop)
+        return result_of(context.protect(response), self._loop)
 
     @override
     def end(self, error: BaseException) -> bool:
-        if self._guarded.passes(error):
+        if self._handler_context.passes(error):
             return False
-        self._guarded.end(error)
+        self._handler_context.end(error)
         return True
 
     @override
     def close(self) -> None:
-        self._guarded.close()
+        self._handler_context.close()
 
 
-class _Protection(NamedTuple):
-    """The interception that protects the responses of one handler."""
+class _Protection(Interception):
+    """Protects the responses of one handler.
 
-    policy: ResponsePolicy
+    Args:
+        policy: How they are protected.
+    """
 
+    def __init__(self, policy: ResponsePolicy) -> None:
+        self._policy = policy
+
+    @override
     def asynchronous(self, context: Any) -> AsyncRpc:
-        """See Interception."""
-        return _AsyncRpc(context, self.policy)
+        return _AsyncRpc(context, self._policy)
 
+    @override
     def synchronous(self, context: Any, loop: asyncio.AbstractEventLoop) -> SyncRpc:
-        """See Interception."""
-        return _SyncRpc(context, self.policy, loop)
+        return _SyncRpc(context, self._policy, loop)

@@ -1,7 +1,27 @@
-"""Rotating channel: a grpc.aio channel whose client certificate changes under way, without a failed RPC.
+"""Rotating channel: a grpc.aio channel whose client certificate is replaced while it is used, without a failed RPC.
 
-gRPC for Python can't reload a client certificate, so there is a whole channel for each identity. The next one is made
-and connected while the one in force serves; then new RPCs go to it, and those under way end where they began.
+How it works: gRPC for Python can't reload a client certificate, so each identity has a gRPC channel of its own. One of
+them is in force, and new RPCs begin on it. An RPC stays on the channel that it began on.
+
+| state      | in force                                    | new RPCs                       |
+|------------|---------------------------------------------|--------------------------------|
+| SERVING    | the channel of the newest identity          | begin on it                    |
+| FOLLOWING  | the channel of an older, valid identity     | begin on it                    |
+| NO IDENTITY| nothing                                     | end with UNAVAILABLE           |
+| CLOSED     | nothing                                     | raise UsageError               |
+
+| from        | event                                        | to                                           |
+|-------------|----------------------------------------------|----------------------------------------------|
+| SERVING     | the identity rotates                         | FOLLOWING; the new channel connects          |
+| SERVING     | the identity ends                            | NO IDENTITY                                  |
+| FOLLOWING   | the new channel is connected                 | SERVING; the old channel drains              |
+| FOLLOWING   | it is not connected after `CONNECT` seconds  | FOLLOWING, with another new channel          |
+| FOLLOWING   | the older identity ends                      | SERVING on the new channel, connected or not |
+| NO IDENTITY | there is a new identity                      | SERVING on its channel, connected or not     |
+| any         | `close`                                      | CLOSED                                       |
+
+Draining: RPCs under way may go on for `drain` seconds and are then cut off. The old connection closes at a random
+moment within that time.
 """
 
 from __future__ import annotations
@@ -16,6 +36,7 @@ from typing import Any, Final, Self
 
 import grpc
 import grpc.aio
+from typing_extensions import override
 
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity import Identity
@@ -28,7 +49,7 @@ from dpmesh_grpc.rotation.multicallables import StreamStream, StreamUnary, Unary
 
 log = logging.getLogger("dpmesh.grpc")
 
-# Seconds after which a channel that does not get ready is made anew: gRPC itself waits ever longer between attempts.
+# Seconds after which a channel that is not connected is made anew. gRPC itself waits ever longer between attempts.
 CONNECT: Final = 10.0
 
 _POOL: Final = "grpc.use_local_subchannel_pool"
@@ -50,24 +71,24 @@ def rotating_channel(
     """A secure grpc.aio channel that follows an identity's rotation. It is used and closed like any other.
 
     No two identities ever share a TCP connection or a TLS session. While no identity is valid, RPCs end at once with
-    UNAVAILABLE, also those that would wait for a connection. What a channel says of itself is gRPC's default, the
-    same for all devices: `options` must not make it tell them apart (grpc.primary_user_agent). The connections' source
-    address and their timing stay what they are.
+    UNAVAILABLE, also those with `wait_for_ready`. All devices send gRPC's default user agent; `options` must not
+    change that, because it would tell devices apart (grpc.primary_user_agent). The channel does not hide the source
+    address and the timing of its connections.
 
     Args:
         target: The server's address.
         identity: An opened identity, open for longer than the channel.
         server_name: The DNS name in the server's certificate; by default the identity's trust domain.
         options: More channel arguments.
-        compression: See grpc.aio.secure_channel.
-        interceptors: See grpc.aio.secure_channel. They are shared by all identities' channels.
+        compression: As for grpc.aio.secure_channel.
+        interceptors: As for grpc.aio.secure_channel. The channels of all identities share them.
         drain: Seconds for which RPCs may go on after their identity was replaced; then they end with UNAVAILABLE. The
-            old connection ends at a random moment within them, so that its end does not point at the new one.
-        keep: Metadata keys that leave although they may tie identities together: `("traceparent",)` for a trace that
-            goes on at the server. All others in `dpmesh_grpc.rotation.linkable_metadata.LINKING` are taken out.
+            old connection closes at a random moment within that time, so that its end does not point at the new one.
+        keep: Metadata keys that are sent although they may link identities: `("traceparent",)` for a trace that
+            goes on at the server. All others in `dpmesh_grpc.rotation.linkable_metadata.LINKING` are removed.
 
     Raises:
-        IdentityError: The identity is not open, or over.
+        IdentityError: The identity is not open, or has ended.
         ConfigError: The options or the drain would link identities.
         RuntimeError: No event loop is running.
     """
@@ -76,7 +97,11 @@ def rotating_channel(
 
 
 class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
-    """See `rotating_channel`."""
+    """The channel that `rotating_channel` returns; the arguments are the same.
+
+    Args:
+        linking: The metadata keys that are removed.
+    """
 
     def __init__(
         self,
@@ -97,26 +122,27 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
         self._linking = linking
         others = tuple(interceptors or ())
         refuse_twice(others)
-        # What interceptors add is taken out by one more; without any, a channel has none, and costs what it did.
+        # One more interceptor removes what the others add. Without others there is none, because it costs time.
         self._interceptors = (*others, *stripping_interceptors(linking)) if others else None
         if not 0 <= drain < float("inf"):
             raise ConfigError("drain must be a number of seconds, 0 or more")
         self._drain = drain
-        self._refusal = NoChannel(grpc.ChannelConnectivity.TRANSIENT_FAILURE)
+        self._no_identity = NoChannel(grpc.ChannelConnectivity.TRANSIENT_FAILURE)
         self._closed = False
         loop = asyncio.get_running_loop()
         first = self._connect()
         for name in map(interceptor_list, ARITIES):  # For `dpmesh_grpc.check_channel`.
             setattr(self, name, getattr(first.channel, name))
-        self._link: IdentityChannel | NoChannel = first
-        self._in_force: Identity | None = first.identity
+        self._in_force: IdentityChannel | NoChannel = first
+        self._identity_in_force: Identity | None = first.identity
         self._replaced = asyncio.Event()
         self._drains: dict[IdentityChannel, asyncio.Task[None]] = {}
-        # In an empty context: what makes a channel may run inside of a trace.
+        # In an empty context: the channel may be made inside of a trace, which would otherwise go on.
         self._rotation = loop.create_task(self._rotate(), context=contextvars.Context())
 
     # -- RPCs ----------------------------------------------------------------------------------------------------------
 
+    @override
     def unary_unary(
         self,
         method: str,
@@ -124,13 +150,10 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
         response_deserializer: Any = None,
         _registered_method: bool | None = False,
     ) -> grpc.aio.UnaryUnaryMultiCallable:
-        """See grpc.aio.Channel."""
-        return UnaryUnary(
-            self._live,
-            (method, request_serializer, response_deserializer, _registered_method),
-            self._linking,
-        )
+        arguments = (method, request_serializer, response_deserializer, _registered_method)
+        return UnaryUnary(self.usable, arguments, self._linking)
 
+    @override
     def unary_stream(
         self,
         method: str,
@@ -138,13 +161,10 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
         response_deserializer: Any = None,
         _registered_method: bool | None = False,
     ) -> grpc.aio.UnaryStreamMultiCallable:
-        """See grpc.aio.Channel."""
-        return UnaryStream(
-            self._live,
-            (method, request_serializer, response_deserializer, _registered_method),
-            self._linking,
-        )
+        arguments = (method, request_serializer, response_deserializer, _registered_method)
+        return UnaryStream(self.usable, arguments, self._linking)
 
+    @override
     def stream_unary(
         self,
         method: str,
@@ -152,13 +172,10 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
         response_deserializer: Any = None,
         _registered_method: bool | None = False,
     ) -> grpc.aio.StreamUnaryMultiCallable:
-        """See grpc.aio.Channel."""
-        return StreamUnary(
-            self._live,
-            (method, request_serializer, response_deserializer, _registered_method),
-            self._linking,
-        )
+        arguments = (method, request_serializer, response_deserializer, _registered_method)
+        return StreamUnary(self.usable, arguments, self._linking)
 
+    @override
     def stream_stream(
         self,
         method: str,
@@ -166,12 +183,8 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
         response_deserializer: Any = None,
         _registered_method: bool | None = False,
     ) -> grpc.aio.StreamStreamMultiCallable:
-        """See grpc.aio.Channel."""
-        return StreamStream(
-            self._live,
-            (method, request_serializer, response_deserializer, _registered_method),
-            self._linking,
-        )
+        arguments = (method, request_serializer, response_deserializer, _registered_method)
+        return StreamStream(self.usable, arguments, self._linking)
 
     # -- the channel itself --------------------------------------------------------------------------------------------
 
@@ -184,7 +197,7 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
         await self.close()
 
     async def close(self, grace: float | None = None) -> None:
-        """Ends all channels; RPCs under way have `grace` seconds. See grpc.aio.Channel.
+        """Closes the channels of all identities; RPCs under way may go on for `grace` seconds.
 
         Raises:
             ValueError: The grace is negative.
@@ -194,23 +207,23 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
         if self._closed:
             return
         self._closed = True
-        links = [*self._drains, self._link]
+        channels = [*self._drains, self._in_force]
         self._replace(NoChannel(grpc.ChannelConnectivity.SHUTDOWN, closed=True))
         tasks = [self._rotation, *self._drains.values()]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*(link.channel.close(grace) for link in links))
+        await asyncio.gather(*(each.channel.close(grace) for each in channels))
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         """The state of the channel in force; TRANSIENT_FAILURE while there is none."""
-        return self._live().channel.get_state(try_to_connect)
+        return self.usable().channel.get_state(try_to_connect)
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        """Waits until the state is another one, whether it changed or the channel was replaced."""
+        """Waits until the state has changed, also because another channel is in force."""
         while True:
             replaced = asyncio.ensure_future(self._replaced.wait())
-            changed = asyncio.ensure_future(self._live().channel.wait_for_state_change(last_observed_state))
+            changed = asyncio.ensure_future(self.usable().channel.wait_for_state_change(last_observed_state))
             try:
                 await asyncio.wait((replaced, changed), return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -231,29 +244,29 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
 
     # -- rotation ------------------------------------------------------------------------------------------------------
 
-    def _live(self) -> IdentityChannel | NoChannel:
-        """What new RPCs begin on."""
+    def usable(self) -> IdentityChannel | NoChannel:
+        """The channel that new RPCs begin on. It is asked at each RPC, because time alone can end an identity."""
         try:
-            if self._identity.current is self._in_force:
-                return self._link
+            if self._identity.current is self._identity_in_force:
+                return self._in_force
         except IdentityError:
-            return self._link if self._closed else self._refusal
-        # The newest identity's channel is not connected yet.
-        return self._link if self._closed or self._left() > 0 else self._refusal
+            return self._in_force if self._closed else self._no_identity
+        # FOLLOWING: the newest identity's channel is not connected yet.
+        return self._in_force if self._closed or self._seconds_left() > 0 else self._no_identity
 
-    def _left(self) -> float:
-        """Seconds until the identity in force is over; 0 when it is, or when there is none."""
-        if self._in_force is None:
+    def _seconds_left(self) -> float:
+        """Seconds until the identity in force ends; 0 when it has ended, or when there is none."""
+        if self._identity_in_force is None:
             return 0.0
-        left = max(self._in_force.not_after - time.time(), 0.0)
+        left = max(self._identity_in_force.not_after - time.time(), 0.0)
         try:
-            # While it is the newest, the identity's own clocks decide: asked again a second later.
-            return left or (1.0 if self._identity.current is self._in_force else 0.0)
+            # While it is the newest, its own clocks decide whether it has ended. Ask again a second later.
+            return left or (1.0 if self._identity.current is self._identity_in_force else 0.0)
         except IdentityError:
             return 0.0
 
     def _connect(self) -> IdentityChannel:
-        """A channel under the newest identity, not connected yet.
+        """Makes a channel with the newest identity. It is not connected yet.
 
         Raises:
             IdentityError: There is none.
@@ -271,54 +284,55 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
         return IdentityChannel(channel, identity, generation)
 
     async def _rotate(self) -> None:
-        generation = self._link.generation
+        """Follows the identity until it or the channel is closed."""
+        generation = self._in_force.generation
         while True:
             try:
-                async with asyncio.timeout(self._left() if self._in_force else None):
+                async with asyncio.timeout(self._seconds_left() if self._identity_in_force else None):
                     await self._identity.wait(generation)
             except TimeoutError:
-                if not self._left():
-                    self._replace(self._refusal)
+                if not self._seconds_left():
+                    self._replace(self._no_identity)
                 continue
             except IdentityError:  # The identity was closed before the channel.
-                self._replace(self._refusal)
+                self._replace(self._no_identity)
                 return
             generation = self._identity.generation
             try:
                 generation = await self._follow()
             except Exception as error:
-                # What is in force stays so until it is over; the next identity may do better.
+                # The channel in force stays until its identity ends; the next identity may do better.
                 log.warning("no channel could be made under the new identity (%s)", type(error).__name__)
 
     async def _follow(self) -> int:
-        """Puts the newest identity in force, once its channel is connected or the identity in force is over.
+        """Puts the newest identity in force, once its channel is connected or the identity in force has ended.
 
         Returns:
-            Its generation.
+            The generation of the newest identity.
 
         Raises:
             IdentityError: There is none.
         """
         while True:
-            link = self._connect()
+            new = self._connect()
             try:
-                async with asyncio.timeout(min(CONNECT, self._left())):
-                    await link.channel.channel_ready()
+                async with asyncio.timeout(min(CONNECT, self._seconds_left())):
+                    await new.channel.channel_ready()
             except TimeoutError:
-                if self._left():
+                if self._seconds_left():
                     log.warning("no connection under the new identity yet; the old one stays in force")
-                    await link.channel.close()
+                    await new.channel.close()
                     continue
             except BaseException:
-                await link.channel.close()
+                await new.channel.close()
                 raise
-            self._replace(link)
-            return link.generation
+            self._replace(new)
+            return new.generation
 
-    def _replace(self, link: IdentityChannel | NoChannel) -> None:
-        """Puts a link in force between two RPCs, and lets the old one end."""
-        old, self._link = self._link, link
-        self._in_force = link.identity if isinstance(link, IdentityChannel) else None
+    def _replace(self, new: IdentityChannel | NoChannel) -> None:
+        """Puts a channel in force between two RPCs, and drains the old one."""
+        old, self._in_force = self._in_force, new
+        self._identity_in_force = new.identity if isinstance(new, IdentityChannel) else None
         self._replaced.set()
         self._replaced = asyncio.Event()
         if isinstance(old, IdentityChannel) and not self._closed:
@@ -328,7 +342,7 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
 
 
 def _checked(options: Iterable[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
-    """Channel arguments without those that this module sets, which must not contradict them.
+    """The channel arguments, without those that this module sets itself. They must not contradict it.
 
     Raises:
         ConfigError: One of them would link identities.

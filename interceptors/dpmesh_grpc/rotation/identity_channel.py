@@ -1,4 +1,4 @@
-"""Links: one gRPC channel under one identity, what stands for it when there is none, and the calls of both."""
+"""A gRPC channel that has one identity to its end, and what stands in its place while no identity is valid."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import grpc.aio
+from typing_extensions import override
 
 from dpmesh.identity import Identity
 from dpmesh_grpc.aio.arities import Arity
+from dpmesh_grpc.aio.calls import CallEnd
 from dpmesh_grpc.aio.internals import active_calls
 from dpmesh_grpc.status import Failure, rpc_error
 
@@ -25,12 +27,12 @@ OUTLIVED: Final = Failure(
 EXPIRED: Final = Failure(_UNAVAILABLE, "the channel has no identity that is valid now")
 
 
-class IdentityChannel:
-    """A gRPC channel that was made with one identity and keeps it to its end.
+class IdentityChannel(CallEnd):
+    """A gRPC channel that has one identity to its end.
 
     Args:
-        channel: The channel.
-        identity: What it was made with.
+        channel: gRPC's channel.
+        identity: The identity that it was made with.
         generation: The identity's number.
     """
 
@@ -38,11 +40,11 @@ class IdentityChannel:
         self.channel = channel
         self.identity = identity
         self.generation = generation
-        # grpc.aio keeps the calls under way in newer versions; a second set would cost as much as all the rest here.
+        # A second set of calls, beside gRPC's own, would cost as much as all the rest here.
         calls = active_calls(channel)
-        self._keeps = calls is None
+        self._adds_calls = calls is None
         self._calls: weakref.WeakSet[Any] = weakref.WeakSet() if calls is None else calls
-        self._ended: frozenset[Any] = frozenset()
+        self._cut_off: frozenset[Any] = frozenset()
 
     def bind(self, arity: Arity, arguments: tuple[Any, ...]) -> Callable[..., Any]:
         """The multicallable that gRPC has for a method."""
@@ -50,47 +52,48 @@ class IdentityChannel:
         return multicallable
 
     def hold(self, call: Any, arity: Arity) -> Any:
-        """A call that ends with a status if it outlives the channel."""
-        if self._keeps:
+        """The call as the caller gets it: if it outlives its drain, it ends with the status `OUTLIVED`."""
+        if self._adds_calls:
             self._calls.add(call)
         return arity.guarded(call, self)
 
+    @override
     def failure(self, call: Any) -> Failure | None:
-        """The status of a call that was cut off; None if it ended by itself."""
-        return OUTLIVED if call in self._ended else None
+        return OUTLIVED if call in self._cut_off else None
 
     async def drain(self, seconds: float) -> None:
-        """Lets the RPCs under way go on for at most so many seconds, and closes the channel at a random moment in them.
+        """Lets the RPCs under way go on for at most so many seconds, then cuts them off.
 
-        A connection that ended whenever another begins would show which one follows it.
+        The channel closes at a random moment within that time. If it closed when the next one connects, it would show
+        that both belong to the same device.
 
-        gRPC's own grace is not used: with it, RPCs that still wait in an interceptor would find the channel closed.
+        gRPC's own grace is not used: RPCs that still wait in an interceptor would find the channel closed.
         """
         loop = asyncio.get_running_loop()
         moment = loop.time() + _random.uniform(0, seconds)
         open_calls = [call for call in self._calls if not call.done()]
         if open_calls:
-            # Not cancelled afterwards: that would reach an interceptor's task. They end with their calls.
+            # These are not cancelled: that would cancel an interceptor's task. They end with their calls.
             ends = [asyncio.ensure_future(_end(call)) for call in open_calls]
             await asyncio.wait(ends, timeout=seconds)
-        self._ended = frozenset(call for call in open_calls if not call.done())
-        for call in self._ended:  # grpc.aio 1.80 finds only some of them when it closes.
+        self._cut_off = frozenset(call for call in open_calls if not call.done())
+        for call in self._cut_off:  # When grpc.aio 1.80 closes, it finds only some of them.
             call.cancel()
         await asyncio.sleep(max(0.0, moment - loop.time()))
         await self.channel.close()
 
 
 async def _end(call: Any) -> None:
-    with contextlib.suppress(Exception):  # An interceptor's: it is the caller's to see.
+    with contextlib.suppress(Exception):  # An interceptor's exception; the caller sees it too.
         await call.code()
 
 
 class NoChannel:
-    """What stands for a channel that has none: RPCs end before they begin.
+    """Stands in the place of a channel while there is none: RPCs end before they begin.
 
     Args:
         state: The channel's state.
-        closed: For good: RPCs are a mistake then, as they are on any closed channel.
+        closed: The rotating channel is closed, so that an RPC is a mistake of its caller.
     """
 
     def __init__(self, state: grpc.ChannelConnectivity, *, closed: bool = False) -> None:
@@ -100,7 +103,7 @@ class NoChannel:
         self._closed = closed
 
     def bind(self, arity: Arity, arguments: tuple[Any, ...]) -> Callable[..., Any]:
-        """What refuses all RPCs of a method."""
+        """A multicallable that refuses all RPCs of a method."""
 
         def refuse(*_: Any, **__: Any) -> Any:
             if self._closed:
@@ -110,15 +113,15 @@ class NoChannel:
         return refuse
 
     def hold(self, call: Any, arity: Arity) -> Any:
-        """The call as it is: it is over."""
+        """The call as it is, because it has ended."""
         return call
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
-        """See grpc.aio.Channel."""
+        """The state that it was made with."""
         return self._state
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        """Waits until it is replaced, and so cancelled.
+        """Waits for ever: the caller is cancelled when a channel takes this place.
 
         Raises:
             grpc.aio.UsageError: The channel is closed.

@@ -1,4 +1,4 @@
-"""Metadata that would tie RPCs of one device together across its identities, and what keeps it from leaving."""
+"""Linkable metadata: the keys that would link the identities of one device, and the interceptors that remove them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Awaitable, Collection
 from typing import Any
 
 import grpc.aio
+from typing_extensions import override
 
-from dpmesh_grpc.aio.arities import Arity, interceptors
+from dpmesh_grpc.aio.arities import Arity, ClientInterception, interceptors
 from dpmesh_grpc.aio.details import changed
 
-# What tracing, proxies and correlation put into metadata: a trace or a request id that outlives an identity names the
-# device, and baggage carries whatever somebody put there. In lower case, as gRPC's keys are.
+# The keys of tracing, proxies and correlation. A trace or a request id that outlives an identity names the device, and
+# baggage may carry anything. In lower case, as gRPC's keys are.
 LINKING = frozenset(
     {
         *("traceparent", "tracestate", "baggage"),  # W3C
@@ -26,22 +27,22 @@ LINKING = frozenset(
 
 
 def stripped(metadata: Any, keys: Collection[str] = LINKING) -> Any:
-    """Metadata without what links; the same object where there is nothing to take out.
+    """Metadata without linkable keys; the object itself if there is nothing to remove.
 
     Args:
         metadata: Key and value pairs, or None.
-        keys: What is taken out, in lower case.
+        keys: The keys to remove, in lower case.
     """
     if not metadata or not any(pair[0].lower() in keys for pair in metadata):
         return metadata
     return grpc.aio.Metadata(*(pair for pair in metadata if pair[0].lower() not in keys))
 
 
-class _Stripping:
-    """Takes out what links.
+class _Stripping(ClientInterception):
+    """Removes linkable metadata from RPCs.
 
     Args:
-        keys: What is taken out, in lower case.
+        keys: The keys to remove, in lower case.
     """
 
     only_once = ""
@@ -49,23 +50,23 @@ class _Stripping:
     def __init__(self, keys: Collection[str]) -> None:
         self._keys = keys
 
+    @override
     def send_one(self, continuation: Any, details: Any, request: Any, arity: Arity) -> Awaitable[Any]:
-        """See ClientInterception."""
         metadata = stripped(details.metadata, self._keys)
         if metadata is not details.metadata:
             details = changed(details, details.timeout, metadata)
         sent: Awaitable[Any] = continuation(details, request)
         return sent
 
+    @override
     def send_many(self, continuation: Any, details: Any, requests: Any, arity: Arity) -> Awaitable[Any]:
-        """See ClientInterception."""
         return self.send_one(continuation, details, requests, arity)
 
 
 def stripping_interceptors(keys: Collection[str] = LINKING) -> tuple[Any, ...]:
-    """Takes out what links, after all other interceptors: they stand last, one for each arity.
+    """Interceptors that remove linkable metadata, one for each arity. They belong after all others.
 
     Args:
-        keys: What is taken out, in lower case.
+        keys: The keys to remove, in lower case.
     """
     return interceptors(_Stripping(keys))

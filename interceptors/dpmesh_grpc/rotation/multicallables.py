@@ -1,9 +1,9 @@
-"""Multicallables that look up at each call which channel is the one in force."""
+"""Multicallables of a rotating channel: each call begins on the channel that is in force then."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any, ClassVar
+from collections.abc import Collection
+from typing import Any, ClassVar, Protocol
 
 import grpc.aio
 
@@ -12,36 +12,44 @@ from dpmesh_grpc.rotation.identity_channel import IdentityChannel, NoChannel
 from dpmesh_grpc.rotation.linkable_metadata import stripped
 
 
+class Usable(Protocol):
+    """Finds the channel that new RPCs begin on."""
+
+    def __call__(self) -> IdentityChannel | NoChannel:
+        """The channel in force, or what refuses RPCs. It is called at each RPC."""
+
+
 class _MultiCallable:
-    """What all arities share: gRPC's own multicallable, made once for each link.
+    """What all arities share: gRPC's own multicallable, made once for each identity's channel.
 
     Args:
-        live: Gives the link in force.
+        usable: Finds the channel that new RPCs begin on.
         arguments: The method, the serializers, and whether the method is registered.
-        linking: Keys that are taken out of metadata.
+        linking: Metadata keys that are removed.
     """
 
     arity: ClassVar[Arity]
 
     def __init__(
         self,
-        live: Callable[[], IdentityChannel | NoChannel],
+        usable: Usable,
         arguments: tuple[Any, ...],
         linking: Collection[str],
     ) -> None:
-        self._live = live
+        self._usable = usable
         self._arguments = arguments
         self._linking = linking
-        self._link: IdentityChannel | NoChannel | None = None
+        self._channel: IdentityChannel | NoChannel | None = None
         self._call: Any = None
 
-    def _bind(self, link: IdentityChannel | NoChannel) -> None:
-        self._call = link.bind(self.arity, self._arguments)
-        self._link = link
+    def _bind(self, channel: IdentityChannel | NoChannel) -> None:
+        """Makes gRPC's multicallable for another channel."""
+        self._call = channel.bind(self.arity, self._arguments)
+        self._channel = channel
 
 
 class _Requests(_MultiCallable):
-    """Of methods with a stream of requests."""
+    """The multicallable of a method with a stream of requests."""
 
     def __call__(
         self,
@@ -52,17 +60,17 @@ class _Requests(_MultiCallable):
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
     ) -> Any:
-        """See grpc.aio's multicallables."""
-        link = self._live()
-        if link is not self._link:
-            self._bind(link)
+        """Begins an RPC; the arguments are those of grpc.aio's multicallables."""
+        channel = self._usable()
+        if channel is not self._channel:
+            self._bind(channel)
         metadata = stripped(metadata, self._linking)
         call = self._call(request_iterator, timeout, metadata, credentials, wait_for_ready, compression)
-        return link.hold(call, self.arity)
+        return channel.hold(call, self.arity)
 
 
 class _Request(_MultiCallable):
-    """Of methods with one request."""
+    """The multicallable of a method with one request."""
 
     def __call__(
         self,
@@ -74,10 +82,10 @@ class _Request(_MultiCallable):
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
     ) -> Any:
-        """See grpc.aio's multicallables."""
-        link = self._live()
-        if link is not self._link:
-            self._bind(link)
+        """Begins an RPC; the arguments are those of grpc.aio's multicallables."""
+        channel = self._usable()
+        if channel is not self._channel:
+            self._bind(channel)
         call = self._call(
             request,
             timeout=timeout,
@@ -86,7 +94,7 @@ class _Request(_MultiCallable):
             wait_for_ready=wait_for_ready,
             compression=compression,
         )
-        return link.hold(call, self.arity)
+        return channel.hold(call, self.arity)
 
 
 class UnaryUnary(_Request, grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[misc]

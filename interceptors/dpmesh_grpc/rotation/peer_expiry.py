@@ -1,4 +1,4 @@
-"""Peers: each RPC checks its client's certificate again, because a connection outlives the one that it began with."""
+"""Peer expiry: each RPC checks its client's certificate again, because a connection may outlive the certificate."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ from typing_extensions import override
 from dpmesh.errors import IdentityError
 from dpmesh.identity.identity import trust_domain
 from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
-from dpmesh_grpc.aio.handlers import AsyncRpc, InterceptedHandlers, RefusedError, SyncRpc, set_status
+from dpmesh_grpc.aio.handlers import (
+    AsyncRpc,
+    InterceptedHandlers,
+    Interception,
+    RefusedError,
+    SyncRpc,
+    set_status,
+)
 from dpmesh_grpc.status import Failure
 
 _T = TypeVar("_T")
 
-# How many certificates are remembered at most.
+# How many parsed certificates are kept.
 _KEPT: Final = 1024
 _UNAUTHENTICATED: Final = grpc.StatusCode.UNAUTHENTICATED
 _NO_PEER: Final = Failure(_UNAUTHENTICATED, "a client certificate of this server's trust domain is required")
@@ -29,26 +36,26 @@ _NO_SERVER: Final = Failure(grpc.StatusCode.UNAVAILABLE, "the server has no iden
 
 
 def peer_interceptor(identity: RotatingIdentity) -> grpc.aio.ServerInterceptor:
-    """What checks the client's certificate at every RPC, and as long as the RPC lasts. It belongs before all others.
+    """An interceptor that checks the client's certificate for as long as an RPC lasts. It belongs before all others.
 
     The certificate must be an X.509-SVID of the server's trust domain and valid now; otherwise the RPC is refused with
-    UNAUTHENTICATED. A handler whose client's certificate ends is cancelled; one that runs in an executor can't be, and
-    ends with its next message. That the certificate is signed, and its key the client's, gRPC has checked at the
-    handshake.
+    UNAUTHENTICATED. When the certificate ends, the handler is cancelled. A handler in the executor can't be cancelled;
+    its RPC ends with the next message. gRPC has checked at the handshake that the certificate is signed and that the
+    client has its key.
 
     Args:
-        identity: The server's, opened.
+        identity: The server's opened identity.
     """
     return _PeerInterceptor(_Peers(identity))
 
 
 class _Peer:
-    """What is known of a certificate, and the RPCs that end with it: one timer for all, because each would cost 10 us.
+    """A client's certificate, and the RPCs that end with it. One timer serves all of them, because it costs 10 us.
 
     Args:
-        trust_domain: Its trust domain, or None if it is no X.509-SVID.
-        not_before: In seconds since 1970.
-        not_after: Likewise.
+        trust_domain: The certificate's trust domain, or None if it is no X.509-SVID.
+        not_before: When it begins to be valid, in seconds since 1970.
+        not_after: When it ends, in seconds since 1970.
     """
 
     def __init__(self, trust_domain: str | None, not_before: float, not_after: float) -> None:
@@ -61,14 +68,14 @@ class _Peer:
         self._forgotten = False
 
     def is_valid(self) -> bool:
-        """Whether it is valid now."""
+        """Whether the certificate is valid now."""
         return self.not_before <= time.time() < self.not_after
 
     async def hold(self, work: Awaitable[_T]) -> _T:
         """Awaits a handler's work, and cancels it when the certificate ends.
 
         Raises:
-            RefusedError: It ended.
+            RefusedError: The certificate ended.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -88,7 +95,7 @@ class _Peer:
         return result
 
     def forget(self) -> None:
-        """Nobody will ask for it any more: its timer goes with its last RPC."""
+        """Cancels the timer once the last RPC has ended; no new RPC will come."""
         self._forgotten = True
         if self._timer is not None and not self._running:
             self._timer.cancel()
@@ -117,19 +124,19 @@ class _Peer:
 _NOBODY: Final = _Peer(None, 0.0, 0.0)
 
 
-class _Peers:
-    """Decides about clients; what it read of a certificate is remembered for a while."""
+class _Peers(Interception):
+    """Decides whether a client's certificate is good. It keeps the certificates that it has parsed."""
 
     def __init__(self, identity: RotatingIdentity) -> None:
         self._identity = identity
-        self._known: dict[bytes, _Peer] = {}
+        self._parsed: dict[bytes, _Peer] = {}
 
+    @override
     def asynchronous(self, context: Any) -> AsyncRpc:
-        """See Interception."""
         return _AsyncRpc(context, self)
 
+    @override
     def synchronous(self, context: Any, loop: asyncio.AbstractEventLoop) -> SyncRpc:
-        """See Interception."""
         return _SyncRpc(context, self)
 
     def check(self, context: Any) -> _Peer:
@@ -153,7 +160,7 @@ class _Peers:
         pem = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
         if pem is None:
             return _NOBODY
-        peer = self._known.get(pem)
+        peer = self._parsed.get(pem)
         return self._read(pem) if peer is None else peer
 
     def _read(self, pem: bytes) -> _Peer:
@@ -163,13 +170,13 @@ class _Peers:
             peer = _Peer(trust_domain(leaf), begins.timestamp(), ends.timestamp())
         except (ValueError, IdentityError):
             peer = _NOBODY
-        return self._known.setdefault(pem, peer)  # Handlers in an executor come here from its threads.
+        return self._parsed.setdefault(pem, peer)  # Handlers in an executor come here from its threads.
 
     def tidy(self) -> None:
-        """Forgets all certificates when there are many. To be called in the event loop, where their timers are."""
-        if len(self._known) > _KEPT:
-            known, self._known = self._known, {}
-            for peer in known.values():
+        """Forgets all certificates if there are many. Call it in the event loop, where their timers are."""
+        if len(self._parsed) > _KEPT:
+            parsed, self._parsed = self._parsed, {}
+            for peer in parsed.values():
                 peer.forget()
 
 

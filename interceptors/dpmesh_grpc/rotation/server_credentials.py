@@ -1,7 +1,7 @@
-"""Server credentials that follow an identity's rotation, and what a server is to be told besides.
+"""Server credentials that follow an identity's rotation, and the channel arguments that belong to them.
 
-gRPC asks for the certificate before each handshake, on threads of its own. It keeps the one before when it gets a bad
-one, or an exception, and says so nowhere: so what it gets is checked here.
+gRPC asks for the certificate before each handshake, on threads of its own. If it gets a bad one or an exception, it
+keeps the old one without a log entry. So certificates are checked here first.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _LEAST_MS: Final = 1000
 def rotating_server_credentials(identity: RotatingIdentity) -> grpc.ServerCredentials:
     """Credentials of a server whose certificate and trust bundle follow an identity's rotation.
 
-    Clients must present a certificate of the trust bundle. While no identity is valid, all handshakes fail.
-    Connections that exist go on: give the server `peer_interceptor` and `server_options` too.
+    Clients must present a certificate that the trust bundle has signed. While no identity is valid, all handshakes
+    fail. Connections that exist go on: give the server `peer_interceptor` and `server_options` too.
 
     Args:
         identity: An opened identity with a server's certificate, open for longer than the server.
 
     Raises:
-        IdentityError: It is not open, over, or bad.
+        IdentityError: The identity is not open, has ended, or is bad.
     """
     first = identity.current
     _check(first)
@@ -54,17 +54,16 @@ def rotating_server_credentials(identity: RotatingIdentity) -> grpc.ServerCreden
 
 
 def server_options(identity: RotatingIdentity) -> tuple[tuple[str, Any], ...]:
-    """Channel arguments for a server whose connections are not to outlive the certificates they were made with.
+    """Channel arguments that end a server's connections before the certificates that they were made with.
 
-    A connection is asked to end after half of a certificate's life and cut after three quarters, give or take the
-    tenth by which gRPC spreads them. RPCs longer than that are cut too. Peers' certificates are taken to live as long
-    as the server's own.
+    gRPC asks a connection to end after half of a certificate's life, and cuts it after three quarters, give or take a
+    tenth. It cuts longer RPCs too. Peers' certificates are taken to live as long as the server's own.
 
     Args:
-        identity: The server's.
+        identity: The server's identity.
 
     Raises:
-        IdentityError: It is not open, or over.
+        IdentityError: The identity is not open, or has ended.
     """
     current = identity.current
     life_ms = (current.not_after - current.obtained) * 1000
@@ -75,11 +74,11 @@ def server_options(identity: RotatingIdentity) -> tuple[tuple[str, Any], ...]:
 
 
 class _Fetcher:
-    """Gives gRPC a new configuration when the identity changed, or when there is none any more.
+    """Gives gRPC a new configuration when the identity has changed or ended.
 
     Args:
-        identity: The server's.
-        first: What gRPC was given to begin with.
+        identity: The server's identity.
+        first: The identity that gRPC began with.
     """
 
     def __init__(self, identity: RotatingIdentity, first: Identity) -> None:
@@ -87,10 +86,10 @@ class _Fetcher:
         self._telemetry = IdentityTelemetry(lambda: None)
         self._lock = threading.Lock()
         self._served: Identity | None = first  # None while handshakes are refused.
-        self._bad: Identity | None = None  # The last that was not fit to serve.
+        self._bad: Identity | None = None  # The last one that failed the check.
 
     def __call__(self) -> Any:
-        """What gRPC is to use from now on, or None for what it has."""
+        """The configuration that gRPC uses from now on, or None to keep the one before."""
         with self._lock:
             try:
                 current = self._identity.current
@@ -112,7 +111,7 @@ class _Fetcher:
             _check(identity)
         except IdentityError as error:
             reason = error.reason
-        except Exception:  # Raised to gRPC, it would change nothing and be noticed by nobody.
+        except Exception:  # gRPC would ignore it.
             reason = "MALFORMED"
         else:
             return True
@@ -140,10 +139,9 @@ def _configuration(identity: Identity) -> Any:
 
 
 def _nothing() -> Any:
-    """A configuration with which no handshake succeeds.
+    """A configuration with which no handshake succeeds, because gRPC can't be told to refuse handshakes.
 
-    gRPC can't be told to refuse. But no peer trusts this certificate, and none has one that it has signed: its key is
-    forgotten here, and it ended long ago.
+    No peer trusts this certificate, and no peer has one that it has signed: it ended long ago and its key is dropped.
     """
     key, name = new_key(), x509.Name([])
     certificate = (

@@ -1,4 +1,26 @@
-"""Client side of anonymous authorisation: each connection redeems one token, and then shows its ticket."""
+"""Client side of anonymous authorisation: each connection redeems one token, and then shows its ticket.
+
+How it works: a gRPC channel has one `_Connection`, which decides what each RPC shows.
+
+| state     | it has                                   | the next RPC shows                                    |
+|-----------|------------------------------------------|-------------------------------------------------------|
+| EMPTY     | nothing                                  | a token                                               |
+| REDEEMING | an RPC with a token, no ticket           | the ticket of that RPC, which it waits for up to 1 s  |
+| ADMITTED  | a ticket                                 | the ticket                                            |
+| RENEWABLE | a ticket near its end                    | a token                                               |
+| RENEWING  | such a ticket, and an RPC with a token   | the ticket until its end; then as in REDEEMING        |
+
+| from                | event                                           | to                                        |
+|---------------------|-------------------------------------------------|-------------------------------------------|
+| EMPTY, RENEWABLE    | an RPC takes a token                            | REDEEMING, RENEWING                       |
+| REDEEMING, RENEWING | the ticket arrives                              | ADMITTED                                  |
+| REDEEMING, RENEWING | the RPC ends without a ticket, or has no token  | EMPTY, RENEWABLE                          |
+| REDEEMING           | an RPC has waited 1 s for the ticket            | REDEEMING, with a token of that RPC's own |
+| ADMITTED            | the ticket reaches 80 % of its life             | RENEWABLE                                 |
+| ADMITTED, RENEWABLE | the server refuses the ticket                   | EMPTY                                     |
+
+A token whose RPC ends with UNAVAILABLE may not have arrived: the connection shows it once more, and no other does.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +32,34 @@ from collections.abc import Awaitable, Coroutine
 from typing import Any, Final, NamedTuple
 
 import grpc.aio
+from typing_extensions import override
 
 from dpmesh.errors import IdentityError
 from dpmesh.identity.tokens.format import Token, to_credentials
 from dpmesh.identity.tokens.tickets import ticket_life
 from dpmesh.identity.tokens.wallet import Wallet
 from dpmesh_grpc import status
-from dpmesh_grpc.aio.arities import Arity, interceptors
+from dpmesh_grpc.aio.arities import Arity, ClientInterception, interceptors
 from dpmesh_grpc.aio.details import changed
 from dpmesh_grpc.aio.internals import STATUS_LOST, channel_of
 from dpmesh_grpc.status import refusal
 from dpmesh_grpc.tokens.server import AUTHORIZATION, reason
 from dpmesh_grpc.tokens.ticket_metadata import TICKET_KEY
 
-# The part of a ticket's life after which the next one is redeemed, so that none is over when it arrives.
+# The part of a ticket's life after which the next one is redeemed, so that no ticket ends on its way.
 _RENEW: Final = 0.8
-# Seconds that RPCs wait for another one's ticket. gRPC tells the initial metadata of a unary RPC when it ends.
+# Seconds that RPCs wait for the ticket of another RPC: gRPC shows a unary RPC's initial metadata only when it ends.
 _PATIENCE: Final = 1.0
-# So many RPCs in a row whose status was lost may have shown a bad ticket.
-_DOUBTS: Final = 3
-_MOMENT: Final = 0.05  # seconds
+# After so many RPCs in a row whose status was lost, the ticket is taken to be refused.
+_LOST_AT_MOST: Final = 3
+_STATUS_DELAY: Final = 0.05  # seconds after which a status that was lost for a moment is there
 
 
 def token_interceptors(wallet: Wallet) -> tuple[Any, ...]:
-    """What authorises the RPCs of a grpc.aio channel, whichever device it is.
+    """Interceptors that authorise the RPCs of a grpc.aio channel without saying which device sends them.
 
-    The first RPC on a connection carries a token, and the ticket that comes back admits the others, which wait for it
-    (for a second; then one of them redeems a token too, lest a slow RPC hold them up).
+    The first RPC on a connection carries a token, and the ticket that comes back admits the others. They wait for it
+    for a second; then one of them redeems a token too, so that a slow RPC does not hold them up.
     Every channel, and every identity's channel inside a rotating one, has its own token and ticket: what was shown on
     one connection is never shown on another. An RPC whose token or ticket is refused ends with UNAUTHENTICATED, and the
     next one redeems a new token; nothing is sent twice.
@@ -45,27 +68,27 @@ def token_interceptors(wallet: Wallet) -> tuple[Any, ...]:
         wallet: Where the tokens come from.
 
     Returns:
-        Four objects, one for each arity, to be passed whole. They belong after dpmesh's own and after those that retry:
-        an RPC that is refused behind them has used its token.
+        Four objects, one for each arity; pass all of them. They belong after dpmesh's other interceptors and after
+        those that retry: an RPC that an interceptor behind them refuses has used its token.
     """
-    return interceptors(_Access(wallet))
+    return interceptors(_Authorisation(wallet))
 
 
 class _Redemption:
-    """A token under way, and who waits for its ticket."""
+    """A token that an RPC is redeeming, and the RPCs that wait for its ticket."""
 
     def __init__(self) -> None:
         self.token: Token | None = None
-        self.since = math.inf  # When there was one, on the monotonic clock.
+        self.since = math.inf  # When the wallet gave the token, on the monotonic clock.
         self.over = asyncio.Event()
 
 
-class _Pass(NamedTuple):
-    """What an RPC shows.
+class _Credential(NamedTuple):
+    """A token or a ticket, as an RPC shows it.
 
     Attributes:
-        pair: Key and value of the metadata.
-        redemption: That of the token in it; None if it is a ticket.
+        pair: The metadata's key and value.
+        redemption: The redemption of a token; None for a ticket.
     """
 
     pair: tuple[str, str]
@@ -73,22 +96,22 @@ class _Pass(NamedTuple):
 
 
 class _Connection:
-    """What one gRPC channel has: a ticket, or a token under way."""
+    """Decides what the RPCs of one gRPC channel show. The states are in the module's docstring."""
 
     def __init__(self, wallet: Wallet) -> None:
         self._wallet = wallet
         self._ticket = ""
         self._renew_at = self._ends_at = 0.0  # monotonic
-        self._doubts = 0
-        self._unsent: Token | None = None
+        self._lost = 0
+        self._returned: Token | None = None  # Its RPC ended with UNAVAILABLE.
         self._redemption: _Redemption | None = None
         self._watching: set[asyncio.Task[None]] = set()
 
-    async def show(self) -> _Pass:
-        """What the next RPC shows. Whoever gets a token must `watch` its call, or `abandon` it.
+    async def show(self) -> _Credential:
+        """What the next RPC shows. For a token, the caller must `watch` the call, or `abandon` the redemption.
 
         Raises:
-            IdentityError: There is no token to be had.
+            IdentityError: The wallet has no token.
         """
         while (shown := self.show_now()) is None:
             waiting = self._redemption
@@ -97,42 +120,42 @@ class _Connection:
                     async with asyncio.timeout(min(_PATIENCE, waiting.since + _PATIENCE - time.monotonic())):
                         await waiting.over.wait()
                 if self._redemption is not waiting or time.monotonic() < waiting.since + _PATIENCE:
-                    continue  # It came, or somebody else has lost patience, or it is the wallet that is waited for.
+                    continue  # The ticket has come, or another RPC redeems a token, or the wallet is slow.
             return await self._redeem()
         return shown
 
-    def show_now(self) -> _Pass | None:
-        """The ticket, if it will do: also past its renewal, while somebody else renews it."""
+    def show_now(self) -> _Credential | None:
+        """The ticket, or None if the RPC must wait or redeem a token."""
         if time.monotonic() < (self._renew_at if self._redemption is None else self._ends_at):
-            return _Pass((TICKET_KEY, self._ticket), None)
+            return _Credential((TICKET_KEY, self._ticket), None)
         return None
 
-    async def _redeem(self) -> _Pass:
+    async def _redeem(self) -> _Credential:
         redemption = self._redemption = _Redemption()
         try:
-            redemption.token = self._unsent or await self._wallet.take()
+            redemption.token = self._returned or await self._wallet.take()
         except BaseException:
             self.abandon(redemption)
             raise
-        self._unsent = None
+        self._returned = None
         redemption.since = time.monotonic()
-        return _Pass((AUTHORIZATION, to_credentials(redemption.token)), redemption)
+        return _Credential((AUTHORIZATION, to_credentials(redemption.token)), redemption)
 
     def abandon(self, redemption: _Redemption | None) -> None:
-        """Ends a redemption: those who wait look again."""
+        """Ends a redemption. The RPCs that wait for its ticket look again."""
         if redemption is not None:
             redemption.over.set()
             if self._redemption is redemption:
                 self._redemption = None
 
-    def watch(self, call: Any, shown: _Pass) -> None:
-        """Waits, beside the RPC, for the ticket; or for the end of a ticket that is refused."""
+    def watch(self, call: Any, shown: _Credential) -> None:
+        """Follows an RPC that has begun: its token brings a ticket, or its ticket may be refused."""
         if shown.redemption is not None:
             watching = asyncio.get_running_loop().create_task(self._receive(call, shown.redemption))
             self._watching.add(watching)
             watching.add_done_callback(self._watching.discard)
             return
-        # An interceptor behind this one may have given a bare response; then the RPC was not refused.
+        # An interceptor behind this one may have given a response instead of a call; then nothing was refused.
         with contextlib.suppress(NotImplementedError):
             call.add_done_callback(lambda done: self._check(done, shown.pair[1]))
 
@@ -143,8 +166,8 @@ class _Connection:
             if ticket is not None:
                 self._accept(ticket)
             elif await call.code() is grpc.StatusCode.UNAVAILABLE:
-                # Perhaps it never arrived. It may be shown again here, and only here.
-                self._unsent = redemption.token
+                # The token may not have arrived. It may be shown again on this connection, and only here.
+                self._returned = redemption.token
         except (Exception, asyncio.CancelledError):  # noqa: S110 -- the RPC's own errors are its caller's to see
             pass
         finally:
@@ -153,26 +176,30 @@ class _Connection:
     def _accept(self, ticket: str) -> None:
         life, now = ticket_life(ticket), time.monotonic()
         self._ticket, self._renew_at, self._ends_at = ticket, now + _RENEW * life, now + life
-        self._doubts = 0
-        self.abandon(self._redemption)  # Of whoever lost patience: the others need not wait for that one too.
+        self._lost = 0
+        self.abandon(
+            self._redemption
+        )  # Another RPC may be redeeming a token: nobody needs to wait for it now.
 
     def _check(self, call: Any, ticket: str, *, again: bool = True) -> None:
-        """Forgets a ticket that the server does not take, as after a restart that lost its secret."""
+        """Forgets the ticket if the server refuses it, as after a restart with another secret."""
         code, text = _now(call.code()), _now(call.details())
         lost = (code, text) == STATUS_LOST
         if lost and again:
-            asyncio.get_running_loop().call_later(_MOMENT, lambda: self._check(call, ticket, again=False))
+            asyncio.get_running_loop().call_later(
+                _STATUS_DELAY, lambda: self._check(call, ticket, again=False)
+            )
             return
         if self._ticket != ticket:
             return
-        self._doubts = self._doubts + 1 if lost else 0
+        self._lost = self._lost + 1 if lost else 0
         why = reason(_now(call.trailing_metadata())) if code is grpc.StatusCode.UNAUTHENTICATED else None
-        if self._doubts >= _DOUBTS or (why is not None and why.startswith("TOKEN_")):
-            self._ticket, self._renew_at, self._ends_at, self._doubts = "", 0.0, 0.0, 0
+        if self._lost >= _LOST_AT_MOST or (why is not None and why.startswith("TOKEN_")):
+            self._ticket, self._renew_at, self._ends_at, self._lost = "", 0.0, 0.0, 0
 
 
 def _now(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine gives that has nothing to wait for, as of a call that is done; None if it has."""
+    """The result of a coroutine that has nothing to wait for, as those of a call that is done; otherwise None."""
     try:
         coroutine.send(None)
     except StopIteration as result:
@@ -183,8 +210,8 @@ def _now(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return None
 
 
-class _Access:
-    """The connections of all channels that the interceptors were given to."""
+class _Authorisation(ClientInterception):
+    """The interception that authorises RPCs: one connection for each channel that has the interceptors."""
 
     only_once = ""
 
@@ -193,13 +220,13 @@ class _Access:
         self._connections: dict[Any, _Connection] = {}
 
     def connection(self, continuation: Any) -> _Connection:
-        """That of the channel which an RPC is on.
+        """The connection of the channel that an RPC is on.
 
-        A rotating channel gives the same interceptors to each of its channels, and an identity's number may change
-        before its channel does. So the channel itself is asked for, which only gRPC's own continuation knows.
+        A rotating channel gives the same interceptors to each of its channels, and the identity may rotate before the
+        channel does. So only gRPC knows the channel.
 
         Raises:
-            IdentityError: gRPC does not tell.
+            IdentityError: This version of gRPC does not tell.
         """
         try:
             channel = channel_of(continuation)
@@ -211,8 +238,9 @@ class _Access:
             found = self._connections[channel] = _Connection(self._wallet)
         return found
 
+    @override
     async def send_one(self, continuation: Any, details: Any, request: Any, arity: Arity) -> Any:
-        """Lets an RPC begin with a token or a ticket. See ClientInterception."""
+        """Lets an RPC begin with a token or a ticket."""
         began = time.monotonic()
         try:
             connection = self.connection(continuation)
@@ -232,8 +260,8 @@ class _Access:
         connection.watch(call, shown)
         return call
 
+    @override
     def send_many(self, continuation: Any, details: Any, requests: Any, arity: Arity) -> Awaitable[Any]:
-        """See ClientInterception."""
         return self.send_one(continuation, details, requests, arity)
 
 

@@ -34,21 +34,25 @@ _T = TypeVar("_T")
 
 
 class HasIdentity(Protocol):
-    """A RotatingIdentity, or anything else with an identity that is in force."""
+    """Has an identity, as a RotatingIdentity does."""
 
     @property
     def current(self) -> Identity:
-        """The identity; IdentityError if there is none."""
+        """The identity in force.
+
+        Raises:
+            IdentityError: There is none.
+        """
 
 
 def issuer_keys(target: str, identity: HasIdentity, *, timeout: float = TIMEOUT) -> Fetch:
-    """What asks an issuer for the keys of its anonymous tokens, for a `Verifier` or to compare them with.
+    """A function that fetches an issuer's public keys of anonymous tokens, for a `Verifier` or for a comparison.
 
-    Each time on a connection of its own, on which nothing says who asks: an issuer can't give one device another key.
+    Each fetch has a connection of its own and does not say who asks: an issuer can't give one device another key.
 
     Args:
-        target: Where the issuer is, "host:port".
-        identity: Whose roots the issuer is checked by; opened.
+        target: The issuer's address, "host:port".
+        identity: An opened identity, whose roots check the issuer's certificate.
         timeout: How long to wait for the issuer, in seconds.
     """
 
@@ -70,13 +74,13 @@ def token_request(
     timeout: float = TIMEOUT,
     clock: Callable[[], float] = time.time,
 ) -> Refill:
-    """What asks an issuer for blind signatures, and makes tokens of them: for a `Wallet`.
+    """A function that fetches blind signatures from an issuer and makes tokens of them, for a `Wallet`.
 
-    The device proves to the issuer who it is, by the certificate in force.
+    The device proves its identity to the issuer with the certificate in force.
 
     Args:
-        target: Where the issuer is, "host:port".
-        identity: The device's; opened.
+        target: The issuer's address, "host:port".
+        identity: The device's opened identity.
         challenge: What the tokens are for.
         timeout: How long to wait for each of the issuer's answers, in seconds.
         clock: Seconds since 1970.
@@ -101,15 +105,15 @@ def token_request(
 
 
 async def _asked(target: str, identity: Identity, ask: Callable[[Any], Awaitable[_T]]) -> _T:
-    """An answer of the issuer, on a connection of its own.
+    """The issuer's answer to one request, on a connection of its own.
 
     Raises:
-        IdentityError: There is none.
+        IdentityError: The issuer did not answer, or refused.
     """
     try:
         async with issuer_channel(target, identity.trust_bundle) as channel:
             return await ask(rpc.IssuerServiceStub(channel))  # type: ignore[no-untyped-call]
     except grpc.aio.AioRpcError as error:
         refusal = issuer_error(error)
-    # Outside of the handler: the cause would bring the peer's own text along.
+    # Outside of `except`: the exception's context would quote the peer's own text.
     raise refusal

@@ -21,7 +21,7 @@ from dpmesh.identity.tokens.tickets import LIFE, Tickets
 from dpmesh.identity.tokens.verifier import Verifier
 from dpmesh.mesh.refusals import DOMAIN
 from dpmesh_grpc import status
-from dpmesh_grpc.aio.handlers import AsyncRpc, InterceptedHandlers, RefusedError, SyncRpc
+from dpmesh_grpc.aio.handlers import AsyncRpc, InterceptedHandlers, Interception, RefusedError, SyncRpc
 from dpmesh_grpc.aio.threads import result_of
 from dpmesh_grpc.tokens.ticket_metadata import TICKET_KEY, Announcing, SyncAnnouncing
 
@@ -35,25 +35,25 @@ _SCHEME: Final = "privatetoken "
 def token_interceptor(
     verifier: Verifier, *, exempt: Collection[str] = (), ticket_life: float = LIFE
 ) -> grpc.aio.ServerInterceptor:
-    """What lets RPCs in that show a token or a ticket, and refuses all others before their handlers run.
+    """An interceptor that refuses RPCs without a valid token or ticket before their handlers run.
 
-    It refuses with UNAUTHENTICATED, and TOKEN_MISSING, TOKEN_INVALID or TOKEN_SPENT in google.rpc.ErrorInfo; with
-    UNAVAILABLE where the ledger or the issuer can't be asked. It belongs before all others but those that check
-    certificates and those that must see refused RPCs too.
+    It refuses with UNAUTHENTICATED, and TOKEN_MISSING, TOKEN_INVALID or TOKEN_SPENT in google.rpc.ErrorInfo. If the
+    ledger or the issuer does not answer, it refuses with UNAVAILABLE. It belongs before all other interceptors, except
+    those that check certificates and those that must see refused RPCs too.
 
-    A token comes as `authorization: PrivateToken token=...` (RFC 9577, section 2.2), and the RPC's initial metadata
-    brings a ticket, `dpmesh-ticket`, for the channel's other RPCs. A handler that takes longer than 50 ms to send
-    initial metadata of its own finds, in RPCs with a token, that the ticket has gone ahead; its metadata is dropped.
+    A client sends a token as `authorization: PrivateToken token=...` (RFC 9577, section 2.2). The RPC's initial
+    metadata brings back a ticket, `dpmesh-ticket`, for the other RPCs of the channel. In an RPC with a token, the
+    ticket is sent after 50 ms; initial metadata that the handler sends later is dropped.
 
     Args:
-        verifier: Checks tokens, by a ledger that all replicas share. Their tickets are good at all of them.
+        verifier: Checks tokens, by a ledger that all replicas share. All replicas take each other's tickets.
         exempt: Full names of services that anybody may call, as "grpc.health.v1.Health".
-        ticket_life: Seconds that a ticket admits.
+        ticket_life: Seconds for which a ticket is valid.
     """
     return _TokenInterceptor(_TokenCheck(verifier, ticket_life), frozenset(exempt))
 
 
-class _TokenCheck:
+class _TokenCheck(Interception):
     """Decides whether RPCs are let in, by the token or the ticket that they show."""
 
     def __init__(self, verifier: Verifier, ticket_life: float) -> None:
@@ -61,12 +61,12 @@ class _TokenCheck:
         self._ticket_life = ticket_life
         self._tickets: Tickets | None = None
 
+    @override
     def asynchronous(self, context: Any) -> AsyncRpc:
-        """See Interception."""
         return _AsyncRpc(context, self)
 
+    @override
     def synchronous(self, context: Any, loop: asyncio.AbstractEventLoop) -> SyncRpc:
-        """See Interception."""
         return _SyncRpc(context, self, loop)
 
     async def admit(self, context: Any) -> str | None:
@@ -114,7 +114,7 @@ class _TokenCheck:
 
 
 def _holder(context: Any) -> bytes:
-    """SHA-256 of the peer's certificate, or b"" where it has shown none."""
+    """The SHA-256 of the peer's certificate; b"" if it has none."""
     pem = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
     return b"" if pem is None else hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode())).digest()
 
@@ -196,7 +196,7 @@ class _SyncRpc(SyncRpc):
 
 
 def reason(trailing: Any) -> str | None:
-    """The reason in a refusal of dpmesh, from the RPC's trailing metadata; None where there is none."""
+    """The reason of a refusal by dpmesh, from the RPC's trailing metadata; None if dpmesh did not refuse."""
     details = next((value for key, value in trailing or () if key == status.DETAILS_KEY), None)
     if details is None:
         return None

@@ -1,4 +1,4 @@
-"""Announcing: how a ticket reaches the client, in the initial metadata of the RPC whose token bought it."""
+"""Ticket metadata: a ticket reaches the client in the initial metadata of the RPC whose token bought it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ log = logging.getLogger("dpmesh.grpc")
 
 TICKET_KEY: Final = "dpmesh-ticket"
 
-# Seconds that a handler gets to send initial metadata of its own before the ticket goes without. The client's other
-# RPCs wait for it.
+# Seconds that a handler has to send initial metadata of its own before the ticket is sent alone. The client's other
+# RPCs wait for the ticket.
 _PATIENCE: Final = 0.05
 
 
 class Announcing:
-    """The context of a handler whose RPC brought a token: the ticket goes out with its initial metadata, or without."""
+    """The context of an asynchronous handler whose RPC showed a token: it sends the ticket with the initial metadata.
+
+    Args:
+        context: The handler's own context.
+        ticket: The ticket that the token bought.
+    """
 
     def __init__(self, context: Any, ticket: str) -> None:
         self._context = context
@@ -38,18 +43,18 @@ class Announcing:
             await self._context.send_initial_metadata((*initial_metadata, self._pair))
 
     async def announce(self) -> None:
-        """Sends the ticket, if it was not sent."""
+        """Sends the ticket, unless it has been sent."""
         async with self._sending:
             if not self._sent:
                 self._sent = True
                 await self._context.send_initial_metadata((self._pair,))
 
     def start(self) -> None:
-        """Lets the ticket go out alone if the handler sends nothing for a while."""
+        """Sends the ticket alone if the handler sends nothing for a while."""
         self._later = asyncio.get_running_loop().create_task(self._announce_later())
 
     async def finish(self) -> None:
-        """Sends the ticket when the handler has ended, if it was not sent."""
+        """Sends the ticket when the handler has ended, unless it has been sent."""
         later = self._later
         assert later is not None
         if not self._sending.locked():
@@ -70,18 +75,25 @@ class Announcing:
         await self._context.write(message)
 
     async def abort(self, *status: Any, **named: Any) -> None:
-        """Ends the RPC, after the ticket: the token is spent all the same. The arguments are gRPC's."""
+        """Ends the RPC, after the ticket: the token is spent in any case. The arguments are gRPC's."""
         await self.announce()
         await self._context.abort(*status, **named)
 
     async def abort_with_status(self, rpc_status: Any) -> None:
-        """Does the same with a grpc.Status."""
+        """Ends the RPC with a grpc.Status, after the ticket."""
         await self.announce()
         await self._context.abort_with_status(rpc_status)
 
 
 class SyncAnnouncing:
-    """The same for handlers that gRPC runs in an executor. The ticket goes out when the handler sends or is done."""
+    """The context of a handler in the executor whose RPC showed a token.
+
+    It sends the ticket when the handler sends something or is done.
+
+    Args:
+        context: The handler's own context.
+        ticket: The ticket that the token bought.
+    """
 
     def __init__(self, context: Any, ticket: str) -> None:
         self._context = context
@@ -97,7 +109,7 @@ class SyncAnnouncing:
         self._context.send_initial_metadata((*initial_metadata, self._pair))
 
     def announce(self) -> None:
-        """Sends the ticket, if it was not sent."""
+        """Sends the ticket, unless it has been sent."""
         if not self._sent:
             self.send_initial_metadata(())
 

@@ -24,7 +24,8 @@ from stations.rig import PREFIX, RAW, is_protected, reading, stream
 from test_types import foreign_reading
 from test_words import TEXT, TRAILING, Talkative, everything
 
-from dpmesh.mesh.flows import CLASSES_KEPT, FlowTable
+from dpmesh.mesh.flow_table import FlowTable
+from dpmesh.mesh.flows import CLASSES_KEPT
 from dpmesh.v1 import privacy_pb2
 
 ARITIES = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]

@@ -182,9 +182,9 @@ async def test_a_rotating_channel_has_one_quota_all_its_life(open_mesh, fleet, s
     answers = []
     for _ in range(5):
         answers.append(await ask(stub))
-        before = channel._link
+        before = channel._in_force
         await theirs.renew("test")
-        await until(lambda before=before: channel._link is not before)
+        await until(lambda before=before: channel._in_force is not before)
     assert answers == ["ok"] * 3 + ["each"] * 2
 
 

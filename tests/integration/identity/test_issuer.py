@@ -7,6 +7,7 @@ import sqlite3
 import ssl
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import grpc
 import pytest
@@ -45,8 +46,8 @@ def shifted(seconds):
 class Place:
     """An issuer, its records and its address."""
 
-    def __init__(self, issuer: Issuer, enrolments: Enrolments, port: int) -> None:
-        self.issuer, self.enrolments, self.port = issuer, enrolments, port
+    def __init__(self, issuer: Issuer, enrolments: Enrolments, path: Path, port: int) -> None:
+        self.issuer, self.enrolments, self.path, self.port = issuer, enrolments, path, port
         self.target = f"127.0.0.1:{port}"
         self.bundle = issuer.authority.trust_bundle
 
@@ -83,7 +84,7 @@ async def serving(authority, path, **arguments):
     issuer = Issuer(authority, enrolments, **arguments)
     try:
         async with issuer_server(issuer, "127.0.0.1:0") as port:
-            yield Place(issuer, enrolments, port)
+            yield Place(issuer, enrolments, path, port)
     finally:
         issuer.close()
         enrolments.close()
@@ -159,7 +160,7 @@ async def test_nothing_ties_two_fetches_together(place, monkeypatch):
         return await answer(self, request, context)
 
     monkeypatch.setattr(IssuerService, "Renew", renew)
-    async with serving(place.issuer.authority, place.enrolments._path) as other:
+    async with serving(place.issuer.authority, place.path) as other:
         source = other.source()
         for _ in range(6):
             await source.fetch()
@@ -181,7 +182,7 @@ async def test_devices_that_ask_at_the_same_time_share_no_connection(place, monk
         return await answer(self, request, context)
 
     monkeypatch.setattr(IssuerService, "Enrol", enrol)
-    async with serving(place.issuer.authority, place.enrolments._path) as other, asyncio.timeout(60):
+    async with serving(place.issuer.authority, place.path) as other, asyncio.timeout(60):
         await asyncio.gather(*[other.source(timeout=60).fetch() for _ in range(4)])
     assert len(set(peers)) == 4
 
@@ -262,7 +263,7 @@ async def test_of_a_hundred_devices_with_one_token_one_enrols(place):
 
 
 async def test_of_two_issuers_with_the_same_records_one_takes_a_token(place):
-    async with serving(place.issuer.authority, place.enrolments._path) as other:
+    async with serving(place.issuer.authority, place.path) as other:
         token = place.token()
         sources = [(place, other)[i % 2].source(enrolment_token=token, timeout=60) for i in range(20)]
         results = await asyncio.gather(*[source.fetch() for source in sources], return_exceptions=True)
@@ -664,13 +665,13 @@ async def test_what_a_peer_says_is_not_repeated(place, code, reason):
 async def test_records_that_can_not_be_written_give_nothing_away(place):
     source, token = place.source(), place.token()
     await source.fetch()
-    with sqlite3.connect(place.enrolments._path) as connection:
+    with sqlite3.connect(place.path) as connection:
         connection.execute("ALTER TABLE certificates RENAME TO elsewhere")
     assert (await refused(source.fetch())).reason == "ISSUER_UNAVAILABLE"
     error = await refused(place.source(enrolment_token=token).fetch())
     assert error.reason == "ISSUER_UNAVAILABLE"
     assert enrolment.BROKEN in str(error)
-    with sqlite3.connect(place.enrolments._path) as connection:
+    with sqlite3.connect(place.path) as connection:
         connection.execute("ALTER TABLE elsewhere RENAME TO certificates")
     await source.fetch()
     await place.source(enrolment_token=token).fetch()

@@ -65,9 +65,9 @@ class Rig:
 
     async def rotate(self, channel) -> None:
         """Rotates, and waits until the channel has followed."""
-        before = channel._link
+        before = channel._in_force
         await self.client.renew("test")
-        await until(lambda: channel._link is not before)
+        await until(lambda: channel._in_force is not before)
 
 
 @pytest.fixture
@@ -327,7 +327,7 @@ async def test_the_old_identity_serves_until_the_new_one_connects(rig, caplog, m
     monkeypatch.setattr("dpmesh_grpc.rotation.channel.CONNECT", 60.0)
     rig.issuer.source = good
     await rig.client.renew("test")
-    await until(lambda: channel._link.generation == 3)
+    await until(lambda: channel._in_force.generation == 3)
     assert await call(channel, "unary_unary") == b"ab"
     assert len(rig.service.names) == 2
 

@@ -76,9 +76,9 @@ class Load:
 
 async def follow(channel, identity) -> None:
     """Rotates, and waits until the channel has followed."""
-    before = channel._link
+    before = channel._in_force
     await identity.renew("test")
-    await until(lambda: channel._link is not before)
+    await until(lambda: channel._in_force is not before)
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ async def test_the_server_goes_away_and_comes_back_during_rotations(stack):
     assert not waiting.done()
     async with serving(server, service.handlers(), port=int(target.rpartition(":")[2])):
         assert await asyncio.wait_for(waiting, 60) == b"ab"
-        await until(lambda: channel._link.generation == 2)
+        await until(lambda: channel._in_force.generation == 2)
         assert await call(channel, "unary_unary") == b"ab"
 
 

@@ -267,10 +267,10 @@ async def test_the_ca_is_rolled_over_without_a_refused_handshake(stack, fleet, i
     for step in ((both, both), (fleet.followed_by(successor), both), (fleet.followed_by(successor),) * 2):
         for source, who, of_server in ((issuer, server, True), (devices, device, False)):
             source.source = LocalSource(step[0 if of_server else 1], server=of_server)
-            before = channel._link
+            before = channel._in_force
             await who.renew("test")
             if not of_server:
-                await until(lambda before=before: channel._link is not before)
+                await until(lambda before=before: channel._in_force is not before)
             assert await one(target, device.current) == b"ab"
             assert await call(channel, "unary_unary") == b"ab"
     # Who trusts only the new root by now is at home.
@@ -378,7 +378,7 @@ async def test_what_is_known_of_certificates_is_bounded(fleet, server, monkeypat
         peer = peers.check(Context(await LocalSource(fleet).fetch()))
         assert await peer.hold(asyncio.sleep(0, "held")) == "held"
         peers.tidy()
-    assert len(peers._known) <= 10
+    assert len(peers._parsed) <= 10
     timers = [handle for handle in asyncio.get_running_loop()._scheduled if not handle.cancelled()]
     assert len(timers) <= 20
 

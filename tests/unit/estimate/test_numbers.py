@@ -11,6 +11,7 @@ import pytest
 from dpmesh.estimate import EstimateError
 from dpmesh.estimate.numbers import indexes, mean
 from dpmesh.noise import numeric
+from dpmesh.policy.codegen.source import draw_function
 from dpmesh.policy.plan import FieldPlan, Grid, Kind, Model
 
 
@@ -115,7 +116,8 @@ def test_mechanisms_of_two_ends_tell_nothing_in_between(kind, size, in_range):
         return
     grid = Grid(0.0, float(size), 1.0, size, integral=False)
     mechanism = numeric.make(kind, size, size, Fraction(1, 2), in_range=in_range)
-    outputs = [float(mechanism.draw(x)) for x in (0, size // 2, size) for _ in range(50)]
+    draw = draw_function(mechanism.codes)
+    outputs = [float(draw(x)) for x in (0, size // 2, size) for _ in range(50)]
     assert len(indexes(field(grid, mechanism), outputs)) == 150
     if size > 1:
         assert "outputs" in refusal(lambda: indexes(field(grid, mechanism), [*outputs, size // 2 + 0.0]))
@@ -130,7 +132,8 @@ def test_all_that_a_policy_releases_is_its_output(kind, as_float32):
     grid = Grid(-0.1, 0.9, 2.0**-14, 16_384, integral=False)
     rho = Fraction(1, 8) if kind is numeric.NumericKind.DISCRETE_GAUSSIAN else None
     mechanism = numeric.make(kind, 16_384, 16_384, Fraction(2), rho=rho)
-    released = [grid.value(mechanism.draw(x)) for x in (0, 8000, 16_384) for _ in range(300)]
+    draw = draw_function(mechanism.codes)
+    released = [grid.value(draw(x)) for x in (0, 8000, 16_384) for _ in range(300)]
     if as_float32:
         released = [float(np.float32(value)) for value in released]
     assert len(indexes(field(grid, mechanism), released)) == 900

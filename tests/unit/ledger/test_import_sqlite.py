@@ -210,7 +210,7 @@ async def test_a_wrong_address_leaves_the_file_as_it_is(source, target, postgres
     """Whoever mistypes where it goes can try again."""
     await used(source)
     with monkeypatch.context() as patch:
-        patch.setattr(admin_module, "_PATIENCE", 1.0)
+        patch.setattr(admin_module, "_TIMEOUT", 1.0)
         with pytest.raises(LedgerError):
             await transfer(source, "postgresql://postgres@127.0.0.1:1/ledger")
     with pytest.raises(LedgerError, match="create the database first"):

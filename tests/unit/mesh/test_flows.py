@@ -5,7 +5,7 @@ import pytest
 import dpmesh
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import ConfigError, ProtectionError
-from dpmesh.mesh.flows import FlowTable
+from dpmesh.mesh.flow_table import FlowTable
 from dpmesh.v1 import policy_pb2
 from tests.support.protos import compiled
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 import dpmesh
-from dpmesh.mesh.flows import FlowTable
+from dpmesh.mesh.flow_table import FlowTable
 from dpmesh.mesh.refusals import HANDLER_FAILED, WITHHELD
 from dpmesh.mesh.response_policy import HandlerFailedError, ResponsePolicy
 from tests.support.protos import compiled

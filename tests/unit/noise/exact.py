@@ -5,8 +5,8 @@ from fractions import Fraction
 import mpmath
 
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
-from dpmesh.noise.draws import function
 from dpmesh.noise.thresholds import ONE, logistic
+from dpmesh.policy.codegen.source import function
 
 
 def geometric(law: DiscreteLaplace, count: int) -> list[Fraction]:

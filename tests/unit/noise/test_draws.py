@@ -4,12 +4,13 @@ from fractions import Fraction
 
 import pytest
 
-from dpmesh.noise import categorical, numeric, pool
+from dpmesh.noise import categorical, numeric
 from dpmesh.noise.discrete_gaussian import DiscreteGaussian
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
 from dpmesh.noise.entropy import KeyStream
 from dpmesh.noise.numeric import NumericKind
 from dpmesh.noise.piecewise import Piecewise
+from dpmesh.policy.codegen.source import draw_function
 from tests.unit.noise.streams import KEY
 
 SIZES, EPSILONS = (4, 10, 1000), (Fraction(1, 2), Fraction(1), Fraction(2))
@@ -55,10 +56,10 @@ def test_the_gaussian_draws_its_own_sigma(steps, rho):
 
 def test_draws_come_from_the_pool_of_the_laws_key():
     first, second = (numeric.make(NumericKind.DUCHI, 10, 10, Fraction(5, 7)) for _ in range(2))
-    stock = pool.shared(first.codes.key, first.codes.block)
-    first.draw(3)
+    stock = first.codes.pool()
+    draw_function(first.codes)(3)
     left = len(stock._items)
-    second.draw(3)
+    draw_function(second.codes)(3)
     assert len(stock._items) == left - 1
 
 

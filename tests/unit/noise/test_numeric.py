@@ -10,6 +10,7 @@ from dpmesh.noise import numeric
 from dpmesh.noise.discrete_gaussian import DiscreteGaussian
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
 from dpmesh.noise.numeric import NumericKind
+from dpmesh.policy.codegen.source import draw_function
 from tests.unit.noise import exact
 
 LOCAL = [NumericKind.DISCRETE_LAPLACE, NumericKind.DUCHI, NumericKind.PIECEWISE, NumericKind.HYBRID]
@@ -112,8 +113,9 @@ def test_outputs_are_integers_in_the_public_range(kind, size, epsilon):
         )
         assert (mechanism.epsilon, mechanism.rho) == ((None, epsilon) if gaussian else (epsilon, None))
         assert mechanism.kind is kind
+        draw = draw_function(mechanism.codes)
         for x in {0, size // 2, size}:
-            outputs = [mechanism.draw(x) for _ in range(500)]
+            outputs = [draw(x) for _ in range(500)]
             assert all(type(y) is int and mechanism.low <= y <= mechanism.high for y in outputs)
         if in_range:
             assert (mechanism.low, mechanism.high) == (0, size)
@@ -143,7 +145,7 @@ def test_the_clamp_holds():
             raise AssertionError
 
     codes = numeric.make(NumericKind.DISCRETE_LAPLACE, 10, 10, Fraction(64), in_range=True).codes
-    draw = codes.draw_from(Stub([-100, 100, 3, -5, 5]))
+    draw = draw_function(codes, Stub([-100, 100, 3, -5, 5]))
     assert [draw(x) for x in (5, 5, 5, 0, 10)] == [0, 10, 8, 0, 10]
 
 
@@ -182,11 +184,50 @@ def test_best_has_the_smallest_worst_variance(size, epsilon):
         assert numeric.best(size, 1, epsilon, in_range=in_range, local=False) is NumericKind.DISCRETE_LAPLACE
 
 
+GRID_SIZES = [1, 2, 3, 7, 50, 1000, 10_000, 65_000, 66_000, 2**20, 2**31 - 1, 2**40]
+GRID_EPSILONS = ["1e-9", "0.001", "0.3", "0.6", "0.61", "0.62", "0.9", "1.5", "2", "3", "5", "9", "20", "64"]
+
+
+@pytest.mark.parametrize("epsilon", [Fraction(text) for text in GRID_EPSILONS], ids=str)
+def test_best_chooses_as_if_it_had_made_them_all(epsilon):
+    """It decides from estimated variances, and makes only those that come close."""
+
+    def worst(kind, size, sensitivity, in_range):
+        try:
+            return numeric.make(kind, size, sensitivity, epsilon, in_range=in_range).worst_variance
+        except ValueError:
+            return math.inf
+
+    ends = [NumericKind.DISCRETE_LAPLACE, NumericKind.DUCHI]
+    for size in GRID_SIZES:
+        for in_range in (False, True):
+            kinds = LOCAL if not in_range and epsilon > numeric.HYBRID_FROM else ends
+            for sensitivity in {1, max(1, size // 3), size}:
+                least = min(kinds, key=lambda kind: worst(kind, size, sensitivity, in_range))
+                assert numeric.best(size, sensitivity, epsilon, in_range=in_range, local=True) is least
+
+
+@pytest.mark.parametrize("size", [7, 1000, 2**30])
+@pytest.mark.parametrize("epsilon", [Fraction(1, 2), Fraction(1), Fraction(4), Fraction(30)])
+def test_estimated_variances_bound_those_of_the_mechanisms(size, epsilon):
+    for in_range in (False, True):
+        for kind, (low, high) in numeric._worst_variances(size, size, epsilon, in_range).items():
+            assert low <= numeric.make(kind, size, size, epsilon, in_range=in_range).worst_variance <= high
+
+
+def test_equal_parameters_share_one_mechanism():
+    for kind in LOCAL:
+        assert numeric.make(kind, 10, 10, Fraction(3)) is numeric.make(kind, 10, 10, Fraction(6, 2))
+        with pytest.raises(TypeError):
+            numeric.make(kind, 10, 10, 3.0)
+
+
 def test_the_same_parameters_share_one_pool():
     first = numeric.make(NumericKind.DISCRETE_LAPLACE, 10, 10, Fraction(1))
     second = numeric.make(NumericKind.DISCRETE_LAPLACE, 20, 10, Fraction(1))
     other = numeric.make(NumericKind.DISCRETE_LAPLACE, 10, 10, Fraction(2))
-    lists = [mechanism.draw.__globals__["pop"].__self__ for mechanism in (first, second, other)]
+    draws = [draw_function(mechanism.codes) for mechanism in (first, second, other)]
+    lists = [draw.__globals__["pop"].__self__ for draw in draws]
     assert lists[0] is lists[1]
     assert lists[0] is not lists[2]
 

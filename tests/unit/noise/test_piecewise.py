@@ -6,9 +6,12 @@ import mpmath
 import numpy as np
 import pytest
 
+from dpmesh.noise import numeric
 from dpmesh.noise.entropy import KeyStream
+from dpmesh.noise.numeric import NumericKind
 from dpmesh.noise.piecewise import Piecewise
 from dpmesh.noise.pool import Pool
+from dpmesh.policy.codegen.source import draw_function
 from tests.unit.noise import exact
 
 EPSILONS = [Fraction(1, 1000), Fraction(1, 2), Fraction(1), Fraction(3), Fraction(12), Fraction(64)]
@@ -66,14 +69,16 @@ def test_exact_epsilon_mean_and_variance(size, epsilon):
         assert law.variance(x) == pytest.approx(float(variance), rel=1e-6, abs=1e-9)
         assert law.low <= min(t)
         assert max(t) <= law.high
-    assert law.worst_variance() == pytest.approx(max(law.variance(x) for x in range(size + 1)), rel=0.02)
+    worst = numeric.make(NumericKind.PIECEWISE, size, size, epsilon).worst_variance
+    assert worst == pytest.approx(max(law.variance(x) for x in range(size + 1)), rel=0.02)
 
 
 @pytest.mark.parametrize("epsilon", ["0.25", "0.5", "1", "2", "4", "8"])
 def test_large_grids_have_the_papers_worst_variance(epsilon, vectors):
     case = next(case for case in vectors("local_mechanisms.json")["cases"] if case["epsilon"] == epsilon)
     size = 1 << 20
-    scaled = Piecewise(size, Fraction(epsilon)).worst_variance() / (size / 2) ** 2
+    mechanism = numeric.make(NumericKind.PIECEWISE, size, size, Fraction(epsilon))
+    scaled = mechanism.worst_variance / (size / 2) ** 2
     assert scaled == pytest.approx(float(case["piecewise_worst"]), rel=1e-3)
 
 
@@ -103,7 +108,7 @@ def test_draw_decodes_the_pool():
     law = Piecewise(9, Fraction(1))
     # 0 and -1 are the codes of the first cell of the window and of the rest, which chance will not show.
     codes = np.append(law.block(4998, KeyStream()), [0, -1])
-    draw, decode = law.codes.draw_from(Pool(lambda count, stream: codes)), exact.decoding(law)
+    draw, decode = draw_function(law.codes, Pool(lambda count, stream: codes)), exact.decoding(law)
     xs = [x % 10 for x in range(5000)]
     assert [draw(x) for x in xs] == [
         decode(x, code) for x, code in zip(xs, codes[::-1].tolist(), strict=True)

@@ -7,8 +7,8 @@ import pytest
 from google.protobuf import any_pb2
 
 from dpmesh.errors import ProtectionError
-from dpmesh.noise.draws import function
 from dpmesh.policy import Policy
+from dpmesh.policy.codegen.source import function
 from dpmesh.policy.kinds import transforms
 from tests.support import children
 from tests.support.protos import compiled

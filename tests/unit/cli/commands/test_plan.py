@@ -184,6 +184,24 @@ def test_against_a_state_without_the_message(dpmesh, fleet: Path, write) -> None
     assert "acme.v1.Average: ε 0.5" in ran.out
 
 
+def test_source_is_the_code_of_each_message_type(dpmesh, fleet: Path) -> None:
+    plain, ran = dpmesh("plan", fleet), dpmesh("plan", fleet, "--source")
+    assert ran.code == 0
+    assert ran.out.startswith(plain.out)
+    code = ran.out.removeprefix(plain.out)
+    assert [line for line in code.splitlines() if line.startswith("# acme")] == [
+        "# acme.v1.Report",
+        "# acme.v1.Mean",
+    ]
+    assert "    target.delay = out" in code.splitlines()
+    compile(code, "sources", "exec")
+    document, wider = (json.loads(dpmesh("plan", fleet, *more, "--json").out) for more in ([], ["--source"]))
+    sources = wider.pop("sources")
+    assert wider == document
+    assert list(sources) == ["acme.v1.Report", "acme.v1.Mean"]
+    assert all(source.rstrip() in code for source in sources.values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -1,0 +1,129 @@
+"""FlowTable: the flows of all methods that a transport has seen, under the policy that the mesh has now."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from google.protobuf.descriptor import MethodDescriptor
+
+from dpmesh import method_name
+from dpmesh.bounded import BoundedTable
+from dpmesh.errors import ConfigError
+from dpmesh.mesh.flows import Flow
+from dpmesh.mesh.mesh import Mesh
+from dpmesh.mesh.snapshot import PolicySnapshot
+from dpmesh.mesh.untyped import METHODS_KEPT, UntypedObjects
+
+
+class MethodFlows:
+    """Both flows of a method, under one policy.
+
+    Args:
+        table: The table that it is in.
+        snapshot: The policy under which they decide.
+        name: "/package.Service/Method".
+        declared: The method's descriptor, or None if no loaded proto has it.
+
+    Attributes:
+        mesh: Which mesh releases.
+        name: "/package.Service/Method".
+        request: What clients send.
+        response: What servers send.
+        requires_attestation: Servers refuse requests whose sender does not say that it protects them.
+    """
+
+    def __init__(
+        self, table: FlowTable, snapshot: PolicySnapshot, name: str, declared: MethodDescriptor | None
+    ) -> None:
+        sent, answered = (None, None) if declared is None else (declared.input_type, declared.output_type)
+        self.mesh = table.mesh
+        self.name = name
+        self.request = Flow(table, snapshot, name, "request", sent, table.consumer)
+        self.response = Flow(table, snapshot, name, "response", answered)
+        self.requires_attestation = snapshot.requires(name)
+
+
+class _Methods(NamedTuple):
+    """The flows under one policy, by the method's name as the transport gives it.
+
+    What a loaded proto declares is decided once. All other methods are looked up at each RPC, because their protos may
+    have been loaded since.
+    """
+
+    snapshot: PolicySnapshot
+    declared: BoundedTable[str | bytes, MethodFlows]
+    undeclared: BoundedTable[str | bytes, MethodFlows]
+
+    @classmethod
+    def under(cls, snapshot: PolicySnapshot) -> _Methods:
+        """No methods yet."""
+        return cls(snapshot, BoundedTable(METHODS_KEPT), BoundedTable(METHODS_KEPT))
+
+
+class FlowTable:
+    """The flows of all methods that a transport has seen.
+
+    Args:
+        mesh: Which mesh releases.
+        consumer: Who receives requests, for quotas.
+
+    Attributes:
+        mesh: Which mesh releases.
+        consumer: Who receives requests, for quotas.
+        untyped: Decides about objects without a protobuf type.
+
+    Raises:
+        ConfigError: `mesh` is no mesh, or `consumer` is no text, or none that UTF-8 can write.
+    """
+
+    def __init__(self, mesh: Mesh, consumer: str = "") -> None:
+        if not isinstance(mesh, Mesh):
+            raise ConfigError(
+                f"mesh: a {type(mesh).__name__} is no mesh; allowed: what dpmesh.open(...) returns"
+            )
+        _check_consumer(consumer)
+        self.mesh = mesh
+        self.consumer = consumer
+        self.untyped = UntypedObjects(mesh)
+        self._methods = _Methods.under(mesh.snapshot)
+
+    def __getitem__(self, name: str | bytes) -> MethodFlows:
+        """The flows of a method under the policy that the mesh has now.
+
+        Args:
+            name: "/package.Service/Method".
+        """
+        methods = self._methods
+        snapshot = self.mesh.snapshot
+        if snapshot is not methods.snapshot:
+            methods = self._methods = _Methods.under(snapshot)
+        return methods.declared.get(name) or self._find(name, methods)
+
+    def _find(self, key: str | bytes, methods: _Methods) -> MethodFlows:
+        name = key.decode() if isinstance(key, bytes) else key
+        declared = method_name.find(name)
+        kept = methods.undeclared if declared is None else methods.declared
+        method = kept.get(key)
+        if method is None:
+            method = kept[key] = MethodFlows(self, methods.snapshot, name, declared)
+        return method
+
+    def __len__(self) -> int:
+        """How many methods are kept."""
+        return len(self._methods.declared) + len(self._methods.undeclared)
+
+
+def _check_consumer(consumer: Any) -> None:
+    """Refuses a consumer that quotas can't count.
+
+    Raises:
+        ConfigError: It is no text, or none that UTF-8 can write.
+    """
+    if not isinstance(consumer, str):
+        raise ConfigError(f"consumer: a {type(consumer).__name__} is no name; allowed: text")
+    try:
+        consumer.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            "consumer: a name that UTF-8 can't write; allowed: text without surrogates"
+        ) from None
