@@ -8,11 +8,11 @@ from pathlib import Path
 
 from google.protobuf.message_factory import GetMessageClass
 
+from dpmesh import method_name
 from dpmesh.accounting import Cost
 from dpmesh.errors import AnnotationError, ConfigError
 from dpmesh.ledger import Budget
 from dpmesh.mesh.snapshot import PolicySnapshot
-from dpmesh.method_name import name_of
 from dpmesh.policy import Plan, Policy, loaded_types
 from dpmesh.policy.codegen.source import draw_function
 from dpmesh.v1 import policy_pb2
@@ -74,7 +74,7 @@ def _prices(snapshot: PolicySnapshot, before: PolicySnapshot) -> Iterator[Plan]:
 def _declared() -> Iterator[tuple[type, str, str]]:
     """The messages that loaded methods declare: class, method and direction."""
     for method in loaded_types.methods():
-        name = name_of(method)
+        name = method_name.name_of(method)
         yield GetMessageClass(method.input_type), name, "request"
         yield GetMessageClass(method.output_type), name, "response"
 

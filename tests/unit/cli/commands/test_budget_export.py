@@ -120,7 +120,7 @@ def test_one_budget(dpmesh, ledger: None) -> None:
 def test_no_unit_is_named(dpmesh, ledger: None) -> None:
     for form in ("csv", "jsonl"):
         assert "unit-" not in dpmesh("budget", "export", "--format", form, "--ledger", URL).out
-    assert "No unit's id is in it" in " ".join(dpmesh("budget", "export", "--help").out.split())
+    assert "The ledger holds no unit's id" in " ".join(dpmesh("budget", "export", "--help").out.split())
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
