@@ -1,4 +1,4 @@
-"""What the README and the pages in docs/ tell people to write exists: commands, imports, configuration, names."""
+"""What the README and the pages in docs/ name exists: commands, imports, configuration, links."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from dpmesh import cli
 from dpmesh.telemetry import names
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
+]
 GROUPS = ("budget", "identity", "ledger")
 COMMAND = re.compile(r"(?:\$ |`|&& )dpmesh ([a-z]+)(?: ([a-z]+))?([^`\n#&]*)")
 
@@ -74,6 +78,12 @@ def test_all_names_exist(page):
     for dotted in re.findall(r"`(dpmesh(?:_grpc)?(?:\.\w+)+)[`(]", text_of(page)):
         if dotted != "dpmesh.toml" and dotted not in kept and not dotted.startswith("dpmesh.v1."):
             assert found(dotted) is not None
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_all_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!http)([^)#]+)", text_of(page))
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
 def test_the_configuration_of_the_readme_is_one(tmp_path):
