@@ -21,20 +21,17 @@ class NotPrivateError(Exception):
     """A file is not a plain file that only its owner may use."""
 
 
-def read_private(path: Path, *, follow_links: bool = False) -> bytes:
+def read_private(path: Path) -> bytes:
     """Reads a plain file that only its owner may use.
-
-    Args:
-        path: The file.
-        follow_links: Whether the path may be a symbolic link.
 
     Raises:
         NotPrivateError: Others may use the file, or it is not a plain file.
-        OSError: The file is missing, or can't be read.
+        OSError: The file is missing, a symbolic link, or can't be read.
     """
     # O_NONBLOCK: opening a pipe would wait for a writer.
-    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
-    with open(os.open(path, flags), "rb") as file:
+    with open(
+        path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
+    ) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or open_to_others(status):
             raise NotPrivateError(path)
