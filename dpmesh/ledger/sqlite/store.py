@@ -362,7 +362,7 @@ class SQLiteStore(Store):
     @override
     def after_fork_in_child(self) -> None:
         # Without a pause SQLite may have been at work: then the store refuses to answer, here and in its own children.
-        self._lost = self._lost or not self._paused
+        self._lost = self._lost or not self._paused or self._connection is not None
         self._lock = threading.Lock()
         self._executor = None
         self._chain = ChainWriter()

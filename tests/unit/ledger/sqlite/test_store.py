@@ -537,6 +537,30 @@ def test_a_child_refuses_after_a_fork_whose_wait_was_broken_off(path):
         runner.run(ledger.close())
 
 
+def test_a_pause_that_was_broken_off_halfway_leaves_the_parent_its_ledger_and_the_child_none(
+    path, monkeypatch
+):
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    with asyncio.Runner() as runner:
+        ledger = make(path)
+        runner.run(ledger.open())
+
+        def child():
+            with pytest.raises(LedgerError, match="when this process was forked"):
+                asyncio.run(ledger.charge([(0, b"a", 1)]))
+            return "refused"
+
+        def interrupted(_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("dpmesh.ledger.sqlite.rollback_guard.RollbackGuard.close", interrupted)
+            started = children.start(child)
+        assert children.finish(started) == "refused"
+        runner.run(ledger.charge([(0, b"a", 1)]))
+        runner.run(ledger.close())
+
+
 def test_a_child_that_refuses_has_children_that_refuse_and_touches_nothing_of_its_parent(path, monkeypatch):
     monkeypatch.setattr("dpmesh.ledger.sqlite.store._FORK_WAIT", 0.01)
     with asyncio.Runner() as runner:
