@@ -2,15 +2,14 @@
 
 A writer fills a temporary file beside the target, synchronizes it to the disk, renames it, and synchronizes the folder.
 A reader, or a power cut, meets the old content or the new one, never a part. Nobody but the owner may read (0600).
-Containers that share a folder have to lock it to write one file, because their threads can have equal ids.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import stat
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -22,20 +21,17 @@ class NotPrivateError(Exception):
     """A file is not a plain file that only its owner may use."""
 
 
-def read_private(path: Path, *, follow_links: bool = False) -> bytes:
+def read_private(path: Path) -> bytes:
     """Reads a plain file that only its owner may use.
-
-    Args:
-        path: The file.
-        follow_links: Whether the path may be a symbolic link.
 
     Raises:
         NotPrivateError: Others may use the file, or it is not a plain file.
-        OSError: The file is missing, or can't be read.
+        OSError: The file is missing, a symbolic link, or can't be read.
     """
     # O_NONBLOCK: opening a pipe would wait for a writer.
-    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
-    with open(os.open(path, flags), "rb") as file:
+    with open(
+        path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
+    ) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or open_to_others(status):
             raise NotPrivateError(path)
@@ -144,9 +140,8 @@ def sync_folder(folder: Path) -> None:
 @contextmanager
 def _temporary(path: Path, data: bytes, mode: int) -> Iterator[Path]:
     """A synchronized temporary file beside a path. It is removed at the end, unless it was renamed."""
-    # Threads of a machine have different ids. A file of this name is left over from one that was killed.
-    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.new")
-    temporary.unlink(missing_ok=True)
+    # A random name: containers that share a folder can have equal ids of processes and threads.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     try:
         with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
             file.write(data)

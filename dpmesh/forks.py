@@ -27,7 +27,7 @@ class PausedByFork(ForkAware, Protocol):
         """Pauses, in the process that is about to fork."""
 
     def after_fork_in_parent(self) -> None:
-        """Goes on, in the process that has forked."""
+        """Goes on, in the process that has forked, even if pausing failed halfway."""
 
 
 _Object = TypeVar("_Object", bound=ForkAware)
@@ -57,8 +57,10 @@ def _alive(items: WeakValueDictionary[int, _Object]) -> list[_Object]:
 
 def _before() -> None:
     def pause(item: PausedByFork) -> None:
-        item.before_fork()
-        _paused.append(item)  # Only what has paused may go on: it may hold a lock.
+        try:
+            item.before_fork()
+        finally:
+            _paused.append(item)  # Not earlier: another thread that forks now would let it go on.
 
     _each(pause, _alive(_pausable))
 

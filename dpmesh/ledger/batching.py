@@ -56,7 +56,7 @@ class BatchQueue(ABC, Generic[Item, Answer]):
         committing  a deadline passes               committing: that request is refused, its commit goes on
         committing  a commit fails                  idle: all requests are refused
         committing  nothing waits                   idle
-        any         `stop`                          stopped: what waits is refused, the commit under way may finish
+        any         `stop`                          stopped: what waits is refused, the commit may finish in time
 
     Args:
         requests: What the requests are called in errors, in the plural.
@@ -114,11 +114,13 @@ class BatchQueue(ABC, Generic[Item, Answer]):
             self._flusher = asyncio.get_running_loop().create_task(self._flush())
 
     async def stop(self) -> None:
-        """Refuses the requests that wait, and lets the commit under way finish."""
+        """Refuses the requests that wait, and lets the commit under way finish, within the time limit."""
         self._stopped = True
-        self._refuse_all(LedgerError("the ledger is closing"), ())
+        closing = LedgerError("the ledger is closing")
+        self._refuse_all(closing, ())
         if self._flusher is not None:
             await asyncio.wait({self._flusher}, timeout=self._timeout)
+        self._refuse_all(closing, self._committing)
         if self._expiry is not None:
             self._expiry.cancel()
 
@@ -127,7 +129,7 @@ class BatchQueue(ABC, Generic[Item, Answer]):
         more = True
         try:
             while (self._waiting or more) and not self._stopped:
-                self._committing = self._next_batch()
+                self._take_batch()
                 if self._committing:
                     await self._commit(self._committing)
                 self._committing = []
@@ -141,14 +143,13 @@ class BatchQueue(ABC, Generic[Item, Answer]):
             self._committing = []
             self._on_idle()
 
-    def _next_batch(self) -> list[Waiter[Item, Answer]]:
+    def _take_batch(self) -> None:
         """Takes requests from the queue, without those that were given up or can be answered early."""
-        batch: list[Waiter[Item, Answer]] = []
-        while self._waiting and len(batch) < MAX_BATCH:
-            waiter = self._waiting.popleft()
+        while self._waiting and len(self._committing) < MAX_BATCH:
+            waiter = self._waiting[0]
             if not waiter.answer.done() and not self._answer_early(waiter):
-                batch.append(waiter)
-        return batch
+                self._committing.append(waiter)
+            self._waiting.popleft()
 
     def _expire(self) -> None:
         """Refuses all requests whose deadline has passed, in the commit under way or behind it."""

@@ -36,6 +36,7 @@ NOTICED = (
     "older copy",
     "lost charges",
     "replaced while in use",
+    "was removed while in use",
     "is damaged",
     "is empty",
     "older copy than the log",

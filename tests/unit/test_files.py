@@ -78,15 +78,25 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monk
     assert (path.read_bytes(), names(tmp_path)) == (b"old", ["key"])
 
 
-def test_what_a_killed_writer_left_is_neither_followed_nor_in_the_way(tmp_path):
-    elsewhere = tmp_path / "elsewhere"
-    left = tmp_path / f".key.{threading.get_native_id()}.new"
-    left.symlink_to(elsewhere)
-    files.write(tmp_path / "key", b"new")
-    left.symlink_to(elsewhere)
-    files.create(tmp_path / "other", b"new")
-    assert names(tmp_path) == [left.name, "key", "other"]
-    assert not elsewhere.exists()
+def test_writers_with_equal_ids_leave_one_file_whole(tmp_path, monkeypatch):
+    """Containers that share a folder number their processes and threads alike."""
+    path = tmp_path / "key"
+    fsync = os.fsync
+
+    def meanwhile(file):
+        monkeypatch.setattr(os, "fsync", fsync)
+        files.write(path, b"second")
+        files.create(tmp_path / "other", b"second")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    files.write(path, b"first")
+    assert (path.read_bytes(), names(tmp_path)) == (b"first", ["key", "other"])
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    (tmp_path / "other").unlink()
+    with pytest.raises(FileExistsError):
+        files.create(tmp_path / "other", b"first")
+    assert (path.read_bytes(), names(tmp_path)) == (b"second", ["key", "other"])
 
 
 def test_threads_that_write_one_file_leave_one_of_them_whole(tmp_path):
@@ -151,12 +161,14 @@ def test_only_a_plain_file_is_read_as_private(tmp_path):
     link.symlink_to(path)
     os.mkfifo(pipe, 0o600)
     folder.mkdir(0o700)
-    assert files.read_private(path) == files.read_private(link, follow_links=True) == b"data"
+    assert files.read_private(path) == b"data"
     with pytest.raises(OSError):
         files.read_private(link)
+    descriptors = os.listdir("/proc/self/fd")
     for other in (pipe, folder):
         with pytest.raises((NotPrivateError, IsADirectoryError)):
             files.read_private(other)
+    assert len(os.listdir("/proc/self/fd")) == len(descriptors)
     with pytest.raises(FileNotFoundError):
         files.read_private(tmp_path / "missing")
 

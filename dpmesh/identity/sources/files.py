@@ -100,7 +100,7 @@ class FileSource(Source):
 def _content(path: Path, what: str) -> bytes:
     """The bytes of a regular file. A pipe or a device could make the reader wait for ever."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
             content = file.read(_LARGEST + 1) if is_regular else b""
     except OSError as error:

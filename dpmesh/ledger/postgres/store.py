@@ -99,8 +99,6 @@ class PostgresStore(Store):
 
     @override
     async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
-        pass
-
         async def read(connection: Any) -> list[Account]:
             caps = {stored.name: stored.cap for stored in (await queries.read_budgets(connection)).values()}
             return [
@@ -112,8 +110,6 @@ class PostgresStore(Store):
 
     @override
     async def ping(self) -> None:
-        pass
-
         async def ask(connection: Any) -> Any:
             if self._failed:  # After a failed write only another write can tell.
                 await connection.execute("SELECT dpmesh.probe()")

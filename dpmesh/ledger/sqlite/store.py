@@ -85,7 +85,8 @@ class SQLiteStore(Store):
         self._watch = FileWatch(self.path)
         self._executor: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()  # held while SQLite works, and during a fork
-        self._fork_interrupted = False  # whether this is a child that was forked while SQLite worked
+        self._paused = False  # whether a fork holds the lock, or nothing used SQLite since one did
+        self._lost = False  # whether this is a child that was forked while SQLite worked
         forks.register_paused(self)
 
     @override
@@ -129,6 +130,7 @@ class SQLiteStore(Store):
 
     def _guard(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         with self._lock:
+            self._paused = False
             try:
                 return function(*args, **kwargs)
             except (sqlite3.Error, OSError) as error:
@@ -166,7 +168,7 @@ class SQLiteStore(Store):
 
     def _connect(self) -> sqlite3.Connection:
         """The connection, which is made if there is none. It is always to the file that was opened first."""
-        if self._fork_interrupted:
+        if self._lost:
             raise LedgerError(f"{self.path} was being written when this process was forked: start it afresh")
         file = self._identity()
         if self._file not in (None, file):
@@ -222,7 +224,7 @@ class SQLiteStore(Store):
         return status.st_dev, status.st_ino
 
     def _disconnect(self) -> None:
-        if self._fork_interrupted:
+        if self._lost:
             return  # it is the parent's
         guard, self._rollback_guard = self._rollback_guard, None
         if guard is not None:
@@ -347,19 +349,20 @@ class SQLiteStore(Store):
 
     def before_fork(self) -> None:
         """Waits for the transaction under way, and closes the connection."""
-        self._fork_interrupted = not self._lock.acquire(timeout=_FORK_WAIT)
-        if not self._fork_interrupted:
+        if self._lock.acquire(timeout=_FORK_WAIT):
+            self._paused = True
             self._disconnect()
 
     def after_fork_in_parent(self) -> None:
         """Goes on; the next call connects again."""
-        if not self._fork_interrupted:
+        if self._paused:
+            self._paused = False
             self._lock.release()
-        self._fork_interrupted = False
 
     @override
     def after_fork_in_child(self) -> None:
-        # If SQLite was at work during the fork, `_lost` stays set, and the store refuses to answer.
+        # Without a pause SQLite may have been at work: then the store refuses to answer, here and in its own children.
+        self._lost = self._lost or not self._paused or self._connection is not None
         self._lock = threading.Lock()
         self._executor = None
         self._chain = ChainWriter()

@@ -5,7 +5,7 @@ channel: each identity then redeems a token of its own, because nothing may be s
 Server: `grpc.aio.server(interceptors=[token_interceptor(verifier), ...])`.
 
 What this does not hide: the client's address and whatever else its connection shows, when RPCs happen and how long they
-are, and what they say. See `dpmesh.identity.tokens.protocol` for what it hides, and on what conditions.
+are, and what they say. See `dpmesh.identity.tokens` for what it hides, and on what conditions.
 """
 
 from __future__ import annotations

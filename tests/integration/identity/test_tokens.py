@@ -23,7 +23,7 @@ from dpmesh.identity.ca.authority import LocalSource
 from dpmesh.identity.ca.enrolment import Enrolments
 from dpmesh.identity.ca.issuer import Issuer
 from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
-from dpmesh.identity.tokens.protocol import (
+from dpmesh.identity.tokens import (
     HeldToken,
     Tickets,
     Token,

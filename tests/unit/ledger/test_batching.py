@@ -103,6 +103,37 @@ async def test_stopping_refuses_what_waits_and_lets_the_commit_finish(monkeypatc
 
 
 @in_virtual_time
+async def test_stopping_answers_every_request_of_a_commit_that_does_not_end():
+    queue = Doubling(timeout=2.0)
+    queue.go.set()
+    await queue.join(1)  # the search for expired requests follows this one's deadline
+    queue.go.clear()
+    await asyncio.sleep(0.03)
+    answer = queue.join(2)
+    await asyncio.sleep(0.01)
+    await queue.stop()
+    with pytest.raises(LedgerError, match="closing"):
+        async with asyncio.timeout(10):
+            await answer
+
+
+@in_virtual_time
+async def test_an_error_while_a_batch_is_taken_refuses_everything_that_waits():
+    class Failing(Doubling):
+        def _answer_early(self, waiter):
+            if waiter.item == 2:
+                raise ValueError("the clock is broken")
+            return False
+
+    queue = Failing()
+    answers = [queue.join(number) for number in (1, 2, 3)]
+    results = await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 1)
+    assert [str(result) for result in results] == ["the ledger failed: ValueError"] * 3
+    queue.go.set()
+    assert await queue.join(1) == 2
+
+
+@in_virtual_time
 async def test_more_than_may_wait_are_refused_at_once(monkeypatch):
     monkeypatch.setattr(batching, "MAX_WAITING", 2)
     queue = Doubling()

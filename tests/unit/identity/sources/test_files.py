@@ -184,6 +184,15 @@ async def test_a_pipe_does_not_hang_it(paths):
     assert (await asyncio.wait_for(refused(FileSource(**{**paths, "key": paths["key"].parent})), 30)).reason
 
 
+async def test_folders_in_the_place_of_files_leave_no_descriptor_open(paths):
+    """Containers get a folder where the file that is mounted does not exist. It is read again for as long as it stays."""
+    write(paths, leaf())
+    source = FileSource(**{**paths, "key": paths["key"].parent})
+    descriptors = os.listdir("/proc/self/fd")
+    assert (await refused(source)).reason == "ISSUER_UNAVAILABLE"
+    assert len(os.listdir("/proc/self/fd")) == len(descriptors)
+
+
 async def test_what_was_read_and_is_over_meanwhile_is_refused(paths):
     now = time.time()
     write(paths, ROOT.leaf(now=now, life=60))

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sqlite3
 import stat
+import sys
 
 import pytest
 
@@ -503,5 +504,80 @@ def test_a_child_of_a_fork_that_could_not_wait_refuses(path, monkeypatch):
         with ledger._store._lock:
             started = children.start(child)
         assert children.finish(started) == "refused"
+        runner.run(ledger.charge([(0, b"a", 1)]))
+        runner.run(ledger.close())
+
+
+def test_a_child_refuses_after_a_fork_whose_wait_was_broken_off(path):
+    """A signal handler may raise while the fork waits. Python forks all the same, with the connection still open."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with asyncio.Runner() as runner:
+        ledger = make(path)
+        runner.run(ledger.open())
+
+        def child():
+            with pytest.raises(LedgerError, match="when this process was forked"):
+                asyncio.run(ledger.charge([(0, b"a", 1)]))
+            return "refused"
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        unraisable, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        try:
+            with ledger._store._lock:
+                signal.setitimer(signal.ITIMER_REAL, 0.05)
+                started = children.start(child)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+            sys.unraisablehook = unraisable
+        assert children.finish(started) == "refused"
+        runner.run(ledger.charge([(0, b"a", 1)]))
+        runner.run(ledger.close())
+
+
+def test_a_pause_that_was_broken_off_halfway_leaves_the_parent_its_ledger_and_the_child_none(
+    path, monkeypatch
+):
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    with asyncio.Runner() as runner:
+        ledger = make(path)
+        runner.run(ledger.open())
+
+        def child():
+            with pytest.raises(LedgerError, match="when this process was forked"):
+                asyncio.run(ledger.charge([(0, b"a", 1)]))
+            return "refused"
+
+        def interrupted(_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("dpmesh.ledger.sqlite.rollback_guard.RollbackGuard.close", interrupted)
+            started = children.start(child)
+        assert children.finish(started) == "refused"
+        runner.run(ledger.charge([(0, b"a", 1)]))
+        runner.run(ledger.close())
+
+
+def test_a_child_that_refuses_has_children_that_refuse_and_touches_nothing_of_its_parent(path, monkeypatch):
+    monkeypatch.setattr("dpmesh.ledger.sqlite.store._FORK_WAIT", 0.01)
+    with asyncio.Runner() as runner:
+        ledger = make(path)
+        runner.run(ledger.open())
+
+        def refused():
+            with pytest.raises(LedgerError, match="when this process was forked"):
+                asyncio.run(ledger.charge([(0, b"a", 1)]))
+            return "refused"
+
+        def child():
+            connection = ledger._store._connection
+            return children.run(refused), refused(), connection is ledger._store._connection
+
+        with ledger._store._lock:
+            started = children.start(child)
+        assert children.finish(started) == ("refused", "refused", True)
         runner.run(ledger.charge([(0, b"a", 1)]))
         runner.run(ledger.close())
