@@ -127,6 +127,17 @@ async def test_another_policy_has_other_flows(mesh):
     assert table[name("Echo")] is after
 
 
+async def test_a_table_gives_and_keeps_no_flows_of_an_old_policy(mesh):
+    table, old = FlowTable(mesh), mesh.snapshot
+    for method in ("Echo", "Ask"):
+        table[name(method)]
+    await swap(mesh)
+    # As if another thread had looked the method up just before the swap, and went on just after it.
+    assert table._find(name("Echo"), old).snapshot is old
+    assert table[name("Echo")].snapshot is mesh.snapshot
+    assert len(table) == 1
+
+
 async def test_a_single_message_keeps_the_policy_with_which_its_rpc_began(mesh):
     flow = FlowTable(mesh)[name("Echo")].response
     assert flow.passes(Plain)
