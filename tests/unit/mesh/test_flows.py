@@ -77,6 +77,14 @@ async def test_now_and_later_give_the_same_and_only_later_waits(mesh):
     assert await FlowTable(mesh)[name("Echo")].request.protect(message := Plain()) is message
 
 
+async def test_a_message_without_a_lease_is_checked_once_before_it_is_charged(mesh):
+    table, priced = mesh.snapshot.billing, []
+    price = table.price
+    table.price = lambda *given: priced.append(given) or price(*given)
+    await FlowTable(mesh)[name("Ask")].response.protect(Reading(id="s9", b=True))
+    assert len(priced) == 1
+
+
 async def test_in_observe_mode_nothing_is_sensitive_and_what_would_be_refused_leaves():
     async with dpmesh.open(config(mode="observe")) as mesh:
         flow = FlowTable(mesh)[name("Report")].request
