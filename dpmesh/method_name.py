@@ -48,7 +48,7 @@ def find(name: str, pool: DescriptorPool | None = None) -> MethodDescriptor | No
         name: "/package.Service/Method".
         pool: Where to look; protobuf's default pool when absent.
     """
-    found = find_any_spelling(name, pool) if parse(name) else None
+    found = find_any_spelling(name, pool)
     return found if found is not None and name_of(found) == name else None
 
 

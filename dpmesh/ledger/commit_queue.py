@@ -77,14 +77,6 @@ class CommitQueue(BatchQueue[Charges, None]):
         self._credits: deque[Credit] = deque()
         self._rotation: asyncio.TimerHandle | None = None
 
-    @override
-    def join(self, item: Charges) -> asyncio.Future[None]:
-        if item or len(self._waiting) >= batching.MAX_WAITING:
-            return super().join(item)
-        answer = asyncio.get_running_loop().create_future()  # charges that cost nothing
-        answer.set_result(None)
-        return answer
-
     async def close(self) -> list[Credit]:
         """Stops the queue.
 

@@ -149,7 +149,9 @@ class Ledger:
         if self.spend(charges):
             return
         if self._loop is asyncio.get_running_loop():
-            await self._queue.join(self._sums(charges))
+            sums = self._sums(charges)
+            if sums:
+                await self._queue.join(sums)
         else:
             await self._in_owner(lambda: self._charge_durably(charges), self._timeout)
 
@@ -295,7 +297,9 @@ class Ledger:
             )
 
     async def _charge_durably(self, charges: Sequence[Charge]) -> None:
-        await self._queue.join(self._sums(charges))
+        sums = self._sums(charges)
+        if sums:
+            await self._queue.join(sums)
 
     def _sums(self, charges: Sequence[Charge]) -> dict[Key, int]:
         """The sum of the charges for each account.

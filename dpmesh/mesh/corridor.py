@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar, final
+from typing import TypeVar
 
 from google.protobuf.message import Message
 
@@ -34,21 +34,9 @@ from dpmesh.telemetry import Telemetry, names
 log = logging.getLogger("dpmesh")
 
 
-@final
-class CheckedMessage(NamedTuple):
-    """A message that was checked, and whose release has to wait.
-
-    Attributes:
-        priced: What is done to the message, and who pays.
-        message: The message.
-        consumer: Who receives it.
-        record: What telemetry is told of the release, if anything listens.
-    """
-
-    priced: PricedPlan
-    message: Message
-    consumer: str
-    record: Record | None
+# A message that was checked, and whose release has to wait: what is done to it and who pays; the message; its consumer;
+# what telemetry is told, if anything listens. A class of its own would take as long to make as the charge from a lease.
+CheckedMessage = tuple[PricedPlan, Message, str, Record | None]
 
 
 class Corridor:
@@ -129,14 +117,14 @@ class Corridor:
             self.refused(error, method, direction, stream)
             raise
         if priced is None:
-            return Receipt(message, names.UNPROTECTED, 0.0, 0.0)
+            return make_receipt((message, names.UNPROTECTED, 0.0, 0.0))
         if priced.opens:
             priced, copied = open_anys(snapshot.billing, priced, message, method, direction)
             if priced is None:
                 return Receipt(message if self._observing else copied, names.UNPROTECTED, 0.0, 0.0)
         record = self._record(priced, method, direction, stream) if self._telemetry.listening else None
         if not self._enforcing:
-            return CheckedMessage(priced, message, consumer, record)
+            return priced, message, consumer, record
         try:
             plan = priced.plan
             # Another thread may change the message meanwhile: what leaves is what was charged for.
@@ -144,7 +132,7 @@ class Corridor:
             # Charge.
             charges, epsilon, rho = priced.bill(content, consumer)
             if not self._ledger.spend(charges):
-                return CheckedMessage(priced, message, consumer, record)
+                return priced, message, consumer, record
             # Sample.
             receipt = make_receipt((plan.build(content, self._pseudonymise), names.RELEASED, epsilon, rho))
         except Exception as error:
@@ -170,11 +158,11 @@ class Corridor:
             LedgerError: The ledger can't answer, or the corridor is closed.
             ProtectionError: The message can't be protected.
         """
-        record = checked.record
+        priced, message, consumer, record = checked
         try:
-            receipt, charges = await self._settle(checked)
+            receipt, charges = await self._settle(priced, message, consumer)
         except BaseException as error:
-            failed = _refusal(error, checked.priced)
+            failed = _refusal(error, priced)
         else:
             if record is not None:
                 record.settled(receipt.decision, receipt.epsilon, receipt.rho, charges)
@@ -214,16 +202,18 @@ class Corridor:
             return self._recording.release(priced, method, direction)
         return stream.message(priced)
 
-    async def _settle(self, checked: CheckedMessage) -> tuple[Receipt, Sequence[Charge]]:
+    async def _settle(
+        self, priced: PricedPlan, message: Message, consumer: str
+    ) -> tuple[Receipt, Sequence[Charge]]:
         """Charges for a checked message and samples; the receipt, and what was charged."""
         if not self.is_open:
             raise NotOpenError
         if self._observing:
-            return await self._observe(checked)
-        plan = checked.priced.plan
+            return await self._observe(priced, message, consumer)
+        plan = priced.plan
         # The caller may change its message while this one waits: what leaves is what was charged for.
-        content = plan.snapshot(checked.message)
-        charges, epsilon, rho = checked.priced.bill(content, checked.consumer)
+        content = plan.snapshot(message)
+        charges, epsilon, rho = priced.bill(content, consumer)
         try:
             await self._charge(charges)
         except BudgetExhaustedError as error:
@@ -233,7 +223,7 @@ class Corridor:
             if not blank.IsInitialized():
                 raise  # A required field needs noise, and the message can't leave without it.
             return Receipt(blank, names.SUPPRESSED, 0.0, 0.0), charges
-        return Receipt(plan.build(content, self._pseudonymise), names.RELEASED, epsilon, rho), charges
+        return make_receipt((plan.build(content, self._pseudonymise), names.RELEASED, epsilon, rho)), charges
 
     async def _charge(self, charges: Sequence[Charge]) -> None:
         """Charges all accounts, or none.
@@ -254,19 +244,21 @@ class Corridor:
         finally:
             del refusal  # It holds this frame.
 
-    async def _observe(self, checked: CheckedMessage) -> tuple[Receipt, Sequence[Charge]]:
+    async def _observe(
+        self, priced: PricedPlan, message: Message, consumer: str
+    ) -> tuple[Receipt, Sequence[Charge]]:
         """Accounts for a message and lets it leave as it is, whatever happens."""
-        plan = checked.priced.plan
+        plan = priced.plan
         charges: Sequence[Charge] = ()
         epsilon = rho = 0.0
         try:
-            charges, epsilon, rho = checked.priced.bill(plan.snapshot(checked.message), checked.consumer)
+            charges, epsilon, rho = priced.bill(plan.snapshot(message), consumer)
             await self._charge(charges)
         except Exception as error:
             # Any exception but our own may quote a value.
             why = str(error) if isinstance(error, DpmeshError) else type(error).__name__
             log.warning("observe mode: %s would have been refused: %s", plan.descriptor.full_name, why)
-        return Receipt(checked.message, names.OBSERVED, epsilon, rho), charges
+        return make_receipt((message, names.OBSERVED, epsilon, rho)), charges
 
 
 _Failure = TypeVar("_Failure", bound=BaseException)

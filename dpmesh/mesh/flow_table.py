@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor
 
@@ -26,6 +26,7 @@ class MethodFlows:
 
     Attributes:
         mesh: Which mesh releases.
+        snapshot: The policy under which they decide.
         name: "/package.Service/Method".
         request: What clients send.
         response: What servers send.
@@ -37,31 +38,18 @@ class MethodFlows:
     ) -> None:
         sent, answered = (None, None) if declared is None else (declared.input_type, declared.output_type)
         self.mesh = table.mesh
+        self.snapshot = snapshot
         self.name = name
         self.request = Flow(table, snapshot, name, "request", sent, table.consumer)
         self.response = Flow(table, snapshot, name, "response", answered)
         self.requires_attestation = snapshot.requires(name)
 
 
-class _Methods(NamedTuple):
-    """The flows under one policy, by the method's name as the transport gives it.
-
-    What a loaded proto declares is decided once. All other methods are looked up at each RPC, because their protos may
-    have been loaded since.
-    """
-
-    snapshot: PolicySnapshot
-    declared: BoundedTable[str | bytes, MethodFlows]
-    undeclared: BoundedTable[str | bytes, MethodFlows]
-
-    @classmethod
-    def under(cls, snapshot: PolicySnapshot) -> _Methods:
-        """No methods yet."""
-        return cls(snapshot, BoundedTable(METHODS_KEPT), BoundedTable(METHODS_KEPT))
-
-
 class FlowTable:
     """The flows of all methods that a transport has seen.
+
+    What a loaded proto declares is decided once under each policy. All other methods are looked up at each RPC, because
+    their protos may have been loaded since.
 
     Args:
         mesh: Which mesh releases.
@@ -85,7 +73,10 @@ class FlowTable:
         self.mesh = mesh
         self.consumer = consumer
         self.untyped = UntypedObjects(mesh)
-        self._methods = _Methods.under(mesh.snapshot)
+        # By the method's name as the transport gives it.
+        self._declared: BoundedTable[str | bytes, MethodFlows] = BoundedTable(METHODS_KEPT)
+        self._undeclared: BoundedTable[str | bytes, MethodFlows] = BoundedTable(METHODS_KEPT)
+        self._last_snapshot = mesh.snapshot
 
     def __getitem__(self, name: str | bytes) -> MethodFlows:
         """The flows of a method under the policy that the mesh has now.
@@ -93,24 +84,33 @@ class FlowTable:
         Args:
             name: "/package.Service/Method".
         """
-        methods = self._methods
         snapshot = self.mesh.snapshot
-        if snapshot is not methods.snapshot:
-            methods = self._methods = _Methods.under(snapshot)
-        return methods.declared.get(name) or self._find(name, methods)
+        try:
+            method = self._declared[name]
+        except KeyError:
+            pass
+        else:
+            if method.snapshot is snapshot:
+                return method
+        return self._find(name, snapshot)
 
-    def _find(self, key: str | bytes, methods: _Methods) -> MethodFlows:
+    def _find(self, key: str | bytes, snapshot: PolicySnapshot) -> MethodFlows:
+        if snapshot is not self._last_snapshot:
+            self._last_snapshot = snapshot
+            self._declared.clear()  # So that no old policy is kept in memory.
+            self._undeclared.clear()
         name = key.decode() if isinstance(key, bytes) else key
         declared = method_name.find(name)
-        kept = methods.undeclared if declared is None else methods.declared
+        kept = self._undeclared if declared is None else self._declared
         method = kept.get(key)
-        if method is None:
-            method = kept[key] = MethodFlows(self, methods.snapshot, name, declared)
+        # Another thread may have added one under another policy.
+        if method is None or method.snapshot is not snapshot:
+            method = kept[key] = MethodFlows(self, snapshot, name, declared)
         return method
 
     def __len__(self) -> int:
         """How many methods are kept."""
-        return len(self._methods.declared) + len(self._methods.undeclared)
+        return len(self._declared) + len(self._undeclared)
 
 
 def _check_consumer(consumer: Any) -> None:

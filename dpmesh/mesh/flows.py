@@ -130,8 +130,9 @@ class Flow:
 
     def passes(self, kind: type) -> bool:
         """Whether a message of this class may leave as it is; otherwise it has to go through `protect`."""
-        needs = self._needs_release.get(kind)
-        if needs is None:
+        try:
+            needs = self._needs_release[kind]
+        except KeyError:
             try:
                 needs = self.needs_release(kind)
             except Exception:
@@ -166,7 +167,10 @@ class Flow:
         """
         try:
             kind = type(message)
-            if not (self._needs_release.get(kind) or self._check(kind, None)):
+            needs = self._needs_release.get(kind)
+            if needs is None:
+                needs = self._check(kind, None)
+            if not needs:
                 return message
             receipt = self._mesh.release_now(
                 message,
@@ -204,21 +208,13 @@ class Flow:
                 return message
             if stream is not None:
                 return (await stream.release(message)).message
-            receipt = self._mesh.release_now(
+            receipt = await self._mesh.release(
                 message,
                 method=self.method,
                 direction=self._direction,
                 consumer=self._consumer,
                 snapshot=self.snapshot,
             )
-            if receipt is None:
-                receipt = await self._mesh.release(
-                    message,
-                    method=self.method,
-                    direction=self._direction,
-                    consumer=self._consumer,
-                    snapshot=self.snapshot,
-                )
         except DpmeshError as error:
             if not self._mesh.observing:
                 raise

@@ -16,7 +16,7 @@ from dpmesh.config import GrpcConfig
 from dpmesh.errors import DpmeshError, NotOpenError
 from dpmesh.ledger import Ledger
 from dpmesh.mesh import swapping
-from dpmesh.mesh.corridor import CheckedMessage, Corridor
+from dpmesh.mesh.corridor import Corridor
 from dpmesh.mesh.exhausted import ExhaustedCache
 from dpmesh.mesh.pseudonyms import Pseudonyms
 from dpmesh.mesh.receipt import Direction, Receipt
@@ -213,7 +213,7 @@ class Mesh:
             AnnotationError: Its type's annotations are bad, or no budget covers it.
         """
         begun = self._corridor.begin(message, method, direction, consumer, snapshot or self.snapshot)
-        return await self._corridor.finish(begun) if type(begun) is CheckedMessage else begun
+        return begun if type(begun) is Receipt else await self._corridor.finish(begun)
 
     def release_now(
         self,
@@ -241,7 +241,7 @@ class Mesh:
             AnnotationError: Its type's annotations are bad, or no budget covers it.
         """
         begun = self._corridor.begin(message, method, direction, consumer, snapshot or self.snapshot)
-        return None if type(begun) is CheckedMessage else begun
+        return begun if type(begun) is Receipt else None
 
     def refused(self, error: DpmeshError, *, method: str = "", direction: Direction = "request") -> None:
         """Records the refusal of a message that was not released, because of its type.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, final
 
 Direction = Literal["request", "response"]
 
 
+@final
 class Receipt(NamedTuple):
     """What may be sent, and what it cost.
 

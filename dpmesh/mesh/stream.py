@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.message import Message
 
 from dpmesh.errors import DpmeshError
-from dpmesh.mesh.corridor import CheckedMessage, Corridor
+from dpmesh.mesh.corridor import Corridor
 from dpmesh.mesh.receipt import Direction, Receipt
 from dpmesh.mesh.recording import StreamRecord
 from dpmesh.mesh.snapshot import PolicySnapshot
@@ -57,7 +57,7 @@ class ReleaseStream:
             self._snapshot or self._mesh.snapshot,
             self._record,
         )
-        return await self._corridor.finish(begun) if type(begun) is CheckedMessage else begun
+        return begun if type(begun) is Receipt else await self._corridor.finish(begun)
 
     def refused(self, error: DpmeshError) -> None:
         """Records the refusal of a message that was not released, as Mesh.refused does, in the stream's span."""

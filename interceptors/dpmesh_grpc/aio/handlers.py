@@ -53,40 +53,54 @@ class RefusedError(Exception):
 class AsyncRpc:
     """One RPC whose handler runs in the event loop. A subclass overrides what its interceptor changes.
 
+    Steps that seldom wait return None where there is nothing to await: a coroutine for each step takes longer than
+    everything else that is done for a public response.
+
     Args:
         context: The RPC's context.
+
+    Attributes:
+        context: The RPC's context.
+        handler_context: The context for the handler, once the RPC has begun.
     """
 
-    __slots__ = ("context",)
+    __slots__ = ("context", "handler_context")
 
     def __init__(self, context: Any) -> None:
-        self.context = context
+        self.context = self.handler_context = context
 
-    async def begin(self) -> Any:
+    def begin(self) -> Awaitable[None] | None:
         """Admits the RPC.
 
         Returns:
-            The context for the handler.
+            What has to be awaited first, or None.
 
         Raises:
-            RefusedError: The handler must not run.
+            RefusedError: The handler must not run. What is awaited may raise it too.
         """
-        return self.context
 
     def run(self, work: Awaitable[_T]) -> Awaitable[_T]:
         """What is awaited instead of the handler, or instead of a generator's next response."""
         return work
 
-    async def respond(self, response: Any) -> Any:
-        """What leaves instead of a response that the handler returned or yielded."""
-        return response
+    def passes(self, response: Any) -> bool:
+        """Whether a response that the handler returned or yielded leaves as it is, without `respond`."""
+        return False
+
+    def respond(self, response: Any) -> Awaitable[Any]:
+        """What leaves instead of a response that does not pass."""
+        raise NotImplementedError
 
     def failure(self, error: BaseException) -> Failure | None:
         """The status that an exception ends the RPC with; None if the exception goes on to gRPC."""
         return error.failure if isinstance(error, RefusedError) else None
 
-    async def close(self) -> None:
-        """Frees what the RPC holds. It is called after the handler, whatever its end."""
+    def close(self) -> Awaitable[None] | None:
+        """Frees what the RPC holds. It is called after the handler, whatever its end.
+
+        Returns:
+            What has to be awaited for that, or None.
+        """
 
     async def end(self, failure: Failure) -> None:
         """Ends the RPC with a status, after `close`."""
@@ -205,13 +219,17 @@ def _unary(function: Any, interception: Interception) -> Any:
     async def unary(request: Any, context: Any) -> Any:
         rpc = interception.asynchronous(context)
         try:
-            return await rpc.respond(await rpc.run(function(request, await rpc.begin())))
+            if (beginning := rpc.begin()) is not None:
+                await beginning
+            response = await rpc.run(function(request, rpc.handler_context))
+            return response if rpc.passes(response) else await rpc.respond(response)
         except BaseException as error:
             failure = rpc.failure(error)
             if failure is None:
                 raise
         finally:
-            await rpc.close()
+            if (closing := rpc.close()) is not None:
+                await closing
         return await rpc.end(failure)
 
     return unary
@@ -222,13 +240,16 @@ def _writer(function: Any, interception: Interception) -> Any:
         rpc = interception.asynchronous(context)
         failure = None
         try:
-            await rpc.run(function(request, await rpc.begin()))
+            if (beginning := rpc.begin()) is not None:
+                await beginning
+            await rpc.run(function(request, rpc.handler_context))
         except BaseException as error:
             failure = rpc.failure(error)
             if failure is None:
                 raise
         finally:
-            await rpc.close()
+            if (closing := rpc.close()) is not None:
+                await closing
         if failure is not None:
             await rpc.end(failure)
 
@@ -239,30 +260,33 @@ def _generator(function: Any, interception: Interception) -> Any:
     async def generator(request: Any, context: Any) -> AsyncIterator[Any]:
         rpc = interception.asynchronous(context)
         failure = None
-        closing = False
+        is_closed = False
         try:
-            async with aclosing(function(request, await rpc.begin())) as responses:
+            if (beginning := rpc.begin()) is not None:
+                await beginning
+            async with aclosing(function(request, rpc.handler_context)) as responses:
                 while True:
                     try:
                         response = await rpc.run(anext(responses))
                     except StopAsyncIteration:
                         break
-                    leaving = await rpc.respond(response)
+                    leaving = response if rpc.passes(response) else await rpc.respond(response)
                     try:
                         yield leaving
                     except GeneratorExit:
-                        closing = True
+                        is_closed = True
                         raise
         except BaseException as error:
-            if closing and isinstance(error, GeneratorExit):
+            if is_closed and isinstance(error, GeneratorExit):
                 raise
             failure = rpc.failure(error)
             if failure is None:
                 raise
         finally:
-            await rpc.close()
+            if (closing := rpc.close()) is not None:
+                await closing
         # The RPC of a generator that is being closed is over.
-        if failure is not None and not closing:
+        if failure is not None and not is_closed:
             await rpc.end(failure)
 
     return generator

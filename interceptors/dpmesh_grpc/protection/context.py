@@ -107,7 +107,10 @@ class _Context:
                 self._stream = flow.stream()
         if self._policy.intercepted_twice:
             flow.refuse_intercepted_twice(message, self._stream)
-        protected = await flow.protect(message, self._stream)
+        # A coroutine that does not wait takes longer than a call.
+        protected = flow.protect_now(message) if self._stream is None else None
+        if protected is None:
+            protected = await flow.protect(message, self._stream)
         if protected is not message:
             self._context.disable_next_message_compression()
         return protected

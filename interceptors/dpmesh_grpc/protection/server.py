@@ -181,38 +181,44 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 class _AsyncRpc(AsyncRpc):
     """Protects the responses of one RPC whose handler runs in the event loop."""
 
-    __slots__ = ("_handler_context", "_passes", "_policy")
+    __slots__ = ("_policy",)
+
+    handler_context: AsyncContext
 
     def __init__(self, context: Any, policy: ResponsePolicy) -> None:
-        self._handler_context = AsyncContext(context, policy)
-        self._passes = policy.flow.passes
+        self.handler_context = AsyncContext(context, policy)
         self._policy = policy
 
     @override
-    async def begin(self) -> AsyncContext:
+    def begin(self) -> None:
         if self._policy.streams:
-            self._handler_context.begin_stream()
-        return self._handler_context
+            self.handler_context.begin_stream()
 
     @override
-    async def respond(self, response: Any) -> Any:
-        if self._passes(type(response)):
-            return response
-        if not self._policy.streams and self._handler_context.drops_response():
-            return None
-        return await self._handler_context.protect(response)
+    def passes(self, response: Any) -> bool:
+        return self._policy.flow.passes(type(response))
+
+    @override
+    def respond(self, response: Any) -> Awaitable[Any]:
+        if not self._policy.streams and self.handler_context.drops_response():
+            return _nothing()
+        return self.handler_context.protect(response)
 
     @override
     def failure(self, error: BaseException) -> Failure | None:
-        return None if self._handler_context.passes(error) else self._handler_context.failure(error)
+        return None if self.handler_context.passes(error) else self.handler_context.failure(error)
 
     @override
-    async def close(self) -> None:
-        self._handler_context.close()
+    def close(self) -> None:
+        self.handler_context.close()
 
     @override
     async def end(self, failure: Failure) -> None:
-        await self._handler_context.end(failure)
+        await self.handler_context.end(failure)
+
+
+async def _nothing() -> None:
+    pass
 
 
 class _SyncRpc(SyncRpc):
@@ -233,12 +239,12 @@ class _SyncRpc(SyncRpc):
 
     @override
     def respond(self, response: Any) -> Any:
-        context, streams = self._handler_context, self._policy.streams
-        if streams and context.aborted:
+        context, policy = self._handler_context, self._policy
+        if context.aborted and policy.streams:
             raise grpc.aio.AbortError("The handler has aborted the RPC.")  # `end` takes it.
-        if self._policy.flow.passes(type(response)):
+        if policy.flow.passes(type(response)):
             return response
-        if not streams and (context.aborted or context.drops_response()):
+        if not policy.streams and (context.aborted or context.drops_response()):
             return None
         return result_of(context.protect(response), self._loop)
 

@@ -205,13 +205,16 @@ class _AsyncRpc(AsyncRpc):
         self._peer = _NOBODY
 
     @override
-    async def begin(self) -> Any:
+    def begin(self) -> None:
         self._peer = self._peers.check(self.context)
-        return self.context
 
     @override
     def run(self, work: Awaitable[_T]) -> Awaitable[_T]:
         return self._peer.hold(work)
+
+    @override
+    def passes(self, response: Any) -> bool:
+        return True
 
 
 class _SyncRpc(SyncRpc):

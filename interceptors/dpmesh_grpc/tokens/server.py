@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import ssl
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 from typing import Any, Final
 
 import grpc
@@ -145,13 +145,15 @@ class _AsyncRpc(AsyncRpc):
         self._announcing: Announcing | None = None
 
     @override
-    async def begin(self) -> Any:
+    async def begin(self) -> None:
         ticket = await self._check.admit(self.context)
-        if ticket is None:
-            return self.context
-        self._announcing = Announcing(self.context, ticket)
-        self._announcing.start()
-        return self._announcing
+        if ticket is not None:
+            self.handler_context = self._announcing = Announcing(self.context, ticket)
+            self._announcing.start()
+
+    @override
+    def passes(self, response: Any) -> bool:
+        return self._announcing is None
 
     @override
     async def respond(self, response: Any) -> Any:
@@ -160,9 +162,8 @@ class _AsyncRpc(AsyncRpc):
         return response
 
     @override
-    async def close(self) -> None:
-        if self._announcing is not None:
-            await self._announcing.finish()
+    def close(self) -> Awaitable[None] | None:
+        return None if self._announcing is None else self._announcing.finish()
 
 
 class _SyncRpc(SyncRpc):

@@ -77,6 +77,14 @@ async def test_now_and_later_give_the_same_and_only_later_waits(mesh):
     assert await FlowTable(mesh)[name("Echo")].request.protect(message := Plain()) is message
 
 
+async def test_a_message_without_a_lease_is_checked_once_before_it_is_charged(mesh):
+    table, priced = mesh.snapshot.billing, []
+    price = table.price
+    table.price = lambda *given: priced.append(given) or price(*given)
+    await FlowTable(mesh)[name("Ask")].response.protect(Reading(id="s9", b=True))
+    assert len(priced) == 1
+
+
 async def test_in_observe_mode_nothing_is_sensitive_and_what_would_be_refused_leaves():
     async with dpmesh.open(config(mode="observe")) as mesh:
         flow = FlowTable(mesh)[name("Report")].request
@@ -125,6 +133,17 @@ async def test_another_policy_has_other_flows(mesh):
     assert after is not before
     assert (before.request.protected, after.request.protected) == (False, True)
     assert table[name("Echo")] is after
+
+
+async def test_a_table_gives_and_keeps_no_flows_of_an_old_policy(mesh):
+    table, old = FlowTable(mesh), mesh.snapshot
+    for method in ("Echo", "Ask"):
+        table[name(method)]
+    await swap(mesh)
+    # As if another thread had looked the method up just before the swap, and went on just after it.
+    assert table._find(name("Echo"), old).snapshot is old
+    assert table[name("Echo")].snapshot is mesh.snapshot
+    assert len(table) == 1
 
 
 async def test_a_single_message_keeps_the_policy_with_which_its_rpc_began(mesh):

@@ -83,15 +83,15 @@ class Steps:
                 raise RefusedError(REFUSAL)
 
         class Async(AsyncRpc):
-            async def begin(self):
+            def begin(self):
                 note("begin")
-                return await super().begin()
+                return super().begin()
 
             async def respond(self, response):
                 note("respond")
-                return await super().respond(response) + "!"
+                return response + "!"
 
-            async def close(self):
+            def close(self):
                 note("close")
 
         class Sync(SyncRpc):
