@@ -13,7 +13,7 @@ from typing import Literal, Self
 from google.protobuf.message import Message
 
 from dpmesh.config import GrpcConfig
-from dpmesh.errors import DpmeshError, NotOpenError
+from dpmesh.errors import ConfigError, DpmeshError, NotOpenError
 from dpmesh.ledger import Ledger
 from dpmesh.mesh import swapping
 from dpmesh.mesh.corridor import CheckedMessage, Corridor
@@ -55,7 +55,7 @@ class Mesh:
         has_quotas: Some budget has quotas, so that it matters who the consumer of a message is.
 
     Raises:
-        ConfigError: A quota does not belong under its budget.
+        ConfigError: A part is of the wrong type, there is no such mode, or a quota does not belong under its budget.
     """
 
     def __init__(
@@ -69,6 +69,11 @@ class Mesh:
         grpc: GrpcConfig = GrpcConfig(),  # noqa: B008 - it is immutable
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        for name, part, kind in (("policy", policy, Policy), ("ledger", ledger, Ledger)):
+            if not isinstance(part, kind):
+                raise ConfigError(f"{name}: a {type(part).__name__} is none; allowed: a {kind.__name__}")
+        if mode not in ("enforce", "observe"):
+            raise ConfigError(f"mode: {mode!r} is none; allowed: enforce, observe")
         self.snapshot = PolicySnapshot(policy, ledger.budgets)
         self.ledger = ledger
         self.grpc = grpc
@@ -88,18 +93,23 @@ class Mesh:
         self._swapping = asyncio.Lock()
         self._refreshing: asyncio.TimerHandle | None = None
         self._flush: Callable[[], None] | None = None
-        ledger.on_commit = self._committed
 
     async def __aenter__(self) -> Self:
         """Checks every loaded type that has or reaches a rule, and opens the ledger.
 
         Raises:
             AnnotationError: An annotation of a loaded type is bad.
-            ConfigError: The policy names something that no loaded proto has, or a budget contradicts the ledger's.
+            ConfigError: The policy names something that no loaded proto has, a budget contradicts the ledger's, or
+                another mesh has the ledger open.
             LedgerError: The ledger can't be opened.
         """
+        if self.ledger.on_commit not in (None, self._committed):
+            raise ConfigError(
+                "ledger: it has an on_commit, as that of another mesh; give each mesh a Ledger of its own"
+            )
         self.snapshot.compile_loaded()
         await self.ledger.open()
+        self.ledger.on_commit = self._committed
         self._swapping = asyncio.Lock()  # A lock belongs to one event loop.
         self._corridor.open()
         self._flush = configure_from_environment()
@@ -118,6 +128,7 @@ class Mesh:
         if self._refreshing is not None:
             self._refreshing.cancel()
         await self.ledger.close()
+        self.ledger.on_commit = None
         if self._flush is not None:
             await asyncio.to_thread(self._flush)
 

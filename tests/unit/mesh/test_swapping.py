@@ -109,7 +109,8 @@ def misspelled():
         pytest.param(misspelled(), ConfigError, r"no loaded proto has acme\.Nothing\.here", id="misspelled"),
         pytest.param("no/such/file.yaml", ConfigError, "file.yaml", id="no-file"),
         pytest.param("", ConfigError, "read", id="empty-path"),
-        pytest.param(None, ConfigError, "a NoneType is no policy", id="none"),
+        pytest.param(None, ConfigError, "None is no policy", id="none"),
+        pytest.param({}, ConfigError, "a dict is no policy", id="dict"),
     ],
 )
 @pytest.mark.parametrize("mode", ["enforce", "observe"])
