@@ -91,6 +91,7 @@ class Mesh:
             observing=self.observing,
         )
         self._swapping = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._refreshing: asyncio.TimerHandle | None = None
         self._flush: Callable[[], None] | None = None
 
@@ -110,7 +111,8 @@ class Mesh:
         self.snapshot.compile_loaded()
         await self.ledger.open()
         self.ledger.on_commit = self._committed
-        self._swapping = asyncio.Lock()  # A lock belongs to one event loop.
+        self._swapping = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()  # The lock belongs to it.
         self._corridor.open()
         self._flush = configure_from_environment()
         self._refresh()
@@ -150,8 +152,12 @@ class Mesh:
             AnnotationError: An annotation or overlay of a loaded type is bad, a mechanism fails its self-test, or no
                 budget covers messages that a budget covered under the old policy.
             ConfigError: The file can't be read or does not fit the schema, or names something that no loaded proto has.
+                Or this is not the event loop that opened the mesh.
             NotOpenError: The mesh is not open.
         """
+        self._check_open()
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConfigError("swap: this is not the event loop that opened the mesh; call it there")
         async with self._swapping:
             self._check_open()
             before = self.snapshot

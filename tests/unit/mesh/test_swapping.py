@@ -143,6 +143,14 @@ async def test_only_an_open_mesh_takes_another_policy():
     assert mesh.policy_digest == Policy(LOW).digest
 
 
+async def test_only_the_event_loop_that_opened_the_mesh_swaps():
+    async with dpmesh.open(settings(), policy=LOW) as mesh:
+        with pytest.raises(ConfigError, match="not the event loop that opened the mesh"):
+            await asyncio.to_thread(asyncio.run, mesh.swap(HIGH))
+        assert mesh.policy_digest == Policy(LOW).digest
+        await mesh.swap(HIGH)
+
+
 async def test_a_mesh_that_is_closed_meanwhile_keeps_its_policy():
     async with dpmesh.open(settings(), policy=LOW) as mesh:
         swap = asyncio.create_task(mesh.swap(HIGH))
