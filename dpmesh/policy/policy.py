@@ -106,8 +106,12 @@ class Policy:
     def _compile(self, message: Descriptor) -> tuple[Plan | None, list[Diagnostic], int]:
         compiled = self._compiled.get(message)
         if compiled is None or _known(message, compiled[0]) != compiled[2]:
-            plan, diagnostics = compile_message(message, self.rules)
-            compiled = self._compiled[message] = plan, diagnostics, _known(message, plan)
+            before, known = -1, 0
+            while before != known:  # Another thread may import a module meanwhile.
+                before = known
+                plan, diagnostics = compile_message(message, self.rules)
+                known = _known(message, plan)
+            compiled = self._compiled[message] = plan, diagnostics, known
         return compiled
 
 
