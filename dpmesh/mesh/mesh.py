@@ -109,12 +109,12 @@ class Mesh:
                 "ledger: it has an on_commit, as that of another mesh; give each mesh a Ledger of its own"
             )
         self.snapshot.compile_loaded()
+        self._flush = configure_from_environment()  # Bad variables fail before anything is open.
         await self.ledger.open()
         self.ledger.on_commit = self._committed
         self._swapping = asyncio.Lock()
         self._loop = asyncio.get_running_loop()  # The lock belongs to it.
         self._corridor.open()
-        self._flush = configure_from_environment()
         self._refresh()
         if self.observing:
             log.warning(

@@ -105,6 +105,16 @@ async def test_two_meshes_do_not_share_a_ledger_but_one_after_the_other_may_have
             assert (await mesh.release(report())).decision == "released"
 
 
+async def test_a_mesh_that_fails_to_open_leaves_nothing_open(monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4317")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")
+    mesh = dpmesh.open(settings())
+    with pytest.raises(ValueError, match="soon"):
+        await mesh.__aenter__()
+    with pytest.raises(LedgerError, match="not open"):
+        await mesh.release(report())
+
+
 def _release_in_child(mesh, pipe):
     async def release():
         values = [(await mesh.release(report("N3"))).message.a for _ in range(2)]
