@@ -11,7 +11,7 @@ How it works:
     | a single message    | the policy with which its flow was looked up          |
     | a request stream    | the policy with which it began, which it attests      |
     | a response stream   | the mesh's policy at each message                     |
-    | what is withheld    | both: it is withheld if either policy protects        |
+    | what is withheld    | all of these and the mesh's: any of them withholds    |
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ class Flow:
         self._declared = declared
         self._consumer = consumer
         # By message class: whether it has to be released. Shared by the copies for other consumers, and so is whether
-        # a protected message came that the method does not declare.
+        # a protected message came that the method does not declare, or that a later policy protected.
         self._needs_release: BoundedTable[type, bool] = BoundedTable(CLASSES_KEPT)
-        self._undeclared_protected = [False]
+        self._other_protected = [False]
         self._by_consumer: BoundedTable[str, Flow] = BoundedTable(_CONSUMERS_KEPT)
 
     def for_consumer(self, consumer: str) -> Flow:
@@ -116,10 +116,8 @@ class Flow:
         """
         if self._mesh.observing:
             return False
-        if (
-            self.snapshot.has_rules()
-            if self.protected is None
-            else self.protected or self._undeclared_protected[0]
+        if self._other_protected[0] or (
+            self.snapshot.has_rules() if self.protected is None else self.protected
         ):
             return True
         return self._outdated() and self._current().sensitive()
@@ -152,7 +150,7 @@ class Flow:
             if needs is None:
                 return False
             if needs and self.protected is False:
-                self._undeclared_protected[0] = True
+                self._other_protected[0] = True
             self._needs_release[kind] = needs
         return needs
 
@@ -201,7 +199,11 @@ class Flow:
             DpmeshError: Nothing may leave. In observe mode the message leaves all the same.
         """
         if stream is not None and self._direction == "response" and self._outdated():
-            return await self._current().protect(message, stream)
+            current = self._current()
+            try:
+                return await current.protect(message, stream)
+            finally:  # A third policy may protect nothing, but it must not let out what this one withholds.
+                self._other_protected[0] |= current.sensitive()
         try:
             kind = type(message)
             if not (self._needs_release.get(kind) or self._check(kind, stream)):

@@ -13,7 +13,7 @@ from typing import Literal, Self
 from google.protobuf.message import Message
 
 from dpmesh.config import GrpcConfig
-from dpmesh.errors import DpmeshError, NotOpenError
+from dpmesh.errors import ConfigError, DpmeshError, NotOpenError
 from dpmesh.ledger import Ledger
 from dpmesh.mesh import swapping
 from dpmesh.mesh.corridor import Corridor
@@ -55,7 +55,7 @@ class Mesh:
         has_quotas: Some budget has quotas, so that it matters who the consumer of a message is.
 
     Raises:
-        ConfigError: A quota does not belong under its budget.
+        ConfigError: A part is of the wrong type, there is no such mode, or a quota does not belong under its budget.
     """
 
     def __init__(
@@ -69,6 +69,11 @@ class Mesh:
         grpc: GrpcConfig = GrpcConfig(),  # noqa: B008 - it is immutable
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        for name, part, kind in (("policy", policy, Policy), ("ledger", ledger, Ledger)):
+            if not isinstance(part, kind):
+                raise ConfigError(f"{name}: a {type(part).__name__} is none; allowed: a {kind.__name__}")
+        if mode not in ("enforce", "observe"):
+            raise ConfigError(f"mode: {mode!r} is none; allowed: enforce, observe")
         self.snapshot = PolicySnapshot(policy, ledger.budgets)
         self.ledger = ledger
         self.grpc = grpc
@@ -86,23 +91,30 @@ class Mesh:
             observing=self.observing,
         )
         self._swapping = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._refreshing: asyncio.TimerHandle | None = None
         self._flush: Callable[[], None] | None = None
-        ledger.on_commit = self._committed
 
     async def __aenter__(self) -> Self:
         """Checks every loaded type that has or reaches a rule, and opens the ledger.
 
         Raises:
             AnnotationError: An annotation of a loaded type is bad.
-            ConfigError: The policy names something that no loaded proto has, or a budget contradicts the ledger's.
+            ConfigError: The policy names something that no loaded proto has, a budget contradicts the ledger's, or
+                another mesh has the ledger open.
             LedgerError: The ledger can't be opened.
         """
+        if self.ledger.on_commit not in (None, self._committed):
+            raise ConfigError(
+                "ledger: it has an on_commit, as that of another mesh; give each mesh a Ledger of its own"
+            )
         self.snapshot.compile_loaded()
+        self._flush = configure_from_environment()  # Bad variables fail before anything is open.
         await self.ledger.open()
-        self._swapping = asyncio.Lock()  # A lock belongs to one event loop.
+        self.ledger.on_commit = self._committed
+        self._swapping = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()  # The lock belongs to it.
         self._corridor.open()
-        self._flush = configure_from_environment()
         self._refresh()
         if self.observing:
             log.warning(
@@ -118,6 +130,7 @@ class Mesh:
         if self._refreshing is not None:
             self._refreshing.cancel()
         await self.ledger.close()
+        self.ledger.on_commit = None
         if self._flush is not None:
             await asyncio.to_thread(self._flush)
 
@@ -139,8 +152,12 @@ class Mesh:
             AnnotationError: An annotation or overlay of a loaded type is bad, a mechanism fails its self-test, or no
                 budget covers messages that a budget covered under the old policy.
             ConfigError: The file can't be read or does not fit the schema, or names something that no loaded proto has.
+                Or this is not the event loop that opened the mesh.
             NotOpenError: The mesh is not open.
         """
+        self._check_open()
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConfigError("swap: this is not the event loop that opened the mesh; call it there")
         async with self._swapping:
             self._check_open()
             before = self.snapshot

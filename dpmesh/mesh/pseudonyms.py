@@ -9,6 +9,7 @@ from dpmesh.bounded import BoundedTable
 from dpmesh.ledger import Ledger
 
 _PSEUDONYMS_KEPT = 1024
+_LENGTHS_KEPT = 64
 
 
 class Pseudonyms:
@@ -22,8 +23,8 @@ class Pseudonyms:
     def __init__(self, ledger: Ledger, clock: Callable[[], float]) -> None:
         self._ledger = ledger
         self._clock = clock
-        # The current epoch of each length.
-        self._epochs: dict[float, _Epoch] = {}
+        # The current epoch of each length. Each policy that is swapped in may have lengths of its own.
+        self._epochs: BoundedTable[float, _Epoch] = BoundedTable(_LENGTHS_KEPT)
 
     def of(self, unit: bytes, epoch: float) -> bytes:
         """A unit's pseudonym: BLAKE2b (RFC 7693) keyed with this epoch's key, 16 bytes.

@@ -36,14 +36,9 @@ def prepare(
             that a budget covers now.
         ConfigError: The policy can't be read, or names something that no loaded proto has.
     """
-    if not isinstance(policy, Policy):
-        if not isinstance(policy, (str, Path, policy_pb2.Policy)):
-            kind = type(policy).__name__
-            raise ConfigError(
-                f"policy: a {kind} is no policy; allowed: a Policy, a dpmesh.v1.Policy message or a file's path"
-            )
-        policy = Policy(policy)
-    snapshot = PolicySnapshot(policy, budgets)
+    if policy is None:  # To Policy, it means no overlays.
+        raise ConfigError("policy: None is no policy; allowed: Policy() for annotations alone")
+    snapshot = PolicySnapshot(policy if isinstance(policy, Policy) else Policy(policy), budgets)
     plans = [*snapshot.compile_loaded(), *_prices(snapshot, before)]
     for plan in {plan.version: plan for plan in plans}.values():
         self_test(plan)

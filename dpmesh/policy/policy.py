@@ -9,6 +9,7 @@ from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 
 from dpmesh import method_name
+from dpmesh.errors import ConfigError
 from dpmesh.policy import overlay_file
 from dpmesh.policy.compile.compiler import compile_message
 from dpmesh.policy.descriptors import extensions, is_map_entry
@@ -25,14 +26,20 @@ class Policy:
         overlays: A policy file's path, a dpmesh.v1.Policy message, or None for annotations alone.
 
     Raises:
-        ConfigError: The file can't be read or does not fit the schema, or an overlay sets nothing.
+        ConfigError: The overlays are none, the file can't be read or does not fit the schema, or an overlay sets
+            nothing.
     """
 
     def __init__(self, overlays: str | Path | policy_pb2.Policy | None = None) -> None:
         if isinstance(overlays, (str, Path)):
             overlays = overlay_file.load(overlays)
-        elif overlays is not None:
+        elif isinstance(overlays, policy_pb2.Policy):
             overlay_file.check(overlays)
+        elif overlays is not None:
+            kind = type(overlays).__name__
+            raise ConfigError(
+                f"policy: a {kind} is no policy; allowed: a dpmesh.v1.Policy message or a file's path"
+            )
         self.rules = Rulebook(overlays)
         # Each with the number of other types known then that can change the answer.
         self._compiled: dict[Descriptor, tuple[Plan | None, list[Diagnostic], int]] = {}
@@ -99,8 +106,12 @@ class Policy:
     def _compile(self, message: Descriptor) -> tuple[Plan | None, list[Diagnostic], int]:
         compiled = self._compiled.get(message)
         if compiled is None or _known(message, compiled[0]) != compiled[2]:
-            plan, diagnostics = compile_message(message, self.rules)
-            compiled = self._compiled[message] = plan, diagnostics, _known(message, plan)
+            before, known = -1, 0
+            while before != known:  # Another thread may import a module meanwhile.
+                before = known
+                plan, diagnostics = compile_message(message, self.rules)
+                known = _known(message, plan)
+            compiled = self._compiled[message] = plan, diagnostics, known
         return compiled
 
 

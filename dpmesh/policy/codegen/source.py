@@ -13,7 +13,7 @@ from functools import lru_cache
 from textwrap import indent
 from types import CodeType, FunctionType
 from typing import Any, Protocol
-from weakref import WeakValueDictionary, finalize
+from weakref import finalize
 
 from google.protobuf.message import Message
 
@@ -43,12 +43,13 @@ class Source:
 
     def __init__(self, subject: str) -> None:
         name = f"<dpmesh {subject}>"
-        while _alive.setdefault(name, self) is not self:
+        self._lines: list[str] = []
+        # One step of a plain dict: other threads may compile, too.
+        while _alive.setdefault(name, self._lines) is not self._lines:
             name = f"<dpmesh {subject} {next(_numbers)}>"
         self.filename = name
-        self._lines: list[str] = []
         self._outer: Token[Source | None] | None = None
-        finalize(self, linecache.cache.pop, name, None).atexit = False
+        finalize(self, _forget, name).atexit = False
 
     def __enter__(self) -> Source:
         self._outer = _current.set(self)
@@ -80,8 +81,14 @@ class Source:
         return FunctionType(code, known, name)
 
 
-_alive: WeakValueDictionary[str, Source] = WeakValueDictionary()
+# The lines of each source that lives, by its file name.
+_alive: dict[str, list[str]] = {}
 _current: ContextVar[Source | None] = ContextVar("dpmesh_source", default=None)
+
+
+def _forget(filename: str) -> None:
+    linecache.cache.pop(filename, None)
+    del _alive[filename]
 
 
 def function(name: str, arguments: str, body: str, result: str, known: dict[str, Any]) -> Any:

@@ -180,6 +180,8 @@ class InterceptedHandlers:
         """The wrapped handler of a method. It is made anew when the method has another handler."""
         before, wrapped = self._wrapped.get(method, (None, None))
         if before is not handler:
+            if before is not None:
+                self._wrapped.clear()  # The others may have changed too, and hold a policy that was replaced.
             function = intercepted(handler, self._interception)
             wrapped = rebuilt(handler, function, handler.request_deserializer, handler.response_serializer)
             self._wrapped[method] = (handler, wrapped)

@@ -91,6 +91,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._mesh = mesh
         self._methods = FlowTable(mesh)
         self._served: BoundedTable[str, _Served] = BoundedTable(METHODS_KEPT)
+        self._snapshot = mesh.snapshot
         self._is_one_of_two = False
 
     @override
@@ -139,6 +140,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         )
 
     def _serve(self, name: str, handler: Any, method: MethodFlows) -> _Served:
+        if method.request.snapshot is not self._snapshot:
+            self._snapshot = method.request.snapshot
+            self._served.clear()  # What serves under an old policy keeps all of that policy in memory.
         refusal = refusal_without(method)
         unattested = None if refusal is None else self._refusing(handler, method.request, refusal)
         served = self._served[name] = _Served(handler, method, self._wrapped(method, handler), unattested)

@@ -1,8 +1,12 @@
 """A policy that is swapped all the time while RPCs of all arities are under way, with one mesh on both sides."""
 
 import asyncio
+import gc
+import weakref
 from collections import Counter
 
+import grpc
+from stations import rig
 from stations import stations_pb2 as pb
 from stations.rig import reading
 
@@ -10,6 +14,7 @@ import dpmesh
 from dpmesh.mesh.attestation import POLICY_KEY
 from dpmesh.policy import Policy
 from dpmesh.v1 import policy_pb2
+from dpmesh_grpc.protection.server import ServerInterceptor
 
 SWAPS = 1000
 RPCS = 64
@@ -136,3 +141,23 @@ async def test_a_thousand_swaps_under_rpcs_of_all_arities_mix_no_policies_and_lo
     assert spent == sum(COSTS[digest] * count for digest, count in handlers.left.items())
     assert min(handlers.left.values()) > 100, "both policies were in use"
     assert min(rpcs[arity] for arity in range(6)) > 10
+
+
+async def test_a_server_keeps_no_policy_for_methods_that_nobody_calls_again(mesh):
+    interceptor = ServerInterceptor(mesh)
+    handler = grpc.unary_unary_rpc_method_handler(rig.Seen().one)
+
+    async def found(details):
+        return handler
+
+    class Details:
+        invocation_metadata = ()
+
+    policies = []
+    for number in range(10):
+        await mesh.swap(policy(number, 1.0))
+        Details.method = f"/acme.Any/M{number}"
+        await interceptor.intercept_service(found, Details)
+        policies.append(weakref.ref(mesh.policy))
+    gc.collect()
+    assert [each() for each in policies if each() is not None] == [mesh.policy]

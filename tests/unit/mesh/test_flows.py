@@ -6,6 +6,7 @@ import dpmesh
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import ConfigError, ProtectionError
 from dpmesh.mesh.flow_table import FlowTable
+from dpmesh.policy import Policy
 from dpmesh.v1 import policy_pb2
 from tests.support.protos import compiled
 
@@ -171,3 +172,13 @@ async def test_a_stream_of_responses_changes_at_a_message(mesh):
     assert await flow.protect(message, stream) is message
     await swap(mesh)
     assert not (await flow.protect(message, stream)).text
+
+
+async def test_what_any_policy_withheld_from_a_stream_of_responses_stays_withheld(mesh):
+    flow = FlowTable(mesh)[name("Watch")].response
+    stream = flow.stream()
+    assert not flow.sensitive()
+    await swap(mesh)
+    assert not (await flow.protect(Plain(text="hidden"), stream)).text
+    await mesh.swap(Policy())
+    assert flow.sensitive()

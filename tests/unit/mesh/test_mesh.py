@@ -9,7 +9,10 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
 import dpmesh
+from dpmesh.config import budgets, load
 from dpmesh.errors import AnnotationError, BudgetExhaustedError, ConfigError, LedgerError, ProtectionError
+from dpmesh.ledger import Ledger, open_store
+from dpmesh.policy import Policy
 from tests.support.protos import compiled
 from tests.support.reports import CAT, NUM, TYPES, report, settings
 
@@ -68,6 +71,48 @@ async def test_a_policy_that_names_nothing_fails_at_start(tmp_path):
     with pytest.raises(ConfigError, match="acme.Nothing.here"):
         async with dpmesh.open(settings(), policy=tmp_path / "p.yaml"):
             pass
+
+
+def parts(**other):
+    config = load(settings())
+    return {"policy": Policy(), "ledger": Ledger(open_store("memory:"), budgets(config)), **other}
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        ({"policy": "policy.yaml"}, "policy: a str is none; allowed: a Policy"),
+        ({"policy": None}, "policy: a NoneType is none"),
+        ({"ledger": "memory:"}, "ledger: a str is none; allowed: a Ledger"),
+        ({"mode": "observed"}, "mode: 'observed' is none; allowed: enforce, observe"),
+        ({"mode": None}, "mode: None is none"),
+    ],
+)
+def test_a_mesh_takes_only_its_parts(part, text):
+    with pytest.raises(ConfigError, match=text):
+        dpmesh.Mesh(**parts(**part))
+    with pytest.raises(ConfigError, match="policy: a Report is no policy"):
+        dpmesh.open(settings(), policy=report())
+
+
+async def test_two_meshes_do_not_share_a_ledger_but_one_after_the_other_may_have_it():
+    shared = parts()
+    first, second = dpmesh.Mesh(**shared), dpmesh.Mesh(**shared)
+    for mesh, other in ((first, second), (second, first)):
+        async with mesh:
+            with pytest.raises(ConfigError, match="give each mesh a Ledger of its own"):
+                await other.__aenter__()
+            assert (await mesh.release(report())).decision == "released"
+
+
+async def test_a_mesh_that_fails_to_open_leaves_nothing_open(monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4317")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")
+    mesh = dpmesh.open(settings())
+    with pytest.raises(ValueError, match="soon"):
+        await mesh.__aenter__()
+    with pytest.raises(LedgerError, match="not open"):
+        await mesh.release(report())
 
 
 def _release_in_child(mesh, pipe):

@@ -14,6 +14,7 @@ import dpmesh
 from dpmesh.errors import AnnotationError, BudgetExhaustedError, ProtectionError
 from dpmesh.mesh.pseudonyms import Pseudonyms
 from dpmesh.policy import Policy
+from dpmesh.policy.compile.compiler import compile_message
 from dpmesh.telemetry import Telemetry
 from dpmesh.v1 import policy_pb2, privacy_pb2
 from tests.support.meshes import assembled
@@ -680,6 +681,25 @@ async def test_an_extension_that_is_imported_after_the_first_release_is_judged()
         assert mesh.protection(types.Base) is True
         with pytest.raises(AnnotationError, match="max-items"):
             await mesh.release(types.Many(more=[base]))
+
+
+async def test_an_extension_that_another_thread_imports_while_its_type_is_compiled_is_judged(monkeypatch):
+    types = compiled("message Base { optional string s = 1; extensions 100 to 200; } message M {}", "proto2")
+    fields = []
+
+    def compile_meanwhile(message, book):
+        done = compile_message(message, book)
+        if message is types.Base.DESCRIPTOR and not fields:
+            fields.append(extend(types, "Base", 100, "suppress"))
+        return done
+
+    monkeypatch.setattr("dpmesh.policy.policy.compile_message", compile_meanwhile)
+    async with dpmesh.open(settings()) as mesh:
+        assert mesh.protects(types.Base)
+        (field,) = fields
+        base = types.Base(s="x")
+        base.Extensions[field] = MARK
+        assert not raw((await mesh.release(base)).message)
 
 
 async def test_labels_of_a_method_that_is_imported_later_choose_budgets_from_then_on():

@@ -109,7 +109,8 @@ def misspelled():
         pytest.param(misspelled(), ConfigError, r"no loaded proto has acme\.Nothing\.here", id="misspelled"),
         pytest.param("no/such/file.yaml", ConfigError, "file.yaml", id="no-file"),
         pytest.param("", ConfigError, "read", id="empty-path"),
-        pytest.param(None, ConfigError, "a NoneType is no policy", id="none"),
+        pytest.param(None, ConfigError, "None is no policy", id="none"),
+        pytest.param({}, ConfigError, "a dict is no policy", id="dict"),
     ],
 )
 @pytest.mark.parametrize("mode", ["enforce", "observe"])
@@ -140,6 +141,14 @@ async def test_only_an_open_mesh_takes_another_policy():
     with pytest.raises(NotOpenError):
         await mesh.swap(HIGH)
     assert mesh.policy_digest == Policy(LOW).digest
+
+
+async def test_only_the_event_loop_that_opened_the_mesh_swaps():
+    async with dpmesh.open(settings(), policy=LOW) as mesh:
+        with pytest.raises(ConfigError, match="not the event loop that opened the mesh"):
+            await asyncio.to_thread(asyncio.run, mesh.swap(HIGH))
+        assert mesh.policy_digest == Policy(LOW).digest
+        await mesh.swap(HIGH)
 
 
 async def test_a_mesh_that_is_closed_meanwhile_keeps_its_policy():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
+import weakref
 
 import grpc
 import grpc.aio
@@ -214,6 +216,14 @@ async def test_handlers_are_wrapped_once():
     assert again is not first
     assert (again.request_deserializer, again.response_serializer) == (bytes, str)
     assert await again.unary_unary("hello", Context()) == "hello!"
+
+
+async def test_handlers_that_were_replaced_are_not_kept():
+    handlers = InterceptedHandlers(Steps())
+    kept = [weakref.ref(handlers.wrap(f"/a.B/M{n}", KINDS["unary"]).unary_unary) for n in range(3)]
+    handlers.wrap("/a.B/M0", grpc.unary_unary_rpc_method_handler(unary))
+    gc.collect()
+    assert not any(function() for function in kept)
 
 
 async def test_a_handlers_stream_of_requests_may_be_replaced():

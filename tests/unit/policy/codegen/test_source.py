@@ -2,9 +2,11 @@
 
 import gc
 import linecache
+import sys
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -113,6 +115,24 @@ def test_functions_of_two_threads_do_not_mix():
     with ThreadPoolExecutor(4) as pool:
         for number, text in enumerate(pool.map(made, range(8))):
             assert text.count(f"return {number}") == text.count("return") == 50
+
+
+def test_sources_that_are_made_at_once_have_names_of_their_own():
+    together = Barrier(8)
+
+    def made(_):
+        together.wait()
+        return Source("raced")
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(1000):
+                sources = list(pool.map(made, range(8)))
+                assert len({source.filename for source in sources}) == 8
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_equal_texts_keep_their_own_files_and_names():
