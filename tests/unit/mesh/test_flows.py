@@ -7,6 +7,7 @@ from dpmesh.accounting import AMOUNT
 from dpmesh.errors import ConfigError, ProtectionError
 from dpmesh.mesh.flow_table import FlowTable
 from dpmesh.v1 import policy_pb2
+from tests.support.meshes import SteadyLedger, assembled
 from tests.support.protos import compiled
 
 TYPES = compiled(
@@ -37,7 +38,7 @@ async def swap(mesh):
 
 @pytest.fixture
 async def mesh():
-    async with dpmesh.open(config()) as opened:
+    async with assembled(config(), ledger=SteadyLedger) as opened:
         yield opened
 
 
