@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
+# Tests start many processes, and each would compile all of dpmesh again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Without ensurepip, which some distributions leave out: the outer pip fills the environment.
 $(VENV)/bin/python:
 	$(PYTHON) -m venv --without-pip $(VENV)

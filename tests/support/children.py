@@ -9,9 +9,15 @@ from typing import Any
 
 NOBODY = 65534
 
+
+def _freeze() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 # What is garbage at a fork is the parent's to collect. The last of gRPC's objects, if it were collected in a child,
-# would wait there for ever for a thread that only the parent has.
-os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
+# would wait there for ever for a thread that only the parent has. The parent must not be unfrozen: see tests/conftest.py.
+os.register_at_fork(before=gc.disable, after_in_parent=gc.enable, after_in_child=_freeze)
 
 
 def start(function: Callable[[], Any]) -> tuple[int, int]:

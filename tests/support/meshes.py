@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from dpmesh import Mesh
 from dpmesh.config import budgets, load
 from dpmesh.ledger import Charge, Ledger, Store, open_store
 from dpmesh.policy import Policy
+from tests.support.steady import no_time_passes
 
 
 class WatchedLedger(Ledger):
@@ -39,6 +41,10 @@ class WatchedLedger(Ledger):
         if self.before_charge is not None:
             await self.before_charge()
         await super().charge(charges)
+
+
+SteadyLedger = partial(WatchedLedger, monotonic=no_time_passes)
+"""A ledger whose leases are as large on a machine that stalls between two charges."""
 
 
 def assembled(

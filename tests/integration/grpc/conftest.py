@@ -16,6 +16,7 @@ from stations import rig
 import dpmesh
 from dpmesh.ledger import Ledger
 from dpmesh.ledger.sqlite.store import SQLiteStore
+from tests.support.listening import Listening
 from tests.support.meshes import assembled
 
 # The middle of a day, so that no budget's window ends during a test.
@@ -75,3 +76,11 @@ async def connect(stack):
         return await stack.enter_async_context(rig.connected(target, mesh, **arguments))
 
     return connected
+
+
+@pytest.fixture
+def spans(monkeypatch):
+    """Records all spans, as the global provider."""
+    listening = Listening(monkeypatch)
+    listening.trace()
+    return listening.spans

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import dpmesh
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import LedgerError
-from dpmesh.ledger import inspect
+from dpmesh.ledger import Ledger, inspect
 from dpmesh.ledger.postgres.admin import PostgresAdmin
 from dpmesh.ledger.sqlite.store import SQLiteStore
 from dpmesh_grpc import report_health, serve
@@ -178,20 +178,23 @@ async def test_who_watches_hears_the_end_and_does_not_hold_it_up(tmp_path):
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), ValueError("secret")])
-async def test_whoever_can_not_tell_does_not_serve(tmp_path, monkeypatch, caplog, error):
-    async with dpmesh.open(config(f"sqlite:///{tmp_path}/ledger.db")) as mesh:
+async def test_whoever_can_not_tell_does_not_serve(tmp_path, caplog, error):
+    raised = []
+
+    class Unable(Ledger):
+        async def check(self):
+            if raised:
+                raise raised[0]
+            await super().check()
+
+    async with assembled(config(f"sqlite:///{tmp_path}/ledger.db"), ledger=Unable) as mesh:
         server = grpc.aio.server()
         async with report_health(server, mesh):
             channel, stub = await asked(server)
             await until(stub, SERVING)
-            check = mesh.ledger.check
-
-            async def fail():
-                raise error
-
-            monkeypatch.setattr(mesh.ledger, "check", fail)
+            raised.append(error)
             await until(stub, NOT_SERVING)
-            monkeypatch.setattr(mesh.ledger, "check", check)
+            raised.clear()
             await until(stub, SERVING)
             await channel.close()
         await server.stop(None)

@@ -15,9 +15,6 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, duration_pb2, message_factory
 from google.protobuf.message import Message
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from stations import rig
 from stations import stations_pb2 as pb
 from stations.rig import PREFIX, RAW, is_protected, reading, stream
@@ -483,15 +480,6 @@ async def test_observe_mode_lets_it_pass(open_mesh, serve, connect, caplog):
     await called(channel, "unary_unary", "/acme.Any/unary_unary", "as it is")
     assert handler.got == [b"as it is"]
     assert "would have been refused" in caplog.text
-
-
-@pytest.fixture
-def spans(monkeypatch):
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
-    return exporter
 
 
 def check_refused_span(spans, direction, name):

@@ -14,9 +14,6 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from opentelemetry import trace
 from opentelemetry.instrumentation.grpc import aio_client_interceptors as otel_client
 from opentelemetry.instrumentation.grpc import aio_server_interceptor as otel_server
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from stations import rig
 from stations import stations_pb2 as pb
 from stations.rig import is_protected, reading, stream
@@ -43,16 +40,6 @@ async def abort(requests, context):
 
 async def fail(request, context):
     raise ValueError(f"temperature was {rig.RAW}")
-
-
-@pytest.fixture
-def spans(monkeypatch):
-    """Records all spans, as the global provider."""
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
-    return exporter
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import asyncio
 import os
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,9 +15,8 @@ from stations import rig
 from stations import stations_pb2 as pb
 from stations.rig import reading
 
-from dpmesh.errors import ConfigError, LedgerError
+from dpmesh.errors import ConfigError
 from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors
-from dpmesh_grpc.aio.threads import result_of
 
 HERE = Path(__file__).parent
 
@@ -119,47 +117,3 @@ def test_a_process_ends_though_a_synchronous_handler_outlives_its_loop(method, l
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=dict(os.environ))
     assert done.stdout == "over\n", done.stderr
     assert rig.SECRET not in done.stderr
-
-
-def running():
-    """An event loop in a thread of its own, and the thread."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    return loop, thread
-
-
-def test_a_thread_gets_the_result_or_the_error_of_what_it_waits_for():
-    loop, thread = running()
-
-    async def slow():
-        await asyncio.sleep(1.2)  # Longer than the thread waits before it looks at the loop.
-        return 7
-
-    async def late():
-        raise TimeoutError("its own")
-
-    try:
-        assert result_of(slow(), loop) == 7
-        with pytest.raises(TimeoutError, match="its own"):
-            result_of(late(), loop)
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-def test_a_thread_does_not_wait_for_a_loop_that_ends():
-    loop, thread = running()
-
-    async def never():
-        loop.call_soon(loop.stop)
-        await asyncio.sleep(3600)
-
-    with pytest.raises(LedgerError, match="has ended"):
-        result_of(never(), loop)
-    thread.join()
-    loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(loop), return_exceptions=True))
-    loop.close()
-    with pytest.raises(LedgerError, match="has ended"):
-        result_of(never(), loop)

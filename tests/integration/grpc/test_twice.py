@@ -8,9 +8,6 @@ import logging
 import grpc
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from stations import rig
 from stations import stations_pb2 as pb
 from stations.rig import reading, stream
@@ -276,11 +273,7 @@ async def test_a_protected_message_that_its_method_does_not_declare_is_not_charg
     assert await spent(mesh) == 0
 
 
-async def test_refusals_of_two_have_spans(open_mesh, serve, connect, monkeypatch):
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+async def test_refusals_of_two_have_spans(spans, open_mesh, serve, connect):
     mesh = await open_mesh()
     target = await serve(mesh=mesh, handlers=answering(mesh), before=aio_server_interceptors(mesh))
     ours = [*aio_client_interceptors(mesh), *aio_client_interceptors(mesh)]
@@ -292,8 +285,8 @@ async def test_refusals_of_two_have_spans(open_mesh, serve, connect, monkeypatch
             for call in calls.values():
                 with pytest.raises(grpc.aio.AioRpcError, match="given twice"):
                     await call(stub)
-                (span,) = exporter.get_finished_spans()
-                exporter.clear()
+                (span,) = spans.get_finished_spans()
+                spans.clear()
                 assert span.attributes["dpmesh.direction"] == direction
                 assert span.attributes["dpmesh.decision"] == "refused"
                 assert span.status.status_code is trace.StatusCode.ERROR

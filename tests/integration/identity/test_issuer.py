@@ -210,23 +210,6 @@ async def test_an_identity_can_be_handed_to_another_source(place):
     assert second.key != first.key
 
 
-def test_a_source_has_a_token_or_an_identity(authority):
-    with pytest.raises(ConfigError, match="token"):
-        IssuerSource("127.0.0.1:1", authority.trust_bundle)
-    for bundle in (b"", b"nonsense"):
-        with pytest.raises(IdentityError) as caught:
-            IssuerSource("127.0.0.1:1", bundle, enrolment_token="x")
-        assert caught.value.reason == "MALFORMED"
-
-
-@pytest.mark.parametrize("life", [0, -1, float("nan"), float("inf")])
-def test_a_life_is_a_positive_number(authority, tmp_path, life):
-    enrolments = Enrolments.create(tmp_path / "issuer.db")
-    with pytest.raises(ConfigError, match="life"):
-        Issuer(authority, enrolments, life=life)
-    enrolments.close()
-
-
 async def test_a_rotating_identity_is_fed_and_outlasts_an_outage(place):
     source = place.source()
     async with RotatingIdentity(source, every=0.05) as rotating, asyncio.timeout(60):

@@ -9,7 +9,7 @@ import pytest
 
 from dpmesh.identity import LocalSource, Root, RotatingIdentity
 from dpmesh_grpc import peer_interceptor, rotating_channel, rotating_server_credentials
-from dpmesh_grpc.rotation.linkable_metadata import LINKING, stripped
+from dpmesh_grpc.rotation.linkable_metadata import LINKING
 
 LINKS = (
     ("traceparent", "00-1-2-01"),
@@ -80,9 +80,3 @@ async def test_what_is_to_be_kept_is():
     for interceptors in (None, [Adding()]):
         seen = await seen_by_server("unary_unary", LINKS, keep=("Traceparent",), interceptors=interceptors)
         assert seen & LINKING == {"traceparent"}
-
-
-def test_metadata_with_nothing_to_take_out_is_the_same_object():
-    for metadata in (None, (), (KEPT,), grpc.aio.Metadata(KEPT)):
-        assert stripped(metadata) is metadata
-    assert tuple(stripped(grpc.aio.Metadata(("baggage", "x"), KEPT))) == (KEPT,)

@@ -9,7 +9,7 @@ import pytest
 import dpmesh
 from dpmesh.errors import AnnotationError, BudgetExhaustedError, ProtectionError
 from dpmesh.ledger import MemoryStore
-from tests.support.meshes import assembled
+from tests.support.meshes import SteadyLedger, assembled
 from tests.support.protos import compiled
 from tests.support.reports import CAT, DAY, NUM, TYPES, report, settings
 
@@ -181,7 +181,7 @@ async def test_suppress_refuses_what_would_lack_a_required_field():
 
 
 async def test_release_now_only_spends_what_is_held():
-    async with dpmesh.open(settings(unit={"epsilon": 100.0})) as mesh:
+    async with assembled(settings(unit={"epsilon": 100.0}), ledger=SteadyLedger) as mesh:
         assert mesh.release_now(report()) is None  # nothing is held yet, and nothing was charged
         assert await mesh.ledger.accounts() == []
         released = 0
@@ -201,7 +201,7 @@ async def test_release_now_charges_a_message_that_it_refuses_once():
     types = compiled(
         f"message M {{ string id = 1 [(dpmesh.v1.field).unit = {{}}]; double a = 2 [{NUM} = {{lower: 0 upper: 1 epsilon: 1 nan: REJECT}}]; }}"
     )
-    async with dpmesh.open(settings(unit={"epsilon": 100.0})) as mesh:
+    async with assembled(settings(unit={"epsilon": 100.0}), ledger=SteadyLedger) as mesh:
         for _ in range(3):
             await mesh.release(types.M(id="a", a=1))
         before = mesh.ledger.usage(0, b"a")[0]

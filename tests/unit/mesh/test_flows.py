@@ -8,6 +8,7 @@ from dpmesh.errors import ConfigError, ProtectionError
 from dpmesh.mesh.flow_table import FlowTable
 from dpmesh.policy import Policy
 from dpmesh.v1 import policy_pb2
+from tests.support.meshes import SteadyLedger, assembled
 from tests.support.protos import compiled
 
 TYPES = compiled(
@@ -38,7 +39,7 @@ async def swap(mesh):
 
 @pytest.fixture
 async def mesh():
-    async with dpmesh.open(config()) as opened:
+    async with assembled(config(), ledger=SteadyLedger) as opened:
         yield opened
 
 

@@ -17,7 +17,7 @@ from dpmesh.policy import Policy
 from dpmesh.policy.compile.compiler import compile_message
 from dpmesh.telemetry import Telemetry
 from dpmesh.v1 import policy_pb2, privacy_pb2
-from tests.support.meshes import assembled
+from tests.support.meshes import SteadyLedger, assembled
 from tests.support.protos import compiled
 
 NUM = "(dpmesh.v1.field).numeric"
@@ -386,7 +386,7 @@ async def test_spans_and_metrics_say_what_was_protected_inside():
 
 
 async def test_streams_and_releases_without_waiting_open_anys_too():
-    async with dpmesh.open(settings()) as mesh:
+    async with assembled(settings(), ledger=SteadyLedger) as mesh:
         stream = mesh.stream(method="/x.Y/Z")
         for message, decision in (
             (TYPES.Envelope(one=packed(report())), "released"),

@@ -5,15 +5,11 @@ import gc
 
 import pytest
 from google.protobuf import any_pb2
-from opentelemetry import metrics, trace
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry import trace
 
 import dpmesh
 from dpmesh.errors import BudgetExhaustedError, DpmeshError
+from tests.support.listening import Listening
 from tests.support.protos import compiled
 
 CAT = "(dpmesh.v1.field).categorical"
@@ -27,14 +23,10 @@ BUDGET = {"name": "unit-day", "epsilon": 6.0, "accounting": "pure", "window": "2
 
 @pytest.fixture
 def sdk(monkeypatch):
-    """Global providers that keep what they get in memory."""
-    exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
-    tracers = TracerProvider()
-    tracers.add_span_processor(SimpleSpanProcessor(exporter))
-    meters = MeterProvider([reader])
-    monkeypatch.setattr(trace, "get_tracer_provider", lambda: tracers)
-    monkeypatch.setattr(metrics, "get_meter_provider", lambda: meters)
-    return exporter, reader
+    """Spans and metrics of the global providers."""
+    listening = Listening(monkeypatch)
+    listening.trace()
+    return listening.spans, listening.meter()
 
 
 def counted(reader):

@@ -12,7 +12,7 @@ from dpmesh.errors import AnnotationError, BudgetExhaustedError, ConfigError, No
 from dpmesh.mesh.swapping import self_test
 from dpmesh.policy import Policy
 from dpmesh.v1 import policy_pb2
-from tests.support.meshes import assembled
+from tests.support.meshes import SteadyLedger, assembled
 from tests.support.protos import compiled
 
 TYPES = compiled(
@@ -232,7 +232,7 @@ async def test_an_exhausted_budget_stays_exhausted_and_covers_what_costs_less():
 
 
 async def test_a_request_stream_keeps_its_policy_and_a_response_stream_changes_at_a_message():
-    async with dpmesh.open(settings(), policy=LOW) as mesh:
+    async with assembled(settings(), policy=LOW, ledger=SteadyLedger) as mesh:
         first = mesh.snapshot
         requests, responses = mesh.stream(direction="request"), mesh.stream(direction="response")
         pinned = mesh.stream(direction="response", snapshot=first)

@@ -1,10 +1,8 @@
 """The issuer's records: tokens that serve once, devices, revocation and allowances, all of it durable."""
 
 import hashlib
-import os
 import re
 import sqlite3
-import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,47 +10,11 @@ import pytest
 
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.ca import enrolment
-from dpmesh.identity.ca.enrolment import TOKEN_LIFE, Enrolments, Proof
+from dpmesh.identity.ca.enrolment import TOKEN_LIFE, Enrolments
 from tests.support import children
+from tests.support.enrolments import LATER, NOW, enrolled, fingerprint, proof, reason
 
-NOW = 1_800_000_000.0
-LATER = NOW + 1800
 EPOCH = b"epoch"
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "issuer.db"
-
-
-@pytest.fixture
-def enrolments(path):
-    made = Enrolments.create(path)
-    yield made
-    made.close()
-
-
-def fingerprint(name):
-    return hashlib.sha256(f"certificate {name}".encode()).digest()
-
-
-def proof(name, number=0):
-    """The given certificate's proof; another number, another proof."""
-    digest = hashlib.sha256(f"{name} {number}".encode()).digest()
-    return Proof(fingerprint(name), digest, NOW + 10_000)
-
-
-def enrolled(enrolments, name="a"):
-    """A device that has a certificate of this name; returns what the operator calls it."""
-    invitation = enrolments.invite(now=NOW)
-    enrolments.enrol(invitation.token, fingerprint(name), LATER, now=NOW)
-    return invitation.device
-
-
-def reason(function, *args, **kwargs):
-    with pytest.raises(IdentityError) as caught:
-        function(*args, **kwargs)
-    return caught.value.reason
 
 
 def content(path):
@@ -276,44 +238,6 @@ def test_a_forked_child_is_refused(enrolments):
     enrolments.enrol(token, fingerprint("a"), LATER, now=NOW)
 
 
-def test_the_file_is_for_its_owner_only(enrolments, path):
-    enrolments.invite(now=NOW)
-    files = list(path.parent.iterdir())
-    assert path in files
-    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
-
-
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o601])
-def test_a_file_that_others_can_open_is_refused(path, mode):
-    Enrolments.create(path).close()
-    path.chmod(mode)
-    with pytest.raises(IdentityError, match="chmod") as caught:
-        Enrolments(path)
-    assert caught.value.reason == "MALFORMED"
-
-
-def test_creating_never_overwrites(enrolments, path):
-    token = enrolments.invite(now=NOW).token
-    with pytest.raises(ConfigError, match="exists"):
-        Enrolments.create(path)
-    enrolments.enrol(token, fingerprint("a"), LATER, now=NOW)
-
-
-def test_files_that_are_not_the_records(path):
-    assert reason(Enrolments, path) == "MALFORMED"
-    for text in (b"", b"not a database at all, but long enough to have a header" * 10):
-        path.write_bytes(text)
-        path.chmod(0o600)
-        assert reason(Enrolments, path) == "MALFORMED"
-        os.remove(path)
-    Enrolments.create(path).close()
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 99")
-    connection.close()
-    with pytest.raises(IdentityError, match="version"):
-        Enrolments(path)
-
-
 def test_records_that_can_not_be_written_enrol_nobody(enrolments, path):
     token = enrolments.invite(now=NOW).token
     other = sqlite3.connect(path)
@@ -343,18 +267,3 @@ def test_a_device_has_so_many_certificates_in_force(enrolments, monkeypatch):
     enrolments.renew(proof("other"), fingerprint("e"), LATER, now=NOW)
     # Certificates that have ended count no more.
     enrolments.renew(proof("c", 2), fingerprint("d"), LATER + 10, now=LATER)
-
-
-def test_a_file_from_before_certificates_were_counted(enrolments, path):
-    enrolled(enrolments, "a")
-    enrolments.close()
-    with sqlite3.connect(path) as connection:
-        connection.execute("DROP INDEX certificates_device")
-    connection.close()
-    again = Enrolments(path)
-    again.renew(proof("a"), fingerprint("b"), LATER, now=NOW)
-    plan = again._connection.execute(
-        "EXPLAIN QUERY PLAN SELECT count(*) FROM certificates WHERE device = ? AND ? < not_after", (b"", 0)
-    ).fetchall()
-    again.close()
-    assert "certificates_device" in str(plan)
