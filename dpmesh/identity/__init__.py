@@ -5,7 +5,7 @@ from dpmesh.identity.identity import Identity, Source
 from dpmesh.identity.rotation.rotating_identity import IdentityStatus, RotatingIdentity
 from dpmesh.identity.sources.files import FileSource
 from dpmesh.identity.sources.workload import WorkloadSource
-from dpmesh.identity.tokens.protocol import TokenChallenge, Verifier, Wallet
+from dpmesh.identity.tokens import TokenChallenge, Verifier, Wallet
 
 __all__ = [
     "Authority",

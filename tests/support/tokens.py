@@ -3,7 +3,7 @@
 import pytest
 
 from dpmesh.errors import IdentityError
-from dpmesh.identity.tokens.protocol import TokenChallenge, TokenRequestState
+from dpmesh.identity.tokens import TokenChallenge, TokenRequestState
 
 DAY = 86_400
 START = 20_000 * DAY

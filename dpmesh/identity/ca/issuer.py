@@ -78,7 +78,7 @@ _T = TypeVar("_T")
 
 
 class TokenKeys(Protocol):
-    """The keys of the epochs of anonymous tokens (dpmesh.identity.tokens.protocol)."""
+    """The keys of the epochs of anonymous tokens (dpmesh.identity.tokens)."""
 
     def published(self, now: float) -> Sequence[tuple[bytes, float, float]]:
         """Every current or future key: (DER, not before, not after)."""

@@ -1,12 +1,4 @@
-"""Anonymous authorisation of channels: a token for the first RPC of a channel, a ticket for all others.
-
-Client: `grpc.aio.insecure_channel(target, interceptors=token_interceptors(wallet))`, or the same with a rotating
-channel: each identity then redeems a token of its own, because nothing may be shown under two identities.
-Server: `grpc.aio.server(interceptors=[token_interceptor(verifier), ...])`.
-
-What this does not hide: the client's address and whatever else its connection shows, when RPCs happen and how long they
-are, and what they say. See `dpmesh.identity.tokens.protocol` for what it hides, and on what conditions.
-"""
+"""Asks an issuer for the keys of anonymous tokens, and for tokens."""
 
 from __future__ import annotations
 
@@ -25,10 +17,6 @@ from dpmesh.identity.tokens.wallet import HeldToken, Refill, TokenRequestState, 
 from dpmesh.v1 import identity_pb2_grpc as rpc
 from dpmesh.v1.identity_pb2 import GetTokenKeysRequest, SignTokensRequest
 from dpmesh_grpc.issuer.channel import TIMEOUT, issuer_channel, issuer_error
-from dpmesh_grpc.tokens.client import token_interceptors
-from dpmesh_grpc.tokens.server import token_interceptor
-
-__all__ = ["issuer_keys", "token_interceptor", "token_interceptors", "token_request"]
 
 _T = TypeVar("_T")
 

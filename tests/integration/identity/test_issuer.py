@@ -26,7 +26,7 @@ from dpmesh.identity.ca.issuer import Issuer
 from dpmesh.identity.ca.proof import RENEW, SIGN_TOKENS, prove
 from dpmesh.identity.keys import key_pem, new_key
 from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
-from dpmesh.identity.tokens.protocol import TokenChallenge, TokenKeys, TokenRequestState
+from dpmesh.identity.tokens import TokenChallenge, TokenKeys, TokenRequestState
 from dpmesh.v1 import identity_pb2_grpc as rpc
 from dpmesh.v1.identity_pb2 import EnrolRequest, GetTokenKeysRequest, RenewRequest, SignTokensRequest
 from dpmesh_grpc.issuer import server as serving_module

@@ -23,7 +23,7 @@ from dpmesh.identity.ca.authority import LocalSource
 from dpmesh.identity.ca.enrolment import Enrolments
 from dpmesh.identity.ca.issuer import Issuer
 from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
-from dpmesh.identity.tokens.protocol import (
+from dpmesh.identity.tokens import (
     HeldToken,
     Tickets,
     Token,
@@ -41,8 +41,7 @@ from dpmesh_grpc.issuer.server import issuer_server
 from dpmesh_grpc.issuer.source import IssuerSource
 from dpmesh_grpc.rotation import identity_channel
 from dpmesh_grpc.rotation.channel import rotating_channel
-from dpmesh_grpc.tokens import client
-from dpmesh_grpc.tokens.issuing import issuer_keys, token_interceptor, token_interceptors, token_request
+from dpmesh_grpc.tokens import client, issuer_keys, token_interceptor, token_interceptors, token_request
 from dpmesh_grpc.tokens.server import reason as reason_of
 from tests.support import mutual_tls
 from tests.support.mutual_tls import ANSWERS, ARITIES, call, method

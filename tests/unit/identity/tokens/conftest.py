@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpmesh.identity.tokens.protocol import TokenKeys
+from dpmesh.identity.tokens import TokenKeys
 from tests.support.tokens import Clock
 
 

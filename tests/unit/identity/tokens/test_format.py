@@ -9,17 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpmesh.errors import ConfigError
-from dpmesh.identity.tokens import blind_rsa
-from dpmesh.identity.tokens import format as token_format
-from dpmesh.identity.tokens.protocol import (
+from dpmesh.identity.tokens import (
     PublishedKey,
     Token,
     TokenChallenge,
+    blind_rsa,
     decode_key,
     encode_key,
     from_credentials,
     to_credentials,
 )
+from dpmesh.identity.tokens import format as token_format
 from tests.support.tokens import START, issued, reason
 
 

@@ -9,13 +9,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from dpmesh.errors import ConfigError, IdentityError
-from dpmesh.identity.tokens import keys as token_keys
-from dpmesh.identity.tokens.protocol import (
+from dpmesh.identity.tokens import (
     PublishedKey,
     TokenKeys,
     TokenRequestState,
     encode_key,
 )
+from dpmesh.identity.tokens import keys as token_keys
 from tests.support import children
 from tests.support.tokens import CHALLENGE, DAY, START, Clock, reason
 

@@ -3,8 +3,7 @@
 import pytest
 
 from dpmesh.errors import ConfigError
-from dpmesh.identity.tokens import tickets
-from dpmesh.identity.tokens.protocol import Tickets
+from dpmesh.identity.tokens import Tickets, tickets
 from tests.support.tokens import CHALLENGE, reason
 
 HOLDER = b"h" * 32

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from dpmesh.errors import IdentityError
+from dpmesh.identity.tokens import TokenChallenge, TokenKeys, Verifier
 from dpmesh.identity.tokens import verifier as module
-from dpmesh.identity.tokens.protocol import TokenChallenge, TokenKeys, Verifier
 
 
 class Issuer:

@@ -6,16 +6,17 @@ import os
 import pytest
 
 from dpmesh.errors import IdentityError, LedgerError
-from dpmesh.identity.tokens import blind_rsa, verifier
-from dpmesh.identity.tokens import format as token_format
-from dpmesh.identity.tokens.protocol import (
+from dpmesh.identity.tokens import (
     Token,
     TokenChallenge,
     TokenKeys,
     Verifier,
+    blind_rsa,
     decode_key,
     published_by,
+    verifier,
 )
+from dpmesh.identity.tokens import format as token_format
 from dpmesh.ledger import Ledger, MemoryStore
 from tests.support.tokens import CHALLENGE, START, Clock, issued, refusal
 

@@ -8,8 +8,7 @@ import weakref
 import pytest
 
 from dpmesh.errors import ConfigError, IdentityError
-from dpmesh.identity.tokens import wallet
-from dpmesh.identity.tokens.protocol import (
+from dpmesh.identity.tokens import (
     HeldToken,
     PublishedKey,
     Token,
@@ -17,6 +16,7 @@ from dpmesh.identity.tokens.protocol import (
     TokenRequestState,
     Wallet,
     choose_key,
+    wallet,
 )
 from tests.support import children
 from tests.support.tokens import CHALLENGE, DAY, START, Clock, reason, refusal
