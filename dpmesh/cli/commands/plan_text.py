@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpmesh.accounting import AMOUNT, Accounting
-from dpmesh.cli.console import printable, stdout
+from dpmesh.cli.console import say, stdout
 from dpmesh.ledger import Budget
 from dpmesh.policy.kinds.words import duration, number
 from dpmesh.report.comparison import FieldChange, MessageChange
@@ -27,7 +27,7 @@ def write_code(sources: Mapping[str, str]) -> None:
     """Writes generated code by the name of its message type to stdout, as one file that Python can read."""
     for name, source in sources.items():
         for line in (f"# {name}", "", *source.rstrip().splitlines(), ""):
-            print(printable(line))
+            say(line)
 
 
 def write(plan: PlanReport) -> None:
