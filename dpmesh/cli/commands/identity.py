@@ -242,7 +242,7 @@ def tokens(folder: FolderPath, as_json: inputs.AsJson = False) -> None:
         keys = _token_keys(folder).published(time.time())
     rows = [
         {
-            "key_id": _key_id(key.public_key),
+            "key_id": key.key_id.hex(),
             "not_before": key.not_before,
             "not_after": key.not_after,
             "public_key": key.public_key.hex(),
@@ -260,13 +260,6 @@ def tokens(folder: FolderPath, as_json: inputs.AsJson = False) -> None:
     for row in rows:
         table.add_row(row["key_id"][:16], _minute(row["not_before"]), _minute(row["not_after"]))
     stdout().print(table)
-
-
-def _key_id(public_key: bytes) -> str:
-    """RFC 9578, section 6.1: SHA-256 of the encoded key."""
-    import hashlib
-
-    return hashlib.sha256(public_key).hexdigest()
 
 
 def _token_keys(folder: Path) -> Any:
