@@ -12,7 +12,7 @@ from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import LedgerError
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.charge_log import Head
-from dpmesh.ledger.store import ACCOUNT_BYTES, Account
+from dpmesh.ledger.store import ACCOUNT_BYTES, Account, account_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +204,4 @@ class Snapshot:
 
     def account(self, unit: bytes) -> str:
         """The name of a unit's accounts, as in Account.account."""
-        from dpmesh.ledger.store import account_hash
-
         return account_hash(self.secret, unit).hex()

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dpmesh import extras
 from dpmesh.errors import ConfigError
 from dpmesh.ledger.admin import LedgerAdmin, ReadAgainError, Snapshot
 from dpmesh.ledger.memory import MemoryStore
 from dpmesh.ledger.store import Store, account_hash
-
-if TYPE_CHECKING:
-    from dpmesh.ledger.postgres.admin import PostgresAdmin
-    from dpmesh.ledger.postgres.store import PostgresStore
 
 _ALLOWED = (
     'allowed are "memory:", "sqlite:///relative/path.db", "sqlite:////absolute/path.db" and '
@@ -38,7 +35,9 @@ def open_store(url: str) -> Store:
         ConfigError: Anything else, or what it needs is not installed.
     """
     if _is_postgres(url):
-        return _postgres_store()(url)
+        with _explains_a_missing_package():
+            from dpmesh.ledger.postgres.store import PostgresStore
+        return PostgresStore(url)
     path = _path(url)
     if path is None:
         return MemoryStore()
@@ -57,7 +56,9 @@ def open_admin(url: str) -> LedgerAdmin:
         ConfigError: The URL is not one, or names memory, or what it needs is not installed.
     """
     if _is_postgres(url):
-        return _postgres_admin()(url)
+        with _explains_a_missing_package():
+            from dpmesh.ledger.postgres.admin import PostgresAdmin
+        return PostgresAdmin(url)
     path = _path(url)
     if path is None:
         raise ConfigError(
@@ -97,26 +98,14 @@ async def _snapshot(admin: LedgerAdmin, budget: str | None, unit: bytes | None) 
         return Snapshot(tuple(view.budgets.values()), tuple(accounts), view.secret)
 
 
-def _postgres_store() -> type[PostgresStore]:
+@contextmanager
+def _explains_a_missing_package() -> Iterator[None]:
     try:
-        from dpmesh.ledger.postgres.store import PostgresStore
+        yield
     except ModuleNotFoundError as error:
-        raise _not_installed(error) from error
-    return PostgresStore
-
-
-def _postgres_admin() -> type[PostgresAdmin]:
-    try:
-        from dpmesh.ledger.postgres.admin import PostgresAdmin
-    except ModuleNotFoundError as error:
-        raise _not_installed(error) from error
-    return PostgresAdmin
-
-
-def _not_installed(error: ModuleNotFoundError) -> Exception:
-    if error.name != "asyncpg":
-        return error
-    return ConfigError(f"ledger.url: PostgreSQL needs asyncpg: {extras.install('postgres')}")
+        if error.name != "asyncpg":
+            raise
+        raise ConfigError(f"ledger.url: PostgreSQL needs asyncpg: {extras.install('postgres')}") from error
 
 
 def _is_postgres(url: str) -> bool:

@@ -83,8 +83,6 @@ class PostgresAdmin(LedgerAdmin):
 
     @override
     async def migrate(self) -> tuple[int, int]:
-        pass
-
         async def work(connection: Any) -> tuple[int, int]:
             before = await _version(connection)
             if before > schema.VERSION:
@@ -176,8 +174,6 @@ class PostgresAdmin(LedgerAdmin):
 
     @override
     async def accept(self, note: str, *, unnoticed: bool = False) -> tuple[str, ...]:
-        pass
-
         async def work(connection: Any) -> tuple[str, ...]:
             lost = await connection.fetchval("SELECT lost FROM dpmesh.ledger FOR UPDATE")
             rewound = await rewind.rewind(connection, note)

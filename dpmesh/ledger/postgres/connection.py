@@ -257,9 +257,9 @@ def check_url(url: str) -> None:
         )
     listed = [host for value in query.get("host", []) for host in value.split(",")]
     hosts = {*named, *listed} - {""} or set(os.environ.get("PGHOST", "").split(","))
-    away = [host for host in hosts if host not in _LOCAL and not host.startswith("/")]
+    remote = [host for host in hosts if host not in _LOCAL and not host.startswith("/")]
     service = "service" in query or "PGSERVICE" in os.environ
-    if (away or service) and "sslmode" not in query and not os.environ.get("PGSSLMODE"):
+    if (remote or service) and "sslmode" not in query and not os.environ.get("PGSSLMODE"):
         where = address(url) if not service else "a service file"
         raise ConfigError(
             f"ledger.url: {where} may mean another machine, and the URL does not say how the connection is protected: "

@@ -22,7 +22,6 @@ from dpmesh.ledger.store import Account, AccountId, Batch, Opened, Outcome, Stor
 _TRIES = 20
 """How often a batch is decided anew because other holders were faster. Each time, one of them succeeded."""
 
-
 _DAY = 86_400
 _AGAIN = ("40001", "40P01")  # serialization failure, deadlock: nothing was written
 
@@ -87,20 +86,18 @@ class PostgresStore(Store):
         await self._charging.call(lambda connection: self._credit(connection, windows, unspent))
 
     @override
-    async def redeem_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
-        names, untils = [name for name, _ in spends], [until for _, until in spends]
+    async def redeem_once(self, now: int, redemptions: Sequence[tuple[bytes, int]]) -> list[bool]:
+        names, untils = [name for name, _ in redemptions], [until for _, until in redemptions]
 
-        async def spend(connection: Any) -> Any:
+        async def redeem(connection: Any) -> Any:
             return await connection.fetchval("SELECT dpmesh.spend_once($1, $2, $3)", now, names, untils)
 
-        fresh = set(await self._reading.call(spend))
+        fresh = set(await self._reading.call(redeem))
         # A name that the batch holds twice is redeemed by the first.
         return [name in fresh and not fresh.discard(name) for name in names]  # type: ignore[func-returns-value]
 
     @override
     async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
-        pass
-
         async def read(connection: Any) -> list[Account]:
             caps = {stored.name: stored.cap for stored in (await queries.read_budgets(connection)).values()}
             return [
@@ -112,8 +109,6 @@ class PostgresStore(Store):
 
     @override
     async def ping(self) -> None:
-        pass
-
         async def ask(connection: Any) -> Any:
             if self._failed:  # After a failed write only another write can tell.
                 await connection.execute("SELECT dpmesh.probe()")
