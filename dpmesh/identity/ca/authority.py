@@ -265,9 +265,6 @@ class LocalSource(Source):
         life: The life of each certificate, in seconds.
         server: Whether the certificates are for a server.
         clock: Seconds since 1970.
-
-    Attributes:
-        follows: False: every `fetch` makes a key and a certificate.
     """
 
     follows = False

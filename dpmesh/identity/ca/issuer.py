@@ -102,9 +102,9 @@ class Issuer:
         ConfigError: The life is not positive.
 
     Attributes:
-        authority: Signs certificates. It may be replaced at any time, by a roll-over.
-        life: The life of every certificate, in seconds.
-        clock: Seconds since 1970.
+        authority: May be replaced at any time, by a roll-over.
+        life: As given.
+        clock: As given.
     """
 
     def __init__(

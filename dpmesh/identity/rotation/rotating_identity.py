@@ -39,8 +39,7 @@ from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.identity import Identity, Source
 from dpmesh.identity.rotation import fetching, schedule
 from dpmesh.identity.rotation.source_health import SourceHealth
-from dpmesh.identity.rotation.tasks import Tasks, result_in
-from dpmesh.identity.rotation.waiters import Waiters
+from dpmesh.identity.rotation.tasks import Tasks, Waiters, result_in
 from dpmesh.telemetry import names
 from dpmesh.telemetry.identity import IdentityTelemetry
 

@@ -12,17 +12,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from typing_extensions import override
 
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.ca.proof import RENEW, prove
-from dpmesh.identity.identity import Identity
+from dpmesh.identity.identity import Identity, Source
 from dpmesh.identity.keys import key_pem, new_key
 from dpmesh.v1 import identity_pb2_grpc as rpc
 from dpmesh.v1.identity_pb2 import Certificate, EnrolRequest, RenewRequest
 from dpmesh_grpc.issuer.channel import TIMEOUT, domain_of, issuer_channel, issuer_error
 
 
-class IssuerSource:
+class IssuerSource(Source):
     """A source of identities that asks an issuer: it enrols once, then renews with the certificate in force.
 
     Every fetch makes a new key. It opens a connection of its own, presents no certificate, and closes the connection;
@@ -37,9 +38,6 @@ class IssuerSource:
         identity: A valid identity to renew, instead of a token.
         timeout: How long to wait for the issuer, in seconds.
         clock: Seconds since 1970.
-
-    Attributes:
-        follows: False: every `fetch` makes a key and a certificate.
 
     Raises:
         ConfigError: There is neither a token nor an identity, or both.
@@ -69,6 +67,7 @@ class IssuerSource:
         self._clock = clock
         self._turn = asyncio.Lock()
 
+    @override
     async def fetch(self) -> Identity:
         """Asks the issuer for an identity with a new key.
 
@@ -87,8 +86,9 @@ class IssuerSource:
             self._trust_bundle = identity.trust_bundle
             return identity
 
+    @override
     async def close(self) -> None:
-        """Does nothing: every fetch closes its connection."""
+        pass  # Every fetch closes its connection.
 
     async def _ask(self, certificate_request: bytes) -> Certificate:
         try:

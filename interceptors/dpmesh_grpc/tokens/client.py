@@ -177,9 +177,8 @@ class _Connection:
         life, now = ticket_life(ticket), time.monotonic()
         self._ticket, self._renew_at, self._ends_at = ticket, now + _RENEW * life, now + life
         self._lost = 0
-        self.abandon(
-            self._redemption
-        )  # Another RPC may be redeeming a token: nobody needs to wait for it now.
+        # Another RPC may be redeeming a token: nobody needs to wait for it now.
+        self.abandon(self._redemption)
 
     def _check(self, call: Any, ticket: str, *, again: bool = True) -> None:
         """Forgets the ticket if the server refuses it, as after a restart with another secret."""
@@ -240,7 +239,6 @@ class _Authorisation(ClientInterception):
 
     @override
     async def send_one(self, continuation: Any, details: Any, request: Any, arity: Arity) -> Any:
-        """Lets an RPC begin with a token or a ticket."""
         began = time.monotonic()
         try:
             connection = self.connection(continuation)
