@@ -32,7 +32,7 @@ class Commands(TyperGroup):
 
 
 def load(name: str) -> Any:
-    """A command: its module's `app` if it has one, else its function of the same name."""
+    """A command: its module's `app` if it has one, else the function that has its name."""
     module = importlib.import_module(f"dpmesh.cli.commands.{name}")
     app = getattr(module, "app", None)
     if app is None:

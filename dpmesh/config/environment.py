@@ -129,7 +129,7 @@ def _typed(section: type[msgspec.Struct], key: str, text: str, variable: str) ->
         words = [word.strip() for word in text.split(",") if word.strip()]
         if key == "consumers" and not words:
             raise ConfigError(
-                f"{variable}: {text!r} names nobody; allowed: globs, or '\"\"' for whoever is not authenticated; "
+                f"{variable}: {text!r} names nobody; allowed: globs, or '\"\"' for all that are not authenticated; "
                 "without the variable, the file decides, and without a list there, the quota is for all"
             )
         return ["" if word == '""' else word for word in words]

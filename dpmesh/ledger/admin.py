@@ -154,13 +154,13 @@ def ahead_of_the_clock(ledger: str, names: Iterable[str], now: float) -> str:
         now: What the clock shows. This clock may be the wrong one: then `accept` would refill the present window.
     """
     try:
-        shown = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M} UTC"
+        clock = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M} UTC"
     except (ValueError, OverflowError, OSError):  # beyond the year 9999
-        shown = f"{now:.0f} s since 1970"
+        clock = f"{now:.0f} s since 1970"
     return (
         f"{ledger} is in windows that its clock has not reached, of {', '.join(map(repr, names))}: a clock was wrong, "
         f"and these budgets renew no earlier than it said. `dpmesh ledger accept` undoes that. The clock shows "
-        f"{shown}: if that is wrong, correct it, and accept nothing"
+        f"{clock}: if that is wrong, correct it, and accept nothing"
     )
 
 

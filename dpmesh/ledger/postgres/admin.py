@@ -35,7 +35,7 @@ class PostgresAdmin(LedgerAdmin):
         url: As for PostgresStore.
 
     Raises:
-        ConfigError: The URL does not say how the connection is protected, or is none.
+        ConfigError: The URL does not say how the connection is protected, or is invalid.
     """
 
     def __init__(self, url: str) -> None:

@@ -314,7 +314,7 @@ def explain(error: Exception, where: str) -> LedgerError:
     state = getattr(error, "sqlstate", None)
     if isinstance(error, asyncpg.ClientConfigurationError | FileNotFoundError):
         return LedgerError(
-            f"{where} can't be connected to like this: check the socket's folder, sslmode, sslrootcert and the like"
+            f"{where} can't be connected to like this: check the socket's folder, sslmode and sslrootcert"
         )
     if type(error) is ConnectionError and "SSL" in str(error):
         return LedgerError(f"{where} offers no TLS, which sslmode asks for")

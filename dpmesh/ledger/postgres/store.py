@@ -134,7 +134,7 @@ class PostgresStore(Store):
         self._chain = ChainWriter()
 
     def _now(self) -> float:
-        """The database's time. It was a little earlier when it was told than is reckoned here, never later."""
+        """The database's time, by its last answer. It may be ahead by the time that the answer took, never behind."""
         read, asked_at = self._clock_reading
         return read + (self._monotonic() - asked_at)
 
@@ -157,7 +157,7 @@ class PostgresStore(Store):
         self._rows = [rows[budget.name]["id"] for budget in self._budgets]
         asked_at = self._monotonic()
         now = await connection.fetchval("SELECT dpmesh.now()")
-        self._note_time({"status": "told" if 0 <= now <= MAX_SECONDS else "clock", "now": now}, asked_at)
+        self._note_time({"status": "done" if 0 <= now <= MAX_SECONDS else "clock", "now": now}, asked_at)
         await self._prepare(connection, max(0, math.floor(self._now())) // _DAY)
         return Opened(
             bytes(ledger["secret"]),

@@ -124,7 +124,7 @@ def read_secret(connection: sqlite3.Connection, path: Path) -> bytes:
     """Checks that the file is a ledger of a known version, and returns its secret.
 
     Raises:
-        LedgerError: It is not.
+        LedgerError: It is not a ledger, or of an unknown version.
         sqlite3.Error: The file can't be read.
     """
     found = connection.execute(

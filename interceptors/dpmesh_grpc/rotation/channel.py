@@ -112,7 +112,7 @@ def _multicallables(kind: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
-    """The channel that `rotating_channel` returns; the arguments are the same.
+    """The channel that `rotating_channel` returns, and whose arguments it takes.
 
     Args:
         linking: The metadata keys that are removed.

@@ -290,7 +290,7 @@ async def test_patience_is_with_the_rpc_and_does_not_begin_at_the_wallet(keys, m
             return tokens.pop()
 
     connection = client._Connection(Thinking())
-    first, second = (asyncio.create_task(connection.show()) for _ in range(2))
+    first, second = (asyncio.create_task(connection.credential()) for _ in range(2))
     await asyncio.sleep(1.8)
     assert first.done()
     assert not second.done()
