@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
 from dpmesh.accounting import MAX_AMOUNT
-from dpmesh.errors import LedgerError
+from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.charge_log import Head
 from dpmesh.ledger.store import ACCOUNT_BYTES, Account, account_hash
@@ -162,6 +162,19 @@ def ahead_of_the_clock(ledger: str, names: Iterable[str], now: float) -> str:
         f"and these budgets renew no earlier than it said. `dpmesh ledger accept` undoes that. The clock shows "
         f"{clock}: if that is wrong, correct it, and accept nothing"
     )
+
+
+def find_budget(budgets: Mapping[int, Budget], name: str) -> tuple[int, Budget]:
+    """A budget's number and definition, by its name.
+
+    Raises:
+        ConfigError: There is none; the text lists those that there are.
+    """
+    for number, budget in budgets.items():
+        if budget.name == name:
+            return number, budget
+    listed = ", ".join(budget.name for budget in budgets.values()) or "none"
+    raise ConfigError(f"budget.name: {name!r} is not in the ledger; there are {listed}")
 
 
 def check_grant(account: bytes, raised: int) -> None:

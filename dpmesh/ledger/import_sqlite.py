@@ -212,13 +212,8 @@ async def _fill(connection: sqlite3.Connection, into: Any, name: bytes, secret: 
 
 
 async def _copy(into: Any, table: str, rows: Iterable[tuple[Any, ...]]) -> int:
-    count = 0
-
-    def counted() -> Iterable[tuple[Any, ...]]:
-        nonlocal count
-        for row in rows:
-            count += 1
-            yield row
-
-    await into.copy_records_to_table(table, schema_name="dpmesh", columns=_COLUMNS[table], records=counted())
-    return count
+    """Copies rows into a table; returns how many."""
+    done = await into.copy_records_to_table(
+        table, schema_name="dpmesh", columns=_COLUMNS[table], records=rows
+    )
+    return int(done.removeprefix("COPY "))

@@ -15,9 +15,9 @@ from typing_extensions import override
 
 from dpmesh import sqlite_file
 from dpmesh.accounting import window_end
-from dpmesh.errors import ConfigError, LedgerError
+from dpmesh.errors import LedgerError
 from dpmesh.ledger import charge_log
-from dpmesh.ledger.admin import LedgerAdmin, check_grant, check_granted
+from dpmesh.ledger.admin import LedgerAdmin, check_grant, check_granted, find_budget
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.charge_log import EntryKind, Head, Posting
 from dpmesh.ledger.sqlite import access, queries, rewind, rollback_guard, schema, wal
@@ -89,7 +89,7 @@ class SQLiteAdmin(LedgerAdmin):
     def _grant(self, budget: str, account: bytes, raised: int, note: str, has: int) -> Account:
         check_grant(account, raised)
         with self._writing() as (connection, guard), _commit(connection, guard):
-            row, definition = _find(connection, self.path, budget)
+            row, definition = find_budget(queries.usable_budgets(connection, self.path), budget)
             start = queries.window_in_force(connection, row, definition)
             check_granted(definition.cap, _granted(connection, row, account, start), has, raised)
             posting = Posting(row, account, start, raised)
@@ -214,16 +214,6 @@ def _commit(connection: sqlite3.Connection, guard: RollbackGuard) -> Iterator[No
         commits = queries.count_commit(connection)
         guard.check(commits)
     guard.reached(commits)
-
-
-def _find(connection: sqlite3.Connection, path: Path, name: str) -> tuple[int, Budget]:
-    """A budget's row and definition."""
-    budgets = queries.usable_budgets(connection, path)
-    for row, budget in budgets.items():
-        if budget.name == name:
-            return row, budget
-    listed = ", ".join(budget.name for budget in budgets.values()) or "none"
-    raise ConfigError(f"budget.name: {name!r} is not in the ledger; there are {listed}")
 
 
 def _granted(connection: sqlite3.Connection, row: int, account: bytes, window: int) -> int:
