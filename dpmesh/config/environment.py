@@ -54,11 +54,7 @@ def override(document: dict[str, Any], environment: Mapping[str, str]) -> None:
 
 
 def _override_key(document: dict[str, Any], variable: str, text: str) -> None:
-    """Writes one key of the environment into the document.
-
-    Raises:
-        ConfigError: There is no such key, or the text is no value of it.
-    """
+    """Writes one key of the environment into the document; an unknown key or a wrong value raises ConfigError."""
     words = variable.removeprefix(_ENV_PREFIX).lower()
     section, _, key = words.partition("_")
     if words == "mode":

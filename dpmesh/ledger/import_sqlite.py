@@ -144,11 +144,7 @@ def _progress(connection: sqlite3.Connection) -> tuple[bytes, int]:
 
 
 async def _usable(into: Any, name: bytes, destination: str) -> Moved | None:
-    """What was transferred to the target before, if anything.
-
-    Raises:
-        ConfigError: The target holds something else.
-    """
+    """What was transferred to the target before, if anything; ConfigError if it holds something else."""
     if (before := await _known(into, name)) is not None:
         return Moved(before["budgets"], before["accounts"], before["entries"], again=True)
     for table in ("budgets", "accounts", "chains", "spent"):

@@ -187,11 +187,7 @@ def grant(
 async def _granted(
     admin: LedgerAdmin, selected: accounts.AccountSelector, name: str
 ) -> tuple[Budget, bytes, int]:
-    """The budget, the account's hash, and what was granted to the account in the current window already.
-
-    Raises:
-        InputError: There is no such budget, or its accounts have another key.
-    """
+    """The budget, the account's hash, and what the account was granted in this window; InputError if none fits."""
     async with ledger_access.viewing(admin) as view:
         budget = ledger_access.budget_named(view.budgets.values(), name)
         _check_key(budget, selected)
@@ -220,11 +216,7 @@ def _grant_amount(budget: Budget, granted: int, to: float) -> int:
 
 
 def _check_key(budget: Budget, selected: accounts.AccountSelector) -> None:
-    """Checks that a budget has accounts of the selected key.
-
-    Raises:
-        InputError: It has others; the text says which options select them.
-    """
+    """Refuses a budget whose accounts have another key; the text says which options select them."""
     if budget.key == selected.key:
         return
     owner, _, quota = budget.key.partition("/")

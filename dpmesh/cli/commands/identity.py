@@ -270,11 +270,7 @@ def _token_keys(folder: Path) -> Any:
 
 @contextmanager
 def _input_errors() -> Iterator[None]:
-    """Turns errors about the authority's folder into InputError.
-
-    Raises:
-        InputError: The folder can't be used.
-    """
+    """Turns errors about the authority's folder into InputError."""
     try:
         yield
     except IdentityError as error:

@@ -134,11 +134,7 @@ def verify(
 
 
 def _read_checkpoint(path: Path, public_key: Path) -> tuple[Checkpoint, str]:
-    """A checkpoint, and what is wrong with its signature; "" if it is good.
-
-    Raises:
-        InputError: One of the files can't be read, or is something else.
-    """
+    """A checkpoint, and what is wrong with its signature; "" if it is good. Other files raise InputError."""
     from dpmesh.cli.options import key_files
     from dpmesh.ledger.audit.checkpoint import Checkpoint
 

@@ -299,11 +299,7 @@ def _positive(life: float) -> float:
 
 
 def _end(certificate: x509.Certificate, now: float) -> float:
-    """When a CA certificate expires.
-
-    Raises:
-        IdentityError: EXPIRED: it has expired already.
-    """
+    """When a CA certificate expires; EXPIRED if it has."""
     end = certificate.not_valid_after_utc.timestamp()
     if not now < end:
         raise IdentityError("EXPIRED", AUTHORITY_OVER)

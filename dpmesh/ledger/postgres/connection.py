@@ -268,11 +268,7 @@ def check_url(url: str) -> None:
 
 
 def _hosts(netloc: str) -> list[tuple[str, str]]:
-    """The hosts and ports of a URL, in libpq's form: host1:port1,host2:port2.
-
-    Raises:
-        ValueError: The URL has another form.
-    """
+    """The hosts and ports of a URL in libpq's form, host1:port1,host2:port2; ValueError if it has another."""
     found = []
     for part in netloc.rpartition("@")[2].split(","):
         match = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:]*)(?::([0-9]{1,5})?)?", part)

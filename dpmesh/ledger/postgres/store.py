@@ -172,11 +172,7 @@ class PostgresStore(Store):
         return tuple((stored[row["id"]], row["window_start"]) for row in charged)
 
     async def _ledger(self, connection: Any) -> Any:
-        """What the database says of the ledger as a whole.
-
-        Raises:
-            LedgerError: It is of another version, or an older copy.
-        """
+        """What the database says of the whole ledger; LedgerError if it has another version, or is an older copy."""
         ledger = await connection.fetchrow("SELECT version, secret, lost, accepted FROM dpmesh.ledger")
         if ledger is None or ledger["version"] != schema.VERSION:
             raise LedgerError(
@@ -188,11 +184,7 @@ class PostgresStore(Store):
         return ledger
 
     async def _changed(self, connection: Any) -> list[Budget]:
-        """The budgets whose terms in the database are not those that are configured here.
-
-        Raises:
-            ConfigError: The database holds one with another key, accounting or window.
-        """
+        """The budgets whose terms in the database are not the configured ones; ConfigError if they may not change."""
         stored = {budget.name: budget for budget in (await queries.read_budgets(connection)).values()}
         for budget in self._budgets:
             check_unchanged(stored.get(budget.name, budget), budget)

@@ -153,11 +153,7 @@ class SQLiteAdmin(LedgerAdmin):
         return tuple(budget.name for budget in budgets.values() if budget.window is None)
 
     def _accept_windows(self, note: str) -> None:
-        """Undoes what a wrong clock did to a ledger that is not an older copy.
-
-        Raises:
-            LedgerError: No window is ahead of the clock.
-        """
+        """Brings back windows that a wrong clock began, in a ledger that is no older copy; refuses if there is none."""
         with self._writing() as (connection, guard), _commit(connection, guard):
             if not rewind.rewind(connection, self.path, note):
                 raise LedgerError(
@@ -166,11 +162,7 @@ class SQLiteAdmin(LedgerAdmin):
                 )
 
     def _refused(self, connection: sqlite3.Connection, unnoticed: bool) -> tuple[bytes, int]:
-        """The name and the commits of a ledger that is refused as an older copy.
-
-        Raises:
-            LedgerError: It is not refused.
-        """
+        """The name and the commits of a ledger that is refused as an older copy; LedgerError if it is not."""
         name, commits = queries.progress(connection, self.path)
         if rollback_guard.refusal(self.path, name, commits) is None and not unnoticed:
             raise LedgerError(

@@ -242,11 +242,7 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
             return 0.0
 
     def _connect(self) -> IdentityChannel:
-        """Makes a channel with the newest identity. It is not connected yet.
-
-        Raises:
-            IdentityError: There is none.
-        """
+        """Makes a channel with the newest identity, or raises IdentityError. It is not connected yet."""
         generation, identity = self._identity.generation, self._identity.current
         credentials = grpc.ssl_channel_credentials(identity.trust_bundle, identity.key, identity.certificates)
         name = (_NAME, self._server_name or identity.trust_domain)
@@ -318,11 +314,7 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
 
 
 def _checked(options: Iterable[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
-    """The channel arguments, without those that this module sets itself. They must not contradict it.
-
-    Raises:
-        ConfigError: One of them would link identities.
-    """
+    """The channel arguments, without those that this module sets itself; ConfigError if one would link identities."""
     kept = tuple(options)
     for name, value in kept:
         if name == _CACHE or (name == _POOL and not value):

@@ -71,12 +71,7 @@ def server_options(identity: RotatingIdentity) -> tuple[tuple[str, Any], ...]:
 
 
 class _Fetcher:
-    """Gives gRPC a new configuration when the identity has changed or ended.
-
-    Args:
-        identity: The server's identity.
-        first: The identity that gRPC began with.
-    """
+    """Gives gRPC a new configuration when the identity has changed since `first`, or ended."""
 
     def __init__(self, identity: RotatingIdentity, first: Identity) -> None:
         self._identity = identity
