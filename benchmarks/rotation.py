@@ -25,8 +25,8 @@ import numpy as np
 from benchmarks.table import Row, show
 from dpmesh.identity.ca.authority import Authority, LocalSource, Root
 from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
+from dpmesh_grpc import peer_interceptor, rotating_server_credentials
 from dpmesh_grpc.rotation.channel import rotating_channel
-from dpmesh_grpc.rotation.server_credentials import peer_interceptor, rotating_server_credentials
 
 DOMAIN = "fleet.example"
 METHOD = "/bench.Echo/Echo"

@@ -96,11 +96,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     with _temporary(path, b"", 0o600) as temporary:
         yield temporary
-        file = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
+        _sync(temporary)
         temporary.replace(path)
         sync_folder(path.parent)
 
@@ -130,7 +126,11 @@ def sync_folder(folder: Path) -> None:
     Raises:
         OSError: The folder can't be synchronized.
     """
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(folder, os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int = 0) -> None:
+    file = os.open(path, os.O_RDONLY | flags)
     try:
         os.fsync(file)
     finally:

@@ -12,10 +12,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The command line; by default the process's own.
     """
-    from dpmesh.cli.pipes import LeavableOutput
+    from dpmesh.cli.console import PipeSafeOutput
 
     if sys.stdout is not None:  # It is None if the shell closed it.
-        sys.stdout = LeavableOutput(sys.stdout)
+        sys.stdout = PipeSafeOutput(sys.stdout)
     code = run(arguments)
     if sys.stdout is not None:
         sys.stdout.flush()

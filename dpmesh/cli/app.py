@@ -32,7 +32,7 @@ class Commands(TyperGroup):
 
 
 def load(name: str) -> Any:
-    """A command: its module's `app` if it has one, else its function of the same name."""
+    """A command: its module's `app` if it has one, else the function that has its name."""
     module = importlib.import_module(f"dpmesh.cli.commands.{name}")
     app = getattr(module, "app", None)
     if app is None:
@@ -60,6 +60,13 @@ app = typer.Typer(
 )
 
 
+def require_command(context: typer.Context) -> None:
+    """Prints help if there is no command."""
+    if context.invoked_subcommand is None:
+        say_help(context)
+        raise typer.Exit(UNUSABLE)
+
+
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
@@ -67,10 +74,8 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Prints help if there is no command."""
-    if context.invoked_subcommand is None:
-        say_help(context)
-        raise typer.Exit(UNUSABLE)
+    """Prints the version, or help if there is no command."""
+    require_command(context)
 
 
 def _placeholder() -> None:

@@ -35,6 +35,53 @@ class InputError(Exception):
     """The user's input can't be read or makes no sense: one line on stderr, exit code 2."""
 
 
+class PipeSafeOutput:
+    """An output stream that discards everything once its reader is gone, as in `dpmesh check | head -1`.
+
+    Without it, such a command ends with exit code 1, as if it had found something, or with 120.
+
+    Args:
+        stream: Standard output, or its buffer.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @property
+    def buffer(self) -> PipeSafeOutput:
+        """The stream for bytes."""
+        return PipeSafeOutput(self._stream.buffer)
+
+    def write(self, data: Any) -> int:
+        """Writes, or does nothing once the reader is gone."""
+        try:
+            return int(self._stream.write(data))
+        except BrokenPipeError:
+            self._drop()
+            return len(data)
+
+    def writelines(self, lines: Any) -> None:
+        """Writes all of them."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Flushes, or does nothing once the reader is gone."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Sends the rest to /dev/null, also what Python flushes when it ends."""
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, self._stream.fileno())
+        os.close(devnull)
+
+
 def prepare() -> None:
     """Makes stdout and stderr accept every character: those that their encoding lacks become "?"."""
     for name in ("stdout", "stderr"):

@@ -54,11 +54,7 @@ def override(document: dict[str, Any], environment: Mapping[str, str]) -> None:
 
 
 def _override_key(document: dict[str, Any], variable: str, text: str) -> None:
-    """Writes one key of the environment into the document.
-
-    Raises:
-        ConfigError: There is no such key, or the text is no value of it.
-    """
+    """Writes one key of the environment into the document; an unknown key or a wrong value raises ConfigError."""
     words = variable.removeprefix(_ENV_PREFIX).lower()
     section, _, key = words.partition("_")
     if words == "mode":
@@ -129,7 +125,7 @@ def _typed(section: type[msgspec.Struct], key: str, text: str, variable: str) ->
         words = [word.strip() for word in text.split(",") if word.strip()]
         if key == "consumers" and not words:
             raise ConfigError(
-                f"{variable}: {text!r} names nobody; allowed: globs, or '\"\"' for whoever is not authenticated; "
+                f"{variable}: {text!r} names nobody; allowed: globs, or '\"\"' for all that are not authenticated; "
                 "without the variable, the file decides, and without a list there, the quota is for all"
             )
         return ["" if word == '""' else word for word in words]

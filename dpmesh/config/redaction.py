@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dpmesh.ledger.backends import shown
+from dpmesh.ledger.backends import redacted_url
 
 # Texts that may hold a user or a password: a URL, a part of one, or libpq's key words.
 _URL = re.compile("://|@")
@@ -20,12 +20,12 @@ def quoted(value: Any) -> str:
 
 def quoted_key(key: str) -> str:
     """An unknown key as it was written; a URL may have been written in its place."""
-    return shown(key) if _URL.search(key) else key
+    return redacted_url(key) if _URL.search(key) else key
 
 
 def _without_secrets(value: Any) -> Any:
     if isinstance(value, str):
-        value = shown(value) if _URL.search(value) else value
+        value = redacted_url(value) if _URL.search(value) else value
         return "***" if _PASSWORD.search(value) else value
     if isinstance(value, Mapping):
         return {

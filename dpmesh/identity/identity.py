@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from dpmesh.errors import IdentityError
@@ -118,6 +118,15 @@ def split_spiffe_id(uri: str) -> tuple[str, str]:
     if match is None or any(part in (".", "..") for part in match[2].split("/")):
         raise IdentityError("MALFORMED", "the certificate's URI is no SPIFFE ID")
     return match[1], match[2]
+
+
+def signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether a certificate is named and signed by an issuer, which may have expired."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def _is_authority(leaf: x509.Certificate) -> bool:

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
 from dpmesh.accounting import MAX_AMOUNT
-from dpmesh.errors import LedgerError
+from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.charge_log import Head
-from dpmesh.ledger.store import ACCOUNT_BYTES, Account
+from dpmesh.ledger.store import ACCOUNT_BYTES, Account, account_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +154,27 @@ def ahead_of_the_clock(ledger: str, names: Iterable[str], now: float) -> str:
         now: What the clock shows. This clock may be the wrong one: then `accept` would refill the present window.
     """
     try:
-        shown = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M} UTC"
+        clock = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M} UTC"
     except (ValueError, OverflowError, OSError):  # beyond the year 9999
-        shown = f"{now:.0f} s since 1970"
+        clock = f"{now:.0f} s since 1970"
     return (
         f"{ledger} is in windows that its clock has not reached, of {', '.join(map(repr, names))}: a clock was wrong, "
         f"and these budgets renew no earlier than it said. `dpmesh ledger accept` undoes that. The clock shows "
-        f"{shown}: if that is wrong, correct it, and accept nothing"
+        f"{clock}: if that is wrong, correct it, and accept nothing"
     )
+
+
+def find_budget(budgets: Mapping[int, Budget], name: str) -> tuple[int, Budget]:
+    """A budget's number and definition, by its name.
+
+    Raises:
+        ConfigError: There is none; the text lists those that there are.
+    """
+    for number, budget in budgets.items():
+        if budget.name == name:
+            return number, budget
+    listed = ", ".join(budget.name for budget in budgets.values()) or "none"
+    raise ConfigError(f"budget.name: {name!r} is not in the ledger; there are {listed}")
 
 
 def check_grant(account: bytes, raised: int) -> None:
@@ -204,6 +217,4 @@ class Snapshot:
 
     def account(self, unit: bytes) -> str:
         """The name of a unit's accounts, as in Account.account."""
-        from dpmesh.ledger.store import account_hash
-
         return account_hash(self.secret, unit).hex()

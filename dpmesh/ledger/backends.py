@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dpmesh import extras
 from dpmesh.errors import ConfigError
 from dpmesh.ledger.admin import LedgerAdmin, ReadAgainError, Snapshot
 from dpmesh.ledger.memory import MemoryStore
 from dpmesh.ledger.store import Store, account_hash
-
-if TYPE_CHECKING:
-    from dpmesh.ledger.postgres.admin import PostgresAdmin
-    from dpmesh.ledger.postgres.store import PostgresStore
 
 _ALLOWED = (
     'allowed are "memory:", "sqlite:///relative/path.db", "sqlite:////absolute/path.db" and '
@@ -35,10 +32,12 @@ def open_store(url: str) -> Store:
         url: "memory:", "sqlite:///relative/path.db", "sqlite:////absolute/path.db" or "postgresql://...".
 
     Raises:
-        ConfigError: Anything else, or what it needs is not installed.
+        ConfigError: The URL has another form, or a package that it needs is not installed.
     """
     if _is_postgres(url):
-        return _postgres_store()(url)
+        with _explains_a_missing_package():
+            from dpmesh.ledger.postgres.store import PostgresStore
+        return PostgresStore(url)
     path = _path(url)
     if path is None:
         return MemoryStore()
@@ -54,10 +53,12 @@ def open_admin(url: str) -> LedgerAdmin:
         url: As in open_store, but not "memory:".
 
     Raises:
-        ConfigError: The URL is not one, or names memory, or what it needs is not installed.
+        ConfigError: The URL is invalid or names memory, or a package that it needs is not installed.
     """
     if _is_postgres(url):
-        return _postgres_admin()(url)
+        with _explains_a_missing_package():
+            from dpmesh.ledger.postgres.admin import PostgresAdmin
+        return PostgresAdmin(url)
     path = _path(url)
     if path is None:
         raise ConfigError(
@@ -77,7 +78,7 @@ def inspect(url: str, *, budget: str | None = None, unit: bytes | None = None) -
         unit: Only this unit's accounts (canonical bytes; b"" is a global budget's one account).
 
     Raises:
-        ConfigError: The URL is not one, or names memory.
+        ConfigError: The URL is invalid, or names memory.
         LedgerError: There is no ledger, or it can't be read.
     """
     admin = open_admin(url)
@@ -97,26 +98,14 @@ async def _snapshot(admin: LedgerAdmin, budget: str | None, unit: bytes | None) 
         return Snapshot(tuple(view.budgets.values()), tuple(accounts), view.secret)
 
 
-def _postgres_store() -> type[PostgresStore]:
+@contextmanager
+def _explains_a_missing_package() -> Iterator[None]:
     try:
-        from dpmesh.ledger.postgres.store import PostgresStore
+        yield
     except ModuleNotFoundError as error:
-        raise _not_installed(error) from error
-    return PostgresStore
-
-
-def _postgres_admin() -> type[PostgresAdmin]:
-    try:
-        from dpmesh.ledger.postgres.admin import PostgresAdmin
-    except ModuleNotFoundError as error:
-        raise _not_installed(error) from error
-    return PostgresAdmin
-
-
-def _not_installed(error: ModuleNotFoundError) -> Exception:
-    if error.name != "asyncpg":
-        return error
-    return ConfigError(f"ledger.url: PostgreSQL needs asyncpg: {extras.install('postgres')}")
+        if error.name != "asyncpg":
+            raise
+        raise ConfigError(f"ledger.url: PostgreSQL needs asyncpg: {extras.install('postgres')}") from error
 
 
 def _is_postgres(url: str) -> bool:
@@ -130,11 +119,11 @@ def _path(url: str) -> Path | None:
     rest = url.removeprefix("sqlite:///") if isinstance(url, str) else ""
     if rest not in ("", url) and (_NO_PATH.search(rest) or rest != rest.strip()):
         raise ConfigError(
-            f"ledger.url: {shown(url)!r}: a file's path has no parameters (?...), no control characters and no space "
-            "at its end. It would be another file, of which nothing is spent"
+            f"ledger.url: {redacted_url(url)!r}: a file's path has no parameters (?...), no control characters and no "
+            "space at its end. It would be another file, of which nothing is spent"
         )
     if rest in ("", url) or rest.endswith("/") or rest.startswith((":", "//")) or "\0" in rest:
-        raise ConfigError(f"ledger.url: {shown(str(url))!r} is not a ledger; {_ALLOWED}")
+        raise ConfigError(f"ledger.url: {redacted_url(str(url))!r} is not a ledger; {_ALLOWED}")
     return Path(rest)
 
 
@@ -153,7 +142,7 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
-def shown(url: str) -> str:
+def redacted_url(url: str) -> str:
     """A URL without what may be secret: user and password (in front of the last @), and parameters."""
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url)
     beginning = scheme[0] if scheme else ""

@@ -219,7 +219,7 @@ def check_names(budgets: Sequence[Budget]) -> None:
     """Checks that no two budgets or quotas share a name.
 
     Raises:
-        ConfigError: Two do.
+        ConfigError: Two share one.
     """
     names = [budget.name for budget in budgets]
     for budget in budgets:
@@ -293,11 +293,11 @@ def check_unchanged(stored: Budget, configured: Budget) -> None:
     for key in ("key", "accounting", "window"):
         old, new = getattr(stored, key), getattr(configured, key)
         if old != new:
-            shown = ["lifetime" if value is None else str(value) for value in (old, new)]
+            terms = ["lifetime" if value is None else str(value) for value in (old, new)]
             raise ConfigError(
-                f"{configured.kind}.{key}: {shown[1]!r} for {configured.kind} {stored.name!r}, which the ledger holds "
-                f"with {shown[0]!r}. Changing it would refill what is spent, and so would a new name: restore the old "
-                f"value. To change it all the same, add a {configured.kind} of another name, and keep this one beside "
+                f"{configured.kind}.{key}: {terms[1]!r} for {configured.kind} {stored.name!r}, which the ledger holds "
+                f"with {terms[0]!r}. Changing it would refill what is spent, and so would a new name: restore the old "
+                f"value. To change it anyway, add a {configured.kind} of another name, and keep this one beside "
                 f"it {_while_it_counts(stored)}"
             )
 

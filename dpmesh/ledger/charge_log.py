@@ -187,7 +187,7 @@ class ChainWriter:
 
     def __init__(self) -> None:
         self.name = secrets.token_bytes(CHAIN_BYTES)
-        self._sure: Head | None = None
+        self._certain: Head | None = None
         self._possible: set[Head] = set()
         self._tried: Head | None = None
         self._fresh = False  # whether the head tried last was not possible before
@@ -208,9 +208,9 @@ class ChainWriter:
         Raises:
             LostChargesError: It is not a possible head of this chain.
         """
-        if self._sure is None and found in (None, begin(self.name)):
+        if self._certain is None and found in (None, begin(self.name)):
             return begin(self.name)
-        if found is not None and (found == self._sure or found in self._possible):
+        if found is not None and (found == self._certain or found in self._possible):
             return found
         raise LostChargesError(
             f"{ledger} has lost charges that it had committed: an older copy was put in its place. Put the newest one "
@@ -224,7 +224,7 @@ class ChainWriter:
             LostChargesError: It is not a possible head of this chain.
         """
         head = self.check(found, ledger)
-        self._sure, self._possible = found if found is not None and found.seq else self._sure, set()
+        self._certain, self._possible = found if found is not None and found.seq else self._certain, set()
         return head
 
     @property
@@ -234,7 +234,7 @@ class ChainWriter:
 
     def latest(self) -> Head:
         """The head, where it is certain."""
-        return self._sure or begin(self.name)
+        return self._certain or begin(self.name)
 
     def attempt(self, head: Head) -> None:
         """Notes that a commit with this head is about to be tried."""
@@ -251,7 +251,7 @@ class ChainWriter:
     def acknowledge(self) -> None:
         """Notes that the commit tried last is durable."""
         if self._tried is not None:
-            self._sure, self._tried = self._tried, None
+            self._certain, self._tried = self._tried, None
             self._possible = set()
 
     def doubt(self) -> None:

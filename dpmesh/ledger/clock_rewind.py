@@ -17,7 +17,7 @@ from dpmesh.accounting import MAX_AMOUNT, window_start
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.charge_log import Entry, EntryKind, Posting
 
-AT_ONCE = 2000
+ACCOUNTS_PER_ENTRY = 2000
 """How many accounts one entry of the charge log changes."""
 
 Key = tuple[int, bytes]
@@ -159,8 +159,8 @@ def entries(carried: Iterable[Carried]) -> Iterator[tuple[EntryKind, list[Postin
     rest = list(carried)
     if not rest:
         yield EntryKind.ACCEPT, []
-    for first in range(0, len(rest), AT_ONCE):
-        part = rest[first : first + AT_ONCE]
+    for first in range(0, len(rest), ACCOUNTS_PER_ENTRY):
+        part = rest[first : first + ACCOUNTS_PER_ENTRY]
         yield EntryKind.ACCEPT, [posting for one in part for posting in one.debits]
         if grants := [posting for one in part for posting in one.grants]:
             yield EntryKind.GRANT, grants

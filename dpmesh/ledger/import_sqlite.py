@@ -13,7 +13,7 @@ from dpmesh import sqlite_file
 from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.ledger.backends import open_admin
 from dpmesh.ledger.postgres.admin import PostgresAdmin
-from dpmesh.ledger.postgres.queries import write_budget
+from dpmesh.ledger.postgres.queries import write_budgets
 from dpmesh.ledger.sqlite import access, errors, queries, schema, wal
 from dpmesh.ledger.sqlite.admin import SQLiteAdmin
 from dpmesh.ledger.sqlite.rollback_guard import RollbackGuard
@@ -80,17 +80,15 @@ async def _transfer(connection: sqlite3.Connection, source: Path, target: Postgr
     name = bytes(connection.execute("SELECT witness FROM ledger").fetchone()[0])
     _check_elsewhere(connection, source, target.address)
     if (before := await target.change(lambda into: _usable(into, name, target.address))) is None:
-        _close(
-            connection, source, target.address
-        )  # Not before the target has answered: it may be the wrong one.
+        # Not before the target has answered: it may be the wrong one.
+        _close(connection, source, target.address)
     elif _moved(connection) == target.address:
         return before
 
     async def fill(into: Any) -> Moved:
         before = await _usable(into, name, target.address)
-        _close(
-            connection, source, target.address
-        )  # A transfer that failed may have opened it again meanwhile.
+        # A transfer that failed may have opened it again meanwhile.
+        _close(connection, source, target.address)
         return before or await _fill(connection, into, name, secret)
 
     async def reopen(into: Any) -> None:
@@ -146,11 +144,7 @@ def _progress(connection: sqlite3.Connection) -> tuple[bytes, int]:
 
 
 async def _usable(into: Any, name: bytes, destination: str) -> Moved | None:
-    """What was transferred to the target before, if anything.
-
-    Raises:
-        ConfigError: The target holds something else.
-    """
+    """What was transferred to the target before, if anything; ConfigError if it holds something else."""
     if (before := await _known(into, name)) is not None:
         return Moved(before["budgets"], before["accounts"], before["entries"], again=True)
     for table in ("budgets", "accounts", "chains", "spent"):
@@ -174,13 +168,14 @@ async def _fill(connection: sqlite3.Connection, into: Any, name: bytes, secret: 
     await into.execute("CREATE TEMPORARY TABLE dpmesh_secret (secret bytea) ON COMMIT DROP")
     await into.copy_records_to_table("dpmesh_secret", records=[(secret,)])
     await into.execute("UPDATE dpmesh.ledger SET secret = (SELECT secret FROM dpmesh_secret)")
-    budgets = queries.read_budgets(connection)
-    for row, start, budget_name in connection.execute(
-        "SELECT id, window_start, name FROM budgets ORDER BY id"
-    ):
-        await write_budget(into, budgets[budget_name])
+    budgets, starts = queries.read_budgets(connection), queries.windows(connection)
+    for row, budget in budgets.items():
+        await write_budgets(into, [budget])
         await into.execute(
-            "UPDATE dpmesh.budgets SET id = $2, window_start = $3 WHERE name = $1", budget_name, row, start
+            "UPDATE dpmesh.budgets SET id = $2, window_start = $3 WHERE name = $1",
+            budget.name,
+            row,
+            starts[row],
         )
     await into.execute("SELECT setval('dpmesh.budgets_id_seq', greatest(1, max(id))) FROM dpmesh.budgets")
     (now,) = connection.execute("SELECT now FROM clock").fetchone()
@@ -188,9 +183,8 @@ async def _fill(connection: sqlite3.Connection, into: Any, name: bytes, secret: 
     (pruned,) = connection.execute("SELECT pruned_before FROM ledger").fetchone()
     await into.execute("UPDATE dpmesh.ledger SET pruned_before = $1", pruned)
     for (day,) in connection.execute("SELECT DISTINCT at / 86400 FROM charges").fetchall():
-        await into.execute(
-            "SELECT dpmesh.add_part($1)", day
-        )  # whatever day the clock of the file's machine showed
+        # Whatever day the clock of the file's machine showed.
+        await into.execute("SELECT dpmesh.add_part($1)", day)
     rows = {
         "accounts": connection.execute(f"SELECT {', '.join(_COLUMNS['accounts'])} FROM accounts"),  # noqa: S608
         "chains": connection.execute(f"SELECT {', '.join(_COLUMNS['chains'])} FROM chains"),  # noqa: S608
@@ -214,13 +208,8 @@ async def _fill(connection: sqlite3.Connection, into: Any, name: bytes, secret: 
 
 
 async def _copy(into: Any, table: str, rows: Iterable[tuple[Any, ...]]) -> int:
-    count = 0
-
-    def counted() -> Iterable[tuple[Any, ...]]:
-        nonlocal count
-        for row in rows:
-            count += 1
-            yield row
-
-    await into.copy_records_to_table(table, schema_name="dpmesh", columns=_COLUMNS[table], records=counted())
-    return count
+    """Copies rows into a table; returns how many."""
+    done = await into.copy_records_to_table(
+        table, schema_name="dpmesh", columns=_COLUMNS[table], records=rows
+    )
+    return int(done.removeprefix("COPY "))

@@ -19,12 +19,8 @@ import grpc.aio
 
 from dpmesh.identity.ca.authority import LocalSource, Root
 from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
+from dpmesh_grpc import peer_interceptor, rotating_server_credentials, server_options
 from dpmesh_grpc.rotation.channel import rotating_channel
-from dpmesh_grpc.rotation.server_credentials import (
-    peer_interceptor,
-    rotating_server_credentials,
-    server_options,
-)
 
 WORKERS = 32
 EVERY = 2.0

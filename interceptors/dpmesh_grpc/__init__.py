@@ -16,12 +16,9 @@ if TYPE_CHECKING:
     from dpmesh_grpc.health import report_health, serve
     from dpmesh_grpc.issuer.source import IssuerSource
     from dpmesh_grpc.rotation.channel import rotating_channel
-    from dpmesh_grpc.rotation.server_credentials import (
-        peer_interceptor,
-        rotating_server_credentials,
-        server_options,
-    )
-    from dpmesh_grpc.tokens.issuing import issuer_keys, token_interceptor, token_interceptors, token_request
+    from dpmesh_grpc.rotation.peer_expiry import peer_interceptor
+    from dpmesh_grpc.rotation.server_credentials import rotating_server_credentials, server_options
+    from dpmesh_grpc.tokens import issuer_keys, token_interceptor, token_interceptors, token_request
 
 __all__ = [
     "IssuerSource",
@@ -43,16 +40,16 @@ __all__ = [
 
 _HOMES = {
     "IssuerSource": "issuer.source",
-    "issuer_keys": "tokens.issuing",
-    "peer_interceptor": "rotation.server_credentials",
+    "issuer_keys": "tokens",
+    "peer_interceptor": "rotation.peer_expiry",
     "report_health": "health",
     "rotating_channel": "rotation.channel",
     "rotating_server_credentials": "rotation.server_credentials",
     "serve": "health",
     "server_options": "rotation.server_credentials",
-    "token_interceptor": "tokens.issuing",
-    "token_interceptors": "tokens.issuing",
-    "token_request": "tokens.issuing",
+    "token_interceptor": "tokens",
+    "token_interceptors": "tokens",
+    "token_request": "tokens",
 }
 
 

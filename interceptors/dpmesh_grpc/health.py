@@ -150,10 +150,10 @@ async def _watch(servicer: Any, names: Sequence[str], mesh: Mesh) -> None:
                 elif serving is False:
                     log.info("serving again")
                 serving = why is None
-                await _tell(servicer, names, _SERVING if serving else _NOT_SERVING)
+                await _set_status(servicer, names, _SERVING if serving else _NOT_SERVING)
             await asyncio.sleep(_PERIOD)
     finally:
-        await _tell(servicer, names, _NOT_SERVING)
+        await _set_status(servicer, names, _NOT_SERVING)
 
 
 async def _refusal(mesh: Mesh) -> str | None:
@@ -172,6 +172,6 @@ async def _refusal(mesh: Mesh) -> str | None:
     return None
 
 
-async def _tell(servicer: Any, names: Sequence[str], status: Any) -> None:
+async def _set_status(servicer: Any, names: Sequence[str], status: Any) -> None:
     for name in names:
         await servicer.set(name, status)

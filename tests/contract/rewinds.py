@@ -212,7 +212,7 @@ class RewindSuite:
         assert await self.left(make, b"a") == 0
 
     async def test_many_accounts(self, make, clock, tmp_path, monkeypatch):
-        monkeypatch.setattr("dpmesh.ledger.clock_rewind.AT_ONCE", 7)
+        monkeypatch.setattr("dpmesh.ledger.clock_rewind.ACCOUNTS_PER_ENTRY", 7)
         clock.now += FAR
         ledger = make()
         await ledger.open()

@@ -13,13 +13,13 @@ from typing import Any
 
 from dpmesh import sqlite_file
 from dpmesh.ledger import Ledger
-from dpmesh.ledger.sqlite import new_file, queries, rollback_guard, schema, store
+from dpmesh.ledger.sqlite import queries, rollback_guard, schema, store
 from tests.faults.holders import Event, Holder, Work, check
 
 LEDGERS = 8
 KILLS = 34  # of each, or nearly: some end by themselves just before
 CANCELLED = 4000
-TRACED = tuple(each.__file__ for each in (store, new_file, schema, queries, sqlite_file, rollback_guard))
+TRACED = tuple(each.__file__ for each in (store, schema, queries, sqlite_file, rollback_guard))
 ALARMS = ("lost charges", "older copy", "is missing", "another ledger", "is gone", "replaced", "damaged")
 
 

@@ -16,11 +16,7 @@ import grpc.aio
 from dpmesh.errors import IdentityError
 from dpmesh.identity import Identity
 from dpmesh.identity.ca.authority import Authority, LocalSource, Root
-from dpmesh_grpc.rotation.server_credentials import (
-    peer_interceptor,
-    rotating_server_credentials,
-    server_options,
-)
+from dpmesh_grpc import peer_interceptor, rotating_server_credentials, server_options
 
 DOMAIN = "fleet.test"
 ARITIES = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")

@@ -13,7 +13,8 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from dpmesh.cli import console
-from dpmesh.cli.console import UNUSABLE, InputError, data_stdout, print_json, say, say_help, stdout
+from dpmesh.cli.app import require_command
+from dpmesh.cli.console import InputError, data_stdout, print_json, say, stdout
 from dpmesh.cli.options import accounts, inputs, ledger_access, notes
 from dpmesh.cli.progress import counted
 
@@ -39,12 +40,7 @@ class Format(enum.StrEnum):
     PARQUET = "parquet"
 
 
-@app.callback(invoke_without_command=True)
-def budget(context: typer.Context) -> None:
-    """Prints help if there is no command."""
-    if context.invoked_subcommand is None:
-        say_help(context)
-        raise typer.Exit(UNUSABLE)
+app.callback(invoke_without_command=True)(require_command)
 
 
 @app.command("list", epilog="Example: dpmesh budget list --ledger sqlite:///.dpmesh/ledger.db --json")
@@ -61,7 +57,7 @@ def list_(
     from dpmesh.cli.commands import budget_text
     from dpmesh.report import balances
 
-    configured = ledger_access.configured(config_file, ledger)
+    configured = ledger_access.configured_names(config_file, ledger)
     admin = ledger_access.open_admin(config_file, ledger)
     spending = [
         replace(entry, state=balances.state(entry.window.budget, configured))
@@ -91,7 +87,7 @@ def show(
     config_file: inputs.ConfigFile = None,
     ledger: ledger_access.LedgerUrl = None,
     as_hex: accounts.AsHex = False,
-    of_all: accounts.OfAll = False,
+    is_global: accounts.IsGlobal = False,
     consumer: accounts.Consumer = None,
     as_json: inputs.AsJson = False,
 ) -> None:
@@ -103,33 +99,35 @@ def show(
     from dpmesh.cli.commands import budget_text
     from dpmesh.report import balances
 
-    whose = accounts.selector(unit, as_hex, of_all, consumer)
-    configured = ledger_access.configured(config_file, ledger)
+    selected = accounts.selector(unit, as_hex, is_global, consumer)
+    configured = ledger_access.configured_names(config_file, ledger)
     admin = ledger_access.open_admin(config_file, ledger)
-    entries = ledger_access.read(lambda: _balances(admin, whose))
+    entries = ledger_access.read(lambda: _balances(admin, selected))
     if as_json:
         print_json([entry.document() for entry in entries])
         return
     if not entries:
-        say(f"the ledger holds no budget of key {whose.key!r}")
+        say(f"the ledger holds no budget of key {selected.key!r}")
         return
     budget_text.write_balances(entries)
     out = stdout()
-    if whose.unit and consumer is None and not any(entry.lifetime.value for entry in entries):
+    if selected.unit and consumer is None and not any(entry.lifetime.value for entry in entries):
         out.print(budget_text.NEVER_CHARGED)
     for line in balances.not_configured_lines([entry.window.budget for entry in entries], configured):
         out.print(line)
 
 
-async def _balances(admin: LedgerAdmin, whose: accounts.AccountSelector) -> list[Balance]:
+async def _balances(admin: LedgerAdmin, selected: accounts.AccountSelector) -> list[Balance]:
     from dpmesh.report.balances import balance
 
     async with ledger_access.viewing(admin) as view:
-        by_budget = {entry.budget: entry async for entry in view.accounts(account=whose.account(view.secret))}
+        by_budget = {
+            entry.budget: entry async for entry in view.accounts(account=selected.account(view.secret))
+        }
         return [
             balance(budget, by_budget.get(budget.name), view.windows[row])
             for row, budget in view.budgets.items()
-            if budget.key == whose.key
+            if budget.key == selected.key
         ]
 
 
@@ -155,7 +153,7 @@ def grant(
     config_file: inputs.ConfigFile = None,
     ledger: ledger_access.LedgerUrl = None,
     as_hex: accounts.AsHex = False,
-    of_all: accounts.OfAll = False,
+    is_global: accounts.IsGlobal = False,
     consumer: accounts.Consumer = None,
     as_json: inputs.AsJson = False,
 ) -> None:
@@ -167,12 +165,12 @@ def grant(
     from dpmesh.cli.commands import budget_text
     from dpmesh.report import balances
 
-    whose = accounts.selector(unit, as_hex, of_all, consumer)
-    note = notes.note(reason, by, whose)
-    configured = ledger_access.configured(config_file, ledger)
+    selected = accounts.selector(unit, as_hex, is_global, consumer)
+    note = notes.note(reason, by, selected)
+    configured = ledger_access.configured_names(config_file, ledger)
     admin = ledger_access.open_admin(config_file, ledger)
-    definition, key, granted = ledger_access.read(lambda: _granted(admin, whose, name))
-    raised = _raise(definition, granted, to)
+    definition, key, granted = ledger_access.read(lambda: _granted(admin, selected, name))
+    raised = _grant_amount(definition, granted, to)
     account = ledger_access.run(admin.grant(name, key, raised, note, has=granted))
     entry = balances.balance(definition, account, account.window_start)
     more = balances.amount(definition, raised)
@@ -182,28 +180,24 @@ def grant(
         print_json({"raised": asdict(more), **entry.document()})
     else:
         budget_text.write_grant(entry, more)
-        if whose.unit and consumer is None and not entry.lifetime.value:
+        if selected.unit and consumer is None and not entry.lifetime.value:
             say(budget_text.NEVER_CHARGED)
 
 
 async def _granted(
-    admin: LedgerAdmin, whose: accounts.AccountSelector, name: str
+    admin: LedgerAdmin, selected: accounts.AccountSelector, name: str
 ) -> tuple[Budget, bytes, int]:
-    """The budget, the account's hash, and what was granted to the account in the current window already.
-
-    Raises:
-        InputError: There is no such budget, or its accounts have another key.
-    """
+    """The budget, the account's hash, and what the account was granted in this window; InputError if none fits."""
     async with ledger_access.viewing(admin) as view:
         budget = ledger_access.budget_named(view.budgets.values(), name)
-        _check_key(budget, whose)
-        key = whose.account(view.secret)
+        _check_key(budget, selected)
+        key = selected.account(view.secret)
         window = next(view.windows[row] for row, each in view.budgets.items() if each is budget)
         granted = [a.granted async for a in view.accounts(name, key) if a.window_start == window]
     return budget, key, sum(granted)
 
 
-def _raise(budget: Budget, granted: int, to: float) -> int:
+def _grant_amount(budget: Budget, granted: int, to: float) -> int:
     """By how much the grant raises the cap, as a ledger amount.
 
     Raises:
@@ -221,13 +215,9 @@ def _raise(budget: Budget, granted: int, to: float) -> int:
     return raised
 
 
-def _check_key(budget: Budget, whose: accounts.AccountSelector) -> None:
-    """Checks that a budget has accounts of the selected key.
-
-    Raises:
-        InputError: It has others; the text says which options select them.
-    """
-    if budget.key == whose.key:
+def _check_key(budget: Budget, selected: accounts.AccountSelector) -> None:
+    """Refuses a budget whose accounts have another key; the text says which options select them."""
+    if budget.key == selected.key:
         return
     owner, _, quota = budget.key.partition("/")
     give = "UNIT" if owner == "unit" else "--global"

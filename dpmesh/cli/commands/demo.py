@@ -46,22 +46,13 @@ def demo(
         hint = "; `make jaeger` builds one, and deploy/compose starts one" if jaeger else ""
         raise InputError(f"no collector answers at {endpoint}{hint}")
     if keep is not None:
-        _make(keep)
+        try:
+            keep.mkdir(parents=True)  # Before the demo runs, so that a failure costs no run.
+        except OSError as error:
+            raise InputError(f"--keep: {keep} can't be made ({error.strerror})") from None
     try:
         fleet.run(stdout(), reports=reports, keep=keep, endpoint=endpoint, jaeger=jaeger)
     except ImportError as error:
         if (error.name or "").startswith("opentelemetry"):
             raise InputError(f"sending spans needs more packages: {extras.install('otel')}") from None
         raise
-
-
-def _make(keep: Path) -> None:
-    """Makes the directory first, so that a failure costs no run.
-
-    Raises:
-        InputError: It can't be made.
-    """
-    try:
-        keep.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"--keep: {keep} can't be made ({error.strerror})") from None

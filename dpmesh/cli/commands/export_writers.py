@@ -73,7 +73,7 @@ class JsonLines(Writer):
 
 
 class Parquet(Writer):
-    """Amounts are decimal128(38, 9); times are timestamps in UTC, beside the same in seconds.
+    """Amounts are decimal128(38, 9); times are timestamps in UTC, and seconds beside them.
 
     Raises:
         InputError: pyarrow is not installed.

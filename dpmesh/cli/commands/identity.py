@@ -242,7 +242,7 @@ def tokens(folder: FolderPath, as_json: inputs.AsJson = False) -> None:
         keys = _token_keys(folder).published(time.time())
     rows = [
         {
-            "key_id": _key_id(key.public_key),
+            "key_id": key.key_id.hex(),
             "not_before": key.not_before,
             "not_after": key.not_after,
             "public_key": key.public_key.hex(),
@@ -262,13 +262,6 @@ def tokens(folder: FolderPath, as_json: inputs.AsJson = False) -> None:
     stdout().print(table)
 
 
-def _key_id(public_key: bytes) -> str:
-    """RFC 9578, section 6.1: SHA-256 of the encoded key."""
-    import hashlib
-
-    return hashlib.sha256(public_key).hexdigest()
-
-
 def _token_keys(folder: Path) -> Any:
     from dpmesh.identity.tokens.keys import TokenKeys
 
@@ -277,11 +270,7 @@ def _token_keys(folder: Path) -> Any:
 
 @contextmanager
 def _input_errors() -> Iterator[None]:
-    """Turns errors about the authority's folder into InputError.
-
-    Raises:
-        InputError: The folder can't be used.
-    """
+    """Turns errors about the authority's folder into InputError."""
     try:
         yield
     except IdentityError as error:

@@ -6,22 +6,22 @@ import sys
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dpmesh import extras
+from dpmesh.cli.app import require_command
 from dpmesh.cli.console import (
     FOUND,
-    UNUSABLE,
     InputError,
     data_stdout,
     fail,
     print_json,
     print_json_line,
     say,
-    say_help,
 )
 from dpmesh.cli.options import inputs, ledger_access, notes
 from dpmesh.cli.progress import counted, waiting
@@ -43,12 +43,7 @@ app = typer.Typer(
 )
 
 
-@app.callback(invoke_without_command=True)
-def ledger(context: typer.Context) -> None:
-    """Prints help if there is no command."""
-    if context.invoked_subcommand is None:
-        say_help(context)
-        raise typer.Exit(UNUSABLE)
+app.callback(invoke_without_command=True)(require_command)
 
 
 @app.command("migrate", epilog="Example: dpmesh ledger migrate --config dpmesh.toml")
@@ -100,7 +95,6 @@ def verify(
     A user who may write to the whole database can rewrite it consistently. Make checkpoints, keep them where no such
     user can write, and give the latest one here.
     """
-    from dpmesh.cli.options import checkpoint_files
     from dpmesh.report.verification import verification
 
     if (checkpoint_file is None) != (public_key is None):
@@ -110,7 +104,7 @@ def verify(
     admin = ledger_access.open_admin(config_file, url)
     known, findings = None, []
     if checkpoint_file is not None and public_key is not None:
-        known, wrong = checkpoint_files.read(checkpoint_file, public_key)
+        known, wrong = _read_checkpoint(checkpoint_file, public_key)
         findings += [wrong] * bool(wrong)
     trusted = None if findings else known
 
@@ -137,6 +131,23 @@ def verify(
         say(*(findings or [verified.summary(trusted)]))
     if findings:
         raise typer.Exit(FOUND)
+
+
+def _read_checkpoint(path: Path, public_key: Path) -> tuple[Checkpoint, str]:
+    """A checkpoint, and what is wrong with its signature; "" if it is good. Other files raise InputError."""
+    from dpmesh.cli.options import key_files
+    from dpmesh.ledger.audit.checkpoint import Checkpoint
+
+    key = key_files.read_public(public_key)
+    try:
+        found = Checkpoint.from_json(key_files.read(path).decode())
+    except (LedgerError, UnicodeDecodeError):
+        raise InputError(f"{path}: not a checkpoint of a dpmesh ledger, or one of another version") from None
+    try:
+        found.check(key)
+    except LedgerError as error:
+        return found, f"{path}: {error}"
+    return found, ""
 
 
 @app.command(
@@ -175,7 +186,7 @@ def checkpoint(
     admin = ledger_access.open_admin(config_file, url)
     unsigned = ledger_access.read(
         lambda: _checkpoint(admin)
-    )  # first, so that an unreadable ledger gets no key
+    )  # Before a key is made for an unreadable ledger.
     private = key_files.private(key, make=new_key)
     text = unsigned.sign(private).to_json()
     if to_stdout:
@@ -187,7 +198,6 @@ def checkpoint(
 
 
 async def _checkpoint(admin: LedgerAdmin) -> Checkpoint:
-    """How far every chain of a ledger has come, not signed yet."""
     from dpmesh.ledger.audit.checkpoint import checkpoint
 
     async with ledger_access.viewing(admin) as view:
@@ -212,7 +222,7 @@ def import_(
     """
     from dpmesh.report.wording import count
 
-    target = ledger_access.address(config_file, url)
+    target = ledger_access.ledger_url(config_file, url)
     try:
         from dpmesh.ledger.import_sqlite import transfer
     except ImportError as error:
@@ -222,14 +232,7 @@ def import_(
     with waiting("importing"):
         moved = ledger_access.run(transfer(source, target))
     if as_json:
-        print_json(
-            {
-                "budgets": moved.budgets,
-                "accounts": moved.accounts,
-                "entries": moved.entries,
-                "again": moved.again,
-            }
-        )
+        print_json(asdict(moved))
         return
     entries = count(moved.entries, "entry", "entries")
     what = f"{count(moved.budgets, 'budget')}, {count(moved.accounts, 'account')}, {entries}"
@@ -263,7 +266,12 @@ def prune(
     if kept is None:
         raise InputError('--keep: "lifetime" removes nothing; give a length such as "400d"')
     admin = ledger_access.open_admin(config_file, url)
-    _check_kept(kept, ledger_access.read(lambda: _longest(admin)))
+    longest = ledger_access.read(lambda: _longest(admin))
+    if longest is not None and kept < (longest.window or 0):
+        raise InputError(
+            f"--keep must be at least {longest.window:.0f}s, the window of {longest.name!r}: "
+            "the charges of a window that is not over must stay"
+        )
     with waiting("pruning"):
         pruned = ledger_access.run(admin.prune(max(0, int(time.time() - kept))))
     if as_json:
@@ -276,19 +284,6 @@ async def _longest(admin: LedgerAdmin) -> Budget | None:
     """The budget with the longest window."""
     async with ledger_access.viewing(admin) as view:
         return max(view.budgets.values(), key=lambda budget: budget.window or 0, default=None)
-
-
-def _check_kept(kept: float, longest: Budget | None) -> None:
-    """Checks that pruning keeps all entries of the windows that are not over.
-
-    Raises:
-        InputError: It would not.
-    """
-    if longest is not None and kept < (longest.window or 0):
-        raise InputError(
-            f"--keep must be at least {longest.window:.0f}s, the window of {longest.name!r}: "
-            "the charges of a window that is not over must stay"
-        )
 
 
 @app.command("accept", epilog='Example: dpmesh ledger accept --reason "restored the backup of Monday" --yes')

@@ -14,7 +14,7 @@ Unit = Annotated[
     typer.Argument(metavar="UNIT", help="The unit's id, as its field holds it.", show_default=False),
 ]
 AsHex = Annotated[bool, typer.Option("--hex", help="UNIT is in hexadecimal, for a field of bytes.")]
-OfAll = Annotated[
+IsGlobal = Annotated[
     bool, typer.Option("--global", help="The budgets of all aggregates, which are nobody's, instead of UNIT.")
 ]
 Consumer = Annotated[
@@ -57,13 +57,13 @@ class AccountSelector:
         return account_hash(secret, consumer_key(self.unit, stable_name(self.consumer)))
 
 
-def selector(unit: str | None, as_hex: bool, of_all: bool, consumer: str | None) -> AccountSelector:
+def selector(unit: str | None, as_hex: bool, is_global: bool, consumer: str | None) -> AccountSelector:
     """The accounts that the options select.
 
     Raises:
         InputError: They contradict each other, or are no ids. The text never holds one.
     """
-    if (unit is not None) == of_all:
+    if (unit is not None) == is_global:
         raise InputError("give UNIT, or --global: one of them (see --help)")
     if as_hex and unit is None:
         raise InputError("--hex goes with UNIT only")

@@ -22,11 +22,7 @@ def private(path: Path, *, make: bool) -> Ed25519PrivateKey:
 
 
 def _read_private(path: Path) -> Ed25519PrivateKey:
-    """The private key of a PEM file.
-
-    Raises:
-        InputError: It can't be read, has a password, or is something else.
-    """
+    """The private key of a PEM file without a password; anything else raises InputError."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -68,11 +64,7 @@ def read_public(path: Path) -> Ed25519PublicKey:
 
 
 def _make(path: Path) -> Ed25519PrivateKey:
-    """Makes a key, readable by its owner only, and its public key beside it, FILE.pub.
-
-    Raises:
-        InputError: One of the files is there already, or can't be written.
-    """
+    """Makes a key, readable by its owner only, and its public key beside it, FILE.pub. It replaces no file."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import (
         Encoding,

@@ -61,7 +61,7 @@ async def viewing(admin: LedgerAdmin) -> AsyncIterator[LedgerView]:
         yield view
 
 
-def address(config_file: Path | None, url: str | None) -> str:
+def ledger_url(config_file: Path | None, url: str | None) -> str:
     """The ledger's URL: the one given, or else the configuration's.
 
     Raises:
@@ -75,7 +75,7 @@ def address(config_file: Path | None, url: str | None) -> str:
     return url or config.load(inputs.config_file(config_file)).ledger.url
 
 
-def configured(config_file: Path | None, url: str | None) -> frozenset[str] | None:
+def configured_names(config_file: Path | None, url: str | None) -> frozenset[str] | None:
     """The names of the configured budgets and quotas; None if a ledger was named and no configuration with it.
 
     Raises:
@@ -97,7 +97,7 @@ def open_admin(config_file: Path | None, url: str | None) -> LedgerAdmin:
     """
     from dpmesh.ledger import backends
 
-    return backends.open_admin(address(config_file, url))
+    return backends.open_admin(ledger_url(config_file, url))
 
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -18,7 +17,7 @@ from typing_extensions import override
 
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.ca import profile
-from dpmesh.identity.identity import Identity, Source, trust_domain
+from dpmesh.identity.identity import Identity, Source, signed_by, trust_domain
 from dpmesh.identity.keys import is_p256, key_pem, new_key, read_key
 
 DAY = 86_400.0
@@ -129,7 +128,7 @@ class Authority:
     ) -> None:
         if key.public_key() != certificate.public_key():
             raise IdentityError("MALFORMED", "the intermediate's key is not its certificate's")
-        if not any(_signed_by(certificate, root) for root in roots):
+        if not any(signed_by(certificate, root) for root in roots):
             raise IdentityError("UNTRUSTED", "no root of the trust bundle has signed the intermediate")
         self._certificate = certificate
         self._key = key
@@ -222,7 +221,7 @@ class Authority:
 
     def has_issued(self, leaf: x509.Certificate) -> bool:
         """Whether this intermediate or a previous one signed a leaf, which may have expired or be revoked."""
-        return any(_signed_by(leaf, issuer) for issuer in self._issuers)
+        return any(signed_by(leaf, issuer) for issuer in self._issuers)
 
     def trusting(self, root: bytes) -> Authority:
         """Adds a root to the trust bundle: the first half of a roll-over. The intermediate stays.
@@ -265,9 +264,6 @@ class LocalSource(Source):
         life: The life of each certificate, in seconds.
         server: Whether the certificates are for a server.
         clock: Seconds since 1970.
-
-    Attributes:
-        follows: False: every `fetch` makes a key and a certificate.
     """
 
     follows = False
@@ -303,23 +299,11 @@ def _positive(life: float) -> float:
 
 
 def _end(certificate: x509.Certificate, now: float) -> float:
-    """When a CA certificate expires.
-
-    Raises:
-        IdentityError: EXPIRED: it has expired already.
-    """
+    """When a CA certificate expires; EXPIRED if it has."""
     end = certificate.not_valid_after_utc.timestamp()
     if not now < end:
         raise IdentityError("EXPIRED", AUTHORITY_OVER)
     return end
-
-
-def _signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
 
 
 def _read(pem: bytes) -> list[x509.Certificate]:

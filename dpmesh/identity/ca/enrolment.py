@@ -31,9 +31,8 @@ USED_UP = "the device has had all anonymous tokens that the epoch allows"
 TOO_MANY = "the device has too many certificates in force: renew when one of them has ended"
 BROKEN = "the issuer's records can't be read or written now"
 
-_KEPT = (
-    30 * 86_400.0
-)  # seconds that allowances outlive their epoch: setting the clock forward and back refills none
+# Seconds that allowances outlive their epoch: setting the clock forward and back refills none.
+_KEPT = 30 * 86_400.0
 _MOST_CERTIFICATES = 256  # in force for one device; with lives of an hour it could rotate every 15 s
 _RANDOM = 16  # bytes of tokens and device ids: 128 bits
 

@@ -102,9 +102,9 @@ class Issuer:
         ConfigError: The life is not positive.
 
     Attributes:
-        authority: Signs certificates. It may be replaced at any time, by a roll-over.
-        life: The life of every certificate, in seconds.
-        clock: Seconds since 1970.
+        authority: May be replaced at any time, by a roll-over.
+        life: As given.
+        clock: As given.
     """
 
     def __init__(
@@ -228,11 +228,7 @@ class Issuer:
 
 
 def _requested_key(der: bytes) -> ec.EllipticCurvePublicKey:
-    """The public key of a PKCS #10 request. Nothing else in the request counts.
-
-    Raises:
-        IdentityError: MALFORMED.
-    """
+    """The public key of a PKCS #10 request, or MALFORMED. Nothing else in the request counts."""
     try:
         if len(der) <= _LARGEST_REQUEST:
             request = x509.load_der_x509_csr(der)
@@ -259,11 +255,7 @@ def _proof_record(proven: Proven, request: Provable) -> enrolment.Proof:
 
 
 def _epoch(published: Sequence[tuple[bytes, float, float]], truncated_key_id: int) -> tuple[bytes, float]:
-    """The name of the epoch whose key has this id, which is the key's hash, and when the epoch ends.
-
-    Raises:
-        IdentityError: MALFORMED: no key has this id.
-    """
+    """The name of the epoch whose key has this id (the key's hash), and its end; MALFORMED if there is no such key."""
     for der, _, not_after in published:
         name = hashlib.sha256(der).digest()
         if name[-1] == truncated_key_id:

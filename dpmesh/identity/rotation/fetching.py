@@ -44,26 +44,26 @@ async def fetch(source: Source, clock: Callable[[], float], limit: float) -> Ide
     raise IdentityError("ISSUER_UNAVAILABLE", f"the source of identities failed ({kind})")
 
 
-def differs(fetched: Identity, held: Identity, follows: bool) -> bool:
+def differs(fetched: Identity, in_force: Identity, follows: bool) -> bool:
     """Whether a fetched identity differs from the one in force, or has other roots.
 
     Args:
         fetched: The fetched identity.
-        held: The identity in force.
+        in_force: The identity in force.
         follows: Whether the source follows what somebody else decides.
 
     Raises:
         IdentityError: ISSUER_UNAVAILABLE: both have the same key, though this source makes a new one each time.
     """
-    same_key = fetched.key == held.key
+    same_key = fetched.key == in_force.key
     if same_key and not follows:
         raise IdentityError("ISSUER_UNAVAILABLE", "the source gave the key that is in force once more")
-    if same_key and fetched.certificates != held.certificates:
+    if same_key and fetched.certificates != in_force.certificates:
         log.warning(
             "a new certificate has the key of the one before: peers can tell that they belong together"
         )
     parts = (fetched.certificates, fetched.trust_bundle)
-    return not same_key or parts != (held.certificates, held.trust_bundle)
+    return not same_key or parts != (in_force.certificates, in_force.trust_bundle)
 
 
 def _check_time(fetched: Identity, now: float) -> None:

@@ -39,8 +39,7 @@ from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.identity import Identity, Source
 from dpmesh.identity.rotation import fetching, schedule
 from dpmesh.identity.rotation.source_health import SourceHealth
-from dpmesh.identity.rotation.tasks import Tasks, result_in
-from dpmesh.identity.rotation.waiters import Waiters
+from dpmesh.identity.rotation.tasks import Tasks, Waiters, result_in
 from dpmesh.telemetry import names
 from dpmesh.telemetry.identity import IdentityTelemetry
 
@@ -126,7 +125,7 @@ class RotatingIdentity:
         self._monotonic = time.monotonic
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opened = self._open = False
-        self._held: _InForce | None = None
+        self._latest: _InForce | None = None
         self._generation = 0
         self._health = SourceHealth()
         self._next_fetch = 0.0  # When to ask the source next, in monotonic seconds.
@@ -168,10 +167,10 @@ class RotatingIdentity:
         Raises:
             IdentityError: EXPIRED: the last identity has expired and there is no new one yet, or this is not open.
         """
-        held = self._in_force()
-        if not self._remaining(held) > 0:
+        latest = self._in_force()
+        if not self._remaining(latest) > 0:
             raise IdentityError("EXPIRED", "the last identity is over, and no new one could be had yet")
-        return held.identity
+        return latest.identity
 
     @property
     def generation(self) -> int:
@@ -184,11 +183,11 @@ class RotatingIdentity:
         Raises:
             IdentityError: This is not open.
         """
-        held = self._in_force()
+        latest = self._in_force()
         wait = max(0.0, self._next_fetch - self._monotonic())
         return IdentityStatus(
             generation=self._generation,
-            not_after=held.identity.not_after,
+            not_after=latest.identity.not_after,
             renews_at=None if self._source.follows else self._clock() + wait,
             failures=self._health.failures,
             last_error=self._health.last_error,
@@ -256,7 +255,7 @@ class RotatingIdentity:
 
     async def _rotate_if_due(self) -> None:
         self._telemetry.refresh()
-        self._health.log_failing(expired=not self._remaining(self._held) > 0)
+        self._health.log_failing(expired=not self._remaining(self._latest) > 0)
         async with self._fetch_lock:
             reason = self._due()
             if reason is None:
@@ -268,13 +267,13 @@ class RotatingIdentity:
 
     def _due(self) -> str | None:
         """Why the source is to be asked now, or None."""
-        held = self._in_force()
+        latest = self._in_force()
         # After a failure only the back-off counts. Otherwise the given clock counts too: it may have been set forward,
         # or have run on while the machine slept, which the monotonic clock does not.
-        past = not (self._source.follows or self._health.failures) and self._clock() >= held.renews_at
+        past = not (self._source.follows or self._health.failures) and self._clock() >= latest.renews_at
         if not past and self._monotonic() < self._next_fetch:
             return None
-        if not self._remaining(held) > 0:
+        if not self._remaining(latest) > 0:
             return names.IDENTITY_EXPIRED
         return names.IDENTITY_CHANGED if self._source.follows else names.IDENTITY_DUE
 
@@ -292,17 +291,17 @@ class RotatingIdentity:
         started = time.time_ns()
         try:
             fetched = await fetching.fetch(
-                self._source, self._clock, schedule.time_limit(self._remaining(self._held))
+                self._source, self._clock, schedule.time_limit(self._remaining(self._latest))
             )
-            changed = self._held is None or fetching.differs(
-                fetched, self._held.identity, self._source.follows
+            changed = self._latest is None or fetching.differs(
+                fetched, self._latest.identity, self._source.follows
             )
         except IdentityError as error:
             self._record_failure(error.reason)
             raise
         if not self._open:
             raise _not_open()
-        overlap = max(0.0, self._remaining(self._held))
+        overlap = max(0.0, self._remaining(self._latest))
         if changed:
             self._put_in_force(fetched)
         else:
@@ -317,7 +316,7 @@ class RotatingIdentity:
         now, monotonic = self._clock(), self._monotonic()
         life = fetched.not_after - now
         delay = schedule.renew_after(life, self._every, _random.uniform(-1, 1))
-        self._held = _InForce(fetched, monotonic, monotonic + life, now + delay)
+        self._latest = _InForce(fetched, monotonic, monotonic + life, now + delay)
         self._generation += 1
         self._next_fetch = monotonic + (schedule.POLL if self._source.follows else delay)
         self._waiters.wake()
@@ -325,32 +324,32 @@ class RotatingIdentity:
     def _record_failure(self, reason: str) -> None:
         self._telemetry.refresh()
         self._telemetry.failed(self._health.record_failure(reason))
-        if self._held is not None:
-            self._health.log_failing(expired=not self._remaining(self._held) > 0)
+        if self._latest is not None:
+            self._health.log_failing(expired=not self._remaining(self._latest) > 0)
 
     def _back_off(self) -> None:
-        held, roll = self._held, _random.uniform(-1, 1)
-        life = 0.0 if held is None else held.ends - held.obtained
-        delay = schedule.retry_after(self._health.failures, self._remaining(held), life, roll)
+        latest, roll = self._latest, _random.uniform(-1, 1)
+        life = 0.0 if latest is None else latest.ends - latest.obtained
+        delay = schedule.retry_after(self._health.failures, self._remaining(latest), life, roll)
         self._next_fetch = self._monotonic() + delay
 
     # -- what is in force -----------------------------------------------------------------------------------------
 
     def _in_force(self) -> _InForce:
-        held = self._held
-        if held is None or not self._open:
+        latest = self._latest
+        if latest is None or not self._open:
             raise _not_open()
-        return held
+        return latest
 
-    def _remaining(self, held: _InForce | None) -> float:
+    def _remaining(self, latest: _InForce | None) -> float:
         """Seconds until an identity expires, by the clock that gives it less; 0 when there is none."""
-        if held is None:
+        if latest is None:
             return 0.0
-        return min(held.identity.not_after - self._clock(), held.ends - self._monotonic())
+        return min(latest.identity.not_after - self._clock(), latest.ends - self._monotonic())
 
     def _age(self) -> float | None:
-        held = self._held
-        return None if held is None else max(0.0, self._monotonic() - held.obtained)
+        latest = self._latest
+        return None if latest is None else max(0.0, self._monotonic() - latest.obtained)
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -362,7 +361,7 @@ class RotatingIdentity:
         try:
             await self._tasks.end(_CLOSING)
         finally:
-            self._held = None
+            self._latest = None
             self._waiters.wake()
             await self._close_source()
 
@@ -376,7 +375,7 @@ class RotatingIdentity:
     def after_fork_in_child(self) -> None:
         """Closes at once: the identity, its tasks and its waiters are the parent's."""
         self._open = False
-        self._held = None
+        self._latest = None
         self._tasks.ended = True
         self._waiters = Waiters()
         self._telemetry.close()

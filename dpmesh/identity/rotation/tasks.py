@@ -1,10 +1,12 @@
-"""Tasks that end together, in empty contexts; and the result of a coroutine that runs in another event loop."""
+"""Tasks that end together; tasks that are woken together; and the result of a coroutine in another event loop."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
-from collections.abc import Coroutine
+import threading
+from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -82,3 +84,36 @@ async def result_in(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, _
     finally:
         if not loop.is_closed():
             result.cancel()
+
+
+class Waiters:
+    """The tasks, of any event loop, that wait for the next wake(). Any thread may wake them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._futures: set[asyncio.Future[None]] = set()
+
+    @contextlib.contextmanager
+    def waiter(self) -> Iterator[asyncio.Future[None]]:
+        """A future of the running event loop that is done at the next wake()."""
+        future = asyncio.get_running_loop().create_future()
+        with self._lock:
+            self._futures.add(future)
+        try:
+            yield future
+        finally:
+            with self._lock:
+                self._futures.discard(future)
+
+    def wake(self) -> None:
+        """Wakes all tasks that wait now."""
+        with self._lock:
+            futures, self._futures = self._futures, set()
+        for future in futures:
+            with contextlib.suppress(RuntimeError):  # Its event loop is closed, so its task is gone.
+                future.get_loop().call_soon_threadsafe(_finish, future)
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

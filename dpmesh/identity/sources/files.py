@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from typing_extensions import override
 
 from dpmesh.errors import IdentityError
-from dpmesh.identity.identity import Identity, Source
+from dpmesh.identity.identity import Identity, Source, signed_by
 
 # Seconds: between two readings that must agree, and until `fetch` gives up on files that never fit each other. Writing
 # three files takes less.
@@ -119,14 +118,6 @@ def _check_path(identity: Identity) -> None:
     """
     chain = x509.load_pem_x509_certificates(identity.certificates)
     roots = x509.load_pem_x509_certificates(identity.trust_bundle)
-    steps = all(_issued(child, parent) for child, parent in itertools.pairwise(chain))
-    if not (steps and any(chain[-1] == root or _issued(chain[-1], root) for root in roots)):
+    steps = all(signed_by(child, parent) for child, parent in itertools.pairwise(chain))
+    if not (steps and any(chain[-1] == root or signed_by(chain[-1], root) for root in roots)):
         raise IdentityError("UNTRUSTED", "the certificate chain does not lead to a root of the trust bundle")
-
-
-def _issued(child: x509.Certificate, parent: x509.Certificate) -> bool:
-    try:
-        child.verify_directly_issued_by(parent)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        return False
-    return True

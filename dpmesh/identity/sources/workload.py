@@ -127,12 +127,12 @@ class WorkloadSource(Source):
         self._follower = _Follower(
             self._endpoint,
             self._clock,
-            tell=lambda outcome: loop.call_soon_threadsafe(self._take, outcome),
-            end=lambda: loop.call_soon_threadsafe(self._ended.set),
+            on_outcome=lambda outcome: loop.call_soon_threadsafe(self._receive, outcome),
+            on_end=lambda: loop.call_soon_threadsafe(self._ended.set),
         )
         self._follower.start()
 
-    def _take(self, outcome: Identity | _Failure) -> None:
+    def _receive(self, outcome: Identity | _Failure) -> None:
         """Runs in the event loop, as all that touches this object does."""
         if self._closed:
             return
@@ -158,14 +158,14 @@ class _Follower(threading.Thread):
         self,
         endpoint: str,
         clock: Callable[[], float],
-        tell: Callable[[Identity | _Failure], object],
-        end: Callable[[], object],
+        on_outcome: Callable[[Identity | _Failure], object],
+        on_end: Callable[[], object],
     ) -> None:
         super().__init__(name="dpmesh-workload-api", daemon=True)
         self._endpoint = endpoint
         self._clock = clock
-        self._tell = tell
-        self._end = end
+        self._on_outcome = on_outcome
+        self._on_end = on_end
         self._stopped = threading.Event()
         self._inbox: _Inbox = queue.SimpleQueue()
 
@@ -182,11 +182,11 @@ class _Follower(threading.Thread):
                 began = time.monotonic()
                 failure = self._attempt()
                 if failure is not None:
-                    self._tell(failure)
+                    self._on_outcome(failure)
                 pause = SHORTEST if time.monotonic() - began > LONGEST else min(2 * pause, LONGEST)
                 # Not in step with the other processes that lost the same agent.
                 self._stopped.wait(pause * secrets.SystemRandom().uniform(0.5, 1.0))
-            self._end()
+            self._on_end()
 
     def _attempt(self) -> _Failure | None:
         try:
@@ -215,7 +215,7 @@ class _Follower(threading.Thread):
             stream = client.stream_x509_contexts(
                 inbox.put,
                 # The argument has only a text; the cause is the exception that is being handled.
-                lambda _: inbox.put(_why(sys.exception())),
+                lambda _: inbox.put(_stream_failure(sys.exception())),
                 retry_connect=False,
             )
             try:
@@ -228,16 +228,16 @@ class _Follower(threading.Thread):
         silence: _Failure | None = _SILENT
         while True:
             try:
-                said = inbox.get(timeout=patience)
+                received = inbox.get(timeout=patience)
             except queue.Empty:
                 return silence
-            if said is None or isinstance(said, _Failure):
-                return said
+            if received is None or isinstance(received, _Failure):
+                return received
             try:
-                identity = _read(said, self._clock())
+                identity = _read(received, self._clock())
             except IdentityError as error:
                 return _Failure(error.reason, _UNUSABLE)
-            self._tell(identity)
+            self._on_outcome(identity)
             # A stream may fall silent without ending. So connect again before the certificate expires.
             left = identity.not_after - self._clock()
             patience, silence = min(max(left / 2, LONGEST), HOUR), None
@@ -261,7 +261,7 @@ def _endpoint(address: str | None) -> str:
     return endpoint
 
 
-def _why(cause: BaseException | None) -> _Failure:
+def _stream_failure(cause: BaseException | None) -> _Failure:
     """Why a stream ended.
 
     Args:

@@ -225,11 +225,7 @@ def _invertible(n: int) -> tuple[int, int]:
 
 
 def _integer(data: bytes, n: int, what: str) -> int:
-    """OS2IP (RFC 8017, section 4.2) of what must be as long as the modulus, and smaller.
-
-    Raises:
-        IdentityError: MALFORMED.
-    """
+    """OS2IP (RFC 8017, section 4.2) of what must be as long as the modulus, and smaller; else MALFORMED."""
     number = int.from_bytes(data)
     if len(data) != _size(n) or number >= n:
         raise IdentityError("MALFORMED", f"{what} is not as long as the modulus, or not smaller")

@@ -200,11 +200,7 @@ class TokenKeys:
 
 
 def _read_private(path: Path) -> bytes | None:
-    """The content of the file of keys, or None if there is none.
-
-    Raises:
-        IdentityError: ISSUER_UNAVAILABLE: others may read it, or it is no plain file.
-    """
+    """The content of the file of keys, or None if there is none; ISSUER_UNAVAILABLE if others may read it."""
     try:
         return files.read_private(path)
     except FileNotFoundError:

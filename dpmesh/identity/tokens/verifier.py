@@ -58,8 +58,8 @@ class Verifier:
         clock: Seconds since 1970.
 
     Attributes:
-        challenge: What the tokens must be for.
-        ledger: Where spent tokens are recorded.
+        challenge: As given.
+        ledger: As given.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Checkpoints: how far a ledger had come at one moment, signed and kept elsewhere.
 
-Whoever may write to a ledger may rewrite all of it consistently. A checkpoint shows that: it holds the heads of all
+A user who may write to a ledger may rewrite all of it consistently. A checkpoint shows that: it holds the heads of all
 chains, and a chain may grow but never become shorter or different.
 """
 

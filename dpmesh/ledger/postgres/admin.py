@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from typing_extensions import override
 
-from dpmesh.errors import ConfigError, LedgerError
-from dpmesh.ledger.admin import LedgerAdmin, ahead_of_the_clock, check_grant, check_granted
+from dpmesh.errors import LedgerError
+from dpmesh.ledger.admin import LedgerAdmin, ahead_of_the_clock, check_grant, check_granted, find_budget
 from dpmesh.ledger.charge_log import EntryKind, Posting, decode
 from dpmesh.ledger.postgres import queries, rewind, schema
 from dpmesh.ledger.postgres.connection import Connection, address, check_url
@@ -35,7 +35,7 @@ class PostgresAdmin(LedgerAdmin):
         url: As for PostgresStore.
 
     Raises:
-        ConfigError: The URL does not say how the connection is protected, or is none.
+        ConfigError: The URL does not say how the connection is protected, or is invalid.
     """
 
     def __init__(self, url: str) -> None:
@@ -105,12 +105,7 @@ class PostgresAdmin(LedgerAdmin):
         check_grant(account, raised)
 
         async def work(connection: Any) -> Account:
-            found = {b.name: (row, b) for row, b in (await queries.read_budgets(connection)).items()}
-            if budget not in found:
-                raise ConfigError(
-                    f"budget.name: {budget!r} is not in the ledger; there are {', '.join(found)}"
-                )
-            row, definition = found[budget]
+            row, definition = find_budget(await queries.read_budgets(connection), budget)
             start = await connection.fetchval(
                 "SELECT dpmesh.in_force(dpmesh.now(), length, window_start) FROM dpmesh.budgets WHERE id = $1 "
                 "FOR UPDATE",

@@ -257,9 +257,9 @@ def check_url(url: str) -> None:
         )
     listed = [host for value in query.get("host", []) for host in value.split(",")]
     hosts = {*named, *listed} - {""} or set(os.environ.get("PGHOST", "").split(","))
-    away = [host for host in hosts if host not in _LOCAL and not host.startswith("/")]
+    remote = [host for host in hosts if host not in _LOCAL and not host.startswith("/")]
     service = "service" in query or "PGSERVICE" in os.environ
-    if (away or service) and "sslmode" not in query and not os.environ.get("PGSSLMODE"):
+    if (remote or service) and "sslmode" not in query and not os.environ.get("PGSSLMODE"):
         where = address(url) if not service else "a service file"
         raise ConfigError(
             f"ledger.url: {where} may mean another machine, and the URL does not say how the connection is protected: "
@@ -268,11 +268,7 @@ def check_url(url: str) -> None:
 
 
 def _hosts(netloc: str) -> list[tuple[str, str]]:
-    """The hosts and ports of a URL, in libpq's form: host1:port1,host2:port2.
-
-    Raises:
-        ValueError: The URL has another form.
-    """
+    """The hosts and ports of a URL in libpq's form, host1:port1,host2:port2; ValueError if it has another."""
     found = []
     for part in netloc.rpartition("@")[2].split(","):
         match = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:]*)(?::([0-9]{1,5})?)?", part)
@@ -314,7 +310,7 @@ def explain(error: Exception, where: str) -> LedgerError:
     state = getattr(error, "sqlstate", None)
     if isinstance(error, asyncpg.ClientConfigurationError | FileNotFoundError):
         return LedgerError(
-            f"{where} can't be connected to like this: check the socket's folder, sslmode, sslrootcert and the like"
+            f"{where} can't be connected to like this: check the socket's folder, sslmode and sslrootcert"
         )
     if type(error) is ConnectionError and "SSL" in str(error):
         return LedgerError(f"{where} offers no TLS, which sslmode asks for")

@@ -74,11 +74,6 @@ async def read_budgets(connection: Any) -> dict[int, Budget]:
     }
 
 
-async def write_budget(connection: Any, budget: Budget) -> None:
-    """Stores a budget's definition."""
-    await write_budgets(connection, [budget])
-
-
 async def write_budgets(connection: Any, budgets: Sequence[Budget]) -> None:
     """Stores the definitions of budgets, in one statement."""
     await connection.execute(

@@ -22,7 +22,6 @@ from dpmesh.ledger.store import Account, AccountId, Batch, Opened, Outcome, Stor
 _TRIES = 20
 """How often a batch is decided anew because other holders were faster. Each time, one of them succeeded."""
 
-
 _DAY = 86_400
 _AGAIN = ("40001", "40P01")  # serialization failure, deadlock: nothing was written
 
@@ -87,13 +86,13 @@ class PostgresStore(Store):
         await self._charging.call(lambda connection: self._credit(connection, windows, unspent))
 
     @override
-    async def redeem_once(self, now: int, spends: Sequence[tuple[bytes, int]]) -> list[bool]:
-        names, untils = [name for name, _ in spends], [until for _, until in spends]
+    async def redeem_once(self, now: int, redemptions: Sequence[tuple[bytes, int]]) -> list[bool]:
+        names, untils = [name for name, _ in redemptions], [until for _, until in redemptions]
 
-        async def spend(connection: Any) -> Any:
+        async def redeem(connection: Any) -> Any:
             return await connection.fetchval("SELECT dpmesh.spend_once($1, $2, $3)", now, names, untils)
 
-        fresh = set(await self._reading.call(spend))
+        fresh = set(await self._reading.call(redeem))
         # A name that the batch holds twice is redeemed by the first.
         return [name in fresh and not fresh.discard(name) for name in names]  # type: ignore[func-returns-value]
 
@@ -135,7 +134,7 @@ class PostgresStore(Store):
         self._chain = ChainWriter()
 
     def _now(self) -> float:
-        """The database's time. It was a little earlier when it was told than is reckoned here, never later."""
+        """The database's time, by its last answer. It may be ahead by the time that the answer took, never behind."""
         read, asked_at = self._clock_reading
         return read + (self._monotonic() - asked_at)
 
@@ -158,7 +157,7 @@ class PostgresStore(Store):
         self._rows = [rows[budget.name]["id"] for budget in self._budgets]
         asked_at = self._monotonic()
         now = await connection.fetchval("SELECT dpmesh.now()")
-        self._note_time({"status": "told" if 0 <= now <= MAX_SECONDS else "clock", "now": now}, asked_at)
+        self._note_time({"status": "done" if 0 <= now <= MAX_SECONDS else "clock", "now": now}, asked_at)
         await self._prepare(connection, max(0, math.floor(self._now())) // _DAY)
         return Opened(
             bytes(ledger["secret"]),
@@ -173,11 +172,7 @@ class PostgresStore(Store):
         return tuple((stored[row["id"]], row["window_start"]) for row in charged)
 
     async def _ledger(self, connection: Any) -> Any:
-        """What the database says of the ledger as a whole.
-
-        Raises:
-            LedgerError: It is of another version, or an older copy.
-        """
+        """What the database says of the whole ledger; LedgerError if it has another version, or is an older copy."""
         ledger = await connection.fetchrow("SELECT version, secret, lost, accepted FROM dpmesh.ledger")
         if ledger is None or ledger["version"] != schema.VERSION:
             raise LedgerError(
@@ -189,11 +184,7 @@ class PostgresStore(Store):
         return ledger
 
     async def _changed(self, connection: Any) -> list[Budget]:
-        """The budgets whose terms in the database are not those that are configured here.
-
-        Raises:
-            ConfigError: The database holds one with another key, accounting or window.
-        """
+        """The budgets whose terms in the database are not the configured ones; ConfigError if they may not change."""
         stored = {budget.name: budget for budget in (await queries.read_budgets(connection)).values()}
         for budget in self._budgets:
             check_unchanged(stored.get(budget.name, budget), budget)

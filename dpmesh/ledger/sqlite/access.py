@@ -77,11 +77,7 @@ def remark(path: Path) -> str:
 
 
 def _check_files(path: Path) -> None:
-    """Checks what stands beside a ledger under the names of its files.
-
-    Raises:
-        LedgerError: It is not what a ledger has.
-    """
+    """Checks that files beside a ledger that have the names of its files are such files."""
     shared = bool(path.parent.stat().st_mode & stat.S_ISVTX) and _others_may_write(path.parent.stat())
     for suffix in (*_SUFFIXES, _JOURNAL):
         file = path.with_name(path.name + suffix)

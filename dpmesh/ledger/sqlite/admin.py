@@ -15,14 +15,13 @@ from typing_extensions import override
 
 from dpmesh import sqlite_file
 from dpmesh.accounting import window_end
-from dpmesh.errors import ConfigError, LedgerError
+from dpmesh.errors import LedgerError
 from dpmesh.ledger import charge_log
-from dpmesh.ledger.admin import LedgerAdmin, check_grant, check_granted
+from dpmesh.ledger.admin import LedgerAdmin, check_grant, check_granted, find_budget
 from dpmesh.ledger.budget import Budget
 from dpmesh.ledger.charge_log import EntryKind, Head, Posting
 from dpmesh.ledger.sqlite import access, queries, rewind, rollback_guard, schema, wal
 from dpmesh.ledger.sqlite.errors import explained, missing
-from dpmesh.ledger.sqlite.new_file import make_file
 from dpmesh.ledger.sqlite.rollback_guard import RollbackGuard
 from dpmesh.ledger.sqlite.view import SQLiteView
 from dpmesh.ledger.store import Account
@@ -79,7 +78,7 @@ class SQLiteAdmin(LedgerAdmin):
     def _migrate(self) -> tuple[int, int]:
         with explained(self.path):
             if not os.path.lexists(self.path):
-                make_file(self.path)
+                schema.make_file(self.path)
                 before = 0
             else:
                 with closing(_connect(self.path)) as connection:
@@ -90,7 +89,7 @@ class SQLiteAdmin(LedgerAdmin):
     def _grant(self, budget: str, account: bytes, raised: int, note: str, has: int) -> Account:
         check_grant(account, raised)
         with self._writing() as (connection, guard), _commit(connection, guard):
-            row, definition = _find(connection, self.path, budget)
+            row, definition = find_budget(queries.usable_budgets(connection, self.path), budget)
             start = queries.window_in_force(connection, row, definition)
             check_granted(definition.cap, _granted(connection, row, account, start), has, raised)
             posting = Posting(row, account, start, raised)
@@ -103,7 +102,7 @@ class SQLiteAdmin(LedgerAdmin):
     def _prune(self, before: int) -> int:
         with self._writing() as (connection, guard):
             with _commit(connection, guard):
-                _check_horizon(queries.known_budgets(connection, self.path), before)
+                _check_horizon(queries.usable_budgets(connection, self.path), before)
                 # Written first: verification has to know what an interrupted pruning removed.
                 connection.execute("UPDATE ledger SET pruned_before = max(pruned_before, ?)", (before,))
             pruned = 0
@@ -120,16 +119,13 @@ class SQLiteAdmin(LedgerAdmin):
             if os.path.lexists(self.path):
                 access.check(self.path)
             if wal.gap(self.path):
-                wal.discard(
-                    self.path
-                )  # It can't be applied to this file; the rollback guard knows its count.
+                # It can't be applied to this file; the rollback guard knows its count.
+                wal.discard(self.path)
         with explained(self.path), closing(_connect(self.path)) as connection:
             schema.make_durable(connection, self.path)
             schema.upgrade(connection)
-            if (
-                not unnoticed
-                and rollback_guard.refusal(self.path, *queries.progress(connection, self.path)) is None
-            ):
+            progress = queries.progress(connection, self.path)
+            if not unnoticed and rollback_guard.refusal(self.path, *progress) is None:
                 self._accept_windows(note)
                 return ()
             with sqlite_file.transaction(connection):
@@ -140,7 +136,7 @@ class SQLiteAdmin(LedgerAdmin):
                 connection.execute("UPDATE ledger SET pruned_before = pruned_before + 1")
             with sqlite_file.transaction(connection):
                 name, commits = self._refused(connection, unnoticed)
-                budgets = queries.known_budgets(connection, self.path)
+                budgets = queries.usable_budgets(connection, self.path)
                 rewind.rewind(connection, self.path, note)
                 for row, budget in budgets.items():
                     end = window_end(queries.window_in_force(connection, row, budget), budget.window)
@@ -157,11 +153,7 @@ class SQLiteAdmin(LedgerAdmin):
         return tuple(budget.name for budget in budgets.values() if budget.window is None)
 
     def _accept_windows(self, note: str) -> None:
-        """Undoes what a wrong clock did to a ledger that is not an older copy.
-
-        Raises:
-            LedgerError: No window is ahead of the clock.
-        """
+        """Brings back windows that a wrong clock began, in a ledger that is no older copy; refuses if there is none."""
         with self._writing() as (connection, guard), _commit(connection, guard):
             if not rewind.rewind(connection, self.path, note):
                 raise LedgerError(
@@ -170,11 +162,7 @@ class SQLiteAdmin(LedgerAdmin):
                 )
 
     def _refused(self, connection: sqlite3.Connection, unnoticed: bool) -> tuple[bytes, int]:
-        """The name and the commits of a ledger that is refused as an older copy.
-
-        Raises:
-            LedgerError: It is not refused.
-        """
+        """The name and the commits of a ledger that is refused as an older copy; LedgerError if it is not."""
         name, commits = queries.progress(connection, self.path)
         if rollback_guard.refusal(self.path, name, commits) is None and not unnoticed:
             raise LedgerError(
@@ -218,16 +206,6 @@ def _commit(connection: sqlite3.Connection, guard: RollbackGuard) -> Iterator[No
         commits = queries.count_commit(connection)
         guard.check(commits)
     guard.reached(commits)
-
-
-def _find(connection: sqlite3.Connection, path: Path, name: str) -> tuple[int, Budget]:
-    """A budget's row and definition."""
-    budgets = queries.known_budgets(connection, path)
-    for row, budget in budgets.items():
-        if budget.name == name:
-            return row, budget
-    listed = ", ".join(budget.name for budget in budgets.values()) or "none"
-    raise ConfigError(f"budget.name: {name!r} is not in the ledger; there are {listed}")
 
 
 def _granted(connection: sqlite3.Connection, row: int, account: bytes, window: int) -> int:

@@ -122,7 +122,7 @@ def redeem(connection: sqlite3.Connection, now: int, redemptions: Sequence[tuple
     ]
 
 
-def number_budgets(connection: sqlite3.Connection) -> dict[int, Budget]:
+def read_budgets(connection: sqlite3.Connection) -> dict[int, Budget]:
     """The budgets that the file holds, by their rows' ids, in order of creation."""
     rows = connection.execute(f"SELECT id, {_BUDGET_COLUMNS} FROM budgets ORDER BY id")  # noqa: S608 - constants
     return {
@@ -131,19 +131,14 @@ def number_budgets(connection: sqlite3.Connection) -> dict[int, Budget]:
     }
 
 
-def read_budgets(connection: sqlite3.Connection) -> dict[str, Budget]:
-    """The budgets that the file holds, by name, in order of creation."""
-    return {budget.name: budget for budget in number_budgets(connection).values()}
-
-
-def known_budgets(connection: sqlite3.Connection, path: Path) -> dict[int, Budget]:
+def usable_budgets(connection: sqlite3.Connection, path: Path) -> dict[int, Budget]:
     """The budgets that the file holds, by their rows' ids, in order of creation.
 
     Raises:
         LedgerError: One of them is invalid for this version of dpmesh.
     """
     try:
-        return number_budgets(connection)
+        return read_budgets(connection)
     except (ConfigError, ValueError) as error:
         raise LedgerError(
             f"{path} holds a budget that this version of dpmesh doesn't know: {error}"
@@ -152,7 +147,7 @@ def known_budgets(connection: sqlite3.Connection, path: Path) -> dict[int, Budge
 
 def charged_others(connection: sqlite3.Connection, names: Sequence[str]) -> tuple[tuple[Budget, int], ...]:
     """Budgets of other names of which anything is spent in their latest window, and when that window began."""
-    others = {row: budget for row, budget in number_budgets(connection).items() if budget.name not in names}
+    others = {row: budget for row, budget in read_budgets(connection).items() if budget.name not in names}
     if not others:
         return ()  # The common case, which spares a look at all accounts.
     charged = connection.execute(
@@ -189,7 +184,7 @@ def read_accounts(
 ) -> Iterator[Account]:
     """All accounts, or those of one budget, or of one unit's hash, ordered by budget and hash."""
     since_version_3 = "granted, lifetime" if version_of(connection) >= 3 else "0, debited"
-    for row, definition in number_budgets(connection).items():
+    for row, definition in read_budgets(connection).items():
         if budget not in (None, definition.name):
             continue
         rows = connection.execute(

@@ -30,7 +30,7 @@ def entries(connection: sqlite3.Connection) -> Iterator[charge_log.Entry]:
 
 def rewind(connection: sqlite3.Connection, path: Path, note: str) -> bool:
     """Brings back all windows that began by a wrong clock, in the open transaction; returns whether there were any."""
-    budgets = queries.known_budgets(connection, path)
+    budgets = queries.usable_budgets(connection, path)
     targets = ahead(connection, budgets)
     if not targets:
         return False

@@ -6,12 +6,14 @@ import os
 import secrets
 import sqlite3
 import stat
+from contextlib import suppress
 from pathlib import Path
 
-from dpmesh import sqlite_file
+from dpmesh import files, sqlite_file
 from dpmesh.errors import LedgerError
 from dpmesh.ledger.charge_log import CHAIN_BYTES, EntryKind, Posting, begin
-from dpmesh.ledger.sqlite import queries
+from dpmesh.ledger.sqlite import access, queries, rollback_guard
+from dpmesh.ledger.store import SECRET_BYTES
 
 VERSION = 3
 """The version of the tables below. Older files are brought up to date when they are opened."""
@@ -122,7 +124,7 @@ def read_secret(connection: sqlite3.Connection, path: Path) -> bytes:
     """Checks that the file is a ledger of a known version, and returns its secret.
 
     Raises:
-        LedgerError: It is not.
+        LedgerError: It is not a ledger, or of an unknown version.
         sqlite3.Error: The file can't be read.
     """
     found = connection.execute(
@@ -159,6 +161,43 @@ def execute_all(connection: sqlite3.Connection, statements: str) -> None:
     """Executes statements within the transaction that is open, which sqlite3's executescript would commit."""
     for statement in statements.split(";\n"):
         connection.execute(statement)
+
+
+def make_file(path: Path) -> None:
+    """Makes an empty ledger, complete or not at all, also when several processes do so at once."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with files.locked_folder(path.parent):
+        if os.path.lexists(path):
+            return
+        access.check_folder(path)
+        guard = rollback_guard.path_of(path)
+        if os.path.lexists(guard):
+            raise LedgerError(
+                f"{path} is gone, and {guard.name} remembers that there was one: put it back, or remove that too to "
+                "start all budgets anew"
+            )
+        try:
+            new.unlink(missing_ok=True)
+            os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            _write_tables(new)
+            new.rename(path)
+        finally:
+            for suffix in ("", "-wal", "-shm"):
+                with suppress(OSError):
+                    new.with_name(new.name + suffix).unlink(missing_ok=True)
+
+
+def _write_tables(path: Path) -> None:
+    connection = sqlite_file.connect(path, "mode=rw", timeout=0)
+    try:
+        sqlite_file.make_durable(connection)
+        secret = secrets.token_bytes(SECRET_BYTES)
+        with sqlite_file.transaction(connection):
+            create(connection, secret)
+        # Closing would do this too, and say nothing if the disk is full; and the log is not renamed with the file.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        connection.close()
 
 
 def create(connection: sqlite3.Connection, secret: bytes) -> None:

@@ -23,7 +23,6 @@ from dpmesh.ledger.charge_log import ChainWriter, EntryKind, Posting
 from dpmesh.ledger.sqlite import access, queries, schema, wal
 from dpmesh.ledger.sqlite.errors import explain
 from dpmesh.ledger.sqlite.file_watch import FileWatch
-from dpmesh.ledger.sqlite.new_file import make_file
 from dpmesh.ledger.sqlite.rollback_guard import RollbackGuard
 from dpmesh.ledger.store import Account, AccountId, Batch, Opened, Outcome, Store, decide
 
@@ -78,9 +77,7 @@ class SQLiteStore(Store):
         self._connection: sqlite3.Connection | None = None
         self._rollback_guard: RollbackGuard | None = None
         self._chain = ChainWriter()
-        self._latest: dict[
-            int, int
-        ] = {}  # by budget id, the latest window that this holder found in the file
+        self._latest: dict[int, int] = {}  # by budget id: the latest window that this holder found
         self._failed = False  # whether the last write failed
         self._watch = FileWatch(self.path)
         self._executor: ThreadPoolExecutor | None = None
@@ -145,13 +142,13 @@ class SQLiteStore(Store):
         self._file, self._secret = None, b""
         self._chain = ChainWriter()  # of what earlier chains left in the file, the rollback guard knows
         if not os.path.lexists(self.path):
-            make_file(self.path)
+            schema.make_file(self.path)
         connection = self._connect()
         if remark := access.remark(self.path):
             _log.warning("%s", remark)
         try:
             with sqlite_file.transaction(connection):
-                stored = queries.read_budgets(connection)
+                stored = {budget.name: budget for budget in queries.read_budgets(connection).values()}
                 for budget in budgets:
                     check_unchanged(stored.get(budget.name, budget), budget)
                 others = queries.charged_others(connection, [budget.name for budget in budgets])
@@ -302,7 +299,7 @@ class SQLiteStore(Store):
             LostChargesError: Some went back: an administrator brought them back, and this holder would begin them
                 again, or an older copy overwrites the file right now.
         """
-        stored: dict[int, int] = dict(connection.execute("SELECT id, window_start FROM budgets"))
+        stored = queries.windows(connection)
         if any(stored.get(row, 0) < start for row, start in self._latest.items()):
             raise LostChargesError(
                 f"windows of {self.path} went back: `dpmesh ledger accept` brought them back, or an older copy "

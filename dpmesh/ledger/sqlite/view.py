@@ -83,7 +83,7 @@ class SQLiteView(LedgerView):
         try:
             connection.execute("BEGIN")  # everything is read as it is at the first SELECT
             self.secret = schema.read_secret(connection, self._path)
-            self.budgets = queries.known_budgets(connection, self._path)
+            self.budgets = queries.usable_budgets(connection, self._path)
             self.windows = {
                 row: queries.window_in_force(connection, row, budget) for row, budget in self.budgets.items()
             }

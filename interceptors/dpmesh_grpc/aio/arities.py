@@ -47,7 +47,7 @@ class ClientInterception(Protocol):
     """What an interceptor does with the RPCs of a channel. gRPC awaits the result, which is a call.
 
     Attributes:
-        only_once: What to say to who gives a channel this kind of interception twice; empty if that does no harm.
+        only_once: The error for a channel that is given this kind of interception twice; empty if that does no harm.
     """
 
     only_once: str
@@ -126,17 +126,17 @@ class InterceptorSet(tuple[Any, ...]):
 
 
 def interceptors(interception: ClientInterception) -> InterceptorSet:
-    """One interceptor for each arity, around the same interception."""
+    """One interceptor for each arity, around one interception."""
     return InterceptorSet(
         kind(interception) for kind in (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)
     )
 
 
 def refuse_twice(given: Iterable[Any]) -> None:
-    """Refuses interceptors for a channel if one that does harm twice is among them twice.
+    """Checks that no interception of a channel that does harm twice is given twice.
 
     Raises:
-        ConfigError: It is.
+        ConfigError: One is.
     """
     seen = set()
     for each in given:

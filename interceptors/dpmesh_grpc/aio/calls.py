@@ -69,11 +69,7 @@ def translate(error: BaseException, failure: Failure | None) -> None:
 
 
 class _RefusedCall:
-    """An RPC that never began, and ends with the status that refused it.
-
-    Args:
-        error: The status.
-    """
+    """An RPC that never began, and ends with the status that refused it."""
 
     _done_writing_flag = True  # See internals.DONE_WRITING.
 
@@ -152,12 +148,7 @@ class RefusedStreamStreamCall(_RefusedResponses, grpc.aio.StreamStreamCall):  # 
 
 
 class _GuardedCall:
-    """A call of gRPC that reports dpmesh's status where dpmesh has ended the RPC.
-
-    Args:
-        call: gRPC's call.
-        end: Knows whether dpmesh has ended it.
-    """
+    """A call of gRPC that reports dpmesh's status where `end` says that dpmesh has ended the RPC."""
 
     def __init__(self, call: Any, end: CallEnd) -> None:
         self._call = call

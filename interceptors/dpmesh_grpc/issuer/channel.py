@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
 import grpc.aio
 from cryptography import x509
 
@@ -9,6 +12,9 @@ from dpmesh.errors import IdentityError
 from dpmesh.identity.ca.authority import issuer_name
 from dpmesh.identity.ca.issuer import TEXTS
 from dpmesh.identity.identity import trust_domain
+from dpmesh.v1 import identity_pb2_grpc as rpc
+
+_T = TypeVar("_T")
 
 TIMEOUT = 10.0
 """Seconds that a client waits for the issuer."""
@@ -47,7 +53,27 @@ def issuer_channel(target: str, trust_bundle: bytes) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(trust_bundle), options)
 
 
-def issuer_error(error: grpc.aio.AioRpcError) -> IdentityError:
+async def ask(target: str, trust_bundle: bytes, question: Callable[[Any], Awaitable[_T]]) -> _T:
+    """The issuer's answer to one question, on a connection of its own.
+
+    Args:
+        target: The issuer's address, "host:port".
+        trust_bundle: The roots in PEM.
+        question: Calls a method of the stub that it is given.
+
+    Raises:
+        IdentityError: The issuer did not answer, or refused; or the trust bundle is MALFORMED.
+    """
+    try:
+        async with issuer_channel(target, trust_bundle) as channel:
+            return await question(rpc.IssuerServiceStub(channel))  # type: ignore[no-untyped-call]
+    except grpc.aio.AioRpcError as error:
+        refusal = _identity_error(error)
+    # Outside of `except`: the exception's context would quote the peer's own text.
+    raise refusal
+
+
+def _identity_error(error: grpc.aio.AioRpcError) -> IdentityError:
     """The error for an issuer's refusal. It repeats the issuer's text only if that is one of dpmesh's own."""
     reason = _REASON.get(error.code(), "ISSUER_UNAVAILABLE")
     details = error.details()

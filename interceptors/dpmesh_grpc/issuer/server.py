@@ -122,11 +122,7 @@ class _Arrivals:
 
 
 class _Handlers:
-    """The handlers of the service's methods. They bound how long requests take to arrive, and how many there are.
-
-    Args:
-        service: Answers requests.
-    """
+    """The handlers of the service's methods. They bound how long requests take to arrive, and how many there are."""
 
     def __init__(self, service: IssuerService) -> None:
         self._service = service
@@ -219,14 +215,7 @@ async def issuer_server(issuer: Issuer, address: str) -> AsyncIterator[int]:
 
 
 class _ServerCertificates:
-    """Gives gRPC the service's own certificate.
-
-    Args:
-        issuer: Issues the certificate.
-
-    Attributes:
-        first: The configuration that gRPC starts with.
-    """
+    """Gives gRPC the service's own certificate: `first`, which it starts with, and then each new one."""
 
     def __init__(self, issuer: Issuer) -> None:
         self._issuer = issuer

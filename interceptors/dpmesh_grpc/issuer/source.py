@@ -5,24 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import grpc.aio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from typing_extensions import override
 
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.ca.proof import RENEW, prove
-from dpmesh.identity.identity import Identity
+from dpmesh.identity.identity import Identity, Source
 from dpmesh.identity.keys import key_pem, new_key
-from dpmesh.v1 import identity_pb2_grpc as rpc
 from dpmesh.v1.identity_pb2 import Certificate, EnrolRequest, RenewRequest
-from dpmesh_grpc.issuer.channel import TIMEOUT, domain_of, issuer_channel, issuer_error
+from dpmesh_grpc.issuer.channel import TIMEOUT, ask, domain_of
 
 
-class IssuerSource:
+class IssuerSource(Source):
     """A source of identities that asks an issuer: it enrols once, then renews with the certificate in force.
 
     Every fetch makes a new key. It opens a connection of its own, presents no certificate, and closes the connection;
@@ -37,9 +37,6 @@ class IssuerSource:
         identity: A valid identity to renew, instead of a token.
         timeout: How long to wait for the issuer, in seconds.
         clock: Seconds since 1970.
-
-    Attributes:
-        follows: False: every `fetch` makes a key and a certificate.
 
     Raises:
         ConfigError: There is neither a token nor an identity, or both.
@@ -69,6 +66,7 @@ class IssuerSource:
         self._clock = clock
         self._turn = asyncio.Lock()
 
+    @override
     async def fetch(self) -> Identity:
         """Asks the issuer for an identity with a new key.
 
@@ -79,7 +77,7 @@ class IssuerSource:
         # One fetch at a time, because a token can be used only once.
         async with self._turn:
             key = new_key()
-            certificate = await self._ask(_certificate_request(key))
+            certificate = await ask(self._target, self._trust_bundle, partial(self._question, key))
             identity = Identity.load(certificate.chain, key_pem(key), certificate.trust_bundle, self._clock())
             if identity.trust_domain != self._domain or domain_of(identity.trust_bundle) != self._domain:
                 raise IdentityError("UNTRUSTED", "the issuer gave an identity of another trust domain")
@@ -87,29 +85,20 @@ class IssuerSource:
             self._trust_bundle = identity.trust_bundle
             return identity
 
+    @override
     async def close(self) -> None:
-        """Does nothing: every fetch closes its connection."""
+        pass  # Every fetch closes its connection.
 
-    async def _ask(self, certificate_request: bytes) -> Certificate:
-        try:
-            async with issuer_channel(self._target, self._trust_bundle) as channel:
-                stub: Any = rpc.IssuerServiceStub(channel)  # type: ignore[no-untyped-call]
-                if self._identity is None:
-                    first = EnrolRequest(enrolment_token=self._token, certificate_request=certificate_request)
-                    response = await stub.Enrol(first, timeout=self._timeout)
-                else:
-                    request = RenewRequest(certificate_request=certificate_request)
-                    prove(RENEW, request, self._identity, self._clock())
-                    response = await stub.Renew(request, timeout=self._timeout)
-        except grpc.aio.AioRpcError as error:
-            refusal = issuer_error(error)
+    async def _question(self, key: ec.EllipticCurvePrivateKey, stub: Any) -> Certificate:
+        """Enrols or renews; returns a certificate for the key."""
+        builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+        certificate_request = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+        if self._identity is None:
+            first = EnrolRequest(enrolment_token=self._token, certificate_request=certificate_request)
+            response = await stub.Enrol(first, timeout=self._timeout)
         else:
-            certificate: Certificate = response.certificate
-            return certificate
-        # Outside of `except`: the exception's context would quote the peer's own text.
-        raise refusal
-
-
-def _certificate_request(key: ec.EllipticCurvePrivateKey) -> bytes:
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+            request = RenewRequest(certificate_request=certificate_request)
+            prove(RENEW, request, self._identity, self._clock())
+            response = await stub.Renew(request, timeout=self._timeout)
+        certificate: Certificate = response.certificate
+        return certificate

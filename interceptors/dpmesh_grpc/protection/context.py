@@ -30,10 +30,23 @@ _OK_CODES = (None, grpc.StatusCode.OK, grpc.StatusCode.OK.value[0])
 
 
 def _consumer(context: Any) -> str:
-    # Imported here because it loads what reads certificates, which only quotas need.
-    from dpmesh_grpc.protection.peer_names import consumer
+    """The consumer's id of the authenticated client of an RPC; never log it.
 
-    return consumer(context)
+    The client's URIs are read, not gRPC's peer_spiffe_id, which is missing where a certificate has several.
+    """
+    # Imported here because it loads what reads certificates, which only quotas need.
+    from dpmesh.mesh.consumers import CertificateNames, consumer_of
+
+    peer = context.auth_context()
+    return consumer_of(
+        CertificateNames(
+            uris=peer.get("peer_uri", ()),
+            dns=peer.get("peer_dns", ()),
+            emails=peer.get("peer_email", ()),
+            ips=peer.get("peer_ip", ()),
+            common_names=peer.get("x509_common_name", ()),
+        )
+    )
 
 
 class _Context:

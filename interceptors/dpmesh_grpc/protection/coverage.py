@@ -30,7 +30,7 @@ def aio_client_interceptors(mesh: Mesh, *, consumer: str = "") -> tuple[Any, ...
         `grpc.aio.insecure_channel(target, interceptors=aio_client_interceptors(mesh))`.
 
     Raises:
-        ConfigError: `mesh` is no mesh, or the consumer is no text, or none that UTF-8 can write.
+        ConfigError: `mesh` is no Mesh, or the consumer is no text that UTF-8 can encode.
     """
     return interceptors(Sender(mesh, consumer))
 

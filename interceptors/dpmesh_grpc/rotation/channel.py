@@ -30,13 +30,12 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
 import grpc
 import grpc.aio
-from typing_extensions import override
 
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity import Identity
@@ -96,8 +95,24 @@ def rotating_channel(
     return RotatingChannel(target, identity, server_name, options, compression, interceptors, drain, linking)
 
 
+def _multicallables(kind: Callable[..., Any]) -> Callable[..., Any]:
+    """The method of a channel by which stubs get the multicallables of one arity."""
+
+    def multicallable(
+        self: RotatingChannel,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        _registered_method: bool | None = False,
+    ) -> Any:
+        arguments = (method, request_serializer, response_deserializer, _registered_method)
+        return kind(self.usable, arguments, self._linking)
+
+    return multicallable
+
+
 class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
-    """The channel that `rotating_channel` returns; the arguments are the same.
+    """The channel that `rotating_channel` returns, and whose arguments it takes.
 
     Args:
         linking: The metadata keys that are removed.
@@ -142,49 +157,10 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
 
     # -- RPCs ----------------------------------------------------------------------------------------------------------
 
-    @override
-    def unary_unary(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        _registered_method: bool | None = False,
-    ) -> grpc.aio.UnaryUnaryMultiCallable:
-        arguments = (method, request_serializer, response_deserializer, _registered_method)
-        return UnaryUnary(self.usable, arguments, self._linking)
-
-    @override
-    def unary_stream(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        _registered_method: bool | None = False,
-    ) -> grpc.aio.UnaryStreamMultiCallable:
-        arguments = (method, request_serializer, response_deserializer, _registered_method)
-        return UnaryStream(self.usable, arguments, self._linking)
-
-    @override
-    def stream_unary(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        _registered_method: bool | None = False,
-    ) -> grpc.aio.StreamUnaryMultiCallable:
-        arguments = (method, request_serializer, response_deserializer, _registered_method)
-        return StreamUnary(self.usable, arguments, self._linking)
-
-    @override
-    def stream_stream(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        _registered_method: bool | None = False,
-    ) -> grpc.aio.StreamStreamMultiCallable:
-        arguments = (method, request_serializer, response_deserializer, _registered_method)
-        return StreamStream(self.usable, arguments, self._linking)
+    unary_unary = _multicallables(UnaryUnary)
+    unary_stream = _multicallables(UnaryStream)
+    stream_unary = _multicallables(StreamUnary)
+    stream_stream = _multicallables(StreamStream)
 
     # -- the channel itself --------------------------------------------------------------------------------------------
 
@@ -266,11 +242,7 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
             return 0.0
 
     def _connect(self) -> IdentityChannel:
-        """Makes a channel with the newest identity. It is not connected yet.
-
-        Raises:
-            IdentityError: There is none.
-        """
+        """Makes a channel with the newest identity, or raises IdentityError. It is not connected yet."""
         generation, identity = self._identity.generation, self._identity.current
         credentials = grpc.ssl_channel_credentials(identity.trust_bundle, identity.key, identity.certificates)
         name = (_NAME, self._server_name or identity.trust_domain)
@@ -342,11 +314,7 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
 
 
 def _checked(options: Iterable[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
-    """The channel arguments, without those that this module sets itself. They must not contradict it.
-
-    Raises:
-        ConfigError: One of them would link identities.
-    """
+    """The channel arguments, without those that this module sets itself; ConfigError if one would link identities."""
     kept = tuple(options)
     for name, value in kept:
         if name == _CACHE or (name == _POOL and not value):

@@ -39,11 +39,7 @@ def stripped(metadata: Any, keys: Collection[str] = LINKING) -> Any:
 
 
 class _Stripping(ClientInterception):
-    """Removes linkable metadata from RPCs.
-
-    Args:
-        keys: The keys to remove, in lower case.
-    """
+    """Removes metadata from RPCs by its keys, which are in lower case."""
 
     only_once = ""
 

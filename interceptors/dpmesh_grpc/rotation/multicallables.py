@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar
 
 import grpc.aio
 
@@ -12,18 +12,11 @@ from dpmesh_grpc.rotation.identity_channel import IdentityChannel, NoChannel
 from dpmesh_grpc.rotation.linkable_metadata import stripped
 
 
-class Usable(Protocol):
-    """Finds the channel that new RPCs begin on."""
-
-    def __call__(self) -> IdentityChannel | NoChannel:
-        """The channel in force, or what refuses RPCs. It is called at each RPC."""
-
-
 class _MultiCallable:
     """What all arities share: gRPC's own multicallable, made once for each identity's channel.
 
     Args:
-        usable: Finds the channel that new RPCs begin on.
+        usable: Finds the channel in force, or what refuses RPCs. It is called at each RPC.
         arguments: The method, the serializers, and whether the method is registered.
         linking: Metadata keys that are removed.
     """
@@ -32,7 +25,7 @@ class _MultiCallable:
 
     def __init__(
         self,
-        usable: Usable,
+        usable: Callable[[], IdentityChannel | NoChannel],
         arguments: tuple[Any, ...],
         linking: Collection[str],
     ) -> None:
@@ -49,7 +42,7 @@ class _MultiCallable:
 
 
 class _Requests(_MultiCallable):
-    """The multicallable of a method with a stream of requests."""
+    """The multicallable of a method with a stream of requests. Calls take grpc.aio's arguments."""
 
     def __call__(
         self,
@@ -60,7 +53,6 @@ class _Requests(_MultiCallable):
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
     ) -> Any:
-        """Begins an RPC; the arguments are those of grpc.aio's multicallables."""
         channel = self._usable()
         if channel is not self._channel:
             self._bind(channel)
@@ -70,7 +62,7 @@ class _Requests(_MultiCallable):
 
 
 class _Request(_MultiCallable):
-    """The multicallable of a method with one request."""
+    """The multicallable of a method with one request. Calls take grpc.aio's arguments."""
 
     def __call__(
         self,
@@ -82,7 +74,6 @@ class _Request(_MultiCallable):
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
     ) -> Any:
-        """Begins an RPC; the arguments are those of grpc.aio's multicallables."""
         channel = self._usable()
         if channel is not self._channel:
             self._bind(channel)

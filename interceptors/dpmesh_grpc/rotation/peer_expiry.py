@@ -72,11 +72,7 @@ class _Peer:
         return self.not_before <= time.time() < self.not_after
 
     async def hold(self, work: Awaitable[_T]) -> _T:
-        """Awaits a handler's work, and cancels it when the certificate ends.
-
-        Raises:
-            RefusedError: The certificate ended.
-        """
+        """Awaits a handler's work, and cancels it when the certificate ends, which raises RefusedError."""
         task = asyncio.current_task()
         assert task is not None
         cancels = task.cancelling()

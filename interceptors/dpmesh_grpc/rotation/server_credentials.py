@@ -22,9 +22,6 @@ from dpmesh.identity import Identity
 from dpmesh.identity.keys import key_pem, new_key
 from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
 from dpmesh.telemetry.identity import IdentityTelemetry
-from dpmesh_grpc.rotation.peer_expiry import peer_interceptor
-
-__all__ = ["peer_interceptor", "rotating_server_credentials", "server_options"]
 
 log = logging.getLogger("dpmesh.grpc")
 
@@ -38,7 +35,7 @@ def rotating_server_credentials(identity: RotatingIdentity) -> grpc.ServerCreden
     """Credentials of a server whose certificate and trust bundle follow an identity's rotation.
 
     Clients must present a certificate that the trust bundle has signed. While no identity is valid, all handshakes
-    fail. Connections that exist go on: give the server `peer_interceptor` and `server_options` too.
+    fail. Connections that exist go on: give the server `peer_expiry.peer_interceptor` and `server_options` too.
 
     Args:
         identity: An opened identity with a server's certificate, open for longer than the server.
@@ -74,12 +71,7 @@ def server_options(identity: RotatingIdentity) -> tuple[tuple[str, Any], ...]:
 
 
 class _Fetcher:
-    """Gives gRPC a new configuration when the identity has changed or ended.
-
-    Args:
-        identity: The server's identity.
-        first: The identity that gRPC began with.
-    """
+    """Gives gRPC a new configuration when the identity has changed since `first`, or ended."""
 
     def __init__(self, identity: RotatingIdentity, first: Identity) -> None:
         self._identity = identity

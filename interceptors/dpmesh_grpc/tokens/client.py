@@ -107,13 +107,13 @@ class _Connection:
         self._redemption: _Redemption | None = None
         self._watching: set[asyncio.Task[None]] = set()
 
-    async def show(self) -> _Credential:
+    async def credential(self) -> _Credential:
         """What the next RPC shows. For a token, the caller must `watch` the call, or `abandon` the redemption.
 
         Raises:
             IdentityError: The wallet has no token.
         """
-        while (shown := self.show_now()) is None:
+        while (credential := self.ticket_now()) is None:
             waiting = self._redemption
             if waiting is not None:
                 with contextlib.suppress(TimeoutError):
@@ -122,9 +122,9 @@ class _Connection:
                 if self._redemption is not waiting or time.monotonic() < waiting.since + _PATIENCE:
                     continue  # The ticket has come, or another RPC redeems a token, or the wallet is slow.
             return await self._redeem()
-        return shown
+        return credential
 
-    def show_now(self) -> _Credential | None:
+    def ticket_now(self) -> _Credential | None:
         """The ticket, or None if the RPC must wait or redeem a token."""
         if time.monotonic() < (self._renew_at if self._redemption is None else self._ends_at):
             return _Credential((TICKET_KEY, self._ticket), None)
@@ -148,16 +148,16 @@ class _Connection:
             if self._redemption is redemption:
                 self._redemption = None
 
-    def watch(self, call: Any, shown: _Credential) -> None:
+    def watch(self, call: Any, credential: _Credential) -> None:
         """Follows an RPC that has begun: its token brings a ticket, or its ticket may be refused."""
-        if shown.redemption is not None:
-            watching = asyncio.get_running_loop().create_task(self._receive(call, shown.redemption))
+        if credential.redemption is not None:
+            watching = asyncio.get_running_loop().create_task(self._receive(call, credential.redemption))
             self._watching.add(watching)
             watching.add_done_callback(self._watching.discard)
             return
         # An interceptor behind this one may have given a response instead of a call; then nothing was refused.
         with contextlib.suppress(NotImplementedError):
-            call.add_done_callback(lambda done: self._check(done, shown.pair[1]))
+            call.add_done_callback(lambda done: self._check(done, credential.pair[1]))
 
     async def _receive(self, call: Any, redemption: _Redemption) -> None:
         try:
@@ -177,9 +177,8 @@ class _Connection:
         life, now = ticket_life(ticket), time.monotonic()
         self._ticket, self._renew_at, self._ends_at = ticket, now + _RENEW * life, now + life
         self._lost = 0
-        self.abandon(
-            self._redemption
-        )  # Another RPC may be redeeming a token: nobody needs to wait for it now.
+        # Another RPC may be redeeming a token: nobody needs to wait for it now.
+        self.abandon(self._redemption)
 
     def _check(self, call: Any, ticket: str, *, again: bool = True) -> None:
         """Forgets the ticket if the server refuses it, as after a restart with another secret."""
@@ -240,24 +239,23 @@ class _Authorisation(ClientInterception):
 
     @override
     async def send_one(self, continuation: Any, details: Any, request: Any, arity: Arity) -> Any:
-        """Lets an RPC begin with a token or a ticket."""
         began = time.monotonic()
         try:
             connection = self.connection(continuation)
-            shown = connection.show_now()
-            if shown is None:
+            credential = connection.ticket_now()
+            if credential is None:
                 async with asyncio.timeout(details.timeout):
-                    shown = await connection.show()
+                    credential = await connection.credential()
         except TimeoutError:
             return arity.refused(status.deadline())
         except IdentityError as error:
             return arity.refused(status.rpc_error(refusal(error)))
         try:
-            call = await continuation(_showing(details, shown.pair, began), request)
+            call = await continuation(_with_credential(details, credential.pair, began), request)
         except BaseException:
-            connection.abandon(shown.redemption)
+            connection.abandon(credential.redemption)
             raise
-        connection.watch(call, shown)
+        connection.watch(call, credential)
         return call
 
     @override
@@ -265,7 +263,7 @@ class _Authorisation(ClientInterception):
         return self.send_one(continuation, details, requests, arity)
 
 
-def _showing(details: Any, pair: tuple[str, str], began: float) -> grpc.aio.ClientCallDetails:
+def _with_credential(details: Any, pair: tuple[str, str], began: float) -> grpc.aio.ClientCallDetails:
     left = None if details.timeout is None else details.timeout - (time.monotonic() - began)
     metadata = grpc.aio.Metadata(*(details.metadata or ()), pair)
     return changed(details, left, metadata)

@@ -1,36 +1,19 @@
-"""Anonymous authorisation of channels: a token for the first RPC of a channel, a ticket for all others.
-
-Client: `grpc.aio.insecure_channel(target, interceptors=token_interceptors(wallet))`, or the same with a rotating
-channel: each identity then redeems a token of its own, because nothing may be shown under two identities.
-Server: `grpc.aio.server(interceptors=[token_interceptor(verifier), ...])`.
-
-What this does not hide: the client's address and whatever else its connection shows, when RPCs happen and how long they
-are, and what they say. See `dpmesh.identity.tokens` for what it hides, and on what conditions.
-"""
+"""Asks an issuer for the keys of anonymous tokens, and for tokens."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Protocol, TypeVar
-
-import grpc.aio
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 from dpmesh.identity import Identity
 from dpmesh.identity.ca.proof import SIGN_TOKENS, prove
 from dpmesh.identity.tokens.format import PublishedKey, TokenChallenge
 from dpmesh.identity.tokens.verifier import Fetch
 from dpmesh.identity.tokens.wallet import HeldToken, Refill, TokenRequestState, choose_key
-from dpmesh.v1 import identity_pb2_grpc as rpc
 from dpmesh.v1.identity_pb2 import GetTokenKeysRequest, SignTokensRequest
-from dpmesh_grpc.issuer.channel import TIMEOUT, issuer_channel, issuer_error
-from dpmesh_grpc.tokens.client import token_interceptors
-from dpmesh_grpc.tokens.server import token_interceptor
-
-__all__ = ["issuer_keys", "token_interceptor", "token_interceptors", "token_request"]
-
-_T = TypeVar("_T")
+from dpmesh_grpc.issuer.channel import TIMEOUT, ask
 
 
 class HasIdentity(Protocol):
@@ -57,10 +40,10 @@ def issuer_keys(target: str, identity: HasIdentity, *, timeout: float = TIMEOUT)
     """
 
     async def fetch() -> Sequence[PublishedKey]:
-        async def ask(stub: Any) -> Any:
+        async def question(stub: Any) -> Any:
             return await stub.GetTokenKeys(GetTokenKeysRequest(), timeout=timeout)
 
-        response = await _asked(target, identity.current, ask)
+        response = await ask(target, identity.current.trust_bundle, question)
         return [PublishedKey(key.public_key, key.not_before, key.not_after) for key in response.keys]
 
     return fetch
@@ -95,25 +78,10 @@ def token_request(
         )
         prove(SIGN_TOKENS, request, identity.current, clock())
 
-        async def ask(stub: Any) -> Any:
+        async def question(stub: Any) -> Any:
             return await stub.SignTokens(request, timeout=timeout)
 
-        response = await _asked(target, identity.current, ask)
+        response = await ask(target, identity.current.trust_bundle, question)
         return state.finalize(response.blind_signatures)
 
     return refill
-
-
-async def _asked(target: str, identity: Identity, ask: Callable[[Any], Awaitable[_T]]) -> _T:
-    """The issuer's answer to one request, on a connection of its own.
-
-    Raises:
-        IdentityError: The issuer did not answer, or refused.
-    """
-    try:
-        async with issuer_channel(target, identity.trust_bundle) as channel:
-            return await ask(rpc.IssuerServiceStub(channel))  # type: ignore[no-untyped-call]
-    except grpc.aio.AioRpcError as error:
-        refusal = issuer_error(error)
-    # Outside of `except`: the exception's context would quote the peer's own text.
-    raise refusal

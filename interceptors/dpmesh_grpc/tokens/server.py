@@ -23,7 +23,7 @@ from dpmesh.mesh.refusals import DOMAIN
 from dpmesh_grpc import status
 from dpmesh_grpc.aio.handlers import AsyncRpc, InterceptedHandlers, Interception, RefusedError, SyncRpc
 from dpmesh_grpc.aio.threads import result_of
-from dpmesh_grpc.tokens.ticket_metadata import TICKET_KEY, Announcing, SyncAnnouncing
+from dpmesh_grpc.tokens.ticket_metadata import TICKET_KEY, SyncTicketContext, TicketContext
 
 log = logging.getLogger("dpmesh.grpc")
 
@@ -87,26 +87,26 @@ class _TokenCheck(Interception):
         raise RefusedError(failure)
 
     async def _ticket_for(self, context: Any) -> str | None:
-        shown = context.invocation_metadata() or ()
-        tickets = [value for key, value in shown if key == TICKET_KEY]
+        metadata = context.invocation_metadata() or ()
+        tickets = [value for key, value in metadata if key == TICKET_KEY]
         if tickets:
             self._check(tickets, _holder(context))
             return None
-        tokens = [v for key, v in shown if key == AUTHORIZATION and v[: len(_SCHEME)].lower() == _SCHEME]
+        tokens = [v for key, v in metadata if key == AUTHORIZATION and v[: len(_SCHEME)].lower() == _SCHEME]
         if not tokens:
             raise IdentityError("TOKEN_MISSING", "the RPC shows neither a token nor a ticket")
         if len(tokens) > 1:
             raise IdentityError("TOKEN_INVALID", "the RPC shows more than one token")
-        issuing = self._issuing()  # before anything is spent
+        ours = self._service_tickets()  # Before anything is spent.
         await self._verifier.redeem(from_credentials(tokens[0]))
-        return issuing.issue(_holder(context))
+        return ours.issue(_holder(context))
 
-    def _check(self, shown: list[str], holder: bytes) -> None:
-        if len(shown) > 1:
+    def _check(self, tickets: list[str], holder: bytes) -> None:
+        if len(tickets) > 1:
             raise IdentityError("TOKEN_INVALID", "the RPC shows more than one ticket")
-        self._issuing().check(shown[0], holder)
+        self._service_tickets().check(tickets[0], holder)
 
-    def _issuing(self) -> Tickets:
+    def _service_tickets(self) -> Tickets:
         if self._tickets is None:
             secret = self._verifier.ledger.secret
             self._tickets = Tickets(secret, self._verifier.challenge.digest, life=self._ticket_life)
@@ -137,53 +137,53 @@ class _TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 class _AsyncRpc(AsyncRpc):
     """Checks the token or the ticket of one RPC whose handler runs in the event loop."""
 
-    __slots__ = ("_announcing", "_check")
+    __slots__ = ("_check", "_ticket_context")
 
     def __init__(self, context: Any, check: _TokenCheck) -> None:
         super().__init__(context)
         self._check = check
-        self._announcing: Announcing | None = None
+        self._ticket_context: TicketContext | None = None
 
     @override
     async def begin(self) -> None:
         ticket = await self._check.admit(self.context)
         if ticket is not None:
-            self.handler_context = self._announcing = Announcing(self.context, ticket)
-            self._announcing.start()
+            self.handler_context = self._ticket_context = TicketContext(self.context, ticket)
+            self._ticket_context.start()
 
     @override
     def passes(self, response: Any) -> bool:
-        return self._announcing is None
+        return self._ticket_context is None
 
     @override
     async def respond(self, response: Any) -> Any:
-        if self._announcing is not None:
-            await self._announcing.announce()
+        if self._ticket_context is not None:
+            await self._ticket_context.send_ticket()
         return response
 
     @override
     def close(self) -> Awaitable[None] | None:
-        return None if self._announcing is None else self._announcing.finish()
+        return None if self._ticket_context is None else self._ticket_context.finish()
 
 
 class _SyncRpc(SyncRpc):
     """Checks the token or the ticket of one RPC whose handler runs in the executor."""
 
-    __slots__ = ("_announcing", "_check", "_loop")
+    __slots__ = ("_check", "_loop", "_ticket_context")
 
     def __init__(self, context: Any, check: _TokenCheck, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(context)
         self._check = check
         self._loop = loop
-        self._announcing: SyncAnnouncing | None = None
+        self._ticket_context: SyncTicketContext | None = None
 
     @override
     def begin(self) -> Any:
         ticket = result_of(self._check.admit(self.context), self._loop)
         if ticket is None:
             return self.context
-        self._announcing = SyncAnnouncing(self.context, ticket)
-        return self._announcing
+        self._ticket_context = SyncTicketContext(self.context, ticket)
+        return self._ticket_context
 
     @override
     def respond(self, response: Any) -> Any:
@@ -192,8 +192,8 @@ class _SyncRpc(SyncRpc):
 
     @override
     def close(self) -> None:
-        if self._announcing is not None:
-            self._announcing.announce()
+        if self._ticket_context is not None:
+            self._ticket_context.send_ticket()
 
 
 def reason(trailing: Any) -> str | None:
@@ -202,11 +202,11 @@ def reason(trailing: Any) -> str | None:
     if details is None:
         return None
     try:
-        told = status_pb2.Status.FromString(details)
+        sent = status_pb2.Status.FromString(details)
         info = error_details_pb2.ErrorInfo()
         found = any(
             detail.Unpack(info) and info.domain == DOMAIN
-            for detail in told.details
+            for detail in sent.details
             if detail.Is(info.DESCRIPTOR)
         )
     except Exception:  # a peer's bytes

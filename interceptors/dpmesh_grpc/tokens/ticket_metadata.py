@@ -15,7 +15,7 @@ TICKET_KEY: Final = "dpmesh-ticket"
 _PATIENCE: Final = 0.05
 
 
-class Announcing:
+class TicketContext:
     """The context of an asynchronous handler whose RPC showed a token: it sends the ticket with the initial metadata.
 
     Args:
@@ -42,7 +42,7 @@ class Announcing:
             self._sent = True
             await self._context.send_initial_metadata((*initial_metadata, self._pair))
 
-    async def announce(self) -> None:
+    async def send_ticket(self) -> None:
         """Sends the ticket, unless it has been sent."""
         async with self._sending:
             if not self._sent:
@@ -51,7 +51,7 @@ class Announcing:
 
     def start(self) -> None:
         """Sends the ticket alone if the handler sends nothing for a while."""
-        self._later = asyncio.get_running_loop().create_task(self._announce_later())
+        self._later = asyncio.get_running_loop().create_task(self._send_later())
 
     async def finish(self) -> None:
         """Sends the ticket when the handler has ended, unless it has been sent."""
@@ -63,29 +63,29 @@ class Announcing:
         if not later.cancelled() and later.exception() is not None:
             log.debug("a ticket could not be sent: the RPC is over")
         if not self._context.done():
-            await self.announce()
+            await self.send_ticket()
 
-    async def _announce_later(self) -> None:
+    async def _send_later(self) -> None:
         await asyncio.sleep(_PATIENCE)
-        await self.announce()
+        await self.send_ticket()
 
     async def write(self, message: Any) -> None:
         """Sends a response, after the ticket."""
-        await self.announce()
+        await self.send_ticket()
         await self._context.write(message)
 
     async def abort(self, *status: Any, **named: Any) -> None:
         """Ends the RPC, after the ticket: the token is spent in any case. The arguments are gRPC's."""
-        await self.announce()
+        await self.send_ticket()
         await self._context.abort(*status, **named)
 
     async def abort_with_status(self, rpc_status: Any) -> None:
         """Ends the RPC with a grpc.Status, after the ticket."""
-        await self.announce()
+        await self.send_ticket()
         await self._context.abort_with_status(rpc_status)
 
 
-class SyncAnnouncing:
+class SyncTicketContext:
     """The context of a handler in the executor whose RPC showed a token.
 
     It sends the ticket when the handler sends something or is done.
@@ -108,12 +108,12 @@ class SyncAnnouncing:
         self._sent = True
         self._context.send_initial_metadata((*initial_metadata, self._pair))
 
-    def announce(self) -> None:
+    def send_ticket(self) -> None:
         """Sends the ticket, unless it has been sent."""
         if not self._sent:
             self.send_initial_metadata(())
 
     def abort(self, *status: Any, **named: Any) -> None:
         """Ends the RPC, after the ticket. The arguments are gRPC's."""
-        self.announce()
+        self.send_ticket()
         self._context.abort(*status, **named)

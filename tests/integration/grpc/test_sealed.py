@@ -18,7 +18,7 @@ from stations.rig import PREFIX, RAW, reading
 from test_words import CALLS, TEXT, everything, failed
 
 from dpmesh.errors import DpmeshError
-from dpmesh_grpc.tokens.ticket_metadata import Announcing, SyncAnnouncing
+from dpmesh_grpc.tokens.ticket_metadata import SyncTicketContext, TicketContext
 from tests.support.mutual_tls import until
 
 MASKED = "the handler failed; dpmesh keeps its exception's text from the peer"
@@ -593,9 +593,9 @@ async def test_a_context_that_announces_a_ticket_hands_on_as_many_arguments_too(
             self.given.append((given, named))
 
     context = Context()
-    await Announcing(context, "ticket").abort(1, "gone")
-    await Announcing(context, "ticket").abort(1, trailing_metadata=())
+    await TicketContext(context, "ticket").abort(1, "gone")
+    await TicketContext(context, "ticket").abort(1, trailing_metadata=())
     assert context.given == [((1, "gone"), {}), ((1,), {"trailing_metadata": ()})]
     context = SyncContext()
-    SyncAnnouncing(context, "ticket").abort(1)
+    SyncTicketContext(context, "ticket").abort(1)
     assert context.given == [((1,), {})]

@@ -20,9 +20,8 @@ from cryptography import x509
 import dpmesh
 from dpmesh.identity import RotatingIdentity
 from dpmesh.identity.ca.authority import LocalSource, Root
-from dpmesh_grpc import aio_client_interceptors
+from dpmesh_grpc import aio_client_interceptors, peer_interceptor, rotating_server_credentials
 from dpmesh_grpc.rotation.channel import rotating_channel
-from dpmesh_grpc.rotation.server_credentials import peer_interceptor, rotating_server_credentials
 from tests.support.linkage import Attacker, Session, Tap, followed, wire
 from tests.support.protos import compiled
 

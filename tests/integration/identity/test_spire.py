@@ -14,12 +14,8 @@ from dpmesh.errors import IdentityError
 from dpmesh.identity.identity import spiffe_id
 from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
 from dpmesh.identity.sources.workload import WorkloadSource
+from dpmesh_grpc import peer_interceptor, rotating_server_credentials, server_options
 from dpmesh_grpc.rotation.channel import rotating_channel
-from dpmesh_grpc.rotation.server_credentials import (
-    peer_interceptor,
-    rotating_server_credentials,
-    server_options,
-)
 from tests.support import spire as support
 from tests.support.spire import DOMAIN, Spire
 

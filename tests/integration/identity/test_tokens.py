@@ -41,8 +41,7 @@ from dpmesh_grpc.issuer.server import issuer_server
 from dpmesh_grpc.issuer.source import IssuerSource
 from dpmesh_grpc.rotation import identity_channel
 from dpmesh_grpc.rotation.channel import rotating_channel
-from dpmesh_grpc.tokens import client
-from dpmesh_grpc.tokens.issuing import issuer_keys, token_interceptor, token_interceptors, token_request
+from dpmesh_grpc.tokens import client, issuer_keys, token_interceptor, token_interceptors, token_request
 from dpmesh_grpc.tokens.server import reason as reason_of
 from tests.support import mutual_tls
 from tests.support.mutual_tls import ANSWERS, ARITIES, call, method
@@ -291,7 +290,7 @@ async def test_patience_is_with_the_rpc_and_does_not_begin_at_the_wallet(keys, m
             return tokens.pop()
 
     connection = client._Connection(Thinking())
-    first, second = (asyncio.create_task(connection.show()) for _ in range(2))
+    first, second = (asyncio.create_task(connection.credential()) for _ in range(2))
     await asyncio.sleep(1.8)
     assert first.done()
     assert not second.done()

@@ -769,7 +769,7 @@ async def test_a_forked_child_has_no_identity():
                 _ = identity.current
             with pytest.raises(IdentityError):
                 identity.status()
-            return caught.value.reason, identity._held, identity._open
+            return caught.value.reason, identity._latest, identity._open
 
         assert children.run(child) == ("EXPIRED", None, False)
         assert reason(identity) is None
@@ -825,7 +825,7 @@ def test_a_fork_inside_of_a_fetch_leaves_the_child_without():
             await identity.__aenter__()
             with contextlib.suppress(IdentityError):
                 await identity.renew("a test")
-            return reason(identity) if identity._held else "nothing held"
+            return reason(identity) if identity._latest else "nothing held"
 
         found = asyncio.SelectorEventLoop().run_until_complete(main())
         if pids == [0]:
