@@ -6,6 +6,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from dpmesh.accounting import Cost
 from dpmesh.policy.codegen import steps
 from dpmesh.policy.codegen.steps import Step
 from dpmesh.policy.compile.fragment import Fragment
@@ -33,6 +34,8 @@ class NoisedKind(FieldKind):
             # The samplers have limits of their own, which only extreme resolutions and epsilons reach.
             site.error("resolution", str(error), "use a coarser resolution")
             return
+        if plan.cost == Cost.ZERO:
+            site.error("cost", f"{self} draws noise and costs nothing", "report this as a bug of dpmesh")
         fragment.fields.append(plan)
         fragment.values += plan.repeats
         if plan.model is Model.CENTRAL:

@@ -277,6 +277,16 @@ def test_a_kind_is_there_only_while_it_is_registered():
         Policy().plan(types.Visit.DESCRIPTOR)
 
 
+def test_a_kind_that_draws_noise_and_costs_nothing_is_refused():
+    class Free(Time):
+        def plan(self, site, rules):
+            return replace(super().plan(site, rules), cost=Cost.ZERO)
+
+    types = compiled(VISIT)
+    with registered(Free()), pytest.raises(AnnotationError, match="draws noise and costs nothing"):
+        Policy().plan(types.Visit.DESCRIPTOR)
+
+
 def test_a_kind_without_a_name_in_the_schema_is_refused():
     class Colour(Time):
         name = "colour"
