@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from typing_extensions import override
@@ -43,9 +42,12 @@ class Unavailable(FieldKind):
 def _load(name: str) -> FieldKind:
     """The kind of a name in the schema."""
     module = f"{__package__}.{name}"
-    if find_spec(module) is None:
+    try:
+        kind: FieldKind = import_module(module).KIND
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
         return Unavailable(name)
-    kind: FieldKind = import_module(module).KIND
     return kind
 
 
