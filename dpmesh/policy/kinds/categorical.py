@@ -12,13 +12,13 @@ from typing_extensions import override
 from dpmesh.accounting import Cost
 from dpmesh.noise import categorical
 from dpmesh.noise.categorical import CategoricalMechanism
+from dpmesh.policy.codegen.steps import Transform
 from dpmesh.policy.descriptors import INTEGER_RANGES, F, scalar, type_name
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds.kind import Description
 from dpmesh.policy.kinds.loss import field_epsilon, split
 from dpmesh.policy.kinds.noised import NoisedKind
 from dpmesh.policy.kinds.site import FieldSite
-from dpmesh.policy.kinds.transforms import Transform
 from dpmesh.policy.plan import FieldPlan, Model
 from dpmesh.v1 import privacy_pb2 as pb
 

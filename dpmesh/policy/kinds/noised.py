@@ -7,13 +7,12 @@ from typing import Any
 from typing_extensions import override
 
 from dpmesh.policy.codegen import steps
-from dpmesh.policy.codegen.steps import Step
+from dpmesh.policy.codegen.steps import Step, Transform
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.descriptors import oneof_of
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds.kind import FieldKind
 from dpmesh.policy.kinds.site import FieldSite
-from dpmesh.policy.kinds.transforms import Transform
 from dpmesh.policy.plan import FieldPlan, Model
 
 

@@ -10,12 +10,11 @@ from google.protobuf.descriptor import FieldDescriptor
 from typing_extensions import override
 
 from dpmesh.policy.codegen.source import function
-from dpmesh.policy.codegen.steps import Step, passed
+from dpmesh.policy.codegen.steps import Step, Transform, passed
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.descriptors import INTEGER_RANGES, F, oneof_of, type_name
 from dpmesh.policy.kinds.kind import Description, FieldKind
 from dpmesh.policy.kinds.site import FieldSite
-from dpmesh.policy.kinds.transforms import Transform
 from dpmesh.policy.kinds.unit_id import Canonical, Read, canonical_form, normalization, reader
 from dpmesh.policy.kinds.words import duration
 from dpmesh.policy.plan import FieldPlan, Pseudonymise
