@@ -15,8 +15,7 @@ from dpmesh.bounded import BoundedTable
 from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.ledger import Budget
 from dpmesh.ledger.budget import consumer_key
-from dpmesh.mesh.billers import Bill, total_loss
-from dpmesh.mesh.pricing import PricedPlan, Pricing, with_unit_around
+from dpmesh.mesh.pricing import Bill, PricedPlan, Pricing, total_loss, with_unit_around
 from dpmesh.policy import Plan, Policy
 from dpmesh.policy.policy import is_foreign
 

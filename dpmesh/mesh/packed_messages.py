@@ -16,9 +16,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.errors import DpmeshError, ProtectionError
 from dpmesh.ledger import Charge
-from dpmesh.mesh.billers import Bill, Biller, merged
 from dpmesh.mesh.billing import BillingTable
-from dpmesh.mesh.pricing import PricedPlan
+from dpmesh.mesh.pricing import Bill, Biller, PricedPlan, merged
 from dpmesh.policy import AROUND, Plan, Pseudonymise
 from dpmesh.policy.codegen.steps import drop_extensions
 from dpmesh.policy.compile.anys import DEEPEST, Find, Found, find_types, is_any

@@ -10,7 +10,7 @@ from dpmesh.ledger import Budget
 from dpmesh.mesh.billing import BillingTable, descriptor_of
 from dpmesh.method_name import find_any_spelling
 from dpmesh.policy import Plan, Policy, loaded_types
-from dpmesh.policy.in_force import InForce
+from dpmesh.policy.loaded_types import InForce
 from dpmesh.policy.policy import is_foreign
 
 

@@ -13,7 +13,7 @@ from dpmesh.policy.codegen import steps
 from dpmesh.policy.compile.fragment import Fragment, into_child, over_elements, over_entries
 from dpmesh.policy.descriptors import inside_of, is_map, oneof_of, type_name
 from dpmesh.policy.diagnostics import BadRuleError, Diagnostics
-from dpmesh.policy.kinds.site import FieldSite, checked_items
+from dpmesh.policy.kinds.kind import FieldSite, checked_items
 from dpmesh.policy.kinds.words import short_path
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from dpmesh.policy.compile import anys
 from dpmesh.policy.compile.fragment import Fragment, into_all
 from dpmesh.policy.descriptors import inside_of, mark
 from dpmesh.policy.kinds.any import KIND as ANY
+from dpmesh.policy.kinds.kind import FieldSite
 from dpmesh.policy.kinds.public import KIND as PUBLIC
-from dpmesh.policy.kinds.site import FieldSite
 from dpmesh.policy.kinds.suppress import KIND as SUPPRESS
 from dpmesh.policy.rulebook import UNANNOTATED
 from dpmesh.v1 import privacy_pb2 as pb

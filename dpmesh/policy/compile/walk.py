@@ -11,12 +11,12 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescrip
 from dpmesh.accounting import Cost
 from dpmesh.errors import AnnotationError
 from dpmesh.policy.compile import nesting, oneofs, unannotated
-from dpmesh.policy.compile.epsilon_split import epsilon_share
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.compile.rule_lookup import RuleLookup
 from dpmesh.policy.compile.unannotated_types import UnannotatedTypes
 from dpmesh.policy.descriptors import RESERVED_NAMES, extensions, inside_of, oneof_of
-from dpmesh.policy.kinds.site import FieldSite
+from dpmesh.policy.kinds.kind import FieldSite
+from dpmesh.policy.kinds.loss import epsilon_share
 from dpmesh.policy.kinds.words import short_path
 
 # Fields of one plan, counted at every site where they occur: two fields of one type on each of many levels are few

@@ -15,10 +15,9 @@ from dpmesh.noise.categorical import CategoricalMechanism
 from dpmesh.policy.codegen.steps import Transform
 from dpmesh.policy.descriptors import INTEGER_RANGES, F, scalar, type_name
 from dpmesh.policy.diagnostics import BadRuleError
-from dpmesh.policy.kinds.kind import Description
+from dpmesh.policy.kinds.kind import Description, FieldSite
 from dpmesh.policy.kinds.loss import field_epsilon, split
 from dpmesh.policy.kinds.noised import NoisedKind
-from dpmesh.policy.kinds.site import FieldSite
 from dpmesh.policy.plan import FieldPlan, Model
 from dpmesh.v1 import privacy_pb2 as pb
 

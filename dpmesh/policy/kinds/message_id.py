@@ -9,8 +9,7 @@ from typing_extensions import override
 from dpmesh.policy.codegen import steps
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.descriptors import F, type_name
-from dpmesh.policy.kinds.kind import Description, FieldKind
-from dpmesh.policy.kinds.site import FieldSite
+from dpmesh.policy.kinds.kind import Description, FieldKind, FieldSite
 from dpmesh.policy.plan import FieldPlan
 
 

@@ -11,8 +11,7 @@ from dpmesh.policy.codegen.steps import Step, Transform
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.descriptors import oneof_of
 from dpmesh.policy.diagnostics import BadRuleError
-from dpmesh.policy.kinds.kind import FieldKind
-from dpmesh.policy.kinds.site import FieldSite
+from dpmesh.policy.kinds.kind import FieldKind, FieldSite
 from dpmesh.policy.plan import FieldPlan, Model
 
 

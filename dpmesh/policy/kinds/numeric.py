@@ -18,10 +18,9 @@ from dpmesh.policy.codegen.steps import Transform
 from dpmesh.policy.descriptors import FLOAT_LIMITS, INTEGER_RANGES, scalar, type_name
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds.grid import Grid, check_outputs, grid_of, steps_of
-from dpmesh.policy.kinds.kind import Description
+from dpmesh.policy.kinds.kind import Description, FieldSite
 from dpmesh.policy.kinds.loss import field_epsilon, split
 from dpmesh.policy.kinds.noised import NoisedKind
-from dpmesh.policy.kinds.site import FieldSite
 from dpmesh.policy.kinds.words import number
 from dpmesh.policy.plan import FieldPlan, Model
 from dpmesh.v1 import privacy_pb2 as pb
