@@ -26,7 +26,6 @@ class MethodFlows:
 
     Attributes:
         mesh: Which mesh releases.
-        name: "/package.Service/Method".
         request: What clients send.
         response: What servers send.
         requires_attestation: Servers refuse requests whose sender does not say that it protects them.
@@ -68,8 +67,6 @@ class FlowTable:
         consumer: Who receives requests, for quotas.
 
     Attributes:
-        mesh: Which mesh releases.
-        consumer: Who receives requests, for quotas.
         untyped: Decides about objects without a protobuf type.
 
     Raises:

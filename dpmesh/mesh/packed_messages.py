@@ -162,14 +162,7 @@ class _Unopened(NamedTuple):
 
 
 class _OpenedMessage:
-    """A copy of a message, and all that is packed in it.
-
-    Args:
-        billing: Prices the packed types.
-        priced: The priced plan of the message's type.
-        message: What is to be released.
-        method: The RPC.
-        direction: "request" or "response".
+    """A copy of a message, and all that is packed in it; arguments as for `open_anys`.
 
     Attributes:
         copy: The copy.

@@ -27,7 +27,6 @@ class PolicySnapshot:
         budgets: What pays, in the ledger's order, quotas included.
 
     Attributes:
-        policy: The rules.
         billing: The plans of message classes, with their prices.
         digest: Names the policy on the wire (metadata key dpmesh-policy).
 
