@@ -73,15 +73,6 @@ def _refuse_idle(message: Descriptor, lookup: RuleLookup) -> None:
 
 
 def _plan(message: Descriptor, fragment: Fragment, version: str, walk: Walk, source: Source) -> Plan:
-    """Makes the plan of a message type.
-
-    Args:
-        message: The type.
-        fragment: What compiling it gave.
-        version: The digest of all rules that decided it.
-        walk: The walk that compiled it, which collected labels and names.
-        source: The code that is generated meanwhile.
-    """
     new = GetMessageClass(message)
     scopes = [Scope(scope.path, scope.cost) for scope in fragment.units]
     ownerless = fragment.local + fragment.central
@@ -119,13 +110,7 @@ def _plan(message: Descriptor, fragment: Fragment, version: str, walk: Walk, sou
 
 
 def _open_plan(message: Descriptor, types: UnannotatedTypes, lookup: RuleLookup) -> Plan:
-    """The plan of a type of which nothing is protected but what its Anys pack.
-
-    Args:
-        message: The type.
-        types: What finds the Anys in it.
-        lookup: The rules that were looked up, and where to warn.
-    """
+    """The plan of a type of which nothing is protected but what its Anys pack."""
     holders = types.any_fields(message, "")
     if is_any(message):
         holders = iter([("value", message.fields_by_name["value"])])

@@ -171,15 +171,7 @@ class Walk:
         members = [(entry, Fragment()) for entry in oneof.fields]
         for entry, member in members:
             self._field(entry, member, site)
-        oneofs.add(
-            fragment,
-            oneof,
-            members,
-            path=site.path,
-            instances=site.instances,
-            share=site.share,
-            lookup=self.lookup,
-        )
+        oneofs.add(fragment, oneof, members, site, self.lookup)
 
     def _field(self, entry: FieldDescriptor, fragment: Fragment, site: MessageSite) -> None:
         self._sites += 1
