@@ -98,18 +98,18 @@ def self_test(plan: Plan) -> None:
     for field in plan.fields:
         number, category = field.kind.as_number(field), field.kind.as_category(field)
         if number is not None:
-            codes, low, high = number.mechanism.codes, number.mechanism.low, number.mechanism.high
+            draws, low, high = number.mechanism.draws, number.mechanism.low, number.mechanism.high
             last = number.grid.size
             drawn = _cost(number.mechanism.epsilon, number.mechanism.rho, field.repeats)
         elif category is not None:
-            codes, low = category.mechanism.codes, 0
+            draws, low = category.mechanism.draws, 0
             high = last = category.mechanism.k - 1
             drawn = _cost(category.mechanism.epsilon, None, field.repeats)
         else:
             continue
         if not _is_covered(drawn, field.cost) or not _is_covered(field.cost, plan.cost):
             raise _failed(field.name, "draws more than it pays for")
-        draw = draw_function(codes)
+        draw = draw_function(draws)
         if not all(low <= draw(index) <= high for index in (0, last // 2, last)):
             raise _failed(field.name, "draws a value outside of its mechanism's range")
 

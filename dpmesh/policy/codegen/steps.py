@@ -31,30 +31,32 @@ class Transform:
     """What a field's plan does to each of its values.
 
     Attributes:
-        codes: The randomness that one value takes; None where nothing is drawn.
+        draws: The randomness that one value takes; None where nothing is drawn.
         text: Python statements from a `value`, a `code` (where something is drawn) and the `alias` function to what
             leaves, `out`.
-        known: What they refer to, by names that end in "@".
+        global_names: What they refer to, by names that end in "@".
         reads: The statements use the value; otherwise the field is not even read.
     """
 
-    codes: Draws | None
+    draws: Draws | None
     text: str
-    known: Mapping[str, Any]
+    global_names: Mapping[str, Any]
     reads: bool = True
 
     def marked(self, mark: str) -> tuple[str, dict[str, Any]]:
         """The text, and what it refers to, with names that end in `mark`."""
         return self.text.replace(_MARK, mark), {
-            name.replace(_MARK, mark): held for name, held in self.known.items()
+            name.replace(_MARK, mark): value for name, value in self.global_names.items()
         }
 
     def function(self) -> Callable[[Any], Any]:
         """The same as a function of the value alone."""
-        assert self.codes is not None
-        text, known = self.marked("")
-        stock = self.codes.pool()
-        made: Callable[[Any], Any] = drawing_function(stock, "transform", "value", "code", text, "out", known)
+        assert self.draws is not None
+        text, global_names = self.marked("")
+        pool = self.draws.pool()
+        made: Callable[[Any], Any] = drawing_function(
+            pool, "transform", "value", "code", text, "out", global_names
+        )
         return made
 
 
@@ -120,9 +122,9 @@ def _compiled(
     each function and object that is touched costs more than the arithmetic on a field.
     """
     drawn = {
-        number: step[1].codes
+        number: step[1].draws
         for number, step in enumerate(steps)
-        if isinstance(step, tuple) and step[1].codes is not None
+        if isinstance(step, tuple) and step[1].draws is not None
     }
     lines = [first]
     for number, step in enumerate(steps):

@@ -60,7 +60,7 @@ def add(
         names, path = [name for name, _ in runs], site.path + oneof.name
         plan = ONEOF.plan_choice(path, oneof.full_name, resolved.origin, names, epsilon, site.instances)
         blank = GetMessageClass(oneof.containing_type)()
-        fragment.steps.append(steps.choice(oneof.name, runs, plan.payload.mechanism.codes, blank))
+        fragment.steps.append(steps.choice(oneof.name, runs, plan.payload.mechanism.draws, blank))
         fragment.local += plan.cost
         fragment.fields.append(plan)
 

@@ -75,14 +75,14 @@ class Categorical(NoisedKind):
 
     @override
     def transform(self, plan: FieldPlan) -> Transform:
-        domain, codes = plan.payload.domain, plan.payload.mechanism.codes
+        domain, draws = plan.payload.domain, plan.payload.mechanism.draws
         index = "index_of@(value, 0)"
         if isinstance(domain[0], str):
             # Looking a text up takes time in proportion to its length, which the domain bounds.
             index += f" if len(value) <= {max(map(len, domain))} else 0"
-        text = f"x = {index}\n{codes.decode}\nout = values@[y]"
+        text = f"x = {index}\n{draws.decode}\nout = values@[y]"
         indexes = {value: index for index, value in enumerate(domain)}
-        return Transform(codes, text, {"index_of@": indexes.get, "values@": domain})
+        return Transform(draws, text, {"index_of@": indexes.get, "values@": domain})
 
     @override
     def describe(self, plan: FieldPlan) -> Description:

@@ -107,7 +107,7 @@ class Numeric(NoisedKind):
 
     @override
     def transform(self, plan: FieldPlan) -> Transform:
-        grid, codes = plan.payload.grid, plan.payload.mechanism.codes
+        grid, draws = plan.payload.grid, plan.payload.mechanism.draws
         lower, upper, step = (_literal(grid, value) for value in (grid.lower, grid.upper, grid.step))
         nearest = f"(value - {lower} + {int(grid.step) // 2}) // {step}"
         if not grid.integral:
@@ -125,10 +125,10 @@ elif value >= {upper}:
     x = {grid.size}
 else:
     x = {"refuse@()" if plan.payload.refuses_nan else grid.size // 2}
-{codes.decode}
+{draws.decode}
 out = {lower} + y * {step}
 {f"if out > {upper}: out = {upper}" if clamp else ""}"""
-        return Transform(codes, text, {"refuse@": _refusal(plan.name)} if plan.payload.refuses_nan else {})
+        return Transform(draws, text, {"refuse@": _refusal(plan.name)} if plan.payload.refuses_nan else {})
 
     @override
     def describe(self, plan: FieldPlan) -> Description:
