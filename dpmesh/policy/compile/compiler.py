@@ -78,7 +78,7 @@ def _plan(message: Descriptor, fragment: Fragment, version: str, walk: Walk, sou
     ownerless = fragment.local + fragment.central
     if ownerless != Cost.ZERO:
         scopes.append(Scope("", ownerless))
-    noised = [entry for entry in fragment.fields if entry.mechanism_name]
+    noised = [field for field in fragment.fields if field.mechanism_name]
     # A message that can hold Anys is opened in a copy first, and its plan reads that copy.
     fields = None if fragment.anys else steps.flat_fields([*fragment.steps, *fragment.blank_steps])
     readers, unit = [scope.read for scope in fragment.units], fragment.unit
@@ -97,10 +97,10 @@ def _plan(message: Descriptor, fragment: Fragment, version: str, walk: Walk, sou
         unit=unit if len(scopes) == 1 else None,
         build=_unopened(message) if fragment.anys else build,
         build_blank=_unopened(message) if fragment.anys else build_blank,
-        mechanisms=tuple(sorted({entry.mechanism_name for entry in noised})),
-        protected=sum(entry.kind.protects for entry in fragment.fields),
+        mechanisms=tuple(sorted({field.mechanism_name for field in noised})),
+        protected=sum(field.kind.protects for field in fragment.fields),
         cost=sum((scope.cost for scope in scopes), Cost.ZERO),
-        delta=sum(entry.delta * entry.instances for entry in noised),
+        delta=sum(field.delta * field.instances for field in noised),
         labels=tuple(sorted(walk.labels)),
         messages=tuple(sorted(walk.messages)),
         ownerless=(fragment.local, fragment.central),
@@ -123,7 +123,7 @@ def _open_plan(message: Descriptor, types: UnannotatedTypes, lookup: RuleLookup)
         target.DiscardUnknownFields()
         return target
 
-    fields = [ANY.plan_any(path, entry, types.rule_of(entry), lookup.diagnostics) for path, entry in holders]
+    fields = [ANY.plan_any(path, field, types.rule_of(field), lookup.diagnostics) for path, field in holders]
     return Plan(
         descriptor=message,
         version=lookup.version(),

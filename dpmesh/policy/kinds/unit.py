@@ -49,26 +49,26 @@ class Unit(FieldKind):
 
     @override
     def add(self, fragment: Fragment, site: FieldSite, rules: pb.Unit) -> None:
-        entry = site.field
-        fits = entry.type in INTEGER_RANGES or entry.type in (F.TYPE_STRING, F.TYPE_BYTES)
-        if entry.is_repeated or not fits:
-            text = f"unit does not fit {type_name(entry)}"
+        field = site.field
+        fits = field.type in INTEGER_RANGES or field.type in (F.TYPE_STRING, F.TYPE_BYTES)
+        if field.is_repeated or not fits:
+            text = f"unit does not fit {type_name(field)}"
             site.error("kind-type", text, "string, bytes or integer")
             return
-        if oneof_of(entry) is not None:
+        if oneof_of(field) is not None:
             site.error("kind-type", "a unit can't be one of a oneof", "move it out")
             return
         super().add(fragment, site, rules)
-        canonical = canonical_form(entry, _normalize(site, rules))
-        if not entry.has_presence:
-            fragment.plain_unit = (entry.name, canonical)
-        fragment.unit = read = reader(entry, canonical)
+        canonical = canonical_form(field, _normalize(site, rules))
+        if not field.has_presence:
+            fragment.plain_unit = (field.name, canonical)
+        fragment.unit = read = reader(field, canonical)
         if rules.form == pb.Unit.SUPPRESSED:
             _suppress(fragment, site, read, canonical)
             return
         fragment.add_step(_step(site, rules, read, canonical))
         fragment.shows_presence.append(
-            f"{entry.full_name} leaves" + (" as it is" if rules.form else " as a pseudonym")
+            f"{field.full_name} leaves" + (" as it is" if rules.form else " as a pseudonym")
         )
 
     @override
@@ -103,16 +103,16 @@ def _suppress(fragment: Fragment, site: FieldSite, read: Read, canonical: Canoni
 
 
 def _step(site: FieldSite, rules: pb.Unit, read: Read, canonical: Canonical) -> Step:
-    entry = site.field
+    field = site.field
     if rules.form == pb.Unit.RAW:
         site.warn("unit-raw", "the unit's id leaves as it is", "form: PSEUDONYM hides it")
-        return passed(entry)
+        return passed(field)
     epoch = _epoch(rules)
     if not 1 <= epoch <= LONGEST_EPOCH:
         site.error("epoch", "epoch must be from 1 s to 10,000 years")
-    if INTEGER_RANGES.get(entry.type, (0, 2**63))[1] < 2**33:
+    if INTEGER_RANGES.get(field.type, (0, 2**63))[1] < 2**33:
         site.warn("unit-collision", "32-bit pseudonyms of different units collide", "use a string or int64")
-    return _pseudonym(entry, read, canonical, epoch)
+    return _pseudonym(field, read, canonical, epoch)
 
 
 def _normalize(site: FieldSite, rules: pb.Unit) -> Callable[[str], str] | None:
