@@ -52,17 +52,8 @@ class Finding:
         }
 
 
-def of_sources(sources: Sources, policy: Policy, overlays: Mapping[str, SourceLocation]) -> list[Finding]:
-    """All findings about the message types of the files that were asked for, and those that the policy names.
-
-    Args:
-        sources: The descriptors.
-        policy: The rules.
-        overlays: Where the policy's entries are written, by the names that they overlay.
-
-    Returns:
-        Findings in order of file and line, each once.
-    """
+def _of_sources(sources: Sources, policy: Policy, overlays: Mapping[str, SourceLocation]) -> list[Finding]:
+    """All findings in order of file and line, each once; arguments as for `check`."""
 
     def location(element: str) -> SourceLocation:
         return overlays.get(element) or sources.source_locations.get(element) or SourceLocation(element)
@@ -75,8 +66,8 @@ def of_sources(sources: Sources, policy: Policy, overlays: Mapping[str, SourceLo
     return sorted(findings, key=lambda entry: (entry.location, entry.rule))
 
 
-def protected_types(sources: Sources, policy: Policy) -> int:
-    """How many of the message types that `of_sources` examines can be released and protect something.
+def _protected_types(sources: Sources, policy: Policy) -> int:
+    """How many of the message types that `check` examines can be released and protect something.
 
     What their Anys pack does not count: only a release can tell what it is.
     """
@@ -124,15 +115,7 @@ def _diagnostics(sources: Sources, policy: Policy) -> Iterator[Diagnostic]:
 def _anys(
     requested: Container[str], policy: Policy, method: MethodDescriptor, direction: str, message: Descriptor
 ) -> Iterator[Diagnostic]:
-    """The Anys that an RPC reaches: findings on their fields, or on the method if another file has the field.
-
-    Args:
-        requested: The names of the message types in the files that were asked for.
-        policy: The rules.
-        method: The RPC's method.
-        direction: "request" or "response".
-        message: The type that the RPC carries in this direction.
-    """
+    """The Anys that an RPC reaches: findings on their fields, or on the method if another file has the field."""
     for entry in policy.diagnostics(message):
         if entry.rule != "any" or entry.severity is not Severity.WARNING:
             continue
@@ -285,7 +268,7 @@ def check(sources: Sources, policy: Policy, overlays: Mapping[str, SourceLocatio
         overlays: Where the policy's entries are written, by the names that they overlay.
     """
     return CheckReport(
-        of_sources(sources, policy, overlays),
+        _of_sources(sources, policy, overlays),
         sum(1 for _ in sources.messages()),
-        protected_types(sources, policy),
+        _protected_types(sources, policy),
     )
