@@ -55,7 +55,6 @@ class _Methods(NamedTuple):
 
     @classmethod
     def under(cls, snapshot: PolicySnapshot) -> _Methods:
-        """No methods yet."""
         return cls(snapshot, BoundedTable(METHODS_KEPT), BoundedTable(METHODS_KEPT))
 
 
@@ -111,11 +110,7 @@ class FlowTable:
 
 
 def _check_consumer(consumer: Any) -> None:
-    """Refuses a consumer that quotas can't count.
-
-    Raises:
-        ConfigError: It is no text, or none that UTF-8 can write.
-    """
+    """Refuses a consumer that quotas can't count."""
     if not isinstance(consumer, str):
         raise ConfigError(f"consumer: a {type(consumer).__name__} is no name; allowed: text")
     try:

@@ -231,11 +231,7 @@ class Pricing:
     def _budget_amounts(
         self, plan: Plan, cost: Cost, owner: str, paying: Sequence[int], method: str, direction: str
     ) -> tuple[tuple[int, int], ...]:
-        """What one scope charges to every budget that fits and has the scope's key.
-
-        Raises:
-            AnnotationError: There is no such budget.
-        """
+        """What one scope charges to every budget that fits and has the scope's key; there has to be one."""
         if cost == Cost.ZERO:
             return ()
         budgets = self._budgets
@@ -313,7 +309,6 @@ def _amount(plan: Plan, budget: Budget, cost: Cost) -> int:
 
 
 def _how_to_afford(budget: Budget, cost: Cost) -> str:
-    """What helps if a message costs more than its whole budget."""
     if (
         budget.accounting is Accounting.ZCDP
         and cost.epsilon is not None

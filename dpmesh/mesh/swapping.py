@@ -52,14 +52,7 @@ def prepare(
 
 
 def _prices(snapshot: PolicySnapshot, before: PolicySnapshot) -> Iterator[Plan]:
-    """Prices all messages that were released or may be: whatever could leave before the swap can leave after it.
-
-    Returns:
-        Their plans.
-
-    Raises:
-        AnnotationError: A message could leave, and could not any more.
-    """
+    """The plans of all messages that were released or may be: what could leave before the swap can leave after it."""
     for sent in {*before.billing.priced_so_far(), *_declared()}:
         try:
             priced = snapshot.billing.price(*sent)

@@ -199,7 +199,6 @@ def _worst_variances(
 
 
 def _around(variances: list[float]) -> tuple[float, float]:
-    """Bounds of the largest of variances that were estimated."""
     worst = max(variances)
     return worst * (1 - _TOLERANCE), worst * (1 + _TOLERANCE) + _ROUNDING
 
@@ -243,7 +242,6 @@ def _laplace(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> 
 
 
 def _laplace_variance(size: int, scale: Fraction, in_range: bool) -> Callable[[int], float]:
-    """The variance of an index's estimate."""
     rate, full = 1 / float(scale), discrete_laplace.variance(scale)
 
     def variance(x: int) -> float:

@@ -66,7 +66,6 @@ def methods() -> Iterator[MethodDescriptor]:
 
 
 def _imported() -> Iterator[FileDescriptor]:
-    """The files of imported modules."""
     for module in list(sys.modules.values()):
         # Not getattr: modules that load lazily may do and raise anything then.
         file = getattr(module, "__dict__", {}).get("DESCRIPTOR")

@@ -128,7 +128,7 @@ def _anys(
 def _unresolved(section: str, name: str, sources: Sources) -> Diagnostic:
     """The finding about an overlay that names no element of its section; its fix suggests the nearest name."""
     text = "no proto has this, so its overlay protects nothing"
-    other = next((known for known in SECTIONS if takes_rules(known, name, sources.pool)), None)
+    other = next((each for each in SECTIONS if takes_rules(each, name, sources.pool)), None)
     fix = "write its full name, as in package.Message.field"
     if other is not None:
         text, fix = f"is not one of the {section}, so its overlay protects nothing", f"move it to `{other}`"
@@ -141,8 +141,8 @@ def _unresolved(section: str, name: str, sources: Sources) -> Diagnostic:
             else "extensions of a protected message never leave"
         )
     else:
-        known = [entry for entry in sources.source_locations if takes_rules(section, entry, sources.pool)]
-        close = difflib.get_close_matches(name, known, n=1)
+        names = [each for each in sources.source_locations if takes_rules(section, each, sources.pool)]
+        close = difflib.get_close_matches(name, names, n=1)
         if close:
             fix = f"did you mean {close[0]}?"
     return Diagnostic(Severity.ERROR, "stray", name, text, fix)
@@ -162,7 +162,6 @@ def _map_of(name: str, sources: Sources) -> str:
 
 
 def _without(policy: Policy, overlays: Sequence[str]) -> Policy:
-    """The policy without some of its overlays."""
     kept = policy_pb2.Policy()
     kept.CopyFrom(policy.rules.overlay)
     for section in (kept.fields, kept.messages, kept.methods, kept.oneofs):

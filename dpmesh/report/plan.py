@@ -121,7 +121,6 @@ class MessageReport:
 
 
 def _first(payments: Iterable[Payment]) -> Payment | None:
-    """The payment that runs out first."""
     spent = [entry for entry in payments if entry.seconds is not None]
     return min(spent, key=lambda entry: entry.seconds or 0.0, default=None)
 

@@ -73,7 +73,9 @@ class Source:
             global_names: Its global names.
         """
         self._lines += [
-            f"# {names}: {meaning}\n" for names, meaning in _meanings(global_names, self.filename)
+            f"# {name}: {_meaning(value, self.filename)}\n"
+            for name, value in global_names.items()
+            if name not in ("pop", "refill")
         ]
         line = len(self._lines) + 1
         self._lines += [*text.splitlines(keepends=True), "\n", "\n"]
@@ -140,15 +142,6 @@ def draw_function(draws: Draws, pool: Pool | None = None) -> Draw:
 def _compiled(text: str) -> CodeType:
     (code,) = (part for part in compile(text, "<dpmesh>", "exec").co_consts if isinstance(part, CodeType))
     return code
-
-
-def _meanings(global_names: dict[str, Any], filename: str) -> list[tuple[str, str]]:
-    """The names that a function refers to, and what they stand for."""
-    return [
-        (name, _meaning(value, filename))
-        for name, value in global_names.items()
-        if name not in ("pop", "refill")
-    ]
 
 
 def _meaning(value: Any, filename: str) -> str:

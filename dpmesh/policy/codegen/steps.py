@@ -50,7 +50,7 @@ class Transform:
         }
 
     def function(self) -> Callable[[Any], Any]:
-        """The same as a function of the value alone."""
+        """What it does, as a function of the value alone."""
         assert self.draws is not None
         text, global_names = self.marked("")
         pool = self.draws.pool()
@@ -148,12 +148,10 @@ def _compiled(
 
 
 def _reading(name: str) -> str:
-    """The expression that reads a field of the source."""
     return f"source.{name}" if _is_identifier(name) else f"getattr(source, {name!r})"
 
 
 def _writing(name: str) -> str:
-    """The statement that writes a field of the target."""
     return f"target.{name} = out" if _is_identifier(name) else f"setattr(target, {name!r}, out)"
 
 

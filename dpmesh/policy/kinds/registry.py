@@ -40,7 +40,6 @@ class Unavailable(FieldKind):
 
 
 def _load(name: str) -> FieldKind:
-    """The kind of a name in the schema."""
     module = f"{__package__}.{name}"
     if find_spec(module) is None:
         return Unavailable(name)
