@@ -67,10 +67,10 @@ def _draws() -> Iterator[Row]:
         (NumericKind.HYBRID, 500),
     )
     made: list[tuple[str, Callable[[int], int], int]] = [
-        (kind.value, draw_function(numeric.make(kind, SIZE, SIZE, epsilon).codes), bar) for kind, bar in local
+        (kind.value, draw_function(numeric.make(kind, SIZE, SIZE, epsilon).draws), bar) for kind, bar in local
     ]
     made.append(
-        ("k-ary randomized response, k = 16", draw_function(categorical.make(16, epsilon).codes), 250)
+        ("k-ary randomized response, k = 16", draw_function(categorical.make(16, epsilon).draws), 250)
     )
     for name, draw, bar in made:
         (nanoseconds,) = _turns((lambda draw=draw: [draw(5) for _ in range(DRAWS)], DRAWS))  # type: ignore[misc]

@@ -59,7 +59,7 @@ def rho_to_epsilon(rho: float, delta: float) -> float:
     Raises:
         ValueError: rho is NaN, infinite or negative, or delta is outside (0, 1).
     """
-    _finite(rho, "rho")
+    exact(rho, "rho")
     _delta(delta)
     if rho == 0:
         return 0.0
@@ -135,10 +135,6 @@ def cap(accounting: Accounting, epsilon: float, delta: float) -> int:
     if amount < 1:
         raise ValueError(f"epsilon is too small to account for: {epsilon} admits less than 1e-9")
     return amount
-
-
-def _finite(value: float, name: str) -> None:
-    exact(value, name)
 
 
 def _positive(value: float, name: str) -> None:

@@ -32,11 +32,7 @@ def confidence_of_places(held: Held | None, confidence: float) -> float:
 
 
 def _held_share(path: str, held: Held, confidence: float) -> tuple[float, float, float]:
-    """The share of places that hold a value, and its interval, within 0 and 1.
-
-    Raises:
-        EstimateError: It is no share, or an estimate with less confidence than `confidence_of_places`.
-    """
+    """The share of places that hold a value, and its interval, within 0 and 1."""
     if not isinstance(held, Estimate):
         if isinstance(held, bool) or not isinstance(held, (int, float)) or not 0 < held <= 1:
             raise EstimateError(
@@ -64,7 +60,7 @@ def mean_of_held(path: str, places: Estimate, default: float, held: Held, confid
         confidence: Of the interval. An end is infinite where the share may be 0.
 
     Raises:
-        EstimateError: See `_held_share`.
+        EstimateError: `held` is no share, or an estimate with less confidence than `confidence_of_places`.
     """
     value, least, most = _held_share(path, held, confidence)
     below, above = places.low - default, places.high - default
@@ -81,7 +77,7 @@ def sum_of_held(path: str, places: Estimate, default: float, held: Held, confide
     """The sum of the values that are held; arguments as for `mean_of_held`.
 
     Raises:
-        EstimateError: See `_held_share`.
+        EstimateError: As for `mean_of_held`.
     """
     value, *ends = _held_share(path, held, confidence)
     filled = sorted(default * end for end in ends)

@@ -1,11 +1,15 @@
-"""The law of an aggregate's noise, read off its mechanism."""
+"""The law of an aggregate's noise, read off its mechanism.
+
+All laws are symmetric, and all lengths are in grid steps. Of the noise Z, `scale` is the standard deviation,
+`margin` the least w with P(|Z| <= w) >= confidence, `beyond` P(|Z| > t) of the continuous law for each t >= 0, and
+`quantiles` are the law's (i + 1/2)/count quantiles, so that their mean stands for an expectation.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,27 +21,6 @@ Array = NDArray[np.float64]
 _NORMAL = NormalDist()
 # Abramowitz and Stegun 7.1.26: the complementary error function within 1.5e-7, without scipy.
 _ERFC = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
-
-
-class Law(Protocol):
-    """A symmetric noise law; all lengths are in grid steps."""
-
-    @property
-    def scale(self) -> float:
-        """Its standard deviation."""
-        ...
-
-    def margin(self, confidence: float) -> int:
-        """The least w with P(|Z| <= w) >= confidence."""
-        ...
-
-    def beyond(self, distance: Array) -> Array:
-        """P(|Z| > t) of the continuous law, for each t >= 0."""
-        ...
-
-    def quantiles(self, count: int) -> Array:
-        """The law's (i + 1/2)/count quantiles, so that their mean stands for an expectation."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +84,9 @@ class Gaussian:
     def quantiles(self, count: int) -> Array:
         """From the standard library's inverse normal."""
         return np.array([self.sigma * _NORMAL.inv_cdf((i + 0.5) / count) for i in range(count)])
+
+
+Law = Laplace | Gaussian
 
 
 def law_of(mechanism: NumericMechanism) -> Law | None:

@@ -15,8 +15,7 @@ from dpmesh.bounded import BoundedTable
 from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.ledger import Budget
 from dpmesh.ledger.budget import consumer_key
-from dpmesh.mesh.billers import Bill, total_loss
-from dpmesh.mesh.pricing import PricedPlan, Pricing, with_unit_around
+from dpmesh.mesh.pricing import Bill, PricedPlan, Pricing, total_loss, with_unit_around
 from dpmesh.policy import Plan, Policy
 from dpmesh.policy.policy import is_foreign
 
@@ -24,11 +23,8 @@ from dpmesh.policy.policy import is_foreign
 _KEPT = 16_384
 
 
-class _Refusal(NamedTuple):
-    """What an AnnotationError is made of.
-
-    The exception itself is not kept: once raised, it holds the frames that it went through, and all that is in them.
-    """
+class _BadAnnotation(NamedTuple):
+    """What an AnnotationError is made of. Once raised, the exception itself holds the frames that it went through."""
 
     rule: str
     element: str
@@ -44,7 +40,7 @@ class _Provisional(NamedTuple):
         holds: Whether it still is the right one. Raises AnnotationError.
     """
 
-    answer: PricedPlan | _Refusal | None
+    answer: PricedPlan | _BadAnnotation | None
     holds: Callable[[], bool]
 
 
@@ -65,7 +61,7 @@ class BillingTable:
         self._pricing = Pricing(policy, budgets)
         self._by_rpc = self._pricing.by_rpc
         self._settled: BoundedTable[Any, PricedPlan | None] = BoundedTable(_KEPT)
-        self._unsettled: BoundedTable[Any, _Refusal | _Provisional] = BoundedTable(_KEPT)
+        self._unsettled: BoundedTable[Any, _BadAnnotation | _Provisional] = BoundedTable(_KEPT)
 
     def price(self, message_type: type, method: str = "", direction: str = "request") -> PricedPlan | None:
         """The priced plan of a message class on an RPC, or None when it can't have anything to protect.
@@ -85,7 +81,7 @@ class BillingTable:
         except KeyError:
             pass
         answer = self._decide(key, descriptor_of(message_type), method, direction)
-        if isinstance(answer, _Refusal):
+        if isinstance(answer, _BadAnnotation):
             raise AnnotationError(*answer)
         return answer
 
@@ -115,7 +111,7 @@ class BillingTable:
         except KeyError:
             pass
         answer = self._decide(key, packed, method, direction, around, has_unit)
-        if isinstance(answer, _Refusal):
+        if isinstance(answer, _BadAnnotation):
             raise AnnotationError(*answer)
         return answer
 
@@ -154,14 +150,14 @@ class BillingTable:
         direction: str,
         around: Sequence[Plan] = (),
         has_unit: bool = False,
-    ) -> PricedPlan | _Refusal | None:
+    ) -> PricedPlan | _BadAnnotation | None:
         """The answer about a type that is not settled: the one that was kept, as long as it holds, or a new one."""
         kept = self._unsettled.get(key)
-        if isinstance(kept, _Refusal):
+        if isinstance(kept, _BadAnnotation):
             return kept
         if kept is not None and kept.holds():
             return kept.answer
-        answer: PricedPlan | _Refusal | None = None
+        answer: PricedPlan | _BadAnnotation | None = None
         plan = None
         try:
             plan = self._policy.plan(message)
@@ -170,16 +166,16 @@ class BillingTable:
                     with_unit_around(plan) if has_unit else plan, method, direction, around
                 )
         except AnnotationError as error:
-            answer = _Refusal(error.rule, error.element, error.text, error.fix)
+            answer = _BadAnnotation(error.rule, error.element, error.text, error.fix)
         self._keep(key, answer, self._conditions(message, plan, method))
         return answer
 
     def _keep(
-        self, key: Any, answer: PricedPlan | _Refusal | None, conditions: Sequence[Callable[[], bool]]
+        self, key: Any, answer: PricedPlan | _BadAnnotation | None, conditions: Sequence[Callable[[], bool]]
     ) -> None:
         if conditions:
             self._unsettled[key] = _Provisional(answer, lambda: all(holds() for holds in conditions))
-        elif isinstance(answer, _Refusal):
+        elif isinstance(answer, _BadAnnotation):
             self._unsettled[key] = answer
         else:
             self._settled[key] = answer

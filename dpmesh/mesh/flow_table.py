@@ -27,7 +27,6 @@ class MethodFlows:
     Attributes:
         mesh: Which mesh releases.
         snapshot: The policy under which they decide.
-        name: "/package.Service/Method".
         request: What clients send.
         response: What servers send.
         requires_attestation: Servers refuse requests whose sender does not say that it protects them.
@@ -56,8 +55,6 @@ class FlowTable:
         consumer: Who receives requests, for quotas.
 
     Attributes:
-        mesh: Which mesh releases.
-        consumer: Who receives requests, for quotas.
         untyped: Decides about objects without a protobuf type.
 
     Raises:
@@ -114,11 +111,7 @@ class FlowTable:
 
 
 def _check_consumer(consumer: Any) -> None:
-    """Refuses a consumer that quotas can't count.
-
-    Raises:
-        ConfigError: It is no text, or none that UTF-8 can write.
-    """
+    """Refuses a consumer that quotas can't count."""
     if not isinstance(consumer, str):
         raise ConfigError(f"consumer: a {type(consumer).__name__} is no name; allowed: text")
     try:

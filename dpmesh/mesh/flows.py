@@ -53,8 +53,6 @@ class Flow:
         consumer: Who receives the messages, for quotas.
 
     Attributes:
-        method: "/package.Service/Method".
-        snapshot: The policy under which it decides.
         protected: Whether the declared type has anything to protect. None where each message decides: there is no
             declared type, or it can hold google.protobuf.Any or extensions. Each message is judged by its own type in
             any case.

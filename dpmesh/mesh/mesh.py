@@ -180,26 +180,6 @@ class Mesh:
         """Names the policy on the wire (metadata key dpmesh-policy)."""
         return self.snapshot.digest
 
-    def protects(self, message_type: type) -> bool:
-        """Whether messages of a class may have anything to protect, as PolicySnapshot.protects says now."""
-        return self.snapshot.protects(message_type)
-
-    def has_rules(self) -> bool:
-        """Whether any rule is in force: an overlay, or an annotation of a type that is loaded."""
-        return self.snapshot.has_rules()
-
-    def protection(self, message_type: type) -> bool | None:
-        """Whether messages of a class have anything to protect, as PolicySnapshot.protection says now."""
-        return self.snapshot.protection(message_type)
-
-    def requires(self, method: str) -> bool:
-        """Whether a method's requests are refused unless a dpmesh sender protected them.
-
-        Args:
-            method: "/package.Service/Method".
-        """
-        return self.snapshot.requires(method)
-
     # -- releases -----------------------------------------------------------------------------------------------------
 
     async def release(

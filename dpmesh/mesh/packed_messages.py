@@ -16,9 +16,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.errors import DpmeshError, ProtectionError
 from dpmesh.ledger import Charge
-from dpmesh.mesh.billers import Bill, Biller, merged
 from dpmesh.mesh.billing import BillingTable
-from dpmesh.mesh.pricing import PricedPlan
+from dpmesh.mesh.pricing import Bill, Biller, PricedPlan, merged
 from dpmesh.policy import AROUND, Plan, Pseudonymise
 from dpmesh.policy.codegen.steps import drop_extensions
 from dpmesh.policy.compile.anys import DEEPEST, Find, Found, find_types, is_any
@@ -86,11 +85,7 @@ class _Packed:
     message: Any = None
 
     def parse(self) -> Any:
-        """The packed message.
-
-        Raises:
-            ProtectionError: The Any's bytes are no message of the type.
-        """
+        """The packed message; it is refused if the Any's bytes are no message of the type."""
         if self.message is None:
             message, valid = GetMessageClass(self.type)(), True
             try:
@@ -123,11 +118,7 @@ class _Packed:
     def protect(self, pseudonymise: Pseudonymise, *, blank: bool) -> None:
         """Replaces the message in its Any by what may leave; all that is packed in it was replaced before.
 
-        The Any becomes empty if the message would lack a required field.
-
-        Args:
-            pseudonymise: Makes the units' pseudonyms.
-            blank: Every value that needs noise is left out.
+        The Any becomes empty if the message would lack a required field. `blank` leaves out what needs noise.
         """
         if self.priced is None:
             message = self.message
@@ -163,14 +154,7 @@ class _Unopened(NamedTuple):
 
 
 class _OpenedMessage:
-    """A copy of a message, and all that is packed in it.
-
-    Args:
-        billing: Prices the packed types.
-        priced: The priced plan of the message's type.
-        message: What is to be released.
-        method: The RPC.
-        direction: "request" or "response".
+    """A copy of a message, and all that is packed in it; arguments as for `open_anys`.
 
     Attributes:
         copy: The copy.
@@ -245,12 +229,7 @@ class _OpenedMessage:
             found.drop()
 
     def _keep(self, found: Found, units: tuple[bytes, ...], around: tuple[Plan, ...]) -> bool:
-        """Decides about one Any; whether it stays in the message.
-
-        Raises:
-            AnnotationError: The packed type's annotations are bad, or no budget covers it.
-            ProtectionError: The Any can't be judged, or is refused.
-        """
+        """Decides about one Any; whether it stays in the message."""
         if not found.any.type_url and not found.any.value:
             return True  # It is empty.
         types = find_types(found.any.type_url, found.holder.DESCRIPTOR.file.pool, found.name)

@@ -1,18 +1,121 @@
-"""Pricing: which budgets and quotas pay how much for the messages of one plan."""
+"""Pricing: which budgets and quotas pay how much for the messages of one plan, and the bill of one message."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from dpmesh.accounting import AMOUNT, Accounting, Cost
+from dpmesh.bounded import BoundedTable
 from dpmesh.errors import AnnotationError, ProtectionError
-from dpmesh.ledger import Budget
-from dpmesh.ledger.budget import DIRECTIONS, parents
-from dpmesh.mesh.billers import Amounts, Biller, biller, quota_biller
+from dpmesh.ledger import Budget, Charge
+from dpmesh.ledger.budget import DIRECTIONS, consumer_key, parents
 from dpmesh.policy import AROUND, Plan, Policy, Scope
 from dpmesh.telemetry import names
+
+# What a message costs: charges, and the epsilon and rho of all owners together.
+Bill = tuple[Sequence[Charge], float, float]
+# For each of a plan's scopes, (budget's index, ledger amount) pairs.
+Amounts = tuple[tuple[tuple[int, int], ...], ...]
+# For each of a plan's scopes, the epsilon and rho of one instance.
+Losses = Sequence[tuple[float, float]]
+
+# A fleet can have any number of consumers.
+_CONSUMERS_KEPT = 1024
+
+
+class Biller(Protocol):
+    """Bills messages of one type."""
+
+    def __call__(self, content: Any, consumer: str, /) -> Bill:
+        """The bill of one message; it charges each account of each budget once.
+
+        Args:
+            content: What the plan's `snapshot` gives for the message.
+            consumer: Who receives it, for quotas.
+
+        Raises:
+            ProtectionError: A unit's id is missing.
+        """
+
+
+def biller(plan: Plan, amounts: Amounts, losses: Losses) -> Biller:
+    """The biller of a type for which no quota pays."""
+    if plan.unit is not None and len(amounts[0]) == 1:
+        read, ((budget, amount),), (epsilon, rho) = plan.unit, amounts[0], losses[0]
+        return lambda content, _: (((budget, read(content), amount),), epsilon, rho)
+    if plan.unit is not None:
+        return _one_unit_biller(plan.unit, amounts[0], *losses[0])
+
+    def bill(content: Any, _: str) -> Bill:
+        owners = plan.payers(content)
+        charges = [(budget, unit, amount) for scope, unit in owners for budget, amount in amounts[scope]]
+        return merged(charges), *total_loss(owners, losses)
+
+    return bill
+
+
+def _one_unit_biller(
+    read: Callable[[Any], bytes], pairs: Sequence[tuple[int, int]], epsilon: float, rho: float
+) -> Biller:
+    """The biller of a type for which one unit pays, from several budgets: no account occurs twice."""
+
+    def bill(content: Any, _: str) -> Bill:
+        unit = read(content)
+        return [(budget, unit, amount) for budget, amount in pairs], epsilon, rho
+
+    return bill
+
+
+def quota_biller(
+    plan: Plan, amounts: Amounts, quotas: Amounts, losses: Losses, budgets: Sequence[Budget]
+) -> Biller:
+    """The biller of a type for which quotas pay too.
+
+    Budgets come before quotas, so that a refusal names the budget where both are exhausted.
+    """
+    bill_budgets = biller(plan, amounts, losses)
+    by_consumer: BoundedTable[str, Amounts] = BoundedTable(_CONSUMERS_KEPT)
+
+    def add_consumer(consumer: str) -> Amounts:
+        limits = by_consumer[consumer] = tuple(
+            tuple(pair for pair in pairs if budgets[pair[0]].is_for(consumer)) for pairs in quotas
+        )
+        return limits
+
+    def bill_one_unit(content: Any, consumer: str) -> Bill:
+        limits = by_consumer.get(consumer) or add_consumer(consumer)
+        charges, epsilon, rho = bill_budgets(content, consumer)
+        if limits[0]:
+            account = consumer_key(charges[0][1], consumer)
+            charges = [*charges, *((quota, account, amount) for quota, amount in limits[0])]
+        return charges, epsilon, rho
+
+    def bill(content: Any, consumer: str) -> Bill:
+        limits = by_consumer.get(consumer) or add_consumer(consumer)
+        owners = plan.payers(content)
+        charges = [(budget, unit, amount) for scope, unit in owners for budget, amount in amounts[scope]]
+        for scope, unit in owners:
+            if limits[scope]:
+                account = consumer_key(unit, consumer)
+                charges += [(quota, account, amount) for quota, amount in limits[scope]]
+        return merged(charges), *total_loss(owners, losses)
+
+    return bill if plan.unit is None else bill_one_unit
+
+
+def total_loss(owners: Sequence[tuple[int, bytes]], losses: Losses) -> tuple[float, float]:
+    """The epsilon and rho of all owners together."""
+    return sum(losses[scope][0] for scope, _ in owners), sum(losses[scope][1] for scope, _ in owners)
+
+
+def merged(charges: Sequence[Charge]) -> Sequence[Charge]:
+    """The charges, with one for each account of each budget."""
+    sums: dict[tuple[int, bytes], int] = {}
+    for budget, account, amount in charges:
+        sums[budget, account] = sums.get((budget, account), 0) + amount
+    return [(budget, account, amount) for (budget, account), amount in sums.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +231,7 @@ class Pricing:
     def _budget_amounts(
         self, plan: Plan, cost: Cost, owner: str, paying: Sequence[int], method: str, direction: str
     ) -> tuple[tuple[int, int], ...]:
-        """What one scope charges to every budget that fits and has the scope's key.
-
-        Raises:
-            AnnotationError: There is no such budget.
-        """
+        """What one scope charges to every budget that fits and has the scope's key; there has to be one."""
         if cost == Cost.ZERO:
             return ()
         budgets = self._budgets
@@ -210,7 +309,6 @@ def _amount(plan: Plan, budget: Budget, cost: Cost) -> int:
 
 
 def _how_to_afford(budget: Budget, cost: Cost) -> str:
-    """What helps if a message costs more than its whole budget."""
     if (
         budget.accounting is Accounting.ZCDP
         and cost.epsilon is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from dpmesh import method_name
 from dpmesh.accounting import AMOUNT
@@ -21,23 +21,6 @@ _LIFETIME = 2.0**40
 # How much of a method's name a span keeps. Peers can make up long names where a generic handler serves any method.
 _NAME_KEPT = 256
 _NO_ATTRIBUTES: Mapping[str, Any] = {}
-
-
-class Record(Protocol):
-    """What telemetry is told of one release: one of the two methods is called, once."""
-
-    def settled(self, decision: str, epsilon: float, rho: float, charges: Sequence[Charge]) -> None:
-        """Records a release that was not refused.
-
-        Args:
-            decision: One of the names' decisions.
-            epsilon: What it cost.
-            rho: What it cost, as zCDP.
-            charges: What was charged for it.
-        """
-
-    def refused(self, error: BaseException) -> None:
-        """Records a release that was refused or cancelled, and why."""
 
 
 class _Labels(dict[str, str]):
@@ -59,7 +42,6 @@ class Recording:
         pseudonymise: Hashes a unit with a key that changes with every epoch of the given length.
 
     Attributes:
-        telemetry: Where records go.
         labels: The label of each method in metrics.
     """
 
@@ -120,7 +102,7 @@ class Recording:
 
 
 class ReleaseRecord:
-    """The record of one message. Recording.release makes it."""
+    """What telemetry is told of one message: `settled` or `refused` is called, once. Recording.release makes it."""
 
     __slots__ = ("_direction", "_method", "_priced", "_recording", "_started")
 
@@ -132,16 +114,23 @@ class ReleaseRecord:
         self._started = time.time_ns()
 
     def settled(self, decision: str, epsilon: float, rho: float, charges: Sequence[Charge]) -> None:
-        """Records a release that was not refused; see Record."""
+        """Records a release that was not refused.
+
+        Args:
+            decision: One of the names' decisions.
+            epsilon: What it cost.
+            rho: What it cost, as zCDP.
+            charges: What was charged for it.
+        """
         self._write(decision, epsilon, rho, self._recording.budget_attributes(charges))
 
     def refused(self, error: BaseException) -> None:
-        """Records a release that was refused."""
-        self._write(names.REFUSED, 0.0, 0.0, exhausted(error))
+        """Records a release that was refused or cancelled, and why."""
+        self._write(names.REFUSED, 0.0, 0.0, _exhausted_attributes(error))
 
     def _write(self, decision: str, epsilon: float, rho: float, budget_attributes: dict[str, Any]) -> None:
         telemetry, ended = self._recording.telemetry, time.time_ns()
-        mechanisms, plan_attributes = _describe(self._priced)
+        mechanisms, plan_attributes = _described(self._priced)
         if telemetry.metering:
             budget = budget_attributes.get(names.BUDGET_NAME, "")
             seconds = (ended - self._started) * 1e-9
@@ -161,12 +150,12 @@ class ReleaseRecord:
             telemetry.span(attributes, self._started, ended, refused=decision == names.REFUSED)
 
 
-def _describe(priced: PricedPlan | None) -> tuple[str, Mapping[str, Any]]:
-    """What is recorded of a priced plan: mechanisms and attributes."""
+def _described(priced: PricedPlan | None) -> tuple[str, Mapping[str, Any]]:
+    """The mechanisms and the attributes that are recorded of a priced plan."""
     return ("", _NO_ATTRIBUTES) if priced is None else (priced.mechanisms, priced.attributes)
 
 
-def exhausted(error: BaseException) -> dict[str, Any]:
+def _exhausted_attributes(error: BaseException) -> dict[str, Any]:
     """The attributes of the budget that refused, if one did."""
     if not isinstance(error, BudgetExhaustedError):
         return {}
@@ -213,7 +202,7 @@ class StreamRecord:
                 {names.RPC_METHOD: self._method[:_NAME_KEPT]}, started
             )
         self._has_begun = True
-        mechanisms, attributes = _describe(priced)
+        mechanisms, attributes = _described(priced)
         if attributes is not self._attributes:
             self._count()
         self._mechanisms, self._attributes = mechanisms, attributes
@@ -222,7 +211,7 @@ class StreamRecord:
         return self
 
     def settled(self, decision: str, epsilon: float, rho: float, charges: Sequence[Charge]) -> None:
-        """Records that the current message was not refused; see Record."""
+        """Records that the current message was not refused; arguments as for ReleaseRecord."""
         if decision != self._decision or self._started > self._counted_at + 1e9:
             self._count()
         self._decision = decision
@@ -235,10 +224,10 @@ class StreamRecord:
         self._note_state(self._recording.state(charges))
 
     def refused(self, error: BaseException) -> None:
-        """Records that the current message was refused."""
+        """Records that the current message was refused or cancelled, and why."""
         self._count()
         self._decision = names.REFUSED
-        self._refusal = exhausted(error)
+        self._refusal = _exhausted_attributes(error)
         self._uncounted = (1, 0.0, (time.time_ns() - self._started) * 1e-9)
         self._count()
         self._note_state(self._refusal.get(names.BUDGET_STATE, self._state))
@@ -282,3 +271,7 @@ class StreamRecord:
             }
         )
         span.end()
+
+
+# The record of one message, or of a stream whose current message it is.
+Record = ReleaseRecord | StreamRecord

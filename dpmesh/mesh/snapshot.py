@@ -10,7 +10,7 @@ from dpmesh.ledger import Budget
 from dpmesh.mesh.billing import BillingTable, descriptor_of
 from dpmesh.method_name import find_any_spelling
 from dpmesh.policy import Plan, Policy, loaded_types
-from dpmesh.policy.in_force import InForce
+from dpmesh.policy.loaded_types import InForce
 from dpmesh.policy.policy import is_foreign
 
 
@@ -27,7 +27,6 @@ class PolicySnapshot:
         budgets: What pays, in the ledger's order, quotas included.
 
     Attributes:
-        policy: The rules.
         billing: The plans of message classes, with their prices.
         digest: Names the policy on the wire (metadata key dpmesh-policy).
 

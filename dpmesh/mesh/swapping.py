@@ -47,14 +47,7 @@ def prepare(
 
 
 def _prices(snapshot: PolicySnapshot, before: PolicySnapshot) -> Iterator[Plan]:
-    """Prices all messages that were released or may be: whatever could leave before the swap can leave after it.
-
-    Returns:
-        Their plans.
-
-    Raises:
-        AnnotationError: A message could leave, and could not any more.
-    """
+    """The plans of all messages that were released or may be: what could leave before the swap can leave after it."""
     for sent in {*before.billing.priced_so_far(), *_declared()}:
         try:
             priced = snapshot.billing.price(*sent)
@@ -93,18 +86,18 @@ def self_test(plan: Plan) -> None:
     for field in plan.fields:
         number, category = field.kind.as_number(field), field.kind.as_category(field)
         if number is not None:
-            codes, low, high = number.mechanism.codes, number.mechanism.low, number.mechanism.high
+            draws, low, high = number.mechanism.draws, number.mechanism.low, number.mechanism.high
             last = number.grid.size
             drawn = _cost(number.mechanism.epsilon, number.mechanism.rho, field.repeats)
         elif category is not None:
-            codes, low = category.mechanism.codes, 0
+            draws, low = category.mechanism.draws, 0
             high = last = category.mechanism.k - 1
             drawn = _cost(category.mechanism.epsilon, None, field.repeats)
         else:
             continue
         if not _is_covered(drawn, field.cost) or not _is_covered(field.cost, plan.cost):
             raise _failed(field.name, "draws more than it pays for")
-        draw = draw_function(codes)
+        draw = draw_function(draws)
         if not all(low <= draw(index) <= high for index in (0, last // 2, last)):
             raise _failed(field.name, "draws a value outside of its mechanism's range")
 

@@ -19,7 +19,7 @@ class CategoricalMechanism:
     Attributes:
         k: The number of symbols.
         epsilon: The loss of one draw, at most.
-        codes: The offsets, and how an index 0..k-1 takes one in.
+        draws: The offsets, and how an index 0..k-1 takes one in.
         truth: The probability of releasing the symbol itself; every other one has (1 - truth)/(k - 1).
         worst_variance: n times the variance of the estimated frequency of a symbol that nobody has,
             (E+k-2)/(E-1)^2.
@@ -27,7 +27,7 @@ class CategoricalMechanism:
 
     k: int
     epsilon: Fraction
-    codes: Draws
+    draws: Draws
     truth: float
     worst_variance: float
 
@@ -55,7 +55,7 @@ def _made(k: int, epsilon: Fraction) -> CategoricalMechanism:
     return CategoricalMechanism(
         k=k,
         epsilon=epsilon,
-        codes=law.codes,
+        draws=law.draws,
         truth=law.threshold / ONE,
         worst_variance=lie * (ONE * (k - 1) - lie) / (truth - lie) ** 2,
     )

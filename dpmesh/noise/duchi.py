@@ -30,7 +30,7 @@ class Duchi:
         in_range: Release 0 and size instead; an estimator puts the margin back.
     """
 
-    __slots__ = ("_coins", "codes", "high", "low", "margin", "q", "rounding", "size")
+    __slots__ = ("_coins", "draws", "high", "low", "margin", "q", "rounding", "size")
 
     def __init__(self, size: int, epsilon: Fraction, *, in_range: bool = False) -> None:
         lie = logistic(epsilon) + 1
@@ -47,7 +47,7 @@ class Duchi:
         # x > u is 4x > code, because a code is below 4u + 4.
         above, below = (*upper, *lower), (*lower, *upper)
         decode = f"y = ({above} if 4 * x > code else {below})[code & 3]"
-        self.codes = Draws((Duchi, size, epsilon, in_range), self.block, decode)
+        self.draws = Draws((Duchi, size, epsilon, in_range), self.block, decode)
         margin = floor + (up > 0)
         self.low, self.high = -margin, size + margin
 

@@ -59,7 +59,7 @@ class NumericMechanism:
         kind: Which one.
         epsilon: The loss of one draw, at most; None for the discrete Gaussian.
         rho: The discrete Gaussian's zCDP loss, else None.
-        codes: What is drawn ahead of time, and how an index 0..size takes it in.
+        draws: What is drawn ahead of time, and how an index 0..size takes it in.
         low: The smallest output, in grid steps from index 0.
         high: The largest output.
         variance: Maps an index to the variance of its unbiased estimate, in squared grid steps.
@@ -72,7 +72,7 @@ class NumericMechanism:
     kind: NumericKind
     epsilon: Fraction | None
     rho: Fraction | None
-    codes: Draws
+    draws: Draws
     low: int
     high: int
     variance: Callable[[int], float]
@@ -199,7 +199,6 @@ def _worst_variances(
 
 
 def _around(variances: list[float]) -> tuple[float, float]:
-    """Bounds of the largest of variances that were estimated."""
     worst = max(variances)
     return worst * (1 - _TOLERANCE), worst * (1 + _TOLERANCE) + _ROUNDING
 
@@ -223,7 +222,7 @@ def _laplace(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> 
     scale = padded(Fraction(sensitivity) / epsilon)
     law = DiscreteLaplace(scale)
     reach = 0 if in_range else math.ceil(_LAPLACE_REACH * scale)
-    codes = Draws((DiscreteLaplace, scale), law.block, _add(-reach, size + reach))
+    draws = Draws((DiscreteLaplace, scale), law.block, _add(-reach, size + reach))
     # What the clamp cuts off is geometric whatever the index, with mean a/(1-a): putting that mean in its
     # place keeps the estimate unbiased (Ghosh, Roughgarden, Sundararajan 2009) and removes its variance,
     # a/(1-a)^2.
@@ -232,7 +231,7 @@ def _laplace(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> 
         kind=NumericKind.DISCRETE_LAPLACE,
         epsilon=epsilon,
         rho=None,
-        codes=codes,
+        draws=draws,
         low=-reach,
         high=size + reach,
         variance=_laplace_variance(size, scale, in_range),
@@ -243,7 +242,6 @@ def _laplace(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> 
 
 
 def _laplace_variance(size: int, scale: Fraction, in_range: bool) -> Callable[[int], float]:
-    """The variance of an index's estimate."""
     rate, full = 1 / float(scale), discrete_laplace.variance(scale)
 
     def variance(x: int) -> float:
@@ -260,13 +258,13 @@ def _gaussian(size: int, sensitivity: int, rho: Fraction) -> NumericMechanism:
     sigma2 = padded(Fraction(sensitivity) ** 2 / (2 * rho))
     law = DiscreteGaussian(sigma2)
     reach = _GAUSSIAN_REACH * (math.isqrt(int(sigma2)) + 1)
-    codes = Draws((DiscreteGaussian, sigma2), law.block, _add(-reach, size + reach))
+    draws = Draws((DiscreteGaussian, sigma2), law.block, _add(-reach, size + reach))
     full = discrete_gaussian.variance(sigma2)
     return NumericMechanism(
         kind=NumericKind.DISCRETE_GAUSSIAN,
         epsilon=None,
         rho=rho,
-        codes=codes,
+        draws=draws,
         low=-reach,
         high=size + reach,
         variance=lambda x: full,
@@ -281,7 +279,7 @@ def _duchi(size: int, epsilon: Fraction, in_range: bool) -> NumericMechanism:
         kind=NumericKind.DUCHI,
         epsilon=epsilon,
         rho=None,
-        codes=law.codes,
+        draws=law.draws,
         low=law.low,
         high=law.high,
         variance=law.variance,
@@ -298,7 +296,7 @@ def _piecewise(size: int, epsilon: Fraction) -> NumericMechanism:
         kind=NumericKind.PIECEWISE,
         epsilon=epsilon,
         rho=None,
-        codes=law.codes,
+        draws=law.draws,
         low=law.low,
         high=law.high,
         variance=law.variance,
@@ -320,7 +318,7 @@ def _hybrid(size: int, epsilon: Fraction) -> NumericMechanism:
     def block(count: int, stream: KeyStream) -> NDArray[np.int64]:
         """Codes of the one or the other, twice their value, plus 1 for Duchi's."""
         from_duchi = coin.toss(count, stream)[0]
-        drawn = np.where(from_duchi, ends.codes.block(count, stream), window.codes.block(count, stream))
+        drawn = np.where(from_duchi, ends.draws.block(count, stream), window.draws.block(count, stream))
         codes: NDArray[np.int64] = drawn << 1 | from_duchi
         return codes
 
@@ -328,13 +326,13 @@ def _hybrid(size: int, epsilon: Fraction) -> NumericMechanism:
         (
             "if code & 1:",
             "    code >>= 1",
-            indent(ends.codes.decode, "    "),
+            indent(ends.draws.decode, "    "),
             "else:",
             "    code >>= 1",
-            indent(window.codes.decode, "    "),
+            indent(window.draws.decode, "    "),
         )
     )
-    codes = Draws((NumericKind.HYBRID, size, epsilon), block, decode)
+    draws = Draws((NumericKind.HYBRID, size, epsilon), block, decode)
 
     def variance(x: int) -> float:
         return share * ends.variance(x) + (1 - share) * window.variance(x)
@@ -343,7 +341,7 @@ def _hybrid(size: int, epsilon: Fraction) -> NumericMechanism:
         kind=NumericKind.HYBRID,
         epsilon=epsilon,
         rho=None,
-        codes=codes,
+        draws=draws,
         low=min(ends.low, window.low),
         high=max(ends.high, window.high),
         variance=variance,

@@ -49,7 +49,7 @@ class Piecewise:
         "_coin",
         "base",
         "cells",
-        "codes",
+        "draws",
         "high",
         "inside",
         "low",
@@ -76,7 +76,7 @@ class Piecewise:
         self._coin = Coins([threshold])
         self.low = self.base >> self.shift
         self.high = -(-((self.cells - 1) * self.slope + self.base) >> self.shift)
-        self.codes = Draws((Piecewise, size, epsilon), self.block, self._decode())
+        self.draws = Draws((Piecewise, size, epsilon), self.block, self._decode())
 
     def block(self, count: int, stream: KeyStream) -> NDArray[np.int64]:
         """Makes codes: j slope + v for cell j of the window, ~(r 2^shift + v) for cell r of those out of it.

@@ -26,14 +26,14 @@ class RandomizedResponse:
         epsilon: Above 0.
     """
 
-    __slots__ = ("_coin", "codes", "k", "threshold")
+    __slots__ = ("_coin", "draws", "k", "threshold")
 
     def __init__(self, k: int, epsilon: Fraction) -> None:
         self.k = k
         self.threshold = logistic(-epsilon, k - 1)
         self._coin = Coins([self.threshold])
         decode = f"y = x + code\nif y >= {k}:\n    y -= {k}"
-        self.codes = Draws((RandomizedResponse, k, epsilon), self.block, decode)
+        self.draws = Draws((RandomizedResponse, k, epsilon), self.block, decode)
 
     def block(self, count: int, stream: KeyStream | None = None) -> NDArray[np.int64]:
         """Makes independent offsets.

@@ -27,7 +27,6 @@ def is_wrapper(field: FieldDescriptor) -> bool:
 
 
 def _message_type(field: FieldDescriptor) -> Descriptor:
-    """The message type of a field that holds messages."""
     assert field.message_type is not None
     return field.message_type
 

@@ -95,19 +95,13 @@ _EXPECTED = {
 
 
 class _Reader:
-    """Reads a document into a message. The first mistake raises an error that says where it is.
-
-    Args:
-        source: What to call the document.
-        locate: Where in the source a path stands.
-    """
+    """Reads a document into a message; arguments as for `parse`. The first mistake raises an error that says where."""
 
     def __init__(self, source: str, locate: Locate) -> None:
         self._source = source
         self._locate = locate
 
     def top(self, document: Any, policy: policy_pb2.Policy) -> None:
-        """Reads the whole document."""
         if document is None:
             self._refuse((), "is empty, so it protects nothing; write {} if that is meant")
         if not isinstance(document, dict):
@@ -115,7 +109,6 @@ class _Reader:
         self._message(document, policy, ())
 
     def _message(self, document: Any, message: Message, path: Keys) -> None:
-        """Reads a mapping into a message."""
         if not isinstance(document, dict):
             self._refuse(path, "must be a mapping, such as {}")
         fields: dict[str, Any] = {field.json_name: field for field in message.DESCRIPTOR.fields}
@@ -205,7 +198,6 @@ class _Reader:
 
 
 def _no_value(field: Any) -> str:
-    """Says that a key has no value, and what to write instead."""
     if is_map(field):
         return "has no value; write the overlays below it, or remove it"
     if field.message_type is not None and not field.message_type.fields:
@@ -223,14 +215,7 @@ def _close(word: Any, known: Iterable[str]) -> str:
 
 
 def _read(text: str, source: str) -> tuple[Any, Locate]:
-    """Reads YAML, of which JSON is a part.
-
-    Returns:
-        The document, and where its keys and elements stand.
-
-    Raises:
-        ConfigError: It is not YAML or JSON, or a key is written twice.
-    """
+    """The document in a text of YAML, of which JSON is a part, and where its keys and elements stand."""
     import yaml
 
     from dpmesh.policy.bounded_yaml import BoundedLoader, BoundsError

@@ -105,12 +105,12 @@ class Policy:
 
     def _compile(self, message: Descriptor) -> tuple[Plan | None, list[Diagnostic], int]:
         compiled = self._compiled.get(message)
-        if compiled is None or _known(message, compiled[0]) != compiled[2]:
+        if compiled is None or _count_deciding(message, compiled[0]) != compiled[2]:
             before, known = -1, 0
             while before != known:  # Another thread may import a module meanwhile.
                 before = known
                 plan, diagnostics = compile_message(message, self.rules)
-                known = _known(message, plan)
+                known = _count_deciding(message, plan)
             compiled = self._compiled[message] = plan, diagnostics, known
         return compiled
 
@@ -120,12 +120,12 @@ def is_foreign(message: Descriptor) -> bool:
     return message.file.pool is not descriptor_pool.Default()
 
 
-def _known(message: Descriptor, plan: Plan | None) -> int:
+def _count_deciding(message: Descriptor, plan: Plan | None) -> int:
     """How many types and extensions this process knows that can change the plan of a type."""
-    return _extensions(plan) + (_twins(message) if is_foreign(message) else 0)
+    return _count_extensions(plan) + (_count_twins(message) if is_foreign(message) else 0)
 
 
-def _twins(message: Descriptor) -> int:
+def _count_twins(message: Descriptor) -> int:
     """How many of the types that a type of another pool reaches are in protobuf's default pool too."""
     seen, todo = {message.full_name}, [message]
     for at in todo:
@@ -137,7 +137,7 @@ def _twins(message: Descriptor) -> int:
     return sum(default_twin(at) is not None for at in todo)
 
 
-def _extensions(plan: Plan | None) -> int:
+def _count_extensions(plan: Plan | None) -> int:
     """How many extensions this process knows that can replace an open plan.
 
     Descriptor pools have no version, but an extension that was added to one stays.
@@ -160,36 +160,17 @@ def takes_rules(section: str, name: str, pool: DescriptorPool) -> bool:
         pool: Where to look.
     """
     try:
-        _find(section, name, pool)
+        if section == "methods":
+            return method_name.find(name, pool) is not None
+        if section == "messages":
+            return not is_map_entry(pool.FindMessageTypeByName(name))
+        if section == "oneofs":
+            # Not FindOneofByName, which crashes the process before protobuf 7.35 if there is none of that name.
+            message, _, oneof = name.rpartition(".")
+            return oneof in pool.FindMessageTypeByName(message).oneofs_by_name
+        field = pool.FindFieldByName(name)
     except KeyError:
         return False
-    return True
-
-
-def _find(section: str, name: str, pool: DescriptorPool) -> None:
-    """Finds an element that takes rules.
-
-    Raises:
-        KeyError: There is none.
-    """
-    if section == "methods":
-        if method_name.find(name, pool) is None:
-            raise KeyError(name)
-    elif section == "messages":
-        _refuse_map_entry(pool.FindMessageTypeByName(name))
-    elif section == "oneofs":
-        # Not FindOneofByName, which crashes the process before protobuf 7.35 if there is none of that name.
-        message, _, oneof = name.rpartition(".")
-        pool.FindMessageTypeByName(message).oneofs_by_name[oneof]
-    else:
-        field = pool.FindFieldByName(name)
-        # Extensions of a protected message never leave, so no rule is looked up for them.
-        if field.is_extension or field.containing_type is None:
-            raise KeyError(name)
-        _refuse_map_entry(field.containing_type)
-
-
-def _refuse_map_entry(message: Descriptor) -> None:
-    """Refuses the type of a map's entries, which takes no rules."""
-    if is_map_entry(message):
-        raise KeyError(message.full_name)
+    holder = field.containing_type
+    # No rule is looked up for extensions, which never leave with a protected message, nor for the entries of a map.
+    return not field.is_extension and holder is not None and not is_map_entry(holder)

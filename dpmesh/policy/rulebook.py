@@ -125,11 +125,11 @@ def _field_twins(field: FieldDescriptor) -> list[FieldDescriptor]:
     if message is None:
         return []
     if field.is_extension:
-        known = {each.full_name: each for each in message.file.pool.FindAllExtensions(message)}
-        found = [known.get(field.full_name)]
+        by_name = {each.full_name: each for each in message.file.pool.FindAllExtensions(message)}
+        twins = [by_name.get(field.full_name)]
     else:
-        found = [message.fields_by_name.get(field.name), message.fields_by_number.get(field.number)]
-    return [each for each in found if each is not None]
+        twins = [message.fields_by_name.get(field.name), message.fields_by_number.get(field.number)]
+    return [twin for twin in twins if twin is not None]
 
 
 def says_nothing(rules: Message) -> bool:
@@ -176,15 +176,15 @@ def _refuse_dropped(annotation: Message, overlay: Message, name: str) -> None:
 
 def _settings(rules: Message) -> set[str]:
     """What rules set, by name; `kind` for every kind, also one of a newer schema."""
-    found = {
+    names = {
         field.containing_oneof.name
         if field.containing_oneof is not None and len(field.containing_oneof.fields) > 1
         else field.name
         for field, _ in rules.ListFields()
     }
     if isinstance(rules, privacy_pb2.FieldRules) and len(UnknownFieldSet(rules)):
-        found.add("kind")
-    return found
+        names.add("kind")
+    return names
 
 
 def _refuse_newer(rules: Message, name: str) -> None:

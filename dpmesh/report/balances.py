@@ -241,6 +241,14 @@ def amount(budget: Budget, value: int) -> Amount:
     return Amount(loss, loss if pure else rho_to_epsilon(loss, budget.delta))
 
 
+def loss_over(budget: Budget, windows: int) -> Amount:
+    """The most that one account loses over so many windows, if nothing is granted to it."""
+    if budget.accounting is Accounting.PURE:
+        return Amount(windows * budget.epsilon, windows * budget.epsilon)
+    rho = windows * budget.cap / AMOUNT
+    return Amount(rho, rho_to_epsilon(rho, budget.delta))
+
+
 def raised_cap(budget: Budget, granted: int, epsilon: float) -> int:
     """By how much a grant raises an account's cap, as a ledger amount; 0 or less if it would not raise it.
 

@@ -15,6 +15,7 @@ from dpmesh.policy import Diagnostic, Plan, Policy, Severity
 from dpmesh.policy.descriptors import is_map
 from dpmesh.policy.policy import SECTIONS, takes_rules
 from dpmesh.report.sources import SourceLocation, Sources
+from dpmesh.report.wording import count
 from dpmesh.v1 import policy_pb2
 
 
@@ -51,17 +52,8 @@ class Finding:
         }
 
 
-def of_sources(sources: Sources, policy: Policy, overlays: Mapping[str, SourceLocation]) -> list[Finding]:
-    """All findings about the message types of the files that were asked for, and those that the policy names.
-
-    Args:
-        sources: The descriptors.
-        policy: The rules.
-        overlays: Where the policy's entries are written, by the names that they overlay.
-
-    Returns:
-        Findings in order of file and line, each once.
-    """
+def _of_sources(sources: Sources, policy: Policy, overlays: Mapping[str, SourceLocation]) -> list[Finding]:
+    """All findings in order of file and line, each once; arguments as for `check`."""
 
     def location(element: str) -> SourceLocation:
         return overlays.get(element) or sources.source_locations.get(element) or SourceLocation(element)
@@ -74,8 +66,8 @@ def of_sources(sources: Sources, policy: Policy, overlays: Mapping[str, SourceLo
     return sorted(findings, key=lambda entry: (entry.location, entry.rule))
 
 
-def protected_types(sources: Sources, policy: Policy) -> int:
-    """How many of the message types that `of_sources` examines can be released and protect something.
+def _protected_types(sources: Sources, policy: Policy) -> int:
+    """How many of the message types that `check` examines can be released and protect something.
 
     What their Anys pack does not count: only a release can tell what it is.
     """
@@ -123,15 +115,7 @@ def _diagnostics(sources: Sources, policy: Policy) -> Iterator[Diagnostic]:
 def _anys(
     requested: Container[str], policy: Policy, method: MethodDescriptor, direction: str, message: Descriptor
 ) -> Iterator[Diagnostic]:
-    """The Anys that an RPC reaches: findings on their fields, or on the method if another file has the field.
-
-    Args:
-        requested: The names of the message types in the files that were asked for.
-        policy: The rules.
-        method: The RPC's method.
-        direction: "request" or "response".
-        message: The type that the RPC carries in this direction.
-    """
+    """The Anys that an RPC reaches: findings on their fields, or on the method if another file has the field."""
     for entry in policy.diagnostics(message):
         if entry.rule != "any" or entry.severity is not Severity.WARNING:
             continue
@@ -144,7 +128,7 @@ def _anys(
 def _unresolved(section: str, name: str, sources: Sources) -> Diagnostic:
     """The finding about an overlay that names no element of its section; its fix suggests the nearest name."""
     text = "no proto has this, so its overlay protects nothing"
-    other = next((known for known in SECTIONS if takes_rules(known, name, sources.pool)), None)
+    other = next((each for each in SECTIONS if takes_rules(each, name, sources.pool)), None)
     fix = "write its full name, as in package.Message.field"
     if other is not None:
         text, fix = f"is not one of the {section}, so its overlay protects nothing", f"move it to `{other}`"
@@ -157,8 +141,8 @@ def _unresolved(section: str, name: str, sources: Sources) -> Diagnostic:
             else "extensions of a protected message never leave"
         )
     else:
-        known = [entry for entry in sources.source_locations if takes_rules(section, entry, sources.pool)]
-        close = difflib.get_close_matches(name, known, n=1)
+        names = [each for each in sources.source_locations if takes_rules(section, each, sources.pool)]
+        close = difflib.get_close_matches(name, names, n=1)
         if close:
             fix = f"did you mean {close[0]}?"
     return Diagnostic(Severity.ERROR, "stray", name, text, fix)
@@ -178,7 +162,6 @@ def _map_of(name: str, sources: Sources) -> str:
 
 
 def _without(policy: Policy, overlays: Sequence[str]) -> Policy:
-    """The policy without some of its overlays."""
     kept = policy_pb2.Policy()
     kept.CopyFrom(policy.rules.overlay)
     for section in (kept.fields, kept.messages, kept.methods, kept.oneofs):
@@ -227,3 +210,64 @@ def _messages(sources: Sources, policy: Policy) -> Iterator[Descriptor]:
             yield sources.pool.FindMessageTypeByName(name)
         except KeyError:
             continue
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """The result of a check.
+
+    Attributes:
+        findings: In order of file and line, each once.
+        message_types: How many message types were examined.
+        protected_types: How many of them, and of those that an overlay names, protect something.
+    """
+
+    findings: Sequence[Finding]
+    message_types: int = 0
+    protected_types: int = 0
+
+    @property
+    def errors(self) -> int:
+        """How many findings are errors."""
+        return sum(entry.severity == "error" for entry in self.findings)
+
+    @property
+    def warnings(self) -> int:
+        """How many findings are warnings."""
+        return len(self.findings) - self.errors
+
+    @property
+    def unprotected(self) -> str:
+        """A sentence that warns that nothing is protected; "" if something is, or an error may be the reason."""
+        if self.protected_types or self.errors:
+            return ""
+        if not self.message_types:
+            return "Nothing is protected: there are no message types."
+        anys = any(entry.rule == "any" for entry in self.findings)
+        but = ", but for what their Anys pack" if anys else ""
+        types = count(self.message_types, "message type")
+        return f"Nothing is protected: all fields of {types} leave as they are{but}."
+
+    @property
+    def summary(self) -> str:
+        """All of it in one line."""
+        where = f" in {count(self.message_types, 'message type')}" if self.message_types else ""
+        if not self.findings:
+            return self.unprotected or f"No findings{where}."
+        counts = f"{count(self.errors, 'error')}, {count(self.warnings, 'warning')}{where}."
+        return f"{counts} {self.unprotected}".rstrip()
+
+
+def check(sources: Sources, policy: Policy, overlays: Mapping[str, SourceLocation]) -> CheckReport:
+    """Examines the message types of the files that were asked for, and those that the policy names.
+
+    Args:
+        sources: The descriptors.
+        policy: The rules.
+        overlays: Where the policy's entries are written, by the names that they overlay.
+    """
+    return CheckReport(
+        _of_sources(sources, policy, overlays),
+        sum(1 for _ in sources.messages()),
+        _protected_types(sources, policy),
+    )

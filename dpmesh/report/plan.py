@@ -14,7 +14,6 @@ from dpmesh.ledger import Budget
 from dpmesh.mesh.billing import BillingTable
 from dpmesh.mesh.pricing import PricedPlan
 from dpmesh.policy import FieldPlan, Model, Plan, Policy
-from dpmesh.report.lifetimes import messages_per_window, seconds_until_spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +121,6 @@ class MessageReport:
 
 
 def _first(payments: Iterable[Payment]) -> Payment | None:
-    """The payment that runs out first."""
     spent = [entry for entry in payments if entry.seconds is not None]
     return min(spent, key=lambda entry: entry.seconds or 0.0, default=None)
 
@@ -246,3 +244,25 @@ def _loss(entry: FieldPlan) -> tuple[float | None, float | None]:
 def is_central(field: FieldReport) -> bool:
     """Whether a field is an aggregate over many units."""
     return field.model == str(Model.CENTRAL)
+
+
+def messages_per_window(budget: Budget, amount: int) -> int:
+    """How many messages one account's window covers.
+
+    Args:
+        budget: What pays.
+        amount: What one message costs, as a ledger amount (1e-9 of epsilon or rho); above 0.
+    """
+    return budget.cap // amount
+
+
+def seconds_until_spent(budget: Budget, amount: int, rate: float) -> float | None:
+    """After how many seconds one account's window is spent; None if the window renews before.
+
+    Args:
+        budget: What pays.
+        amount: What one message costs, as a ledger amount; above 0.
+        rate: Messages per second; above 0.
+    """
+    seconds = messages_per_window(budget, amount) / rate
+    return None if budget.window is not None and seconds >= budget.window else seconds

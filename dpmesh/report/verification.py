@@ -36,13 +36,17 @@ class Verification:
     accounts: int
     pruned_before: int
 
-    def summary(self, known: Checkpoint | None) -> str:
+    def summary(self, checkpoint: Checkpoint | None) -> str:
         """Says that all is well, and what that covers.
 
         Args:
-            known: The checkpoint that the ledger was compared with.
+            checkpoint: The one that the ledger was compared with.
         """
-        since = f"; nothing was changed since the checkpoint of {minute(known.time)} UTC" if known else ""
+        since = (
+            f"; nothing was changed since the checkpoint of {minute(checkpoint.time)} UTC"
+            if checkpoint
+            else ""
+        )
         pruned = (
             f"; of windows before {minute(self.pruned_before)} UTC entries may be pruned"
             if self.pruned_before
@@ -54,15 +58,15 @@ class Verification:
         return f"whole: {chains}, {entries}, {accounts} what the log says{pruned}{since}"
 
 
-async def verification(view: LedgerView, known: Checkpoint | None) -> Verification:
+async def verification(view: LedgerView, checkpoint: Checkpoint | None) -> Verification:
     """Verifies a ledger.
 
     Args:
         view: The ledger as it was at one moment.
-        known: An earlier checkpoint, whose signature was checked.
+        checkpoint: An earlier one, whose signature was checked.
     """
     counting = _CountingView(view)
-    findings = [*([view.remark] if view.older else []), *await verify(counting, known)]
+    findings = [*([view.remark] if view.older else []), *await verify(counting, checkpoint)]
     return Verification(
         findings,
         counting.seen_chains,

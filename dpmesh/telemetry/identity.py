@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpmesh import forks
 from dpmesh.telemetry import names
+from dpmesh.telemetry.meters import no_span
 from dpmesh.telemetry.recorder import _version, is_api_only
 
 if TYPE_CHECKING:
@@ -68,9 +69,8 @@ class IdentityTelemetry:
             names.IDENTITY_REASON: reason,
             names.IDENTITY_OVERLAP: overlap,
         }
-        context = _no_span()
         span = self._tracer.start_span(
-            names.IDENTITY_ROTATE, context, attributes=attributes, start_time=start_ns
+            names.IDENTITY_ROTATE, no_span(), attributes=attributes, start_time=start_ns
         )
         span.end(end_ns)
 
@@ -92,8 +92,7 @@ class _Meters:
         from opentelemetry.metrics import Observation
 
         self._observation = Observation
-        # A context without a span, so that no exemplar ties a measurement to a trace.
-        self._context = _no_span()
+        self._context = no_span()  # So that no exemplar links a measurement to a trace.
         self._add = meter.create_counter(
             names.IDENTITY_FAILURES,
             unit="{failure}",
@@ -117,12 +116,9 @@ class _Meters:
 
 
 class _Shared:
-    """What all identities of the process share.
+    """What all identities of the process share: those whose age is reported, and the instruments by meter provider.
 
-    Attributes:
-        lock: Guards the rest.
-        watched: The identities whose age is reported.
-        meters: The instruments, by meter provider.
+    The lock guards both.
     """
 
     def __init__(self) -> None:
@@ -146,10 +142,3 @@ def _meters_of(provider: MeterProvider) -> _Meters:
         if meters is None:
             meters = _shared.meters[provider] = _Meters(provider.get_meter(names.SCOPE, _version()))
         return meters
-
-
-def _no_span() -> Any:
-    """A context without a span. It is not empty, because an empty context means the current one."""
-    from opentelemetry.context import Context
-
-    return Context({names.SCOPE: True})

@@ -12,6 +12,7 @@ from dpmesh import forks
 from dpmesh.telemetry import names
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
     from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 
 # Seconds. A release from a held lease takes tens of microseconds; a release that waits for a disk takes milliseconds.
@@ -52,15 +53,12 @@ class Meters:
     """
 
     def __init__(self, meter: Meter) -> None:
-        from opentelemetry.context import Context
         from opentelemetry.metrics import Observation
 
         self._series: dict[tuple[str, str, str, str], Series] = {}
         self._lock = threading.Lock()
         self._observation = Observation
-        # A context without a span, so that no exemplar links a measurement to a trace. It is not empty, because an
-        # empty context means the current one.
-        self._context = Context({names.SCOPE: True})
+        self._context = no_span()  # So that no exemplar links a measurement to a trace.
         self._record_release = meter.create_histogram(
             names.RELEASE_DURATION,
             unit="s",
@@ -123,13 +121,15 @@ class Meters:
         return observe
 
 
-class _ByProvider:
-    """The meters of the process, by meter provider.
+def no_span() -> Context:
+    """A context without a span. It is not empty, because an empty context means the current one."""
+    from opentelemetry.context import Context
 
-    Attributes:
-        lock: Guards the rest.
-        meters: One for each provider.
-    """
+    return Context({names.SCOPE: True})
+
+
+class _ByProvider:
+    """The meters of the process, by meter provider; the lock guards them."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -137,7 +137,6 @@ class _ByProvider:
         forks.register(self)
 
     def after_fork_in_child(self) -> None:
-        """Replaces the lock."""
         self.lock = threading.Lock()
 
 

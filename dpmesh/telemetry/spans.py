@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from dpmesh.telemetry import names
 
@@ -14,21 +14,9 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Status, Tracer
 
 
-class Write(Protocol):
-    """Records a span that has ended."""
-
-    def __call__(
-        self,
-        name: str,
-        attributes: Mapping[str, Any],
-        start: int,
-        end: int,
-        context: Context | None,
-        refused: bool,
-        /,
-    ) -> None:
-        """Records a span; it began at `start` and ended at `end`, in ns since 1970."""
-
+# Records a span that has ended, from its name, attributes, begin and end in ns since 1970, context, and whether the
+# release was refused.
+Write = Callable[[str, Mapping[str, Any], int, int, "Context | None", bool], None]
 
 # More than any span of a release has.
 _ATTRIBUTES = 32

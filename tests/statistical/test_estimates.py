@@ -40,7 +40,7 @@ def numeric_reader(rule: str) -> Reader:
 def outputs(reader: Reader, value: float, count: int) -> np.ndarray:
     """What a sender that holds a value releases, `count` times."""
     field = reader.plan.fields[0]
-    draw, index = draw_function(field.payload.mechanism.codes), field.payload.grid.index(value)
+    draw, index = draw_function(field.payload.mechanism.draws), field.payload.grid.index(value)
     drawn = np.fromiter((draw(index) for _ in range(count)), np.float64, count)
     released = field.payload.grid.lower + drawn * field.payload.grid.step
     return np.minimum(released, field.payload.grid.upper) if field.payload.in_range else released
@@ -120,7 +120,7 @@ def test_intervals_hold_where_outputs_rarely_vary(rule, part, n):
     """
     reader = numeric_reader(rule)
     field, repetitions, least = reader.plan.fields[0], 1000, 0.93
-    draw, size = draw_function(field.payload.mechanism.codes), field.payload.grid.size
+    draw, size = draw_function(field.payload.mechanism.draws), field.payload.grid.size
     places = [size * i // (n - 1) for i in range(n)] if part is None else [round(size * part)] * n
     truth = field.payload.grid.value(0) + sum(places) / n * field.payload.grid.step
     held = 0
@@ -150,7 +150,7 @@ def test_frequencies():
     )
     reader = Reader(protos.M)
     field = reader.plan.fields[0]
-    draw, population = draw_function(field.payload.mechanism.codes), np.array([0.0, 0.1, 0.3, 0.6])
+    draw, population = draw_function(field.payload.mechanism.draws), np.array([0.0, 0.1, 0.3, 0.6])
     repetitions, n = 1500, 300
     held, values = np.zeros(4), np.zeros(4)
     random = np.random.default_rng(7)
@@ -182,7 +182,7 @@ def test_projected_frequencies():
     reader = Reader(protos.M)
     field = reader.plan.fields[0]
     population = 1 / np.arange(1, 11) / np.sum(1 / np.arange(1, 11))
-    draw, repetitions, n, least = draw_function(field.payload.mechanism.codes), 100, 300, 0.93
+    draw, repetitions, n, least = draw_function(field.payload.mechanism.draws), 100, 300, 0.93
     squares, held = np.zeros(2), np.zeros(10)
     places = [int(i) for share, i in zip(population, range(10), strict=True) for _ in range(round(share * n))]
     truth = np.bincount(places, minlength=10) / len(places)
@@ -220,7 +220,7 @@ def test_means_of_held_values():
         [values.payload.grid.index(value) for value in filled],
         [counts.payload.grid.index(n) for n in lengths],
     )
-    draw, count = draw_function(values.payload.mechanism.codes), draw_function(counts.payload.mechanism.codes)
+    draw, count = draw_function(values.payload.mechanism.draws), draw_function(counts.payload.mechanism.draws)
     covered = 0
     for _ in range(repetitions):
         counted = reader.mean(
@@ -244,7 +244,7 @@ def test_one_aggregate(output):
             sensitivity: 20 epsilon: 0.5 output: {output}}}]; }}"""
     )
     reader = Reader(protos.M)
-    draw = draw_function(reader.plan.fields[0].payload.mechanism.codes)
+    draw = draw_function(reader.plan.fields[0].payload.mechanism.draws)
     truth, repetitions = 5000, 40_000
     noisy = [draw(truth) for _ in range(repetitions)]
     margin = reader.value("x", noisy[0], confidence=CONFIDENCE).margin
@@ -266,7 +266,7 @@ def test_a_ratio_of_aggregates():
     """2000 answers: Fieller's set with Laplace's tails covers 95 %."""
     reader = Reader(fleet_pb2.FleetSummary)
     draws = {
-        field.path: draw_function(field.payload.mechanism.codes)
+        field.path: draw_function(field.payload.mechanism.draws)
         for field in reader.plan.fields
         if field.mechanism_name
     }
@@ -283,7 +283,7 @@ def test_a_ratio_of_aggregates():
 
 
 def errors(mechanism: NumericMechanism, index: int, count: int) -> np.ndarray:
-    draw = draw_function(mechanism.codes)
+    draw = draw_function(mechanism.draws)
     return np.fromiter((draw(index) - index for _ in range(count)), np.float64, count)
 
 
@@ -314,7 +314,7 @@ def test_central_answers_beat_local_estimates_by_the_factor_of_theory():
     n, repetitions, answers = len(delays), 2000, 20_000
     truth = float(np.mean(delays))
     draw, indexes = (
-        draw_function(local.payload.mechanism.codes),
+        draw_function(local.payload.mechanism.draws),
         [local.payload.grid.index(delay) for delay in delays],
     )
     estimates = [

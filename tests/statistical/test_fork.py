@@ -23,8 +23,8 @@ def mechanisms():
     for kind in NumericKind:
         rho = Fraction(1, 10) if kind is NumericKind.DISCRETE_GAUSSIAN else None
         mechanism = numeric.make(kind, SIZE, SIZE, None if rho else Fraction(1), rho=rho)
-        yield kind.value, draw_function(mechanism.codes)
-    yield "k-rr", draw_function(categorical.make(2**31, Fraction(1, 1000)).codes)
+        yield kind.value, draw_function(mechanism.draws)
+    yield "k-rr", draw_function(categorical.make(2**31, Fraction(1, 1000)).draws)
 
 
 # Two of Duchi's outputs, which are near two points only, agree with probability 0.26, and two of Hybrid's, which is
@@ -68,7 +68,7 @@ def _vectors(draws):
 
 def test_threads_never_share_a_draw():
     """Any of 32,000 draws of scale 2^40 / (1/1000) agree by chance with a probability of 1.2e-7."""
-    draw = draw_function(numeric.make(NumericKind.DISCRETE_LAPLACE, SIZE, SIZE, Fraction(1, 1000)).codes)
+    draw = draw_function(numeric.make(NumericKind.DISCRETE_LAPLACE, SIZE, SIZE, Fraction(1, 1000)).draws)
     taken = [[] for _ in range(8)]
 
     def work(mine):

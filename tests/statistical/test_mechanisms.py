@@ -44,7 +44,7 @@ def make(kind, epsilon, *, in_range=False, size=SIZE):
 
 def estimates(mechanism, x, count, size=SIZE):
     """Unbiased estimates of x, one from each output."""
-    draw = draw_function(mechanism.codes)
+    draw = draw_function(mechanism.draws)
     outputs = np.fromiter(map(draw, itertools.repeat(x)), np.float64, count)
     if mechanism.unbiased_low is not None:
         low, high = outputs == 0, outputs == size
@@ -95,7 +95,7 @@ def test_small_grids(kind, size):
 @pytest.mark.parametrize(("k", "epsilon"), [(2, Fraction(1, 2)), (5, Fraction(1)), (16, Fraction(3))])
 def test_randomized_response_tells_the_truth_as_often_as_it_should_and_lies_evenly(k, epsilon):
     """Truth within 5 standard errors, the lies by chi-square at p >= 1e-6."""
-    draw, count = draw_function(categorical.make(k, epsilon).codes), 500_000
+    draw, count = draw_function(categorical.make(k, epsilon).draws), 500_000
     e = math.exp(epsilon)
     truth = e / (e + k - 1)
     for i in (0, k - 1):
@@ -110,7 +110,7 @@ def test_randomized_response_tells_the_truth_as_often_as_it_should_and_lies_even
 @pytest.mark.parametrize("factor", [Fraction(97, 100), Fraction(103, 100)], ids=["too-small", "too-large"])
 def test_a_wrong_truth_rate_is_rejected(factor):
     count, truth = 500_000, categorical.make(5, Fraction(1)).truth
-    draw = draw_function(categorical.make(5, factor).codes)
+    draw = draw_function(categorical.make(5, factor).draws)
     told = sum(draw(2) == 2 for _ in range(count))
     assert abs(told - count * truth) > 5 * math.sqrt(count * truth * (1 - truth))
 
@@ -149,7 +149,7 @@ def test_outputs_of_all_inputs_have_the_same_support(kind, in_range, common):
     output has one of 4.99e-4. That one is missing in 60,000 draws has a probability below 1e-12.
     """
     grid = Grid(lower=0.0, upper=1.0, step=1 / 12, size=12, integral=False)
-    draw = draw_function(make(kind, Fraction(1), in_range=in_range, size=grid.size).codes)
+    draw = draw_function(make(kind, Fraction(1), in_range=in_range, size=grid.size).draws)
     supports = set()
     for value in AWKWARD:
         index = grid.index(value)

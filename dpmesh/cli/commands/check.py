@@ -11,7 +11,7 @@ from dpmesh.cli.console import FOUND, OK, print_github, print_json, say, stdout
 from dpmesh.cli.options import inputs
 
 if TYPE_CHECKING:
-    from dpmesh.report.check import CheckReport
+    from dpmesh.report.findings import CheckReport
 
 HELP = (
     "Find what is wrong with annotations and overlays; exit code 1 if a message type could not be released."
@@ -44,16 +44,16 @@ def check(
     from dpmesh.cli.descriptors import source_locations
     from dpmesh.cli.descriptors.protoc import CompileError
     from dpmesh.policy import Policy
-    from dpmesh.report import check
+    from dpmesh.report import findings
 
     path = inputs.policy_file(policy_file, configuration.load(inputs.config_file(config_file)))
     policy = Policy(path)
     try:
         sources = inputs.load(protos, includes, descriptor_sets, reflect)
     except CompileError as error:
-        report = check.CheckReport(error.findings())
+        report = findings.CheckReport(error.findings())
     else:
-        report = check.check(sources, policy, source_locations.of_overlays(path) if path else {})
+        report = findings.check(sources, policy, source_locations.of_overlays(path) if path else {})
     _WRITERS[Format.JSON if as_json else style](report)
     raise typer.Exit(FOUND if report.errors else OK)
 

@@ -13,10 +13,9 @@ from dpmesh.accounting import AMOUNT, Accounting
 from dpmesh.cli.console import say, stdout
 from dpmesh.ledger import Budget
 from dpmesh.policy.kinds.words import duration, number
-from dpmesh.report.comparison import FieldChange, MessageChange
-from dpmesh.report.lifetimes import loss_over
+from dpmesh.report.balances import loss_over
 from dpmesh.report.plan import FieldReport, MessageReport, Payment, is_central
-from dpmesh.report.rpcs import PlanReport
+from dpmesh.report.rpcs import FieldChange, MessageChange, PlanReport
 from dpmesh.report.wording import count
 
 # How many windows the example of what windows add up to has.

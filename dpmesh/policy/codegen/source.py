@@ -65,20 +65,24 @@ class Source:
         """The functions that have been compiled so far."""
         return "".join(self._lines)
 
-    def function(self, name: str, text: str, known: dict[str, Any]) -> Any:
+    def function(self, name: str, text: str, global_names: dict[str, Any]) -> Any:
         """Compiles one function, and adds its text.
 
         Args:
             name: Its name.
             text: Its text, which is nothing but its definition.
-            known: Its global names.
+            global_names: Its global names.
         """
-        self._lines += [f"# {names}: {meaning}\n" for names, meaning in _meanings(known, self.filename)]
+        self._lines += [
+            f"# {name}: {_meaning(value, self.filename)}\n"
+            for name, value in global_names.items()
+            if name not in ("pop", "refill")
+        ]
         line = len(self._lines) + 1
         self._lines += [*text.splitlines(keepends=True), "\n", "\n"]
         code = _compiled(text).replace(co_filename=self.filename, co_firstlineno=line)
-        known["__source__"] = self  # Keeps the lines.
-        return FunctionType(code, known, name)
+        global_names["__source__"] = self  # Keeps the lines.
+        return FunctionType(code, global_names, name)
 
 
 # The lines of each source that lives, by its file name.
@@ -91,7 +95,7 @@ def _forget(filename: str) -> None:
     del _alive[filename]
 
 
-def function(name: str, arguments: str, body: str, result: str, known: dict[str, Any]) -> Any:
+def function(name: str, arguments: str, body: str, result: str, global_names: dict[str, Any]) -> Any:
     """Compiles a function, as a part of the current Source or alone in one of its own.
 
     Args:
@@ -99,42 +103,44 @@ def function(name: str, arguments: str, body: str, result: str, known: dict[str,
         arguments: Its parameters.
         body: Its statements: see `dpmesh.policy.codegen`.
         result: What it returns.
-        known: What the statements refer to besides.
+        global_names: What the statements refer to besides.
     """
     text = f"def {name}({arguments}):\n{indent(body, '    ')}\n    return {result}\n"
     source = _current.get()
     if source is not None:
-        return source.function(name, text, known)
+        return source.function(name, text, global_names)
     with Source(name) as source:
-        return source.function(name, text, known)
+        return source.function(name, text, global_names)
 
 
 def drawing_function(
-    stock: Pool, name: str, arguments: str, codes: str, body: str, result: str, known: dict[str, Any]
+    pool: Pool, name: str, arguments: str, codes: str, body: str, result: str, global_names: dict[str, Any]
 ) -> Any:
     """Compiles a function that begins with taking its randomness from a pool.
 
     Args:
-        stock: The pool.
+        pool: The pool.
         name: The function's name.
         arguments: Its parameters.
         codes: What a draw from the pool is assigned to.
         body: Its statements.
         result: What it returns.
-        known: What the statements refer to besides.
+        global_names: What the statements refer to besides.
     """
     take = f"try:\n    {codes} = pop()\nexcept IndexError:\n    {codes} = refill()\n"
-    return function(name, arguments, take + body, result, {**known, "pop": stock.pop, "refill": stock.refill})
+    return function(
+        name, arguments, take + body, result, {**global_names, "pop": pool.pop, "refill": pool.refill}
+    )
 
 
-def draw_function(draws: Draws, stock: Pool | None = None) -> Draw:
+def draw_function(draws: Draws, pool: Pool | None = None) -> Draw:
     """Compiles what draws from one mechanism.
 
     Args:
         draws: The mechanism's codes.
-        stock: Where to take codes from, if not from the pool that all with the same law share.
+        pool: Where to take codes from, if not from the pool that all with the same law share.
     """
-    draw: Draw = drawing_function(stock or draws.pool(), "draw", "x", "code", draws.decode, "y", {})
+    draw: Draw = drawing_function(pool or draws.pool(), "draw", "x", "code", draws.decode, "y", {})
     return draw
 
 
@@ -143,13 +149,6 @@ def draw_function(draws: Draws, stock: Pool | None = None) -> Draw:
 def _compiled(text: str) -> CodeType:
     (code,) = (part for part in compile(text, "<dpmesh>", "exec").co_consts if isinstance(part, CodeType))
     return code
-
-
-def _meanings(known: dict[str, Any], filename: str) -> list[tuple[str, str]]:
-    """The names that a function refers to, and what they stand for."""
-    return [
-        (name, _meaning(value, filename)) for name, value in known.items() if name not in ("pop", "refill")
-    ]
 
 
 def _meaning(value: Any, filename: str) -> str:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from google.protobuf.descriptor import Descriptor
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from dpmesh.errors import AnnotationError
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from dpmesh.accounting import Cost
+from dpmesh.errors import AnnotationError, ProtectionError
+from dpmesh.policy.codegen import steps
 from dpmesh.policy.codegen.source import Source
-from dpmesh.policy.compile import assembly
+from dpmesh.policy.compile.anys import is_any, together
+from dpmesh.policy.compile.fragment import Fragment, ReadUnits
 from dpmesh.policy.compile.protected_types import is_protected, is_strict
 from dpmesh.policy.compile.rule_lookup import RuleLookup
 from dpmesh.policy.compile.unannotated_types import UnannotatedTypes
 from dpmesh.policy.compile.walk import Walk
 from dpmesh.policy.diagnostics import Diagnostic
-from dpmesh.policy.plan import Plan
+from dpmesh.policy.kinds.any import KIND as ANY
+from dpmesh.policy.plan import Anys, Plan, Pseudonymise, Scope
 from dpmesh.policy.rulebook import Rulebook
 
 
@@ -34,14 +43,14 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
             _refuse_idle(message, lookup)
             if diagnostics.found or not is_strict(message, book):
                 if not diagnostics.has_errors and types.reaches(message):
-                    plan = assembly.open_plan(message, types, lookup)
+                    plan = _open_plan(message, types, lookup)
                 return plan, diagnostics.found
         # Kinds generate code while the walk plans their fields, too.
         with Source(message.full_name) as source:
             walk = Walk(lookup, types)
             fragment = walk.message(message, "", 1, ())
             if not diagnostics.has_errors:
-                plan = assembly.plan(message, fragment, lookup.version(), walk, source)
+                plan = _plan(message, fragment, lookup.version(), walk, source)
     except AnnotationError as error:
         diagnostics.unreadable(error)
         return None, diagnostics.found
@@ -61,3 +70,105 @@ def _refuse_idle(message: Descriptor, lookup: RuleLookup) -> None:
                 "has a rule, but nothing here is protected",
                 "annotate the fields, or remove it",
             )
+
+
+def _plan(message: Descriptor, fragment: Fragment, version: str, walk: Walk, source: Source) -> Plan:
+    new = GetMessageClass(message)
+    scopes = [Scope(scope.path, scope.cost) for scope in fragment.units]
+    ownerless = fragment.local + fragment.central
+    if ownerless != Cost.ZERO:
+        scopes.append(Scope("", ownerless))
+    noised = [field for field in fragment.fields if field.mechanism_name]
+    # A message that can hold Anys is opened in a copy first, and its plan reads that copy.
+    fields = None if fragment.anys else steps.flat_fields([*fragment.steps, *fragment.blank_steps])
+    readers, unit = [scope.read for scope in fragment.units], fragment.unit
+    if fields is not None and fragment.plain_unit is not None:
+        unit = read = _from_values(fields, *fragment.plain_unit)
+        readers = [lambda values: (read(values),)]
+    build = steps.build(new, fragment.steps, fields, discard=fragment.copies)
+    build_blank = steps.build(new, fragment.blank_steps, fields, discard=fragment.copies)
+    return Plan(
+        descriptor=message,
+        version=version,
+        fields=tuple(fragment.fields),
+        scopes=tuple(scopes),
+        snapshot=steps.copier(new) if fields is None else steps.reader(fields),
+        payers=_payers(readers, ownerless != Cost.ZERO),
+        unit=unit if len(scopes) == 1 else None,
+        build=_unopened(message) if fragment.anys else build,
+        build_blank=_unopened(message) if fragment.anys else build_blank,
+        mechanisms=tuple(sorted({field.mechanism_name for field in noised})),
+        protected=sum(field.kind.protects for field in fragment.fields),
+        cost=sum((scope.cost for scope in scopes), Cost.ZERO),
+        delta=sum(field.delta * field.instances for field in noised),
+        labels=tuple(sorted(walk.labels)),
+        messages=tuple(sorted(walk.messages)),
+        ownerless=(fragment.local, fragment.central),
+        anys=Anys(together(fragment.anys), build, build_blank) if fragment.anys else None,
+        source=source.text,
+    )
+
+
+def _open_plan(message: Descriptor, types: UnannotatedTypes, lookup: RuleLookup) -> Plan:
+    """The plan of a type of which nothing is protected but what its Anys pack."""
+    holders = types.any_fields(message, "")
+    if is_any(message):
+        holders = iter([("value", message.fields_by_name["value"])])
+    names, labels = types.around(message)
+    new = GetMessageClass(message)
+
+    def copied(source: Message, _pseudonymise: Pseudonymise) -> Message:
+        target = new()
+        target.CopyFrom(source)
+        target.DiscardUnknownFields()
+        return target
+
+    fields = [ANY.plan_any(path, field, types.rule_of(field), lookup.diagnostics) for path, field in holders]
+    return Plan(
+        descriptor=message,
+        version=lookup.version(),
+        fields=tuple(fields),
+        scopes=(),
+        snapshot=steps.copier(new),
+        payers=lambda _: (),
+        unit=None,
+        build=_unopened(message),
+        build_blank=_unopened(message),
+        mechanisms=(),
+        protected=0,
+        cost=Cost.ZERO,
+        delta=0.0,
+        labels=tuple(sorted(labels)),
+        messages=tuple(sorted(names)),
+        anys=Anys(types.find, copied, copied, alone=True, extendable=types.extendable(message)),
+    )
+
+
+def _unopened(message: Descriptor) -> Callable[[Message, Pseudonymise], NoReturn]:
+    """Refuses a message whose Anys are still packed."""
+
+    def refuse(_message: Message, _pseudonymise: Pseudonymise) -> NoReturn:
+        raise ProtectionError("INTERNAL", message.full_name, "can hold an Any, and has to be opened first")
+
+    return refuse
+
+
+def _from_values(
+    fields: Sequence[str], name: str, canonical: Callable[[Any], bytes]
+) -> Callable[[Any], bytes]:
+    """Reads a unit's id from a tuple of the values of some fields."""
+    at = fields.index(name)
+    return lambda values: canonical(values[at])
+
+
+def _payers(readers: Sequence[ReadUnits], ownerless: bool) -> Callable[[Any], Sequence[tuple[int, bytes]]]:
+    """What tells who pays for a message, by index of the scope; the scope of no unit is the last."""
+    last = len(readers)
+
+    def payers(message: Any) -> Sequence[tuple[int, bytes]]:
+        found = [(index, unit) for index, read in enumerate(readers) for unit in read(message)]
+        if ownerless:
+            found.append((last, b""))
+        return found
+
+    return payers

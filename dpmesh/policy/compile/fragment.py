@@ -80,13 +80,13 @@ class Fragment:
         self.steps.append(step)
         self.blank_steps.append(step)
 
-    def add_copy(self, entry: FieldDescriptor) -> None:
+    def add_copy(self, field: FieldDescriptor) -> None:
         """Adds a field that leaves as it is."""
-        self.add_step(passed(entry))
-        self.copies = self.copies or entry.message_type is not None
-        if entry.is_required:
-            self.unset_required.append(entry.full_name)
-        self.shows_presence.append(f"{entry.full_name} leaves as it is")
+        self.add_step(passed(field))
+        self.copies = self.copies or field.message_type is not None
+        if field.is_required:
+            self.unset_required.append(field.full_name)
+        self.shows_presence.append(f"{field.full_name} leaves as it is")
 
     def claim_for_unit(self, read: Callable[[Any], bytes], path: str, *, owned: bool) -> None:
         """Makes a unit pay for all local values here, those of deeper units included.
@@ -129,11 +129,11 @@ def _through(enter: Enter, read: ReadUnits) -> ReadUnits:
     return lambda message: (unit for inner in enter(message) for unit in read(inner))
 
 
-def into_all(entry: FieldDescriptor) -> Enter:
+def into_all(field: FieldDescriptor) -> Enter:
     """To all messages that a field holds."""
-    if is_map(entry):
-        return over_entries(entry.name, 0)
-    return over_elements(entry.name, 0) if entry.is_repeated else into_child(entry.name)
+    if is_map(field):
+        return over_entries(field.name, 0)
+    return over_elements(field.name, 0) if field.is_repeated else into_child(field.name)
 
 
 def into_child(name: str) -> Enter:

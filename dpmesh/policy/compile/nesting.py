@@ -13,7 +13,7 @@ from dpmesh.policy.codegen import steps
 from dpmesh.policy.compile.fragment import Fragment, into_child, over_elements, over_entries
 from dpmesh.policy.descriptors import inside_of, is_map, oneof_of, type_name
 from dpmesh.policy.diagnostics import BadRuleError, Diagnostics
-from dpmesh.policy.kinds.site import FieldSite, checked_items
+from dpmesh.policy.kinds.kind import FieldSite, checked_items
 from dpmesh.policy.kinds.words import short_path
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ def add(walk: Walk, fragment: Fragment, site: FieldSite, stack: tuple[str, ...])
         site: The field.
         stack: The types that the field stands in.
     """
-    entry, inside = site.field, inside_of(site.field)
+    field, inside = site.field, inside_of(site.field)
     assert inside is not None
     if inside.full_name in stack:
-        text = f"{type_name(entry)} holds itself, so its loss has no bound"
+        text = f"{type_name(field)} holds itself, so its loss has no bound"
         site.error("recursive", text, "use suppress")
-    elif is_map(entry):
+    elif is_map(field):
         _map(walk, fragment, site, inside, stack)
-    elif entry.is_repeated:
+    elif field.is_repeated:
         _repeated(walk, fragment, site, inside, stack)
     else:
         _single(walk, fragment, site, inside, stack)
@@ -49,12 +49,12 @@ def add(walk: Walk, fragment: Fragment, site: FieldSite, stack: tuple[str, ...])
 def _single(
     walk: Walk, fragment: Fragment, site: FieldSite, inside: Descriptor, stack: tuple[str, ...]
 ) -> None:
-    entry, name = site.field, site.field.name
+    field, name = site.field, site.field.name
     if site.max_items:
         text = "max_items is for repeated fields and maps"
         site.error("max-items", text, "remove it")
     inner = walk.message(inside, site.path + ".", site.instances, stack, owned=site.owned)
-    chosen = oneof_of(entry)
+    chosen = oneof_of(field)
     when_set = inner.scoped and (
         not site.owned or (chosen is not None and walk.lookup.oneof(chosen).rules.public)
     )
@@ -63,7 +63,7 @@ def _single(
         if inner.unit is not None:
             _check_presence(site, inner)
         if inner.central != Cost.ZERO:
-            fragment.steps.append(steps.require_set(entry))
+            fragment.steps.append(steps.require_set(field))
         fragment.values += 1 + inner.values
     fragment.steps.append(steps.child(name, steps.run_all(inner.steps), when_set=when_set))
     fragment.add_nested(inner, 1, into_child(name))
@@ -72,7 +72,7 @@ def _single(
 def _repeated(
     walk: Walk, fragment: Fragment, site: FieldSite, inside: Descriptor, stack: tuple[str, ...]
 ) -> None:
-    entry, name = site.field, site.field.name
+    field, name = site.field, site.field.name
     items, inner = _elements(walk, site, inside, "[].", stack)
     fill = site.owned or not inner.scoped
     if fill:
@@ -86,8 +86,8 @@ def _repeated(
                 "protect or suppress all of their fields, if the number is data",
             )
         if inner.central != Cost.ZERO:
-            fragment.steps.append(steps.require_items(entry, items))
-        fragment.values += walk.checked_values(entry.full_name, items * (1 + inner.values))
+            fragment.steps.append(steps.require_items(field, items))
+        fragment.values += walk.checked_values(field.full_name, items * (1 + inner.values))
     blank = GetMessageClass(inside)()
     run = steps.run_all(inner.steps)
     fragment.steps.append(steps.children(name, run, items, blank, fill=fill))
@@ -95,7 +95,7 @@ def _repeated(
 
 
 def _map(walk: Walk, fragment: Fragment, site: FieldSite, inside: Descriptor, stack: tuple[str, ...]) -> None:
-    entry, name = site.field, site.field.name
+    field, name = site.field, site.field.name
     items, inner = _elements(walk, site, inside, "{}.", stack)
     if inner.scoped and site.owned:
         site.error(
@@ -108,7 +108,7 @@ def _map(walk: Walk, fragment: Fragment, site: FieldSite, inside: Descriptor, st
         "the keys and their number leave as they are",
         "use a repeated message if they are data",
     )
-    fragment.shows_presence.append(f"the keys of {entry.full_name} leave as they are")
+    fragment.shows_presence.append(f"the keys of {field.full_name} leave as they are")
     fragment.steps.append(steps.entries(name, steps.run_all(inner.steps), items))
     fragment.add_nested(inner, max(items, 1), over_entries(name, items))
 

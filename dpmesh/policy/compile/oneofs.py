@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from google.protobuf.descriptor import FieldDescriptor, OneofDescriptor
 from google.protobuf.message_factory import GetMessageClass
@@ -18,6 +19,9 @@ from dpmesh.policy.kinds.loss import checked_epsilon
 from dpmesh.policy.kinds.oneof import KIND as ONEOF
 from dpmesh.policy.rulebook import ResolvedRule
 
+if TYPE_CHECKING:
+    from dpmesh.policy.compile.walk import MessageSite
+
 Member = tuple[FieldDescriptor, Fragment]
 
 
@@ -25,13 +29,10 @@ def add(
     fragment: Fragment,
     oneof: OneofDescriptor,
     members: Sequence[Member],
-    *,
-    path: str,
-    instances: int,
-    share: Fraction | None,
+    site: MessageSite,
     lookup: RuleLookup,
 ) -> None:
-    """Adds a oneof, whose members are compiled already, to the fragment of its message."""
+    """Adds a oneof, whose members are compiled already, to the fragment of its message, which stands at a site."""
     resolved = lookup.oneof(oneof)
     fragment.add_oneof([part for _, part in members])
     if resolved.rules.public and resolved.rules.HasField("epsilon"):
@@ -52,9 +53,16 @@ def add(
         ]
         fragment.blank_steps += [steps.open_choice(oneof.name, blank_runs)] if blank_runs else []
     else:
-        epsilon = _epsilon(oneof, resolved, share, lookup)
-        if epsilon is not None:
-            _randomize(fragment, oneof, members, epsilon, path, instances, resolved, lookup)
+        epsilon = _epsilon(oneof, resolved, site.share, lookup)
+        if epsilon is None:
+            return
+        runs = [(field.name, _run(field, part, lookup.diagnostics)) for field, part in members]
+        names, path = [name for name, _ in runs], site.path + oneof.name
+        plan = ONEOF.plan_choice(path, oneof.full_name, resolved.origin, names, epsilon, site.instances)
+        blank = GetMessageClass(oneof.containing_type)()
+        fragment.steps.append(steps.choice(oneof.name, runs, plan.payload.mechanism.draws, blank))
+        fragment.local += plan.cost
+        fragment.fields.append(plan)
 
 
 def refuse_idle(oneof: OneofDescriptor, resolved: ResolvedRule, lookup: RuleLookup) -> None:
@@ -86,61 +94,26 @@ def _epsilon(
     return epsilon
 
 
-def _randomize(
-    fragment: Fragment,
-    oneof: OneofDescriptor,
-    members: Sequence[Member],
-    epsilon: Fraction,
-    path: str,
-    instances: int,
-    resolved: ResolvedRule,
-    lookup: RuleLookup,
-) -> None:
-    """Randomizes the choice: k-ary randomized response over the members and "none"."""
-    runs = [(field.name, _run(field, part, lookup.diagnostics)) for field, part in members]
-    names = [name for name, _ in runs]
-    plan = ONEOF.plan_choice(path + oneof.name, oneof.full_name, resolved.origin, names, epsilon, instances)
-    blank = GetMessageClass(oneof.containing_type)()
-    fragment.steps.append(steps.choice(oneof.name, runs, plan.payload.mechanism.codes, blank))
-    fragment.local += plan.cost
-    fragment.fields.append(plan)
-
-
 def _run(field: FieldDescriptor, part: Fragment, diagnostics: Diagnostics) -> Run:
     refusals = [refused for plan in part.fields if (refused := plan.kind.refuses(plan)) is not None]
+    text = fix = ""
     if part.units:
-        diagnostics.error(
-            field.full_name, "oneof-choice", "holds a unit, so its oneof must be {public: true}"
-        )
+        text = "holds a unit, so its oneof must be {public: true}"
     elif part.central != Cost.ZERO:
-        diagnostics.error(
-            field.full_name,
-            "oneof-choice",
-            "holds an aggregate, whose sensitivity does not cover the default that leaves where it was not chosen",
-            "make the oneof {public: true}, or move the field out of it; "
-            "or remove sensitivity if the value is a unit's own",
-        )
+        text = "holds an aggregate, whose sensitivity does not cover the default that leaves where it was not chosen"
+        fix = "make the oneof {public: true}, or move the field out of it; "
+        fix += "or remove sensitivity if the value is a unit's own"
     elif part.shows_presence:
-        diagnostics.error(
-            field.full_name,
-            "oneof-choice",
-            "leaves (partly) as it is, which would show the choice that its oneof hides",
-            "protect or suppress it, or make the oneof {public: true}",
-        )
+        text = "leaves (partly) as it is, which would show the choice that its oneof hides"
+        fix = "protect or suppress it, or make the oneof {public: true}"
     elif refusals:
         values, instead = refusals[0]
-        diagnostics.error(
-            field.full_name,
-            "oneof-choice",
-            f"refuses {values}, and a refusal would show the choice that its oneof hides",
-            f"{instead}, or make the oneof {{public: true}}",
-        )
-    elif (
-        not part.steps
-        and field.message_type
-        and any(inner.is_required for inner in field.message_type.fields)
-    ):
+        text = f"refuses {values}, and a refusal would show the choice that its oneof hides"
+        fix = f"{instead}, or make the oneof {{public: true}}"
+    elif not part.steps and field.message_type and any(e.is_required for e in field.message_type.fields):
         diagnostics.error(
             field.full_name, "required", "would leave without its required fields", "protect these"
         )
+    if text:
+        diagnostics.error(field.full_name, "oneof-choice", text, fix)
     return steps.run_all(part.steps) if part.steps else steps.emptied(field)

@@ -38,11 +38,11 @@ def protected_types(message: Descriptor, book: Rulebook) -> dict[str, bool]:
     todo = [message]
     while todo:
         at = todo.pop()
-        for entry, has_rule in _fields(at, book):
+        for field, has_rule in _fields(at, book):
             if has_rule:
                 protected.add(at.full_name)
-            elif entry.message_type is not None:
-                inside = entry.message_type
+            elif field.message_type is not None:
+                inside = field.message_type
                 holders.setdefault(inside.full_name, []).append(at.full_name)
                 if inside.full_name not in seen:
                     seen.add(inside.full_name)
@@ -62,13 +62,13 @@ def _fields(message: Descriptor, book: Rulebook) -> Iterator[tuple[FieldDescript
         return
     if is_map_entry(message):
         # An entry takes no rules: the map does, and what it holds.
-        yield from ((entry, False) for entry in message.fields)
+        yield from ((field, False) for field in message.fields)
         return
     drops = book.message(message).rules.unannotated != pb.MessageRules.PASS
-    for entry in (*message.fields, *extensions(message)):
-        kind = kind_of(book.field(entry).rules)
+    for field in (*message.fields, *extensions(message)):
+        kind = kind_of(book.field(field).rules)
         if kind is None or not kind.passes:
-            yield entry, drops or kind is not None
+            yield field, drops or kind is not None
 
 
 def is_strict(message: Descriptor, book: Rulebook) -> bool:
@@ -84,8 +84,8 @@ def is_strict(message: Descriptor, book: Rulebook) -> bool:
         has_rules = not is_any(at) and not is_map_entry(at)
         if has_rules and book.message(at).rules.unannotated != pb.MessageRules.PASS:
             return True
-        for entry, _ in _fields(at, book):
-            inside = entry.message_type
+        for field, _ in _fields(at, book):
+            inside = field.message_type
             if inside is not None and inside.full_name not in seen:
                 seen.add(inside.full_name)
                 todo.append(inside)

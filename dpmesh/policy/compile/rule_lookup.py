@@ -84,10 +84,10 @@ class RuleLookup:
 
     def _look_up(self, ask: Callable[[Any], ResolvedRule], element: Any) -> ResolvedRule:
         # Protobuf allows no two elements of one name.
-        known = self._rules.get(element.full_name)
-        if known is None:
-            known = self._rules[element.full_name] = self._ask(ask, element)
-        return known
+        resolved = self._rules.get(element.full_name)
+        if resolved is None:
+            resolved = self._rules[element.full_name] = self._ask(ask, element)
+        return resolved
 
     def _ask(self, ask: Callable[[Any], ResolvedRule], element: Any) -> ResolvedRule:
         try:

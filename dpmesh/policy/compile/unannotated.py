@@ -9,8 +9,8 @@ from dpmesh.policy.compile import anys
 from dpmesh.policy.compile.fragment import Fragment, into_all
 from dpmesh.policy.descriptors import inside_of, mark
 from dpmesh.policy.kinds.any import KIND as ANY
+from dpmesh.policy.kinds.kind import FieldSite
 from dpmesh.policy.kinds.public import KIND as PUBLIC
-from dpmesh.policy.kinds.site import FieldSite
 from dpmesh.policy.kinds.suppress import KIND as SUPPRESS
 from dpmesh.policy.rulebook import UNANNOTATED
 from dpmesh.v1 import privacy_pb2 as pb
@@ -48,17 +48,17 @@ def add(walk: Walk, fragment: Fragment, site: FieldSite, rule: int) -> None:
 
 def _any(walk: Walk, fragment: Fragment, site: FieldSite, rule: int) -> None:
     """A field of Anys: the step copies them, after the release has protected what they pack."""
-    entry = site.field
-    rule = walk.types.rule_of(entry, rule)
+    field = site.field
+    rule = walk.types.rule_of(field, rule)
     if site.max_items:
         text = "max_items cuts no field that holds Anys"
         site.error("max-items", text, "remove it")
-    if entry.is_required and rule == pb.MessageRules.SUPPRESS:
+    if field.is_required and rule == pb.MessageRules.SUPPRESS:
         text = "is required, so its message can't be sent where the Any is dropped"
         site.error("required", text, "make it optional")
-    fragment.add_copy(entry)
-    fragment.anys.append(anys.directly(entry, rule))
-    fragment.fields.append(ANY.plan_any(site.path, entry, rule, walk.diagnostics))
+    fragment.add_copy(field)
+    fragment.anys.append(anys.directly(field, rule))
+    fragment.fields.append(ANY.plan_any(site.path, field, rule, walk.diagnostics))
 
 
 def _inner_anys(walk: Walk, fragment: Fragment, site: FieldSite) -> None:

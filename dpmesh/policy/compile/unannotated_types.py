@@ -21,7 +21,7 @@ from dpmesh.policy.rulebook import Rulebook
 from dpmesh.v1 import privacy_pb2 as pb
 
 
-class _Way(NamedTuple):
+class _Branch(NamedTuple):
     """A field that can lead to an Any.
 
     Attributes:
@@ -49,8 +49,8 @@ class UnannotatedTypes:
     def __init__(self, book: Rulebook) -> None:
         self._book = book
         self._reaching: dict[tuple[Descriptor, bool], bool] = {}
-        self._followed: dict[Descriptor, tuple[_Way, ...]] = {}
-        self._ways: dict[FieldDescriptor, _Way | None] = {}
+        self._branches_of: dict[Descriptor, tuple[_Branch, ...]] = {}
+        self._branches: dict[FieldDescriptor, _Branch | None] = {}
         self._rules: dict[Descriptor, int] = {}
 
     def rule_of(self, field: FieldDescriptor, unannotated: int = pb.MessageRules.PASS) -> int:
@@ -64,10 +64,10 @@ class UnannotatedTypes:
         return self._rule(field.containing_type if inside is None else inside, unannotated)
 
     def _rule(self, message: Any, unannotated: int = pb.MessageRules.PASS) -> int:
-        known = self._rules.get(message)
-        if known is None:
-            known = self._rules[message] = int(self._book.message(message).rules.unannotated)
-        return max(unannotated, known)
+        own = self._rules.get(message)
+        if own is None:
+            own = self._rules[message] = int(self._book.message(message).rules.unannotated)
+        return max(unannotated, own)
 
     def reaches(self, message: Descriptor, *, strict: bool = False) -> bool:
         """Whether a message of this type can hold an Any, or an extension, which can hold one.
@@ -76,12 +76,12 @@ class UnannotatedTypes:
             message: The type.
             strict: It stands in a protected one, whose extensions never leave.
         """
-        known = self._reaching.get((message, strict))
-        if known is None:
+        reaching = self._reaching.get((message, strict))
+        if reaching is None:
             types = self._types(message, strict=strict)
-            found = any(is_any(at) or (at.is_extendable and not strict) for at in types)
-            known = self._reaching[message, strict] = found
-        return known
+            reaching = any(is_any(at) or (at.is_extendable and not strict) for at in types)
+            self._reaching[message, strict] = reaching
+        return reaching
 
     def extendable(self, message: Descriptor) -> tuple[Descriptor, ...]:
         """All extendable types that the type reaches, also by the extensions that this process knows."""
@@ -109,7 +109,7 @@ class UnannotatedTypes:
         for at, before in todo:
             for field in (*at.fields, *extensions(at)):
                 inside = inside_of(field)
-                if inside is None or self._way(field) is None:
+                if inside is None or self._branch_of(field) is None:
                     continue
                 here = before + (f"({field.full_name})" if field.is_extension else field.name)
                 if is_any(inside):
@@ -138,10 +138,10 @@ class UnannotatedTypes:
             if depth > DEEPEST:
                 text = f"more than {DEEPEST} messages lie in each other"
                 raise ProtectionError("WRONG_TYPE", kind.full_name, text)
-            ways = self._followed.get(kind) or self._follow(kind)
+            branches = self._branches_of.get(kind) or self._find_branches(kind)
             if kind.is_extendable and not strict:
-                ways += tuple(self._extended(at))
-            for field, name, inside, contents, rule in ways:
+                branches += tuple(self._extended(at))
+            for field, name, inside, contents, rule in branches:
                 if rule is not None:
                     for key, inner in contents(at):
                         yield Found(inner, at, field, key, rule, (), strict, name)
@@ -152,33 +152,33 @@ class UnannotatedTypes:
         """Finds the Anys in a message that lies in a protected one."""
         return self.find(message, True)
 
-    def _follow(self, message: Descriptor) -> tuple[_Way, ...]:
+    def _find_branches(self, message: Descriptor) -> tuple[_Branch, ...]:
         """The fields of a type that can lead to an Any."""
-        ways = tuple(way for field in message.fields if (way := self._way(field)) is not None)
-        self._followed[message] = ways
-        return ways
+        branches = tuple(branch for field in message.fields if (branch := self._branch_of(field)) is not None)
+        self._branches_of[message] = branches
+        return branches
 
-    def _extended(self, message: Any) -> Iterator[_Way]:
+    def _extended(self, message: Any) -> Iterator[_Branch]:
         """The extensions of a message that can lead to an Any."""
         for field, _ in message.ListFields():
             if not field.is_extension:
                 continue
-            rule = self._kind(field)
-            if rule is not None and not rule.passes:  # Its module was imported a moment ago.
+            kind = self._kind(field)
+            if kind is not None and not kind.passes:  # Its module was imported a moment ago.
                 raise ProtectionError("INTERNAL", field.full_name, "has a rule that was not in force yet")
-            way = self._way(field)
-            if way is not None:
-                yield way
+            branch = self._branch_of(field)
+            if branch is not None:
+                yield branch
 
-    def _way(self, field: FieldDescriptor) -> _Way | None:
+    def _branch_of(self, field: FieldDescriptor) -> _Branch | None:
         """How a field of a message leads to Anys; None if it can't."""
-        if field not in self._ways:
-            inside, way = inside_of(field), None
+        if field not in self._branches:
+            inside, branch = inside_of(field), None
             if inside is not None and self._kind(field) is None and self.reaches(inside):
                 rule = self._rule(inside) if is_any(inside) else None
-                way = _Way(field, field.full_name, inside, contents_of(field), rule)
-            self._ways[field] = way
-        return self._ways[field]
+                branch = _Branch(field, field.full_name, inside, contents_of(field), rule)
+            self._branches[field] = branch
+        return self._branches[field]
 
     def _types(self, message: Descriptor, *, strict: bool = False) -> list[Descriptor]:
         """All types that the type reaches, itself included, but for those below `public`."""

@@ -11,12 +11,12 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescrip
 from dpmesh.accounting import Cost
 from dpmesh.errors import AnnotationError
 from dpmesh.policy.compile import nesting, oneofs, unannotated
-from dpmesh.policy.compile.epsilon_split import epsilon_share
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.compile.rule_lookup import RuleLookup
 from dpmesh.policy.compile.unannotated_types import UnannotatedTypes
 from dpmesh.policy.descriptors import RESERVED_NAMES, extensions, inside_of, oneof_of
-from dpmesh.policy.kinds.site import FieldSite
+from dpmesh.policy.kinds.kind import FieldSite
+from dpmesh.policy.kinds.loss import epsilon_share
 from dpmesh.policy.kinds.words import short_path
 
 # Fields of one plan, counted at every site where they occur: two fields of one type on each of many levels are few
@@ -89,7 +89,7 @@ class Walk:
         rules = self.lookup.message(message).rules
         self.labels.update(rules.labels)
         self.messages.add(message.full_name)
-        units = [entry for entry in message.fields if self._is_unit(entry)]
+        units = [field for field in message.fields if self._is_unit(field)]
         site = MessageSite(
             path,
             instances,
@@ -104,9 +104,9 @@ class Walk:
         self._check_names(message, units)
         if units:
             self._ruled(units[0], fragment, site, owned=owned)
-        for entry in message.fields:
-            if oneof_of(entry) is None:
-                self._field(entry, fragment, site)
+        for field in message.fields:
+            if oneof_of(field) is None:
+                self._field(field, fragment, site)
         for oneof in message.oneofs:
             self._oneof(oneof, fragment, site)
         if fragment.unit is not None:
@@ -124,24 +124,24 @@ class Walk:
         self.diagnostics.error(name, "size", text, "lower max_items, or suppress fields")
         return 0
 
-    def _is_unit(self, entry: FieldDescriptor) -> bool:
-        kind = self.lookup.kind(entry)
+    def _is_unit(self, field: FieldDescriptor) -> bool:
+        kind = self.lookup.kind(field)
         return kind is not None and kind.is_unit
 
     def _check_names(self, message: Descriptor, units: Sequence[FieldDescriptor]) -> None:
         """Reports a second unit, and what protobuf allows but a protected message can't have."""
         if len(units) > 1:
-            names = " and ".join(entry.name for entry in units)
+            names = " and ".join(field.name for field in units)
             self.diagnostics.error(
                 message.full_name, "unit-duplicate", f"has more than one unit: {names}", "mark one"
             )
-        for entry in message.fields:
-            if entry.name in RESERVED_NAMES:
+        for field in message.fields:
+            if field.name in RESERVED_NAMES:
                 text = "has the name of a method of Python's messages, which it hides"
-                self.diagnostics.error(entry.full_name, "field-name", text, "rename it")
-        for entry in extensions(message):
+                self.diagnostics.error(field.full_name, "field-name", text, "rename it")
+        for field in extensions(message):
             text = f"extends {message.full_name}, which is protected, so it never leaves"
-            self.diagnostics.warn(entry.full_name, "extension", text, "make it a field if it is needed")
+            self.diagnostics.warn(field.full_name, "extension", text, "make it a field if it is needed")
 
     def _check_deeper_units(self, message: Descriptor, fragment: Fragment, path: str) -> None:
         """Reports a message that names no unit, beside or above units that its fields' messages name."""
@@ -155,9 +155,9 @@ class Walk:
         # A header may name the unit whose data the messages of other units are.
         heads = dict.fromkeys(scope.path.removeprefix(path).partition(".")[0] for scope in fragment.units)
         fields = {head: message.fields_by_name[head.rstrip("[]{}")] for head in heads}
-        single = [entry for head, entry in fields.items() if head == entry.name and oneof_of(entry) is None]
+        single = [field for head, field in fields.items() if head == field.name and oneof_of(field) is None]
         others = [
-            entry.name for entry in fields.values() if single and inside_of(entry) != inside_of(single[0])
+            field.name for field in fields.values() if single and inside_of(field) != inside_of(single[0])
         ]
         if others:
             text = f"shows which messages {' and '.join(others)} holds, and the unit in {single[0].name} does not pay"
@@ -168,48 +168,40 @@ class Walk:
         if len(oneof.fields) < 2:
             oneofs.refuse_idle(oneof, self.lookup.oneof(oneof), self.lookup)
             return
-        members = [(entry, Fragment()) for entry in oneof.fields]
-        for entry, member in members:
-            self._field(entry, member, site)
-        oneofs.add(
-            fragment,
-            oneof,
-            members,
-            path=site.path,
-            instances=site.instances,
-            share=site.share,
-            lookup=self.lookup,
-        )
+        members = [(field, Fragment()) for field in oneof.fields]
+        for field, member in members:
+            self._field(field, member, site)
+        oneofs.add(fragment, oneof, members, site, self.lookup)
 
-    def _field(self, entry: FieldDescriptor, fragment: Fragment, site: MessageSite) -> None:
+    def _field(self, field: FieldDescriptor, fragment: Fragment, site: MessageSite) -> None:
         self._sites += 1
         if self._sites > SITES_LIMIT:
             text = (
                 f"{site.stack[0]} has more than {SITES_LIMIT:,} fields, counted at every place where they occur; "
-                f"this is one too many at {short_path(site.path + entry.name)}"
+                f"this is one too many at {short_path(site.path + field.name)}"
             )
             raise AnnotationError(
-                "size", entry.full_name, text, "suppress a field above it that holds messages"
+                "size", field.full_name, text, "suppress a field above it that holds messages"
             )
-        kind = self.lookup.kind(entry)
-        if kind is None and self.lookup.holds_rules(entry):
-            nesting.add(self, fragment, self._site(entry, site, owned=site.owned), site.stack)
+        kind = self.lookup.kind(field)
+        if kind is None and self.lookup.holds_rules(field):
+            nesting.add(self, fragment, self._site(field, site, owned=site.owned), site.stack)
         elif kind is None:
-            unannotated.add(self, fragment, self._site(entry, site, owned=site.owned), site.unannotated)
+            unannotated.add(self, fragment, self._site(field, site, owned=site.owned), site.unannotated)
         elif not kind.is_unit:
-            self._ruled(entry, fragment, site, owned=site.owned)
+            self._ruled(field, fragment, site, owned=site.owned)
 
-    def _ruled(self, entry: FieldDescriptor, fragment: Fragment, site: MessageSite, *, owned: bool) -> None:
+    def _ruled(self, field: FieldDescriptor, fragment: Fragment, site: MessageSite, *, owned: bool) -> None:
         """A field whose rule chooses a kind: the kind adds it, messages and maps as well."""
-        kind, rules = self.lookup.kind(entry), self.lookup.field(entry).rules
+        kind, rules = self.lookup.kind(field), self.lookup.field(field).rules
         assert kind is not None
-        kind.add(fragment, self._site(entry, site, owned=owned), getattr(rules, kind.name))
+        kind.add(fragment, self._site(field, site, owned=owned), getattr(rules, kind.name))
 
-    def _site(self, entry: FieldDescriptor, site: MessageSite, *, owned: bool) -> FieldSite:
-        resolved = self.lookup.field(entry)
+    def _site(self, field: FieldDescriptor, site: MessageSite, *, owned: bool) -> FieldSite:
+        resolved = self.lookup.field(field)
         return FieldSite(
-            entry,
-            site.path + entry.name,
+            field,
+            site.path + field.name,
             resolved.origin,
             site.share,
             resolved.rules.max_items,

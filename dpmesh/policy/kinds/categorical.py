@@ -12,13 +12,12 @@ from typing_extensions import override
 from dpmesh.accounting import Cost
 from dpmesh.noise import categorical
 from dpmesh.noise.categorical import CategoricalMechanism
+from dpmesh.policy.codegen.steps import Transform
 from dpmesh.policy.descriptors import INTEGER_RANGES, F, scalar, type_name
 from dpmesh.policy.diagnostics import BadRuleError
-from dpmesh.policy.kinds.kind import Description
+from dpmesh.policy.kinds.kind import Description, FieldSite
 from dpmesh.policy.kinds.loss import field_epsilon, split
 from dpmesh.policy.kinds.noised import NoisedKind
-from dpmesh.policy.kinds.site import FieldSite
-from dpmesh.policy.kinds.transforms import Transform
 from dpmesh.policy.plan import FieldPlan, Model
 from dpmesh.v1 import privacy_pb2 as pb
 
@@ -76,14 +75,14 @@ class Categorical(NoisedKind):
 
     @override
     def transform(self, plan: FieldPlan) -> Transform:
-        domain, codes = plan.payload.domain, plan.payload.mechanism.codes
+        domain, draws = plan.payload.domain, plan.payload.mechanism.draws
         index = "index_of@(value, 0)"
         if isinstance(domain[0], str):
             # Looking a text up takes time in proportion to its length, which the domain bounds.
             index += f" if len(value) <= {max(map(len, domain))} else 0"
-        text = f"x = {index}\n{codes.decode}\nout = values@[y]"
+        text = f"x = {index}\n{draws.decode}\nout = values@[y]"
         indexes = {value: index for index, value in enumerate(domain)}
-        return Transform(codes, text, {"index_of@": indexes.get, "values@": domain})
+        return Transform(draws, text, {"index_of@": indexes.get, "values@": domain})
 
     @override
     def describe(self, plan: FieldPlan) -> Description:

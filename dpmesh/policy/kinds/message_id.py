@@ -9,8 +9,7 @@ from typing_extensions import override
 from dpmesh.policy.codegen import steps
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.descriptors import F, type_name
-from dpmesh.policy.kinds.kind import Description, FieldKind
-from dpmesh.policy.kinds.site import FieldSite
+from dpmesh.policy.kinds.kind import Description, FieldKind, FieldSite
 from dpmesh.policy.plan import FieldPlan
 
 
@@ -21,12 +20,12 @@ class MessageId(FieldKind):
 
     @override
     def add(self, fragment: Fragment, site: FieldSite, rules: Any) -> None:
-        entry = site.field
-        if entry.is_repeated or entry.type not in (F.TYPE_STRING, F.TYPE_BYTES):
-            text = f"message_id does not fit {type_name(entry)}"
+        field = site.field
+        if field.is_repeated or field.type not in (F.TYPE_STRING, F.TYPE_BYTES):
+            text = f"message_id does not fit {type_name(field)}"
             site.error("kind-type", text, "string or bytes")
             return
-        fragment.add_step(steps.random_id(entry))
+        fragment.add_step(steps.random_id(field))
         fragment.values += 1
         super().add(fragment, site, rules)
 

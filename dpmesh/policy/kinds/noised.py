@@ -8,13 +8,11 @@ from typing_extensions import override
 
 from dpmesh.accounting import Cost
 from dpmesh.policy.codegen import steps
-from dpmesh.policy.codegen.steps import Step
+from dpmesh.policy.codegen.steps import Step, Transform
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.descriptors import oneof_of
 from dpmesh.policy.diagnostics import BadRuleError
-from dpmesh.policy.kinds.kind import FieldKind
-from dpmesh.policy.kinds.site import FieldSite
-from dpmesh.policy.kinds.transforms import Transform
+from dpmesh.policy.kinds.kind import FieldKind, FieldSite
 from dpmesh.policy.plan import FieldPlan, Model
 
 
@@ -57,19 +55,19 @@ class NoisedKind(FieldKind):
 
     def _require(self, fragment: Fragment, site: FieldSite, plan: FieldPlan) -> None:
         """Refuses messages without an aggregate: its sensitivity covers what one unit changes, but no absence."""
-        entry = site.field
+        field = site.field
         if site.owned:
             site.warn(
                 "unit-aggregate",
                 "is an aggregate, because sensitivity is set: global budgets pay for it, and the unit does not",
                 "remove sensitivity if the value is the unit's own",
             )
-        if entry.is_repeated:
+        if field.is_repeated:
             if self.elementwise:
-                fragment.steps.append(steps.require_items(entry, plan.repeats))
-        elif entry.has_presence:
-            fragment.steps.append(steps.require_set(entry))
-            if not entry.is_required and oneof_of(entry) is None:
+                fragment.steps.append(steps.require_items(field, plan.repeats))
+        elif field.has_presence:
+            fragment.steps.append(steps.require_set(field))
+            if not field.is_required and oneof_of(field) is None:
                 site.warn(
                     "aggregate-absent",
                     "is an aggregate, and a message without it is refused: its sensitivity does not cover absence",

@@ -14,14 +14,13 @@ from dpmesh.accounting import Cost, epsilon_delta_to_rho
 from dpmesh.errors import ProtectionError
 from dpmesh.noise import numeric
 from dpmesh.noise.numeric import NumericMechanism
+from dpmesh.policy.codegen.steps import Transform
 from dpmesh.policy.descriptors import FLOAT_LIMITS, INTEGER_RANGES, scalar, type_name
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds.grid import Grid, check_outputs, grid_of, steps_of
-from dpmesh.policy.kinds.kind import Description
+from dpmesh.policy.kinds.kind import Description, FieldSite
 from dpmesh.policy.kinds.loss import field_epsilon, split
 from dpmesh.policy.kinds.noised import NoisedKind
-from dpmesh.policy.kinds.site import FieldSite
-from dpmesh.policy.kinds.transforms import Transform
 from dpmesh.policy.kinds.words import number
 from dpmesh.policy.plan import FieldPlan, Model
 from dpmesh.v1 import privacy_pb2 as pb
@@ -108,7 +107,7 @@ class Numeric(NoisedKind):
 
     @override
     def transform(self, plan: FieldPlan) -> Transform:
-        grid, codes = plan.payload.grid, plan.payload.mechanism.codes
+        grid, draws = plan.payload.grid, plan.payload.mechanism.draws
         lower, upper, step = (_literal(grid, value) for value in (grid.lower, grid.upper, grid.step))
         nearest = f"(value - {lower} + {int(grid.step) // 2}) // {step}"
         if not grid.integral:
@@ -126,10 +125,10 @@ elif value >= {upper}:
     x = {grid.size}
 else:
     x = {"refuse@()" if plan.payload.refuses_nan else grid.size // 2}
-{codes.decode}
+{draws.decode}
 out = {lower} + y * {step}
 {f"if out > {upper}: out = {upper}" if clamp else ""}"""
-        return Transform(codes, text, {"refuse@": _refusal(plan.name)} if plan.payload.refuses_nan else {})
+        return Transform(draws, text, {"refuse@": _refusal(plan.name)} if plan.payload.refuses_nan else {})
 
     @override
     def describe(self, plan: FieldPlan) -> Description:

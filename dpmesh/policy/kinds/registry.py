@@ -14,8 +14,7 @@ from typing import Any
 from typing_extensions import override
 
 from dpmesh.policy.compile.fragment import Fragment
-from dpmesh.policy.kinds.kind import Description, FieldKind
-from dpmesh.policy.kinds.site import FieldSite
+from dpmesh.policy.kinds.kind import Description, FieldKind, FieldSite
 from dpmesh.policy.plan import FieldPlan
 from dpmesh.v1 import privacy_pb2 as pb
 
@@ -40,7 +39,6 @@ class Unavailable(FieldKind):
 
 
 def _load(name: str) -> FieldKind:
-    """The kind of a name in the schema."""
     module = f"{__package__}.{name}"
     try:
         kind: FieldKind = import_module(module).KIND

@@ -7,8 +7,7 @@ from typing import Any
 from typing_extensions import override
 
 from dpmesh.policy.compile.fragment import Fragment
-from dpmesh.policy.kinds.kind import Description, FieldKind
-from dpmesh.policy.kinds.site import FieldSite
+from dpmesh.policy.kinds.kind import Description, FieldKind, FieldSite
 from dpmesh.policy.plan import FieldPlan
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +10,12 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from typing_extensions import override
 
+from dpmesh.errors import ProtectionError
 from dpmesh.policy.codegen.source import function
-from dpmesh.policy.codegen.steps import Step, passed
+from dpmesh.policy.codegen.steps import Step, Transform, passed
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.descriptors import INTEGER_RANGES, F, oneof_of, type_name
-from dpmesh.policy.kinds.kind import Description, FieldKind
-from dpmesh.policy.kinds.site import FieldSite
-from dpmesh.policy.kinds.transforms import Transform
-from dpmesh.policy.kinds.unit_id import Canonical, Read, canonical_form, normalization, reader
+from dpmesh.policy.kinds.kind import Description, FieldKind, FieldSite
 from dpmesh.policy.kinds.words import duration
 from dpmesh.policy.plan import FieldPlan, Pseudonymise
 from dpmesh.v1 import privacy_pb2 as pb
@@ -50,26 +49,26 @@ class Unit(FieldKind):
 
     @override
     def add(self, fragment: Fragment, site: FieldSite, rules: pb.Unit) -> None:
-        entry = site.field
-        fits = entry.type in INTEGER_RANGES or entry.type in (F.TYPE_STRING, F.TYPE_BYTES)
-        if entry.is_repeated or not fits:
-            text = f"unit does not fit {type_name(entry)}"
+        field = site.field
+        fits = field.type in INTEGER_RANGES or field.type in (F.TYPE_STRING, F.TYPE_BYTES)
+        if field.is_repeated or not fits:
+            text = f"unit does not fit {type_name(field)}"
             site.error("kind-type", text, "string, bytes or integer")
             return
-        if oneof_of(entry) is not None:
+        if oneof_of(field) is not None:
             site.error("kind-type", "a unit can't be one of a oneof", "move it out")
             return
         super().add(fragment, site, rules)
-        canonical = canonical_form(entry, _normalize(site, rules))
-        if not entry.has_presence:
-            fragment.plain_unit = (entry.name, canonical)
-        fragment.unit = read = reader(entry, canonical)
+        canonical = canonical_form(field, _normalize(site, rules))
+        if not field.has_presence:
+            fragment.plain_unit = (field.name, canonical)
+        fragment.unit = read = reader(field, canonical)
         if rules.form == pb.Unit.SUPPRESSED:
             _suppress(fragment, site, read, canonical)
             return
         fragment.add_step(_step(site, rules, read, canonical))
         fragment.shows_presence.append(
-            f"{entry.full_name} leaves" + (" as it is" if rules.form else " as a pseudonym")
+            f"{field.full_name} leaves" + (" as it is" if rules.form else " as a pseudonym")
         )
 
     @override
@@ -104,16 +103,16 @@ def _suppress(fragment: Fragment, site: FieldSite, read: Read, canonical: Canoni
 
 
 def _step(site: FieldSite, rules: pb.Unit, read: Read, canonical: Canonical) -> Step:
-    entry = site.field
+    field = site.field
     if rules.form == pb.Unit.RAW:
         site.warn("unit-raw", "the unit's id leaves as it is", "form: PSEUDONYM hides it")
-        return passed(entry)
+        return passed(field)
     epoch = _epoch(rules)
     if not 1 <= epoch <= LONGEST_EPOCH:
         site.error("epoch", "epoch must be from 1 s to 10,000 years")
-    if INTEGER_RANGES.get(entry.type, (0, 2**63))[1] < 2**33:
+    if INTEGER_RANGES.get(field.type, (0, 2**63))[1] < 2**33:
         site.warn("unit-collision", "32-bit pseudonyms of different units collide", "use a string or int64")
-    return _pseudonym(entry, read, canonical, epoch)
+    return _pseudonym(field, read, canonical, epoch)
 
 
 def _normalize(site: FieldSite, rules: pb.Unit) -> Callable[[str], str] | None:
@@ -160,3 +159,113 @@ def _pseudonym(field: FieldDescriptor, read: Read, canonical: Canonical, epoch: 
         return name, Transform(None, text, {"canonical@": canonical})
     hide = function("hide", "unit, alias", "", hidden, {})
     return lambda source, target, pseudonymise: setattr(target, name, hide(read(source), pseudonymise))
+
+
+# From a message to its unit's id.
+Read = Callable[[Any], bytes]
+# From what the field of a unit's id holds to the bytes that stand for the unit in ledgers and pseudonyms.
+Canonical = Callable[[Any], bytes]
+
+
+def normalization(*, nfc: bool, fold: bool, strip: bool) -> Callable[[str], str]:
+    """What makes spellings of an id equal.
+
+    Case folding can undo a normalization form, and some letters fold only once they are decomposed, so with both the
+    text is decomposed, folded and composed (Unicode 16, section 3.13, D145).
+
+    Args:
+        nfc: Unicode's canonical composition.
+        fold: Full case folding.
+        strip: White space, control and format characters at both ends.
+    """
+
+    def normalized(text: str) -> str:
+        if strip:
+            text = _stripped(text)
+        if fold:
+            text = (unicodedata.normalize("NFD", text) if nfc else text).casefold()
+        return unicodedata.normalize("NFC", text) if nfc else text
+
+    return normalized
+
+
+def _stripped(text: str) -> str:
+    start, end = 0, len(text)
+    while start < end and _is_blank(text[start]):
+        start += 1
+    while start < end and _is_blank(text[end - 1]):
+        end -= 1
+    return text[start:end]
+
+
+def _is_blank(character: str) -> bool:
+    return character.isspace() or unicodedata.category(character) in ("Cc", "Cf")
+
+
+def canonical_form(field: FieldDescriptor, normalize: Callable[[str], str] | None = None) -> Canonical:
+    """Maps a unit's id to canonical bytes: text in UTF-8, bytes as they are, integers in decimal.
+
+    So one device has one budget, whether a message spells its id "42" or 42. An id that is empty (or 0, where the
+    field can't tell 0 from absent) is missing, and so is a declared default.
+
+    Args:
+        field: The field that holds the id.
+        normalize: What makes spellings of an id equal, if anything does.
+    """
+    missing, presence = _missing(field), field.has_presence
+    if field.type in INTEGER_RANGES:
+
+        def integer(value: int) -> bytes:
+            if not (value or presence):
+                raise missing()
+            return b"%d" % value
+
+        return integer
+    if normalize is not None:
+
+        def normal(value: str | bytes) -> bytes:
+            if not isinstance(value, str):
+                text = "the privacy unit's id is not UTF-8, so it can't be normalized"
+                raise ProtectionError("WRONG_TYPE", field.full_name, text)
+            found = normalize(value)
+            if not found:
+                raise missing()
+            return found.encode()
+
+        return normal
+    if field.type == F.TYPE_STRING:
+
+        def text(value: str | bytes) -> bytes:
+            if not value:
+                raise missing()
+            # Text that came over the wire and is no UTF-8 reads as bytes.
+            return value.encode() if isinstance(value, str) else value
+
+        return text
+
+    def raw(value: bytes) -> bytes:
+        if not value:
+            raise missing()
+        return value
+
+    return raw
+
+
+def reader(field: FieldDescriptor, canonical: Canonical) -> Read:
+    """Reads a unit's id from its message, as canonical bytes."""
+    name = field.name
+    if not field.has_presence:
+        return lambda message: canonical(getattr(message, name))
+    missing = _missing(field)
+
+    def present(message: Any) -> bytes:
+        if not message.HasField(name):
+            raise missing()
+        return canonical(getattr(message, name))
+
+    return present
+
+
+def _missing(field: FieldDescriptor) -> Callable[[], ProtectionError]:
+    name = field.full_name
+    return lambda: ProtectionError("MISSING_UNIT", name, "the privacy unit's id is missing")

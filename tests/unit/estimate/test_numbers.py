@@ -109,7 +109,7 @@ def test_mechanisms_of_two_ends_tell_nothing_in_between(kind, size, in_range):
         return
     grid = Grid(0.0, float(size), 1.0, size, integral=False)
     mechanism = numeric.make(kind, size, size, Fraction(1, 2), in_range=in_range)
-    draw = draw_function(mechanism.codes)
+    draw = draw_function(mechanism.draws)
     outputs = [float(draw(x)) for x in (0, size // 2, size) for _ in range(50)]
     assert len(indexes(field(grid, mechanism), outputs)) == 150
     if size > 1:
@@ -125,7 +125,7 @@ def test_all_that_a_policy_releases_is_its_output(kind, as_float32):
     grid = Grid(-0.1, 0.9, 2.0**-14, 16_384, integral=False)
     rho = Fraction(1, 8) if kind is numeric.NumericKind.DISCRETE_GAUSSIAN else None
     mechanism = numeric.make(kind, 16_384, 16_384, Fraction(2), rho=rho)
-    draw = draw_function(mechanism.codes)
+    draw = draw_function(mechanism.draws)
     released = [grid.value(draw(x)) for x in (0, 8000, 16_384) for _ in range(300)]
     if as_float32:
         released = [float(np.float32(value)) for value in released]

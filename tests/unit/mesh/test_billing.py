@@ -11,7 +11,7 @@ from dpmesh.accounting import Accounting
 from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.ledger import Budget
 from dpmesh.ledger.budget import Match, consumer_key
-from dpmesh.mesh import billers, billing
+from dpmesh.mesh import billing, pricing
 from dpmesh.mesh.billing import BillingTable
 from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.policy import Policy
@@ -238,7 +238,7 @@ def test_one_route_for_all_rpcs_as_long_as_every_budget_pays_for_everything():
 
 def test_peers_that_make_up_names_fill_no_memory(monkeypatch):
     monkeypatch.setattr(billing, "_KEPT", 8)
-    monkeypatch.setattr(billers, "_CONSUMERS_KEPT", 8)
+    monkeypatch.setattr(pricing, "_CONSUMERS_KEPT", 8)
     made = BillingTable(Policy(), [budget("all"), quota("each"), quota("out", directions=("response",))])
     for number in range(100):
         route = made.price(TYPES.Report, f"/a.B/{number}")

@@ -665,8 +665,8 @@ async def test_an_extension_that_is_imported_after_the_first_release_is_judged()
         ):
             receipt = await mesh.release(message)
             assert (receipt.decision, receipt.message) == ("unprotected", message)
-            assert mesh.protects(type(message))
-            assert mesh.protection(type(message)) is None
+            assert mesh.snapshot.protects(type(message))
+            assert mesh.snapshot.protection(type(message)) is None
         public = extend(types, "Base", 100, "public")
         base = types.Base(s="x")
         base.Extensions[public] = "fine"
@@ -678,7 +678,7 @@ async def test_an_extension_that_is_imported_after_the_first_release_is_judged()
             receipt = await mesh.release(message)
             assert receipt.decision == "released"
             assert not raw(receipt.message)
-        assert mesh.protection(types.Base) is True
+        assert mesh.snapshot.protection(types.Base) is True
         with pytest.raises(AnnotationError, match="max-items"):
             await mesh.release(types.Many(more=[base]))
 

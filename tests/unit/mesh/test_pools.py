@@ -109,10 +109,10 @@ async def test_a_module_that_is_imported_later_brings_its_rules_to_classes_of_ot
     Holder = GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.Holder"))
     message = Holder(report={"id": "N1", "secret": MARK})
     async with dpmesh.open(settings()) as mesh:
-        assert mesh.protection(Holder) is None
+        assert mesh.snapshot.protection(Holder) is None
         assert (await mesh.release(message)).decision == "unprotected"
         descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
-        assert mesh.protection(Holder) is True
+        assert mesh.snapshot.protection(Holder) is True
         receipt = await mesh.release(message)
         assert receipt.decision == "released"
         assert not raw(receipt.message)

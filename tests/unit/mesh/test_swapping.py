@@ -73,18 +73,22 @@ async def test_a_swap_replaces_all_that_a_policy_decides(tmp_path):
     strict.methods[SEND].require = True
     async with dpmesh.open(settings(), policy=policy_pb2.Policy()) as mesh:
         before = mesh.snapshot
-        assert (mesh.protection(TYPES.Report), mesh.requires(SEND)) == (None, False)
+        assert (mesh.snapshot.protection(TYPES.Report), mesh.snapshot.requires(SEND)) == (None, False)
         assert (await mesh.release(TYPES.Other(a=1))).decision == "unprotected"
         await mesh.swap(LOW)
         assert left_under(await mesh.release(report()), LOW)
         await mesh.swap(Policy(strict))
         assert left_under(await mesh.release(report()), HIGH)
-        assert (mesh.protection(TYPES.Report), mesh.requires(SEND), mesh.has_rules()) == (True, True, True)
+        assert (
+            mesh.snapshot.protection(TYPES.Report),
+            mesh.snapshot.requires(SEND),
+            mesh.snapshot.has_rules(),
+        ) == (True, True, True)
         assert mesh.policy_digest == mesh.policy.digest == mesh.snapshot.digest == Policy(strict).digest
         assert before.protection(TYPES.Report) is None, "a snapshot does not change"
         (tmp_path / "policy.yaml").write_text(f"fields: {{{TYPES.package}.Other.a: {{suppress: {{}}}}}}\n")
         await mesh.swap(tmp_path / "policy.yaml")
-        assert (mesh.protects(TYPES.Other), mesh.requires(SEND)) == (True, False)
+        assert (mesh.snapshot.protects(TYPES.Other), mesh.snapshot.requires(SEND)) == (True, False)
         assert (await mesh.release(TYPES.Other(a=1))).message == TYPES.Other()
 
 

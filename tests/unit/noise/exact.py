@@ -44,4 +44,4 @@ def worst_ratio(tables: list[dict]) -> object:
 
 def decoding(law):
     """What an index releases with a code: the law's own statements, as a function of both."""
-    return function("decode", "x, code", law.codes.decode, "y", {})
+    return function("decode", "x, code", law.draws.decode, "y", {})

@@ -11,13 +11,13 @@ from dpmesh.policy.codegen.source import draw_function
 
 @pytest.mark.parametrize("k", [2, 5, 300])
 def test_draws_stay_in_the_domain(k):
-    draw = draw_function(categorical.make(k, Fraction(1, 10)).codes)
+    draw = draw_function(categorical.make(k, Fraction(1, 10)).draws)
     for i in (0, k // 2, k - 1):
         assert {draw(i) for _ in range(5000 if k < 10 else 20_000)} <= set(range(k))
 
 
 def test_all_symbols_occur_for_every_input():
-    draw = draw_function(categorical.make(4, Fraction(1)).codes)
+    draw = draw_function(categorical.make(4, Fraction(1)).draws)
     assert all({draw(i) for _ in range(2000)} == {0, 1, 2, 3} for i in range(4))
 
 

@@ -64,7 +64,7 @@ def test_in_range_outputs_are_the_ends():
 def test_draw_decodes_the_pool():
     law = Duchi(9, Fraction(1, 2))
     codes = law.block(5000, KeyStream())
-    draw, decode = draw_function(law.codes, Pool(lambda count, stream: codes)), exact.decoding(law)
+    draw, decode = draw_function(law.draws, Pool(lambda count, stream: codes)), exact.decoding(law)
     xs = [x % 10 for x in range(5000)]
     assert [draw(x) for x in xs] == [
         decode(x, code) for x, code in zip(xs, codes[::-1].tolist(), strict=True)

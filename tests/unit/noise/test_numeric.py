@@ -113,7 +113,7 @@ def test_outputs_are_integers_in_the_public_range(kind, size, epsilon):
         )
         assert (mechanism.epsilon, mechanism.rho) == ((None, epsilon) if gaussian else (epsilon, None))
         assert mechanism.kind is kind
-        draw = draw_function(mechanism.codes)
+        draw = draw_function(mechanism.draws)
         for x in {0, size // 2, size}:
             outputs = [draw(x) for _ in range(500)]
             assert all(type(y) is int and mechanism.low <= y <= mechanism.high for y in outputs)
@@ -144,8 +144,8 @@ def test_the_clamp_holds():
         def refill(self):
             raise AssertionError
 
-    codes = numeric.make(NumericKind.DISCRETE_LAPLACE, 10, 10, Fraction(64), in_range=True).codes
-    draw = draw_function(codes, Stub([-100, 100, 3, -5, 5]))
+    draws = numeric.make(NumericKind.DISCRETE_LAPLACE, 10, 10, Fraction(64), in_range=True).draws
+    draw = draw_function(draws, Stub([-100, 100, 3, -5, 5]))
     assert [draw(x) for x in (5, 5, 5, 0, 10)] == [0, 10, 8, 0, 10]
 
 
@@ -226,7 +226,7 @@ def test_the_same_parameters_share_one_pool():
     first = numeric.make(NumericKind.DISCRETE_LAPLACE, 10, 10, Fraction(1))
     second = numeric.make(NumericKind.DISCRETE_LAPLACE, 20, 10, Fraction(1))
     other = numeric.make(NumericKind.DISCRETE_LAPLACE, 10, 10, Fraction(2))
-    draws = [draw_function(mechanism.codes) for mechanism in (first, second, other)]
+    draws = [draw_function(mechanism.draws) for mechanism in (first, second, other)]
     lists = [draw.__globals__["pop"].__self__ for draw in draws]
     assert lists[0] is lists[1]
     assert lists[0] is not lists[2]

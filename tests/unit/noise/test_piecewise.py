@@ -108,7 +108,7 @@ def test_draw_decodes_the_pool():
     law = Piecewise(9, Fraction(1))
     # 0 and -1 are the codes of the first cell of the window and of the rest, which chance will not show.
     codes = np.append(law.block(4998, KeyStream()), [0, -1])
-    draw, decode = draw_function(law.codes, Pool(lambda count, stream: codes)), exact.decoding(law)
+    draw, decode = draw_function(law.draws, Pool(lambda count, stream: codes)), exact.decoding(law)
     xs = [x % 10 for x in range(5000)]
     assert [draw(x) for x in xs] == [
         decode(x, code) for x, code in zip(xs, codes[::-1].tolist(), strict=True)

@@ -15,7 +15,7 @@ MODULES = """
 import sys, types
 from google.protobuf import descriptor_pb2, descriptor_pool
 from dpmesh.policy import Policy
-from dpmesh.policy.in_force import InForce
+from dpmesh.policy.loaded_types import InForce
 from dpmesh.v1 import policy_pb2, privacy_pb2
 
 def added(name, annotated, imports):

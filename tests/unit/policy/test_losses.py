@@ -37,8 +37,8 @@ def costs(plan):
 
 def silent(field, noise=0):
     """What a field does to its values, with a noise that is known."""
-    codes = Draws(("known", noise), lambda count, _: np.full(count, noise), "y = x + code")
-    payload = replace(field.payload, mechanism=replace(field.payload.mechanism, codes=codes))
+    draws = Draws(("known", noise), lambda count, _: np.full(count, noise), "y = x + code")
+    payload = replace(field.payload, mechanism=replace(field.payload.mechanism, draws=draws))
     return field.kind.transform(replace(field, payload=payload)).function()
 
 
@@ -61,7 +61,7 @@ def test_each_number_of_a_repeated_field_takes_its_part_of_epsilon(mechanism, it
     each = Fraction(3 * AMOUNT // items, AMOUNT)
     expected = numeric.make(SHARED[mechanism], field.payload.grid.size, field.payload.grid.size, each)
     assert (field.epsilon, field.repeats, field.payload.mechanism.epsilon) == (3, items, each)
-    assert field.payload.mechanism.codes.key == expected.codes.key
+    assert field.payload.mechanism.draws.key == expected.draws.key
     assert field.payload.mechanism.worst_variance == expected.worst_variance
     assert field.cost == Cost(int(each * AMOUNT) * items, Cost.pure(each).rho * items)
 
@@ -90,7 +90,7 @@ def test_each_category_of_a_repeated_field_takes_its_part_of_epsilon(kind, domai
     assert field.payload.mechanism.truth == pytest.approx(
         math.exp(each) / (math.exp(each) + k - 1), rel=1e-12
     )
-    assert field.payload.mechanism.codes.key == categorical.make(k, each).codes.key
+    assert field.payload.mechanism.draws.key == categorical.make(k, each).draws.key
     assert field.cost == Cost(int(each * AMOUNT) * items, Cost.pure(each).rho * items)
 
 
@@ -111,8 +111,8 @@ def test_each_gaussian_of_a_repeated_field_takes_its_part_of_rho(sensitivity, it
     )
     assert field.payload.mechanism.worst_variance == pytest.approx(reach**2 / (2 * rho / items), rel=1e-9)
     assert (
-        field.payload.mechanism.codes.key
-        == numeric.make(field.payload.mechanism.kind, 1000, reach, None, rho=rho / items).codes.key
+        field.payload.mechanism.draws.key
+        == numeric.make(field.payload.mechanism.kind, 1000, reach, None, rho=rho / items).draws.key
     )
     assert field.cost == Cost.gaussian(rho)
 
@@ -200,7 +200,7 @@ def test_noise_hides_exactly_the_steps_that_a_unit_can_move(kind, rule, steps, m
         field.payload.mechanism.epsilon,
         rho=field.payload.mechanism.rho,
     )
-    assert field.payload.mechanism.codes.key == expected.codes.key
+    assert field.payload.mechanism.draws.key == expected.draws.key
 
 
 @pytest.mark.parametrize(("size", "steps"), [(2, 2), (9, 9), (9, 1), (9, 4)])
@@ -211,7 +211,7 @@ def test_laplace_that_stays_in_range_hides_them_too(size, steps):
         mechanism: DISCRETE_LAPLACE {more}}}]; }}"""
     )
     expected = numeric.make(numeric.NumericKind.DISCRETE_LAPLACE, size, steps, Fraction(1, 2), in_range=True)
-    assert field.payload.mechanism.codes.key == expected.codes.key
+    assert field.payload.mechanism.draws.key == expected.draws.key
     # a/(1-a), a = exp(-epsilon/steps): what an estimate puts in place of the lower end.
     assert field.payload.mechanism.unbiased_low == pytest.approx(-1 / math.expm1(0.5 / steps), rel=1e-9)
 

@@ -400,7 +400,7 @@ def test_every_field_takes_a_code_of_its_own():
         return [getattr(out, entry.path) for entry in noised]
 
     def expected(entry, code):
-        decode = function("decode", "x, code", entry.payload.mechanism.codes.decode, "y", {})
+        decode = function("decode", "x, code", entry.payload.mechanism.draws.decode, "y", {})
         value = getattr(message, entry.path)
         if str(entry.kind) == "categorical":
             return entry.payload.domain[decode(entry.payload.domain.index(value), code)]

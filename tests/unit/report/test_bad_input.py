@@ -26,7 +26,7 @@ def _expected() -> list[tuple[int, str]]:
 
 @functools.cache
 def _found() -> list[Finding]:
-    return findings.of_sources(sources.from_protos([BAD], []), Policy(), {})
+    return findings.check(sources.from_protos([BAD], []), Policy(), {}).findings
 
 
 @pytest.mark.parametrize(("line", "rule"), _expected())

@@ -34,7 +34,7 @@ service Telemetry {
 
 def _check(files: list[Path], policy: Path | None = None) -> list[Finding]:
     overlays = source_locations.of_overlays(policy) if policy else {}
-    return findings.of_sources(sources.from_protos(files, []), Policy(policy), overlays)
+    return findings.check(sources.from_protos(files, []), Policy(policy), overlays).findings
 
 
 def _lines(found: list[Finding]) -> list[tuple[str, int, str]]:
@@ -141,7 +141,7 @@ def test_annotations_of_a_newer_schema_are_errors() -> None:
     rules.ParseFromString(b"\xfa\x01\x00")  # field 31: a kind that no version has yet
     field.options.Extensions[privacy_pb2.field].CopyFrom(rules)
     Path("new.binpb").write_bytes(FileDescriptorSet(file=[file]).SerializeToString())
-    found = findings.of_sources(sources.from_descriptor_sets([Path("new.binpb")]), Policy(), {})
+    found = findings.check(sources.from_descriptor_sets([Path("new.binpb")]), Policy(), {}).findings
     assert [(str(entry.location), entry.rule, entry.element) for entry in found] == [
         ("new.proto", "newer-schema", "new.M.v")
     ]
@@ -153,7 +153,7 @@ def test_a_finding_without_source_info_names_the_file_alone() -> None:
     for file in compiled.descriptors.file:
         file.ClearField("source_code_info")
     Path("bad.binpb").write_bytes(compiled.descriptors.SerializeToString())
-    found = findings.of_sources(sources.from_descriptor_sets([Path("bad.binpb")]), Policy(), {})
+    found = findings.check(sources.from_descriptor_sets([Path("bad.binpb")]), Policy(), {}).findings
     assert len(found) > 50
     assert {str(entry.location) for entry in found} == {"bad.proto"}
     assert found[0].document()["line"] is None

@@ -12,7 +12,7 @@ from dpmesh.accounting import Accounting, cap, rho_to_epsilon
 from dpmesh.cli.descriptors import sources
 from dpmesh.ledger import Budget
 from dpmesh.policy import Policy
-from dpmesh.report import comparison
+from dpmesh.report import rpcs
 from dpmesh.report.plan import MessageReport, Planner
 
 Write = Callable[[str, str], Path]
@@ -192,8 +192,8 @@ def test_comparing_finds_what_changed_and_nothing_else(report) -> None:
     other = numeric("lower: 0 upper: 1 epsilon: 1", number=3)
     old = {"acme.M": report(UNIT + numeric("lower: 0 upper: 1 epsilon: 1") + other)}
     new = {"acme.M": report(UNIT + numeric("lower: 0 upper: 1 epsilon: 2") + other)}
-    assert comparison.compare(old, old) == []
-    (change,) = comparison.compare(old, new)
+    assert rpcs.compare(old, old) == []
+    (change,) = rpcs.compare(old, new)
     assert [field.path for field in change.fields] == ["v2"]
     assert (change.fields[0].old.epsilon, change.fields[0].new.epsilon) == (1.0, 2.0)
     assert change.fields[0].old.error > change.fields[0].new.error
@@ -206,7 +206,7 @@ def test_comparing_fields_and_messages_that_come_and_go(report) -> None:
         "acme.Gone": MessageReport("acme.Gone", True),
     }
     new = {"acme.M": report(UNIT + numeric("lower: 0 upper: 1 epsilon: 1", number=3))}
-    fields, gone = comparison.compare(old, new)
+    fields, gone = rpcs.compare(old, new)
     assert [(entry.path, entry.old is None, entry.new is None) for entry in fields.fields] == [
         ("v3", True, False),
         ("v2", False, True),

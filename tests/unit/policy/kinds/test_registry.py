@@ -160,7 +160,7 @@ class Location(NoisedKind):
         )
 
     def step(self, site, plan):
-        name, grid, draw = site.field.name, plan.payload.grid, draw_function(plan.payload.mechanism.codes)
+        name, grid, draw = site.field.name, plan.payload.grid, draw_function(plan.payload.mechanism.draws)
 
         def step(source, target, pseudonymise):
             at, to = getattr(source, name), getattr(target, name)
@@ -228,7 +228,7 @@ class Histogram(NoisedKind):
 
     def step(self, site, plan):
         keys, number = plan.payload
-        name, grid, draw = site.field.name, number.grid, draw_function(number.mechanism.codes)
+        name, grid, draw = site.field.name, number.grid, draw_function(number.mechanism.draws)
 
         def step(source, target, pseudonymise):
             counts, shown = getattr(source, name), getattr(target, name)

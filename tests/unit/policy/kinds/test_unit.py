@@ -6,7 +6,7 @@ import pytest
 
 from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.policy import Policy
-from dpmesh.policy.kinds.unit_id import normalization
+from dpmesh.policy.kinds.unit import normalization
 from dpmesh.policy.overlay_file import parse
 from tests.support.protos import compiled
 
