@@ -11,8 +11,8 @@ from dpmesh.bounded import BoundedTable
 from dpmesh.errors import ConfigError
 from dpmesh.mesh.flows import Flow
 from dpmesh.mesh.mesh import Mesh
+from dpmesh.mesh.not_protobuf import METHODS_KEPT, UntypedObjects
 from dpmesh.mesh.snapshot import PolicySnapshot
-from dpmesh.mesh.untyped import METHODS_KEPT, UntypedObjects
 
 
 class MethodFlows:

@@ -17,9 +17,9 @@ from dpmesh.mesh.attestation import is_attested, refusal_without
 from dpmesh.mesh.flow_table import FlowTable, MethodFlows
 from dpmesh.mesh.flows import Flow
 from dpmesh.mesh.mesh import Mesh
+from dpmesh.mesh.not_protobuf import METHODS_KEPT
 from dpmesh.mesh.refusals import Refusal, intercepted_twice
 from dpmesh.mesh.response_policy import ResponsePolicy
-from dpmesh.mesh.untyped import METHODS_KEPT
 from dpmesh_grpc.aio.arities import SYNCHRONOUS
 from dpmesh_grpc.aio.handlers import AsyncRpc, Interception, SyncRpc, intercepted, rebuilt
 from dpmesh_grpc.aio.internals import called_by_synchronous_grpc

@@ -695,7 +695,7 @@ async def test_an_extension_that_another_thread_imports_while_its_type_is_compil
 
     monkeypatch.setattr("dpmesh.policy.policy.compile_message", compile_meanwhile)
     async with dpmesh.open(settings()) as mesh:
-        assert mesh.protects(types.Base)
+        assert mesh.snapshot.protects(types.Base)
         (field,) = fields
         base = types.Base(s="x")
         base.Extensions[field] = MARK
