@@ -4,17 +4,19 @@ import asyncio
 import gc
 import weakref
 from collections import Counter
+from functools import partial
 
 import grpc
 from stations import rig
 from stations import stations_pb2 as pb
 from stations.rig import reading
 
-import dpmesh
+from dpmesh.ledger import Ledger
 from dpmesh.mesh.attestation import POLICY_KEY
 from dpmesh.policy import Policy
 from dpmesh.v1 import policy_pb2
 from dpmesh_grpc.protection.server import ServerInterceptor
+from tests.support.meshes import assembled
 
 SWAPS = 1000
 RPCS = 64
@@ -125,7 +127,9 @@ async def test_a_thousand_swaps_under_rpcs_of_all_arities_mix_no_policies_and_lo
                     handlers.left[protected_by(each)] += 1
             rpcs[arity] += 1
 
-    async with dpmesh.open({"ledger": {"url": "memory:"}, "budget": [budget]}) as mesh:
+    # On a busy machine charges wait for seconds: 64 RPCs and the compilation of each policy share one interpreter.
+    patient = partial(Ledger, timeout=60.0)
+    async with assembled({"ledger": {"url": "memory:"}, "budget": [budget]}, ledger=patient) as mesh:
         await mesh.swap(POLICIES[0])
         target = await serve(mesh=mesh, handlers=functions)
         stub = await connect(target, mesh)
