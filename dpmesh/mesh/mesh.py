@@ -71,9 +71,9 @@ class Mesh:
     ) -> None:
         for name, part, kind in (("policy", policy, Policy), ("ledger", ledger, Ledger)):
             if not isinstance(part, kind):
-                raise ConfigError(f"{name}: a {type(part).__name__} is none; allowed: a {kind.__name__}")
+                raise ConfigError(f"{name}: must be a {kind.__name__}, not a {type(part).__name__}")
         if mode not in ("enforce", "observe"):
-            raise ConfigError(f"mode: {mode!r} is none; allowed: enforce, observe")
+            raise ConfigError(f"mode: unknown mode {mode!r}; allowed: enforce, observe")
         self.snapshot = PolicySnapshot(policy, ledger.budgets)
         self.ledger = ledger
         self.grpc = grpc

@@ -81,11 +81,11 @@ def parts(**other):
 @pytest.mark.parametrize(
     ("part", "text"),
     [
-        ({"policy": "policy.yaml"}, "policy: a str is none; allowed: a Policy"),
-        ({"policy": None}, "policy: a NoneType is none"),
-        ({"ledger": "memory:"}, "ledger: a str is none; allowed: a Ledger"),
-        ({"mode": "observed"}, "mode: 'observed' is none; allowed: enforce, observe"),
-        ({"mode": None}, "mode: None is none"),
+        ({"policy": "policy.yaml"}, "policy: must be a Policy, not a str"),
+        ({"policy": None}, "policy: must be a Policy, not a NoneType"),
+        ({"ledger": "memory:"}, "ledger: must be a Ledger, not a str"),
+        ({"mode": "observed"}, "mode: unknown mode 'observed'; allowed: enforce, observe"),
+        ({"mode": None}, "mode: unknown mode None"),
     ],
 )
 def test_a_mesh_takes_only_its_parts(part, text):
