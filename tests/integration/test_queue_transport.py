@@ -19,7 +19,7 @@ from dpmesh.v1 import policy_pb2
 from tests.support.protos import compiled
 from tests.support.queue_transport import Client, Handler, RefusedError, Server
 
-RAW = 41.7
+RAW = 41.77777777
 TYPES = compiled(
     """message Reading { string id = 1 [(dpmesh.v1.field).unit = {}];
         double value = 2 [(dpmesh.v1.field).numeric = {lower: 0 upper: 100 epsilon: 1}];

@@ -139,11 +139,11 @@ async def test_overlays_protect_and_require_what_no_annotation_does(open_mesh, s
         return await seen.one(request, context)
 
     target = await serve(mesh=mesh, handlers={"Echo": echo})
-    await (await connect(target, mesh)).Echo(pb.Plain(text="41.7"))
+    await (await connect(target, mesh)).Echo(pb.Plain(text="41.77777777"))
     assert texts == [""]
     assert seen[0][POLICY_KEY] == mesh.policy_digest
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await (await connect(target)).Echo(pb.Plain(text="41.7"))
+        await (await connect(target)).Echo(pb.Plain(text="41.77777777"))
     assert rig.status(caught.value).info.reason == "NOT_PROTECTED"
 
 

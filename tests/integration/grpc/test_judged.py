@@ -643,7 +643,7 @@ def test_without_a_rule_undeclared_methods_are_grpcs_own_until_one_is_imported()
     assert found["before"] == found["bare"]
     assert found["bare"]["sent"] < 6_000
     assert found["bare"]["received"] < 6_000
-    assert "temperature was 41.7" in found["bare"]["words"]
+    assert "temperature was 41.77777777" in found["bare"]["words"]
     assert found["after"] == {
         "request": "NOT_JUDGED",
         "response": "NOT_JUDGED",

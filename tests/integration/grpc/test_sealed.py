@@ -205,10 +205,10 @@ import dpmesh
 from stations import rig
 
 async def ask(request, context):
-    raise {error}("temperature was 41.7")
+    raise {error}("temperature was 41.77777777")
 
 def sync_ask(request, context):
-    raise {error}("temperature was 41.7")
+    raise {error}("temperature was 41.77777777")
 
 async def main():
     async with dpmesh.open({{"ledger": {{"url": "memory:"}}}}) as mesh:

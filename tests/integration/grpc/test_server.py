@@ -205,7 +205,8 @@ async def test_a_refused_response_ends_the_stream(mesh, serve, connect, handler,
 
 
 @pytest.mark.parametrize(
-    "wrong", [pb.Stray(station="s1", rain=True), pb.Plain(text="41.7"), b"\n\x0241.7", "41.7"]
+    "wrong",
+    [pb.Stray(station="s1", rain=True), pb.Plain(text="41.77777777"), b"\n\x0241.77777777", "41.77777777"],
 )
 async def test_a_response_of_the_wrong_type_is_refused(mesh, serve, connect, wrong):
     async def ask(request, context):

@@ -18,7 +18,7 @@ TYPES = compiled(
     service Station { rpc Ask(Plain) returns (Reading); rpc Report(Reading) returns (Plain);
         rpc Echo(Plain) returns (Plain); }"""
 )
-SECRET = "it was 41.7"
+SECRET = "it was 41.77777777"
 PAIRS = (("Note", SECRET), ("Page", "7"))
 
 

@@ -17,7 +17,7 @@ from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors, check_
 from stations import stations_pb2 as pb
 from stations import stations_pb2_grpc
 
-RAW = 41.7
+RAW = 41.77777777
 SECRET = "only the sender may know this"
 PREFIX = "/dpmesh.test.stations.v1.Stations/"
 

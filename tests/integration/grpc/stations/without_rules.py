@@ -32,7 +32,7 @@ class Handlers(grpc.GenericRpcHandler):
                 yield request
 
         async def fail(request: Any, context: Any) -> bytes:
-            raise ValueError("temperature was 41.7")
+            raise ValueError("temperature was 41.77777777")
 
         async def one(request: Any, context: Any) -> bytes:
             return bytes(request)
