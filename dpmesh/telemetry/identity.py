@@ -6,18 +6,15 @@ It records no serial and no SPIFFE ID. Every span is the root of its own trace, 
 from __future__ import annotations
 
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dpmesh import forks
 from dpmesh.telemetry import names
-from dpmesh.telemetry.meters import no_span
-from dpmesh.telemetry.recorder import _version, is_api_only
+from dpmesh.telemetry.meters import ByProvider, is_api_only, no_span, version
 
 if TYPE_CHECKING:
-    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+    from opentelemetry.metrics import CallbackOptions, Meter, Observation
     from opentelemetry.trace import Tracer
 
 
@@ -36,8 +33,8 @@ class IdentityTelemetry:
         self._tracer: Tracer | None = None
         self._meters: _Meters | None = None
         self._providers: tuple[object, object] = (None, None)
-        with _shared.lock:
-            _shared.watched.add(self)
+        with _by_provider.lock:
+            _watched.add(self)
 
     def refresh(self) -> None:
         """Checks whether global providers were set since the last call; cheap when they were not."""
@@ -48,8 +45,8 @@ class IdentityTelemetry:
         tracing, metering = trace.get_tracer_provider(), metrics.get_meter_provider()
         if self._providers == (tracing, metering):
             return
-        self._tracer = None if is_api_only(tracing) else tracing.get_tracer(names.SCOPE, _version())
-        self._meters = None if is_api_only(metering) else _meters_of(metering)
+        self._tracer = None if is_api_only(tracing) else tracing.get_tracer(names.SCOPE, version())
+        self._meters = None if is_api_only(metering) else _by_provider.of(metering)
         self._providers = (tracing, metering)
 
     def rotated(self, generation: int, reason: str, overlap: float, start_ns: int, end_ns: int) -> None:
@@ -81,8 +78,8 @@ class IdentityTelemetry:
 
     def close(self) -> None:
         """Stops reporting the identity's age."""
-        with _shared.lock:
-            _shared.watched.discard(self)
+        with _by_provider.lock:
+            _watched.discard(self)
 
 
 class _Meters:
@@ -109,36 +106,13 @@ class _Meters:
         self._add(1, {names.LABEL_REASON: reason}, self._context)
 
     def _observe(self, _: CallbackOptions) -> Iterable[Observation]:
-        with _shared.lock:
-            watched = list(_shared.watched)
+        with _by_provider.lock:
+            watched = list(_watched)
         ages = [age for age in (telemetry.age() for telemetry in watched) if age is not None]
         return [self._observation(max(ages), None, self._context)] if ages else []
 
 
-class _Shared:
-    """What all identities of the process share: those whose age is reported, and the instruments by meter provider.
-
-    The lock guards both.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.watched: weakref.WeakSet[IdentityTelemetry] = weakref.WeakSet()
-        self.meters: weakref.WeakKeyDictionary[Any, _Meters] = weakref.WeakKeyDictionary()
-        forks.register(self)
-
-    def after_fork_in_child(self) -> None:
-        """Replaces the lock. Each identity stops its own telemetry."""
-        self.lock = threading.Lock()
-
-
-_shared = _Shared()
-
-
-def _meters_of(provider: MeterProvider) -> _Meters:
-    """The instruments of a provider, made once, so that two identities in one process don't register them twice."""
-    with _shared.lock:
-        meters = _shared.meters.get(provider)
-        if meters is None:
-            meters = _shared.meters[provider] = _Meters(provider.get_meter(names.SCOPE, _version()))
-        return meters
+_by_provider = ByProvider(_Meters)
+# The identities of the process whose age is reported; the lock of `_by_provider` guards them, too. In a forked child
+# each identity stops its own telemetry.
+_watched: weakref.WeakSet[IdentityTelemetry] = weakref.WeakSet()

@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dpmesh import forks
 from dpmesh.telemetry import names
@@ -14,6 +14,8 @@ from dpmesh.telemetry import names
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+
+_Instruments = TypeVar("_Instruments")
 
 # Seconds. A release from a held lease takes tens of microseconds; a release that waits for a disk takes milliseconds.
 _BOUNDARIES = tuple(m * 10.0**e for e in range(-5, 1) for m in (1.0, 2.5, 5.0))
@@ -128,34 +130,53 @@ def no_span() -> Context:
     return Context({names.SCOPE: True})
 
 
-class _ByProvider:
-    """The meters of the process, by meter provider; the lock guards them."""
+class ByProvider(Generic[_Instruments]):
+    """The instruments of each meter provider, made once, so that no process registers them twice.
 
-    def __init__(self) -> None:
+    Args:
+        make: Makes the instruments.
+
+    Attributes:
+        lock: Guards them.
+    """
+
+    def __init__(self, make: Callable[[Meter], _Instruments]) -> None:
         self.lock = threading.Lock()
-        self.meters: weakref.WeakKeyDictionary[Any, Meters] = weakref.WeakKeyDictionary()
+        self._make = make
+        self._made: weakref.WeakKeyDictionary[Any, _Instruments] = weakref.WeakKeyDictionary()
         forks.register(self)
 
+    def of(self, provider: MeterProvider) -> _Instruments | None:
+        """The instruments of a provider, or None if it records nothing."""
+        from opentelemetry.metrics import NoOpMeter
+
+        with self.lock:
+            made = self._made.get(provider)
+            if made is None:
+                meter = provider.get_meter(names.SCOPE, version())
+                if isinstance(meter, NoOpMeter):
+                    return None
+                made = self._made[provider] = self._make(meter)
+            return made
+
     def after_fork_in_child(self) -> None:
+        """Replaces the lock, which another thread of the parent may have held."""
         self.lock = threading.Lock()
 
 
-_by_provider = _ByProvider()
+by_provider = ByProvider(Meters)
 
 
-def of(provider: MeterProvider, version: str | None) -> Meters | None:
-    """The meters of a provider, made once, so that two meshes in one process don't register them twice.
+def is_api_only(provider: object) -> bool:
+    """Whether a provider is one of the API's own, which record nothing."""
+    return type(provider).__module__.startswith(("opentelemetry.trace", "opentelemetry.metrics"))
 
-    Returns:
-        The meters, or None if the provider records nothing.
-    """
-    from opentelemetry.metrics import NoOpMeter
 
-    with _by_provider.lock:
-        meters = _by_provider.meters.get(provider)
-        if meters is None:
-            meter = provider.get_meter(names.SCOPE, version)
-            if isinstance(meter, NoOpMeter):
-                return None
-            meters = _by_provider.meters[provider] = Meters(meter)
-        return meters
+def version() -> str | None:
+    """The version of dpmesh, or None if it is not installed."""
+    import importlib.metadata  # takes milliseconds
+
+    try:
+        return importlib.metadata.version("dpmesh")
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -45,10 +45,6 @@ UNPROTECTED: Final = "unprotected"
 # The error status of every span whose decision is REFUSED. One fixed text, so that it can quote nothing.
 REFUSED_STATUS: Final = "dpmesh refused to release the message"
 
-# Values of DIRECTION.
-REQUEST: Final = "request"
-RESPONSE: Final = "response"
-
 # Values of BUDGET_STATE.
 STATE_OK: Final = "ok"
 STATE_LOW: Final = "low"

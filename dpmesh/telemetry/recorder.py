@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from dpmesh.telemetry import meters, names, spans
 
 if TYPE_CHECKING:
-    from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer
 
 Attributes = Mapping[str, str | int | float | Sequence[str]]
@@ -41,56 +40,40 @@ class Telemetry:
         tracing, metering = trace.get_tracer_provider(), metrics.get_meter_provider()
         if self._providers == (tracing, metering):
             return
-        version = _version()
-        if is_api_only(tracing):
-            self._tracer = None
-        else:
-            tracer = tracing.get_tracer(names.SCOPE, version)
-            self._tracer = None if isinstance(tracer, trace.NoOpTracer) else tracer
+        tracer = None if meters.is_api_only(tracing) else tracing.get_tracer(names.SCOPE, meters.version())
+        self._tracer = None if isinstance(tracer, trace.NoOpTracer) else tracer
         self._write = None if self._tracer is None else spans.writer(self._tracer)
-        self._meters = None if is_api_only(metering) else meters.of(metering, version)
+        self._meters = None if meters.is_api_only(metering) else meters.by_provider.of(metering)
         self.tracing = self._tracer is not None
         self.metering = self._meters is not None
         self.listening = self.tracing or self.metering
         self._providers = (tracing, metering)
 
-    def span(
-        self,
-        attributes: Attributes,
-        start_ns: int,
-        end_ns: int,
-        *,
-        refused: bool = False,
-        context: Context | None = None,
-    ) -> None:
-        """Records a release that has ended, as a child of the context's span.
+    def span(self, attributes: Attributes, start_ns: int, end_ns: int, *, refused: bool = False) -> None:
+        """Records a release that has ended, as a child of the current span.
 
         Args:
             attributes: All of the span's attributes.
             start_ns: When it began, in ns since 1970.
             end_ns: When it ended, in ns since 1970.
             refused: Whether the span gets the error status names.REFUSED_STATUS.
-            context: OpenTelemetry's context; the current one by default.
         """
         if self._write is not None:
-            self._write(names.RELEASE, attributes, start_ns, end_ns, context, refused)
+            self._write(attributes, start_ns, end_ns, refused)
 
-    def open_span(
-        self, attributes: Attributes, start_ns: int | None = None, *, context: Context | None = None
-    ) -> Span:
+    def open_span(self, attributes: Attributes, start_ns: int) -> Span:
         """Begins the span of a release that takes a while, such as a stream. The caller adds to it and ends it.
 
         Args:
             attributes: The attributes that are known at the start.
-            start_ns: When it began, in ns since 1970; now by default.
-            context: OpenTelemetry's context; the current one by default.
+            start_ns: When it began, in ns since 1970.
         """
         tracer = self._tracer
         if tracer is None:
             from opentelemetry.trace import INVALID_SPAN
 
             return INVALID_SPAN
-        return tracer.start_span(names.RELEASE, context, attributes=attributes, start_time=start_ns)
+        return tracer.start_span(names.RELEASE, attributes=attributes, start_time=start_ns)
 
     def add(
         self,
@@ -122,17 +105,3 @@ class Telemetry:
         shared = self._meters
         if shared is not None:
             shared.ledger(seconds)
-
-
-def is_api_only(provider: object) -> bool:
-    """Whether a provider is one of the API's own, which record nothing."""
-    return type(provider).__module__.startswith(("opentelemetry.trace", "opentelemetry.metrics"))
-
-
-def _version() -> str | None:
-    import importlib.metadata  # takes milliseconds
-
-    try:
-        return importlib.metadata.version("dpmesh")
-    except importlib.metadata.PackageNotFoundError:
-        return None

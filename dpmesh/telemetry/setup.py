@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dpmesh import extras
+from dpmesh.telemetry.meters import is_api_only
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
@@ -82,7 +83,6 @@ def _traces(resource: Resource) -> list[Callable[[], object]]:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    from dpmesh.telemetry.recorder import is_api_only
     from dpmesh.telemetry.scrub import ScrubbingExporter
 
     if not is_api_only(trace.get_tracer_provider()):
@@ -100,8 +100,6 @@ def _metrics(resource: Resource) -> list[Callable[[], object]]:
     from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
     from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
     from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-
-    from dpmesh.telemetry.recorder import is_api_only
 
     if not is_api_only(metrics.get_meter_provider()):
         return []

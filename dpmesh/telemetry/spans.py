@@ -9,21 +9,19 @@ from typing import TYPE_CHECKING, Any
 from dpmesh.telemetry import names
 
 if TYPE_CHECKING:
-    from opentelemetry.context import Context
     from opentelemetry.sdk.trace import Tracer as SdkTracer
     from opentelemetry.trace import Status, Tracer
 
-
-# Records a span that has ended, from its name, attributes, begin and end in ns since 1970, context, and whether the
-# release was refused.
-Write = Callable[[str, Mapping[str, Any], int, int, "Context | None", bool], None]
+# Records a span that has ended, from its attributes, begin and end in ns since 1970, and whether the release was
+# refused.
+Write = Callable[[Mapping[str, Any], int, int, bool], None]
 
 # More than any span of a release has.
 _ATTRIBUTES = 32
 
 
 def writer(tracer: Tracer) -> Write:
-    """Returns a function that records an ended span of kind INTERNAL, without events or links.
+    """Returns a function that records an ended span: a child of the current one, INTERNAL, without events or links.
 
     A refused release has an error status with a fixed text; other releases have no status.
 
@@ -33,16 +31,9 @@ def writer(tracer: Tracer) -> Write:
     of itself, and with a tracer or a version of the SDK that is not known here.
     """
 
-    def usual(
-        name: str,
-        attributes: Mapping[str, Any],
-        start: int,
-        end: int,
-        context: Context | None,
-        refused: bool,
-    ) -> None:
+    def usual(attributes: Mapping[str, Any], start: int, end: int, refused: bool) -> None:
         # With all attributes at the start, the SDK checks them in one call. The kind is INTERNAL by default.
-        span = tracer.start_span(name, context, attributes=attributes, start_time=start)
+        span = tracer.start_span(names.RELEASE, attributes=attributes, start_time=start)
         if refused:
             span.set_status(refused_status())
         span.end(end)
@@ -72,33 +63,26 @@ def _direct(tracer: Any, usual: Write) -> Write:
     unset, error = Status(), refused_status()
     is_random, internal = ids.is_trace_id_random, SpanKind.INTERNAL
 
-    def write(
-        name: str,
-        attributes: Mapping[str, Any],
-        start: int,
-        end: int,
-        context: Context | None,
-        refused: bool,
-    ) -> None:
+    def write(attributes: Mapping[str, Any], start: int, end: int, refused: bool) -> None:
         nonlocal known, plain
         if tracer.span_processor._span_processors is not known:
             known, plain = tracer.span_processor._span_processors, _plain(tracer)
         if not (plain and enabled()):
-            return usual(name, attributes, start, end, context, refused)
-        parent: SpanContext | None = get_current_span(context).get_span_context()
+            return usual(attributes, start, end, refused)
+        parent: SpanContext | None = get_current_span().get_span_context()
         if parent is not None and parent.is_valid:
             trace_id, flags = parent.trace_id, parent.trace_flags & random
         else:
             parent, trace_id = None, ids.generate_trace_id()
             flags = random if is_random() else 0
-        sampled = tracer.sampler.should_sample(context, trace_id, name, internal, attributes, ())
+        sampled = tracer.sampler.should_sample(None, trace_id, names.RELEASE, internal, attributes, ())
         if not sampled.decision.is_recording():  # type: ignore[no-untyped-call]
             return None
         if sampled.decision.is_sampled():  # type: ignore[no-untyped-call]
             flags |= TraceFlags.SAMPLED
         own = SpanContext(trace_id, ids.generate_span_id(), False, TraceFlags(flags), sampled.trace_state)
         span = ReadableSpan(
-            name=name,
+            name=names.RELEASE,
             context=own,
             parent=parent,
             resource=tracer.resource,

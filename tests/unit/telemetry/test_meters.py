@@ -207,11 +207,11 @@ def test_a_fork_while_another_thread_counts(listening):
     """The child starts while locks are held by a thread that it does not have."""
     listening.meter()
     telemetry = refreshed()
-    shared = meters.of(listening.meters, None)
+    shared = meters.by_provider.of(listening.meters)
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with shared._lock, meters._by_provider.lock:
+        with shared._lock, meters.by_provider.lock:
             held.set()
             done.wait()
 

@@ -58,21 +58,11 @@ def test_it_is_a_child_of_the_current_span(listening):
     telemetry = refreshed()
     with tracer.start_as_current_span("rpc") as rpc:
         telemetry.span(ATTRIBUTES, 1, 2)
-    inner, outer = listening.spans.get_finished_spans()
-    assert inner.parent.span_id == outer.context.span_id == rpc.get_span_context().span_id
-    assert inner.context.trace_id == outer.context.trace_id
-
-
-def test_it_is_a_child_of_the_given_context(listening):
-    tracer = listening.trace().get_tracer("rpc")
-    telemetry = refreshed()
-    rpc = tracer.start_span("rpc")
-    context = trace.set_span_in_context(rpc)
-    with tracer.start_as_current_span("another"):
-        telemetry.span(ATTRIBUTES, 1, 2, context=context)
-        telemetry.open_span(ATTRIBUTES, context=context).end()
-    inner = [span for span in listening.spans.get_finished_spans() if span.name == "dpmesh.release"]
-    assert [span.parent.span_id for span in inner] == [rpc.get_span_context().span_id] * 2
+        telemetry.open_span(ATTRIBUTES, 1).end()
+    *inner, outer = listening.spans.get_finished_spans()
+    assert outer.context.span_id == rpc.get_span_context().span_id
+    assert [span.parent.span_id for span in inner] == [outer.context.span_id] * 2
+    assert [span.context.trace_id for span in inner] == [outer.context.trace_id] * 2
 
 
 def test_an_open_span_takes_more_until_it_ends(listening):
@@ -93,7 +83,7 @@ def test_an_open_span_takes_more_until_it_ends(listening):
 
 def everything(telemetry: Telemetry) -> None:
     telemetry.span(ATTRIBUTES, 1, 2)
-    span = telemetry.open_span(ATTRIBUTES)
+    span = telemetry.open_span(ATTRIBUTES, 1)
     span.add_event("event", {})
     span.set_attributes({"a": 1})
     span.end()
@@ -154,6 +144,7 @@ def test_an_unsampled_rpc_has_no_release_span(listening, value):
     provider = listening.trace()
     flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if value else 0)
     rpc = trace.NonRecordingSpan(trace.SpanContext(7, 9, is_remote=True, trace_flags=flags))
-    refreshed().span(ATTRIBUTES, 1, 2, context=trace.set_span_in_context(rpc))
+    with trace.use_span(rpc):
+        refreshed().span(ATTRIBUTES, 1, 2)
     assert len(listening.spans.get_finished_spans()) == value
     provider.shutdown()

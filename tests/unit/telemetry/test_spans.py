@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 from opentelemetry import trace
@@ -55,14 +56,15 @@ def made(write_with, *, parent=None, processors=(), refused=False, **options):
     for processor in (*processors, SimpleSpanProcessor(exporter)):
         provider.add_span_processor(processor)
     write = write_with(provider.get_tracer("dpmesh", "1"))
-    context = None if parent is None else trace.set_span_in_context(trace.NonRecordingSpan(parent))
-    write("dpmesh.release", ATTRIBUTES, 1_000, 2_000, context, refused)
+    current = nullcontext() if parent is None else trace.use_span(trace.NonRecordingSpan(parent))
+    with current:
+        write(ATTRIBUTES, 1_000, 2_000, refused)
     return [json.loads(span.to_json()) for span in exporter.get_finished_spans()], write
 
 
 def own_way(tracer):
-    def write(name, attributes, start, end, context, refused):
-        span = tracer.start_span(name, context, attributes=attributes, start_time=start)
+    def write(attributes, start, end, refused):
+        span = tracer.start_span("dpmesh.release", attributes=attributes, start_time=start)
         if refused:
             span.set_status(trace.StatusCode.ERROR, "dpmesh refused to release the message")
         span.end(end)
@@ -107,10 +109,10 @@ def test_processors_that_change_spans_still_do(processor, late):
     provider = TracerProvider(shutdown_on_exit=False)
     write = spans.writer(provider.get_tracer("dpmesh"))
     if late:
-        write("dpmesh.release", ATTRIBUTES, 1, 2, None, False)
+        write(ATTRIBUTES, 1, 2, False)
     provider.add_span_processor(processor())
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    write("dpmesh.release", ATTRIBUTES, 1, 2, None, False)
+    write(ATTRIBUTES, 1, 2, False)
     (span,) = exporter.get_finished_spans()
     assert len(span.attributes) == len(ATTRIBUTES) + 1
 
@@ -132,7 +134,7 @@ def test_another_tracer_does_it_in_its_own_way():
             Other.started += 1
             return trace.INVALID_SPAN
 
-    spans.writer(Other())("dpmesh.release", ATTRIBUTES, 1, 2, None, False)
+    spans.writer(Other())(ATTRIBUTES, 1, 2, False)
     assert Other.started == 1
 
 
@@ -143,7 +145,7 @@ def test_a_batch_processor_is_no_obstacle():
     provider.add_span_processor(BatchSpanProcessor(exporter))
     tracer = provider.get_tracer("dpmesh")
     tracer.start_span = None  # the usual way would fail
-    spans.writer(tracer)("dpmesh.release", ATTRIBUTES, 1, 2, None, False)
+    spans.writer(tracer)(ATTRIBUTES, 1, 2, False)
     provider.force_flush()
     assert len(exporter.get_finished_spans()) == 1
     provider.shutdown()
