@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from dpmesh.mesh.flow_table import MethodFlows
 from dpmesh.mesh.flows import Flow
-from dpmesh.mesh.refusals import Refusal, not_protected
+from dpmesh.mesh.refusals import Category, Refusal
 
 log = logging.getLogger("dpmesh.grpc")  # Applications may filter by this name.
 
@@ -69,13 +69,14 @@ def refusal_without(method: MethodFlows) -> Refusal | None:
     """How a receiver refuses requests of a method that are not attested, or None if it takes them.
 
     To be asked once for each method: observe mode logs that requests would be refused.
-
-    Args:
-        method: The method.
     """
+    name = method.name
     if not method.requires_attestation:
         return None
-    if not method.mesh.observing:
-        return not_protected(method.name, POLICY_KEY)
-    log.warning("observe mode: %s requires protected requests, and takes any", method.name)
-    return None
+    if method.mesh.observing:
+        log.warning("observe mode: %s requires protected requests, and takes any", name)
+        return None
+    text = (
+        f"{name} takes requests only from senders that protect them: metadata key {POLICY_KEY!r} is missing"
+    )
+    return Refusal(Category.PRECONDITION, "NOT_PROTECTED", text, {"method": name})

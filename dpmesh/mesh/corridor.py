@@ -26,10 +26,10 @@ from dpmesh.mesh.exhausted import ExhaustedCache
 from dpmesh.mesh.packed_messages import open_anys
 from dpmesh.mesh.pricing import PricedPlan
 from dpmesh.mesh.receipt import Direction, Receipt, make_receipt
-from dpmesh.mesh.recording import Record, Recording, StreamRecord
+from dpmesh.mesh.recording import Record, Recording, ReleaseRecord, StreamRecord
 from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.policy import Pseudonymise
-from dpmesh.telemetry import Telemetry, names
+from dpmesh.telemetry import names
 
 log = logging.getLogger("dpmesh")
 
@@ -44,8 +44,7 @@ class Corridor:
 
     Args:
         ledger: Where budgets live.
-        telemetry: Says whether anything listens.
-        recording: Makes the records of releases.
+        recording: What telemetry is told, if anything listens.
         pseudonymise: Makes the units' pseudonyms.
         exhausted: Refuses from memory what the ledger has just refused.
         observing: Messages leave as they are; they are accounted for and traced only.
@@ -57,7 +56,6 @@ class Corridor:
     def __init__(
         self,
         ledger: Ledger,
-        telemetry: Telemetry,
         recording: Recording,
         pseudonymise: Pseudonymise,
         exhausted: ExhaustedCache,
@@ -65,7 +63,7 @@ class Corridor:
         observing: bool,
     ) -> None:
         self._ledger = ledger
-        self._telemetry = telemetry
+        self._telemetry = recording.telemetry
         self._recording = recording
         self._pseudonymise = pseudonymise
         self._exhausted = exhausted
@@ -199,7 +197,7 @@ class Corridor:
     ) -> Record:
         """The record of a message that begins now."""
         if stream is None:
-            return self._recording.release(priced, method, direction)
+            return ReleaseRecord(self._recording, priced, method, direction)
         return stream.message(priced)
 
     async def _settle(

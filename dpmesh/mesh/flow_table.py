@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from fnmatch import fnmatchcase
 from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor
@@ -11,8 +13,12 @@ from dpmesh.bounded import BoundedTable
 from dpmesh.errors import ConfigError
 from dpmesh.mesh.flows import Flow
 from dpmesh.mesh.mesh import Mesh
-from dpmesh.mesh.not_protobuf import METHODS_KEPT, UntypedObjects
 from dpmesh.mesh.snapshot import PolicySnapshot
+
+log = logging.getLogger("dpmesh.grpc")  # Applications may filter by this name.
+
+# Where a generic handler serves any method, peers choose the names: no table of them may grow without end.
+METHODS_KEPT = 4096
 
 
 class MethodFlows:
@@ -54,9 +60,6 @@ class FlowTable:
         mesh: Which mesh releases.
         consumer: Who receives requests, for quotas.
 
-    Attributes:
-        untyped: Decides about objects without a protobuf type.
-
     Raises:
         ConfigError: `mesh` is no mesh, or `consumer` is no text, or none that UTF-8 can write.
     """
@@ -69,11 +72,11 @@ class FlowTable:
         _check_consumer(consumer)
         self.mesh = mesh
         self.consumer = consumer
-        self.untyped = UntypedObjects(mesh)
         # By the method's name as the transport gives it.
         self._declared: BoundedTable[str | bytes, MethodFlows] = BoundedTable(METHODS_KEPT)
         self._undeclared: BoundedTable[str | bytes, MethodFlows] = BoundedTable(METHODS_KEPT)
         self._last_snapshot = mesh.snapshot
+        self._untyped_logged: BoundedTable[str, bool] = BoundedTable(METHODS_KEPT)
 
     def __getitem__(self, name: str | bytes) -> MethodFlows:
         """The flows of a method under the policy that the mesh has now.
@@ -104,6 +107,27 @@ class FlowTable:
         if method is None or method.snapshot is not snapshot:
             method = kept[key] = MethodFlows(self, snapshot, name, declared)
         return method
+
+    def lets_untyped_pass(self, method: str) -> bool:
+        """Whether an object without a protobuf type may leave on a method that no loaded proto declares.
+
+        Such an object may carry a protected type all the same: objects of proto-plus and betterproto do, and so do
+        bytes that the application has serialized itself. The first one on each method is logged.
+
+        Args:
+            method: "/package.Service/Method".
+        """
+        passes = any(fnmatchcase(method, glob) for glob in self.mesh.grpc.pass_unjudged)
+        if method not in self._untyped_logged:
+            self._untyped_logged[method] = passes
+            if passes:
+                text = "%s: objects that are no protobuf messages leave unprotected ([grpc] pass_unjudged)"
+            elif self.mesh.observing:
+                text = "observe mode: %s sends objects that are no protobuf messages, which would be refused"
+            else:
+                text = "%s: objects that are no protobuf messages are refused; [grpc] pass_unjudged lets them pass"
+            log.warning(text, method)
+        return passes
 
     def __len__(self) -> int:
         """How many methods are kept."""

@@ -299,12 +299,12 @@ class Flow:
             name = self._declared.full_name
             raise ProtectionError("WRONG_TYPE", name, f"{self.method} was given something else to send")
         if descriptor is not None:
-            return self.snapshot.protects(kind)
+            return self.snapshot.protection(kind) is not False
         if self.protected is False:
             return False  # Nothing of what the method declares is protected.
         if not self.snapshot.has_rules():
             return None
-        if self._table.untyped.may_leave(self.method):
+        if self._table.lets_untyped_pass(self.method):
             return False
         raise ProtectionError(
             "NOT_JUDGED",

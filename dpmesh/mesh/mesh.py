@@ -20,7 +20,7 @@ from dpmesh.mesh.corridor import Corridor
 from dpmesh.mesh.exhausted import ExhaustedCache
 from dpmesh.mesh.pseudonyms import Pseudonyms
 from dpmesh.mesh.receipt import Direction, Receipt
-from dpmesh.mesh.recording import Recording
+from dpmesh.mesh.recording import Recording, StreamRecord
 from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.mesh.stream import ReleaseStream
 from dpmesh.policy import Policy
@@ -82,14 +82,8 @@ class Mesh:
         self._telemetry = telemetry or Telemetry()
         pseudonymise = Pseudonyms(ledger, clock).of
         self._recording = Recording(self._telemetry, ledger, pseudonymise)
-        self._corridor = Corridor(
-            ledger,
-            self._telemetry,
-            self._recording,
-            pseudonymise,
-            ExhaustedCache(ledger, monotonic),
-            observing=self.observing,
-        )
+        exhausted = ExhaustedCache(ledger, monotonic)
+        self._corridor = Corridor(ledger, self._recording, pseudonymise, exhausted, observing=self.observing)
         self._swapping = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._refreshing: asyncio.TimerHandle | None = None
@@ -223,12 +217,7 @@ class Mesh:
     ) -> Receipt | None:
         """Protects one message as `release` does, if a lease that is held already pays for it.
 
-        Args:
-            message: What is to be sent; it is never changed.
-            method: The RPC's full method, as for `release`.
-            direction: Which way it goes, as for `release`.
-            consumer: Who receives it, as for `release`.
-            snapshot: The policy version under which it leaves, as for `release`.
+        The arguments are those of `release`.
 
         Returns:
             The receipt, or None where only `release` can tell: nothing is charged then.
@@ -269,7 +258,7 @@ class Mesh:
         """
         if snapshot is None and direction == "request":
             snapshot = self.snapshot
-        record = self._recording.stream(method, direction)
+        record = StreamRecord(self._recording, method, direction)
         return ReleaseStream(self, self._corridor, record, method, direction, consumer, snapshot)
 
     # -- telemetry ----------------------------------------------------------------------------------------------------
@@ -280,5 +269,4 @@ class Mesh:
         self._refreshing = asyncio.get_running_loop().call_later(_REFRESH_SECONDS, self._refresh)
 
     def _committed(self, seconds: float) -> None:
-        if self._telemetry.metering:
-            self._telemetry.ledger(seconds)
+        self._telemetry.ledger(seconds)

@@ -34,7 +34,7 @@ class _Labels(dict[str, str]):
 
 
 class Recording:
-    """Makes one record for each release, and one for each stream.
+    """What all records of one mesh share.
 
     Args:
         telemetry: Where records go.
@@ -50,20 +50,6 @@ class Recording:
         self.labels = _Labels()
         self._ledger = ledger
         self._pseudonymise = pseudonymise
-
-    def release(self, priced: PricedPlan | None, method: str, direction: str) -> ReleaseRecord:
-        """The record of one message, which begins now.
-
-        Args:
-            priced: Its priced plan; None if it has none and is refused for that.
-            method: The RPC's full method.
-            direction: Which way it goes.
-        """
-        return ReleaseRecord(self, priced, method, direction)
-
-    def stream(self, method: str, direction: str) -> StreamRecord:
-        """The record of one direction of a stream."""
-        return StreamRecord(self, method, direction)
 
     def state(self, charges: Sequence[Charge]) -> str:
         """Whether one of the budgets that a release charged is low: one of the names' states."""
@@ -102,7 +88,7 @@ class Recording:
 
 
 class ReleaseRecord:
-    """What telemetry is told of one message: `settled` or `refused` is called, once. Recording.release makes it."""
+    """What telemetry is told of one message, which begins now: `settled` or `refused` is called, once."""
 
     __slots__ = ("_direction", "_method", "_priced", "_recording", "_started")
 

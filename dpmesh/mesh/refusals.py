@@ -93,26 +93,6 @@ def of(error: DpmeshError) -> Refusal:
     return Refusal(Category.INTERNAL, "INTERNAL", _FAILED)
 
 
-def not_protected(method: str, key: str) -> Refusal:
-    """The refusal of a request that is not attested, by a receiver that requires it.
-
-    Args:
-        method: "/package.Service/Method".
-        key: The metadata key that is missing.
-    """
-    text = f"{method} takes requests only from senders that protect them: metadata key {key!r} is missing"
-    return Refusal(Category.PRECONDITION, "NOT_PROTECTED", text, {"method": method})
-
-
-def intercepted_twice(text: str) -> Refusal:
-    """The refusal of an RPC whose messages two of dpmesh's interceptors would protect, and charge for twice.
-
-    Args:
-        text: What to do about it.
-    """
-    return Refusal(Category.INTERNAL, "INTERCEPTED_TWICE", text)
-
-
 def is_own(error: BaseException) -> TypeGuard[DpmeshError]:
     """Whether an exception is dpmesh's own: a class that the application derives from one may have any text."""
     return isinstance(error, DpmeshError) and type(error).__module__.partition(".")[0] == "dpmesh"

@@ -29,31 +29,19 @@ class PolicySnapshot:
     Attributes:
         billing: The plans of message classes, with their prices.
         digest: Names the policy on the wire (metadata key dpmesh-policy).
+        has_rules: Says whether any rule is in force: an overlay, or an annotation of a type that is loaded.
 
     Raises:
         ConfigError: A quota does not belong under its budget.
     """
 
-    __slots__ = ("_in_force", "billing", "digest", "policy")
+    __slots__ = ("billing", "digest", "has_rules", "policy")
 
     def __init__(self, policy: Policy, budgets: Sequence[Budget]) -> None:
         self.policy = policy
         self.billing = BillingTable(policy, budgets)
         self.digest = policy.digest
-        self._in_force = InForce(policy)
-
-    def has_rules(self) -> bool:
-        """Whether any rule is in force: an overlay, or an annotation of a type that is loaded."""
-        return self._in_force()
-
-    def protects(self, message_type: type) -> bool:
-        """Whether messages of a class may have anything to protect, so that each of them has to be released.
-
-        Raises:
-            AnnotationError: The class's annotations are bad, so it can't be told.
-            ProtectionError: It is no protobuf message class.
-        """
-        return self.protection(message_type) is not False
+        self.has_rules = InForce(policy)
 
     def protection(self, message_type: type) -> bool | None:
         """Whether messages of a class have anything to protect.

@@ -16,7 +16,7 @@ from dpmesh.mesh.attestation import message_metadata, stream_metadata
 from dpmesh.mesh.flow_table import FlowTable
 from dpmesh.mesh.flows import Flow
 from dpmesh.mesh.mesh import Mesh
-from dpmesh.mesh.refusals import intercepted_twice
+from dpmesh.mesh.refusals import Category, Refusal
 from dpmesh.mesh.stream import ReleaseStream
 from dpmesh_grpc import status
 from dpmesh_grpc.aio.arities import Arity, ArityInterceptor, ClientInterception
@@ -117,7 +117,7 @@ class Sender(ClientInterception):
     def _refusal_of_two(self, details: Any) -> grpc.aio.AioRpcError | None:
         """The refusal of an RPC that two interceptors would protect; None in observe mode, which only warns."""
         if not self._mesh.observing:
-            refusal = intercepted_twice(INTERCEPTED_TWICE)
+            refusal = Refusal(Category.INTERNAL, "INTERCEPTED_TWICE", INTERCEPTED_TWICE)
             self._methods[details.method].request.record_refused_rpc(refusal)
             return status.rpc_error(status.failure(refusal))
         if not self._warned:

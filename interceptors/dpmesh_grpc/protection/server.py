@@ -14,11 +14,10 @@ from typing_extensions import override
 from dpmesh.bounded import BoundedTable
 from dpmesh.errors import ConfigError
 from dpmesh.mesh.attestation import is_attested, refusal_without
-from dpmesh.mesh.flow_table import FlowTable, MethodFlows
+from dpmesh.mesh.flow_table import METHODS_KEPT, FlowTable, MethodFlows
 from dpmesh.mesh.flows import Flow
 from dpmesh.mesh.mesh import Mesh
-from dpmesh.mesh.not_protobuf import METHODS_KEPT
-from dpmesh.mesh.refusals import Refusal, intercepted_twice
+from dpmesh.mesh.refusals import Category, Refusal
 from dpmesh.mesh.response_policy import ResponsePolicy
 from dpmesh_grpc.aio.arities import SYNCHRONOUS
 from dpmesh_grpc.aio.handlers import AsyncRpc, Interception, SyncRpc, intercepted, rebuilt
@@ -156,7 +155,8 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             intercepted_twice=self._is_one_of_two,
         )
         if policy.intercepted_twice and policy.flow.sensitive():
-            return self._refusing(handler, method.response, intercepted_twice(INTERCEPTED_TWICE))
+            refusal = Refusal(Category.INTERNAL, "INTERCEPTED_TWICE", INTERCEPTED_TWICE)
+            return self._refusing(handler, method.response, refusal)
         deserializer = handler.request_deserializer
         return rebuilt(
             handler,

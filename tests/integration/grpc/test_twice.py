@@ -94,6 +94,7 @@ async def test_a_channel_with_two_protects_nothing_and_says_why(open_mesh, serve
         with pytest.raises(grpc.aio.AioRpcError, match="given twice") as caught:
             await CALLS[arity](stub)
         assert caught.value.code() is grpc.StatusCode.INTERNAL
+        assert rig.status(caught.value).info.reason == "INTERCEPTED_TWICE"
     assert seen == []
     assert await spent(mesh) == 0
 
@@ -205,8 +206,9 @@ async def test_a_server_with_those_of_two_meshes_answers_nothing(open_mesh, serv
     one, two = await open_mesh(), await open_mesh()
     target = await serve(mesh=one, handlers=answering(one), before=aio_server_interceptors(two))
     stub = await connect(target)
-    with pytest.raises(grpc.aio.AioRpcError, match="given twice"):
+    with pytest.raises(grpc.aio.AioRpcError, match="given twice") as caught:
         await stub.Ask(pb.Plain())
+    assert rig.status(caught.value).info.reason == "INTERCEPTED_TWICE"
     assert await spent(one) == await spent(two) == 0
 
 

@@ -161,7 +161,7 @@ async def test_unknown_methods_of_a_server_release_protected_responses(mesh, ser
 
 async def test_names_of_methods_do_not_pile_up(mesh, serve, connect):
     """A generic handler that takes any name must not let peers fill the memory."""
-    from dpmesh.mesh.not_protobuf import METHODS_KEPT
+    from dpmesh.mesh.flow_table import METHODS_KEPT
     from dpmesh_grpc.protection.server import ServerInterceptor
 
     interceptor = ServerInterceptor(mesh)

@@ -13,6 +13,7 @@ from dpmesh.mesh.attestation import (
     stream_metadata,
 )
 from dpmesh.mesh.flow_table import FlowTable
+from dpmesh.mesh.refusals import Category
 from tests.support.protos import compiled
 
 TYPES = compiled(
@@ -62,7 +63,10 @@ def test_a_receiver_looks_for_the_key(metadata, attested):
 
 
 def test_only_methods_that_require_it_refuse_other_requests(caplog):
-    assert refusal_without(flows("Strict")).reason == "NOT_PROTECTED"
+    refusal = refusal_without(flows("Strict"))
+    assert (refusal.category, refusal.reason) == (Category.PRECONDITION, "NOT_PROTECTED")
+    assert refusal.details == {"method": f"/{TYPES.package}.Station/Strict"}
+    assert "'dpmesh-policy' is missing" in refusal.text
     assert refusal_without(flows("Report")) is None
     with caplog.at_level(logging.WARNING):
         assert refusal_without(flows("Strict", mode="observe")) is None

@@ -118,7 +118,7 @@ def test_what_no_budget_of_its_key_pays_for_is_refused_on_that_rpc_alone(match):
         with pytest.raises(AnnotationError, match="no-budget") as caught:
             made.price(TYPES.Report, SEND)
         assert SEND in str(caught.value)
-    assert PolicySnapshot(Policy(), [budget("some", **match)]).protects(TYPES.Report)
+    assert PolicySnapshot(Policy(), [budget("some", **match)]).protection(TYPES.Report)
     if "directions" in match:
         assert made.price(TYPES.Report, SEND, "response") is not None
 

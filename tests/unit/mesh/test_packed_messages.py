@@ -665,7 +665,6 @@ async def test_an_extension_that_is_imported_after_the_first_release_is_judged()
         ):
             receipt = await mesh.release(message)
             assert (receipt.decision, receipt.message) == ("unprotected", message)
-            assert mesh.snapshot.protects(type(message))
             assert mesh.snapshot.protection(type(message)) is None
         public = extend(types, "Base", 100, "public")
         base = types.Base(s="x")
@@ -695,7 +694,7 @@ async def test_an_extension_that_another_thread_imports_while_its_type_is_compil
 
     monkeypatch.setattr("dpmesh.policy.policy.compile_message", compile_meanwhile)
     async with dpmesh.open(settings()) as mesh:
-        assert mesh.snapshot.protects(types.Base)
+        assert mesh.snapshot.protection(types.Base)
         (field,) = fields
         base = types.Base(s="x")
         base.Extensions[field] = MARK

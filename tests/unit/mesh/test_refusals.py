@@ -4,7 +4,7 @@ import pytest
 
 from dpmesh import errors
 from dpmesh.mesh import refusals
-from dpmesh.mesh.refusals import Category, Refusal
+from dpmesh.mesh.refusals import Category
 
 SECRET = "/var/lib/secret.db"
 
@@ -64,13 +64,3 @@ def test_only_dpmeshs_own_classes_are_refusals():
     assert refusals.is_own(errors.LedgerError("gone"))
     assert not refusals.is_own(OfTheApplication(SECRET))
     assert not refusals.is_own(ValueError(SECRET))
-
-
-def test_refusals_of_whole_rpcs():
-    refusal = refusals.not_protected("/a.B/C", "dpmesh-policy")
-    assert (refusal.category, refusal.reason) == (Category.PRECONDITION, "NOT_PROTECTED")
-    assert refusal.details == {"method": "/a.B/C"}
-    assert "'dpmesh-policy' is missing" in refusal.text
-    assert refusals.intercepted_twice("give them once") == Refusal(
-        Category.INTERNAL, "INTERCEPTED_TWICE", "give them once"
-    )

@@ -88,7 +88,7 @@ async def test_a_swap_replaces_all_that_a_policy_decides(tmp_path):
         assert before.protection(TYPES.Report) is None, "a snapshot does not change"
         (tmp_path / "policy.yaml").write_text(f"fields: {{{TYPES.package}.Other.a: {{suppress: {{}}}}}}\n")
         await mesh.swap(tmp_path / "policy.yaml")
-        assert (mesh.snapshot.protects(TYPES.Other), mesh.snapshot.requires(SEND)) == (True, False)
+        assert (mesh.snapshot.protection(TYPES.Other), mesh.snapshot.requires(SEND)) == (True, False)
         assert (await mesh.release(TYPES.Other(a=1))).message == TYPES.Other()
 
 
