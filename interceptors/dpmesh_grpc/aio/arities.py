@@ -71,46 +71,35 @@ class ArityInterceptor:
     def __init__(self, interception: ClientInterception) -> None:
         self.interception = interception
 
+    # gRPC awaits what these return; a coroutine of their own would only pass it on.
 
-# gRPC awaits what these return; a coroutine of their own would only pass it on.
+    def _send_one(self, continuation: Any, client_call_details: Any, request: Any) -> Awaitable[Any]:
+        return self.interception.send_one(continuation, client_call_details, request, self.arity)
+
+    def _send_many(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Awaitable[Any]:
+        return self.interception.send_many(continuation, client_call_details, request_iterator, self.arity)
+
+
 class _UnaryUnary(ArityInterceptor, grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
     arity = UNARY_UNARY
-
-    @override
-    def intercept_unary_unary(
-        self, continuation: Any, client_call_details: Any, request: Any
-    ) -> Awaitable[Any]:
-        return self.interception.send_one(continuation, client_call_details, request, UNARY_UNARY)
+    intercept_unary_unary = ArityInterceptor._send_one
 
 
 class _UnaryStream(ArityInterceptor, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc]
     arity = UNARY_STREAM
-
-    @override
-    def intercept_unary_stream(
-        self, continuation: Any, client_call_details: Any, request: Any
-    ) -> Awaitable[Any]:
-        return self.interception.send_one(continuation, client_call_details, request, UNARY_STREAM)
+    intercept_unary_stream = ArityInterceptor._send_one
 
 
 class _StreamUnary(ArityInterceptor, grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[misc]
     arity = STREAM_UNARY
-
-    @override
-    def intercept_stream_unary(
-        self, continuation: Any, client_call_details: Any, request_iterator: Any
-    ) -> Awaitable[Any]:
-        return self.interception.send_many(continuation, client_call_details, request_iterator, STREAM_UNARY)
+    intercept_stream_unary = ArityInterceptor._send_many
 
 
 class _StreamStream(ArityInterceptor, grpc.aio.StreamStreamClientInterceptor):  # type: ignore[misc]
     arity = STREAM_STREAM
-
-    @override
-    def intercept_stream_stream(
-        self, continuation: Any, client_call_details: Any, request_iterator: Any
-    ) -> Awaitable[Any]:
-        return self.interception.send_many(continuation, client_call_details, request_iterator, STREAM_STREAM)
+    intercept_stream_stream = ArityInterceptor._send_many
 
 
 class InterceptorSet(tuple[Any, ...]):
@@ -129,6 +118,13 @@ def interceptors(interception: ClientInterception) -> InterceptorSet:
     """One interceptor for each arity, around one interception."""
     return InterceptorSet(
         kind(interception) for kind in (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)
+    )
+
+
+def changed(details: Any, timeout: float | None, metadata: Any) -> grpc.aio.ClientCallDetails:
+    """The details that an interceptor passes on instead of those that it was given."""
+    return grpc.aio.ClientCallDetails(
+        details.method, timeout, metadata, details.credentials, details.wait_for_ready
     )
 
 

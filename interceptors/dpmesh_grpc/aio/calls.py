@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator
+from operator import attrgetter
 from typing import Any, Protocol
 
 import grpc.aio
@@ -208,17 +209,9 @@ class _GuardedCall:
 
     # See internals.DONE_WRITING and internals.CLOSING for what gRPC looks for in a call.
 
-    @property
-    def _done_writing_flag(self) -> bool:
-        return bool(self._call._done_writing_flag)
-
-    @property
-    def _channel(self) -> Any:
-        return self._call._channel
-
-    @property
-    def _cython_call(self) -> Any:
-        return self._call._cython_call
+    _done_writing_flag = property(attrgetter("_call._done_writing_flag"))
+    _channel = property(attrgetter("_call._channel"))
+    _cython_call = property(attrgetter("_call._cython_call"))
 
 
 class _GuardedResponse(_GuardedCall):

@@ -19,9 +19,8 @@ from dpmesh.mesh.mesh import Mesh
 from dpmesh.mesh.refusals import Category, Refusal
 from dpmesh.mesh.stream import ReleaseStream
 from dpmesh_grpc import status
-from dpmesh_grpc.aio.arities import Arity, ArityInterceptor, ClientInterception
+from dpmesh_grpc.aio.arities import Arity, ArityInterceptor, ClientInterception, changed
 from dpmesh_grpc.aio.calls import StreamRefusal
-from dpmesh_grpc.aio.details import changed
 from dpmesh_grpc.aio.internals import COMPRESSION_KEY, LazyMetadata, following_interceptors
 
 log = logging.getLogger("dpmesh.grpc")

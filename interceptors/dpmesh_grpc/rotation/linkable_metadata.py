@@ -8,8 +8,7 @@ from typing import Any
 import grpc.aio
 from typing_extensions import override
 
-from dpmesh_grpc.aio.arities import Arity, ClientInterception, interceptors
-from dpmesh_grpc.aio.details import changed
+from dpmesh_grpc.aio.arities import Arity, ClientInterception, changed, interceptors
 
 # The keys of tracing, proxies and correlation. A trace or a request id that outlives an identity names the device, and
 # baggage may carry anything. In lower case, as gRPC's keys are.

@@ -39,8 +39,7 @@ from dpmesh.identity.tokens.format import Token, to_credentials
 from dpmesh.identity.tokens.tickets import ticket_life
 from dpmesh.identity.tokens.wallet import Wallet
 from dpmesh_grpc import status
-from dpmesh_grpc.aio.arities import Arity, ClientInterception, interceptors
-from dpmesh_grpc.aio.details import changed
+from dpmesh_grpc.aio.arities import Arity, ClientInterception, changed, interceptors
 from dpmesh_grpc.aio.internals import STATUS_LOST, channel_of
 from dpmesh_grpc.status import refusal
 from dpmesh_grpc.tokens.server import AUTHORIZATION, reason
