@@ -32,16 +32,16 @@ class _BadAnnotation(NamedTuple):
     fix: str
 
 
-class _Provisional(NamedTuple):
-    """An answer that a module imported later can change.
+class _Unsettled(NamedTuple):
+    """An answer that a module imported later can change, or an error.
 
     Attributes:
         answer: The answer.
-        holds: Whether it still is the right one. Raises AnnotationError.
+        conditions: It is right as long as all of them are true. They raise AnnotationError.
     """
 
     answer: PricedPlan | _BadAnnotation | None
-    holds: Callable[[], bool]
+    conditions: Sequence[Callable[[], bool]]
 
 
 class BillingTable:
@@ -61,7 +61,7 @@ class BillingTable:
         self._pricing = Pricing(policy, budgets)
         self._by_rpc = self._pricing.by_rpc
         self._settled: BoundedTable[Any, PricedPlan | None] = BoundedTable(_KEPT)
-        self._unsettled: BoundedTable[Any, _BadAnnotation | _Provisional] = BoundedTable(_KEPT)
+        self._unsettled: BoundedTable[Any, _Unsettled] = BoundedTable(_KEPT)
 
     def price(self, message_type: type, method: str = "", direction: str = "request") -> PricedPlan | None:
         """The priced plan of a message class on an RPC, or None when it can't have anything to protect.
@@ -80,10 +80,7 @@ class BillingTable:
             return self._settled[key]
         except KeyError:
             pass
-        answer = self._decide(key, descriptor_of(message_type), method, direction)
-        if isinstance(answer, _BadAnnotation):
-            raise AnnotationError(*answer)
-        return answer
+        return self._decide(key, descriptor_of(message_type), method, direction)
 
     def price_packed(
         self, around: Sequence[Plan], packed: Descriptor, has_unit: bool, method: str, direction: str
@@ -110,10 +107,7 @@ class BillingTable:
             return self._settled[key]
         except KeyError:
             pass
-        answer = self._decide(key, packed, method, direction, around, has_unit)
-        if isinstance(answer, _BadAnnotation):
-            raise AnnotationError(*answer)
-        return answer
+        return self._decide(key, packed, method, direction, around, has_unit)
 
     def priced_so_far(self) -> list[tuple[type, str, str]]:
         """The message classes that were priced so far, each with a method and a direction."""
@@ -150,13 +144,26 @@ class BillingTable:
         direction: str,
         around: Sequence[Plan] = (),
         has_unit: bool = False,
-    ) -> PricedPlan | _BadAnnotation | None:
+    ) -> PricedPlan | None:
         """The answer about a type that is not settled: the one that was kept, as long as it holds, or a new one."""
         kept = self._unsettled.get(key)
-        if isinstance(kept, _BadAnnotation):
-            return kept
-        if kept is not None and kept.holds():
-            return kept.answer
+        if kept is not None and all(holds() for holds in kept.conditions):
+            answer = kept.answer
+        else:
+            answer = self._decide_anew(key, message, method, direction, around, has_unit)
+        if isinstance(answer, _BadAnnotation):
+            raise AnnotationError(*answer)
+        return answer
+
+    def _decide_anew(
+        self,
+        key: Any,
+        message: Descriptor,
+        method: str,
+        direction: str,
+        around: Sequence[Plan],
+        has_unit: bool,
+    ) -> PricedPlan | _BadAnnotation | None:
         answer: PricedPlan | _BadAnnotation | None = None
         plan = None
         try:
@@ -167,18 +174,12 @@ class BillingTable:
                 )
         except AnnotationError as error:
             answer = _BadAnnotation(error.rule, error.element, error.text, error.fix)
-        self._keep(key, answer, self._conditions(message, plan, method))
-        return answer
-
-    def _keep(
-        self, key: Any, answer: PricedPlan | _BadAnnotation | None, conditions: Sequence[Callable[[], bool]]
-    ) -> None:
-        if conditions:
-            self._unsettled[key] = _Provisional(answer, lambda: all(holds() for holds in conditions))
-        elif isinstance(answer, _BadAnnotation):
-            self._unsettled[key] = answer
+        conditions = self._conditions(message, plan, method)
+        if conditions or isinstance(answer, _BadAnnotation):
+            self._unsettled[key] = _Unsettled(answer, conditions)
         else:
             self._settled[key] = answer
+        return answer
 
     def _conditions(self, message: Descriptor, plan: Plan | None, method: str) -> list[Callable[[], bool]]:
         """The conditions under which an answer stays right; modules imported later can break them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from dpmesh.accounting import AMOUNT, Accounting, Cost
 from dpmesh.bounded import BoundedTable
@@ -16,6 +16,9 @@ from dpmesh.telemetry import names
 
 # What a message costs: charges, and the epsilon and rho of all owners together.
 Bill = tuple[Sequence[Charge], float, float]
+# Bills one message, from what the plan's `snapshot` gives for it and its consumer. It charges each account of each
+# budget once, and raises ProtectionError if a unit's id is missing.
+Biller = Callable[[Any, str], Bill]
 # For each of a plan's scopes, (budget's index, ledger amount) pairs.
 Amounts = tuple[tuple[tuple[int, int], ...], ...]
 # For each of a plan's scopes, the epsilon and rho of one instance.
@@ -23,21 +26,6 @@ Losses = Sequence[tuple[float, float]]
 
 # A fleet can have any number of consumers.
 _CONSUMERS_KEPT = 1024
-
-
-class Biller(Protocol):
-    """Bills messages of one type."""
-
-    def __call__(self, content: Any, consumer: str, /) -> Bill:
-        """The bill of one message; it charges each account of each budget once.
-
-        Args:
-            content: What the plan's `snapshot` gives for the message.
-            consumer: Who receives it, for quotas.
-
-        Raises:
-            ProtectionError: A unit's id is missing.
-        """
 
 
 def biller(plan: Plan, amounts: Amounts, losses: Losses) -> Biller:

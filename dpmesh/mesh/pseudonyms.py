@@ -12,6 +12,15 @@ _PSEUDONYMS_KEPT = 1024
 _LENGTHS_KEPT = 64
 
 
+class _Epoch:
+    """One epoch's key, and the pseudonyms of the units seen last: most senders have few units."""
+
+    def __init__(self, number: float, key: bytes) -> None:
+        self.number = number
+        self.key = key
+        self.pseudonyms: BoundedTable[bytes, bytes] = BoundedTable(_PSEUDONYMS_KEPT)
+
+
 class Pseudonyms:
     """Makes pseudonyms under keys derived from the ledger's secret.
 
@@ -37,21 +46,10 @@ class Pseudonyms:
         current = self._epochs.get(epoch)
         if current is None or current.number != number:
             label = b"dpmesh pseudonym %d %d" % (epoch * 1e6, number)
-            current = self._epochs[epoch] = _Epoch(
-                number, hashlib.blake2b(label, key=self._ledger.secret).digest()
-            )
+            key = hashlib.blake2b(label, key=self._ledger.secret).digest()
+            current = self._epochs[epoch] = _Epoch(number, key)
         pseudonym = current.pseudonyms.get(unit)
-        return current.add(unit) if pseudonym is None else pseudonym
-
-
-class _Epoch:
-    """One epoch's key, and the pseudonyms of the units seen last: most senders have few units."""
-
-    def __init__(self, number: float, key: bytes) -> None:
-        self.number = number
-        self.pseudonyms: BoundedTable[bytes, bytes] = BoundedTable(_PSEUDONYMS_KEPT)
-        self._key = key
-
-    def add(self, unit: bytes) -> bytes:
-        pseudonym = self.pseudonyms[unit] = hashlib.blake2b(unit, key=self._key, digest_size=16).digest()
+        if pseudonym is None:
+            pseudonym = hashlib.blake2b(unit, key=current.key, digest_size=16).digest()
+            current.pseudonyms[unit] = pseudonym
         return pseudonym

@@ -222,7 +222,7 @@ def test_a_failure_that_is_kept_holds_nothing_of_the_calls_that_met_it():
             errors.append(error)
     assert len({id(error) for error in errors}) == 3
     assert len({(str(e), e.rule, e.element, e.text, e.fix) for e in errors}) == 1
-    assert [len(traceback.extract_tb(error.__traceback__)) for error in errors] == [3] * 3
+    assert [len(traceback.extract_tb(error.__traceback__)) for error in errors] == [4] * 3
     errors.clear()
     gc.collect()
     assert [each() for each in held] == [None] * 3
