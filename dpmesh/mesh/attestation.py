@@ -40,10 +40,7 @@ def message_metadata(flow: Flow, message: Any, protected: Any, given: Any, added
 def stream_metadata(flow: Flow, given: Any, added: Added = ()) -> Any:
     """The metadata of a stream of requests, which is attested if its method declares a type that can be protected.
 
-    Args:
-        flow: The flow that will protect it.
-        given: The application's metadata, as pairs. It can neither attest nor set the keys of `added`.
-        added: What the transport adds.
+    The arguments are those of `message_metadata`.
 
     Returns:
         Pairs; `given` itself if no request needs protection.

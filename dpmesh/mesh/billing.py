@@ -66,11 +66,6 @@ class BillingTable:
     def price(self, message_type: type, method: str = "", direction: str = "request") -> PricedPlan | None:
         """The priced plan of a message class on an RPC, or None when it can't have anything to protect.
 
-        Args:
-            message_type: The class.
-            method: "/package.Service/Method".
-            direction: "request" or "response".
-
         Raises:
             AnnotationError: The class's annotations are bad, or no budget covers it.
             ProtectionError: It is no protobuf message class, or there is no such direction.
@@ -93,7 +88,7 @@ class BillingTable:
             around: The plans of the released message and of all packed ones around this one.
             packed: The packed type.
             has_unit: A unit stands around the Any, and pays for the packed message's local values that have no unit.
-            method: The RPC.
+            method: "/package.Service/Method".
             direction: "request" or "response".
 
         Raises:

@@ -40,9 +40,6 @@ def consumer_of(certificate: CertificateNames) -> str:
     Rotating identities of dpmesh's own authority count as their trust domain: each has a random path, which would give
     its owner a new quota every few minutes.
 
-    Args:
-        certificate: The names in the certificate.
-
     Returns:
         The consumer's id; never log it. "" for a client that is not authenticated: all of them are one consumer.
     """

@@ -176,14 +176,7 @@ class Corridor:
     def refused(
         self, error: DpmeshError, method: str, direction: Direction, stream: StreamRecord | None = None
     ) -> None:
-        """Records the refusal of a message that has no priced plan.
-
-        Args:
-            error: Why it is refused.
-            method: The RPC's full method.
-            direction: Which way the message was to go.
-            stream: The record of the stream that it was part of, if it was.
-        """
+        """Records the refusal of a message that has no priced plan."""
         if not self._telemetry.listening:
             return
         record = self._record(None, method, direction, stream)
@@ -224,12 +217,7 @@ class Corridor:
         return make_receipt((plan.build(content, self._pseudonymise), names.RELEASED, epsilon, rho)), charges
 
     async def _charge(self, charges: Sequence[Charge]) -> None:
-        """Charges all accounts, or none.
-
-        Raises:
-            BudgetExhaustedError: A budget does not cover it.
-            LedgerError: The ledger can't answer.
-        """
+        """Charges all accounts, or none."""
         self._exhausted.check(charges)
         try:
             await self._ledger.charge(charges)

@@ -24,15 +24,10 @@ METHODS_KEPT = 4096
 class MethodFlows:
     """Both flows of a method, under one policy.
 
-    Args:
-        table: The table that it is in.
-        snapshot: The policy under which they decide.
-        name: "/package.Service/Method".
-        declared: The method's descriptor, or None if no loaded proto has it.
-
     Attributes:
         mesh: Which mesh releases.
         snapshot: The policy under which they decide.
+        name: "/package.Service/Method".
         request: What clients send.
         response: What servers send.
         requires_attestation: Servers refuse requests whose sender does not say that it protects them.
@@ -79,11 +74,7 @@ class FlowTable:
         self._untyped_logged: BoundedTable[str, bool] = BoundedTable(METHODS_KEPT)
 
     def __getitem__(self, name: str | bytes) -> MethodFlows:
-        """The flows of a method under the policy that the mesh has now.
-
-        Args:
-            name: "/package.Service/Method".
-        """
+        """The flows of a method under the policy that the mesh has now."""
         snapshot = self.mesh.snapshot
         try:
             method = self._declared[name]
@@ -113,9 +104,6 @@ class FlowTable:
 
         Such an object may carry a protected type all the same: objects of proto-plus and betterproto do, and so do
         bytes that the application has serialized itself. The first one on each method is logged.
-
-        Args:
-            method: "/package.Service/Method".
         """
         passes = any(fnmatchcase(method, glob) for glob in self.mesh.grpc.pass_unjudged)
         if method not in self._untyped_logged:

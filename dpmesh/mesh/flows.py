@@ -82,11 +82,7 @@ class Flow:
         self._by_consumer: BoundedTable[str, Flow] = BoundedTable(_CONSUMERS_KEPT)
 
     def for_consumer(self, consumer: str) -> Flow:
-        """The same flow to another consumer.
-
-        Args:
-            consumer: Who receives the messages, for quotas.
-        """
+        """The same flow to another consumer."""
         if consumer == self._consumer:
             return self
         flow = self._by_consumer.get(consumer)
@@ -154,9 +150,6 @@ class Flow:
 
     def protect_now(self, message: Any) -> Any:
         """What `protect` gives for a single message, or None if that has to wait for the ledger.
-
-        Args:
-            message: What the application wants to send.
 
         Raises:
             DpmeshError: Nothing may leave. In observe mode the message leaves all the same.
@@ -228,10 +221,6 @@ class Flow:
     def refuse_intercepted_twice(self, message: Any, stream: ReleaseStream | None) -> None:
         """Refuses a message that a second of dpmesh's interceptors would protect too, unless it needs no protection.
 
-        Args:
-            message: What the application wants to send.
-            stream: The stream that the message is part of, or None.
-
         Raises:
             ProtectionError: It is refused.
         """
@@ -246,11 +235,7 @@ class Flow:
             del error  # It holds this frame, and so the message.
 
     def record_refused_rpc(self, refusal: Refusal) -> None:
-        """Records that an RPC is refused as a whole, before any message of this direction.
-
-        Args:
-            refusal: Why it is refused.
-        """
+        """Records that an RPC is refused as a whole, before any message of this direction."""
         self._record(ProtectionError(refusal.reason, self.method, refusal.text), None)
 
     def _record(self, error: DpmeshError, stream: ReleaseStream | None) -> None:

@@ -6,7 +6,7 @@ protected, even if other threads change the message or import modules meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, NoReturn
 
@@ -28,14 +28,7 @@ from dpmesh.v1 import privacy_pb2 as pb
 def open_anys(
     billing: BillingTable, priced: PricedPlan, message: Message, method: str, direction: str
 ) -> tuple[PricedPlan | None, Message]:
-    """Opens the Anys in a message.
-
-    Args:
-        billing: Prices the packed types.
-        priced: The priced plan of the message's type.
-        message: What is to be released; it is only read, once.
-        method: The RPC.
-        direction: "request" or "response".
+    """Opens the Anys in a message, which is only read, once.
 
     Returns:
         A priced plan for this message only, and the copy that was opened. The plan reads nothing but that copy. It is
@@ -267,7 +260,7 @@ class _OpenedMessage:
         self._packed.append(packed)
         found = packed.found._replace(any=inner, holder=inner, field=None, key=None, units=())
         self._unopened.append(
-            _Unopened(inner, _only(found), packed.units, found.strict, (*around, around[-1]))
+            _Unopened(inner, lambda *_: (found,), packed.units, found.strict, (*around, around[-1]))
         )
 
     def _add(
@@ -312,10 +305,3 @@ class _OpenedMessage:
         for packed in packed_messages:
             packed.protect(pseudonymise, blank=blank)
         return (self._anys.blank if blank else self._anys.protect)(copy, pseudonymise)
-
-
-def _only(found: Found) -> Find:
-    def find(_message: Any, _strict: bool) -> Iterable[Found]:
-        return (found,)
-
-    return find

@@ -153,13 +153,7 @@ class Pricing:
         self._parents = parents(budgets)
 
     def price(self, plan: Plan, method: str, direction: str, around: Sequence[Plan] = ()) -> PricedPlan:
-        """Prices a plan.
-
-        Args:
-            plan: The plan.
-            method: The RPC, "/package.Service/Method".
-            direction: "request" or "response".
-            around: For a packed message, the plans of the messages around it, whose budgets pay for it too.
+        """Prices a plan. For a packed message, budgets of the plans around it pay, too.
 
         Raises:
             AnnotationError: No budget covers the plan's cost.

@@ -100,14 +100,7 @@ class ReleaseRecord:
         self._started = time.time_ns()
 
     def settled(self, decision: str, epsilon: float, rho: float, charges: Sequence[Charge]) -> None:
-        """Records a release that was not refused.
-
-        Args:
-            decision: One of the names' decisions.
-            epsilon: What it cost.
-            rho: What it cost, as zCDP.
-            charges: What was charged for it.
-        """
+        """Records a release that was not refused; the decision is one of the names'."""
         self._write(decision, epsilon, rho, self._recording.budget_attributes(charges))
 
     def refused(self, error: BaseException) -> None:
@@ -177,11 +170,7 @@ class StreamRecord:
         self._counted_at = 0
 
     def message(self, priced: PricedPlan | None) -> Self:
-        """Goes on to the next message, which begins now.
-
-        Args:
-            priced: Its priced plan; None if it has none and is refused for that.
-        """
+        """Goes on to the next message, which begins now. Without a priced plan it is refused for that."""
         started = time.time_ns()
         if not self._has_begun and self._recording.telemetry.tracing:
             self._span = self._recording.telemetry.open_span(
@@ -197,7 +186,7 @@ class StreamRecord:
         return self
 
     def settled(self, decision: str, epsilon: float, rho: float, charges: Sequence[Charge]) -> None:
-        """Records that the current message was not refused; arguments as for ReleaseRecord."""
+        """Records that the current message was not refused."""
         if decision != self._decision or self._started > self._counted_at + 1e9:
             self._count()
         self._decision = decision

@@ -66,11 +66,7 @@ class Refusal(NamedTuple):
 
 
 def of(error: DpmeshError) -> Refusal:
-    """The refusal that an error means.
-
-    Args:
-        error: Why the message was refused.
-    """
+    """The refusal that an error means."""
     if isinstance(error, BudgetExhaustedError):
         details = {"budget": error.budget}
         return Refusal(Category.EXHAUSTED, "PRIVACY_BUDGET_EXHAUSTED", str(error), details, error.retry_after)

@@ -80,10 +80,6 @@ class ResponsePolicy:
         """Whether exceptions lose their text, which could quote a protected message."""
         return self.flow.sensitive() or self.requests.sensitive()
 
-    def withholds(self) -> bool:
-        """Whether status details and metadata are kept from the peer."""
-        return self.flow.sensitive()
-
     def forbids_compression(self) -> bool:
         """Whether responses leave uncompressed, whatever the handler wants: the size of what was compressed tells it.
 
@@ -95,21 +91,18 @@ class ResponsePolicy:
 
     def details(self, text: str) -> str:
         """The status details as the peer may read them."""
-        return WITHHELD if text and self.withholds() and not self.pass_details else text
+        return WITHHELD if text and self.flow.sensitive() and not self.pass_details else text
 
     def metadata(self, pairs: Iterable[Any] | None) -> Any:
         """The metadata as the peer may read it: pairs that begin with a key."""
-        if not self.withholds():
+        if not self.flow.sensitive():
             return pairs
         return tuple(pair for pair in pairs or () if pair[0].lower() in self.pass_metadata)
 
     def without_text(self, function: Any) -> Any:
         """A function that the transport calls, such as a serializer, whose exceptions lose their texts.
 
-        The transport would send them to the peer, or log them.
-
-        Args:
-            function: The function, or None.
+        The transport would send them to the peer, or log them. None stays None.
         """
         if function is None:
             return None

@@ -61,11 +61,7 @@ class PolicySnapshot:
         return None if plan.is_open else True
 
     def requires(self, method: str) -> bool:
-        """Whether a method's requests are refused unless a dpmesh sender protected them.
-
-        Args:
-            method: "/package.Service/Method".
-        """
+        """Whether a method's requests are refused unless a dpmesh sender protected them."""
         declared = find_any_spelling(method)
         return declared is not None and self.policy.requires(declared)
 

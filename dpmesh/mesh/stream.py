@@ -17,17 +17,7 @@ if TYPE_CHECKING:
 
 
 class ReleaseStream:
-    """One direction of a stream; Mesh.stream makes it.
-
-    Args:
-        mesh: Has the policy in force.
-        corridor: Releases the messages.
-        record: The stream's span and counts.
-        method: The RPC's full method.
-        direction: Which way the messages go.
-        consumer: Who receives them.
-        snapshot: The policy version for all messages; None: each message takes the one in force.
-    """
+    """One direction of a stream; Mesh.stream makes it. Without a snapshot, each message takes the one in force."""
 
     def __init__(
         self,

@@ -49,9 +49,6 @@ class Meters:
 
     Counters are summed here under a lock, and read on export, because the SDK's own counters take 6 us for each call.
     The API offers nothing like that for histograms, so durations go to the SDK's; a busy series records a sample.
-
-    Args:
-        meter: Makes the instruments.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -132,9 +129,6 @@ def no_span() -> Context:
 
 class ByProvider(Generic[_Instruments]):
     """The instruments of each meter provider, made once, so that no process registers them twice.
-
-    Args:
-        make: Makes the instruments.
 
     Attributes:
         lock: Guards them.

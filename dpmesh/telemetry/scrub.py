@@ -13,11 +13,7 @@ _KEPT = ("exception.type", "exception.escaped")
 
 
 class ScrubbingExporter(SpanExporter):
-    """Exports spans without the texts of exceptions and statuses, no matter what recorded them.
-
-    Args:
-        exporter: Exports the scrubbed spans.
-    """
+    """Exports spans without the texts of exceptions and statuses, no matter what recorded them."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter

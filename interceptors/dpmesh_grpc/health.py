@@ -46,8 +46,7 @@ async def report_health(server: Any, mesh: Mesh, services: Sequence[str] = ()) -
         raise ConfigError(INTERCEPTED_TWICE)
     servicer = _Health()
     names = ("", *services)
-    for name in names:
-        await servicer.set(name, _NOT_SERVING)
+    await _set_status(servicer, names, _NOT_SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     watching = asyncio.create_task(_watch(servicer, names, mesh))
     try:

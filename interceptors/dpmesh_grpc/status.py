@@ -44,20 +44,12 @@ class Failure(NamedTuple):
 
 
 def refusal(error: DpmeshError) -> Failure:
-    """The status of a message that was refused.
-
-    Args:
-        error: Why it was refused.
-    """
+    """The status of a message that was refused."""
     return failure(refusals.of(error))
 
 
 def failure(refused: Refusal) -> Failure:
-    """The status of a refusal, with google.rpc.ErrorInfo in its details, and RetryInfo where waiting helps.
-
-    Args:
-        refused: The refusal.
-    """
+    """The status of a refusal, with google.rpc.ErrorInfo in its details, and RetryInfo where waiting helps."""
     code = _CODES[refused.category]
     details: list[Message] = [
         error_details_pb2.ErrorInfo(reason=refused.reason, domain=refusals.DOMAIN, metadata=refused.details)
@@ -79,10 +71,6 @@ async def end(context: Any, failure: Failure) -> None:
     """Ends an RPC on a server with a status.
 
     The metadata is set beforehand: contexts of other libraries may take nothing but a code and a text.
-
-    Args:
-        context: The handler's.
-        failure: The status.
 
     Raises:
         grpc.aio.AbortError: Always, as gRPC's `abort` does.

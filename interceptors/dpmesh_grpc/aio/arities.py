@@ -60,11 +60,7 @@ class ClientInterception(Protocol):
 
 
 class ArityInterceptor:
-    """Passes the RPCs of one arity to an interception.
-
-    Args:
-        interception: What is done with them.
-    """
+    """Passes the RPCs of one arity to an interception."""
 
     arity: ClassVar[Arity]
 

@@ -39,11 +39,7 @@ _ARITIES: Final[dict[tuple[bool, bool], tuple[str, Callable[..., Any]]]] = {
 
 
 class RefusedError(Exception):
-    """An interceptor ends an RPC with a status. It never leaves the wrappers.
-
-    Args:
-        failure: The status.
-    """
+    """An interceptor ends an RPC with a status. It never leaves the wrappers."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.text)
@@ -55,9 +51,6 @@ class AsyncRpc:
 
     Steps that seldom wait return None where there is nothing to await: a coroutine for each step takes longer than
     everything else that is done for a public response.
-
-    Args:
-        context: The RPC's context.
 
     Attributes:
         context: The RPC's context.
@@ -111,9 +104,6 @@ class SyncRpc:
     """One RPC whose handler runs in a thread of the executor. A subclass overrides what its interceptor changes.
 
     Such an RPC ends with the status that is set when its handler is done.
-
-    Args:
-        context: The RPC's context.
     """
 
     __slots__ = ("context",)
@@ -122,10 +112,7 @@ class SyncRpc:
         self.context = context
 
     def begin(self) -> Any:
-        """Admits the RPC.
-
-        Returns:
-            The context for the handler.
+        """Admits the RPC; gives the context for the handler.
 
         Raises:
             RefusedError: The handler must not run.
@@ -166,11 +153,7 @@ class Interception(Protocol):
 
 
 class InterceptedHandlers:
-    """One interception around all handlers of a server, each wrapped once.
-
-    Args:
-        interception: What the interceptor does.
-    """
+    """One interception around all handlers of a server, each wrapped once."""
 
     def __init__(self, interception: Interception) -> None:
         self._interception = interception
@@ -199,7 +182,7 @@ def intercepted(handler: Any, interception: Interception) -> Any:
     name, _ = _ARITIES[bool(handler.request_streaming), bool(handler.response_streaming)]
     function = getattr(handler, name)
     if inspect.iscoroutinefunction(function):
-        return (_writer if handler.response_streaming else _unary)(function, interception)
+        return _coroutine(function, interception, responds=not handler.response_streaming)
     if inspect.isasyncgenfunction(function):
         return _generator(function, interception)
     wrapper = _sync_generator if handler.response_streaming else _sync_unary
@@ -217,13 +200,17 @@ def set_status(context: Any, failure: Failure) -> None:
 # The asynchronous wrappers end RPCs outside of `except`: what `abort` raises would have the exception as its context.
 
 
-def _unary(function: Any, interception: Interception) -> Any:
-    async def unary(request: Any, context: Any) -> Any:
+def _coroutine(function: Any, interception: Interception, responds: bool) -> Any:
+    """Wraps a coroutine function that returns its response, or writes its responses if not `responds`."""
+
+    async def coroutine(request: Any, context: Any) -> Any:
         rpc = interception.asynchronous(context)
         try:
             if (beginning := rpc.begin()) is not None:
                 await beginning
             response = await rpc.run(function(request, rpc.handler_context))
+            if not responds:
+                return None
             return response if rpc.passes(response) else await rpc.respond(response)
         except BaseException as error:
             failure = rpc.failure(error)
@@ -234,28 +221,7 @@ def _unary(function: Any, interception: Interception) -> Any:
                 await closing
         return await rpc.end(failure)
 
-    return unary
-
-
-def _writer(function: Any, interception: Interception) -> Any:
-    async def writer(request: Any, context: Any) -> None:
-        rpc = interception.asynchronous(context)
-        failure = None
-        try:
-            if (beginning := rpc.begin()) is not None:
-                await beginning
-            await rpc.run(function(request, rpc.handler_context))
-        except BaseException as error:
-            failure = rpc.failure(error)
-            if failure is None:
-                raise
-        finally:
-            if (closing := rpc.close()) is not None:
-                await closing
-        if failure is not None:
-            await rpc.end(failure)
-
-    return writer
+    return coroutine
 
 
 def _generator(function: Any, interception: Interception) -> Any:

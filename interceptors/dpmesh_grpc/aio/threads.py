@@ -20,10 +20,6 @@ def result_of(work: Coroutine[Any, Any, _T], loop: asyncio.AbstractEventLoop) ->
     Python joins the executor's threads when a process exits. A thread that waited for a loop that has ended would keep
     the process alive for ever.
 
-    Args:
-        work: The coroutine.
-        loop: The server's event loop.
-
     Raises:
         LedgerError: The loop has ended.
     """

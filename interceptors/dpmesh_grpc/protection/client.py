@@ -34,12 +34,7 @@ INTERCEPTED_TWICE = (
 
 
 class Sender(ClientInterception):
-    """Protects the requests of a channel's RPCs; all four arities share one.
-
-    Args:
-        mesh: Releases the requests.
-        consumer: Who receives the requests, for quotas.
-    """
+    """Protects the requests of a channel's RPCs; all four arities share one."""
 
     only_once = INTERCEPTED_TWICE
 
@@ -126,11 +121,7 @@ class Sender(ClientInterception):
 
 
 def more_follow(continuation: Any) -> bool:
-    """Whether another of dpmesh's interceptors follows, which would charge for the requests and add noise again.
-
-    Args:
-        continuation: What gRPC gives an interceptor to go on with.
-    """
+    """Whether another of dpmesh's interceptors follows, which would charge for the requests and add noise again."""
     following = following_interceptors(continuation)
     return bool(following) and any(map(protects, following))
 

@@ -80,11 +80,7 @@ class _Served(NamedTuple):
 
 
 class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Wraps all handlers. Each response is judged by its own type, whatever its method declares.
-
-    Args:
-        mesh: Releases the responses.
-    """
+    """Wraps all handlers. Each response is judged by its own type, whatever its method declares."""
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
@@ -265,11 +261,7 @@ class _SyncRpc(SyncRpc):
 
 
 class _Protection(Interception):
-    """Protects the responses of one handler.
-
-    Args:
-        policy: How they are protected.
-    """
+    """Protects the responses of one handler."""
 
     def __init__(self, policy: ResponsePolicy) -> None:
         self._policy = policy

@@ -32,7 +32,7 @@ def policy(method, *, streams=False, mode="enforce", details_key="", twice=False
 def test_a_method_that_sends_protected_messages_keeps_words_metadata_and_sizes():
     rules = policy("Ask")
     assert rules.masks_errors()
-    assert rules.withholds()
+    assert rules.flow.sensitive()
     assert rules.forbids_compression()
     assert (rules.details(SECRET), rules.details("")) == (WITHHELD, "")
     assert rules.metadata(PAIRS) == ()
@@ -41,7 +41,7 @@ def test_a_method_that_sends_protected_messages_keeps_words_metadata_and_sizes()
 def test_a_method_that_receives_protected_messages_keeps_only_errors():
     rules = policy("Report")
     assert rules.masks_errors()
-    assert not rules.withholds()
+    assert not rules.flow.sensitive()
     assert not rules.forbids_compression()
     assert (rules.details(SECRET), rules.metadata(PAIRS)) == (SECRET, PAIRS)
 
@@ -51,7 +51,7 @@ def test_a_method_that_receives_protected_messages_keeps_only_errors():
 def test_nothing_is_withheld_where_nothing_is_protected_or_in_observe_mode(rules, streams):
     rules = policy(**rules, streams=streams, twice=rules.get("mode") == "observe")
     assert not rules.masks_errors()
-    assert not rules.withholds()
+    assert not rules.flow.sensitive()
     assert not rules.forbids_compression()
     assert not rules.intercepted_twice
 
