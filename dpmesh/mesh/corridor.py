@@ -42,13 +42,6 @@ CheckedMessage = tuple[PricedPlan, Message, str, Record | None]
 class Corridor:
     """Releases messages.
 
-    Args:
-        ledger: Where budgets live.
-        recording: What telemetry is told, if anything listens.
-        pseudonymise: Makes the units' pseudonyms.
-        exhausted: Refuses from memory what the ledger has just refused.
-        observing: Messages leave as they are; they are accounted for and traced only.
-
     Attributes:
         is_open: The ledger is open, so that messages may be released.
     """

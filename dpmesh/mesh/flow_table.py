@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from fnmatch import fnmatchcase
-from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor
 
@@ -64,7 +63,14 @@ class FlowTable:
             raise ConfigError(
                 f"mesh: a {type(mesh).__name__} is no mesh; allowed: what dpmesh.open(...) returns"
             )
-        _check_consumer(consumer)
+        if not isinstance(consumer, str):
+            raise ConfigError(f"consumer: a {type(consumer).__name__} is no name; allowed: text")
+        try:
+            consumer.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                "consumer: a name that UTF-8 can't write; allowed: text without surrogates"
+            ) from None
         self.mesh = mesh
         self.consumer = consumer
         # By the method's name as the transport gives it.
@@ -120,15 +126,3 @@ class FlowTable:
     def __len__(self) -> int:
         """How many methods are kept."""
         return len(self._declared) + len(self._undeclared)
-
-
-def _check_consumer(consumer: Any) -> None:
-    """Refuses a consumer that quotas can't count."""
-    if not isinstance(consumer, str):
-        raise ConfigError(f"consumer: a {type(consumer).__name__} is no name; allowed: text")
-    try:
-        consumer.encode()
-    except UnicodeEncodeError:
-        raise ConfigError(
-            "consumer: a name that UTF-8 can't write; allowed: text without surrogates"
-        ) from None

@@ -135,10 +135,6 @@ class PricedPlan:
 class Pricing:
     """Finds who pays for a plan's messages.
 
-    Args:
-        policy: Knows the labels of methods.
-        budgets: What pays, in the ledger's order, quotas included.
-
     Attributes:
         by_rpc: Some budget pays for some RPCs or types only, so that a message's class alone does not decide.
 

@@ -36,12 +36,8 @@ class _Labels(dict[str, str]):
 class Recording:
     """What all records of one mesh share.
 
-    Args:
-        telemetry: Where records go.
-        ledger: Knows how much of a budget is spent.
-        pseudonymise: Hashes a unit with a key that changes with every epoch of the given length.
-
     Attributes:
+        telemetry: Where records go.
         labels: The label of each method in metrics.
     """
 
@@ -156,7 +152,6 @@ class StreamRecord:
         self._mechanisms = ""
         self._attributes = _NO_ATTRIBUTES
         self._last_attributes = _NO_ATTRIBUTES  # Of the last message that had a priced plan.
-        self._has_begun = False
         self._started = 0
         self._state = names.STATE_OK
         self._decision = names.REFUSED
@@ -172,11 +167,10 @@ class StreamRecord:
     def message(self, priced: PricedPlan | None) -> Self:
         """Goes on to the next message, which begins now. Without a priced plan it is refused for that."""
         started = time.time_ns()
-        if not self._has_begun and self._recording.telemetry.tracing:
+        if not self._started and self._recording.telemetry.tracing:  # It is the first one.
             self._span = self._recording.telemetry.open_span(
                 {names.RPC_METHOD: self._method[:_NAME_KEPT]}, started
             )
-        self._has_begun = True
         mechanisms, attributes = _described(priced)
         if attributes is not self._attributes:
             self._count()

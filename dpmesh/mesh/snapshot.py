@@ -22,11 +22,8 @@ class PolicySnapshot:
     once, so whatever uses one snapshot for a whole message can't mix two policies. Caches of its decisions belong to
     the snapshot, or are thrown away when the mesh has another one.
 
-    Args:
-        policy: The rules.
-        budgets: What pays, in the ledger's order, quotas included.
-
     Attributes:
+        policy: The rules.
         billing: The plans of message classes, with their prices.
         digest: Names the policy on the wire (metadata key dpmesh-policy).
         has_rules: Says whether any rule is in force: an overlay, or an annotation of a type that is loaded.

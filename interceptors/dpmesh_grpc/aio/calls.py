@@ -158,23 +158,11 @@ class _GuardedCall:
     def _failure(self) -> Failure | None:
         return self._end.failure(self._call)
 
-    def cancel(self) -> bool:
-        return bool(self._call.cancel())
-
     def cancelled(self) -> bool:
         return self._failure() is None and bool(self._call.cancelled())
 
-    def done(self) -> bool:
-        return bool(self._call.done())
-
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         self._call.add_done_callback(lambda _: callback(self))
-
-    def time_remaining(self) -> Any:
-        return self._call.time_remaining()
-
-    async def initial_metadata(self) -> Any:
-        return await self._call.initial_metadata()
 
     async def trailing_metadata(self) -> Any:
         trailing = await self._call.trailing_metadata()
@@ -191,9 +179,6 @@ class _GuardedCall:
         failure = self._failure()
         return details if failure is None else failure.text
 
-    async def debug_error_string(self) -> Any:
-        return await self._call.debug_error_string()
-
     async def wait_for_connection(self) -> None:
         try:
             await self._call.wait_for_connection()
@@ -201,11 +186,15 @@ class _GuardedCall:
             translate(error, self._failure())
             raise
 
-    async def write(self, request: Any) -> None:
-        await self._call.write(request)
+    # The call's own methods, as they are.
 
-    async def done_writing(self) -> None:
-        await self._call.done_writing()
+    cancel = property(attrgetter("_call.cancel"))
+    done = property(attrgetter("_call.done"))
+    time_remaining = property(attrgetter("_call.time_remaining"))
+    initial_metadata = property(attrgetter("_call.initial_metadata"))
+    debug_error_string = property(attrgetter("_call.debug_error_string"))
+    write = property(attrgetter("_call.write"))
+    done_writing = property(attrgetter("_call.done_writing"))
 
     # See internals.DONE_WRITING and internals.CLOSING for what gRPC looks for in a call.
 
