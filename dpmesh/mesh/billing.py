@@ -47,10 +47,6 @@ class _Unsettled(NamedTuple):
 class BillingTable:
     """The priced plans of all message classes under one policy.
 
-    Args:
-        policy: Makes the plans.
-        budgets: What pays, in the ledger's order, quotas included.
-
     Raises:
         ConfigError: A quota does not belong under its budget.
     """
@@ -113,13 +109,7 @@ class BillingTable:
         return [key for key in keys if isinstance(key[0], type)]  # Packed messages go by their descriptors.
 
     def bill_owners(self, priced: PricedPlan, owners: Sequence[tuple[int, bytes]], consumer: str) -> Bill:
-        """The bill of one message by its owners; its charges are not merged yet.
-
-        Args:
-            priced: The message's priced plan.
-            owners: Pairs of a scope and an account, as of Plan.owners.
-            consumer: Who receives the message.
-        """
+        """The bill of one message by its owners, as of Plan.owners; its charges are not merged yet."""
         charges = [
             (budget, unit, amount) for scope, unit in owners for budget, amount in priced.amounts[scope]
         ]
@@ -145,35 +135,21 @@ class BillingTable:
         if kept is not None and all(holds() for holds in kept.conditions):
             answer = kept.answer
         else:
-            answer = self._decide_anew(key, message, method, direction, around, has_unit)
+            answer = plan = None
+            try:
+                plan = self._policy.plan(message)
+                if plan is not None:
+                    priced = with_unit_around(plan) if has_unit else plan
+                    answer = self._pricing.price(priced, method, direction, around)
+            except AnnotationError as error:
+                answer = _BadAnnotation(error.rule, error.element, error.text, error.fix)
+            conditions = self._conditions(message, plan, method)
+            if conditions or isinstance(answer, _BadAnnotation):
+                self._unsettled[key] = _Unsettled(answer, conditions)
+            else:
+                self._settled[key] = answer
         if isinstance(answer, _BadAnnotation):
             raise AnnotationError(*answer)
-        return answer
-
-    def _decide_anew(
-        self,
-        key: Any,
-        message: Descriptor,
-        method: str,
-        direction: str,
-        around: Sequence[Plan],
-        has_unit: bool,
-    ) -> PricedPlan | _BadAnnotation | None:
-        answer: PricedPlan | _BadAnnotation | None = None
-        plan = None
-        try:
-            plan = self._policy.plan(message)
-            if plan is not None:
-                answer = self._pricing.price(
-                    with_unit_around(plan) if has_unit else plan, method, direction, around
-                )
-        except AnnotationError as error:
-            answer = _BadAnnotation(error.rule, error.element, error.text, error.fix)
-        conditions = self._conditions(message, plan, method)
-        if conditions or isinstance(answer, _BadAnnotation):
-            self._unsettled[key] = _Unsettled(answer, conditions)
-        else:
-            self._settled[key] = answer
         return answer
 
     def _conditions(self, message: Descriptor, plan: Plan | None, method: str) -> list[Callable[[], bool]]:

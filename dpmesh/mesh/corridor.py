@@ -86,13 +86,7 @@ class Corridor:
     ) -> Receipt | CheckedMessage:
         """Checks a message, and releases it if a lease that is held already pays for it.
 
-        Args:
-            message: What is to be sent; it is never changed.
-            method: The RPC's full method.
-            direction: Which way the message goes.
-            consumer: Who receives it.
-            snapshot: The policy version under which it leaves.
-            stream: The record of the stream that the message is part of, if it is.
+        The arguments are those of Mesh.release, and the record of the stream that the message is part of, if it is.
 
         Returns:
             The receipt; or the checked message, for which nothing is charged yet, for `finish`.

@@ -122,7 +122,3 @@ class FlowTable:
                 text = "%s: objects that are no protobuf messages are refused; [grpc] pass_unjudged lets them pass"
             log.warning(text, method)
         return passes
-
-    def __len__(self) -> int:
-        """How many methods are kept."""
-        return len(self._declared) + len(self._undeclared)

@@ -21,12 +21,7 @@ from dpmesh.v1 import policy_pb2
 def prepare(
     policy: Policy | policy_pb2.Policy | str | Path, budgets: Sequence[Budget], before: PolicySnapshot
 ) -> PolicySnapshot:
-    """Compiles and checks a policy.
-
-    Args:
-        policy: The rules; or overlays, as a message or a file's path.
-        budgets: What pays.
-        before: The snapshot in force.
+    """Compiles and checks a policy that shall replace the snapshot in force.
 
     Returns:
         The snapshot, which can be used at once: everything that is loaded or was released before is compiled.
