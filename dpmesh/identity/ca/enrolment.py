@@ -19,6 +19,7 @@ from typing import NamedTuple, Self
 
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.ca import records
+from dpmesh.identity.ca.proof import Proven
 from dpmesh.sqlite_file import transaction
 
 TOKEN_LIFE = 3600.0
@@ -68,20 +69,6 @@ class Counts(NamedTuple):
     invitations: int
 
 
-class Proof(NamedTuple):
-    """A proof of possession, which must not be used twice.
-
-    Attributes:
-        fingerprint: SHA-256 of the certificate.
-        digest: SHA-256 of what was signed.
-        not_after: When a replay is refused for its age anyway, in seconds since 1970.
-    """
-
-    fingerprint: bytes
-    digest: bytes
-    not_after: float
-
-
 class Enrolments:
     """The issuer's records in an SQLite file. What a method did survives a power cut.
 
@@ -122,7 +109,7 @@ class Enrolments:
         """Makes a one-time token, for a new device or for one that lost its certificate.
 
         Args:
-            now: The time.
+            now: In seconds since 1970.
             life: For how many seconds the token can be used.
             device: A device that was invited before, which keeps its allowances; a new one by default.
             server: Whether the device is a server. Its renewals are a server's certificates, too.
@@ -140,7 +127,10 @@ class Enrolments:
                 row = secrets.token_bytes(_RANDOM)
                 connection.execute("INSERT INTO devices (device) VALUES (?)", (row,))
             else:
-                row = _known_device(connection, _device(device))
+                row = _device(device)
+                query = "SELECT 1 FROM devices WHERE device = ? AND NOT revoked"
+                if connection.execute(query, (row,)).fetchone() is None:
+                    raise IdentityError("REFUSED", "there is no such device, or it is revoked")
             connection.execute(
                 "INSERT INTO tokens VALUES (?, ?, ?, ?)", (_hash(token), row, now + life, server)
             )
@@ -159,11 +149,7 @@ class Enrolments:
     def enrol(self, token: str, fingerprint: bytes, not_after: float, *, now: float) -> None:
         """Uses a token up, and records the device of the certificate that it was used for.
 
-        Args:
-            token: Text from a peer.
-            fingerprint: SHA-256 of the certificate, which must not be handed out before this returns.
-            not_after: When the certificate expires.
-            now: The time.
+        The certificate, whose SHA-256 is the fingerprint, must not be handed out before this returns.
 
         Raises:
             IdentityError: REFUSED: the token is unknown, used or expired, or its device is revoked. ISSUER_UNAVAILABLE.
@@ -180,14 +166,10 @@ class Enrolments:
             connection.execute("DELETE FROM tokens WHERE hash = ?", (_hash(token),))
             connection.execute("INSERT INTO certificates VALUES (?, ?, ?)", (fingerprint, *row, not_after))
 
-    def renew(self, proof: Proof, fingerprint: bytes, not_after: float, *, now: float) -> None:
+    def renew(self, proof: Proven, fingerprint: bytes, not_after: float, *, now: float) -> None:
         """Records that a new certificate belongs to the device that proves to have another one.
 
-        Args:
-            proof: A proof by a certificate of the device.
-            fingerprint: SHA-256 of the new certificate, which must not be handed out before this returns.
-            not_after: When the new certificate expires.
-            now: The time.
+        The new certificate, whose SHA-256 is the fingerprint, must not be handed out before this returns.
 
         Raises:
             IdentityError: REFUSED: the device is unknown or revoked, or the proof was used before. RATE_LIMITED: the
@@ -203,7 +185,7 @@ class Enrolments:
             connection.execute("INSERT INTO certificates VALUES (?, ?, ?)", (fingerprint, device, not_after))
 
     def allow(
-        self, proof: Proof, epoch: bytes, tokens: int, most: int, not_after: float, *, now: float
+        self, proof: Proven, epoch: bytes, tokens: int, most: int, not_after: float, *, now: float
     ) -> None:
         """Takes anonymous tokens from a device's allowance. They count whether or not they are signed afterwards.
 
@@ -212,8 +194,8 @@ class Enrolments:
             epoch: The epoch's name.
             tokens: How many tokens, positive.
             most: How many tokens a device may have in an epoch.
-            not_after: When the epoch ends.
-            now: The time.
+            not_after: When the epoch ends, in seconds since 1970.
+            now: In seconds since 1970.
 
         Raises:
             IdentityError: RATE_LIMITED: the allowance does not cover them, and none is taken. REFUSED: as in `renew`.
@@ -237,17 +219,12 @@ class Enrolments:
     def revoke(self, device: str) -> None:
         """Revokes a device: it can neither enrol nor renew. Its certificates stay in force until they expire.
 
-        Args:
-            device: Its id, as in the invitation.
-
         Raises:
             IdentityError: REFUSED: there is no such device. ISSUER_UNAVAILABLE.
         """
         with self._transaction() as connection:
-            changed = connection.execute(
-                "UPDATE devices SET revoked = 1 WHERE device = ?", (_device(device),)
-            )
-            if changed.rowcount != 1:
+            update = "UPDATE devices SET revoked = 1 WHERE device = ?"
+            if connection.execute(update, (_device(device),)).rowcount != 1:
                 raise IdentityError("REFUSED", "there is no such device")
 
     def counts(self, now: float) -> Counts:
@@ -289,14 +266,7 @@ def _device(text: str) -> bytes:
         raise IdentityError("REFUSED", "a device is named by 32 hex digits") from None
 
 
-def _known_device(connection: sqlite3.Connection, device: bytes) -> bytes:
-    row = connection.execute("SELECT 1 FROM devices WHERE device = ? AND NOT revoked", (device,)).fetchone()
-    if row is None:
-        raise IdentityError("REFUSED", "there is no such device, or it is revoked")
-    return device
-
-
-def _proving_device(connection: sqlite3.Connection, proof: Proof, now: float) -> bytes:
+def _proving_device(connection: sqlite3.Connection, proof: Proven, now: float) -> bytes:
     """The device that made a proof. Uses the proof up."""
     row = connection.execute(
         "SELECT device FROM certificates JOIN devices USING (device) "

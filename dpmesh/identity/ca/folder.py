@@ -119,13 +119,7 @@ def replace_intermediate(
 ) -> Authority:
     """Replaces the intermediate: the second half of a roll-over, or a renewal under an old root.
 
-    Devices notice nothing.
-
-    Args:
-        path: The folder.
-        root: The root that signs; the folder must have it already.
-        now: Seconds since 1970.
-        life: How long the intermediate is valid, in seconds.
+    Devices notice nothing. The root that signs must have been added before. Times are in seconds, `now` since 1970.
 
     Raises:
         IdentityError: UNTRUSTED: the root was not added before. EXPIRED: the root has expired. MALFORMED: see
