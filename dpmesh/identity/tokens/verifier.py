@@ -8,7 +8,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -32,11 +32,8 @@ _TRUSTED: Final = 3600.0
 log = logging.getLogger("dpmesh")
 
 
-class Fetch(Protocol):
-    """Asks the issuer for its keys."""
-
-    def __call__(self) -> Awaitable[Iterable[PublishedKey]]:
-        """Returns all published keys. Raises IdentityError if the issuer does not answer."""
+Fetch = Callable[[], Awaitable[Iterable[PublishedKey]]]
+"""Asks the issuer for all its published keys. Raises IdentityError if the issuer does not answer."""
 
 
 class _TrustedKey(NamedTuple):

@@ -1,6 +1,6 @@
 """Wallet: the device's side of anonymous tokens. It asks the issuer for batches, and hands each token out once.
 
-How it works. A wallet is in one of these states; at most one refill is under way at a time:
+A wallet is in one of these states; at most one refill is under way at a time:
 
     IDLE     enough tokens, no refill under way
     WAITING  a refill waits for a random time, so that the issuer can't tell when a token was spent
@@ -25,7 +25,8 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import replace
+from typing import NamedTuple
 
 from dpmesh import forks
 from dpmesh.errors import ConfigError, IdentityError
@@ -62,11 +63,8 @@ class HeldToken(NamedTuple):
     not_after: float
 
 
-class Refill(Protocol):
-    """Asks the issuer for tokens."""
-
-    def __call__(self, count: int, /) -> Awaitable[Iterable[HeldToken]]:
-        """Returns so many tokens. Raises IdentityError if the issuer gives none."""
+Refill = Callable[[int], Awaitable[Iterable[HeldToken]]]
+"""Asks the issuer for so many tokens. Raises IdentityError if the issuer gives none."""
 
 
 class TokenRequestState:
@@ -116,19 +114,16 @@ class TokenRequestState:
             raise IdentityError(
                 "MALFORMED", "the issuer's answer has another number of signatures than asked for"
             )
-        return [
-            self._signed(token, blind_signature, inverse)
-            for token, blind_signature, inverse in zip(unsigned, blind_signatures, inverses, strict=True)
-        ]
+        held = []
+        for token, answer, inverse in zip(unsigned, blind_signatures, inverses, strict=True):
+            signature = blind_rsa.finalize(VARIANT, self._public, token.signed, answer, inverse)
+            signed = replace(token, authenticator=signature)
+            held.append(HeldToken(signed, self._key.not_before, self._key.not_after))
+        return held
 
     def after_fork_in_child(self) -> None:
         """Forgets the batch, which is the parent's."""
         self._unsigned, self._inverses = [], []
-
-    def _signed(self, token: Token, blind_signature: bytes, inverse: int) -> HeldToken:
-        signature = blind_rsa.finalize(VARIANT, self._public, token.signed, blind_signature, inverse)
-        signed = Token(token.nonce, token.challenge_digest, token.key_id, signature)
-        return HeldToken(signed, self._key.not_before, self._key.not_after)
 
 
 def choose_key(keys: Iterable[PublishedKey], now: float) -> PublishedKey:
