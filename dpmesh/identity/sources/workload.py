@@ -180,20 +180,16 @@ class _Follower(threading.Thread):
         with suppress(RuntimeError):  # the event loop is closed
             while not self._stopped.is_set():
                 began = time.monotonic()
-                failure = self._attempt()
+                try:
+                    failure = self._connect()
+                except Exception:  # None is expected, and its text could quote a name.
+                    failure = _BROKEN
                 if failure is not None:
                     self._on_outcome(failure)
                 pause = SHORTEST if time.monotonic() - began > LONGEST else min(2 * pause, LONGEST)
                 # Not in step with the other processes that lost the same agent.
                 self._stopped.wait(pause * secrets.SystemRandom().uniform(0.5, 1.0))
             self._on_end()
-
-    def _attempt(self) -> _Failure | None:
-        try:
-            return self._connect()
-        except Exception:
-            # No exception is expected, and its text could quote a name. The thread goes on with another attempt.
-            return _BROKEN
 
     def _connect(self) -> _Failure | None:
         """Opens a stream and follows it to its end.
@@ -262,11 +258,7 @@ def _endpoint(address: str | None) -> str:
 
 
 def _stream_failure(cause: BaseException | None) -> _Failure:
-    """Why a stream ended.
-
-    Args:
-        cause: The exception that ended it; None if the agent ended it without an error.
-    """
+    """Why a stream ended: by this exception, or by the agent without an error."""
     from spiffe.errors import PySpiffeError
 
     if isinstance(cause, PySpiffeError):
