@@ -41,9 +41,10 @@ from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity import Identity
 from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
 from dpmesh_grpc.aio.arities import ARITIES, refuse_twice
+from dpmesh_grpc.aio.arities import interceptors as arity_interceptors
 from dpmesh_grpc.aio.internals import interceptor_list
 from dpmesh_grpc.rotation.identity_channel import IdentityChannel, NoChannel
-from dpmesh_grpc.rotation.linkable_metadata import LINKING, stripping_interceptors
+from dpmesh_grpc.rotation.linkable_metadata import LINKING, Stripping
 from dpmesh_grpc.rotation.multicallables import StreamStream, StreamUnary, UnaryStream, UnaryUnary
 
 log = logging.getLogger("dpmesh.grpc")
@@ -138,7 +139,7 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
         others = tuple(interceptors or ())
         refuse_twice(others)
         # One more interceptor removes what the others add. Without others there is none, because it costs time.
-        self._interceptors = (*others, *stripping_interceptors(linking)) if others else None
+        self._interceptors = (*others, *arity_interceptors(Stripping(linking))) if others else None
         if not 0 <= drain < float("inf"):
             raise ConfigError("drain must be a number of seconds, 0 or more")
         self._drain = drain

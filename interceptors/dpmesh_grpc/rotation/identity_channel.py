@@ -1,4 +1,4 @@
-"""A gRPC channel that has one identity to its end, and what stands in its place while no identity is valid."""
+"""Identity channel: a gRPC channel of one identity, and what stands in its place while no identity is valid."""
 
 from __future__ import annotations
 
@@ -28,13 +28,7 @@ EXPIRED: Final = Failure(_UNAVAILABLE, "the channel has no identity that is vali
 
 
 class IdentityChannel(CallEnd):
-    """A gRPC channel that has one identity to its end.
-
-    Args:
-        channel: gRPC's channel.
-        identity: The identity that it was made with.
-        generation: The identity's number.
-    """
+    """A gRPC channel that has one identity to its end."""
 
     def __init__(self, channel: Any, identity: Identity, generation: int) -> None:
         self.channel = channel

@@ -46,7 +46,7 @@ def peer_interceptor(identity: RotatingIdentity) -> grpc.aio.ServerInterceptor:
     Args:
         identity: The server's opened identity.
     """
-    return _PeerInterceptor(_Peers(identity))
+    return _PeerInterceptor(identity)
 
 
 class _Peer:
@@ -120,12 +120,21 @@ class _Peer:
 _NOBODY: Final = _Peer(None, 0.0, 0.0)
 
 
-class _Peers(Interception):
+class _PeerInterceptor(Interception, grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Decides whether a client's certificate is good. It keeps the certificates that it has parsed."""
 
     def __init__(self, identity: RotatingIdentity) -> None:
         self._identity = identity
         self._parsed: dict[bytes, _Peer] = {}
+        self._handlers = InterceptedHandlers(self)
+
+    @override
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        self.tidy()
+        return self._handlers.wrap(handler_call_details.method, handler)
 
     @override
     def asynchronous(self, context: Any) -> AsyncRpc:
@@ -176,26 +185,12 @@ class _Peers(Interception):
                 peer.forget()
 
 
-class _PeerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    def __init__(self, peers: _Peers) -> None:
-        self._peers = peers
-        self._handlers = InterceptedHandlers(peers)
-
-    @override
-    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        self._peers.tidy()
-        return self._handlers.wrap(handler_call_details.method, handler)
-
-
 class _AsyncRpc(AsyncRpc):
     """Checks the client of one RPC whose handler runs in the event loop, and cancels the handler at the end."""
 
     __slots__ = ("_peer", "_peers")
 
-    def __init__(self, context: Any, peers: _Peers) -> None:
+    def __init__(self, context: Any, peers: _PeerInterceptor) -> None:
         super().__init__(context)
         self._peers = peers
         self._peer = _NOBODY
@@ -218,7 +213,7 @@ class _SyncRpc(SyncRpc):
 
     __slots__ = ("_over", "_peer", "_peers")
 
-    def __init__(self, context: Any, peers: _Peers) -> None:
+    def __init__(self, context: Any, peers: _PeerInterceptor) -> None:
         super().__init__(context)
         self._peers = peers
         self._peer = _NOBODY
