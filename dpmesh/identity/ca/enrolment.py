@@ -72,8 +72,8 @@ class Counts(NamedTuple):
 class Enrolments:
     """The issuer's records in an SQLite file. What a method did survives a power cut.
 
-    Several processes may share the file. Any thread may call the methods, which block for about a commit. Times are in
-    seconds since 1970.
+    Several processes may share the file. Any thread may call the methods, which block for about a commit, and raise
+    IdentityError with ISSUER_UNAVAILABLE if the file can't be read or written. Times are in seconds since 1970.
 
     Args:
         path: The file, made by `create`.
@@ -109,13 +109,13 @@ class Enrolments:
         """Makes a one-time token, for a new device or for one that lost its certificate.
 
         Args:
-            now: In seconds since 1970.
+            now: The time.
             life: For how many seconds the token can be used.
             device: A device that was invited before, which keeps its allowances; a new one by default.
             server: Whether the device is a server. Its renewals are a server's certificates, too.
 
         Raises:
-            IdentityError: REFUSED: there is no such device, or it is revoked. ISSUER_UNAVAILABLE.
+            IdentityError: REFUSED: there is no such device, or it is revoked.
             ConfigError: The life is not positive.
         """
         if not 0 < life < math.inf:
@@ -137,11 +137,7 @@ class Enrolments:
         return Invitation(token, row.hex())
 
     def is_server(self, token: str) -> bool:
-        """Whether a token is for a server. An unknown token is not.
-
-        Raises:
-            IdentityError: ISSUER_UNAVAILABLE.
-        """
+        """Whether a token is for a server. An unknown token is not."""
         with self._transaction() as connection:
             query = "SELECT 1 FROM tokens WHERE hash = ? AND server"
             return connection.execute(query, (_hash(token),)).fetchone() is not None
@@ -152,7 +148,7 @@ class Enrolments:
         The certificate, whose SHA-256 is the fingerprint, must not be handed out before this returns.
 
         Raises:
-            IdentityError: REFUSED: the token is unknown, used or expired, or its device is revoked. ISSUER_UNAVAILABLE.
+            IdentityError: REFUSED: the token is unknown, used or expired, or its device is revoked.
         """
         with self._transaction() as connection:
             _prune(connection, now)
@@ -173,7 +169,7 @@ class Enrolments:
 
         Raises:
             IdentityError: REFUSED: the device is unknown or revoked, or the proof was used before. RATE_LIMITED: the
-                device has too many certificates in force. ISSUER_UNAVAILABLE.
+                device has too many certificates in force.
         """
         with self._transaction() as connection:
             _prune(connection, now)
@@ -194,12 +190,11 @@ class Enrolments:
             epoch: The epoch's name.
             tokens: How many tokens, positive.
             most: How many tokens a device may have in an epoch.
-            not_after: When the epoch ends, in seconds since 1970.
-            now: In seconds since 1970.
+            not_after: When the epoch ends.
+            now: The time.
 
         Raises:
             IdentityError: RATE_LIMITED: the allowance does not cover them, and none is taken. REFUSED: as in `renew`.
-                ISSUER_UNAVAILABLE.
         """
         with self._transaction() as connection:
             _prune(connection, now)
@@ -220,7 +215,7 @@ class Enrolments:
         """Revokes a device: it can neither enrol nor renew. Its certificates stay in force until they expire.
 
         Raises:
-            IdentityError: REFUSED: there is no such device. ISSUER_UNAVAILABLE.
+            IdentityError: REFUSED: there is no such device.
         """
         with self._transaction() as connection:
             update = "UPDATE devices SET revoked = 1 WHERE device = ?"
@@ -228,11 +223,7 @@ class Enrolments:
                 raise IdentityError("REFUSED", "there is no such device")
 
     def counts(self, now: float) -> Counts:
-        """How many devices, certificates and tokens there are.
-
-        Raises:
-            IdentityError: ISSUER_UNAVAILABLE.
-        """
+        """How many devices, certificates and tokens there are."""
         with self._transaction() as connection:
             row = connection.execute(
                 "SELECT (SELECT count(*) FROM devices), (SELECT count(*) FROM devices WHERE revoked), "

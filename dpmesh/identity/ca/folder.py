@@ -48,15 +48,9 @@ def create_folder(
     root_life: float = ROOT_LIFE,
     intermediate_life: float = INTERMEDIATE_LIFE,
 ) -> None:
-    """Makes a root, an intermediate and empty records.
+    """Makes a root, an intermediate and empty records, in a folder that does not exist yet, or is empty.
 
-    Args:
-        path: A folder that does not exist yet, or is empty.
-        trust_domain: A host name in lower case.
-        now: Seconds since 1970.
-        password: Encrypts root.key.
-        root_life: How long the root is valid, in seconds.
-        intermediate_life: How long the intermediate is valid, in seconds.
+    The password encrypts root.key. Times are in seconds, `now` since 1970.
 
     Raises:
         ConfigError: The folder is not empty, the trust domain is no host name, or a life is not positive.

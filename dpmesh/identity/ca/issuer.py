@@ -25,6 +25,7 @@ from dpmesh.v1.identity_pb2 import (
     Certificate,
     EnrolRequest,
     EnrolResponse,
+    GetTokenKeysRequest,
     GetTokenKeysResponse,
     RenewRequest,
     RenewResponse,
@@ -102,8 +103,6 @@ class Issuer:
 
     Attributes:
         authority: May be replaced at any time, by a roll-over.
-        life: As given.
-        clock: As given.
     """
 
     def __init__(
@@ -161,7 +160,7 @@ class Issuer:
         await self._write(self._enrolments.renew, proven, fingerprint, end, now=now)
         return RenewResponse(certificate=certificate)
 
-    async def token_key_list(self) -> GetTokenKeysResponse:
+    async def token_key_list(self, _: GetTokenKeysRequest) -> GetTokenKeysResponse:
         """The public keys of anonymous tokens.
 
         Raises:

@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc.aio
 from google.protobuf import message_factory
 from google.protobuf.message import DecodeError
-from typing_extensions import override
 
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.ca.issuer import BAD_MESSAGE, BUSY, NO_REQUEST, NO_TOKENS, TEXTS, Issuer
 from dpmesh.v1 import identity_pb2
-from dpmesh.v1 import identity_pb2_grpc as rpc
-from dpmesh.v1.identity_pb2 import (
-    EnrolRequest,
-    EnrolResponse,
-    GetTokenKeysRequest,
-    GetTokenKeysResponse,
-    RenewRequest,
-    RenewResponse,
-    SignTokensRequest,
-    SignTokensResponse,
-)
 
 log = logging.getLogger("dpmesh.grpc")
 
@@ -55,38 +43,22 @@ _STATUS = {
     "ISSUER_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
 }
 
-_T = TypeVar("_T")
 
-
-class IssuerService(rpc.IssuerServiceServicer):
+class _IssuerService:
     """Answers RPCs with the issuer's decisions. All texts are fixed, and none quotes a request.
 
     It bounds how long requests take to arrive, and how many there are.
-
-    Args:
-        issuer: Decides about requests.
     """
 
     def __init__(self, issuer: Issuer) -> None:
-        self._issuer = issuer
+        self._decisions: dict[str, Callable[[Any], Awaitable[Any]]] = {
+            "Enrol": issuer.enrol,
+            "Renew": issuer.renew,
+            "GetTokenKeys": issuer.token_key_list,
+            "SignTokens": issuer.sign_tokens,
+        }
         self._busy = 0
         self.arrivals = _Arrivals()
-
-    @override
-    async def Enrol(self, request: EnrolRequest, context: Any) -> EnrolResponse:
-        return await _answer(self._issuer.enrol(request), context)
-
-    @override
-    async def Renew(self, request: RenewRequest, context: Any) -> RenewResponse:
-        return await _answer(self._issuer.renew(request), context)
-
-    @override
-    async def GetTokenKeys(self, request: GetTokenKeysRequest, context: Any) -> GetTokenKeysResponse:
-        return await _answer(self._issuer.token_key_list(), context)
-
-    @override
-    async def SignTokens(self, request: SignTokensRequest, context: Any) -> SignTokensResponse:
-        return await _answer(self._issuer.sign_tokens(request), context)
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Registers the handlers of all methods."""
@@ -96,7 +68,7 @@ class IssuerService(rpc.IssuerServiceServicer):
 
     def _handler(self, method: Any) -> Any:
         request_type = message_factory.GetMessageClass(method.input_type)
-        answer = getattr(self, method.name)
+        decide = self._decisions[method.name]
 
         async def handle(_: Any, context: Any) -> Any:
             received = await self.arrivals.request(context)
@@ -112,7 +84,7 @@ class IssuerService(rpc.IssuerServiceServicer):
                 return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, BAD_MESSAGE)
             self._busy += 1
             try:
-                return await answer(request, context)
+                return await _answer(decide(request), context)
             finally:
                 self._busy -= 1
 
@@ -156,7 +128,7 @@ class _Arrivals:
             timer.reschedule(asyncio.get_running_loop().time())
 
 
-async def _answer(response: Awaitable[_T], context: Any) -> _T:
+async def _answer(response: Awaitable[Any], context: Any) -> Any:
     try:
         return await response
     except IdentityError as error:
@@ -169,7 +141,7 @@ async def _answer(response: Awaitable[_T], context: Any) -> _T:
         log.error("the issuer failed: %s", type(error).__name__)  # noqa: TRY400
         code, text = grpc.StatusCode.INTERNAL, _FAILED
     # Outside of the handler of the exception, which would otherwise be the context of what abort raises.
-    return await context.abort(code, text if text in TEXTS else _FAILED)  # type: ignore[no-any-return]
+    return await context.abort(code, text if text in TEXTS else _FAILED)
 
 
 @asynccontextmanager
@@ -188,7 +160,7 @@ async def issuer_server(issuer: Issuer, address: str) -> AsyncIterator[int]:
         IdentityError: EXPIRED: the authority's certificate has ended.
     """
     server = grpc.aio.server(options=_OPTIONS)
-    service = IssuerService(issuer)
+    service = _IssuerService(issuer)
     service.add_to(server)
     certificates = _ServerCertificates(issuer)
     credentials = grpc.dynamic_ssl_server_credentials(certificates.first, certificates)
