@@ -137,7 +137,11 @@ class WorkloadSource(Source):
         if self._closed:
             return
         if isinstance(outcome, Identity):
-            if self._identity is None or not _same(self._identity, outcome):
+            old = self._identity
+            if old is None or (old.certificates, old.trust_bundle) != (
+                outcome.certificates,
+                outcome.trust_bundle,
+            ):
                 self._identity = outcome
             self._failure = _STALE
         else:
@@ -280,7 +284,3 @@ def _read(context: X509Context, now: float) -> Identity:
         trust_bundle=b"".join(sorted(each.public_bytes(Encoding.PEM) for each in roots)),
         now=now,
     )
-
-
-def _same(one: Identity, other: Identity) -> bool:
-    return (one.certificates, one.trust_bundle) == (other.certificates, other.trust_bundle)
