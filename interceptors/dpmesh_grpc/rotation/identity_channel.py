@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import secrets
 import weakref
-from collections.abc import Callable
 from typing import Any, Final
 
 import grpc.aio
@@ -40,10 +39,9 @@ class IdentityChannel(CallEnd):
         self._calls: weakref.WeakSet[Any] = weakref.WeakSet() if calls is None else calls
         self._cut_off: frozenset[Any] = frozenset()
 
-    def bind(self, arity: Arity, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+    def bind(self, arity: Arity, arguments: tuple[Any, ...]) -> Any:
         """The multicallable that gRPC has for a method."""
-        multicallable: Callable[..., Any] = getattr(self.channel, arity.name)(*arguments)
-        return multicallable
+        return getattr(self.channel, arity.name)(*arguments)
 
     def hold(self, call: Any, arity: Arity) -> Any:
         """The call as the caller gets it: if it outlives its drain, it ends with the status `OUTLIVED`."""
@@ -96,7 +94,7 @@ class NoChannel:
         self._state = state
         self._closed = closed
 
-    def bind(self, arity: Arity, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+    def bind(self, arity: Arity, arguments: tuple[Any, ...]) -> Any:
         """A multicallable that refuses all RPCs of a method."""
 
         def refuse(*_: Any, **__: Any) -> Any:

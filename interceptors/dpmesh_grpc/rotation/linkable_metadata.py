@@ -46,8 +46,7 @@ class Stripping(ClientInterception):
         metadata = stripped(details.metadata, self._keys)
         if metadata is not details.metadata:
             details = changed(details, details.timeout, metadata)
-        sent: Awaitable[Any] = continuation(details, request)
-        return sent
+        return continuation(details, request)  # type: ignore[no-any-return]
 
     @override
     def send_many(self, continuation: Any, details: Any, requests: Any, arity: Arity) -> Awaitable[Any]:
