@@ -128,9 +128,8 @@ def finalize(
     answer = _integer(blind_signature, n, "the blind signature")
     signature = (answer * inverse % n).to_bytes(_size(n))
     if not verify(variant, key, prepared, signature):
-        raise IdentityError(
-            "TOKEN_INVALID", "the signer's answer is no signature of what it was asked to sign"
-        )
+        text = "the signer's answer is no signature of what it was asked to sign"
+        raise IdentityError("TOKEN_INVALID", text)
     return signature
 
 
@@ -145,15 +144,7 @@ def verify(variant: Variant, key: rsa.RSAPublicKey, prepared: bytes, signature: 
 
 
 def emsa_pss_encode(message: bytes, bits: int, salt: bytes) -> bytes:
-    """EMSA-PSS-ENCODE with SHA-384 (RFC 8017, section 9.1.1).
-
-    Args:
-        message: Any bytes.
-        bits: The most that the result may have; one less than the modulus has.
-        salt: Random bytes, or none.
-
-    Returns:
-        ceil(bits / 8) bytes.
+    """EMSA-PSS-ENCODE with SHA-384 (RFC 8017, section 9.1.1) to so many bits, one less than the modulus has.
 
     Raises:
         IdentityError: MALFORMED: the modulus is too short for the hash and the salt.

@@ -89,13 +89,12 @@ class TokenRequestState:
     def __init__(self, key: PublishedKey, challenge: TokenChallenge, count: int) -> None:
         self._key = key
         self._public = decode_key(key.public_key)
-        self._unsigned = [
-            Token(secrets.token_bytes(NONCE_BYTES), challenge.digest, key.key_id, b"") for _ in range(count)
-        ]
-        blinded = [blind_rsa.blind(VARIANT, self._public, token.signed) for token in self._unsigned]
-        self._inverses = [each.inverse for each in blinded]
+        self._pending: list[tuple[Token, blind_rsa.Blinded]] = []
+        for _ in range(count):
+            token = Token(secrets.token_bytes(NONCE_BYTES), challenge.digest, key.key_id, b"")
+            self._pending.append((token, blind_rsa.blind(VARIANT, self._public, token.signed)))
         self.truncated_key_id = key.truncated_key_id
-        self.blinded_messages = [each.message for each in blinded]
+        self.blinded_messages = [blinded.message for _, blinded in self._pending]
         forks.register(self)
 
     def finalize(self, blind_signatures: Sequence[bytes]) -> list[HeldToken]:
@@ -108,22 +107,20 @@ class TokenRequestState:
             IdentityError: MALFORMED or TOKEN_INVALID: the answer does not fit the request. No token of the batch can be
                 used.
         """
-        unsigned, inverses = self._unsigned, self._inverses
-        self._unsigned, self._inverses = [], []
-        if not unsigned or len(blind_signatures) != len(unsigned):
-            raise IdentityError(
-                "MALFORMED", "the issuer's answer has another number of signatures than asked for"
-            )
+        pending, self._pending = self._pending, []
+        if not pending or len(blind_signatures) != len(pending):
+            text = "the issuer's answer has another number of signatures than asked for"
+            raise IdentityError("MALFORMED", text)
         held = []
-        for token, answer, inverse in zip(unsigned, blind_signatures, inverses, strict=True):
-            signature = blind_rsa.finalize(VARIANT, self._public, token.signed, answer, inverse)
+        for (token, blinded), answer in zip(pending, blind_signatures, strict=True):
+            signature = blind_rsa.finalize(VARIANT, self._public, token.signed, answer, blinded.inverse)
             signed = replace(token, authenticator=signature)
             held.append(HeldToken(signed, self._key.not_before, self._key.not_after))
         return held
 
     def after_fork_in_child(self) -> None:
         """Forgets the batch, which is the parent's."""
-        self._unsigned, self._inverses = [], []
+        self._pending = []
 
 
 def choose_key(keys: Iterable[PublishedKey], now: float) -> PublishedKey:
