@@ -28,12 +28,7 @@ RECORDS = "issuer.db"
 
 
 class Folder(NamedTuple):
-    """What an issuer needs of a folder.
-
-    Attributes:
-        authority: Issues certificates.
-        enrolments: The records. The caller closes them.
-    """
+    """What an issuer needs of a folder. The caller closes the records."""
 
     authority: Authority
     enrolments: Enrolments

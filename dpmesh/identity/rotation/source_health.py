@@ -23,12 +23,7 @@ class _State(enum.Enum):
 
 
 class SourceHealth:
-    """The health of a source of identities.
-
-    Attributes:
-        failures: How many attempts have failed since the last success.
-        last_error: The reason of the last failure since then, or None.
-    """
+    """The health of a source of identities. `IdentityStatus` shows its attributes."""
 
     def __init__(self) -> None:
         self.failures = 0

@@ -98,7 +98,15 @@ class WorkloadSource(Source):
         """
         if self._process != os.getpid():
             raise IdentityError(*_CLOSED)
-        self._follow()
+        if self._follower is None and not self._closed:
+            loop = asyncio.get_running_loop()
+            self._follower = _Follower(
+                self._endpoint,
+                self._clock,
+                on_outcome=lambda outcome: loop.call_soon_threadsafe(self._receive, outcome),
+                on_end=lambda: loop.call_soon_threadsafe(self._ended.set),
+            )
+            self._follower.start()
         # The thread's own limit comes first. This one is for a machine that does not let it run.
         with suppress(TimeoutError):
             async with asyncio.timeout(ANSWER + LONGEST):
@@ -119,18 +127,6 @@ class WorkloadSource(Source):
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSING):
                     await self._ended.wait()
-
-    def _follow(self) -> None:
-        if self._follower is not None or self._closed:
-            return
-        loop = asyncio.get_running_loop()
-        self._follower = _Follower(
-            self._endpoint,
-            self._clock,
-            on_outcome=lambda outcome: loop.call_soon_threadsafe(self._receive, outcome),
-            on_end=lambda: loop.call_soon_threadsafe(self._ended.set),
-        )
-        self._follower.start()
 
     def _receive(self, outcome: Identity | _Failure) -> None:
         """Runs in the event loop, as all that touches this object does."""
@@ -186,7 +182,7 @@ class _Follower(threading.Thread):
                 began = time.monotonic()
                 try:
                     failure = self._connect()
-                except Exception:  # None is expected, and its text could quote a name.
+                except Exception:  # It is not expected, and its text could quote a name.
                     failure = _BROKEN
                 if failure is not None:
                     self._on_outcome(failure)
@@ -248,9 +244,8 @@ def _endpoint(address: str | None) -> str:
         from spiffe.config import ConfigSetter
         from spiffe.errors import ArgumentError
     except ImportError:
-        raise ConfigError(
-            f"identities from the SPIFFE Workload API need one more package: {extras.install('spiffe')}"
-        ) from None
+        text = f"identities from the SPIFFE Workload API need one more package: {extras.install('spiffe')}"
+        raise ConfigError(text) from None
     allowed = "it must be a unix socket, such as unix:///run/spire/agent/public/api.sock"
     try:
         endpoint = str(ConfigSetter(address).get_config().spiffe_endpoint_socket)
