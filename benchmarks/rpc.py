@@ -25,6 +25,7 @@ from benchmarks import telemetry_pb2_grpc
 from benchmarks.release import CONFIG, reading
 from benchmarks.table import Row
 from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors
+from dpmesh_grpc.aio.details import changed
 
 CONCURRENCY = 32
 CALLS = 1500
@@ -63,13 +64,7 @@ class MarkingUnary(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
 
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         """Goes on, with the same metadata for every RPC."""
-        details = grpc.aio.ClientCallDetails(
-            client_call_details.method,
-            client_call_details.timeout,
-            self.marks,
-            client_call_details.credentials,
-            client_call_details.wait_for_ready,
-        )
+        details = changed(client_call_details, client_call_details.timeout, self.marks)
         return await continuation(details, request)
 
 

@@ -36,14 +36,7 @@ _QUESTIONS = 100
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """How an RPC ends that a budget does not cover.
-
-    Attributes:
-        status: The gRPC status code's name.
-        details: The status' text.
-        reason: The reason in google.rpc.ErrorInfo.
-        retry_after: The seconds in google.rpc.RetryInfo, or None.
-    """
+    """How an RPC ends that a budget does not cover: its status, google.rpc.ErrorInfo, and the seconds of RetryInfo."""
 
     status: str
     details: str
