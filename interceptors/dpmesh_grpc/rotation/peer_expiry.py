@@ -166,9 +166,8 @@ class _PeerInterceptor(Interception, grpc.aio.ServerInterceptor):  # type: ignor
         if pem is None:
             return _NOBODY
         peer = self._parsed.get(pem)
-        return self._read(pem) if peer is None else peer
-
-    def _read(self, pem: bytes) -> _Peer:
+        if peer is not None:
+            return peer
         try:
             leaf = x509.load_pem_x509_certificate(pem)
             begins, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc

@@ -194,11 +194,7 @@ def reason(trailing: Any) -> str | None:
     try:
         sent = status_pb2.Status.FromString(details)
         info = error_details_pb2.ErrorInfo()
-        found = any(
-            detail.Unpack(info) and info.domain == DOMAIN
-            for detail in sent.details
-            if detail.Is(info.DESCRIPTOR)
-        )
+        found = any(detail.Unpack(info) and info.domain == DOMAIN for detail in sent.details)
     except Exception:  # a peer's bytes
         return None
     return info.reason if found else None
