@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from dpmesh import files
 from dpmesh.errors import ConfigError, IdentityError
-from dpmesh.identity.ca.authority import INTERMEDIATE_LIFE, ROOT_LIFE, Authority, Root
+from dpmesh.identity.ca.authority import Authority, Root
 from dpmesh.identity.ca.enrolment import Enrolments
 from dpmesh.identity.ca.records import check_private
 
@@ -35,24 +35,18 @@ class Folder(NamedTuple):
 
 
 def create_folder(
-    path: str | os.PathLike[str],
-    trust_domain: str,
-    *,
-    now: float,
-    password: bytes | None = None,
-    root_life: float = ROOT_LIFE,
-    intermediate_life: float = INTERMEDIATE_LIFE,
+    path: str | os.PathLike[str], trust_domain: str, *, now: float, password: bytes | None = None
 ) -> None:
     """Makes a root, an intermediate and empty records, in a folder that does not exist yet, or is empty.
 
-    The password encrypts root.key. Times are in seconds, `now` since 1970.
+    The password encrypts root.key. The time is in seconds since 1970.
 
     Raises:
-        ConfigError: The folder is not empty, the trust domain is no host name, or a life is not positive.
+        ConfigError: The folder is not empty, or the trust domain is no host name.
         OSError: The folder can't be written.
     """
-    root = Root.create(trust_domain, now=now, life=root_life)
-    authority = root.sign_intermediate(now=now, life=intermediate_life)
+    root = Root.create(trust_domain, now=now)
+    authority = root.sign_intermediate(now=now)
     folder = Path(path)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(folder.iterdir()):
@@ -103,12 +97,10 @@ def add_root(path: str | os.PathLike[str], root: Root) -> Authority:
     return authority
 
 
-def replace_intermediate(
-    path: str | os.PathLike[str], root: Root, *, now: float, life: float = INTERMEDIATE_LIFE
-) -> Authority:
+def replace_intermediate(path: str | os.PathLike[str], root: Root, *, now: float) -> Authority:
     """Replaces the intermediate: the second half of a roll-over, or a renewal under an old root.
 
-    Devices notice nothing. The root that signs must have been added before. Times are in seconds, `now` since 1970.
+    Devices notice nothing. The root that signs must have been added before. The time is in seconds since 1970.
 
     Raises:
         IdentityError: UNTRUSTED: the root was not added before. EXPIRED: the root has expired. MALFORMED: see
@@ -118,7 +110,7 @@ def replace_intermediate(
     authority = _load(folder)
     if root.certificate not in _certificates(authority.trust_bundle):
         raise IdentityError("UNTRUSTED", "the root was not added to the folder: peers don't know it yet")
-    authority = authority.followed_by(root.sign_intermediate(now=now, life=life))
+    authority = authority.followed_by(root.sign_intermediate(now=now))
     _save(folder, authority)
     return authority
 

@@ -76,7 +76,9 @@ class _Peer:
         task = asyncio.current_task()
         assert task is not None
         cancels = task.cancelling()
-        self._begin(task)
+        self._running.add(task)
+        if self._timer is None:
+            self._timer = task.get_loop().call_later(self.not_after - time.time(), self._expire)
         try:
             result = await work
         except asyncio.CancelledError:
@@ -95,11 +97,6 @@ class _Peer:
         self._forgotten = True
         if self._timer is not None and not self._running:
             self._timer.cancel()
-
-    def _begin(self, task: asyncio.Task[Any]) -> None:
-        self._running.add(task)
-        if self._timer is None:
-            self._timer = task.get_loop().call_later(self.not_after - time.time(), self._expire)
 
     def _end(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
