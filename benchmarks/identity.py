@@ -1,8 +1,6 @@
 """Certificates: issued by the embedded CA, and by the issuer with all its checks and its records on disk, on one core.
 
 The fastest of four rounds.
-
-`python -m benchmarks.identity` prints the table.
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from benchmarks.table import Row, show
-from dpmesh.identity import Identity
+from benchmarks.table import Row
+from dpmesh.identity import Identity, Root
 from dpmesh.identity.ca.folder import create_folder, open_folder
 from dpmesh.identity.ca.issuer import Issuer
 from dpmesh.identity.ca.proof import RENEW, prove
@@ -63,10 +61,9 @@ async def issuer(folder: Path) -> AsyncIterator[tuple[Issuer, Any]]:
     enrolments.close()
 
 
-def plain(folder: Path) -> float:
+def plain() -> float:
     """Certificates a second by the authority alone."""
-    create_folder(folder, "bench.example.org", now=time.time())
-    authority, enrolments = open_folder(folder)
+    authority = Root.create("bench.example.org", now=time.time()).sign_intermediate(now=time.time())
     keys = [new_key().public_key() for _ in range(ISSUED)]
     rates = []
     for part in _rounds(keys):
@@ -74,7 +71,6 @@ def plain(folder: Path) -> float:
         for key in part:
             authority.issue(key, now=time.time(), life=LIFE)
         rates.append(len(part) / (time.perf_counter() - start))
-    enrolments.close()
     return max(rates)
 
 
@@ -154,7 +150,7 @@ def rows() -> list[Row]:
     """All figures of the embedded CA."""
     with tempfile.TemporaryDirectory() as place:
         with one_core():
-            issued = plain(Path(place) / "plain")
+            issued = plain()
             enrolled, single, many = asyncio.run(decided(Path(place) / "decided"))
         seconds = asyncio.run(fetched(Path(place) / "fetched"))
     return [
@@ -164,7 +160,3 @@ def rows() -> list[Row]:
         Row("  one after the other", single, "/s", ""),
         Row("one identity over TLS, client and new connection included", seconds * 1e3, "ms", ""),
     ]
-
-
-if __name__ == "__main__":
-    show(rows())

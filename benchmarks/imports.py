@@ -30,11 +30,5 @@ def rows() -> list[Row]:
         heavy = out[1]
     if heavy != "[]":
         raise AssertionError(f"heavy modules were imported: {heavy}")
-    return [
-        Row(
-            "import dpmesh, dpmesh_grpc",
-            statistics.median(seconds[1:]),
-            "s",
-            "at most 0.25, no scipy, pandas",
-        )
-    ]
+    median = statistics.median(seconds[1:])
+    return [Row("import dpmesh, dpmesh_grpc", median, "s", "at most 0.25, no scipy, pandas")]

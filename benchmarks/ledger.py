@@ -1,7 +1,4 @@
-"""Charges: from held leases, and durably on SQLite and PostgreSQL, beside one transaction a charge in the same run.
-
-`python -m benchmarks.ledger` prints the table.
-"""
+"""Charges: from held leases, and durably on SQLite and PostgreSQL, beside one transaction a charge in the same run."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ import time
 import tracemalloc
 from pathlib import Path
 
-from benchmarks.table import Row, show
+from benchmarks.table import Row
 from dpmesh.accounting import AMOUNT, Accounting
 from dpmesh.ledger import Batch, Budget, Ledger, MemoryStore, Store, commit_queue, open_store
 from dpmesh.ledger.postgres.admin import PostgresAdmin
@@ -93,12 +90,8 @@ async def durable(store: Store, first: int, count: int) -> tuple[float, float]:
 async def _debited(store: Store) -> int:
     """What all accounts were debited. The store is asked in its own words: a million of them fill no list."""
     if isinstance(store, PostgresStore):
-        return int(
-            await store._reading.call(
-                lambda c: c.fetchval("SELECT sum(debited)::bigint FROM dpmesh.accounts")
-            )
-            or 0
-        )
+        query = "SELECT sum(debited)::bigint FROM dpmesh.accounts"
+        return int(await store._reading.call(lambda connection: connection.fetchval(query)) or 0)
     return sum(account.spent for account in await store.accounts(None, None))
 
 
@@ -123,10 +116,9 @@ async def one_a_transaction(server: Server) -> float:
     best = 0.0
     for size in CONNECTIONS:
         stores = [PostgresStore(url) for _ in range(size)]
-        for store in stores:
-            await store.open([UNIT])
         free: asyncio.LifoQueue[PostgresStore] = asyncio.LifoQueue()
         for store in stores:
+            await store.open([UNIT])
             free.put_nowait(store)
         units = iter(range(size * MILLION, size * MILLION + SINGLE * 4))
 
@@ -296,7 +288,3 @@ class _Forgetful(MemoryStore):
 
     def _debited(self, account: tuple[int, bytes], window: int) -> int:
         return 3 * COST
-
-
-if __name__ == "__main__":
-    show(rows())

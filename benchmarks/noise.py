@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import opendp.prelude as dp
 
-from benchmarks.table import Row, show
+from benchmarks.table import Row
 from dpmesh.noise import categorical, numeric
 from dpmesh.noise.discrete_gaussian import DiscreteGaussian
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
@@ -60,19 +60,13 @@ def _blocks() -> Iterator[Row]:
 
 def _draws() -> Iterator[Row]:
     epsilon = Fraction(1)
-    local = (
-        (NumericKind.DISCRETE_LAPLACE, 250),
-        (NumericKind.DUCHI, 500),
-        (NumericKind.PIECEWISE, 500),
-        (NumericKind.HYBRID, 500),
-    )
-    made: list[tuple[str, Callable[[int], int], int]] = [
-        (kind.value, draw_function(numeric.make(kind, SIZE, SIZE, epsilon).draws), bar) for kind, bar in local
+    kinds = (NumericKind.DISCRETE_LAPLACE, NumericKind.DUCHI, NumericKind.PIECEWISE, NumericKind.HYBRID)
+    made = [
+        *((kind.value, numeric.make(kind, SIZE, SIZE, epsilon).draws) for kind in kinds),
+        ("k-ary randomized response, k = 16", categorical.make(16, epsilon).draws),
     ]
-    made.append(
-        ("k-ary randomized response, k = 16", draw_function(categorical.make(16, epsilon).draws), 250)
-    )
-    for name, draw, bar in made:
+    for (name, draws), bar in zip(made, (250, 500, 500, 500, 250), strict=True):
+        draw = draw_function(draws)
         (nanoseconds,) = _turns((lambda draw=draw: [draw(5) for _ in range(DRAWS)], DRAWS))  # type: ignore[misc]
         yield Row(f"one draw: {name}", nanoseconds, "ns", f"<= {bar}")
 
@@ -81,7 +75,3 @@ def rows() -> Iterator[Row]:
     """All figures."""
     yield from _blocks()
     yield from _draws()
-
-
-if __name__ == "__main__":
-    show(rows())

@@ -49,9 +49,8 @@ def _file(different: bool) -> bytes:
             numeric.lower, numeric.upper, numeric.epsilon = lower, upper + shift, 0.5 + shift + at / 7000
         for at, (lower, upper) in enumerate(((-500, 9000), (0, 50))):
             numeric = _field(message, f"whole{at}", _F.TYPE_INT64).numeric
-            numeric.lower, numeric.upper, numeric.epsilon = lower, upper + number, 0.4 + shift + at / 7000
-            if not different:
-                numeric.upper = upper
+            upper += number if different else 0
+            numeric.lower, numeric.upper, numeric.epsilon = lower, upper, 0.4 + shift + at / 7000
         for at in range(3):
             categorical = _field(message, f"category{at}", _F.TYPE_STRING).categorical
             categorical.domain.extend(["north", "east", "south", "west"][: at + 2])

@@ -22,7 +22,7 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from benchmarks.table import Row, show
+from benchmarks.table import Row
 from dpmesh.identity.ca.authority import Authority, LocalSource, Root
 from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
 from dpmesh_grpc import peer_interceptor, rotating_server_credentials
@@ -250,8 +250,7 @@ def _slope(memory: list[float]) -> tuple[float, float]:
     return float(np.polyfit(np.arange(len(memory)) * 10, memory, 1)[0]), statistics.stdev(blocks) / 5**0.5
 
 
-async def measure() -> list[Row]:
-    """Measures all."""
+async def _rows() -> list[Row]:
     async with served() as (target, authority, server):
         async with RotatingIdentity(LocalSource(authority)) as identity:
             found = await steady(target, identity)
@@ -260,9 +259,5 @@ async def measure() -> list[Row]:
 
 
 def rows() -> list[Row]:
-    """Measures all."""
-    return asyncio.run(measure())
-
-
-if __name__ == "__main__":
-    show(rows())
+    """All figures of the rotating channel."""
+    return asyncio.run(_rows())

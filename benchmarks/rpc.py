@@ -22,29 +22,16 @@ import grpc.aio
 import dpmesh
 from benchmarks import telemetry_pb2 as pb
 from benchmarks import telemetry_pb2_grpc
-from benchmarks.table import Row, show
+from benchmarks.release import CONFIG, reading
+from benchmarks.table import Row
 from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors
+from dpmesh_grpc.aio.details import changed
 
 CONCURRENCY = 32
 CALLS = 1500
 MESSAGES = 4000
 ROUNDS = 11
 VARIANTS = ("bare", "no-op", "no-op that marks", "dpmesh", "dpmesh and SDK", "opentelemetry")
-
-
-def reading(number: int) -> pb.Reading:
-    """A unit and 8 protected fields."""
-    return pb.Reading(
-        device=f"sensor-{number}",
-        temperature=21.5,
-        pressure=1013.0,
-        humidity=55.0,
-        altitude=120,
-        satellites=9,
-        status=pb.STATUS_RUNNING,
-        charging=True,
-        zone="east",
-    )
 
 
 class Collector(telemetry_pb2_grpc.TelemetryServicer):
@@ -77,13 +64,7 @@ class MarkingUnary(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
 
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         """Goes on, with the same metadata for every RPC."""
-        details = grpc.aio.ClientCallDetails(
-            client_call_details.method,
-            client_call_details.timeout,
-            self.marks,
-            client_call_details.credentials,
-            client_call_details.wait_for_ready,
-        )
+        details = changed(client_call_details, client_call_details.timeout, self.marks)
         return await continuation(details, request)
 
 
@@ -136,10 +117,7 @@ async def interceptors(variant: str, folder: str, stack: AsyncExitStack) -> tupl
     if variant == "no-op that marks":
         return [MarkingUnary(), NoOpStream()], [NoOpServer()]
     if variant.startswith("dpmesh"):
-        config = {
-            "ledger": {"url": f"sqlite:///{folder}/{variant}.db"},
-            "budget": [{"name": "bench", "epsilon": 1e8, "accounting": "pure", "window": "lifetime"}],
-        }
+        config = {**CONFIG, "ledger": {"url": f"sqlite:///{folder}/{variant}.db"}}
         mesh = await stack.enter_async_context(dpmesh.open(config))
         return aio_client_interceptors(mesh), aio_server_interceptors(mesh)
     if variant == "opentelemetry":
@@ -155,7 +133,7 @@ async def unary_seconds(stub: Any) -> float:
     left = iter(range(CALLS))
 
     async def work(number: int) -> None:
-        message = reading(number)
+        message = reading(f"sensor-{number}")
         for _ in left:
             await stub.Report(message)
 
@@ -169,7 +147,7 @@ async def stream_seconds(stub: Any) -> float:
     """Seconds per message of one client-streaming RPC."""
 
     async def messages() -> AsyncIterator[pb.Reading]:
-        message = reading(0)
+        message = reading("sensor-0")
         for _ in range(MESSAGES):
             yield message
 
@@ -249,7 +227,3 @@ def rows() -> list[Row]:
             bar = bars.get((variant, kind), "")
             table.append(Row(f"{name}, {variant}", statistics.median(ratios), "times bare", bar))
     return table
-
-
-if __name__ == "__main__":
-    show(rows())

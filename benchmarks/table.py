@@ -11,14 +11,7 @@ from rich.table import Table
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure.
-
-    Attributes:
-        figure: What was measured.
-        value: The result.
-        unit: Of the result.
-        bar: What was asked for.
-    """
+    """One figure: what was measured, the result and its unit, and what was asked for."""
 
     figure: str
     value: float

@@ -89,7 +89,10 @@ def trust_domain(leaf: x509.Certificate) -> str:
     Raises:
         IdentityError: MALFORMED: it does not have exactly one URI, or that is not a SPIFFE ID.
     """
-    return split_spiffe_id(spiffe_id(leaf))[0]
+    match = _SPIFFE_ID.fullmatch(spiffe_id(leaf))
+    if match is None or any(part in (".", "..") for part in match[2].split("/")):
+        raise IdentityError("MALFORMED", "the certificate's URI is no SPIFFE ID")
+    return match[1]
 
 
 def spiffe_id(leaf: x509.Certificate) -> str:
@@ -106,18 +109,6 @@ def spiffe_id(leaf: x509.Certificate) -> str:
     if len(uris) != 1:
         raise IdentityError("MALFORMED", "the certificate has not exactly one URI, as an X.509-SVID must")
     return uris[0]
-
-
-def split_spiffe_id(uri: str) -> tuple[str, str]:
-    """A SPIFFE ID's trust domain and path.
-
-    Raises:
-        IdentityError: MALFORMED.
-    """
-    match = _SPIFFE_ID.fullmatch(uri)
-    if match is None or any(part in (".", "..") for part in match[2].split("/")):
-        raise IdentityError("MALFORMED", "the certificate's URI is no SPIFFE ID")
-    return match[1], match[2]
 
 
 def signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -37,6 +39,6 @@ def read_key(pem: bytes, password: bytes | None = None) -> ec.EllipticCurvePriva
     return key
 
 
-def is_p256(key: object) -> bool:
+def is_p256(key: object) -> TypeGuard[ec.EllipticCurvePublicKey]:
     """Whether it is a public key on P-256."""
     return isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from dpmesh.errors import IdentityError
-from dpmesh.identity.ca.enrolment import Proof
+from dpmesh.identity.ca.proof import Proven
 
 NOW = 1_800_000_000.0
 LATER = NOW + 1800
@@ -20,7 +20,7 @@ def fingerprint(name):
 def proof(name, number=0):
     """The given certificate's proof; another number, another proof."""
     digest = hashlib.sha256(f"{name} {number}".encode()).digest()
-    return Proof(fingerprint(name), digest, NOW + 10_000)
+    return Proven(None, fingerprint(name), digest, NOW + 10_000)
 
 
 def enrolled(enrolments, name="a"):

@@ -60,7 +60,7 @@ class Root:
             raise ConfigError("the trust domain must be a host name in lower case, such as fleet.example.org")
         key = new_key()
         name = profile.ca_name("root")
-        builder = profile.valid_until(now + _positive(life), now).subject_name(name).issuer_name(name)
+        builder = profile.valid_until(now + checked_life(life), now).subject_name(name).issuer_name(name)
         builder = profile.with_ca_extensions(builder, key.public_key(), trust_domain, path_length=1)
         return cls(builder.sign(key, hashes.SHA256()), key)
 
@@ -95,7 +95,7 @@ class Root:
         """
         key = new_key()
         domain = trust_domain(self._certificate)
-        builder = profile.valid_until(min(now + _positive(life), _end(self._certificate, now)), now)
+        builder = profile.valid_until(_end(self._certificate, now, life), now)
         builder = builder.subject_name(profile.ca_name("intermediate")).issuer_name(self._certificate.subject)
         builder = profile.with_ca_extensions(builder, key.public_key(), domain, path_length=0)
         builder = builder.add_extension(profile.issuer_key_id(self._certificate), critical=False)
@@ -190,22 +190,15 @@ class Authority:
         """Issues the certificate of the issuing service, under a DNS name that no other server has: `issuer_name`.
 
         Receivers of messages are servers of the trust domain too, and must not be mistaken for the issuer.
-
-        Args:
-            public_key: As in `issue`.
-            now: As in `issue`.
-            life: As in `issue`.
+        The arguments are those of `issue`.
         """
         return self._issue(public_key, now, life, issuer_name(self.trust_domain))
 
     def _issue(self, key: ec.EllipticCurvePublicKey, now: float, life: float, host: str | None) -> bytes:
         if not is_p256(key):
             raise IdentityError("MALFORMED", "the key to be certified is not on the curve P-256")
-        end = min(now + _positive(life), _end(self._certificate, now))
-        builder = (
-            profile.valid_until(end, now).subject_name(x509.Name([])).issuer_name(self._certificate.subject)
-        )
-        builder = builder.public_key(key)
+        builder = profile.valid_until(_end(self._certificate, now, life), now).public_key(key)
+        builder = builder.subject_name(x509.Name([])).issuer_name(self._certificate.subject)
         for extension, critical in self._leaf:
             builder = builder.add_extension(extension, critical)
         uri = x509.UniformResourceIdentifier(profile.rotating_id(self.trust_domain))
@@ -292,18 +285,19 @@ class LocalSource(Source):
         pass
 
 
-def _positive(life: float) -> float:
+def checked_life(life: float) -> float:
+    """A life of certificates in seconds, or ConfigError if it is not positive."""
     if not 0 < life < math.inf:
         raise ConfigError("a certificate's life must be a positive number of seconds")
     return life
 
 
-def _end(certificate: x509.Certificate, now: float) -> float:
-    """When a CA certificate expires; EXPIRED if it has."""
-    end = certificate.not_valid_after_utc.timestamp()
-    if not now < end:
+def _end(issuer: x509.Certificate, now: float, life: float) -> float:
+    """When a certificate expires that an issuer signs now; EXPIRED if the issuer itself has expired."""
+    wanted, last = now + checked_life(life), issuer.not_valid_after_utc.timestamp()
+    if not now < last:
         raise IdentityError("EXPIRED", AUTHORITY_OVER)
-    return end
+    return min(wanted, last)
 
 
 def _read(pem: bytes) -> list[x509.Certificate]:

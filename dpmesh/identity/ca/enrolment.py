@@ -19,6 +19,7 @@ from typing import NamedTuple, Self
 
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.ca import records
+from dpmesh.identity.ca.proof import Proven
 from dpmesh.sqlite_file import transaction
 
 TOKEN_LIFE = 3600.0
@@ -68,25 +69,11 @@ class Counts(NamedTuple):
     invitations: int
 
 
-class Proof(NamedTuple):
-    """A proof of possession, which must not be used twice.
-
-    Attributes:
-        fingerprint: SHA-256 of the certificate.
-        digest: SHA-256 of what was signed.
-        not_after: When a replay is refused for its age anyway, in seconds since 1970.
-    """
-
-    fingerprint: bytes
-    digest: bytes
-    not_after: float
-
-
 class Enrolments:
     """The issuer's records in an SQLite file. What a method did survives a power cut.
 
-    Several processes may share the file. Any thread may call the methods, which block for about a commit. Times are in
-    seconds since 1970.
+    Several processes may share the file. Any thread may call the methods, which block for about a commit, and raise
+    IdentityError with ISSUER_UNAVAILABLE if the file can't be read or written. Times are in seconds since 1970.
 
     Args:
         path: The file, made by `create`.
@@ -128,7 +115,7 @@ class Enrolments:
             server: Whether the device is a server. Its renewals are a server's certificates, too.
 
         Raises:
-            IdentityError: REFUSED: there is no such device, or it is revoked. ISSUER_UNAVAILABLE.
+            IdentityError: REFUSED: there is no such device, or it is revoked.
             ConfigError: The life is not positive.
         """
         if not 0 < life < math.inf:
@@ -140,18 +127,17 @@ class Enrolments:
                 row = secrets.token_bytes(_RANDOM)
                 connection.execute("INSERT INTO devices (device) VALUES (?)", (row,))
             else:
-                row = _known_device(connection, _device(device))
+                row = _device(device)
+                query = "SELECT 1 FROM devices WHERE device = ? AND NOT revoked"
+                if connection.execute(query, (row,)).fetchone() is None:
+                    raise IdentityError("REFUSED", "there is no such device, or it is revoked")
             connection.execute(
                 "INSERT INTO tokens VALUES (?, ?, ?, ?)", (_hash(token), row, now + life, server)
             )
         return Invitation(token, row.hex())
 
     def is_server(self, token: str) -> bool:
-        """Whether a token is for a server. An unknown token is not.
-
-        Raises:
-            IdentityError: ISSUER_UNAVAILABLE.
-        """
+        """Whether a token is for a server. An unknown token is not."""
         with self._transaction() as connection:
             query = "SELECT 1 FROM tokens WHERE hash = ? AND server"
             return connection.execute(query, (_hash(token),)).fetchone() is not None
@@ -159,14 +145,10 @@ class Enrolments:
     def enrol(self, token: str, fingerprint: bytes, not_after: float, *, now: float) -> None:
         """Uses a token up, and records the device of the certificate that it was used for.
 
-        Args:
-            token: Text from a peer.
-            fingerprint: SHA-256 of the certificate, which must not be handed out before this returns.
-            not_after: When the certificate expires.
-            now: The time.
+        The certificate, whose SHA-256 is the fingerprint, must not be handed out before this returns.
 
         Raises:
-            IdentityError: REFUSED: the token is unknown, used or expired, or its device is revoked. ISSUER_UNAVAILABLE.
+            IdentityError: REFUSED: the token is unknown, used or expired, or its device is revoked.
         """
         with self._transaction() as connection:
             _prune(connection, now)
@@ -180,18 +162,14 @@ class Enrolments:
             connection.execute("DELETE FROM tokens WHERE hash = ?", (_hash(token),))
             connection.execute("INSERT INTO certificates VALUES (?, ?, ?)", (fingerprint, *row, not_after))
 
-    def renew(self, proof: Proof, fingerprint: bytes, not_after: float, *, now: float) -> None:
+    def renew(self, proof: Proven, fingerprint: bytes, not_after: float, *, now: float) -> None:
         """Records that a new certificate belongs to the device that proves to have another one.
 
-        Args:
-            proof: A proof by a certificate of the device.
-            fingerprint: SHA-256 of the new certificate, which must not be handed out before this returns.
-            not_after: When the new certificate expires.
-            now: The time.
+        The new certificate, whose SHA-256 is the fingerprint, must not be handed out before this returns.
 
         Raises:
             IdentityError: REFUSED: the device is unknown or revoked, or the proof was used before. RATE_LIMITED: the
-                device has too many certificates in force. ISSUER_UNAVAILABLE.
+                device has too many certificates in force.
         """
         with self._transaction() as connection:
             _prune(connection, now)
@@ -203,7 +181,7 @@ class Enrolments:
             connection.execute("INSERT INTO certificates VALUES (?, ?, ?)", (fingerprint, device, not_after))
 
     def allow(
-        self, proof: Proof, epoch: bytes, tokens: int, most: int, not_after: float, *, now: float
+        self, proof: Proven, epoch: bytes, tokens: int, most: int, not_after: float, *, now: float
     ) -> None:
         """Takes anonymous tokens from a device's allowance. They count whether or not they are signed afterwards.
 
@@ -217,7 +195,6 @@ class Enrolments:
 
         Raises:
             IdentityError: RATE_LIMITED: the allowance does not cover them, and none is taken. REFUSED: as in `renew`.
-                ISSUER_UNAVAILABLE.
         """
         with self._transaction() as connection:
             _prune(connection, now)
@@ -237,25 +214,16 @@ class Enrolments:
     def revoke(self, device: str) -> None:
         """Revokes a device: it can neither enrol nor renew. Its certificates stay in force until they expire.
 
-        Args:
-            device: Its id, as in the invitation.
-
         Raises:
-            IdentityError: REFUSED: there is no such device. ISSUER_UNAVAILABLE.
+            IdentityError: REFUSED: there is no such device.
         """
         with self._transaction() as connection:
-            changed = connection.execute(
-                "UPDATE devices SET revoked = 1 WHERE device = ?", (_device(device),)
-            )
-            if changed.rowcount != 1:
+            update = "UPDATE devices SET revoked = 1 WHERE device = ?"
+            if connection.execute(update, (_device(device),)).rowcount != 1:
                 raise IdentityError("REFUSED", "there is no such device")
 
     def counts(self, now: float) -> Counts:
-        """How many devices, certificates and tokens there are.
-
-        Raises:
-            IdentityError: ISSUER_UNAVAILABLE.
-        """
+        """How many devices, certificates and tokens there are."""
         with self._transaction() as connection:
             row = connection.execute(
                 "SELECT (SELECT count(*) FROM devices), (SELECT count(*) FROM devices WHERE revoked), "
@@ -289,14 +257,7 @@ def _device(text: str) -> bytes:
         raise IdentityError("REFUSED", "a device is named by 32 hex digits") from None
 
 
-def _known_device(connection: sqlite3.Connection, device: bytes) -> bytes:
-    row = connection.execute("SELECT 1 FROM devices WHERE device = ? AND NOT revoked", (device,)).fetchone()
-    if row is None:
-        raise IdentityError("REFUSED", "there is no such device, or it is revoked")
-    return device
-
-
-def _proving_device(connection: sqlite3.Connection, proof: Proof, now: float) -> bytes:
+def _proving_device(connection: sqlite3.Connection, proof: Proven, now: float) -> bytes:
     """The device that made a proof. Uses the proof up."""
     row = connection.execute(
         "SELECT device FROM certificates JOIN devices USING (device) "

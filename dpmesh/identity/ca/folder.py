@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from dpmesh import files
 from dpmesh.errors import ConfigError, IdentityError
-from dpmesh.identity.ca.authority import INTERMEDIATE_LIFE, ROOT_LIFE, Authority, Root
+from dpmesh.identity.ca.authority import Authority, Root
 from dpmesh.identity.ca.enrolment import Enrolments
 from dpmesh.identity.ca.records import check_private
 
@@ -28,42 +28,25 @@ RECORDS = "issuer.db"
 
 
 class Folder(NamedTuple):
-    """What an issuer needs of a folder.
-
-    Attributes:
-        authority: Issues certificates.
-        enrolments: The records. The caller closes them.
-    """
+    """What an issuer needs of a folder. The caller closes the records."""
 
     authority: Authority
     enrolments: Enrolments
 
 
 def create_folder(
-    path: str | os.PathLike[str],
-    trust_domain: str,
-    *,
-    now: float,
-    password: bytes | None = None,
-    root_life: float = ROOT_LIFE,
-    intermediate_life: float = INTERMEDIATE_LIFE,
+    path: str | os.PathLike[str], trust_domain: str, *, now: float, password: bytes | None = None
 ) -> None:
-    """Makes a root, an intermediate and empty records.
+    """Makes a root, an intermediate and empty records, in a folder that does not exist yet, or is empty.
 
-    Args:
-        path: A folder that does not exist yet, or is empty.
-        trust_domain: A host name in lower case.
-        now: Seconds since 1970.
-        password: Encrypts root.key.
-        root_life: How long the root is valid, in seconds.
-        intermediate_life: How long the intermediate is valid, in seconds.
+    The password encrypts root.key. The time is in seconds since 1970.
 
     Raises:
-        ConfigError: The folder is not empty, the trust domain is no host name, or a life is not positive.
+        ConfigError: The folder is not empty, or the trust domain is no host name.
         OSError: The folder can't be written.
     """
-    root = Root.create(trust_domain, now=now, life=root_life)
-    authority = root.sign_intermediate(now=now, life=intermediate_life)
+    root = Root.create(trust_domain, now=now)
+    authority = root.sign_intermediate(now=now)
     folder = Path(path)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(folder.iterdir()):
@@ -114,18 +97,10 @@ def add_root(path: str | os.PathLike[str], root: Root) -> Authority:
     return authority
 
 
-def replace_intermediate(
-    path: str | os.PathLike[str], root: Root, *, now: float, life: float = INTERMEDIATE_LIFE
-) -> Authority:
+def replace_intermediate(path: str | os.PathLike[str], root: Root, *, now: float) -> Authority:
     """Replaces the intermediate: the second half of a roll-over, or a renewal under an old root.
 
-    Devices notice nothing.
-
-    Args:
-        path: The folder.
-        root: The root that signs; the folder must have it already.
-        now: Seconds since 1970.
-        life: How long the intermediate is valid, in seconds.
+    Devices notice nothing. The root that signs must have been added before. The time is in seconds since 1970.
 
     Raises:
         IdentityError: UNTRUSTED: the root was not added before. EXPIRED: the root has expired. MALFORMED: see
@@ -135,7 +110,7 @@ def replace_intermediate(
     authority = _load(folder)
     if root.certificate not in _certificates(authority.trust_bundle):
         raise IdentityError("UNTRUSTED", "the root was not added to the folder: peers don't know it yet")
-    authority = authority.followed_by(root.sign_intermediate(now=now, life=life))
+    authority = authority.followed_by(root.sign_intermediate(now=now))
     _save(folder, authority)
     return authority
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,9 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from dpmesh.errors import ConfigError, IdentityError
+from dpmesh.errors import IdentityError
 from dpmesh.identity.ca import enrolment, proof
-from dpmesh.identity.ca.authority import AUTHORITY_OVER, LEAF_LIFE, Authority
+from dpmesh.identity.ca.authority import AUTHORITY_OVER, LEAF_LIFE, Authority, checked_life
 from dpmesh.identity.ca.enrolment import Enrolments
 from dpmesh.identity.ca.profile import is_server
 from dpmesh.identity.ca.proof import Provable, Proven
@@ -26,6 +25,7 @@ from dpmesh.v1.identity_pb2 import (
     Certificate,
     EnrolRequest,
     EnrolResponse,
+    GetTokenKeysRequest,
     GetTokenKeysResponse,
     RenewRequest,
     RenewResponse,
@@ -103,8 +103,6 @@ class Issuer:
 
     Attributes:
         authority: May be replaced at any time, by a roll-over.
-        life: As given.
-        clock: As given.
     """
 
     def __init__(
@@ -117,10 +115,8 @@ class Issuer:
         allowance: int = ALLOWANCE,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        if not 0 < life < math.inf:
-            raise ConfigError("a certificate's life must be a positive number of seconds")
         self.authority = authority
-        self.life = life
+        self.life = checked_life(life)
         self.clock = clock
         self._enrolments = enrolments
         self._token_keys = token_keys
@@ -144,8 +140,8 @@ class Issuer:
         if len(token) > _LONGEST_TOKEN:
             raise IdentityError("REFUSED", enrolment.BAD_TOKEN)
         server = await self._write(self._enrolments.is_server, token)
-        certificate, leaf = self._issue(key, now, server=server)
-        await self._write(self._enrolments.enrol, token, _fingerprint(leaf), _end(leaf), now=now)
+        certificate, fingerprint, end = self._issue(key, now, server=server)
+        await self._write(self._enrolments.enrol, token, fingerprint, end, now=now)
         return EnrolResponse(certificate=certificate)
 
     async def renew(self, request: RenewRequest) -> RenewResponse:
@@ -160,12 +156,11 @@ class Issuer:
         key = _requested_key(request.certificate_request)
         if key == proven.certificate.public_key():
             raise IdentityError("MALFORMED", SAME_KEY)
-        certificate, leaf = self._issue(key, now, server=is_server(proven.certificate))
-        used = _proof_record(proven, request)
-        await self._write(self._enrolments.renew, used, _fingerprint(leaf), _end(leaf), now=now)
+        certificate, fingerprint, end = self._issue(key, now, server=is_server(proven.certificate))
+        await self._write(self._enrolments.renew, proven, fingerprint, end, now=now)
         return RenewResponse(certificate=certificate)
 
-    async def token_key_list(self) -> GetTokenKeysResponse:
+    async def token_key_list(self, _: GetTokenKeysRequest) -> GetTokenKeysResponse:
         """The public keys of anonymous tokens.
 
         Raises:
@@ -190,9 +185,8 @@ class Issuer:
         if not blinded:
             raise IdentityError("MALFORMED", BAD_BLINDED)
         epoch, not_after = _epoch(await _in_thread(keys.published, now), key_id)
-        used = _proof_record(proven, request)
         allowance = self._allowance
-        await self._write(self._enrolments.allow, used, epoch, len(blinded), allowance, not_after, now=now)
+        await self._write(self._enrolments.allow, proven, epoch, len(blinded), allowance, not_after, now=now)
         signatures = [await _in_thread(keys.sign, key_id, message) for message in blinded]
         return SignTokensResponse(blind_signatures=signatures)
 
@@ -200,7 +194,7 @@ class Issuer:
         """The issuing service's own key and chain in PEM, and the time when half of its life has passed."""
         key, now = new_key(), self.clock()
         chain = self.authority.issue_issuer(key.public_key(), now=now, life=self.life)
-        end = _end(x509.load_pem_x509_certificate(chain))
+        end = x509.load_pem_x509_certificate(chain).not_valid_after_utc.timestamp()
         return key_pem(key), chain, now + (end - now) / 2
 
     def _keys(self) -> TokenKeys:
@@ -216,11 +210,13 @@ class Issuer:
 
     def _issue(
         self, key: ec.EllipticCurvePublicKey, now: float, *, server: bool
-    ) -> tuple[Certificate, x509.Certificate]:
+    ) -> tuple[Certificate, bytes, float]:
+        """A certificate for a key, its SHA-256, and when it expires."""
         authority = self.authority
         chain = authority.issue(key, now=now, life=self.life, server=server)
         leaf = x509.load_pem_x509_certificate(chain)
-        return Certificate(chain=chain, trust_bundle=authority.trust_bundle), leaf
+        certificate = Certificate(chain=chain, trust_bundle=authority.trust_bundle)
+        return certificate, leaf.fingerprint(hashes.SHA256()), leaf.not_valid_after_utc.timestamp()
 
     async def _write(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         loop = asyncio.get_running_loop()
@@ -234,24 +230,11 @@ def _requested_key(der: bytes) -> ec.EllipticCurvePublicKey:
             request = x509.load_der_x509_csr(der)
             key = request.public_key()
             # The signature is checked for P-256 only: checking one by a huge RSA key takes long.
-            if isinstance(key, ec.EllipticCurvePublicKey) and is_p256(key) and request.is_signature_valid:
+            if is_p256(key) and request.is_signature_valid:
                 return key
     except (ValueError, TypeError, UnsupportedAlgorithm):
         pass  # The parser's own text could quote what it read.
     raise IdentityError("MALFORMED", BAD_REQUEST)
-
-
-def _fingerprint(leaf: x509.Certificate) -> bytes:
-    return leaf.fingerprint(hashes.SHA256())
-
-
-def _end(leaf: x509.Certificate) -> float:
-    return leaf.not_valid_after_utc.timestamp()
-
-
-def _proof_record(proven: Proven, request: Provable) -> enrolment.Proof:
-    """The record of a proof. It is kept until a replay is refused for its age."""
-    return enrolment.Proof(proven.fingerprint, proven.digest, request.proof.time + proof.TOLERANCE + 1)
 
 
 def _epoch(published: Sequence[tuple[bytes, float, float]], truncated_key_id: int) -> tuple[bytes, float]:

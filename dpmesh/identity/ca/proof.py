@@ -34,28 +34,23 @@ Provable = RenewRequest | SignTokensRequest
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """The result of a valid proof. Its repr shows nothing.
+    """The result of a valid proof, which must not be used twice. Its repr shows nothing.
 
     Attributes:
         certificate: The certificate whose key signed.
         fingerprint: SHA-256 of that certificate, 32 bytes.
         digest: SHA-256 of what was signed, 32 bytes. A replay has an equal digest, whatever its signature.
+        not_after: When a replay is refused for its age anyway, in seconds since 1970.
     """
 
     certificate: x509.Certificate = field(repr=False)
     fingerprint: bytes = field(repr=False)
     digest: bytes = field(repr=False)
+    not_after: float = field(repr=False)
 
 
 def prove(method: str, request: Provable, identity: Identity, now: float) -> None:
-    """Adds a proof to a request that is otherwise complete.
-
-    Args:
-        method: `RENEW` or `SIGN_TOKENS`.
-        request: The request.
-        identity: The identity of the device.
-        now: Seconds since 1970.
-    """
+    """Adds a proof to a request that is otherwise complete, for the method `RENEW` or `SIGN_TOKENS`."""
     leaf = x509.load_pem_x509_certificates(identity.certificates)[0]
     request.proof.certificate = leaf.public_bytes(Encoding.DER)
     request.proof.time = int(now)
@@ -64,11 +59,6 @@ def prove(method: str, request: Provable, identity: Identity, now: float) -> Non
 
 def check(method: str, request: Provable, now: float) -> Proven:
     """Checks a request's proof, but not whether this issuer issued its certificate.
-
-    Args:
-        method: The RPC's full method.
-        request: The request.
-        now: Seconds since 1970.
 
     Raises:
         IdentityError: REFUSED: the time is off, the certificate is not in force, or the signature is not by its key
@@ -79,7 +69,7 @@ def check(method: str, request: Provable, now: float) -> Proven:
         raise IdentityError("REFUSED", BAD_CLOCK)
     certificate = _certificate(proof.certificate)
     key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not is_p256(key):
+    if not is_p256(key):
         raise IdentityError("REFUSED", BAD_PROOF)
     signed = _signed(method, request)
     try:
@@ -90,7 +80,8 @@ def check(method: str, request: Provable, now: float) -> Proven:
         raise IdentityError("REFUSED", OVER)
     if not certificate.not_valid_before_utc.timestamp() <= now:
         raise IdentityError("REFUSED", BAD_PROOF)
-    return Proven(certificate, certificate.fingerprint(hashes.SHA256()), hashlib.sha256(signed).digest())
+    fingerprint, digest = certificate.fingerprint(hashes.SHA256()), hashlib.sha256(signed).digest()
+    return Proven(certificate, fingerprint, digest, proof.time + TOLERANCE + 1)
 
 
 def _certificate(der: bytes) -> x509.Certificate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from dpmesh import files
@@ -60,12 +61,9 @@ def create_file(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:
         raise ConfigError(f"{path} exists already") from None
-    connection = connect(path, "mode=rw", _BUSY)
-    try:
+    with closing(connect(path, "mode=rw", _BUSY)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.executescript(f"BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT")
-    finally:
-        connection.close()
 
 
 def open_file(path: Path) -> sqlite3.Connection:
@@ -76,7 +74,21 @@ def open_file(path: Path) -> sqlite3.Connection:
     """
     check_private(path)
     try:
-        return _open(path)
+        with ExitStack() as unless_opened:
+            connection = unless_opened.enter_context(closing(connect(path, "mode=rw", _BUSY)))
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            # Deleted rows are overwritten, so that the file holds no old links of certificates to devices.
+            connection.execute("PRAGMA secure_delete = ON")
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version != VERSION:
+                raise IdentityError("MALFORMED", f"{path} was written by another version of dpmesh")
+            # Files from before certificates were counted lack this index.
+            connection.execute(
+                "CREATE INDEX IF NOT EXISTS certificates_device ON certificates (device, not_after)"
+            )
+            unless_opened.pop_all()
+            return connection
     except sqlite3.Error:
         raise IdentityError("MALFORMED", f"{path} is not the records of an issuer") from None
 
@@ -93,25 +105,3 @@ def check_private(path: Path) -> None:
         raise IdentityError("MALFORMED", f"{path} is missing, or can't be seen") from None
     if files.open_to_others(status):
         raise IdentityError("MALFORMED", f"{path} is open to other users: chmod go= {path}")
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    connection = connect(path, "mode=rw", _BUSY)
-    try:
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        # Deleted rows are overwritten, so that the file holds no old links of certificates to devices.
-        connection.execute("PRAGMA secure_delete = ON")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == VERSION:
-            # Files from before certificates were counted lack this index.
-            connection.execute(
-                "CREATE INDEX IF NOT EXISTS certificates_device ON certificates (device, not_after)"
-            )
-    except BaseException:
-        connection.close()
-        raise
-    if version != VERSION:
-        connection.close()
-        raise IdentityError("MALFORMED", f"{path} was written by another version of dpmesh")
-    return connection

@@ -13,12 +13,7 @@ log = logging.getLogger("dpmesh")
 
 
 async def fetch(source: Source, clock: Callable[[], float], limit: float) -> Identity:
-    """Fetches an identity that is valid by the clock.
-
-    Args:
-        source: Where it comes from.
-        clock: Seconds since 1970.
-        limit: The longest that the source may take, in seconds.
+    """Fetches an identity that is valid by the clock. The source may take `limit` seconds.
 
     Raises:
         IdentityError: The source's own; ISSUER_UNAVAILABLE, with the type of any other exception, or if the source
@@ -47,13 +42,8 @@ async def fetch(source: Source, clock: Callable[[], float], limit: float) -> Ide
 def differs(fetched: Identity, in_force: Identity, follows: bool) -> bool:
     """Whether a fetched identity differs from the one in force, or has other roots.
 
-    Args:
-        fetched: The fetched identity.
-        in_force: The identity in force.
-        follows: Whether the source follows what somebody else decides.
-
     Raises:
-        IdentityError: ISSUER_UNAVAILABLE: both have the same key, though this source makes a new one each time.
+        IdentityError: ISSUER_UNAVAILABLE: both have the same key, though the source does not follow anybody.
     """
     same_key = fetched.key == in_force.key
     if same_key and not follows:

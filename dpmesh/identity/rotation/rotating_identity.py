@@ -147,7 +147,7 @@ class RotatingIdentity:
         self._opened = self._open = True
         forks.register(self)
         try:
-            await self._tasks.run(self._fetch_first(), _not_open())
+            await self._tasks.run(self._rotate_from(0, names.IDENTITY_OPENED), _not_open())
         except BaseException:
             await self._close()
             raise
@@ -227,10 +227,6 @@ class RotatingIdentity:
             await result_in(loop, work, _not_open())
 
     # -- when the source is asked ---------------------------------------------------------------------------------
-
-    async def _fetch_first(self) -> None:
-        async with self._fetch_lock:
-            await self._rotate(names.IDENTITY_OPENED)
 
     async def _rotate_from(self, generation: int, reason: str) -> None:
         async with self._fetch_lock:

@@ -26,33 +26,26 @@ _FETCH = 10.0
 
 
 def renew_after(life: float, every: float | None, roll: float) -> float:
-    """How long an identity is used before the next one is fetched.
+    """How many seconds an identity is used before the next one is fetched.
 
-    Args:
-        life: Seconds from when it was obtained until it expires. Certificates are backdated, so their own begin is
-            of no use here.
-        every: Seconds after which to renew, if that is wanted sooner.
-        roll: Of this identity.
-
-    Returns:
-        Seconds: half of the life, or `every` if that is sooner; give or take a tenth of the life or of `every`.
+    That is half of the life, or `every` if that is sooner; give or take a tenth of the life or of `every`. A life
+    begins when the identity was obtained, because certificates are backdated.
     """
     due = max(_SHORTEST, life * (_HALF + _JITTER * roll))
     return due if every is None else min(due, every * (1 + _JITTER * roll))
 
 
 def retry_after(failures: int, left: float, life: float, roll: float) -> float:
-    """How long to wait after a failure: exponential back-off whose upper half is left to chance.
+    """How many seconds to wait after a failure: exponential back-off whose upper half is left to chance.
+
+    That is at most 1, 2, 4, ... 30; at most a tenth of what is left of the identity in force, or of its whole life when
+    it has expired; at least 0.1.
 
     Args:
         failures: How many in a row, this one included.
         left: Seconds until the identity in force expires; 0 or less when it has.
         life: Seconds that it had to live when it was obtained.
         roll: Of this failure.
-
-    Returns:
-        Seconds: at most 1, 2, 4, ... 30; at most a tenth of what is left, or of the whole life when the identity has
-        expired; at least 0.1.
     """
     longest = min(_LAST_RETRY, _FIRST_RETRY * 2.0 ** min(failures - 1, _DOUBLINGS))
     delay = longest * (0.75 + 0.25 * roll)
@@ -60,12 +53,9 @@ def retry_after(failures: int, left: float, life: float, roll: float) -> float:
 
 
 def time_limit(left: float) -> float:
-    """How long a source may take for an identity.
+    """How many seconds a source may take for an identity.
 
-    Args:
-        left: Seconds until the identity in force expires; 0 or less when it has, or when there is none.
-
-    Returns:
-        Seconds: 10, or half of what is left if that is less. So a source that hangs is asked again in time.
+    That is 10, or half of what is left of the identity in force if that is less. So a source that hangs is asked again
+    in time.
     """
     return min(_FETCH, max(_SHORTEST, left / 2)) if left > 0 else _FETCH

@@ -23,12 +23,7 @@ class _State(enum.Enum):
 
 
 class SourceHealth:
-    """The health of a source of identities.
-
-    Attributes:
-        failures: How many attempts have failed since the last success.
-        last_error: The reason of the last failure since then, or None.
-    """
+    """The health of a source of identities. `IdentityStatus` shows its attributes."""
 
     def __init__(self) -> None:
         self.failures = 0
@@ -48,20 +43,12 @@ class SourceHealth:
         self._enter(_State.WORKING)
 
     def log_failing(self, expired: bool) -> None:
-        """Logs what the failures mean, if there are any.
-
-        Args:
-            expired: Whether the last identity has expired.
-        """
+        """Logs what the failures mean, if there are any, for an identity that has or has not expired."""
         if self.failures:
             self._enter(_State.EXPIRED if expired else _State.FAILING)
 
     def log_unexpected(self, exception: str | None) -> None:
-        """Logs an exception that rotation does not expect, once until there is another or none.
-
-        Args:
-            exception: The name of its type, or None if there was no exception.
-        """
+        """Logs the type of an exception that rotation does not expect, once until there is another or none."""
         if exception not in (None, self._unexpected):
             log.warning("identity: rotation met an unexpected error and goes on (%s)", exception)
         self._unexpected = exception

@@ -38,12 +38,7 @@ class Tasks:
         return task
 
     async def run(self, work: Coroutine[Any, Any, _T], ended: Exception) -> _T:
-        """Runs work in a task of its own, which is cancelled with its caller.
-
-        Args:
-            work: What to do.
-            ended: What is raised if all tasks are ended meanwhile.
-        """
+        """Runs work in a task of its own, which is cancelled with its caller; raises `ended` if all tasks end."""
         caller = asyncio.current_task()
         assert caller is not None
         cancels = caller.cancelling()
@@ -65,13 +60,7 @@ class Tasks:
 
 
 async def result_in(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, _T], stopped: Exception) -> _T:
-    """Runs a coroutine in another event loop and returns its result.
-
-    Args:
-        loop: The event loop.
-        work: What to do.
-        stopped: What is raised if the event loop stops before the work is done.
-    """
+    """The result of a coroutine in another event loop; raises `stopped` if that loop stops before there is one."""
     result = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
     stood_still = False
     try:

@@ -98,7 +98,15 @@ class WorkloadSource(Source):
         """
         if self._process != os.getpid():
             raise IdentityError(*_CLOSED)
-        self._follow()
+        if self._follower is None and not self._closed:
+            loop = asyncio.get_running_loop()
+            self._follower = _Follower(
+                self._endpoint,
+                self._clock,
+                on_outcome=lambda outcome: loop.call_soon_threadsafe(self._receive, outcome),
+                on_end=lambda: loop.call_soon_threadsafe(self._ended.set),
+            )
+            self._follower.start()
         # The thread's own limit comes first. This one is for a machine that does not let it run.
         with suppress(TimeoutError):
             async with asyncio.timeout(ANSWER + LONGEST):
@@ -120,24 +128,16 @@ class WorkloadSource(Source):
                 async with asyncio.timeout(CLOSING):
                     await self._ended.wait()
 
-    def _follow(self) -> None:
-        if self._follower is not None or self._closed:
-            return
-        loop = asyncio.get_running_loop()
-        self._follower = _Follower(
-            self._endpoint,
-            self._clock,
-            on_outcome=lambda outcome: loop.call_soon_threadsafe(self._receive, outcome),
-            on_end=lambda: loop.call_soon_threadsafe(self._ended.set),
-        )
-        self._follower.start()
-
     def _receive(self, outcome: Identity | _Failure) -> None:
         """Runs in the event loop, as all that touches this object does."""
         if self._closed:
             return
         if isinstance(outcome, Identity):
-            if self._identity is None or not _same(self._identity, outcome):
+            old = self._identity
+            if old is None or (old.certificates, old.trust_bundle) != (
+                outcome.certificates,
+                outcome.trust_bundle,
+            ):
                 self._identity = outcome
             self._failure = _STALE
         else:
@@ -180,20 +180,16 @@ class _Follower(threading.Thread):
         with suppress(RuntimeError):  # the event loop is closed
             while not self._stopped.is_set():
                 began = time.monotonic()
-                failure = self._attempt()
+                try:
+                    failure = self._connect()
+                except Exception:  # It is not expected, and its text could quote a name.
+                    failure = _BROKEN
                 if failure is not None:
                     self._on_outcome(failure)
                 pause = SHORTEST if time.monotonic() - began > LONGEST else min(2 * pause, LONGEST)
                 # Not in step with the other processes that lost the same agent.
                 self._stopped.wait(pause * secrets.SystemRandom().uniform(0.5, 1.0))
             self._on_end()
-
-    def _attempt(self) -> _Failure | None:
-        try:
-            return self._connect()
-        except Exception:
-            # No exception is expected, and its text could quote a name. The thread goes on with another attempt.
-            return _BROKEN
 
     def _connect(self) -> _Failure | None:
         """Opens a stream and follows it to its end.
@@ -248,9 +244,8 @@ def _endpoint(address: str | None) -> str:
         from spiffe.config import ConfigSetter
         from spiffe.errors import ArgumentError
     except ImportError:
-        raise ConfigError(
-            f"identities from the SPIFFE Workload API need one more package: {extras.install('spiffe')}"
-        ) from None
+        text = f"identities from the SPIFFE Workload API need one more package: {extras.install('spiffe')}"
+        raise ConfigError(text) from None
     allowed = "it must be a unix socket, such as unix:///run/spire/agent/public/api.sock"
     try:
         endpoint = str(ConfigSetter(address).get_config().spiffe_endpoint_socket)
@@ -262,11 +257,7 @@ def _endpoint(address: str | None) -> str:
 
 
 def _stream_failure(cause: BaseException | None) -> _Failure:
-    """Why a stream ended.
-
-    Args:
-        cause: The exception that ended it; None if the agent ended it without an error.
-    """
+    """Why a stream ended: by this exception, or by the agent without an error."""
     from spiffe.errors import PySpiffeError
 
     if isinstance(cause, PySpiffeError):
@@ -288,7 +279,3 @@ def _read(context: X509Context, now: float) -> Identity:
         trust_bundle=b"".join(sorted(each.public_bytes(Encoding.PEM) for each in roots)),
         now=now,
     )
-
-
-def _same(one: Identity, other: Identity) -> bool:
-    return (one.certificates, one.trust_bundle) == (other.certificates, other.trust_bundle)

@@ -66,10 +66,7 @@ class Blinded:
 def prepare(variant: Variant, message: bytes, *, prefix: bytes | None = None) -> bytes:
     """The message that is blinded, signed and verified (RFC 9474, section 4.1).
 
-    Args:
-        variant: Which of the four.
-        message: Any bytes.
-        prefix: 32 bytes instead of random ones: for test vectors only.
+    A prefix of 32 bytes instead of random ones is for test vectors only.
     """
     if not variant.randomized:
         return message
@@ -86,12 +83,7 @@ def blind(
 ) -> Blinded:
     """Blinds a prepared message (RFC 9474, section 4.2).
 
-    Args:
-        variant: Which of the four.
-        key: The signer's.
-        prepared: What `prepare` gave.
-        salt: As long as the variant's, instead of random bytes: for test vectors only.
-        factor: The blinding factor r, instead of a random one: for test vectors only.
+    A salt and a blinding factor r instead of random ones are for test vectors only.
 
     Raises:
         IdentityError: UNTRUSTED: the message and the modulus share a factor, so the key is not an RSA key.
@@ -107,14 +99,7 @@ def blind(
 
 
 def blind_sign(key: rsa.RSAPrivateKey, blinded: bytes) -> bytes:
-    """Signs a blinded message (RFC 9474, section 4.3).
-
-    Args:
-        key: The signer's.
-        blinded: As long as the modulus, and smaller.
-
-    Returns:
-        The blind signature, as long as the modulus.
+    """Signs a blinded message (RFC 9474, section 4.3). The blind signature is as long as the modulus.
 
     Raises:
         IdentityError: MALFORMED: the input is of another length, or not smaller than the modulus. REFUSED: the result
@@ -135,13 +120,6 @@ def finalize(
 ) -> bytes:
     """Turns the signer's answer into a signature of the prepared message (RFC 9474, section 4.4).
 
-    Args:
-        variant: Which of the four.
-        key: The signer's.
-        prepared: What was blinded.
-        blind_signature: The answer, as long as the modulus.
-        inverse: What `blind` gave.
-
     Raises:
         IdentityError: MALFORMED: the answer is of another length, or not smaller than the modulus. TOKEN_INVALID: it
             is no signature of this message.
@@ -150,9 +128,8 @@ def finalize(
     answer = _integer(blind_signature, n, "the blind signature")
     signature = (answer * inverse % n).to_bytes(_size(n))
     if not verify(variant, key, prepared, signature):
-        raise IdentityError(
-            "TOKEN_INVALID", "the signer's answer is no signature of what it was asked to sign"
-        )
+        text = "the signer's answer is no signature of what it was asked to sign"
+        raise IdentityError("TOKEN_INVALID", text)
     return signature
 
 
@@ -167,15 +144,7 @@ def verify(variant: Variant, key: rsa.RSAPublicKey, prepared: bytes, signature: 
 
 
 def emsa_pss_encode(message: bytes, bits: int, salt: bytes) -> bytes:
-    """EMSA-PSS-ENCODE with SHA-384 (RFC 8017, section 9.1.1).
-
-    Args:
-        message: Any bytes.
-        bits: The most that the result may have; one less than the modulus has.
-        salt: Random bytes, or none.
-
-    Returns:
-        ceil(bits / 8) bytes.
+    """EMSA-PSS-ENCODE with SHA-384 (RFC 8017, section 9.1.1) to so many bits, one less than the modulus has.
 
     Raises:
         IdentityError: MALFORMED: the modulus is too short for the hash and the salt.
@@ -219,9 +188,8 @@ def _invertible(n: int) -> tuple[int, int]:
     try:
         return factor, pow(factor, -1, n)
     except ValueError:
-        raise IdentityError(
-            "UNTRUSTED", "a random number shares a factor with the modulus: no RSA key"
-        ) from None
+        text = "a random number shares a factor with the modulus: no RSA key"
+        raise IdentityError("UNTRUSTED", text) from None
 
 
 def _integer(data: bytes, n: int, what: str) -> int:

@@ -25,8 +25,6 @@ EPOCH = 86_400.0
 OVERLAP = 3_600.0
 """Seconds for which its tokens are valid beyond that."""
 
-_PRIVATE = serialization.NoEncryption()
-
 
 @dataclass(frozen=True, slots=True)
 class _Key:
@@ -139,13 +137,9 @@ class TokenKeys:
         """Makes a key whose truncated id no other key in force has."""
         while True:
             private = rsa.generate_private_key(EXPONENT, KEY_BITS)
-            key = _Key(private, self._publish(private, begin, begin + self.epoch + self.overlap))
+            key = _with_times(private, begin, begin + self.epoch + self.overlap)
             if key.published.truncated_key_id not in taken:
                 return key
-
-    @staticmethod
-    def _publish(private: rsa.RSAPrivateKey, begin: int, end: int) -> PublishedKey:
-        return PublishedKey(encode_key(private.public_key()), begin, end)
 
     # The file is JSON. Each key has its own times, so that another overlap applies to future keys only.
 
@@ -156,55 +150,46 @@ class TokenKeys:
                 self._keys = self._read(self._path)
                 if not self._complete(start, now):
                     self._keys = self._renew(start, now)
-                    self._write(self._path)
+                    content = {"epoch": self.epoch, "keys": [_entry(key) for key in self._keys]}
+                    files.write(self._path, json.dumps(content).encode())
         except OSError as error:
             text = f"{self._path} can't be used as a file of token keys: {error.strerror}"
             raise IdentityError("ISSUER_UNAVAILABLE", text) from error
         return self._keys
 
     def _read(self, path: Path) -> tuple[_Key, ...]:
-        data = _read_private(path)
-        if data is None:
-            return ()
         try:
-            content = json.loads(data)
-            keys = tuple(self._load(entry) for entry in content["keys"])
+            content = json.loads(files.read_private(path))
+            keys = tuple(_load(entry) for entry in content["keys"])
             epoch = content["epoch"]
+        except FileNotFoundError:
+            return ()
+        except files.NotPrivateError:
+            text = f"{path} must be a plain file that only its owner may read: chmod 600"
         except (ValueError, TypeError, KeyError):
             text = f"{path} is not a file of token keys: restore it, or remove it to begin with new keys"
-            # Outside of the handler: the parser's own text could quote a key.
         else:
             if epoch == self.epoch:
                 return keys
             text = f"{path} has epochs of another length: restore the old one, or remove the file"
+        # Outside of the handlers: the parser's own text could quote a key.
         raise IdentityError("ISSUER_UNAVAILABLE", text)
 
-    def _load(self, entry: dict[str, Any]) -> _Key:
-        private = serialization.load_pem_private_key(entry["key"].encode(), None)
-        if not isinstance(private, rsa.RSAPrivateKey) or private.key_size != KEY_BITS:
-            raise ValueError("not a token key")
-        return _Key(private, self._publish(private, int(entry["not_before"]), int(entry["not_after"])))
 
-    def _write(self, path: Path) -> None:
-        entries = [
-            {
-                "not_before": key.published.not_before,
-                "not_after": key.published.not_after,
-                "key": key.private.private_bytes(
-                    serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, _PRIVATE
-                ).decode(),
-            }
-            for key in self._keys
-        ]
-        files.write(path, json.dumps({"epoch": self.epoch, "keys": entries}).encode())
+def _with_times(private: rsa.RSAPrivateKey, begin: int, end: int) -> _Key:
+    return _Key(private, PublishedKey(encode_key(private.public_key()), begin, end))
 
 
-def _read_private(path: Path) -> bytes | None:
-    """The content of the file of keys, or None if there is none; ISSUER_UNAVAILABLE if others may read it."""
-    try:
-        return files.read_private(path)
-    except FileNotFoundError:
-        return None
-    except files.NotPrivateError:
-        text = f"{path} must be a plain file that only its owner may read: chmod 600"
-        raise IdentityError("ISSUER_UNAVAILABLE", text) from None
+def _load(entry: dict[str, Any]) -> _Key:
+    private = serialization.load_pem_private_key(entry["key"].encode(), None)
+    if not isinstance(private, rsa.RSAPrivateKey) or private.key_size != KEY_BITS:
+        raise ValueError("not a token key")
+    return _with_times(private, int(entry["not_before"]), int(entry["not_after"]))
+
+
+def _entry(key: _Key) -> dict[str, Any]:
+    pem = key.private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    times = {"not_before": key.published.not_before, "not_after": key.published.not_after}
+    return {**times, "key": pem.decode()}

@@ -86,12 +86,9 @@ def ticket_life(ticket: str) -> float:
     """The life of a ticket, in seconds from its issue. Its end is by the server's clock, so a client can't use that.
 
     Raises:
-        IdentityError: MALFORMED: it is not a ticket.
+        IdentityError: TOKEN_INVALID: it is not a ticket.
     """
-    try:
-        return float(int.from_bytes(_decoded(ticket)[_NONCE_BYTES + 8 : _BODY_BYTES]))
-    except IdentityError:
-        raise IdentityError("MALFORMED", "the server's ticket is none") from None
+    return float(int.from_bytes(_decoded(ticket)[_NONCE_BYTES + 8 : _BODY_BYTES]))
 
 
 def _decoded(ticket: str) -> bytes:

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, NamedTuple, Protocol
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -32,17 +32,8 @@ _TRUSTED: Final = 3600.0
 log = logging.getLogger("dpmesh")
 
 
-class Fetch(Protocol):
-    """Asks the issuer for its keys."""
-
-    def __call__(self) -> Awaitable[Iterable[PublishedKey]]:
-        """Returns all published keys. Raises IdentityError if the issuer does not answer."""
-
-
-class _TrustedKey(NamedTuple):
-    public: rsa.RSAPublicKey
-    not_before: float
-    not_after: float
+Fetch = Callable[[], Awaitable[Iterable[PublishedKey]]]
+"""Asks the issuer for all its published keys. Raises IdentityError if the issuer does not answer."""
 
 
 class Verifier:
@@ -74,7 +65,7 @@ class Verifier:
         self.ledger = ledger
         self._fetch = fetch
         self._clock = clock
-        self._keys: dict[bytes, _TrustedKey] = {}
+        self._keys: dict[bytes, tuple[rsa.RSAPublicKey, PublishedKey]] = {}
         # In monotonic seconds: when to fetch unknown keys, when to fetch known keys, and until when those are trusted.
         self._unknown_due = self._known_due = self._trusted_until = 0.0
         self._failed = False
@@ -89,16 +80,18 @@ class Verifier:
         """
         if token.challenge_digest != self.challenge.digest:
             raise IdentityError("TOKEN_INVALID", "the token is for another service or issuer")
-        key = await self._key(token.key_id)
+        public, key = await self._key(token.key_id)
         if not key.not_before - SKEW <= self._clock() < key.not_after:
             raise IdentityError("TOKEN_INVALID", "the token's epoch is over, or has not begun")
-        if not blind_rsa.verify(VARIANT, key.public, token.signed, token.authenticator):
+        if not blind_rsa.verify(VARIANT, public, token.signed, token.authenticator):
             raise IdentityError("TOKEN_INVALID", "the token is not signed by the issuer")
+        # Without the signature, because that could have another form.
+        name = hashlib.sha256(b"dpmesh token\0" + token.signed).digest()
         # Last, so that only tokens that the issuer signed fill the ledger.
-        if not await self.ledger.redeem_once(_name(token), key.not_after):
+        if not await self.ledger.redeem_once(name, key.not_after):
             raise IdentityError("TOKEN_SPENT", "the token was redeemed before")
 
-    async def _key(self, key_id: bytes) -> _TrustedKey:
+    async def _key(self, key_id: bytes) -> tuple[rsa.RSAPublicKey, PublishedKey]:
         now = time.monotonic()
         known = key_id in self._keys and (not self._failed or now < self._trusted_until)
         if now >= (self._known_due if known else self._unknown_due):
@@ -123,9 +116,7 @@ class Verifier:
 
     async def _fetch_keys(self) -> None:
         try:
-            keys = {
-                key.key_id: _TrustedKey(decode_key(key[0]), key[1], key[2]) for key in await self._fetch()
-            }
+            keys = {key.key_id: (decode_key(key.public_key), key) for key in await self._fetch()}
         except Exception as error:  # Its text could quote anything.
             if not isinstance(error, IdentityError):
                 log.error("asking for token keys failed with %s", type(error).__name__)  # noqa: TRY400
@@ -136,11 +127,8 @@ class Verifier:
             self._keys = keys
             self._failed = False
             now = time.monotonic()
-            self._unknown_due, self._known_due, self._trusted_until = (
-                now + _UNKNOWN_AGAIN,
-                now + _KNOWN_AGAIN,
-                now + _TRUSTED,
-            )
+            self._unknown_due, self._known_due = now + _UNKNOWN_AGAIN, now + _KNOWN_AGAIN
+            self._trusted_until = now + _TRUSTED
 
 
 def published_by(keys: TokenKeys, clock: Callable[[], float] = time.time) -> Fetch:
@@ -151,8 +139,3 @@ def published_by(keys: TokenKeys, clock: Callable[[], float] = time.time) -> Fet
         return await asyncio.to_thread(lambda: keys.published(clock()))
 
     return fetch
-
-
-def _name(token: Token) -> bytes:
-    """The name under which a token is spent. The signature is not part of it, because it could have another form."""
-    return hashlib.sha256(b"dpmesh token\0" + token.signed).digest()

@@ -1,6 +1,6 @@
 """Wallet: the device's side of anonymous tokens. It asks the issuer for batches, and hands each token out once.
 
-How it works. A wallet is in one of these states; at most one refill is under way at a time:
+A wallet is in one of these states; at most one refill is under way at a time:
 
     IDLE     enough tokens, no refill under way
     WAITING  a refill waits for a random time, so that the issuer can't tell when a token was spent
@@ -25,7 +25,8 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import replace
+from typing import NamedTuple
 
 from dpmesh import forks
 from dpmesh.errors import ConfigError, IdentityError
@@ -62,11 +63,8 @@ class HeldToken(NamedTuple):
     not_after: float
 
 
-class Refill(Protocol):
-    """Asks the issuer for tokens."""
-
-    def __call__(self, count: int, /) -> Awaitable[Iterable[HeldToken]]:
-        """Returns so many tokens. Raises IdentityError if the issuer gives none."""
+Refill = Callable[[int], Awaitable[Iterable[HeldToken]]]
+"""Asks the issuer for so many tokens. Raises IdentityError if the issuer gives none."""
 
 
 class TokenRequestState:
@@ -91,13 +89,12 @@ class TokenRequestState:
     def __init__(self, key: PublishedKey, challenge: TokenChallenge, count: int) -> None:
         self._key = key
         self._public = decode_key(key.public_key)
-        self._unsigned = [
-            Token(secrets.token_bytes(NONCE_BYTES), challenge.digest, key.key_id, b"") for _ in range(count)
-        ]
-        blinded = [blind_rsa.blind(VARIANT, self._public, token.signed) for token in self._unsigned]
-        self._inverses = [each.inverse for each in blinded]
+        self._pending: list[tuple[Token, blind_rsa.Blinded]] = []
+        for _ in range(count):
+            token = Token(secrets.token_bytes(NONCE_BYTES), challenge.digest, key.key_id, b"")
+            self._pending.append((token, blind_rsa.blind(VARIANT, self._public, token.signed)))
         self.truncated_key_id = key.truncated_key_id
-        self.blinded_messages = [each.message for each in blinded]
+        self.blinded_messages = [blinded.message for _, blinded in self._pending]
         forks.register(self)
 
     def finalize(self, blind_signatures: Sequence[bytes]) -> list[HeldToken]:
@@ -110,25 +107,20 @@ class TokenRequestState:
             IdentityError: MALFORMED or TOKEN_INVALID: the answer does not fit the request. No token of the batch can be
                 used.
         """
-        unsigned, inverses = self._unsigned, self._inverses
-        self._unsigned, self._inverses = [], []
-        if not unsigned or len(blind_signatures) != len(unsigned):
-            raise IdentityError(
-                "MALFORMED", "the issuer's answer has another number of signatures than asked for"
-            )
-        return [
-            self._signed(token, blind_signature, inverse)
-            for token, blind_signature, inverse in zip(unsigned, blind_signatures, inverses, strict=True)
-        ]
+        pending, self._pending = self._pending, []
+        if not pending or len(blind_signatures) != len(pending):
+            text = "the issuer's answer has another number of signatures than asked for"
+            raise IdentityError("MALFORMED", text)
+        held = []
+        for (token, blinded), answer in zip(pending, blind_signatures, strict=True):
+            signature = blind_rsa.finalize(VARIANT, self._public, token.signed, answer, blinded.inverse)
+            signed = replace(token, authenticator=signature)
+            held.append(HeldToken(signed, self._key.not_before, self._key.not_after))
+        return held
 
     def after_fork_in_child(self) -> None:
         """Forgets the batch, which is the parent's."""
-        self._unsigned, self._inverses = [], []
-
-    def _signed(self, token: Token, blind_signature: bytes, inverse: int) -> HeldToken:
-        signature = blind_rsa.finalize(VARIANT, self._public, token.signed, blind_signature, inverse)
-        signed = Token(token.nonce, token.challenge_digest, token.key_id, signature)
-        return HeldToken(signed, self._key.not_before, self._key.not_after)
+        self._pending = []
 
 
 def choose_key(keys: Iterable[PublishedKey], now: float) -> PublishedKey:

@@ -8,7 +8,6 @@ from statistics import fmean
 
 from dpmesh.estimate import Estimate, Reader
 from dpmesh_fleet import fleet_pb2
-from dpmesh_fleet.data import Flight
 from dpmesh_fleet.fly import Month
 from dpmesh_fleet.service import CARRIERS, MOST_AIR_TIME, ORIGINS, cut_delay
 
@@ -93,12 +92,8 @@ def _shares(month: Month, reports: Reader, summary: Reader) -> list[Row]:
     told: dict[int, int] = {entry.carrier: entry.flights for entry in answer.carriers}
     rows = []
     for carrier in CARRIERS:
-        share = _share(month.flights, carrier)
+        share = fmean(flight.carrier == carrier for flight in month.flights)
         count = told[fleet_pb2.Carrier.Value(carrier)]
         central = summary.ratio("carriers.flights", count, "flights", answer)
         rows.append(Row(carrier.removeprefix("CARRIER_"), share, share, local[carrier], central))
     return rows
-
-
-def _share(flights: Sequence[Flight], carrier: str) -> float:
-    return sum(flight.carrier == carrier for flight in flights) / len(flights)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -32,7 +30,7 @@ def run(
     Args:
         console: Where to print.
         reports: Only so many, from the first of the month on; all when absent.
-        keep: Where to keep the ledgers; a directory that is deleted afterwards when absent.
+        keep: An empty directory for the ledgers; one that is deleted afterwards when absent.
         endpoint: A collector's OTLP/gRPC address, or None.
         jaeger: Show the address of Jaeger's user interface.
 
@@ -45,14 +43,14 @@ def run(
     aircraft = len({flight.tail_number for flight in flights})
     tracing = start(endpoint)
     show.introduction(console, flights, aircraft, skipped)
-    with _directory(keep) as ledgers:
-        month = _fly(console, flights, ledgers, tracing)
+    with tempfile.TemporaryDirectory(prefix="dpmesh-demo-") as temporary:
+        month = _fly(console, flights, keep or Path(temporary), tracing)
     show.arrived(console, month)
     show.tables(console, compare(month))
     show.budgets(console, month)
     tracing.close()
     traces(console, tracing.album, endpoint, jaeger=jaeger)
-    show.next_steps(console, month, keep.resolve() if keep else None)
+    show.next_steps(console, month, keep)
     return month
 
 
@@ -60,14 +58,11 @@ def _fly(console: Console, flights: list[Flight], ledgers: Path, tracing: Tracin
     columns = (TextColumn("reporting"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=len(flights))
-        return asyncio.run(fly(flights, ledgers, landed=lambda: progress.advance(task), outer=tracing.outer))
-
-
-@contextlib.contextmanager
-def _directory(keep: Path | None) -> Iterator[Path]:
-    if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
-        yield keep.resolve()
-        return
-    with tempfile.TemporaryDirectory(prefix="dpmesh-demo-") as directory:
-        yield Path(directory)
+        flown = fly(
+            flights,
+            ledgers.resolve(),
+            landed=lambda: progress.advance(task),
+            client=tracing.client,
+            server=tracing.server,
+        )
+        return asyncio.run(flown)

@@ -36,14 +36,7 @@ _QUESTIONS = 100
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """How an RPC ends that a budget does not cover.
-
-    Attributes:
-        status: The gRPC status code's name.
-        details: The status' text.
-        reason: The reason in google.rpc.ErrorInfo.
-        retry_after: The seconds in google.rpc.RetryInfo, or None.
-    """
+    """How an RPC ends that a budget does not cover: its status, google.rpc.ErrorInfo, and the seconds of RetryInfo."""
 
     status: str
     details: str
@@ -87,14 +80,6 @@ class Clock:
         return self.now
 
 
-@dataclass(frozen=True, slots=True)
-class Outer:
-    """Interceptors outside of dpmesh's, such as OpenTelemetry's."""
-
-    client: Sequence[Any] = ()
-    server: Sequence[Any] = ()
-
-
 def configuration(ledger: Path) -> dict[str, Any]:
     """fleet.toml with a ledger of its own."""
     text = resources.files("dpmesh_fleet").joinpath("fleet.toml").read_text(encoding="utf-8")
@@ -106,7 +91,8 @@ async def fly(
     ledgers: Path,
     *,
     landed: Callable[[], object] = lambda: None,
-    outer: Outer | None = None,
+    client: Sequence[Any] = (),
+    server: Sequence[Any] = (),
 ) -> Month:
     """Sends all reports, then asks for the fleet's statistics until that is refused.
 
@@ -114,35 +100,35 @@ async def fly(
         flights: In order of time.
         ledgers: The directory where the aircraft's and the operator's ledger are kept.
         landed: Called after each report.
-        outer: Interceptors that are to see the RPCs before dpmesh does.
+        client: Interceptors that are to see the RPCs before dpmesh does.
+        server: The same on the server.
 
     Raises:
         grpc.aio.AioRpcError: An RPC failed for another reason than a spent budget.
     """
     month = Month(flights)
     clock = Clock(flights[0].departure)
-    outer = outer or Outer()
     aircraft_side = configuration(ledgers / "aircraft.db")
     operator_side = configuration(ledgers / "operator.db")
     async with (
         dpmesh.open(aircraft_side, clock=clock) as aircraft,  # line 1, on either side
         dpmesh.open(operator_side, clock=clock) as operator,
-        _served(month, operator, outer) as target,
+        _served(month, operator, server) as target,
     ):
         started = time.perf_counter()
-        interceptors = [*outer.client, *aio_client_interceptors(aircraft)]  # line 2, where requests leave
+        interceptors = [*client, *aio_client_interceptors(aircraft)]  # line 2, where requests leave
         async with grpc.aio.insecure_channel(target, interceptors=interceptors) as channel:
             await _report(month, fleet_pb2_grpc.CollectorStub(channel), aircraft, clock, landed)
         month.seconds = time.perf_counter() - started
-        async with grpc.aio.insecure_channel(target, interceptors=list(outer.client)) as channel:
+        async with grpc.aio.insecure_channel(target, interceptors=list(client)) as channel:
             await _ask(month, fleet_pb2_grpc.FleetStatisticsStub(channel), flights[0].month)
     return month
 
 
 @contextlib.asynccontextmanager
-async def _served(month: Month, mesh: dpmesh.Mesh, outer: Outer) -> AsyncIterator[str]:
+async def _served(month: Month, mesh: dpmesh.Mesh, outer: Sequence[Any]) -> AsyncIterator[str]:
     """The operator's server, on a free port of this machine; gives its address."""
-    interceptors = [*outer.server, *aio_server_interceptors(mesh)]  # line 3, where responses leave
+    interceptors = [*outer, *aio_server_interceptors(mesh)]  # line 3, where responses leave
     server = grpc.aio.server(interceptors=interceptors)
     collector = Collector()
     fleet_pb2_grpc.add_CollectorServicer_to_server(collector, server)

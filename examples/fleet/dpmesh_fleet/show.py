@@ -186,7 +186,7 @@ def next_steps(console: Console, month: Month, kept: Path | None) -> None:
     if kept:
         # Not `budget list`: it shows the windows of today, in which nothing was spent.
         why = f"What was spent in the windows of {dates(month.flights)}, from the ledger:"
-        ledger = shlex.quote(f"sqlite:///{kept.absolute() / 'operator.db'}")
+        ledger = shlex.quote(f"sqlite:///{kept.resolve() / 'operator.db'}")
         steps.append((why, f"dpmesh budget export --ledger {ledger}"))
     else:
         steps.append(

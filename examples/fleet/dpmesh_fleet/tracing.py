@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
-
-from dpmesh_fleet.fly import Outer
 
 # Spans that may wait for the collector; the whole month has fewer.
 _QUEUE = 2**17
@@ -56,13 +54,15 @@ class Tracing:
 
     Attributes:
         album: The traces to show, or None when the SDK is not installed.
-        outer: OpenTelemetry's own interceptors, for the spans of the RPCs themselves.
+        client: OpenTelemetry's own interceptors of channels, for the spans of the RPCs themselves.
+        server: The same of servers.
         close: Sends what still waits to be sent.
     """
 
-    album: Album | None
-    outer: Outer
-    close: Callable[[], object]
+    album: Album | None = None
+    client: Sequence[Any] = ()
+    server: Sequence[Any] = ()
+    close: Callable[[], object] = lambda: None
 
 
 def start(endpoint: str | None) -> Tracing:
@@ -81,14 +81,14 @@ def start(endpoint: str | None) -> Tracing:
     except ImportError:
         if endpoint:
             raise
-        return Tracing(None, Outer(), lambda: None)
+        return Tracing()
     album = Album()
     provider = TracerProvider(resource=Resource.create({"service.name": "dpmesh-fleet"}))
     provider.add_span_processor(album)  # type: ignore[arg-type]  # any object with these methods will do
     if endpoint:
         _export(provider, endpoint)
     trace.set_tracer_provider(provider)
-    return Tracing(album, _interceptors(), provider.shutdown)
+    return Tracing(album, *_interceptors(), provider.shutdown)
 
 
 def _export(provider: Any, endpoint: str) -> None:
@@ -100,14 +100,14 @@ def _export(provider: Any, endpoint: str) -> None:
     provider.add_span_processor(batches)
 
 
-def _interceptors() -> Outer:
+def _interceptors() -> tuple[Sequence[Any], Sequence[Any]]:
+    """OpenTelemetry's own for channels and for servers."""
     try:
         from opentelemetry.instrumentation import grpc as instrumented
     except ImportError:
-        return Outer()
+        return (), ()
     otel: Any = instrumented
-    client = otel.aio_client_interceptors()
-    return Outer(client=client, server=[otel.aio_server_interceptor()])
+    return otel.aio_client_interceptors(), [otel.aio_server_interceptor()]
 
 
 def answers(endpoint: str) -> bool:

@@ -37,10 +37,6 @@ _WORDS = {
 def issuer_channel(target: str, trust_bundle: bytes) -> grpc.aio.Channel:
     """An encrypted channel to an issuer that shares nothing with other channels. It checks the issuer's certificate.
 
-    Args:
-        target: The issuer's address, "host:port".
-        trust_bundle: The roots in PEM.
-
     Raises:
         IdentityError: MALFORMED: the trust bundle is not in PEM, or not an authority's.
     """
@@ -54,12 +50,7 @@ def issuer_channel(target: str, trust_bundle: bytes) -> grpc.aio.Channel:
 
 
 async def ask(target: str, trust_bundle: bytes, question: Callable[[Any], Awaitable[_T]]) -> _T:
-    """The issuer's answer to one question, on a connection of its own.
-
-    Args:
-        target: The issuer's address, "host:port".
-        trust_bundle: The roots in PEM.
-        question: Calls a method of the stub that it is given.
+    """The issuer's answer to one question, which calls a method of a stub, on a connection of its own.
 
     Raises:
         IdentityError: The issuer did not answer, or refused; or the trust bundle is MALFORMED.
@@ -68,16 +59,9 @@ async def ask(target: str, trust_bundle: bytes, question: Callable[[Any], Awaita
         async with issuer_channel(target, trust_bundle) as channel:
             return await question(rpc.IssuerServiceStub(channel))  # type: ignore[no-untyped-call]
     except grpc.aio.AioRpcError as error:
-        refusal = _identity_error(error)
-    # Outside of `except`: the exception's context would quote the peer's own text.
-    raise refusal
-
-
-def _identity_error(error: grpc.aio.AioRpcError) -> IdentityError:
-    """The error for an issuer's refusal. It repeats the issuer's text only if that is one of dpmesh's own."""
-    reason = _REASON.get(error.code(), "ISSUER_UNAVAILABLE")
-    details = error.details()
-    return IdentityError(reason, details if details in TEXTS else _WORDS[reason])
+        reason, details = _REASON.get(error.code(), "ISSUER_UNAVAILABLE"), error.details()
+    # Outside of `except`, and only with texts of dpmesh's own: the exception's context would quote the peer's.
+    raise IdentityError(reason, details if details in TEXTS else _WORDS[reason])
 
 
 def domain_of(trust_bundle: bytes) -> str:

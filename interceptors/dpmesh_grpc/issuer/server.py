@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc.aio
 from google.protobuf import message_factory
 from google.protobuf.message import DecodeError
-from typing_extensions import override
 
 from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity.ca.issuer import BAD_MESSAGE, BUSY, NO_REQUEST, NO_TOKENS, TEXTS, Issuer
 from dpmesh.v1 import identity_pb2
-from dpmesh.v1 import identity_pb2_grpc as rpc
-from dpmesh.v1.identity_pb2 import (
-    EnrolRequest,
-    EnrolResponse,
-    GetTokenKeysRequest,
-    GetTokenKeysResponse,
-    RenewRequest,
-    RenewResponse,
-    SignTokensRequest,
-    SignTokensResponse,
-)
 
 log = logging.getLogger("dpmesh.grpc")
 
@@ -55,34 +43,53 @@ _STATUS = {
     "ISSUER_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
 }
 
-_T = TypeVar("_T")
 
-
-class IssuerService(rpc.IssuerServiceServicer):
+class _IssuerService:
     """Answers RPCs with the issuer's decisions. All texts are fixed, and none quotes a request.
 
-    Args:
-        issuer: Decides about requests.
+    It bounds how long requests take to arrive, and how many there are.
     """
 
     def __init__(self, issuer: Issuer) -> None:
-        self._issuer = issuer
+        self._decisions: dict[str, Callable[[Any], Awaitable[Any]]] = {
+            "Enrol": issuer.enrol,
+            "Renew": issuer.renew,
+            "GetTokenKeys": issuer.token_key_list,
+            "SignTokens": issuer.sign_tokens,
+        }
+        self._busy = 0
+        self.arrivals = _Arrivals()
 
-    @override
-    async def Enrol(self, request: EnrolRequest, context: Any) -> EnrolResponse:
-        return await _answer(self._issuer.enrol(request), context)
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Registers the handlers of all methods."""
+        service = identity_pb2.DESCRIPTOR.services_by_name["IssuerService"]
+        methods = {method.name: self._handler(method) for method in service.methods}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, methods),))
 
-    @override
-    async def Renew(self, request: RenewRequest, context: Any) -> RenewResponse:
-        return await _answer(self._issuer.renew(request), context)
+    def _handler(self, method: Any) -> Any:
+        request_type = message_factory.GetMessageClass(method.input_type)
+        decide = self._decisions[method.name]
 
-    @override
-    async def GetTokenKeys(self, request: GetTokenKeysRequest, context: Any) -> GetTokenKeysResponse:
-        return await _answer(self._issuer.token_key_list(), context)
+        async def handle(_: Any, context: Any) -> Any:
+            received = await self.arrivals.request(context)
+            if received is None:
+                return await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, NO_REQUEST)
+            if self._busy >= _CONCURRENT:
+                return await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, BUSY)
+            try:
+                request = request_type.FromString(received)
+            except DecodeError:
+                request = None
+            if request is None:
+                return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, BAD_MESSAGE)
+            self._busy += 1
+            try:
+                return await _answer(decide(request), context)
+            finally:
+                self._busy -= 1
 
-    @override
-    async def SignTokens(self, request: SignTokensRequest, context: Any) -> SignTokensResponse:
-        return await _answer(self._issuer.sign_tokens(request), context)
+        serializer = message_factory.GetMessageClass(method.output_type).SerializeToString
+        return grpc.stream_unary_rpc_method_handler(handle, response_serializer=serializer)
 
 
 class _Arrivals:
@@ -121,51 +128,12 @@ class _Arrivals:
             timer.reschedule(asyncio.get_running_loop().time())
 
 
-class _Handlers:
-    """The handlers of the service's methods. They bound how long requests take to arrive, and how many there are."""
-
-    def __init__(self, service: IssuerService) -> None:
-        self._service = service
-        self._busy = 0
-        self.arrivals = _Arrivals()
-
-    def add_to(self, server: grpc.aio.Server) -> None:
-        """Registers all methods."""
-        service = identity_pb2.DESCRIPTOR.services_by_name["IssuerService"]
-        methods = {method.name: self._handler(method) for method in service.methods}
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, methods),))
-
-    def _handler(self, method: Any) -> Any:
-        request_type = message_factory.GetMessageClass(method.input_type)
-        answer = getattr(self._service, method.name)
-
-        async def handle(_: Any, context: Any) -> Any:
-            received = await self.arrivals.request(context)
-            if received is None:
-                return await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, NO_REQUEST)
-            if self._busy >= _CONCURRENT:
-                return await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, BUSY)
-            try:
-                request = request_type.FromString(received)
-            except DecodeError:
-                request = None
-            if request is None:
-                return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, BAD_MESSAGE)
-            self._busy += 1
-            try:
-                return await answer(request, context)
-            finally:
-                self._busy -= 1
-
-        serializer = message_factory.GetMessageClass(method.output_type).SerializeToString
-        return grpc.stream_unary_rpc_method_handler(handle, response_serializer=serializer)
-
-
-async def _answer(response: Awaitable[_T], context: Any) -> _T:
+async def _answer(response: Awaitable[Any], context: Any) -> Any:
     try:
         return await response
     except IdentityError as error:
-        code, text = _STATUS.get(error.reason, grpc.StatusCode.INTERNAL), _text(error)
+        code = _STATUS.get(error.reason, grpc.StatusCode.INTERNAL)
+        text = str(error).removesuffix(f" [{error.reason}]")  # The reason is in the status.
     except NotImplementedError:
         code, text = grpc.StatusCode.UNIMPLEMENTED, NO_TOKENS
     except Exception as error:
@@ -173,13 +141,7 @@ async def _answer(response: Awaitable[_T], context: Any) -> _T:
         log.error("the issuer failed: %s", type(error).__name__)  # noqa: TRY400
         code, text = grpc.StatusCode.INTERNAL, _FAILED
     # Outside of the handler of the exception, which would otherwise be the context of what abort raises.
-    return await context.abort(code, text)  # type: ignore[no-any-return]
-
-
-def _text(error: IdentityError) -> str:
-    """What a client is told: one of the issuer's fixed texts, without the reason, which is in the status."""
-    text = str(error).removesuffix(f" [{error.reason}]")
-    return text if text in TEXTS else _FAILED
+    return await context.abort(code, text if text in TEXTS else _FAILED)
 
 
 @asynccontextmanager
@@ -198,8 +160,8 @@ async def issuer_server(issuer: Issuer, address: str) -> AsyncIterator[int]:
         IdentityError: EXPIRED: the authority's certificate has ended.
     """
     server = grpc.aio.server(options=_OPTIONS)
-    handlers = _Handlers(IssuerService(issuer))
-    handlers.add_to(server)
+    service = _IssuerService(issuer)
+    service.add_to(server)
     certificates = _ServerCertificates(issuer)
     credentials = grpc.dynamic_ssl_server_credentials(certificates.first, certificates)
     try:
@@ -210,7 +172,7 @@ async def issuer_server(issuer: Issuer, address: str) -> AsyncIterator[int]:
     try:
         yield port
     finally:
-        handlers.arrivals.close()
+        service.arrivals.close()
         await server.stop(_GRACE)
 
 

@@ -41,9 +41,10 @@ from dpmesh.errors import ConfigError, IdentityError
 from dpmesh.identity import Identity
 from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
 from dpmesh_grpc.aio.arities import ARITIES, refuse_twice
+from dpmesh_grpc.aio.arities import interceptors as arity_interceptors
 from dpmesh_grpc.aio.internals import interceptor_list
 from dpmesh_grpc.rotation.identity_channel import IdentityChannel, NoChannel
-from dpmesh_grpc.rotation.linkable_metadata import LINKING, stripping_interceptors
+from dpmesh_grpc.rotation.linkable_metadata import LINKING, Stripping
 from dpmesh_grpc.rotation.multicallables import StreamStream, StreamUnary, UnaryStream, UnaryUnary
 
 log = logging.getLogger("dpmesh.grpc")
@@ -92,7 +93,27 @@ def rotating_channel(
         RuntimeError: No event loop is running.
     """
     linking = LINKING - {key.lower() for key in keep}
-    return RotatingChannel(target, identity, server_name, options, compression, interceptors, drain, linking)
+    given_options, others = _checked(options or ()), tuple(interceptors or ())
+    refuse_twice(others)
+    # One more interceptor removes what the others add. Without others there is none, because it costs time.
+    all_interceptors = (*others, *arity_interceptors(Stripping(linking))) if others else None
+    if not 0 <= drain < float("inf"):
+        raise ConfigError("drain must be a number of seconds, 0 or more")
+
+    def connect() -> IdentityChannel:
+        generation, current = identity.generation, identity.current
+        credentials = grpc.ssl_channel_credentials(current.trust_bundle, current.key, current.certificates)
+        name = (_NAME, server_name or current.trust_domain)
+        channel = grpc.aio.secure_channel(
+            target,
+            credentials,
+            options=(*given_options, name, (_POOL, 1)),
+            compression=compression,
+            interceptors=all_interceptors,
+        )
+        return IdentityChannel(channel, current, generation)
+
+    return RotatingChannel(identity, connect, drain, linking)
 
 
 def _multicallables(kind: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,35 +133,25 @@ def _multicallables(kind: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
-    """The channel that `rotating_channel` returns, and whose arguments it takes.
+    """The channel that `rotating_channel` returns.
 
     Args:
+        identity: An opened identity, open for longer than the channel.
+        connect: Makes a channel with the newest identity, or raises IdentityError. It is not connected yet.
+        drain: Seconds for which RPCs may go on after their identity was replaced.
         linking: The metadata keys that are removed.
     """
 
     def __init__(
         self,
-        target: str,
         identity: RotatingIdentity,
-        server_name: str | None,
-        options: Sequence[tuple[str, Any]] | None,
-        compression: grpc.Compression | None,
-        interceptors: Iterable[Any] | None,
+        connect: Callable[[], IdentityChannel],
         drain: float,
         linking: frozenset[str],
     ) -> None:
-        self._target = target
         self._identity = identity
-        self._server_name = server_name
-        self._options = _checked(options or ())
-        self._compression = compression
+        self._connect = connect
         self._linking = linking
-        others = tuple(interceptors or ())
-        refuse_twice(others)
-        # One more interceptor removes what the others add. Without others there is none, because it costs time.
-        self._interceptors = (*others, *stripping_interceptors(linking)) if others else None
-        if not 0 <= drain < float("inf"):
-            raise ConfigError("drain must be a number of seconds, 0 or more")
         self._drain = drain
         self._no_identity = NoChannel(grpc.ChannelConnectivity.TRANSIENT_FAILURE)
         self._closed = False
@@ -240,20 +251,6 @@ class RotatingChannel(grpc.aio.Channel):  # type: ignore[misc]
             return left or (1.0 if self._identity.current is self._identity_in_force else 0.0)
         except IdentityError:
             return 0.0
-
-    def _connect(self) -> IdentityChannel:
-        """Makes a channel with the newest identity, or raises IdentityError. It is not connected yet."""
-        generation, identity = self._identity.generation, self._identity.current
-        credentials = grpc.ssl_channel_credentials(identity.trust_bundle, identity.key, identity.certificates)
-        name = (_NAME, self._server_name or identity.trust_domain)
-        channel = grpc.aio.secure_channel(
-            self._target,
-            credentials,
-            options=(*self._options, name, (_POOL, 1)),
-            compression=self._compression,
-            interceptors=self._interceptors,
-        )
-        return IdentityChannel(channel, identity, generation)
 
     async def _rotate(self) -> None:
         """Follows the identity until it or the channel is closed."""

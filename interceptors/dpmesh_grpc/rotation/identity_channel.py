@@ -1,4 +1,4 @@
-"""A gRPC channel that has one identity to its end, and what stands in its place while no identity is valid."""
+"""Identity channel: a gRPC channel of one identity, and what stands in its place while no identity is valid."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import secrets
 import weakref
-from collections.abc import Callable
 from typing import Any, Final
 
 import grpc.aio
@@ -28,13 +27,7 @@ EXPIRED: Final = Failure(_UNAVAILABLE, "the channel has no identity that is vali
 
 
 class IdentityChannel(CallEnd):
-    """A gRPC channel that has one identity to its end.
-
-    Args:
-        channel: gRPC's channel.
-        identity: The identity that it was made with.
-        generation: The identity's number.
-    """
+    """A gRPC channel that has one identity to its end."""
 
     def __init__(self, channel: Any, identity: Identity, generation: int) -> None:
         self.channel = channel
@@ -46,10 +39,9 @@ class IdentityChannel(CallEnd):
         self._calls: weakref.WeakSet[Any] = weakref.WeakSet() if calls is None else calls
         self._cut_off: frozenset[Any] = frozenset()
 
-    def bind(self, arity: Arity, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+    def bind(self, arity: Arity, arguments: tuple[Any, ...]) -> Any:
         """The multicallable that gRPC has for a method."""
-        multicallable: Callable[..., Any] = getattr(self.channel, arity.name)(*arguments)
-        return multicallable
+        return getattr(self.channel, arity.name)(*arguments)
 
     def hold(self, call: Any, arity: Arity) -> Any:
         """The call as the caller gets it: if it outlives its drain, it ends with the status `OUTLIVED`."""
@@ -102,7 +94,7 @@ class NoChannel:
         self._state = state
         self._closed = closed
 
-    def bind(self, arity: Arity, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+    def bind(self, arity: Arity, arguments: tuple[Any, ...]) -> Any:
         """A multicallable that refuses all RPCs of a method."""
 
         def refuse(*_: Any, **__: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Linkable metadata: the keys that would link the identities of one device, and the interceptors that remove them."""
+"""Linkable metadata: the keys that would link the identities of one device, and the interception that removes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import grpc.aio
 from typing_extensions import override
 
-from dpmesh_grpc.aio.arities import Arity, ClientInterception, changed, interceptors
+from dpmesh_grpc.aio.arities import Arity, ClientInterception, changed
 
 # The keys of tracing, proxies and correlation. A trace or a request id that outlives an identity names the device, and
 # baggage may carry anything. In lower case, as gRPC's keys are.
@@ -25,20 +25,15 @@ LINKING = frozenset(
 )
 
 
-def stripped(metadata: Any, keys: Collection[str] = LINKING) -> Any:
-    """Metadata without linkable keys; the object itself if there is nothing to remove.
-
-    Args:
-        metadata: Key and value pairs, or None.
-        keys: The keys to remove, in lower case.
-    """
+def stripped(metadata: Any, keys: Collection[str]) -> Any:
+    """Metadata without some keys, which are in lower case; the object itself if there is nothing to remove."""
     if not metadata or not any(pair[0].lower() in keys for pair in metadata):
         return metadata
     return grpc.aio.Metadata(*(pair for pair in metadata if pair[0].lower() not in keys))
 
 
-class _Stripping(ClientInterception):
-    """Removes metadata from RPCs by its keys, which are in lower case."""
+class Stripping(ClientInterception):
+    """Removes metadata from RPCs by its keys, which are in lower case. It belongs after all other interceptions."""
 
     only_once = ""
 
@@ -50,18 +45,8 @@ class _Stripping(ClientInterception):
         metadata = stripped(details.metadata, self._keys)
         if metadata is not details.metadata:
             details = changed(details, details.timeout, metadata)
-        sent: Awaitable[Any] = continuation(details, request)
-        return sent
+        return continuation(details, request)  # type: ignore[no-any-return]
 
     @override
     def send_many(self, continuation: Any, details: Any, requests: Any, arity: Arity) -> Awaitable[Any]:
         return self.send_one(continuation, details, requests, arity)
-
-
-def stripping_interceptors(keys: Collection[str] = LINKING) -> tuple[Any, ...]:
-    """Interceptors that remove linkable metadata, one for each arity. They belong after all others.
-
-    Args:
-        keys: The keys to remove, in lower case.
-    """
-    return interceptors(_Stripping(keys))

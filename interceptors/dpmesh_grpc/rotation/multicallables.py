@@ -15,10 +15,7 @@ from dpmesh_grpc.rotation.linkable_metadata import stripped
 class _MultiCallable:
     """What all arities share: gRPC's own multicallable, made once for each identity's channel.
 
-    Args:
-        usable: Finds the channel in force, or what refuses RPCs. It is called at each RPC.
-        arguments: The method, the serializers, and whether the method is registered.
-        linking: Metadata keys that are removed.
+    `usable` finds the channel in force, or what refuses RPCs. It is called at each RPC.
     """
 
     arity: ClassVar[Arity]

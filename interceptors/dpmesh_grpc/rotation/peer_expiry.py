@@ -46,7 +46,7 @@ def peer_interceptor(identity: RotatingIdentity) -> grpc.aio.ServerInterceptor:
     Args:
         identity: The server's opened identity.
     """
-    return _PeerInterceptor(_Peers(identity))
+    return _PeerInterceptor(identity)
 
 
 class _Peer:
@@ -76,7 +76,9 @@ class _Peer:
         task = asyncio.current_task()
         assert task is not None
         cancels = task.cancelling()
-        self._begin(task)
+        self._running.add(task)
+        if self._timer is None:
+            self._timer = task.get_loop().call_later(self.not_after - time.time(), self._expire)
         try:
             result = await work
         except asyncio.CancelledError:
@@ -95,11 +97,6 @@ class _Peer:
         self._forgotten = True
         if self._timer is not None and not self._running:
             self._timer.cancel()
-
-    def _begin(self, task: asyncio.Task[Any]) -> None:
-        self._running.add(task)
-        if self._timer is None:
-            self._timer = task.get_loop().call_later(self.not_after - time.time(), self._expire)
 
     def _end(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
@@ -120,12 +117,21 @@ class _Peer:
 _NOBODY: Final = _Peer(None, 0.0, 0.0)
 
 
-class _Peers(Interception):
+class _PeerInterceptor(Interception, grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Decides whether a client's certificate is good. It keeps the certificates that it has parsed."""
 
     def __init__(self, identity: RotatingIdentity) -> None:
         self._identity = identity
         self._parsed: dict[bytes, _Peer] = {}
+        self._handlers = InterceptedHandlers(self)
+
+    @override
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        self.tidy()
+        return self._handlers.wrap(handler_call_details.method, handler)
 
     @override
     def asynchronous(self, context: Any) -> AsyncRpc:
@@ -157,9 +163,8 @@ class _Peers(Interception):
         if pem is None:
             return _NOBODY
         peer = self._parsed.get(pem)
-        return self._read(pem) if peer is None else peer
-
-    def _read(self, pem: bytes) -> _Peer:
+        if peer is not None:
+            return peer
         try:
             leaf = x509.load_pem_x509_certificate(pem)
             begins, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
@@ -176,26 +181,12 @@ class _Peers(Interception):
                 peer.forget()
 
 
-class _PeerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    def __init__(self, peers: _Peers) -> None:
-        self._peers = peers
-        self._handlers = InterceptedHandlers(peers)
-
-    @override
-    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        self._peers.tidy()
-        return self._handlers.wrap(handler_call_details.method, handler)
-
-
 class _AsyncRpc(AsyncRpc):
     """Checks the client of one RPC whose handler runs in the event loop, and cancels the handler at the end."""
 
     __slots__ = ("_peer", "_peers")
 
-    def __init__(self, context: Any, peers: _Peers) -> None:
+    def __init__(self, context: Any, peers: _PeerInterceptor) -> None:
         super().__init__(context)
         self._peers = peers
         self._peer = _NOBODY
@@ -218,7 +209,7 @@ class _SyncRpc(SyncRpc):
 
     __slots__ = ("_over", "_peer", "_peers")
 
-    def __init__(self, context: Any, peers: _Peers) -> None:
+    def __init__(self, context: Any, peers: _PeerInterceptor) -> None:
         super().__init__(context)
         self._peers = peers
         self._peer = _NOBODY

@@ -83,12 +83,7 @@ class _Redemption:
 
 
 class _Credential(NamedTuple):
-    """A token or a ticket, as an RPC shows it.
-
-    Attributes:
-        pair: The metadata's key and value.
-        redemption: The redemption of a token; None for a ticket.
-    """
+    """A token or a ticket, as metadata that an RPC shows. Only a token has a redemption."""
 
     pair: tuple[str, str]
     redemption: _Redemption | None

@@ -5,30 +5,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
 
-from dpmesh.identity import Identity
+from dpmesh.identity import RotatingIdentity
 from dpmesh.identity.ca.proof import SIGN_TOKENS, prove
 from dpmesh.identity.tokens.format import PublishedKey, TokenChallenge
 from dpmesh.identity.tokens.verifier import Fetch
 from dpmesh.identity.tokens.wallet import HeldToken, Refill, TokenRequestState, choose_key
-from dpmesh.v1.identity_pb2 import GetTokenKeysRequest, SignTokensRequest
+from dpmesh.v1.identity_pb2 import (
+    GetTokenKeysRequest,
+    GetTokenKeysResponse,
+    SignTokensRequest,
+    SignTokensResponse,
+)
 from dpmesh_grpc.issuer.channel import TIMEOUT, ask
 
 
-class HasIdentity(Protocol):
-    """Has an identity, as a RotatingIdentity does."""
-
-    @property
-    def current(self) -> Identity:
-        """The identity in force.
-
-        Raises:
-            IdentityError: There is none.
-        """
-
-
-def issuer_keys(target: str, identity: HasIdentity, *, timeout: float = TIMEOUT) -> Fetch:
+def issuer_keys(target: str, identity: RotatingIdentity, *, timeout: float = TIMEOUT) -> Fetch:
     """A function that fetches an issuer's public keys of anonymous tokens, for a `Verifier` or for a comparison.
 
     Each fetch has a connection of its own and does not say who asks: an issuer can't give one device another key.
@@ -40,10 +32,11 @@ def issuer_keys(target: str, identity: HasIdentity, *, timeout: float = TIMEOUT)
     """
 
     async def fetch() -> Sequence[PublishedKey]:
-        async def question(stub: Any) -> Any:
-            return await stub.GetTokenKeys(GetTokenKeysRequest(), timeout=timeout)
-
-        response = await ask(target, identity.current.trust_bundle, question)
+        response: GetTokenKeysResponse = await ask(
+            target,
+            identity.current.trust_bundle,
+            lambda stub: stub.GetTokenKeys(GetTokenKeysRequest(), timeout=timeout),
+        )
         return [PublishedKey(key.public_key, key.not_before, key.not_after) for key in response.keys]
 
     return fetch
@@ -51,7 +44,7 @@ def issuer_keys(target: str, identity: HasIdentity, *, timeout: float = TIMEOUT)
 
 def token_request(
     target: str,
-    identity: HasIdentity,
+    identity: RotatingIdentity,
     challenge: TokenChallenge,
     *,
     timeout: float = TIMEOUT,
@@ -78,10 +71,9 @@ def token_request(
         )
         prove(SIGN_TOKENS, request, identity.current, clock())
 
-        async def question(stub: Any) -> Any:
-            return await stub.SignTokens(request, timeout=timeout)
-
-        response = await ask(target, identity.current.trust_bundle, question)
+        response: SignTokensResponse = await ask(
+            target, identity.current.trust_bundle, lambda stub: stub.SignTokens(request, timeout=timeout)
+        )
         return state.finalize(response.blind_signatures)
 
     return refill

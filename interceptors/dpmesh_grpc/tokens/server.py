@@ -50,16 +50,27 @@ def token_interceptor(
         exempt: Full names of services that anybody may call, as "grpc.health.v1.Health".
         ticket_life: Seconds for which a ticket is valid.
     """
-    return _TokenInterceptor(_TokenCheck(verifier, ticket_life), frozenset(exempt))
+    return _TokenInterceptor(verifier, frozenset(exempt), ticket_life)
 
 
-class _TokenCheck(Interception):
+class _TokenInterceptor(Interception, grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Decides whether RPCs are let in, by the token or the ticket that they show."""
 
-    def __init__(self, verifier: Verifier, ticket_life: float) -> None:
+    def __init__(self, verifier: Verifier, exempt: frozenset[str], ticket_life: float) -> None:
         self._verifier = verifier
+        self._exempt = exempt
         self._ticket_life = ticket_life
         self._tickets: Tickets | None = None
+        self._handlers = InterceptedHandlers(self)
+
+    @override
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        handler = await continuation(handler_call_details)
+        name = handler_call_details.method
+        parts = method_name.parse(name)
+        if handler is None or (parts is not None and parts.service in self._exempt):
+            return handler
+        return self._handlers.wrap(name, handler)
 
     @override
     def asynchronous(self, context: Any) -> AsyncRpc:
@@ -70,10 +81,7 @@ class _TokenCheck(Interception):
         return _SyncRpc(context, self, loop)
 
     async def admit(self, context: Any) -> str | None:
-        """Checks what an RPC shows.
-
-        Returns:
-            The ticket that its token buys, or None if it shows a ticket.
+        """Checks what an RPC shows. Returns the ticket that its token buys, or None if it shows a ticket.
 
         Raises:
             RefusedError: It shows neither a valid ticket nor an unspent token, or the ledger can't tell.
@@ -90,7 +98,9 @@ class _TokenCheck(Interception):
         metadata = context.invocation_metadata() or ()
         tickets = [value for key, value in metadata if key == TICKET_KEY]
         if tickets:
-            self._check(tickets, _holder(context))
+            if len(tickets) > 1:
+                raise IdentityError("TOKEN_INVALID", "the RPC shows more than one ticket")
+            self._service_tickets().check(tickets[0], _holder(context))
             return None
         tokens = [v for key, v in metadata if key == AUTHORIZATION and v[: len(_SCHEME)].lower() == _SCHEME]
         if not tokens:
@@ -100,11 +110,6 @@ class _TokenCheck(Interception):
         ours = self._service_tickets()  # Before anything is spent.
         await self._verifier.redeem(from_credentials(tokens[0]))
         return ours.issue(_holder(context))
-
-    def _check(self, tickets: list[str], holder: bytes) -> None:
-        if len(tickets) > 1:
-            raise IdentityError("TOKEN_INVALID", "the RPC shows more than one ticket")
-        self._service_tickets().check(tickets[0], holder)
 
     def _service_tickets(self) -> Tickets:
         if self._tickets is None:
@@ -119,27 +124,12 @@ def _holder(context: Any) -> bytes:
     return b"" if pem is None else hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode())).digest()
 
 
-class _TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    def __init__(self, check: _TokenCheck, exempt: frozenset[str]) -> None:
-        self._exempt = exempt
-        self._handlers = InterceptedHandlers(check)
-
-    @override
-    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        handler = await continuation(handler_call_details)
-        name = handler_call_details.method
-        parts = method_name.parse(name)
-        if handler is None or (parts is not None and parts.service in self._exempt):
-            return handler
-        return self._handlers.wrap(name, handler)
-
-
 class _AsyncRpc(AsyncRpc):
     """Checks the token or the ticket of one RPC whose handler runs in the event loop."""
 
     __slots__ = ("_check", "_ticket_context")
 
-    def __init__(self, context: Any, check: _TokenCheck) -> None:
+    def __init__(self, context: Any, check: _TokenInterceptor) -> None:
         super().__init__(context)
         self._check = check
         self._ticket_context: TicketContext | None = None
@@ -171,7 +161,7 @@ class _SyncRpc(SyncRpc):
 
     __slots__ = ("_check", "_loop", "_ticket_context")
 
-    def __init__(self, context: Any, check: _TokenCheck, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, context: Any, check: _TokenInterceptor, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(context)
         self._check = check
         self._loop = loop
@@ -204,11 +194,7 @@ def reason(trailing: Any) -> str | None:
     try:
         sent = status_pb2.Status.FromString(details)
         info = error_details_pb2.ErrorInfo()
-        found = any(
-            detail.Unpack(info) and info.domain == DOMAIN
-            for detail in sent.details
-            if detail.Is(info.DESCRIPTOR)
-        )
+        found = any(detail.Unpack(info) and info.domain == DOMAIN for detail in sent.details)
     except Exception:  # a peer's bytes
         return None
     return info.reason if found else None

@@ -16,12 +16,7 @@ _PATIENCE: Final = 0.05
 
 
 class TicketContext:
-    """The context of an asynchronous handler whose RPC showed a token: it sends the ticket with the initial metadata.
-
-    Args:
-        context: The handler's own context.
-        ticket: The ticket that the token bought.
-    """
+    """The context of an asynchronous handler whose RPC showed a token: it sends the ticket with initial metadata."""
 
     def __init__(self, context: Any, ticket: str) -> None:
         self._context = context
@@ -89,10 +84,6 @@ class SyncTicketContext:
     """The context of a handler in the executor whose RPC showed a token.
 
     It sends the ticket when the handler sends something or is done.
-
-    Args:
-        context: The handler's own context.
-        ticket: The ticket that the token bought.
     """
 
     def __init__(self, context: Any, ticket: str) -> None:

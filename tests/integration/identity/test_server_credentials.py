@@ -29,7 +29,7 @@ from dpmesh.identity.keys import key_pem, new_key
 from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
 from dpmesh_grpc.rotation import server_credentials
 from dpmesh_grpc.rotation.channel import rotating_channel
-from dpmesh_grpc.rotation.peer_expiry import _Peers
+from dpmesh_grpc.rotation.peer_expiry import _PeerInterceptor
 from dpmesh_grpc.rotation.server_credentials import _Fetcher, rotating_server_credentials, server_options
 from tests.support.mutual_tls import (
     ANSWERS,
@@ -365,7 +365,7 @@ async def test_who_is_not_of_the_trust_domain_is_unauthenticated(stack, fleet, s
 
 async def test_what_is_known_of_certificates_is_bounded(fleet, server, monkeypatch):
     monkeypatch.setattr("dpmesh_grpc.rotation.peer_expiry._KEPT", 10)
-    peers = _Peers(server)
+    peers = _PeerInterceptor(server)
 
     class Context:
         def __init__(self, device: Identity) -> None:

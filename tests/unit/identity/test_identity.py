@@ -10,7 +10,6 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from dpmesh.errors import IdentityError
 from dpmesh.identity import Identity
-from dpmesh.identity.identity import split_spiffe_id
 from tests.support.certificates import DOMAIN, Root, new_key, private_pem
 
 NOW = 1_800_000_000.0
@@ -114,9 +113,9 @@ def test_anything_but_one_spiffe_id_is_refused_and_not_quoted(uris):
     assert "fleet" not in str(error).lower()
 
 
-def test_a_spiffe_id_has_a_domain_and_a_path():
-    assert split_spiffe_id("spiffe://fleet.example/a/B-1") == ("fleet.example", "/a/B-1")
-    assert split_spiffe_id("spiffe://fleet.example") == ("fleet.example", "")
+def test_a_spiffe_id_has_a_domain_and_perhaps_a_path():
+    for uri in ("spiffe://fleet.example/a/B-1", "spiffe://fleet.example"):
+        assert load(ROOT.leaf((uri,), now=NOW)).trust_domain == "fleet.example"
 
 
 def test_nothing_of_it_shows(caplog):

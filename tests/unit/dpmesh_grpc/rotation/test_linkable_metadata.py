@@ -2,12 +2,12 @@
 
 import grpc
 
-from dpmesh_grpc.rotation.linkable_metadata import stripped
+from dpmesh_grpc.rotation.linkable_metadata import LINKING, stripped
 
 KEPT = ("x-tenant", "acme")
 
 
 def test_metadata_with_nothing_to_take_out_is_the_same_object():
     for metadata in (None, (), (KEPT,), grpc.aio.Metadata(KEPT)):
-        assert stripped(metadata) is metadata
-    assert tuple(stripped(grpc.aio.Metadata(("baggage", "x"), KEPT))) == (KEPT,)
+        assert stripped(metadata, LINKING) is metadata
+    assert tuple(stripped(grpc.aio.Metadata(("baggage", "x"), KEPT), LINKING)) == (KEPT,)

@@ -71,6 +71,7 @@ async def test_the_signed_octets_of_a_renewal(identity):
     assert proven.certificate == leaf
     assert proven.fingerprint == hashlib.sha256(der).digest()
     assert proven.digest == hashlib.sha256(octets).digest()
+    assert proven.not_after == int(NOW) + 301
     assert "dpmesh" not in repr(proven)
 
 
