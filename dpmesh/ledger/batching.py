@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from dpmesh.errors import LedgerError
@@ -23,15 +24,13 @@ MAX_BATCH = 4096
 _EXPIRY_SECONDS = 0.05  # between two searches for requests that waited too long
 
 
+@dataclass(slots=True, eq=False)
 class Waiter(Generic[Item, Answer]):
     """A request, its deadline on the event loop's clock, and where its answer goes. The first answer counts."""
 
-    __slots__ = ("answer", "deadline", "item")
-
-    def __init__(self, item: Item, deadline: float, answer: asyncio.Future[Answer]) -> None:
-        self.item = item
-        self.deadline = deadline
-        self.answer = answer
+    item: Item
+    deadline: float
+    answer: asyncio.Future[Answer]
 
     def resolve(self, answer: Answer) -> None:
         """Answers the request."""
