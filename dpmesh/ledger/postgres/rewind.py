@@ -70,22 +70,15 @@ async def rewind(connection: Any, note: str) -> bool:
         for row in await connection.fetch(_LATER, numbers, starts)
     }
     pruned = await connection.fetchval("SELECT pruned_before FROM dpmesh.ledger")
-    nets = clock_rewind.Nets(rows.keys(), targets)
+    charged: clock_rewind.Charged = {key: {} for key in rows}
     day = min(starts) // _DAY - _EARLY_DAYS
     entries = connection.cursor("SELECT body FROM dpmesh.charges WHERE day >= $1", day, prefetch=_PAGE)
     async for (body,) in entries:
-        nets.add(decode(bytes(body)))
-    carried = {
-        key: clock_rewind.carry(
-            key,
-            row,
-            nets.of(key),
-            targets[key[0]],
-            cap=budgets[key[0]].cap,
-            complete=pruned <= targets[key[0]],
-        )
-        for key, row in rows.items()
-    }
+        clock_rewind.count(decode(bytes(body)), charged, targets)
+    carried = {}
+    for key, row in rows.items():
+        at, cap = targets[key[0]], budgets[key[0]].cap
+        carried[key] = clock_rewind.carry(key, row, charged[key], at, cap=cap, complete=pruned <= at)
     await connection.execute(
         _CARRY,
         [number for number, _ in carried],

@@ -43,26 +43,19 @@ def rewind(connection: sqlite3.Connection, path: Path, note: str) -> bool:
         )
     }
     (pruned,) = connection.execute("SELECT pruned_before FROM ledger").fetchone()
-    nets = clock_rewind.Nets(rows.keys(), targets)
+    charged: clock_rewind.Charged = {key: {} for key in rows}
     for entry in entries(connection):
-        nets.add(entry)
+        clock_rewind.count(entry, charged, targets)
     carried = []
     for key, (start, debited) in rows.items():
         at, cap = targets[key[0]], budgets[key[0]].cap
-        one = clock_rewind.carry(key, (start, debited), nets.of(key), at, cap=cap, complete=pruned <= at)
+        one = clock_rewind.carry(key, (start, debited), charged[key], at, cap=cap, complete=pruned <= at)
         carried.append(one)
+        raised = max(cap, one.debited - one.granted)
         connection.execute(
             "UPDATE accounts SET window_start = ?, debited = ?, granted = ?, cap = ?, lifetime = min(lifetime, ?) + ? "
             "WHERE budget = ? AND account = ?",
-            (
-                at,
-                one.debited,
-                one.granted,
-                max(cap, one.debited - one.granted),
-                MAX_AMOUNT - one.more,
-                one.more,
-                *key,
-            ),
+            (at, one.debited, one.granted, raised, MAX_AMOUNT - one.more, one.more, *key),
         )
     for row, at in targets.items():
         connection.execute("UPDATE budgets SET window_start = ? WHERE id = ?", (at, row))
