@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from dpmesh.accounting import MAX_AMOUNT, MAX_SECONDS
 from dpmesh.errors import LedgerError, LostChargesError
-from dpmesh.ledger.budget import Budget, check_names, check_unchanged
+from dpmesh.ledger.budget import Budget, check_names, check_unchanged, stored_terms
 from dpmesh.ledger.charge_log import ChainWriter, EntryKind, Head, Posting, encode, link
 from dpmesh.ledger.postgres import queries, schema
 from dpmesh.ledger.postgres.connection import Connection, check_url
@@ -191,8 +191,7 @@ class PostgresStore(Store):
         return [
             budget
             for budget in self._budgets
-            if (known := stored.get(budget.name)) is None
-            or queries.stored_terms(budget) != queries.stored_terms(known)
+            if (known := stored.get(budget.name)) is None or stored_terms(budget) != stored_terms(known)
         ]
 
     async def _debit(self, connection: Any, batch: Batch) -> Outcome:
@@ -251,13 +250,12 @@ class PostgresStore(Store):
                 *entry,
             )
         )
-        if answer is None:
-            return await self._ask(connection, list(outcome.debited))
-        self._note_time(answer, asked_at)
-        if answer["status"] == "done":
-            return answer
+        if answer is not None:
+            self._note_time(answer, asked_at)
+            if answer["status"] in ("done", "chain"):
+                return answer
         # A new decision needs the state of all accounts of the batch, and the answer has only the debited ones.
-        return answer if answer["status"] == "chain" else await self._ask(connection, list(outcome.debited))
+        return await self._ask(connection, list(outcome.debited))
 
     async def _send(self, statement: Awaitable[Any]) -> Any:
         """Awaits a statement that writes an entry; returns its answer, or None if it met others' statements."""

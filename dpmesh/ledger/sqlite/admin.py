@@ -41,11 +41,7 @@ ON CONFLICT (budget, account) DO UPDATE SET
 
 
 class SQLiteAdmin(LedgerAdmin):
-    """Administration of a ledger in an SQLite file.
-
-    Args:
-        path: The ledger's file.
-    """
+    """Administration of a ledger in an SQLite file."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
@@ -91,13 +87,14 @@ class SQLiteAdmin(LedgerAdmin):
         with self._writing() as (connection, guard), _commit(connection, guard):
             row, definition = find_budget(queries.usable_budgets(connection, self.path), budget)
             start = queries.window_in_force(connection, row, definition)
-            check_granted(definition.cap, _granted(connection, row, account, start), has, raised)
+            _, granted = queries.state(connection, row, account, start)
+            check_granted(definition.cap, granted, has, raised)
             posting = Posting(row, account, start, raised)
             connection.execute("UPDATE budgets SET window_start = ? WHERE id = ?", (start, row))
             connection.execute(_GRANT, {**posting._asdict(), "cap": definition.cap})
             rewind.append(connection, EntryKind.GRANT, [posting], note)
-            (granted,) = queries.read_accounts(connection, budget, account)
-        return granted
+            (found,) = queries.read_accounts(connection, budget, account)
+        return found
 
     def _prune(self, before: int) -> int:
         with self._writing() as (connection, guard):
@@ -185,11 +182,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     if not os.path.lexists(path):
         raise missing(path)
     schema.plain_file(path)
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise LedgerError(f"{path} is read-only: make it and its directory writable for this user")
-    access.check(path)
-    wal.check(path)  # before SQLite looks at either
-    connection = sqlite_file.connect(path, "mode=rw", _TIMEOUT)
+    connection = schema.connect(path, _TIMEOUT)
     try:
         schema.read_secret(connection, path)
     except BaseException:
@@ -206,15 +199,6 @@ def _commit(connection: sqlite3.Connection, guard: RollbackGuard) -> Iterator[No
         commits = queries.count_commit(connection)
         guard.check(commits)
     guard.reached(commits)
-
-
-def _granted(connection: sqlite3.Connection, row: int, account: bytes, window: int) -> int:
-    """What an account is granted in a window."""
-    found = connection.execute(
-        "SELECT granted FROM accounts WHERE budget = ? AND account = ? AND window_start = ?",
-        (row, account, window),
-    ).fetchone()
-    return 0 if found is None else int(found[0])
 
 
 def _check_horizon(budgets: Mapping[int, Budget], before: int) -> None:

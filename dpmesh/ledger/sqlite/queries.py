@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dpmesh.accounting import Accounting, window_end, window_start
+from dpmesh.accounting import window_end, window_start
 from dpmesh.errors import ConfigError, LedgerError
-from dpmesh.ledger.budget import Budget
+from dpmesh.ledger.budget import Budget, stored_terms
 from dpmesh.ledger.charge_log import ChainWriter, EntryKind, Head, Posting, encode, link
 from dpmesh.ledger.store import Account
 
@@ -125,10 +125,7 @@ def redeem(connection: sqlite3.Connection, now: int, redemptions: Sequence[tuple
 def read_budgets(connection: sqlite3.Connection) -> dict[int, Budget]:
     """The budgets that the file holds, by their rows' ids, in order of creation."""
     rows = connection.execute(f"SELECT id, {_BUDGET_COLUMNS} FROM budgets ORDER BY id")  # noqa: S608 - constants
-    return {
-        row: Budget(name, key, epsilon, delta, Accounting(accounting), window, on_exhausted)
-        for row, name, key, epsilon, delta, accounting, window, on_exhausted in rows
-    }
+    return {row: Budget(*terms) for row, *terms in rows}
 
 
 def usable_budgets(connection: sqlite3.Connection, path: Path) -> dict[int, Budget]:
@@ -139,7 +136,7 @@ def usable_budgets(connection: sqlite3.Connection, path: Path) -> dict[int, Budg
     """
     try:
         return read_budgets(connection)
-    except (ConfigError, ValueError) as error:
+    except ConfigError as error:
         raise LedgerError(
             f"{path} holds a budget that this version of dpmesh doesn't know: {error}"
         ) from error
@@ -159,20 +156,11 @@ def charged_others(connection: sqlite3.Connection, names: Sequence[str]) -> tupl
 
 def write_budget(connection: sqlite3.Connection, budget: Budget) -> tuple[int, int]:
     """Stores a budget's definition; returns its row's id and the latest window that was charged."""
-    window = None if budget.window is None else int(budget.window)
     connection.execute(
         f"INSERT INTO budgets ({_BUDGET_COLUMNS}, window_start) VALUES (?, ?, ?, ?, ?, ?, ?, 0) "  # noqa: S608
         "ON CONFLICT (name) DO UPDATE SET epsilon = excluded.epsilon, delta = excluded.delta, "
         "on_exhausted = excluded.on_exhausted",
-        (
-            budget.name,
-            budget.key,
-            float(budget.epsilon),
-            float(budget.delta),
-            budget.accounting.value,
-            window,
-            budget.on_exhausted,
-        ),
+        stored_terms(budget),
     )
     found = connection.execute("SELECT id, window_start FROM budgets WHERE name = ?", (budget.name,))
     row: tuple[int, int] = found.fetchone()
@@ -196,6 +184,15 @@ def read_accounts(
         for key, start, debited, granted, lifetime in rows:
             end = window_end(start, definition.window)
             yield Account(definition.name, key.hex(), start, end, debited, definition.cap, granted, lifetime)
+
+
+def state(connection: sqlite3.Connection, row: int, account: bytes, window: int) -> tuple[int, int]:
+    """What an account was debited and granted in a window."""
+    found = connection.execute(
+        "SELECT debited, granted FROM accounts WHERE budget = ? AND account = ? AND window_start = ?",
+        (row, account, window),
+    )
+    return found.fetchone() or (0, 0)
 
 
 def window_in_force(connection: sqlite3.Connection, row: int, budget: Budget) -> int:

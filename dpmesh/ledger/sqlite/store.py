@@ -20,7 +20,7 @@ from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import DpmeshError, LedgerError, LostChargesError
 from dpmesh.ledger.budget import Budget, check_names, check_unchanged
 from dpmesh.ledger.charge_log import ChainWriter, EntryKind, Posting
-from dpmesh.ledger.sqlite import access, queries, schema, wal
+from dpmesh.ledger.sqlite import access, queries, schema
 from dpmesh.ledger.sqlite.errors import explain
 from dpmesh.ledger.sqlite.file_watch import FileWatch
 from dpmesh.ledger.sqlite.rollback_guard import RollbackGuard
@@ -173,14 +173,7 @@ class SQLiteStore(Store):
         if self._watch.stale:
             self._disconnect()
         if self._connection is None:
-            if not os.access(self.path, os.R_OK | os.W_OK):
-                # Checked before SQLite opens the file, which would leave a read-only log beside it.
-                raise LedgerError(
-                    f"{self.path} is read-only: make it and its directory writable for this user"
-                )
-            access.check(self.path)
-            wal.check(self.path)
-            connection = sqlite_file.connect(self.path, "mode=rw", self._busy_timeout)
+            connection = schema.connect(self.path, self._busy_timeout)
             try:
                 self._secret = self._prepare(connection)
                 self._rollback_guard = RollbackGuard(
@@ -252,7 +245,10 @@ class SQLiteStore(Store):
     def _debit(self, batch: Batch) -> Outcome:
         with self._change() as change:
             windows = self._advance(change, batch.windows)
-            states = {a: self._state(change.connection, a, windows[a[0]]) for a in batch.leased}
+            states = {
+                a: queries.state(change.connection, self._rows[a[0]], a[1], windows[a[0]])
+                for a in batch.leased
+            }
             caps = {
                 a: min(MAX_AMOUNT, self._budgets[a[0]].cap + granted) for a, (_, granted) in states.items()
             }
@@ -306,14 +302,6 @@ class SQLiteStore(Store):
                 "overwrites the file: restart this holder"
             )
         return stored
-
-    def _state(self, connection: sqlite3.Connection, account: AccountId, window: int) -> tuple[int, int]:
-        """What an account was debited and granted in a window."""
-        row = connection.execute(
-            "SELECT debited, granted FROM accounts WHERE budget = ? AND account = ? AND window_start = ?",
-            (self._rows[account[0]], account[1], window),
-        ).fetchone()
-        return (0, 0) if row is None else row
 
     def _credit(self, windows: tuple[int, ...], unspent: Mapping[AccountId, int]) -> None:
         with self._change() as change:
