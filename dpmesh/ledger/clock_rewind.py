@@ -53,32 +53,25 @@ class Carried:
     grants: tuple[Posting, ...]
 
 
-def target(now: float, length: float, accepted: int) -> int:
-    """The window in which a budget continues: the latest that it can have reached by a right clock.
-
-    Args:
-        now: Seconds since the epoch.
-        length: The window's length in seconds.
-        accepted: How many older copies were accepted. Each may have moved the window by one, for good reason.
-    """
-    return window_start(now, length) + int(length) * max(1, accepted)
-
-
 def ahead(
     budgets: Mapping[int, Budget], windows: Mapping[int, int], now: float, accepted: int
 ) -> dict[int, int]:
     """The budgets whose windows began by a wrong clock, by number, and the windows in which they have to continue.
 
+    A budget continues in the latest window that it can have reached by a right clock.
+
     Args:
         budgets: By number.
         windows: For each budget, the latest window that was ever in force.
         now: Seconds since the epoch.
-        accepted: As in `target`.
+        accepted: How many older copies were accepted. Each may have moved the window by one, for good reason.
     """
     found = {}
     for number, budget in budgets.items():
-        if budget.window is not None and windows[number] > (at := target(now, budget.window, accepted)):
-            found[number] = at
+        if budget.window is not None:
+            at = window_start(now, budget.window) + int(budget.window) * max(1, accepted)
+            if windows[number] > at:
+                found[number] = at
     return found
 
 

@@ -65,15 +65,7 @@ async def write_budgets(connection: Any, budgets: Sequence[Budget]) -> None:
 
 
 def read_account(row: Any, cap: int) -> Account:
-    """An account from its row."""
-    start = row["window_start"]
-    return Account(
-        row["name"],
-        bytes(row["account"]).hex(),
-        start,
-        window_end(start, row["length"]),
-        row["debited"],
-        cap,
-        row["granted"],
-        row["lifetime"],
-    )
+    """An account from a row with the columns of ACCOUNTS."""
+    name, length, account, start, debited, granted, lifetime = row
+    end = window_end(start, length)
+    return Account(name, bytes(account).hex(), start, end, debited, cap, granted, lifetime)

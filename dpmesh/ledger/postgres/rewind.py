@@ -41,10 +41,7 @@ async def ahead(connection: Any) -> dict[int, int]:
     if not 0 <= now <= MAX_SECONDS:
         raise LedgerError("the ledger's clock is broken: the database shows no time")
     budgets = await queries.read_budgets(connection)
-    windows = {
-        row["id"]: row["window_start"]
-        for row in await connection.fetch("SELECT id, window_start FROM dpmesh.budgets")
-    }
+    windows = dict(await connection.fetch("SELECT id, window_start FROM dpmesh.budgets"))
     if not clock_rewind.ahead(budgets, windows, now, 0):
         return {}
     accepted = await connection.fetchval("SELECT accepted FROM dpmesh.ledger")
@@ -65,10 +62,8 @@ async def rewind(connection: Any, note: str) -> bool:
         return False
     budgets = await queries.read_budgets(connection)
     numbers, starts = list(targets), list(targets.values())
-    rows = {
-        (row["budget"], bytes(row["account"])): (row["window_start"], row["debited"])
-        for row in await connection.fetch(_LATER, numbers, starts)
-    }
+    later = await connection.fetch(_LATER, numbers, starts)
+    rows = {(number, account): (start, debited) for number, account, start, debited in later}
     pruned = await connection.fetchval("SELECT pruned_before FROM dpmesh.ledger")
     charged: clock_rewind.Charged = {key: {} for key in rows}
     day = min(starts) // _DAY - _EARLY_DAYS

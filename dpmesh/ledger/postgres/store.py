@@ -364,9 +364,5 @@ class PostgresStore(Store):
         """The outcome, with what other holders debited meanwhile."""
         ordered = self._ordered(outcome.debits)
         debited = {**outcome.debited, **dict(zip(ordered, answer["debited"], strict=True))}
-        granted = dict(zip(ordered, answer["granted"], strict=True))
-        caps = {
-            a: self._budgets[a[0]].cap + granted[a] if a in granted else cap
-            for a, cap in outcome.caps.items()
-        }
-        return replace(outcome, debited=debited, caps=caps)
+        caps = {a: self._budgets[a[0]].cap + n for a, n in zip(ordered, answer["granted"], strict=True)}
+        return replace(outcome, debited=debited, caps={**outcome.caps, **caps})

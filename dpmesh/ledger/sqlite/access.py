@@ -20,12 +20,9 @@ _JOURNAL = "-journal"
 
 
 def check(path: Path) -> None:
-    """Checks that a ledger's files are plain files, and that no other user may write or replace them.
+    """Checks that the files that a ledger has are plain, and that no other user may write or replace them.
 
     Otherwise SQLite and dpmesh would follow a link, wait at a pipe for a writer, or apply any journal beside the file.
-
-    Args:
-        path: The ledger's file, which need not be there yet.
 
     Raises:
         LedgerError: Another user may, or one of the files is not a plain file or not this user's.
@@ -103,8 +100,7 @@ def _exposed(path: Path, others: int, group: int) -> str:
     """The names of the ledger's files that allow something to other users."""
     names = []
     for suffix in _SUFFIXES:
-        # The last holder that closes the ledger removes its log, perhaps just now.
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):  # The last holder that closes the ledger removes its log.
             file = path.with_name(path.name + suffix)
             if _allows(file.lstat(), others, group):
                 names.append(file.name)

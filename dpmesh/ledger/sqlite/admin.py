@@ -92,7 +92,7 @@ class SQLiteAdmin(LedgerAdmin):
             posting = Posting(row, account, start, raised)
             connection.execute("UPDATE budgets SET window_start = ? WHERE id = ?", (start, row))
             connection.execute(_GRANT, {**posting._asdict(), "cap": definition.cap})
-            rewind.append(connection, EntryKind.GRANT, [posting], note)
+            queries.append(connection, EntryKind.GRANT, [posting], note)
             (found,) = queries.read_accounts(connection, budget, account)
         return found
 
@@ -139,7 +139,7 @@ class SQLiteAdmin(LedgerAdmin):
                     end = window_end(queries.window_in_force(connection, row, budget), budget.window)
                     if end is not None:
                         connection.execute("UPDATE budgets SET window_start = ? WHERE id = ?", (end, row))
-                rewind.append(connection, EntryKind.ACCEPT, (), note)
+                queries.append(connection, EntryKind.ACCEPT, (), note)
                 # More than any process saw: the file that this copy replaces is the older one from now on.
                 commits = max(commits, rollback_guard.seen(self.path, name)) + 1
                 connection.execute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from dpmesh.accounting import window_end, window_start
 from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.ledger.budget import Budget, stored_terms
-from dpmesh.ledger.charge_log import ChainWriter, EntryKind, Head, Posting, encode, link
+from dpmesh.ledger.charge_log import CHAIN_BYTES, ChainWriter, EntryKind, Head, Posting, begin, encode, link
 from dpmesh.ledger.store import Account
 
 _BUDGET_COLUMNS = "name, key, epsilon, delta, accounting, window, on_exhausted"
@@ -61,13 +62,14 @@ def write_entry(
     return after
 
 
-class Change:
-    """What one transaction of a holder changes.
+def append(connection: sqlite3.Connection, kind: EntryKind, postings: Iterable[Posting], note: str) -> None:
+    """Writes an entry that is no holder's, in a new chain."""
+    chain = secrets.token_bytes(CHAIN_BYTES)
+    write_entry(connection, chain, begin(chain), kind, postings, note)
 
-    Args:
-        connection: In a transaction.
-        chain: The holder's chain.
-    """
+
+class Change:
+    """What one transaction changes, which a holder has begun on the connection."""
 
     def __init__(self, connection: sqlite3.Connection, chain: ChainWriter) -> None:
         self.connection = connection

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.ledger import charge_log, clock_rewind
 from dpmesh.ledger.budget import Budget
-from dpmesh.ledger.charge_log import CHAIN_BYTES, EntryKind, Posting
 from dpmesh.ledger.sqlite import queries
 
 
@@ -60,11 +58,5 @@ def rewind(connection: sqlite3.Connection, path: Path, note: str) -> bool:
     for row, at in targets.items():
         connection.execute("UPDATE budgets SET window_start = ? WHERE id = ?", (at, row))
     for kind, postings in clock_rewind.entries(carried):
-        append(connection, kind, postings, note)
+        queries.append(connection, kind, postings, note)
     return True
-
-
-def append(connection: sqlite3.Connection, kind: EntryKind, postings: Iterable[Posting], note: str) -> None:
-    """Writes an administrator's entry in a new chain."""
-    name = secrets.token_bytes(CHAIN_BYTES)
-    queries.write_entry(connection, name, charge_log.begin(name), kind, postings, note)

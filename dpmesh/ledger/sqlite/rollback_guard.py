@@ -60,10 +60,7 @@ class RollbackGuard:
             raise LedgerError(f"{path_of(ledger)} can't be used: {error.strerror}") from error
 
     def check(self, commits: int) -> None:
-        """Checks, within a transaction, that no process has seen its commit before.
-
-        Args:
-            commits: How many commits there are with this one.
+        """Checks, within a transaction that is commit number `commits`, that no process has seen this commit before.
 
         Raises:
             LedgerError: A process has, so an older copy was put in the ledger's place.
@@ -74,11 +71,7 @@ class RollbackGuard:
         self._compare(name, seen, commits - 1)
 
     def reached(self, commits: int) -> None:
-        """Remembers that so many commits were made.
-
-        Raises:
-            OSError: The guard's file can't be written.
-        """
+        """Remembers that so many commits were made; OSError if the guard's file can't be written."""
         with _locked(self._file, fcntl.LOCK_EX):
             name, seen = _read(self._file)
             if seen < commits and name != _NOBODY:
@@ -88,11 +81,7 @@ class RollbackGuard:
             self._synced = time.monotonic()
 
     def distrust(self) -> None:
-        """Remembers that the ledger was overwritten while in use, and refuses it from now on.
-
-        Raises:
-            OSError: The guard's file can't be written.
-        """
+        """Remembers that the ledger was overwritten while in use; OSError if the guard's file can't be written."""
         with _locked(self._file, fcntl.LOCK_EX):
             os.pwrite(self._file, _FORM.pack(_NOBODY, _read(self._file)[1]), 0)
         os.fdatasync(self._file)
@@ -204,12 +193,7 @@ def path_of(ledger: Path) -> Path:
 
 
 def refusal(ledger: Path, name: bytes, commits: int) -> LedgerError | None:
-    """Why a ledger with so many commits may not be opened, or None if it may.
-
-    Args:
-        ledger: The ledger's file.
-        name: The ledger's random name.
-        commits: How many commits it holds.
+    """Why a ledger of this random name, with so many commits, may not be opened, or None if it may.
 
     Raises:
         LedgerError: The guard's file can't be used at all.
@@ -224,14 +208,9 @@ def refusal(ledger: Path, name: bytes, commits: int) -> LedgerError | None:
 
 
 def doubt(ledger: Path, name: bytes, commits: int) -> str:
-    """Why a ledger with so many commits may not be charged, for its readers; "" if it may.
+    """Why a ledger of this random name, with so many commits, may not be charged, for its readers; "" if it may.
 
     A copy that is read elsewhere has no guard's file, which is fine.
-
-    Args:
-        ledger: The ledger's file.
-        name: The ledger's random name.
-        commits: How many commits it holds.
 
     Raises:
         OSError: The guard's file can't be read.
@@ -249,10 +228,6 @@ def doubt(ledger: Path, name: bytes, commits: int) -> str:
 
 def seen(ledger: Path, name: bytes) -> int:
     """How many commits the guard of a ledger saw; 0 if its file is missing or another ledger's.
-
-    Args:
-        ledger: The ledger's file.
-        name: The ledger's random name.
 
     Raises:
         OSError: The guard's file can't be read.

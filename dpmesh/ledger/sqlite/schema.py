@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dpmesh import files, sqlite_file
 from dpmesh.errors import LedgerError
-from dpmesh.ledger.charge_log import CHAIN_BYTES, EntryKind, Posting, begin
+from dpmesh.ledger.charge_log import EntryKind, Posting
 from dpmesh.ledger.sqlite import access, queries, rollback_guard, wal
 from dpmesh.ledger.store import SECRET_BYTES
 
@@ -256,5 +256,4 @@ def _add_log(connection: sqlite3.Connection) -> None:
     rows = connection.execute("SELECT budget, account, window_start, debited FROM accounts WHERE debited > 0")
     postings = [Posting(*row) for row in rows]
     if postings:
-        chain = secrets.token_bytes(CHAIN_BYTES)
-        queries.write_entry(connection, chain, begin(chain), EntryKind.OPENING, postings)
+        queries.append(connection, EntryKind.OPENING, postings, "")

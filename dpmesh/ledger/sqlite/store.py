@@ -65,8 +65,6 @@ class SQLiteStore(Store):
         busy_timeout: How long to wait for another process's lock, in seconds.
     """
 
-    clock: Callable[[], float] | None = None
-
     def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 4.0) -> None:
         self.path = Path(path).absolute()  # a later chdir must not lead to another ledger
         self._busy_timeout = busy_timeout

@@ -34,9 +34,6 @@ class SQLiteView(LedgerView):
     A ledger that is in use has a write-ahead log beside it. A ledger at rest has none, and is opened as immutable, so
     that SQLite makes no log, which would belong to the reading user.
 
-    Args:
-        path: The ledger's file.
-
     Raises:
         LedgerError: There is no ledger at the path, or it can't be read.
     """
