@@ -159,12 +159,10 @@ class BatchQueue(ABC, Generic[Item, Answer]):
                 waiter.refuse(LedgerError(f"the ledger did not answer within {self._timeout:g} s"))
             elif not waiter.answer.done():
                 following = min(following, waiter.deadline)
-        # Not at each deadline: thousands may wait, and each search goes through all of them.
-        self._expiry = (
-            None
-            if following == math.inf
-            else loop.call_at(max(following, now + _EXPIRY_SECONDS), self._expire)
-        )
+        self._expiry = None
+        if following < math.inf:
+            # Not at each deadline: thousands may wait, and each search goes through all of them.
+            self._expiry = loop.call_at(max(following, now + _EXPIRY_SECONDS), self._expire)
 
     def _refuse_all(self, error: BaseException, committing: Iterable[Waiter[Item, Answer]]) -> None:
         for waiter in (*committing, *self._waiting):

@@ -24,11 +24,7 @@ class RedemptionQueue(BatchQueue[Redemption, bool]):
         self._clock = clock
 
     async def redeem(self, name: bytes, until: float) -> bool:
-        """Redeems a name; returns whether this call did, as Ledger.redeem_once.
-
-        Raises:
-            LedgerError: The name or the time is invalid, too many wait already, or the store can't answer in time.
-        """
+        """Redeems a name, as Ledger.redeem_once says."""
         if type(name) is not bytes or len(name) != NAME_BYTES:
             raise LedgerError(f"a name that is spent must be {NAME_BYTES} bytes")
         if not isinstance(until, int | float) or not 0 <= until < LAST_SECOND:

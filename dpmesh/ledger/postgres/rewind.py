@@ -70,22 +70,16 @@ async def rewind(connection: Any, note: str) -> bool:
     entries = connection.cursor("SELECT body FROM dpmesh.charges WHERE day >= $1", day, prefetch=_PAGE)
     async for (body,) in entries:
         clock_rewind.count(decode(bytes(body)), charged, targets)
-    carried = {}
+    carried, moved = [], []
     for key, row in rows.items():
         at, cap = targets[key[0]], budgets[key[0]].cap
-        carried[key] = clock_rewind.carry(key, row, charged[key], at, cap=cap, complete=pruned <= at)
-    await connection.execute(
-        _CARRY,
-        [number for number, _ in carried],
-        [account for _, account in carried],
-        [targets[number] for number, _ in carried],
-        [one.debited for one in carried.values()],
-        [one.granted for one in carried.values()],
-        [max(budgets[key[0]].cap, one.debited - one.granted) for key, one in carried.items()],
-        [one.more for one in carried.values()],
-    )
+        one = clock_rewind.carry(key, row, charged[key], at, cap=cap, complete=pruned <= at)
+        carried.append(one)
+        moved.append((*key, at, one.debited, one.granted, max(cap, one.debited - one.granted), one.more))
+    if moved:
+        await connection.execute(_CARRY, *zip(*moved, strict=True))
     await connection.execute(_BACK, numbers, starts)
-    for kind, postings in clock_rewind.entries(carried.values()):
+    for kind, postings in clock_rewind.entries(carried):
         await append(connection, kind, postings, note)
     return True
 

@@ -229,22 +229,15 @@ class PostgresStore(Store):
     async def _write(self, connection: Any, outcome: Outcome) -> Any:
         """Sends debits. The answer says whether they were written, and if not, why."""
         ordered = self._ordered(outcome.debits)
-        amounts = [outcome.debits[a] for a in ordered]
-        windows = [outcome.windows[a[0]] for a in ordered]
-        rows = [self._rows[a[0]] for a in ordered]
-        entry = await self._entry(
-            connection, EntryKind.DEBIT, map(Posting, rows, [a[1] for a in ordered], windows, amounts)
-        )
+        columns = self._columns(ordered, outcome.windows, outcome.debits)
+        entry = await self._entry(connection, EntryKind.DEBIT, map(Posting, *columns))
         asked_at = self._monotonic()
         answer = await self._send(
             connection.fetchrow(
                 queries.DEBIT,
                 self._rows,
                 list(outcome.windows),
-                rows,
-                [a[1] for a in ordered],
-                windows,
-                amounts,
+                *columns,
                 [self._budgets[a[0]].cap for a in ordered],
                 [outcome.caps[a] - self._budgets[a[0]].cap for a in ordered],
                 *entry,
@@ -321,19 +314,14 @@ class PostgresStore(Store):
             ordered = self._ordered(left)
             if not ordered:
                 return
-            amounts = [left[a] for a in ordered]
-            starts = [windows[a[0]] for a in ordered]
-            rows = [self._rows[a[0]] for a in ordered]
-            accounts = [a[1] for a in ordered]
-            postings = map(Posting, rows, accounts, starts, [-amount for amount in amounts])
+            columns = self._columns(ordered, windows, left)
+            postings = map(Posting, *columns[:3], [-amount for amount in columns[3]])
             entry = await self._entry(connection, EntryKind.CREDIT, postings)
-            status = await self._send(
-                connection.fetchval(queries.CREDIT, rows, accounts, starts, amounts, *entry)
-            )
+            status = await self._send(connection.fetchval(queries.CREDIT, *columns, *entry))
             if status == "done":
                 return
             if status == "stale":
-                valid = await connection.fetch(queries.CREDITABLE, rows, accounts, starts, amounts)
+                valid = await connection.fetch(queries.CREDITABLE, *columns)
                 left = {a: left[a] for a, row in zip(ordered, valid, strict=True) if row["valid"]}
         raise LedgerError(f"{self.address} is too busy: others were faster {_TRIES} times")
 
@@ -359,6 +347,17 @@ class PostgresStore(Store):
     def _ordered(self, accounts: Iterable[AccountId]) -> list[AccountId]:
         """Accounts in the order in which every holder locks rows."""
         return sorted(accounts, key=lambda a: (self._rows[a[0]], a[1]))
+
+    def _columns(
+        self, accounts: Sequence[AccountId], windows: Sequence[int], amounts: Mapping[AccountId, int]
+    ) -> tuple[list[Any], ...]:
+        """What SQL functions get of accounts: the budgets' numbers, the hashes, the windows and the amounts."""
+        return (
+            [self._rows[a[0]] for a in accounts],
+            [a[1] for a in accounts],
+            [windows[a[0]] for a in accounts],
+            [amounts[a] for a in accounts],
+        )
 
     def _settled(self, outcome: Outcome, answer: Any) -> Outcome:
         """The outcome, with what other holders debited meanwhile."""

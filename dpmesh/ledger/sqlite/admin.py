@@ -72,13 +72,13 @@ class SQLiteAdmin(LedgerAdmin):
         return await asyncio.to_thread(self._accept, note, unnoticed)
 
     def _migrate(self) -> tuple[int, int]:
-        with explained(self.path):
-            if not os.path.lexists(self.path):
+        if os.path.lexists(self.path):
+            with self._opened() as connection:
+                before = queries.version_of(connection)
+        else:
+            with explained(self.path):
                 schema.make_file(self.path)
-                before = 0
-            else:
-                with closing(_connect(self.path)) as connection:
-                    before = queries.version_of(connection)
+            before = 0
         with self._writing():  # brings it up to date
             return before, schema.VERSION
 
@@ -118,7 +118,7 @@ class SQLiteAdmin(LedgerAdmin):
             if wal.gap(self.path):
                 # It can't be applied to this file; the rollback guard knows its count.
                 wal.discard(self.path)
-        with explained(self.path), closing(_connect(self.path)) as connection:
+        with self._opened() as connection:
             schema.make_durable(connection, self.path)
             schema.upgrade(connection)
             progress = queries.progress(connection, self.path)
@@ -170,25 +170,22 @@ class SQLiteAdmin(LedgerAdmin):
     @contextmanager
     def _writing(self) -> Iterator[tuple[sqlite3.Connection, RollbackGuard]]:
         """A connection to a ledger of the present version that is not an older copy, and its rollback guard."""
-        with explained(self.path), closing(_connect(self.path)) as connection:
+        with self._opened() as connection:
             schema.make_durable(connection, self.path)
             schema.upgrade(connection)
             with closing(RollbackGuard(self.path, lambda: queries.progress(connection, self.path))) as guard:
                 yield connection, guard
 
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """A connection that may write to an existing ledger."""
-    if not os.path.lexists(path):
-        raise missing(path)
-    schema.plain_file(path)
-    connection = schema.connect(path, _TIMEOUT)
-    try:
-        schema.read_secret(connection, path)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """A connection that may write to the ledger, of whatever version that is."""
+        with explained(self.path):
+            if not os.path.lexists(self.path):
+                raise missing(self.path)
+            schema.plain_file(self.path)
+            with closing(schema.connect(self.path, _TIMEOUT)) as connection:
+                schema.read_secret(connection, self.path)
+                yield connection
 
 
 @contextmanager

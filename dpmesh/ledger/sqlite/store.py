@@ -252,22 +252,19 @@ class SQLiteStore(Store):
             }
             outcome = decide(batch, caps, windows, {a: debited for a, (debited, _) in states.items()})
             if outcome.debits:
-                change.write(
-                    EntryKind.DEBIT, [self._posting(a, windows, n) for a, n in outcome.debits.items()]
-                )
+                postings = {a: self._posting(a, windows, n) for a, n in outcome.debits.items()}
+                change.write(EntryKind.DEBIT, postings.values())
                 change.connection.executemany(
                     _DEBIT,
                     [
                         (
-                            self._rows[a[0]],
-                            a[1],
-                            windows[a[0]],
+                            *posting[:3],
                             outcome.debited[a],
                             self._budgets[a[0]].cap,
                             states[a][1],
-                            n,
+                            posting.amount,
                         )
-                        for a, n in outcome.debits.items()
+                        for a, posting in postings.items()
                     ],
                 )
         return outcome

@@ -121,11 +121,9 @@ def _count(page: bytes) -> int | None:
             kind, body = _varint(page, body)
             kinds.append(kind)
         at = end + sum(_length(kind) for kind in kinds[:2])
-        return (
-            int.from_bytes(page[at : at + _length(kinds[2])], "big", signed=True)
-            if kinds[2] < 8
-            else kinds[2] - 8
-        )
+        if kinds[2] >= 8:
+            return kinds[2] - 8  # the types 8 and 9 are the numbers 0 and 1
+        return int.from_bytes(page[at : at + _length(kinds[2])], "big", signed=True)
     except (IndexError, KeyError):
         return None
 
