@@ -87,7 +87,7 @@ async def rewind(connection: Any, note: str) -> bool:
 async def append(connection: Any, kind: EntryKind, postings: Sequence[Posting], note: str) -> None:
     """Writes an administrator's entry in a new chain."""
     at = await connection.fetchval("SELECT greatest(0, floor(dpmesh.now()))::bigint")
-    await connection.execute("SELECT dpmesh.prepare($1)", at // 86_400)
+    await connection.execute("SELECT dpmesh.prepare($1)", at // _DAY)
     chain = secrets.token_bytes(CHAIN_BYTES)
     head = begin(chain)
     body = encode(kind, at, postings, note)

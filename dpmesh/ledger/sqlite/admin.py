@@ -85,8 +85,9 @@ class SQLiteAdmin(LedgerAdmin):
     def _grant(self, budget: str, account: bytes, raised: int, note: str, has: int) -> Account:
         check_grant(account, raised)
         with self._writing() as (connection, guard), _commit(connection, guard):
-            row, definition = find_budget(queries.usable_budgets(connection, self.path), budget)
-            start = queries.window_in_force(connection, row, definition)
+            budgets = queries.usable_budgets(connection, self.path)
+            row, definition = find_budget(budgets, budget)
+            start = queries.windows_in_force(connection, budgets)[row]
             _, granted = queries.state(connection, row, account, start)
             check_granted(definition.cap, granted, has, raised)
             posting = Posting(row, account, start, raised)
@@ -135,8 +136,8 @@ class SQLiteAdmin(LedgerAdmin):
                 name, commits = self._refused(connection, unnoticed)
                 budgets = queries.usable_budgets(connection, self.path)
                 rewind.rewind(connection, self.path, note)
-                for row, budget in budgets.items():
-                    end = window_end(queries.window_in_force(connection, row, budget), budget.window)
+                for row, start in queries.windows_in_force(connection, budgets).items():
+                    end = window_end(start, budgets[row].window)
                     if end is not None:
                         connection.execute("UPDATE budgets SET window_start = ? WHERE id = ?", (end, row))
                 queries.append(connection, EntryKind.ACCEPT, (), note)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dpmesh.accounting import window_end, window_start
@@ -197,10 +197,10 @@ def state(connection: sqlite3.Connection, row: int, account: bytes, window: int)
     return found.fetchone() or (0, 0)
 
 
-def window_in_force(connection: sqlite3.Connection, row: int, budget: Budget) -> int:
-    """When the window in force began: the latest that ever was, or a later one by this machine's clock."""
-    (stored,) = connection.execute("SELECT window_start FROM budgets WHERE id = ?", (row,)).fetchone()
-    return max(int(stored), window_start(time.time(), budget.window))
+def windows_in_force(connection: sqlite3.Connection, budgets: Mapping[int, Budget]) -> dict[int, int]:
+    """For each budget, the latest window that ever was in force, or a later one by this machine's clock."""
+    stored, now = windows(connection), time.time()
+    return {row: max(stored[row], window_start(now, budget.window)) for row, budget in budgets.items()}
 
 
 def windows(connection: sqlite3.Connection) -> dict[int, int]:

@@ -24,7 +24,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dpmesh import files
@@ -95,19 +95,14 @@ class RollbackGuard:
 
     def _open(self, read: Callable[[], tuple[bytes, int]]) -> int:
         for _ in range(_ROUNDS):
-            # The guard's file is read before the ledger: others may commit in between, and it must not seem ahead.
-            file, (name, seen) = _find(path_of(self._ledger))
-            try:
+            with ExitStack() as stack:
+                # The guard's file is read before the ledger: others may commit in between, and it must not seem ahead.
+                file, name, seen = _find(self._ledger, stack)
                 self._name, commits = read()
                 if name:
                     self._compare(name, seen, commits)
+                    stack.pop_all()  # it stays open
                     return file
-            except BaseException:
-                if file >= 0:
-                    os.close(file)
-                raise
-            if file >= 0:
-                os.close(file)
             if commits == 0:
                 # There is nothing to remember yet, and the process that made the ledger may have stopped before it made
                 # this file. The file is durable before the first commit: a ledger with commits had one.
@@ -154,14 +149,15 @@ def _open(path: Path, flags: int = 0) -> int:
         raise
 
 
-def _find(path: Path) -> tuple[int, tuple[bytes, int]]:
-    """Opens the file (-1 if there is none) and reads its name and count."""
+def _find(ledger: Path, stack: ExitStack) -> tuple[int, bytes, int]:
+    """Opens a ledger's guard's file (-1 if there is none) until the stack ends, and reads its name and count."""
     try:
-        file = _open(path)
+        file = _open(path_of(ledger))
     except FileNotFoundError:
-        return -1, (b"", 0)
+        return -1, b"", 0
+    stack.callback(os.close, file)
     with _locked(file, fcntl.LOCK_SH):
-        return file, _read(file)
+        return file, *_read(file)
 
 
 def _read(file: int) -> tuple[bytes, int]:
@@ -215,9 +211,8 @@ def doubt(ledger: Path, name: bytes, commits: int) -> str:
     Raises:
         OSError: The guard's file can't be read.
     """
-    file, (found, count) = _find(path_of(ledger))
-    if file >= 0:
-        os.close(file)
+    with ExitStack() as stack:
+        _, found, count = _find(ledger, stack)
     if not found or (found == name and count <= commits):
         return ""
     if found == name:
@@ -232,9 +227,8 @@ def seen(ledger: Path, name: bytes) -> int:
     Raises:
         OSError: The guard's file can't be read.
     """
-    file, (found, commits) = _find(path_of(ledger))
-    if file >= 0:
-        os.close(file)
+    with ExitStack() as stack:
+        _, found, commits = _find(ledger, stack)
     return commits if found in (name, _NOBODY) else 0
 
 
