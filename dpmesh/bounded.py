@@ -13,11 +13,7 @@ _Value = TypeVar("_Value")
 
 
 class BoundedTable(dict[_Key, _Value]):
-    """A dict that holds at most `limit` entries. Add entries only by `table[key] = value`.
-
-    Args:
-        limit: How many entries it holds.
-    """
+    """A dict that holds at most `limit` entries. Add entries only by `table[key] = value`."""
 
     __slots__ = ("limit",)
 

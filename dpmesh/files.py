@@ -69,11 +69,6 @@ def write_all(contents: Mapping[Path, bytes]) -> None:
 def create(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Writes a new file, and never replaces one.
 
-    Args:
-        path: The file.
-        data: Its content.
-        mode: Who may use it.
-
     Raises:
         FileExistsError: There is one already.
         OSError: The file can't be written.

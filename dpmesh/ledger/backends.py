@@ -134,11 +134,7 @@ def relative_file(url: str) -> Path | None:
 
 
 def sqlite_url(path: Path) -> str:
-    """The URL of an SQLite file.
-
-    Args:
-        path: Absolute.
-    """
+    """The URL of an SQLite file, which is given by its absolute path."""
     return f"sqlite:///{path}"
 
 

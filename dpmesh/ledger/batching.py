@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from dpmesh.errors import LedgerError
@@ -23,15 +24,13 @@ MAX_BATCH = 4096
 _EXPIRY_SECONDS = 0.05  # between two searches for requests that waited too long
 
 
+@dataclass(slots=True, eq=False)
 class Waiter(Generic[Item, Answer]):
     """A request, its deadline on the event loop's clock, and where its answer goes. The first answer counts."""
 
-    __slots__ = ("answer", "deadline", "item")
-
-    def __init__(self, item: Item, deadline: float, answer: asyncio.Future[Answer]) -> None:
-        self.item = item
-        self.deadline = deadline
-        self.answer = answer
+    item: Item
+    deadline: float
+    answer: asyncio.Future[Answer]
 
     def resolve(self, answer: Answer) -> None:
         """Answers the request."""
@@ -160,12 +159,10 @@ class BatchQueue(ABC, Generic[Item, Answer]):
                 waiter.refuse(LedgerError(f"the ledger did not answer within {self._timeout:g} s"))
             elif not waiter.answer.done():
                 following = min(following, waiter.deadline)
-        # Not at each deadline: thousands may wait, and each search goes through all of them.
-        self._expiry = (
-            None
-            if following == math.inf
-            else loop.call_at(max(following, now + _EXPIRY_SECONDS), self._expire)
-        )
+        self._expiry = None
+        if following < math.inf:
+            # Not at each deadline: thousands may wait, and each search goes through all of them.
+            self._expiry = loop.call_at(max(following, now + _EXPIRY_SECONDS), self._expire)
 
     def _refuse_all(self, error: BaseException, committing: Iterable[Waiter[Item, Answer]]) -> None:
         for waiter in (*committing, *self._waiting):

@@ -284,6 +284,13 @@ def _letters(name: str) -> str:
     return re.sub(r"[\W_]", "", name.casefold()) or name
 
 
+def stored_terms(budget: Budget) -> tuple[str, str, float, float, str, int | None, str]:
+    """What a store keeps of a budget, in the order in which Budget takes it."""
+    window = None if budget.window is None else int(budget.window)
+    epsilon, delta = float(budget.epsilon), float(budget.delta)
+    return budget.name, budget.key, epsilon, delta, budget.accounting.value, window, budget.on_exhausted
+
+
 def check_unchanged(stored: Budget, configured: Budget) -> None:
     """Checks that a budget means the same as when its ledger first saw it; epsilon and delta may change.
 
@@ -294,13 +301,10 @@ def check_unchanged(stored: Budget, configured: Budget) -> None:
         old, new = getattr(stored, key), getattr(configured, key)
         if old != new:
             terms = ["lifetime" if value is None else str(value) for value in (old, new)]
+            until = "for ever" if stored.window is None else "until its window is over"
             raise ConfigError(
                 f"{configured.kind}.{key}: {terms[1]!r} for {configured.kind} {stored.name!r}, which the ledger holds "
                 f"with {terms[0]!r}. Changing it would refill what is spent, and so would a new name: restore the old "
                 f"value. To change it anyway, add a {configured.kind} of another name, and keep this one beside "
-                f"it {_while_it_counts(stored)}"
+                f"it {until}"
             )
-
-
-def _while_it_counts(budget: Budget) -> str:
-    return "for ever" if budget.window is None else "until its window is over"

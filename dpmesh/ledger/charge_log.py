@@ -12,7 +12,7 @@ import hashlib
 import math
 import secrets
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -122,16 +122,7 @@ def link(head: Head, body: bytes) -> Head:
 
 
 def follow(head: Head, seq: int, body: bytes, hash_: bytes) -> tuple[Head, Entry]:
-    """Verifies and reads the next entry of a chain.
-
-    Args:
-        head: The head before the entry.
-        seq: The entry's number.
-        body: Its canonical bytes.
-        hash_: Its hash.
-
-    Returns:
-        The head after the entry, and the entry.
+    """Verifies and reads the next entry of a chain, and returns the head after it.
 
     Raises:
         LedgerError: The entry does not belong there; the text says why.
@@ -147,19 +138,8 @@ def follow(head: Head, seq: int, body: bytes, hash_: bytes) -> tuple[Head, Entry
         raise LedgerError(f"entry {seq}: {error}") from error
 
 
-def break_in(head: Head, entries: Sequence[tuple[int, bytes, bytes]], end: Head) -> str | None:
-    """Finds what is wrong with a chain; None if nothing is.
-
-    Args:
-        head: The head before the entries.
-        entries: (number, canonical bytes, hash) each, in order.
-        end: The head that the chain should have.
-    """
-    try:
-        for seq, body, hash_ in entries:
-            head, _ = follow(head, seq, body, hash_)
-    except LedgerError as error:
-        return str(error)
+def wrong_end(head: Head, end: Head) -> str | None:
+    """What is wrong with a chain whose last entry leads to one head, and which should have another; None if nothing."""
     if head.seq < end.seq:
         return f"entry {head.seq + 1} is missing"
     if head != end:

@@ -8,8 +8,7 @@ Pure functions, no I/O.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +30,10 @@ class Net(NamedTuple):
     granted: int = 0
 
 
+Charged = dict[Key, dict[int, Net]]
+"""For each account: what the charge log says of it in each window."""
+
+
 @dataclass(frozen=True, slots=True)
 class Carried:
     """An account after it was moved into its target window.
@@ -50,32 +53,25 @@ class Carried:
     grants: tuple[Posting, ...]
 
 
-def target(now: float, length: float, accepted: int) -> int:
-    """The window in which a budget continues: the latest that it can have reached by a right clock.
-
-    Args:
-        now: Seconds since the epoch.
-        length: The window's length in seconds.
-        accepted: How many older copies were accepted. Each may have moved the window by one, for good reason.
-    """
-    return window_start(now, length) + int(length) * max(1, accepted)
-
-
 def ahead(
     budgets: Mapping[int, Budget], windows: Mapping[int, int], now: float, accepted: int
 ) -> dict[int, int]:
     """The budgets whose windows began by a wrong clock, by number, and the windows in which they have to continue.
 
+    A budget continues in the latest window that it can have reached by a right clock.
+
     Args:
         budgets: By number.
         windows: For each budget, the latest window that was ever in force.
         now: Seconds since the epoch.
-        accepted: As in `target`.
+        accepted: How many older copies were accepted. Each may have moved the window by one, for good reason.
     """
     found = {}
     for number, budget in budgets.items():
-        if budget.window is not None and windows[number] > (at := target(now, budget.window, accepted)):
-            found[number] = at
+        if budget.window is not None:
+            at = window_start(now, budget.window) + int(budget.window) * max(1, accepted)
+            if windows[number] > at:
+                found[number] = at
     return found
 
 
@@ -84,54 +80,34 @@ def accepted_copies(entries: Iterable[Entry]) -> int:
     return sum(entry.kind is EntryKind.ACCEPT and not entry.postings for entry in entries)
 
 
-class Nets:
-    """What the charge log says of accounts in their target windows and later ones.
+def count(entry: Entry, charged: Charged, since: Mapping[int, int]) -> None:
+    """Adds an entry to what accounts were charged. The order of entries doesn't matter.
 
     Args:
-        keys: The accounts.
-        targets: For each budget, its target window.
+        entry: The entry.
+        charged: The accounts in question, and what was counted so far. Other accounts don't count.
+        since: For each budget, the first window that counts; all windows if it is missing.
     """
-
-    def __init__(self, keys: Collection[Key], targets: Mapping[int, int]) -> None:
-        self._keys = keys
-        self._targets = targets
-        self._found: dict[Key, dict[int, Net]] = defaultdict(dict)
-
-    def add(self, entry: Entry) -> None:
-        """Counts an entry. The order doesn't matter."""
-        for posting in entry.postings:
-            if posting[:2] in self._keys and posting.window >= self._targets[posting.budget]:
-                add(self._found[posting[:2]], entry.kind, posting)
-
-    def of(self, key: Key) -> Mapping[int, Net]:
-        """What an account was charged, by windows."""
-        return self._found.get(key, {})
-
-
-def add(windows: dict[int, Net], kind: EntryKind, posting: Posting) -> None:
-    """Counts a posting in its window."""
-    net = windows.get(posting.window, Net())
-    if kind is EntryKind.GRANT:
-        windows[posting.window] = net._replace(granted=net.granted + posting.amount)
-    else:
-        windows[posting.window] = net._replace(debited=net.debited + posting.amount)
+    for posting in entry.postings:
+        windows = charged.get(posting[:2])
+        if windows is None or posting.window < since.get(posting.budget, 0):
+            continue
+        net = windows.get(posting.window, Net())
+        if entry.kind is EntryKind.GRANT:
+            windows[posting.window] = net._replace(granted=net.granted + posting.amount)
+        else:
+            windows[posting.window] = net._replace(debited=net.debited + posting.amount)
 
 
 def carry(
-    key: Key,
-    row: tuple[int, int],
-    windows: Mapping[int, Net],
-    at: int,
-    *,
-    cap: int,
-    complete: bool,
+    key: Key, row: tuple[int, int], windows: Mapping[int, Net], at: int, *, cap: int, complete: bool
 ) -> Carried:
     """Moves one account into its target window.
 
     Args:
         key: The account.
         row: Its window, which is a later one, and what it is debited there.
-        windows: What the charge log says of it (`Nets`).
+        windows: What the charge log says of it (`count`).
         at: The target window.
         cap: The budget's cap.
         complete: Whether the log goes back to the target window. If not, the account counts as spent.

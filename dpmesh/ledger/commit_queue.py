@@ -44,14 +44,10 @@ class CommitQueue(BatchQueue[Charges, None]):
     A credit that fails is wasted, never spent: nobody holds those leases any more.
 
     Args:
-        store: Where the debits are kept.
-        budgets: The ledger's budgets.
+        store: As for Ledger; so are `budgets`, `clock`, `monotonic` and `timeout`.
         leases: What this process holds already, and where new slices go.
         account: Gives the name under which an account is stored.
         committed: Called with the seconds that each commit took.
-        clock: Seconds since the epoch.
-        monotonic: Seconds that only grow; slices follow the rate at which leases are used by this clock.
-        timeout: The longest that a charge waits, in seconds.
     """
 
     def __init__(
@@ -78,11 +74,7 @@ class CommitQueue(BatchQueue[Charges, None]):
         self._rotation: asyncio.TimerHandle | None = None
 
     async def close(self) -> list[Credit]:
-        """Stops the queue.
-
-        Returns:
-            What was to be credited, and was not yet.
-        """
+        """Stops the queue; returns what was to be credited, and was not yet."""
         if self._rotation is not None:
             self._rotation.cancel()
         await self.stop()

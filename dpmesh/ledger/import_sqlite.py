@@ -29,13 +29,10 @@ _COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """What was transferred.
+    """How many budgets, accounts and entries of the charge log were transferred.
 
     Attributes:
-        budgets: The number of budgets.
-        accounts: The number of accounts.
-        entries: The number of entries of the charge log.
-        again: Whether it had been transferred before, and nothing was done now.
+        again: Whether they had been transferred before, and nothing was done now.
     """
 
     budgets: int
@@ -77,7 +74,7 @@ async def _transfer(connection: sqlite3.Connection, source: Path, target: Postgr
     connection.execute("PRAGMA synchronous = FULL")
     secret = schema.read_secret(connection, source)
     schema.upgrade(connection)
-    name = bytes(connection.execute("SELECT witness FROM ledger").fetchone()[0])
+    name, _ = _progress(connection)
     _check_elsewhere(connection, source, target.address)
     if (before := await target.change(lambda into: _usable(into, name, target.address))) is None:
         # Not before the target has answered: it may be the wrong one.

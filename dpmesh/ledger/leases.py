@@ -20,6 +20,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from dpmesh.accounting import window_start
 from dpmesh.ledger.budget import Budget, Charge
@@ -36,6 +37,7 @@ Unspent = tuple[tuple[int, ...], dict[Key, int]]
 _NO_CAPS: Mapping[Key, int] = {}
 
 
+@dataclass(slots=True)
 class Lease:
     """What is left of one account's slices, and what all holders have debited from it.
 
@@ -46,13 +48,10 @@ class Lease:
         since: When that was, on the monotonic clock. Leases that were taken together share the object.
     """
 
-    __slots__ = ("debited", "left", "since", "size")
-
-    def __init__(self, left: int, debited: int, size: int, since: float) -> None:
-        self.left = left
-        self.debited = debited
-        self.size = size
-        self.since = since
+    left: int
+    debited: int
+    size: int
+    since: float
 
     def forecast(self, now: float) -> int:
         """What is going to be used before long, at the rate at which this lease was used."""
@@ -65,10 +64,10 @@ class _Window:
 
     __slots__ = ("cap", "end", "idle", "in_use", "length", "raised", "start", "used_up")
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, start: int) -> None:
         self.length = budget.window
         self.cap = budget.cap
-        self.begin(0)
+        self.begin(start)
 
     def begin(self, start: int) -> None:
         self.start = start
@@ -96,12 +95,11 @@ class _Window:
 
     def keep(self, key: bytes, lease: Lease) -> None:
         """Adds a lease, in use or used up."""
+        self.used_up.pop(key, None)
         if lease.left > 0:
             self.in_use[key] = lease
-            self.used_up.pop(key, None)
         else:
-            self.used_up.pop(key, None)  # so that the youngest is forgotten last
-            self.used_up[key] = lease
+            self.used_up[key] = lease  # behind all others: the youngest is forgotten last
             if len(self.used_up) > _REMEMBERED:
                 del self.used_up[next(iter(self.used_up))]
 
@@ -133,15 +131,9 @@ class LeaseTable:
         self._ended: list[tuple[tuple[int, ...], int, dict[bytes, Lease]]] = []
 
     def start(self, budgets: Sequence[Budget], starts: Sequence[int]) -> None:
-        """Begins without any lease.
-
-        Args:
-            budgets: The ledger's budgets.
-            starts: For each, the latest window that any holder ever charged.
-        """
-        windows = {index: _Window(budget) for index, budget in enumerate(budgets)}
-        for index, start in enumerate(starts):
-            windows[index].begin(start)
+        """Begins without any lease, for each budget in the latest window that any holder ever charged."""
+        pairs = zip(budgets, starts, strict=True)
+        windows = {index: _Window(budget, start) for index, (budget, start) in enumerate(pairs)}
         with self._lock:
             self._windows, self._ended = windows, []
 
@@ -161,7 +153,8 @@ class LeaseTable:
                 if window is None:
                     break
                 if not now < window.end:  # also when now is NaN
-                    self._roll(now)
+                    with suppress(ValueError):
+                        self._roll(now)
                     break
                 lease = window.in_use.get(key) or window.revive(key)
                 if lease is None or amount.__class__ is not int or not 0 <= amount <= lease.left:
@@ -181,10 +174,7 @@ class LeaseTable:
         return False
 
     def usage(self, budget: int, key: bytes) -> tuple[int, int] | None:
-        """What an account has (spent, cap) in the window in force, as far as this process knows.
-
-        What other holders leased counts as spent. None if this process does not know the account, or no longer.
-        """
+        """The answer to Ledger.usage. What other holders leased counts as spent."""
         now = self._clock()
         with self._lock:
             window = self._windows.get(budget)
@@ -196,22 +186,14 @@ class LeaseTable:
             cap = window.raised.get(key, window.cap) if window.raised else window.cap
             return lease.debited - lease.left, cap
 
-    def roll(self, now: float) -> tuple[int, ...]:
+    def roll(self, now: float) -> None:
         """Begins the windows that are due.
-
-        Args:
-            now: Seconds since the epoch.
-
-        Returns:
-            For each budget, when the window in force began.
 
         Raises:
             ValueError: now is not a time.
         """
         with self._lock:
-            for index, window in self._windows.items():
-                self._advance(index, window_start(now, window.length))
-            return self._starts()
+            self._roll(now)
 
     def take(self, keys: Iterable[Key]) -> tuple[tuple[int, ...], dict[Key, Lease]]:
         """Removes these accounts' leases, while the store decides.
@@ -235,29 +217,25 @@ class LeaseTable:
         Args:
             starts: For each budget, the window that the leases belong to.
             leases: By account.
-            caps: What each account may be debited, if the store said so.
+            caps: What accounts may be debited, as far as the store said so.
         """
         with self._lock:
             for index in self._windows:
                 self._advance(index, starts[index])
             for (budget, key), lease in leases.items():
-                window_now = self._windows.get(budget)
-                if window_now is None:
+                window = self._windows.get(budget)
+                if window is None:
                     continue
-                if window_now.start != starts[budget]:
+                if window.start != starts[budget]:
                     self._ended.append((tuple(starts), budget, {key: lease}))
                     continue
-                window_now.keep(key, lease)
+                window.keep(key, lease)
                 cap = caps.get((budget, key))
                 if cap is not None:
-                    window_now.raise_cap(key, cap)
+                    window.raise_cap(key, cap)
 
     def rotate(self) -> Unspent:
-        """Removes the leases that nobody used since the last call.
-
-        Returns:
-            For each budget, when the window in force began; for each account, what was left.
-        """
+        """Removes the leases that nobody used since the last call, and returns them."""
         with self._lock:
             left = {
                 (index, key): amount
@@ -267,11 +245,7 @@ class LeaseTable:
             return self._starts(), left
 
     def ended(self) -> list[Unspent]:
-        """What was left when windows ended since the last call. It can't be spent, but the odometer counts it.
-
-        Returns:
-            For each window that ended: when all windows began before, and what was left of each account's lease.
-        """
+        """What was left in windows that ended since the last call. It can't be spent, but the odometer counts it."""
         with self._lock:
             ended, self._ended = self._ended, []
         found = []
@@ -293,11 +267,7 @@ class LeaseTable:
             return math.inf if window is None else window.end
 
     def clear(self) -> Unspent:
-        """Removes all leases. From now on nothing can be spent.
-
-        Returns:
-            For each budget, when the window in force began; for each account, what was left.
-        """
+        """Removes all leases, and returns them. From now on nothing can be spent."""
         with self._lock:
             starts = self._starts()
             left = {
@@ -325,10 +295,9 @@ class LeaseTable:
         return tuple(self._windows[index].start for index in range(len(self._windows)))
 
     def _roll(self, now: float) -> None:
-        """Begins the windows that are due, if the clock shows a time at all. The caller holds the lock."""
-        with suppress(ValueError):
-            for index, window in self._windows.items():
-                self._advance(index, window_start(now, window.length))
+        """Begins the windows that are due. The caller holds the lock."""
+        for index, window in self._windows.items():
+            self._advance(index, window_start(now, window.length))
 
     def _drop_empty(self, charges: Sequence[Charge]) -> None:
         """Forgets the leases that a payment used up. The caller holds the lock."""

@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from dpmesh import forks
 from dpmesh.accounting import MAX_AMOUNT
@@ -26,17 +26,6 @@ _T = TypeVar("_T")
 _GRACE = 1.0  # seconds that another event loop gets beyond its own time limit
 
 _log = logging.getLogger(__name__)
-
-
-class SpendFromLeases(Protocol):
-    """How Ledger.spend is called. It is an attribute, and not a method, for speed."""
-
-    def __call__(self, charges: Sequence[Charge], /) -> bool:
-        """Pays for all charges from the leases that this process holds, or for none. No I/O; any thread may call it.
-
-        Returns:
-            Whether everything was paid for. If not, `Ledger.charge` may still find it in the budget.
-        """
 
 
 class Ledger:
@@ -61,7 +50,8 @@ class Ledger:
     Attributes:
         budgets: As given.
         on_commit: If set, called with the seconds that each commit took.
-        spend: Pays from leases alone; see SpendFromLeases.
+        spend: Pays for all charges from the leases that this process holds, or for none; returns whether it did. If
+            not, `charge` may still find it in the budget. It is LeaseTable.spend, and no method here, for speed.
 
     Raises:
         ConfigError: Two budgets share a name, or the timeout is not a positive number.
@@ -91,7 +81,7 @@ class Ledger:
         self._owner_lock = threading.Lock()  # for `_loop` and what belongs to it
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queue, self._redemptions = self._new_queues()
-        self.spend: SpendFromLeases = self._leases.spend
+        self.spend = self._leases.spend
         forks.register(self)
 
     @property
@@ -149,9 +139,7 @@ class Ledger:
         if self.spend(charges):
             return
         if self._loop is asyncio.get_running_loop():
-            sums = self._sums(charges)
-            if sums:
-                await self._queue.join(sums)
+            await self._charge_durably(charges)
         else:
             await self._in_owner(lambda: self._charge_durably(charges), self._timeout)
 

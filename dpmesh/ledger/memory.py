@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from typing_extensions import override
 
@@ -18,8 +18,6 @@ from dpmesh.ledger.store import SECRET_BYTES, Account, AccountId, Batch, Opened,
 class MemoryStore(Store):
     """Keeps debits in this process's memory; a restart refills every budget."""
 
-    clock: Callable[[], float] | None = None
-
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(SECRET_BYTES)
         self._stored: dict[str, Budget] = {}
@@ -27,9 +25,8 @@ class MemoryStore(Store):
         # (budget, account): (window start, debited, in all windows)
         self._rows: dict[tuple[str, bytes], tuple[int, int, int]] = {}
         self._redeemed: set[bytes] = set()
-        self._forgettable: list[
-            tuple[int, bytes]
-        ] = []  # a heap: redeemed names, by when they may be forgotten
+        # A heap: redeemed names, by when they may be forgotten.
+        self._forgettable: list[tuple[int, bytes]] = []
         self._now = 0
         self._budgets: tuple[Budget, ...] = ()
         self._process = os.getpid()

@@ -16,13 +16,7 @@ Redemption = tuple[bytes, int]
 
 
 class RedemptionQueue(BatchQueue[Redemption, bool]):
-    """Redeems names, batch by batch.
-
-    Args:
-        store: Where redeemed names are kept.
-        clock: Seconds since the epoch.
-        timeout: The longest that a redemption waits, in seconds.
-    """
+    """Redeems names, batch by batch."""
 
     def __init__(self, store: Store, *, clock: Callable[[], float], timeout: float) -> None:
         super().__init__("redemptions", timeout)
@@ -30,12 +24,12 @@ class RedemptionQueue(BatchQueue[Redemption, bool]):
         self._clock = clock
 
     async def redeem(self, name: bytes, until: float) -> bool:
-        """Redeems a name; returns whether this call did, as Ledger.redeem_once.
-
-        Raises:
-            LedgerError: The name or the time is invalid, too many wait already, or the store can't answer in time.
-        """
-        return await self.join(_checked(name, until))
+        """Redeems a name, as Ledger.redeem_once says."""
+        if type(name) is not bytes or len(name) != NAME_BYTES:
+            raise LedgerError(f"a name that is spent must be {NAME_BYTES} bytes")
+        if not isinstance(until, int | float) or not 0 <= until < LAST_SECOND:
+            raise LedgerError("a spent name must be kept until some time in seconds since the epoch")
+        return await self.join((name, math.ceil(until)))
 
     @override
     async def _commit(self, waiters: Sequence[Waiter[Redemption, bool]]) -> None:
@@ -45,11 +39,3 @@ class RedemptionQueue(BatchQueue[Redemption, bool]):
         fresh = await self._store.redeem_once(math.floor(now), [waiter.item for waiter in waiters])
         for waiter, is_fresh in zip(waiters, fresh, strict=True):
             waiter.resolve(is_fresh)
-
-
-def _checked(name: bytes, until: float) -> Redemption:
-    if type(name) is not bytes or len(name) != NAME_BYTES:
-        raise LedgerError(f"a name that is spent must be {NAME_BYTES} bytes")
-    if not isinstance(until, int | float) or not 0 <= until < LAST_SECOND:
-        raise LedgerError("a spent name must be kept until some time in seconds since the epoch")
-    return name, math.ceil(until)

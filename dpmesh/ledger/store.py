@@ -182,7 +182,7 @@ class Store(Protocol):
             windows follow the holders' clocks.
     """
 
-    clock: Callable[[], float] | None
+    clock: Callable[[], float] | None = None
 
     async def open(self, budgets: Sequence[Budget]) -> Opened:
         """Opens the store. A store that can be made without an administrator is made first where there is none.

@@ -114,11 +114,7 @@ def _octets(text: str, length: int) -> bytes:
 
 
 def fingerprint(secret: bytes) -> str:
-    """A ledger's name for checkpoints, in hex. It does not reveal the secret.
-
-    Args:
-        secret: The ledger's secret.
-    """
+    """A ledger's name for checkpoints, in hex. It does not reveal the ledger's secret, from which it is made."""
     return hashlib.sha256(b"dpmesh ledger fingerprint" + secret).digest()[:_FINGERPRINT_BYTES].hex()
 
 

@@ -12,16 +12,7 @@ from dpmesh.errors import LedgerError
 from dpmesh.ledger import clock_rewind
 from dpmesh.ledger.admin import Chain, LedgerView, StoredEntry
 from dpmesh.ledger.audit.checkpoint import Checkpoint, fingerprint
-from dpmesh.ledger.charge_log import (
-    Entry,
-    EntryKind,
-    Head,
-    Posting,
-    begin,
-    break_in,
-    decode,
-    follow,
-)
+from dpmesh.ledger.charge_log import Entry, EntryKind, Head, Posting, begin, decode, follow, wrong_end
 from dpmesh.ledger.store import Account
 
 
@@ -52,10 +43,11 @@ async def verify(view: LedgerView, checkpoint: Checkpoint | None = None) -> list
         if entry is not None:
             sums.add(entry)
     if sums.retracted:
+        charged: clock_rewind.Charged = {key: {} for key in sums.retracted}
         async for stored in view.entries():
             with suppress(LedgerError):
-                sums.count_again(decode(stored.body))
-        sums.correct()
+                clock_rewind.count(decode(stored.body), charged, {})
+        sums.correct(charged)
     found = [*walk.finish(view.pruned_before), *walk.compare(view, checkpoint)]
     async for account in view.accounts():
         found += sums.check(account)
@@ -65,9 +57,7 @@ async def verify(view: LedgerView, checkpoint: Checkpoint | None = None) -> list
 class _Walk:
     """Follows all chains at once, entry by entry. Of a broken chain it reports only the first break.
 
-    Args:
-        chains: All chains.
-        marks: The heads that chains had at a checkpoint.
+    `marks` are the heads that chains had at a checkpoint.
     """
 
     def __init__(self, chains: list[Chain], marks: Mapping[bytes, Head]) -> None:
@@ -100,7 +90,7 @@ class _Walk:
     def finish(self, pruned_before: int) -> Iterator[str]:
         """Reports what is wrong with the chains, after the last entry."""
         for name, chain in self._chains.items():
-            wrong = self._broken.get(name) or break_in(self._at[name], [], chain.head)
+            wrong = self._broken.get(name) or wrong_end(self._at[name], chain.head)
             if chain.pruned.seq == 0 and chain.pruned != begin(name):
                 wrong = "its beginning was altered"
             elif chain.pruned.seq and not pruned_before:
@@ -139,13 +129,9 @@ class _Walk:
 
 @dataclass(slots=True)
 class _Sum:
-    """What the postings of one account add up to.
+    """What the postings of one account add up to: in the latest window, and in all windows.
 
     Attributes:
-        window: The latest window that was charged.
-        debited: What was debited in that window.
-        granted: What was granted in that window.
-        lifetime: What was debited in all windows.
         gross: As lifetime, without credits. An odometer stops at the largest amount, so that it can't be compared.
     """
 
@@ -176,18 +162,14 @@ class _Sums:
     later windows, because a wrong clock began them. Those accounts are counted again, window by window.
 
     Attributes:
-        view: The ledger.
         pruned: Whether any chain was pruned.
         retracted: For each account, the windows that everything was taken out of.
     """
 
     view: LedgerView
     pruned: bool
-    retracted: dict[tuple[int, bytes], set[int]] = field(default_factory=lambda: defaultdict(set))
-    _windows: dict[tuple[int, bytes], dict[int, clock_rewind.Net]] = field(
-        default_factory=lambda: defaultdict(dict)
-    )
-    _sums: dict[tuple[int, bytes], _Sum] = field(default_factory=dict)
+    retracted: dict[clock_rewind.Key, set[int]] = field(default_factory=lambda: defaultdict(set))
+    _sums: dict[clock_rewind.Key, _Sum] = field(default_factory=lambda: defaultdict(_Sum))
     _numbers: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -196,22 +178,13 @@ class _Sums:
     def add(self, entry: Entry) -> None:
         """Counts an entry. The order doesn't matter."""
         for posting in entry.postings:
-            found = self._sums.get(posting[:2])
-            if found is None:
-                found = self._sums[posting[:2]] = _Sum()
-            found.add(entry.kind, posting)
+            self._sums[posting[:2]].add(entry.kind, posting)
         for key, window in clock_rewind.retracted(entry):
             self.retracted[key].add(window)
 
-    def count_again(self, entry: Entry) -> None:
-        """Counts an entry by windows, for the accounts with retracted windows."""
-        for posting in entry.postings:
-            if posting[:2] in self.retracted:
-                clock_rewind.add(self._windows[posting[:2]], entry.kind, posting)
-
-    def correct(self) -> None:
+    def correct(self, charged: clock_rewind.Charged) -> None:
         """Sets the latest window of accounts with retracted windows: it has something in it, or was never retracted."""
-        for key, windows in self._windows.items():
+        for key, windows in charged.items():
             retracted = self.retracted[key]
             left = [
                 w for w, net in windows.items() if w not in retracted or net.debited > 0 or net.granted > 0

@@ -29,10 +29,7 @@ _LOCKED = "55P03"
 
 
 class PostgresAdmin(LedgerAdmin):
-    """Administration of a ledger in PostgreSQL.
-
-    Args:
-        url: As for PostgresStore.
+    """Administration of a ledger in PostgreSQL, whose URL is as for PostgresStore.
 
     Raises:
         ConfigError: The URL does not say how the connection is protected, or is invalid.
@@ -62,14 +59,11 @@ class PostgresAdmin(LedgerAdmin):
         secret, pruned, lost = await connection.fetchrow(
             "SELECT secret, pruned_before, lost FROM dpmesh.ledger"
         )
-        windows = {
-            row["id"]: row["start"]
-            for row in await connection.fetch(
-                "SELECT id, dpmesh.in_force(dpmesh.now(), length, window_start) AS start FROM dpmesh.budgets"
-            )
-        }
+        windows = await connection.fetch(
+            "SELECT id, dpmesh.in_force(dpmesh.now(), length, window_start) FROM dpmesh.budgets"
+        )
         budgets = await queries.read_budgets(connection)
-        view = PostgresView(connection, self.address, bytes(secret), pruned, budgets, windows)
+        view = PostgresView(connection, self.address, bytes(secret), pruned, budgets, dict(windows))
         view.ahead = tuple(budgets[number].name for number in await rewind.ahead(connection))
         if view.ahead:
             now = await connection.fetchval("SELECT dpmesh.now()")
@@ -227,7 +221,8 @@ WITH written AS (
     WHERE a.window_start <= excluded.window_start
     RETURNING *
 )
-SELECT $6::text AS name, b.length, w.* FROM written w JOIN dpmesh.budgets b ON b.id = w.budget
+SELECT $6::text, b.length, w.account, w.window_start, w.debited, w.granted, w.lifetime
+FROM written w JOIN dpmesh.budgets b ON b.id = w.budget
 """
 
 

@@ -76,15 +76,16 @@ class Connection:
         if self._loop is not loop:  # A connection belongs to the event loop that made it.
             self._forget()
             self._loop, self._turn = loop, asyncio.Lock()
+        deadline = loop.time() + self._timeout
         try:
-            async with asyncio.timeout(self._timeout) as limit:
+            async with asyncio.timeout_at(deadline):
                 await self._turn.acquire()
         except TimeoutError:
             raise LedgerError(f"{self.address} did not answer within {self._timeout:g} s") from None
         try:
-            task = loop.create_task(self._work(work, limit.when() or loop.time()))
+            task = loop.create_task(self._work(work, deadline))
             try:
-                done, _ = await asyncio.wait({task}, timeout=max(0.0, (limit.when() or 0.0) - loop.time()))
+                done, _ = await asyncio.wait({task}, timeout=max(0.0, deadline - loop.time()))
             except asyncio.CancelledError:
                 self._break(task)
                 raise

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dpmesh.accounting import Accounting, window_end
-from dpmesh.ledger.budget import Budget
+from dpmesh.accounting import window_end
+from dpmesh.ledger.budget import Budget, stored_terms
 from dpmesh.ledger.store import Account
 
 LOCK = 0x64706D657368  # "dpmesh": an advisory lock for all changes but charges
@@ -53,52 +53,19 @@ WHERE (b.epsilon, b.delta, b.on_exhausted) IS DISTINCT FROM (excluded.epsilon, e
 """
 
 
-def stored_terms(budget: Budget) -> tuple[float, float, str]:
-    """The terms of a budget that the database holds and that may be configured anew."""
-    return float(budget.epsilon), float(budget.delta), budget.on_exhausted
-
-
 async def read_budgets(connection: Any) -> dict[int, Budget]:
     """The budgets that the database holds, by number, in order of creation."""
-    return {
-        row["id"]: Budget(
-            row["name"],
-            row["key"],
-            row["epsilon"],
-            row["delta"],
-            Accounting(row["accounting"]),
-            row["length"],
-            row["on_exhausted"],
-        )
-        for row in await connection.fetch(_BUDGETS)
-    }
+    return {number: Budget(*terms) for number, *terms in await connection.fetch(_BUDGETS)}
 
 
 async def write_budgets(connection: Any, budgets: Sequence[Budget]) -> None:
-    """Stores the definitions of budgets, in one statement."""
-    await connection.execute(
-        _WRITE_BUDGETS,
-        LOCK,
-        [budget.name for budget in budgets],
-        [budget.key for budget in budgets],
-        [float(budget.epsilon) for budget in budgets],
-        [float(budget.delta) for budget in budgets],
-        [budget.accounting.value for budget in budgets],
-        [None if budget.window is None else int(budget.window) for budget in budgets],
-        [budget.on_exhausted for budget in budgets],
-    )
+    """Stores the definitions of budgets, one at least, in one statement."""
+    columns = zip(*map(stored_terms, budgets), strict=True)
+    await connection.execute(_WRITE_BUDGETS, LOCK, *columns)
 
 
 def read_account(row: Any, cap: int) -> Account:
-    """An account from its row."""
-    start = row["window_start"]
-    return Account(
-        row["name"],
-        bytes(row["account"]).hex(),
-        start,
-        window_end(start, row["length"]),
-        row["debited"],
-        cap,
-        row["granted"],
-        row["lifetime"],
-    )
+    """An account from a row with the columns of ACCOUNTS."""
+    name, length, account, start, debited, granted, lifetime = row
+    end = window_end(start, length)
+    return Account(name, bytes(account).hex(), start, end, debited, cap, granted, lifetime)

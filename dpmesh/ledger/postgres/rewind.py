@@ -41,10 +41,7 @@ async def ahead(connection: Any) -> dict[int, int]:
     if not 0 <= now <= MAX_SECONDS:
         raise LedgerError("the ledger's clock is broken: the database shows no time")
     budgets = await queries.read_budgets(connection)
-    windows = {
-        row["id"]: row["window_start"]
-        for row in await connection.fetch("SELECT id, window_start FROM dpmesh.budgets")
-    }
+    windows = dict(await connection.fetch("SELECT id, window_start FROM dpmesh.budgets"))
     if not clock_rewind.ahead(budgets, windows, now, 0):
         return {}
     accepted = await connection.fetchval("SELECT accepted FROM dpmesh.ledger")
@@ -65,39 +62,24 @@ async def rewind(connection: Any, note: str) -> bool:
         return False
     budgets = await queries.read_budgets(connection)
     numbers, starts = list(targets), list(targets.values())
-    rows = {
-        (row["budget"], bytes(row["account"])): (row["window_start"], row["debited"])
-        for row in await connection.fetch(_LATER, numbers, starts)
-    }
+    later = await connection.fetch(_LATER, numbers, starts)
+    rows = {(number, account): (start, debited) for number, account, start, debited in later}
     pruned = await connection.fetchval("SELECT pruned_before FROM dpmesh.ledger")
-    nets = clock_rewind.Nets(rows.keys(), targets)
+    charged: clock_rewind.Charged = {key: {} for key in rows}
     day = min(starts) // _DAY - _EARLY_DAYS
     entries = connection.cursor("SELECT body FROM dpmesh.charges WHERE day >= $1", day, prefetch=_PAGE)
     async for (body,) in entries:
-        nets.add(decode(bytes(body)))
-    carried = {
-        key: clock_rewind.carry(
-            key,
-            row,
-            nets.of(key),
-            targets[key[0]],
-            cap=budgets[key[0]].cap,
-            complete=pruned <= targets[key[0]],
-        )
-        for key, row in rows.items()
-    }
-    await connection.execute(
-        _CARRY,
-        [number for number, _ in carried],
-        [account for _, account in carried],
-        [targets[number] for number, _ in carried],
-        [one.debited for one in carried.values()],
-        [one.granted for one in carried.values()],
-        [max(budgets[key[0]].cap, one.debited - one.granted) for key, one in carried.items()],
-        [one.more for one in carried.values()],
-    )
+        clock_rewind.count(decode(bytes(body)), charged, targets)
+    carried, moved = [], []
+    for key, row in rows.items():
+        at, cap = targets[key[0]], budgets[key[0]].cap
+        one = clock_rewind.carry(key, row, charged[key], at, cap=cap, complete=pruned <= at)
+        carried.append(one)
+        moved.append((*key, at, one.debited, one.granted, max(cap, one.debited - one.granted), one.more))
+    if moved:
+        await connection.execute(_CARRY, *zip(*moved, strict=True))
     await connection.execute(_BACK, numbers, starts)
-    for kind, postings in clock_rewind.entries(carried.values()):
+    for kind, postings in clock_rewind.entries(carried):
         await append(connection, kind, postings, note)
     return True
 
@@ -105,7 +87,7 @@ async def rewind(connection: Any, note: str) -> bool:
 async def append(connection: Any, kind: EntryKind, postings: Sequence[Posting], note: str) -> None:
     """Writes an administrator's entry in a new chain."""
     at = await connection.fetchval("SELECT greatest(0, floor(dpmesh.now()))::bigint")
-    await connection.execute("SELECT dpmesh.prepare($1)", at // 86_400)
+    await connection.execute("SELECT dpmesh.prepare($1)", at // _DAY)
     chain = secrets.token_bytes(CHAIN_BYTES)
     head = begin(chain)
     body = encode(kind, at, postings, note)

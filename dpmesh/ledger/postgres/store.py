@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from dpmesh.accounting import MAX_AMOUNT, MAX_SECONDS
 from dpmesh.errors import LedgerError, LostChargesError
-from dpmesh.ledger.budget import Budget, check_names, check_unchanged
+from dpmesh.ledger.budget import Budget, check_names, check_unchanged, stored_terms
 from dpmesh.ledger.charge_log import ChainWriter, EntryKind, Head, Posting, encode, link
 from dpmesh.ledger.postgres import queries, schema
 from dpmesh.ledger.postgres.connection import Connection, check_url
@@ -191,8 +191,7 @@ class PostgresStore(Store):
         return [
             budget
             for budget in self._budgets
-            if (known := stored.get(budget.name)) is None
-            or queries.stored_terms(budget) != queries.stored_terms(known)
+            if (known := stored.get(budget.name)) is None or stored_terms(budget) != stored_terms(known)
         ]
 
     async def _debit(self, connection: Any, batch: Batch) -> Outcome:
@@ -230,34 +229,26 @@ class PostgresStore(Store):
     async def _write(self, connection: Any, outcome: Outcome) -> Any:
         """Sends debits. The answer says whether they were written, and if not, why."""
         ordered = self._ordered(outcome.debits)
-        amounts = [outcome.debits[a] for a in ordered]
-        windows = [outcome.windows[a[0]] for a in ordered]
-        rows = [self._rows[a[0]] for a in ordered]
-        entry = await self._entry(
-            connection, EntryKind.DEBIT, map(Posting, rows, [a[1] for a in ordered], windows, amounts)
-        )
+        columns = self._columns(ordered, outcome.windows, outcome.debits)
+        entry = await self._entry(connection, EntryKind.DEBIT, map(Posting, *columns))
         asked_at = self._monotonic()
         answer = await self._send(
             connection.fetchrow(
                 queries.DEBIT,
                 self._rows,
                 list(outcome.windows),
-                rows,
-                [a[1] for a in ordered],
-                windows,
-                amounts,
+                *columns,
                 [self._budgets[a[0]].cap for a in ordered],
                 [outcome.caps[a] - self._budgets[a[0]].cap for a in ordered],
                 *entry,
             )
         )
-        if answer is None:
-            return await self._ask(connection, list(outcome.debited))
-        self._note_time(answer, asked_at)
-        if answer["status"] == "done":
-            return answer
+        if answer is not None:
+            self._note_time(answer, asked_at)
+            if answer["status"] in ("done", "chain"):
+                return answer
         # A new decision needs the state of all accounts of the batch, and the answer has only the debited ones.
-        return answer if answer["status"] == "chain" else await self._ask(connection, list(outcome.debited))
+        return await self._ask(connection, list(outcome.debited))
 
     async def _send(self, statement: Awaitable[Any]) -> Any:
         """Awaits a statement that writes an entry; returns its answer, or None if it met others' statements."""
@@ -323,19 +314,14 @@ class PostgresStore(Store):
             ordered = self._ordered(left)
             if not ordered:
                 return
-            amounts = [left[a] for a in ordered]
-            starts = [windows[a[0]] for a in ordered]
-            rows = [self._rows[a[0]] for a in ordered]
-            accounts = [a[1] for a in ordered]
-            postings = map(Posting, rows, accounts, starts, [-amount for amount in amounts])
+            columns = self._columns(ordered, windows, left)
+            postings = map(Posting, *columns[:3], [-amount for amount in columns[3]])
             entry = await self._entry(connection, EntryKind.CREDIT, postings)
-            status = await self._send(
-                connection.fetchval(queries.CREDIT, rows, accounts, starts, amounts, *entry)
-            )
+            status = await self._send(connection.fetchval(queries.CREDIT, *columns, *entry))
             if status == "done":
                 return
             if status == "stale":
-                valid = await connection.fetch(queries.CREDITABLE, rows, accounts, starts, amounts)
+                valid = await connection.fetch(queries.CREDITABLE, *columns)
                 left = {a: left[a] for a, row in zip(ordered, valid, strict=True) if row["valid"]}
         raise LedgerError(f"{self.address} is too busy: others were faster {_TRIES} times")
 
@@ -362,13 +348,20 @@ class PostgresStore(Store):
         """Accounts in the order in which every holder locks rows."""
         return sorted(accounts, key=lambda a: (self._rows[a[0]], a[1]))
 
+    def _columns(
+        self, accounts: Sequence[AccountId], windows: Sequence[int], amounts: Mapping[AccountId, int]
+    ) -> tuple[list[Any], ...]:
+        """What SQL functions get of accounts: the budgets' numbers, the hashes, the windows and the amounts."""
+        return (
+            [self._rows[a[0]] for a in accounts],
+            [a[1] for a in accounts],
+            [windows[a[0]] for a in accounts],
+            [amounts[a] for a in accounts],
+        )
+
     def _settled(self, outcome: Outcome, answer: Any) -> Outcome:
         """The outcome, with what other holders debited meanwhile."""
         ordered = self._ordered(outcome.debits)
         debited = {**outcome.debited, **dict(zip(ordered, answer["debited"], strict=True))}
-        granted = dict(zip(ordered, answer["granted"], strict=True))
-        caps = {
-            a: self._budgets[a[0]].cap + granted[a] if a in granted else cap
-            for a, cap in outcome.caps.items()
-        }
-        return replace(outcome, debited=debited, caps=caps)
+        caps = {a: self._budgets[a[0]].cap + n for a, n in zip(ordered, answer["granted"], strict=True)}
+        return replace(outcome, debited=debited, caps={**outcome.caps, **caps})

@@ -48,21 +48,14 @@ class PostgresView(LedgerView):
 
     @override
     async def chains(self) -> list[Chain]:
-        query = "SELECT name, seq, hash, pruned_seq, pruned_hash FROM dpmesh.chains ORDER BY name"
-        return [
-            Chain(
-                bytes(row["name"]),
-                Head(row["pruned_seq"], bytes(row["pruned_hash"])),
-                Head(row["seq"], bytes(row["hash"])),
-            )
-            async for row in self._rows(query)
-        ]
+        query = "SELECT name, pruned_seq, pruned_hash, seq, hash FROM dpmesh.chains ORDER BY name"
+        return [Chain(row[0], Head(row[1], row[2]), Head(row[3], row[4])) async for row in self._rows(query)]
 
     @override
     async def entries(self) -> AsyncIterator[StoredEntry]:
         query = "SELECT chain, seq, body, hash FROM dpmesh.charges ORDER BY chain, seq"
         async for row in self._rows(query):
-            yield StoredEntry(bytes(row["chain"]), row["seq"], bytes(row["body"]), bytes(row["hash"]))
+            yield StoredEntry(*row)
 
     async def _rows(self, query: str, *args: Any) -> AsyncIterator[Any]:
         """The rows of a query, page by page."""

@@ -20,12 +20,9 @@ _JOURNAL = "-journal"
 
 
 def check(path: Path) -> None:
-    """Checks that a ledger's files are plain files, and that no other user may write or replace them.
+    """Checks that the files that a ledger has are plain, and that no other user may write or replace them.
 
     Otherwise SQLite and dpmesh would follow a link, wait at a pipe for a writer, or apply any journal beside the file.
-
-    Args:
-        path: The ledger's file, which need not be there yet.
 
     Raises:
         LedgerError: Another user may, or one of the files is not a plain file or not this user's.
@@ -33,7 +30,7 @@ def check(path: Path) -> None:
     """
     check_folder(path)
     _check_files(path)
-    exposed = _exposed(path, stat.S_IWOTH, stat.S_IWGRP)
+    exposed = _exposed(path, stat.S_IWOTH)
     if exposed:
         raise LedgerError(
             f"{path} is not safe: other users may write {exposed}, and so put back what was spent. "
@@ -49,7 +46,7 @@ def check_folder(path: Path) -> None:
         OSError: The folder can't be read.
     """
     status = path.parent.stat()
-    if _others_may_write(status) and not status.st_mode & stat.S_ISVTX:
+    if _allows(status, stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
         raise LedgerError(
             f"{path} is not safe: other users may write its folder, and so put an older ledger in its place. Run "
             f"`chmod go-w {path.parent}`; or, if this user may not, make a folder in it with mode 700, and move the "
@@ -67,7 +64,7 @@ def remark(path: Path) -> str:
         check(path)
     except LedgerError as error:
         return str(error)
-    exposed = _exposed(path, stat.S_IROTH, stat.S_IRGRP)
+    exposed = _exposed(path, stat.S_IROTH)
     if not exposed:
         return ""
     return (
@@ -78,7 +75,8 @@ def remark(path: Path) -> str:
 
 def _check_files(path: Path) -> None:
     """Checks that files beside a ledger that have the names of its files are such files."""
-    shared = bool(path.parent.stat().st_mode & stat.S_ISVTX) and _others_may_write(path.parent.stat())
+    folder = path.parent.stat()
+    shared = bool(folder.st_mode & stat.S_ISVTX) and _allows(folder, stat.S_IWOTH)
     for suffix in (*_SUFFIXES, _JOURNAL):
         file = path.with_name(path.name + suffix)
         try:
@@ -99,25 +97,19 @@ def _check_files(path: Path) -> None:
             )
 
 
-def _exposed(path: Path, others: int, group: int) -> str:
-    """The names of the ledger's files that allow something to other users."""
+def _exposed(path: Path, right: int) -> str:
+    """The names of the ledger's files that give other users a right."""
     names = []
     for suffix in _SUFFIXES:
-        # The last holder that closes the ledger removes its log, perhaps just now.
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):  # The last holder that closes the ledger removes its log.
             file = path.with_name(path.name + suffix)
-            if _allows(file.lstat(), others, group):
+            if _allows(file.lstat(), right):
                 names.append(file.name)
     return ", ".join(names)
 
 
-def _others_may_write(status: os.stat_result) -> bool:
-    return _allows(status, stat.S_IWOTH, stat.S_IWGRP)
-
-
-def _allows(status: os.stat_result, others: int, group: int) -> bool:
-    """Whether a file allows something to others, or to a group that is not this process's."""
+def _allows(status: os.stat_result, right: int) -> bool:
+    """Whether a file gives a right (S_IROTH or S_IWOTH) to others, or to a group that is not this process's."""
     foreign = status.st_gid not in (os.getegid(), *os.getgroups())
-    return not stat.S_ISLNK(status.st_mode) and bool(
-        status.st_mode & others or (status.st_mode & group and foreign)
-    )
+    rights = right | right << 3 if foreign else right  # a group's bits are three to the left of others'
+    return not stat.S_ISLNK(status.st_mode) and bool(status.st_mode & rights)

@@ -41,11 +41,7 @@ ON CONFLICT (budget, account) DO UPDATE SET
 
 
 class SQLiteAdmin(LedgerAdmin):
-    """Administration of a ledger in an SQLite file.
-
-    Args:
-        path: The ledger's file.
-    """
+    """Administration of a ledger in an SQLite file."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
@@ -76,28 +72,30 @@ class SQLiteAdmin(LedgerAdmin):
         return await asyncio.to_thread(self._accept, note, unnoticed)
 
     def _migrate(self) -> tuple[int, int]:
-        with explained(self.path):
-            if not os.path.lexists(self.path):
+        if os.path.lexists(self.path):
+            with self._opened() as connection:
+                before = queries.version_of(connection)
+        else:
+            with explained(self.path):
                 schema.make_file(self.path)
-                before = 0
-            else:
-                with closing(_connect(self.path)) as connection:
-                    before = queries.version_of(connection)
+            before = 0
         with self._writing():  # brings it up to date
             return before, schema.VERSION
 
     def _grant(self, budget: str, account: bytes, raised: int, note: str, has: int) -> Account:
         check_grant(account, raised)
         with self._writing() as (connection, guard), _commit(connection, guard):
-            row, definition = find_budget(queries.usable_budgets(connection, self.path), budget)
-            start = queries.window_in_force(connection, row, definition)
-            check_granted(definition.cap, _granted(connection, row, account, start), has, raised)
+            budgets = queries.usable_budgets(connection, self.path)
+            row, definition = find_budget(budgets, budget)
+            start = queries.windows_in_force(connection, budgets)[row]
+            _, granted = queries.state(connection, row, account, start)
+            check_granted(definition.cap, granted, has, raised)
             posting = Posting(row, account, start, raised)
             connection.execute("UPDATE budgets SET window_start = ? WHERE id = ?", (start, row))
             connection.execute(_GRANT, {**posting._asdict(), "cap": definition.cap})
-            rewind.append(connection, EntryKind.GRANT, [posting], note)
-            (granted,) = queries.read_accounts(connection, budget, account)
-        return granted
+            queries.append(connection, EntryKind.GRANT, [posting], note)
+            (found,) = queries.read_accounts(connection, budget, account)
+        return found
 
     def _prune(self, before: int) -> int:
         with self._writing() as (connection, guard):
@@ -121,7 +119,7 @@ class SQLiteAdmin(LedgerAdmin):
             if wal.gap(self.path):
                 # It can't be applied to this file; the rollback guard knows its count.
                 wal.discard(self.path)
-        with explained(self.path), closing(_connect(self.path)) as connection:
+        with self._opened() as connection:
             schema.make_durable(connection, self.path)
             schema.upgrade(connection)
             progress = queries.progress(connection, self.path)
@@ -138,11 +136,11 @@ class SQLiteAdmin(LedgerAdmin):
                 name, commits = self._refused(connection, unnoticed)
                 budgets = queries.usable_budgets(connection, self.path)
                 rewind.rewind(connection, self.path, note)
-                for row, budget in budgets.items():
-                    end = window_end(queries.window_in_force(connection, row, budget), budget.window)
+                for row, start in queries.windows_in_force(connection, budgets).items():
+                    end = window_end(start, budgets[row].window)
                     if end is not None:
                         connection.execute("UPDATE budgets SET window_start = ? WHERE id = ?", (end, row))
-                rewind.append(connection, EntryKind.ACCEPT, (), note)
+                queries.append(connection, EntryKind.ACCEPT, (), note)
                 # More than any process saw: the file that this copy replaces is the older one from now on.
                 commits = max(commits, rollback_guard.seen(self.path, name)) + 1
                 connection.execute(
@@ -173,29 +171,22 @@ class SQLiteAdmin(LedgerAdmin):
     @contextmanager
     def _writing(self) -> Iterator[tuple[sqlite3.Connection, RollbackGuard]]:
         """A connection to a ledger of the present version that is not an older copy, and its rollback guard."""
-        with explained(self.path), closing(_connect(self.path)) as connection:
+        with self._opened() as connection:
             schema.make_durable(connection, self.path)
             schema.upgrade(connection)
             with closing(RollbackGuard(self.path, lambda: queries.progress(connection, self.path))) as guard:
                 yield connection, guard
 
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """A connection that may write to an existing ledger."""
-    if not os.path.lexists(path):
-        raise missing(path)
-    schema.plain_file(path)
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise LedgerError(f"{path} is read-only: make it and its directory writable for this user")
-    access.check(path)
-    wal.check(path)  # before SQLite looks at either
-    connection = sqlite_file.connect(path, "mode=rw", _TIMEOUT)
-    try:
-        schema.read_secret(connection, path)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """A connection that may write to the ledger, of whatever version that is."""
+        with explained(self.path):
+            if not os.path.lexists(self.path):
+                raise missing(self.path)
+            schema.plain_file(self.path)
+            with closing(schema.connect(self.path, _TIMEOUT)) as connection:
+                schema.read_secret(connection, self.path)
+                yield connection
 
 
 @contextmanager
@@ -206,15 +197,6 @@ def _commit(connection: sqlite3.Connection, guard: RollbackGuard) -> Iterator[No
         commits = queries.count_commit(connection)
         guard.check(commits)
     guard.reached(commits)
-
-
-def _granted(connection: sqlite3.Connection, row: int, account: bytes, window: int) -> int:
-    """What an account is granted in a window."""
-    found = connection.execute(
-        "SELECT granted FROM accounts WHERE budget = ? AND account = ? AND window_start = ?",
-        (row, account, window),
-    ).fetchone()
-    return 0 if found is None else int(found[0])
 
 
 def _check_horizon(budgets: Mapping[int, Budget], before: int) -> None:

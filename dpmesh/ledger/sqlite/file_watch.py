@@ -17,9 +17,6 @@ class FileWatch:
 
     SQLite does not notice that a file was overwritten. It would copy more of its log over the file, and mix both.
 
-    Args:
-        path: The ledger's file.
-
     Attributes:
         stale: Whether the holder's connection remembers what is no longer in the file, and must be made anew.
     """
@@ -37,11 +34,9 @@ class FileWatch:
     def check(self, guard: RollbackGuard) -> None:
         """Checks the file within a transaction, before more of the log can be copied over it.
 
-        Args:
-            guard: The ledger's. It remembers if the file can't be trusted any more.
-
         Raises:
-            LostChargesError: Something else wrote to the file, or removed its log.
+            LostChargesError: Something else wrote to the file, or removed its log. The guard remembers it if the file
+                can't be trusted any more.
         """
         status = self._path.stat()
         try:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dpmesh.accounting import Accounting, window_end, window_start
+from dpmesh.accounting import window_end, window_start
 from dpmesh.errors import ConfigError, LedgerError
-from dpmesh.ledger.budget import Budget
-from dpmesh.ledger.charge_log import ChainWriter, EntryKind, Head, Posting, encode, link
+from dpmesh.ledger.budget import Budget, stored_terms
+from dpmesh.ledger.charge_log import CHAIN_BYTES, ChainWriter, EntryKind, Head, Posting, begin, encode, link
 from dpmesh.ledger.store import Account
 
 _BUDGET_COLUMNS = "name, key, epsilon, delta, accounting, window, on_exhausted"
@@ -61,13 +62,14 @@ def write_entry(
     return after
 
 
-class Change:
-    """What one transaction of a holder changes.
+def append(connection: sqlite3.Connection, kind: EntryKind, postings: Iterable[Posting], note: str) -> None:
+    """Writes an entry that is no holder's, in a new chain."""
+    chain = secrets.token_bytes(CHAIN_BYTES)
+    write_entry(connection, chain, begin(chain), kind, postings, note)
 
-    Args:
-        connection: In a transaction.
-        chain: The holder's chain.
-    """
+
+class Change:
+    """What one transaction changes, which a holder has begun on the connection."""
 
     def __init__(self, connection: sqlite3.Connection, chain: ChainWriter) -> None:
         self.connection = connection
@@ -125,10 +127,7 @@ def redeem(connection: sqlite3.Connection, now: int, redemptions: Sequence[tuple
 def read_budgets(connection: sqlite3.Connection) -> dict[int, Budget]:
     """The budgets that the file holds, by their rows' ids, in order of creation."""
     rows = connection.execute(f"SELECT id, {_BUDGET_COLUMNS} FROM budgets ORDER BY id")  # noqa: S608 - constants
-    return {
-        row: Budget(name, key, epsilon, delta, Accounting(accounting), window, on_exhausted)
-        for row, name, key, epsilon, delta, accounting, window, on_exhausted in rows
-    }
+    return {row: Budget(*terms) for row, *terms in rows}
 
 
 def usable_budgets(connection: sqlite3.Connection, path: Path) -> dict[int, Budget]:
@@ -139,7 +138,7 @@ def usable_budgets(connection: sqlite3.Connection, path: Path) -> dict[int, Budg
     """
     try:
         return read_budgets(connection)
-    except (ConfigError, ValueError) as error:
+    except ConfigError as error:
         raise LedgerError(
             f"{path} holds a budget that this version of dpmesh doesn't know: {error}"
         ) from error
@@ -159,20 +158,11 @@ def charged_others(connection: sqlite3.Connection, names: Sequence[str]) -> tupl
 
 def write_budget(connection: sqlite3.Connection, budget: Budget) -> tuple[int, int]:
     """Stores a budget's definition; returns its row's id and the latest window that was charged."""
-    window = None if budget.window is None else int(budget.window)
     connection.execute(
         f"INSERT INTO budgets ({_BUDGET_COLUMNS}, window_start) VALUES (?, ?, ?, ?, ?, ?, ?, 0) "  # noqa: S608
         "ON CONFLICT (name) DO UPDATE SET epsilon = excluded.epsilon, delta = excluded.delta, "
         "on_exhausted = excluded.on_exhausted",
-        (
-            budget.name,
-            budget.key,
-            float(budget.epsilon),
-            float(budget.delta),
-            budget.accounting.value,
-            window,
-            budget.on_exhausted,
-        ),
+        stored_terms(budget),
     )
     found = connection.execute("SELECT id, window_start FROM budgets WHERE name = ?", (budget.name,))
     row: tuple[int, int] = found.fetchone()
@@ -198,10 +188,19 @@ def read_accounts(
             yield Account(definition.name, key.hex(), start, end, debited, definition.cap, granted, lifetime)
 
 
-def window_in_force(connection: sqlite3.Connection, row: int, budget: Budget) -> int:
-    """When the window in force began: the latest that ever was, or a later one by this machine's clock."""
-    (stored,) = connection.execute("SELECT window_start FROM budgets WHERE id = ?", (row,)).fetchone()
-    return max(int(stored), window_start(time.time(), budget.window))
+def state(connection: sqlite3.Connection, row: int, account: bytes, window: int) -> tuple[int, int]:
+    """What an account was debited and granted in a window."""
+    found = connection.execute(
+        "SELECT debited, granted FROM accounts WHERE budget = ? AND account = ? AND window_start = ?",
+        (row, account, window),
+    )
+    return found.fetchone() or (0, 0)
+
+
+def windows_in_force(connection: sqlite3.Connection, budgets: Mapping[int, Budget]) -> dict[int, int]:
+    """For each budget, the latest window that ever was in force, or a later one by this machine's clock."""
+    stored, now = windows(connection), time.time()
+    return {row: max(stored[row], window_start(now, budget.window)) for row, budget in budgets.items()}
 
 
 def windows(connection: sqlite3.Connection) -> dict[int, int]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.ledger import charge_log, clock_rewind
 from dpmesh.ledger.budget import Budget
-from dpmesh.ledger.charge_log import CHAIN_BYTES, EntryKind, Posting
 from dpmesh.ledger.sqlite import queries
 
 
@@ -43,35 +41,22 @@ def rewind(connection: sqlite3.Connection, path: Path, note: str) -> bool:
         )
     }
     (pruned,) = connection.execute("SELECT pruned_before FROM ledger").fetchone()
-    nets = clock_rewind.Nets(rows.keys(), targets)
+    charged: clock_rewind.Charged = {key: {} for key in rows}
     for entry in entries(connection):
-        nets.add(entry)
+        clock_rewind.count(entry, charged, targets)
     carried = []
     for key, (start, debited) in rows.items():
         at, cap = targets[key[0]], budgets[key[0]].cap
-        one = clock_rewind.carry(key, (start, debited), nets.of(key), at, cap=cap, complete=pruned <= at)
+        one = clock_rewind.carry(key, (start, debited), charged[key], at, cap=cap, complete=pruned <= at)
         carried.append(one)
+        raised = max(cap, one.debited - one.granted)
         connection.execute(
             "UPDATE accounts SET window_start = ?, debited = ?, granted = ?, cap = ?, lifetime = min(lifetime, ?) + ? "
             "WHERE budget = ? AND account = ?",
-            (
-                at,
-                one.debited,
-                one.granted,
-                max(cap, one.debited - one.granted),
-                MAX_AMOUNT - one.more,
-                one.more,
-                *key,
-            ),
+            (at, one.debited, one.granted, raised, MAX_AMOUNT - one.more, one.more, *key),
         )
     for row, at in targets.items():
         connection.execute("UPDATE budgets SET window_start = ? WHERE id = ?", (at, row))
     for kind, postings in clock_rewind.entries(carried):
-        append(connection, kind, postings, note)
+        queries.append(connection, kind, postings, note)
     return True
-
-
-def append(connection: sqlite3.Connection, kind: EntryKind, postings: Iterable[Posting], note: str) -> None:
-    """Writes an administrator's entry in a new chain."""
-    name = secrets.token_bytes(CHAIN_BYTES)
-    queries.write_entry(connection, name, charge_log.begin(name), kind, postings, note)

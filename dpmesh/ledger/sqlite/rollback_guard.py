@@ -24,7 +24,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dpmesh import files
@@ -60,10 +60,7 @@ class RollbackGuard:
             raise LedgerError(f"{path_of(ledger)} can't be used: {error.strerror}") from error
 
     def check(self, commits: int) -> None:
-        """Checks, within a transaction, that no process has seen its commit before.
-
-        Args:
-            commits: How many commits there are with this one.
+        """Checks, within a transaction that is commit number `commits`, that no process has seen this commit before.
 
         Raises:
             LedgerError: A process has, so an older copy was put in the ledger's place.
@@ -74,11 +71,7 @@ class RollbackGuard:
         self._compare(name, seen, commits - 1)
 
     def reached(self, commits: int) -> None:
-        """Remembers that so many commits were made.
-
-        Raises:
-            OSError: The guard's file can't be written.
-        """
+        """Remembers that so many commits were made; OSError if the guard's file can't be written."""
         with _locked(self._file, fcntl.LOCK_EX):
             name, seen = _read(self._file)
             if seen < commits and name != _NOBODY:
@@ -88,11 +81,7 @@ class RollbackGuard:
             self._synced = time.monotonic()
 
     def distrust(self) -> None:
-        """Remembers that the ledger was overwritten while in use, and refuses it from now on.
-
-        Raises:
-            OSError: The guard's file can't be written.
-        """
+        """Remembers that the ledger was overwritten while in use; OSError if the guard's file can't be written."""
         with _locked(self._file, fcntl.LOCK_EX):
             os.pwrite(self._file, _FORM.pack(_NOBODY, _read(self._file)[1]), 0)
         os.fdatasync(self._file)
@@ -106,19 +95,14 @@ class RollbackGuard:
 
     def _open(self, read: Callable[[], tuple[bytes, int]]) -> int:
         for _ in range(_ROUNDS):
-            # The guard's file is read before the ledger: others may commit in between, and it must not seem ahead.
-            file, (name, seen) = _find(path_of(self._ledger))
-            try:
+            with ExitStack() as stack:
+                # The guard's file is read before the ledger: others may commit in between, and it must not seem ahead.
+                file, name, seen = _find(self._ledger, stack)
                 self._name, commits = read()
                 if name:
                     self._compare(name, seen, commits)
+                    stack.pop_all()  # it stays open
                     return file
-            except BaseException:
-                if file >= 0:
-                    os.close(file)
-                raise
-            if file >= 0:
-                os.close(file)
             if commits == 0:
                 # There is nothing to remember yet, and the process that made the ledger may have stopped before it made
                 # this file. The file is durable before the first commit: a ledger with commits had one.
@@ -165,14 +149,15 @@ def _open(path: Path, flags: int = 0) -> int:
         raise
 
 
-def _find(path: Path) -> tuple[int, tuple[bytes, int]]:
-    """Opens the file (-1 if there is none) and reads its name and count."""
+def _find(ledger: Path, stack: ExitStack) -> tuple[int, bytes, int]:
+    """Opens a ledger's guard's file (-1 if there is none) until the stack ends, and reads its name and count."""
     try:
-        file = _open(path)
+        file = _open(path_of(ledger))
     except FileNotFoundError:
-        return -1, (b"", 0)
+        return -1, b"", 0
+    stack.callback(os.close, file)
     with _locked(file, fcntl.LOCK_SH):
-        return file, _read(file)
+        return file, *_read(file)
 
 
 def _read(file: int) -> tuple[bytes, int]:
@@ -204,12 +189,7 @@ def path_of(ledger: Path) -> Path:
 
 
 def refusal(ledger: Path, name: bytes, commits: int) -> LedgerError | None:
-    """Why a ledger with so many commits may not be opened, or None if it may.
-
-    Args:
-        ledger: The ledger's file.
-        name: The ledger's random name.
-        commits: How many commits it holds.
+    """Why a ledger of this random name, with so many commits, may not be opened, or None if it may.
 
     Raises:
         LedgerError: The guard's file can't be used at all.
@@ -224,21 +204,15 @@ def refusal(ledger: Path, name: bytes, commits: int) -> LedgerError | None:
 
 
 def doubt(ledger: Path, name: bytes, commits: int) -> str:
-    """Why a ledger with so many commits may not be charged, for its readers; "" if it may.
+    """Why a ledger of this random name, with so many commits, may not be charged, for its readers; "" if it may.
 
     A copy that is read elsewhere has no guard's file, which is fine.
-
-    Args:
-        ledger: The ledger's file.
-        name: The ledger's random name.
-        commits: How many commits it holds.
 
     Raises:
         OSError: The guard's file can't be read.
     """
-    file, (found, count) = _find(path_of(ledger))
-    if file >= 0:
-        os.close(file)
+    with ExitStack() as stack:
+        _, found, count = _find(ledger, stack)
     if not found or (found == name and count <= commits):
         return ""
     if found == name:
@@ -250,16 +224,11 @@ def doubt(ledger: Path, name: bytes, commits: int) -> str:
 def seen(ledger: Path, name: bytes) -> int:
     """How many commits the guard of a ledger saw; 0 if its file is missing or another ledger's.
 
-    Args:
-        ledger: The ledger's file.
-        name: The ledger's random name.
-
     Raises:
         OSError: The guard's file can't be read.
     """
-    file, (found, commits) = _find(path_of(ledger))
-    if file >= 0:
-        os.close(file)
+    with ExitStack() as stack:
+        _, found, commits = _find(ledger, stack)
     return commits if found in (name, _NOBODY) else 0
 
 

@@ -6,13 +6,13 @@ import os
 import secrets
 import sqlite3
 import stat
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from dpmesh import files, sqlite_file
 from dpmesh.errors import LedgerError
-from dpmesh.ledger.charge_log import CHAIN_BYTES, EntryKind, Posting, begin
-from dpmesh.ledger.sqlite import access, queries, rollback_guard
+from dpmesh.ledger.charge_log import EntryKind, Posting
+from dpmesh.ledger.sqlite import access, queries, rollback_guard, wal
 from dpmesh.ledger.store import SECRET_BYTES
 
 VERSION = 3
@@ -120,6 +120,26 @@ def plain_file(path: Path) -> os.stat_result:
     return status
 
 
+def connect(path: Path, busy: float) -> sqlite3.Connection:
+    """Connects to an existing ledger, to write. Its files are checked first, before SQLite looks at them.
+
+    Args:
+        path: The ledger's file.
+        busy: How long to wait for another process's lock, in seconds.
+
+    Raises:
+        LedgerError: This user may not write it, other users may, or it is older than its log.
+        OSError: The files can't be read.
+        sqlite3.Error: SQLite can't open the file.
+    """
+    if not os.access(path, os.R_OK | os.W_OK):
+        # SQLite would open it, and leave a read-only log beside it.
+        raise LedgerError(f"{path} is read-only: make it and its directory writable for this user")
+    access.check(path)
+    wal.check(path)
+    return sqlite_file.connect(path, "mode=rw", busy)
+
+
 def read_secret(connection: sqlite3.Connection, path: Path) -> bytes:
     """Checks that the file is a ledger of a known version, and returns its secret.
 
@@ -188,16 +208,13 @@ def make_file(path: Path) -> None:
 
 
 def _write_tables(path: Path) -> None:
-    connection = sqlite_file.connect(path, "mode=rw", timeout=0)
-    try:
+    with closing(sqlite_file.connect(path, "mode=rw", timeout=0)) as connection:
         sqlite_file.make_durable(connection)
         secret = secrets.token_bytes(SECRET_BYTES)
         with sqlite_file.transaction(connection):
             create(connection, secret)
         # Closing would do this too, and say nothing if the disk is full; and the log is not renamed with the file.
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    finally:
-        connection.close()
 
 
 def create(connection: sqlite3.Connection, secret: bytes) -> None:
@@ -239,5 +256,4 @@ def _add_log(connection: sqlite3.Connection) -> None:
     rows = connection.execute("SELECT budget, account, window_start, debited FROM accounts WHERE debited > 0")
     postings = [Posting(*row) for row in rows]
     if postings:
-        chain = secrets.token_bytes(CHAIN_BYTES)
-        queries.write_entry(connection, chain, begin(chain), EntryKind.OPENING, postings)
+        queries.append(connection, EntryKind.OPENING, postings, "")

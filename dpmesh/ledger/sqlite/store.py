@@ -20,7 +20,7 @@ from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import DpmeshError, LedgerError, LostChargesError
 from dpmesh.ledger.budget import Budget, check_names, check_unchanged
 from dpmesh.ledger.charge_log import ChainWriter, EntryKind, Posting
-from dpmesh.ledger.sqlite import access, queries, schema, wal
+from dpmesh.ledger.sqlite import access, queries, schema
 from dpmesh.ledger.sqlite.errors import explain
 from dpmesh.ledger.sqlite.file_watch import FileWatch
 from dpmesh.ledger.sqlite.rollback_guard import RollbackGuard
@@ -64,8 +64,6 @@ class SQLiteStore(Store):
         path: The file. It is made, with its directory, where there is none.
         busy_timeout: How long to wait for another process's lock, in seconds.
     """
-
-    clock: Callable[[], float] | None = None
 
     def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 4.0) -> None:
         self.path = Path(path).absolute()  # a later chdir must not lead to another ledger
@@ -173,14 +171,7 @@ class SQLiteStore(Store):
         if self._watch.stale:
             self._disconnect()
         if self._connection is None:
-            if not os.access(self.path, os.R_OK | os.W_OK):
-                # Checked before SQLite opens the file, which would leave a read-only log beside it.
-                raise LedgerError(
-                    f"{self.path} is read-only: make it and its directory writable for this user"
-                )
-            access.check(self.path)
-            wal.check(self.path)
-            connection = sqlite_file.connect(self.path, "mode=rw", self._busy_timeout)
+            connection = schema.connect(self.path, self._busy_timeout)
             try:
                 self._secret = self._prepare(connection)
                 self._rollback_guard = RollbackGuard(
@@ -252,28 +243,28 @@ class SQLiteStore(Store):
     def _debit(self, batch: Batch) -> Outcome:
         with self._change() as change:
             windows = self._advance(change, batch.windows)
-            states = {a: self._state(change.connection, a, windows[a[0]]) for a in batch.leased}
+            states = {
+                a: queries.state(change.connection, self._rows[a[0]], a[1], windows[a[0]])
+                for a in batch.leased
+            }
             caps = {
                 a: min(MAX_AMOUNT, self._budgets[a[0]].cap + granted) for a, (_, granted) in states.items()
             }
             outcome = decide(batch, caps, windows, {a: debited for a, (debited, _) in states.items()})
             if outcome.debits:
-                change.write(
-                    EntryKind.DEBIT, [self._posting(a, windows, n) for a, n in outcome.debits.items()]
-                )
+                postings = {a: self._posting(a, windows, n) for a, n in outcome.debits.items()}
+                change.write(EntryKind.DEBIT, postings.values())
                 change.connection.executemany(
                     _DEBIT,
                     [
                         (
-                            self._rows[a[0]],
-                            a[1],
-                            windows[a[0]],
+                            *posting[:3],
                             outcome.debited[a],
                             self._budgets[a[0]].cap,
                             states[a][1],
-                            n,
+                            posting.amount,
                         )
-                        for a, n in outcome.debits.items()
+                        for a, posting in postings.items()
                     ],
                 )
         return outcome
@@ -306,14 +297,6 @@ class SQLiteStore(Store):
                 "overwrites the file: restart this holder"
             )
         return stored
-
-    def _state(self, connection: sqlite3.Connection, account: AccountId, window: int) -> tuple[int, int]:
-        """What an account was debited and granted in a window."""
-        row = connection.execute(
-            "SELECT debited, granted FROM accounts WHERE budget = ? AND account = ? AND window_start = ?",
-            (self._rows[account[0]], account[1], window),
-        ).fetchone()
-        return (0, 0) if row is None else row
 
     def _credit(self, windows: tuple[int, ...], unspent: Mapping[AccountId, int]) -> None:
         with self._change() as change:

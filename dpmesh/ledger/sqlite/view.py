@@ -34,9 +34,6 @@ class SQLiteView(LedgerView):
     A ledger that is in use has a write-ahead log beside it. A ledger at rest has none, and is opened as immutable, so
     that SQLite makes no log, which would belong to the reading user.
 
-    Args:
-        path: The ledger's file.
-
     Raises:
         LedgerError: There is no ledger at the path, or it can't be read.
     """
@@ -84,9 +81,7 @@ class SQLiteView(LedgerView):
             connection.execute("BEGIN")  # everything is read as it is at the first SELECT
             self.secret = schema.read_secret(connection, self._path)
             self.budgets = queries.usable_budgets(connection, self._path)
-            self.windows = {
-                row: queries.window_in_force(connection, row, budget) for row, budget in self.budgets.items()
-            }
+            self.windows = queries.windows_in_force(connection, self.budgets)
             self._has_log = queries.version_of(connection) >= 3
             self.pruned_before, self.remark = 0, ""
             if self._has_log:

@@ -27,9 +27,6 @@ _INTEGERS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}  # serial type: length
 def check(path: Path) -> None:
     """Checks a ledger's file against the log beside it, if there is one.
 
-    Args:
-        path: The ledger's file.
-
     Raises:
         LostChargesError: The file is older than the log's beginning.
         OSError: One of them can't be read.
@@ -55,9 +52,6 @@ def discard(path: Path) -> None:
 def gap(path: Path) -> int:
     """How many commits are missing between a ledger's file and the log beside it.
 
-    Args:
-        path: The ledger's file.
-
     Raises:
         OSError: One of them can't be read.
     """
@@ -72,11 +66,7 @@ def gap(path: Path) -> int:
 
 
 def count(path: Path) -> int | None:
-    """How many commits a ledger's file has without the log, or None if it can't be read. It never decreases.
-
-    Args:
-        path: The ledger's file.
-    """
+    """How many commits a ledger's file has without the log, or None if it can't be read. It never decreases."""
     found = _in_file(path)
     return None if found is None else found[1]
 
@@ -131,11 +121,9 @@ def _count(page: bytes) -> int | None:
             kind, body = _varint(page, body)
             kinds.append(kind)
         at = end + sum(_length(kind) for kind in kinds[:2])
-        return (
-            int.from_bytes(page[at : at + _length(kinds[2])], "big", signed=True)
-            if kinds[2] < 8
-            else kinds[2] - 8
-        )
+        if kinds[2] >= 8:
+            return kinds[2] - 8  # the types 8 and 9 are the numbers 0 and 1
+        return int.from_bytes(page[at : at + _length(kinds[2])], "big", signed=True)
     except (IndexError, KeyError):
         return None
 

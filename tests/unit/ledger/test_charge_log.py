@@ -13,10 +13,11 @@ from dpmesh.ledger.charge_log import (
     Head,
     Posting,
     begin,
-    break_in,
     decode,
     encode,
+    follow,
     link,
+    wrong_end,
 )
 
 NAME = bytes(range(CHAIN_BYTES))
@@ -74,6 +75,16 @@ def test_lines_out_of_order_and_lines_cut_short_are_refused(order):
     bad = body[:13] + body[13 + size :] + body[13 : 13 + size] if order == "backwards" else body[:-1]
     with pytest.raises(LedgerError, match="charge log"):
         decode(bad)
+
+
+def break_in(head, entries, end):
+    """What is wrong with a chain, as verification finds it; None if nothing is."""
+    try:
+        for entry in entries:
+            head, _ = follow(head, *entry)
+    except LedgerError as error:
+        return str(error)
+    return wrong_end(head, end)
 
 
 @given(CHAINS)
