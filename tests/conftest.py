@@ -78,6 +78,6 @@ def postgres():
 
 @pytest.fixture
 def database(postgres):
-    """The URL of a fresh empty database on the shared server, dropped after the test."""
+    """The URL of a empty database on the shared server."""
     with postgres.database() as url:
         yield url

@@ -49,14 +49,14 @@ class InPostgres:
             self._folder.chmod(0o755)  # the server is another user
             yield
         for name in self._names.values():
-            postgres.drop_database(name)
+            postgres.take_back_database(name)
 
     def store(self, place):
         return PostgresStore(self.url(place), timeout=60.0, monotonic=self.clock_of(place))
 
     def url(self, place):
         if place not in self._names:
-            self._names[place] = self._server.create_database()
+            self._names[place] = self._server.lend_database()
         return self._server.url(self._names[place])
 
     def clock_of(self, place):
@@ -213,3 +213,7 @@ class TestPostgresRewinds(InPostgres, RewindSuite):
 
 class TestPostgresModel(InPostgres, LedgerModel):
     EXAMPLES = 25
+
+    async def check(self, place, steps, holders):
+        await super().check(place, steps, holders)
+        self._server.take_back_database(self._names.pop(place))  # The next example takes it.

@@ -39,6 +39,36 @@ async def test_a_database_is_fresh_and_the_server_durable(database, postgres):
     assert "postgres" in postgres.execute("SELECT datname FROM pg_database").splitlines()
 
 
+async def test_a_database_that_held_only_a_ledger_is_emptied_and_lent_again(postgres):
+    name = postgres.lend_database()
+    connection = await asyncpg.connect(postgres.url(name))
+    await connection.execute("CREATE SCHEMA dpmesh; CREATE TABLE dpmesh.ledger (n int)")
+    postgres.take_back_database(name)
+    with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+        await connection.execute("SELECT 1")
+    assert postgres.lend_database() == name
+    assert postgres.execute("SELECT to_regnamespace('dpmesh') IS NULL", name) == "t"
+    postgres.take_back_database(name)
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        "CREATE TABLE spent (n int)",
+        "CREATE SCHEMA other",
+        "CREATE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "ALTER DATABASE {} SET work_mem = '1MB'",
+        "ALTER DATABASE {} SET default_transaction_read_only = on",
+    ],
+)
+def test_a_database_with_anything_else_is_not_lent_again(postgres, left):
+    name = postgres.lend_database()
+    postgres.execute(left.format(name), name)
+    postgres.take_back_database(name)
+    assert name not in postgres.execute("SELECT datname FROM pg_database").splitlines()
+    assert name not in postgres._empty
+
+
 @pytest.mark.parametrize("version", [16, 18])
 async def test_a_killed_server_keeps_what_was_committed(version):
     with Server(version=version) as server:

@@ -120,6 +120,18 @@ if dead:
 os._exit(min(abs(server.returncode), 255))
 """
 
+# Prints how much is left. What is not PostgreSQL's own has a number from 16384 on.
+EMPTY = """
+SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid();
+SET client_min_messages = error;
+DROP SCHEMA IF EXISTS dpmesh CASCADE;
+SELECT (SELECT count(*) FROM pg_namespace WHERE oid >= 16384) + (SELECT count(*) FROM pg_class WHERE oid >= 16384)
+    + (SELECT count(*) FROM pg_type WHERE oid >= 16384) + (SELECT count(*) FROM pg_proc WHERE oid >= 16384)
+    + (SELECT count(*) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
+        WHERE d.datname = current_database());
+"""
+
 
 class PostgresError(Exception):
     """A server didn't start, or a statement failed; the message has the end of the log."""
@@ -166,6 +178,7 @@ class Server:
         self.log = self._own / "log"
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._front: Any = None
+        self._empty: list[str] = []
         self._inner_port = _free_port()
         self._certificate = (certificate, key) if certificate and key else None
         self._has_password = password is None
@@ -317,15 +330,33 @@ class Server:
         """Drops a database, also one with connections."""
         self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
+    def lend_database(self) -> str:
+        """The name of an empty database: one that was given back, or a new one."""
+        return self._empty.pop() if self._empty else self.create_database()
+
+    def take_back_database(self, name: str) -> None:
+        """Empties a database for the next one who needs one, which takes a fifth of what a new one takes.
+
+        Connections to it are closed. One that holds more than a ledger, or has settings, is dropped.
+        """
+        try:
+            left = self.execute(EMPTY, name).splitlines()[-1]
+        except PostgresError:
+            left = "unknown"
+        if left == "0":
+            self._empty.append(name)
+        else:
+            self.drop_database(name)
+
     @contextmanager
     def database(self) -> Iterator[str]:
-        """The URL of a fresh empty database, which is dropped in the end."""
-        name = self.create_database()
+        """The URL of an empty database, which is emptied or dropped in the end."""
+        name = self.lend_database()
         try:
             yield self.url(name)
         finally:
             if self.running:
-                self.drop_database(name)
+                self.take_back_database(name)
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of the log."""

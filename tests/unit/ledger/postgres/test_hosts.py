@@ -20,10 +20,10 @@ bouncing = pytest.mark.skipif(pgbouncer.binary() is None, reason=pgbouncer.WHY_N
 
 @pytest.fixture
 async def database(postgres):
-    name = postgres.create_database()
+    name = postgres.lend_database()
     await PostgresAdmin(postgres.url(name)).migrate()
     yield name
-    postgres.drop_database(name)
+    postgres.take_back_database(name)
 
 
 def ledger(url, timeout=60.0):
