@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
 
 F = FieldDescriptor
@@ -63,6 +65,14 @@ RESERVED_NAMES = frozenset(
 def is_map_entry(message: Descriptor) -> bool:
     """Whether the message type is what protoc makes for the entries of a map."""
     return bool(message.GetOptions().map_entry)
+
+
+def with_nested(messages: Iterable[Descriptor]) -> Iterator[Descriptor]:
+    """Message types, each before those nested in it, without the entries of maps."""
+    for message in messages:
+        if not is_map_entry(message):
+            yield message
+            yield from with_nested(message.nested_types)
 
 
 def extensions(message: Descriptor) -> list[FieldDescriptor]:

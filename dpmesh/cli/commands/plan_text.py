@@ -12,9 +12,10 @@ from rich.text import Text
 from dpmesh.accounting import AMOUNT, Accounting
 from dpmesh.cli.console import say, stdout
 from dpmesh.ledger import Budget
+from dpmesh.policy import Model
 from dpmesh.policy.kinds.words import duration, number
 from dpmesh.report.balances import loss_over
-from dpmesh.report.plan import FieldReport, MessageReport, Payment, is_central
+from dpmesh.report.plan import FieldReport, MessageReport, Payment
 from dpmesh.report.rpcs import FieldChange, MessageChange, PlanReport
 from dpmesh.report.wording import count
 
@@ -129,7 +130,7 @@ def _table(fields: Sequence[FieldReport]) -> Table:
     for entry in fields:
         table.add_row(
             "    " + entry.path + (f" ×{entry.elements}" if entry.elements > 1 else ""),
-            entry.kind + (" (central)" if is_central(entry) else ""),
+            entry.kind + (" (central)" if entry.model == Model.CENTRAL else ""),
             entry.mechanism or "",
             _epsilon(entry),
             "" if entry.rho is None else number(entry.rho),
