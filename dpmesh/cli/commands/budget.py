@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=False,
     help="Show what is spent and what is left, as the ledger has it; export it; grant more.",
     epilog="Example: dpmesh budget list --config dpmesh.toml",
 )

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=False,
     help="Make an authority, issue identities from it, and show its state.",
     epilog="Example: dpmesh identity init ca --trust-domain mesh.example",
 )

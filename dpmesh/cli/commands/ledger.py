@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=False,
     help="Make a ledger's tables, check and show its charge log, and move it.",
     epilog="Example: dpmesh ledger verify --config dpmesh.toml",
 )
