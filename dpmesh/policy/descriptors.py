@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto
 
 F = FieldDescriptor
 
@@ -65,6 +68,14 @@ def is_map_entry(message: Descriptor) -> bool:
     return bool(message.GetOptions().map_entry)
 
 
+def with_nested(messages: Iterable[Descriptor]) -> Iterator[Descriptor]:
+    """Message types, each before those nested in it, without the entries of maps."""
+    for message in messages:
+        if not is_map_entry(message):
+            yield message
+            yield from with_nested(message.nested_types)
+
+
 def extensions(message: Descriptor) -> list[FieldDescriptor]:
     """The extensions of a message type that this process knows."""
     return list(message.file.pool.FindAllExtensions(message)) if message.is_extendable else []
@@ -108,26 +119,5 @@ def type_name(field: FieldDescriptor) -> str:
         return label + field.message_type.full_name
     if field.enum_type is not None:
         return label + field.enum_type.full_name
-    return label + _NAMES[field.type]
-
-
-_NAMES = {
-    F.TYPE_DOUBLE: "double",
-    F.TYPE_FLOAT: "float",
-    F.TYPE_INT64: "int64",
-    F.TYPE_UINT64: "uint64",
-    F.TYPE_INT32: "int32",
-    F.TYPE_FIXED64: "fixed64",
-    F.TYPE_FIXED32: "fixed32",
-    F.TYPE_BOOL: "bool",
-    F.TYPE_STRING: "string",
-    F.TYPE_BYTES: "bytes",
-    F.TYPE_UINT32: "uint32",
-    F.TYPE_SFIXED32: "sfixed32",
-    F.TYPE_SFIXED64: "sfixed64",
-    F.TYPE_SINT32: "sint32",
-    F.TYPE_SINT64: "sint64",
-    F.TYPE_GROUP: "group",
-    F.TYPE_MESSAGE: "message",
-    F.TYPE_ENUM: "enum",
-}
+    name = FieldDescriptorProto.Type.DESCRIPTOR.values_by_number[field.type].name
+    return label + name.removeprefix("TYPE_").lower()
