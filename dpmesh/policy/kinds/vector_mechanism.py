@@ -46,7 +46,8 @@ class VectorMechanism:
         step: All coordinates that leave are multiples of it; a power of two.
         reach: The largest absolute coordinate that leaves.
         release: Maps finite coordinates, shape (dimension,), to what leaves.
-        variance: Maps coordinates of what is held, any shape, to the variance of what leaves of each.
+        variance: Maps coordinates of what is held, any shape, to the variance of what leaves of each. Those beyond the
+            norm count as clamped.
         worst_variance: The largest variance of a coordinate.
         worst_error: The largest expected squared distance of what leaves from what is held.
         relative_error: The same in units of the declared norm: of the whole vector for l2_norm, of a coordinate for
@@ -144,7 +145,7 @@ def directions(dimension: int, radius: float, cube: bool, epsilon: Fraction, roo
         step,
         reach,
         release,
-        lambda x: law.variance(x / radius) * radius**2,
+        lambda x: law.variance(np.clip(x / radius, -1, 1)) * radius**2,
         worst * radius**2,
         law.worst_error * radius**2,
         worst * dimension if cube else law.worst_error,
@@ -192,7 +193,7 @@ def coordinates(dimension: int, bound: float, epsilon: Fraction, room: Room) -> 
         shown,
         reach,
         _sampling(law, bound, grid_step, shown),
-        lambda x: law.variance(x / grid_step) * grid_step**2,
+        lambda x: law.variance(np.clip(x, -bound, bound) / grid_step) * grid_step**2,
         law.worst_variance * grid_step**2,
         law.worst_variance * grid_step**2 * dimension,
         law.worst_variance * (grid_step / bound) ** 2,
