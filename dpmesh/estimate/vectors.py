@@ -25,7 +25,8 @@ class VectorEstimate:
         values: The estimate of each coordinate, unbiased. So a vector may be longer than the declared norm.
         low: The lower end of each coordinate's interval.
         high: The upper end.
-        standard_error: That of a coordinate, the root mean square over all of them.
+        standard_error: That of a coordinate, the root mean square over all of them: by the sample, and at least what
+            the mechanism adds to 0.
         n: How many noisy vectors it rests on.
         confidence: How often one interval, by itself, holds the true coordinate.
     """
@@ -80,7 +81,7 @@ def mean(field: FieldPlan, vectors: Iterable[Sequence[float]], confidence: float
     farthest = margin(mechanism.worst_variance)
     known = np.max([mechanism.variance(middle + farthest * sign) for sign in (-1.0, 0.0, 1.0)], axis=0)
     error = margin(known)
-    common = math.sqrt(float(np.mean(np.maximum(known, variance))) / n)
+    common = math.sqrt(max(float(mechanism.variance(np.zeros(1))[0]), float(np.mean(variance))) / n)
     return VectorEstimate(middle, middle - error, middle + error, common, n, confidence)
 
 

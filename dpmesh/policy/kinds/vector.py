@@ -176,8 +176,6 @@ def _local(rules: pb.Vector, bound: float, epsilon: Fraction, room: Room) -> Vec
         made.append(lambda: vector_mechanism.directions(dimension, radius, cube, epsilon, room))
     if norm == "linf_norm" and chosen in (pb.Vector.AUTO, pb.Vector.COORDINATE_SAMPLING):
         made.append(lambda: vector_mechanism.coordinates(dimension, bound, epsilon, room))
-    if not made:
-        raise _unknown(chosen)
     return min((make() for make in made), key=lambda mechanism: mechanism.worst_error)
 
 
@@ -192,8 +190,6 @@ def _aggregate(rules: pb.Vector, bound: float, epsilon: Fraction, room: Room) ->
             "this mechanism is for a unit's own vector, and sensitivity says that this is an aggregate",
             "use DISCRETE_GAUSSIAN or DISCRETE_LAPLACE",
         )
-    if chosen not in (pb.Vector.AUTO, *_AGGREGATES):
-        raise _unknown(chosen)
     gaussian = chosen == pb.Vector.DISCRETE_GAUSSIAN or (chosen == pb.Vector.AUTO and rules.HasField("delta"))
     norm, dimension = rules.WhichOneof("norm"), rules.dimension
     if gaussian:
@@ -221,10 +217,6 @@ def _times(sensitivity: float, grown: float) -> float:
     if grown == 1:
         return sensitivity
     return math.nextafter(sensitivity * math.nextafter(grown, math.inf), math.inf)
-
-
-def _unknown(chosen: int) -> BadRuleError:
-    return BadRuleError("mechanism", f"this version of dpmesh does not know mechanism {chosen}", "use AUTO")
 
 
 def _local_reader(plan: FieldPlan) -> Callable[[Any], Array]:
