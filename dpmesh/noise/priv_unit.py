@@ -107,7 +107,9 @@ class PrivUnit:
         self._along = square / cosine**2
         self._side = (real - square) / (real - 1) / cosine**2
         self._axis = np.arange(self._half)
-        self._fourier = np.exp(2j * np.pi * self._axis / self._half) * (self.scale * math.sqrt(self._half))
+        # A row of the Fourier matrix, times the scale and what the transforms of `_select` leave out.
+        size = self.scale * self._half ** (-_ROUNDS / 2)
+        self._fourier = size * np.exp(-2j * np.pi * self._axis / self._half)
 
     def block(self, count: int, stream: KeyStream) -> NDArray[Any]:
         """Makes what a release needs: for each copy a code, which is secret, and the phases of its rotation.
@@ -151,7 +153,7 @@ class PrivUnit:
         codes, phases = drawn
         point = lifted.view(np.complex128)
         directions = [
-            self._select(point, code, _ROOTS[rows]) for code, rows in zip(codes, phases, strict=True)
+            self._select(point, code, _ROOTS.take(rows)) for code, rows in zip(codes, phases, strict=True)
         ]
         return directions[0] if self.copies == 1 else np.asarray(sum(directions) / self.copies)
 
@@ -170,13 +172,14 @@ class PrivUnit:
             axis = order[place]
         minus = bool(cosines[axis] < 0) != (opposite == 1)
         at, imaginary = divmod(int(axis), 2)
-        # The inverse of the rounds. The first inverse transform, of one axis, is a row of the Fourier matrix.
-        row = self._fourier[(at * self._axis) & (self._half - 1)]
+        # The inverse of the rounds, on conjugates: there the inverse of a transform is a transform. That of one axis is
+        # a row of the Fourier matrix.
+        row = self._fourier.take((at * self._axis) & (self._half - 1))
         if imaginary:
-            row = row * 1j
+            row = row * -1j
         for phase in phases[:0:-1]:
-            row = np.fft.ifft(row * phase.conj())
-        coordinates: Array = (row * phases[0].conj()).view(np.float64)[: self.dimension]
+            row = np.fft.fft(phase * row)
+        coordinates: Array = np.conj(phases[0] * row).view(np.float64)[: self.dimension]
         return -coordinates if minus else coordinates
 
     def variance(self, x: Array | float) -> Array:

@@ -84,7 +84,7 @@ class Vector(NoisedKind):
     def describe(self, plan: FieldPlan) -> Description:
         mechanism: VectorMechanism = plan.payload
         reach, length = mechanism.reach, math.sqrt(mechanism.worst_error)
-        words = f"{mechanism.dimension} coordinates, {number(-reach)} to {number(reach)}; {number(length)} off in L2"
+        words = f"{mechanism.dimension} coordinates from {number(-reach)} to {number(reach)}; L2 error {number(length)}"
         if mechanism.relative_error is not None:
             reports = math.ceil(mechanism.relative_error / _NEAR**2)
             words += f"; {number(reports)} reports for a mean within {_NEAR:.0%} of the norm"

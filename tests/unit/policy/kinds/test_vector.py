@@ -1,6 +1,7 @@
 """Vectors: what leaves has a public length and grid, bad vectors have the law of zero, aggregates are refused if bad."""
 
 import math
+import re
 from dataclasses import replace
 from fractions import Fraction
 
@@ -14,7 +15,7 @@ from dpmesh.policy import Model, Policy
 from dpmesh.policy.kinds import vector_mechanism
 from dpmesh.policy.kinds.vector import KIND
 from dpmesh.policy.kinds.vector_mechanism import Room
-from tests.support.protos import compiled
+from tests.support.protos import ROOT, compiled
 
 RULE = "(dpmesh.v1.field).vector"
 TYPES = compiled(
@@ -200,7 +201,7 @@ def test_plan_says_how_far_off_and_how_many_reports():
     field = field_of(TYPES.Own)
     shown = KIND.describe(field)
     error = math.sqrt(field.payload.worst_error)
-    assert f"{error:.4g} off in L2" in shown.output
+    assert f"L2 error {error:.4g}" in shown.output
     assert f"{math.ceil((error / 2 / 0.1) ** 2)} reports for a mean within 10% of the norm" in shown.output
     assert shown.error == pytest.approx(error / math.sqrt(3), rel=0.01)
     assert shown.high == -shown.low == field.payload.reach
@@ -269,3 +270,20 @@ def test_a_length_of_its_own_is_refused():
     )
     with pytest.raises(AnnotationError, match="the length of a vector is its dimension"):
         plan_of(types.M)
+
+
+def test_the_errors_in_the_document_are_those_of_the_mechanism():
+    text = (ROOT / "docs/kinds/vector.md").read_text()
+    rows = [
+        [float(cell) for cell in line.strip("| ").split(" | ")]
+        for line in text.splitlines()
+        if re.fullmatch(r"(\| [\d.]+ ){5}\|", line)
+    ]
+    assert len(rows) == 5
+    for epsilon, *errors, reports in rows:
+        laws = [
+            vector_mechanism.directions(dimension, 1.0, False, Fraction(epsilon), DOUBLE)
+            for dimension in (16, 64, 256)
+        ]
+        assert errors == [round(math.sqrt(law.worst_error), 2) for law in laws]
+        assert reports == math.ceil(laws[-1].worst_error * 100)
