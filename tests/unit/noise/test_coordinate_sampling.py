@@ -1,6 +1,7 @@
 """Coordinate sampling: which coordinates, what each is charged, and how far off they are."""
 
 import itertools
+import math
 from collections import Counter
 from fractions import Fraction
 
@@ -9,8 +10,12 @@ import pytest
 
 from dpmesh.noise import coordinate_sampling
 from dpmesh.noise.coordinate_sampling import CoordinateSampling
+from dpmesh.noise.duchi import Duchi
 from dpmesh.noise.entropy import KeyStream
+from dpmesh.noise.numeric import NumericKind
+from tests.unit.noise import exact
 from tests.unit.noise.streams import KEY
+from tests.unit.noise.test_duchi import table
 
 
 @pytest.mark.parametrize(("dimension", "count"), [(1, 1), (4, 1), (4, 2), (5, 3), (4, 4)])
@@ -28,6 +33,42 @@ def test_a_row_of_draws_is_positions_and_then_values():
     drawn = [draws.block(200, KeyStream(KEY)) for draws in positions]
     assert [(block.min(), block.max()) for block in drawn] == [(0, 4), (0, 5)]
     assert [draws.key for draws in values] == [law.mechanism.draws.key] * 2
+
+
+def whole_law(law, x):
+    """P(what leaves), 0 for the coordinates that are not sampled, from the thresholds and the statements in use."""
+    duchi = Duchi(2 * law.half, law.mechanism.epsilon)
+    outputs = {}
+    sets = list(itertools.combinations(range(law.dimension), law.count))
+    for chosen in sets:
+        for values in itertools.product(*(table(duchi, x[coordinate]).items() for coordinate in chosen)):
+            left = [0] * law.dimension
+            for coordinate, (y, _) in zip(chosen, values, strict=True):
+                left[coordinate] = y - law.half
+            p = Fraction(1, len(sets))
+            for _, probability in values:
+                p *= probability
+            outputs[tuple(left)] = outputs.get(tuple(left), 0) + p
+    return outputs
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_whole_law_loses_epsilon_and_is_unbiased(count):
+    """All vectors of two coordinates on a grid of three points, and all that can leave of them."""
+    law = CoordinateSampling(2, Fraction(1, 2), 1, count)
+    assert law.mechanism.kind is NumericKind.DUCHI
+    grid = list(itertools.product(range(3), repeat=2))
+    laws = [whole_law(law, x) for x in grid]
+    assert all(sum(outputs.values()) == 1 for outputs in laws)
+    ratio = float(exact.worst_ratio(laws))
+    assert ratio <= math.exp(0.5)
+    assert ratio == pytest.approx(math.exp(0.5), rel=1e-12)
+    grown = Fraction(2, count)
+    for x, outputs in zip(grid, laws, strict=True):
+        mean = sum(p * left[0] for left, p in outputs.items()) * grown
+        assert float(mean) == pytest.approx(x[0] - 1, abs=1e-30)
+        square = sum(p * left[0] ** 2 for left, p in outputs.items()) * grown**2
+        assert float(square - mean**2) == pytest.approx(float(law.variance(x[0] - 1)), rel=1e-9)
 
 
 @pytest.mark.parametrize("epsilon", ["0.1", "1", "5", "12"])
