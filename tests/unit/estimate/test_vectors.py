@@ -1,6 +1,6 @@
 """Mean vectors: unbiased, with intervals that hold as often as they say; foreign vectors are refused.
 
-False alarms: the seeds are fixed by the data only, noise is fresh, so each test says how often it fails by chance.
+False alarms: each test that can fail by chance says how often.
 """
 
 import math
@@ -47,7 +47,10 @@ def test_the_mean_of_many_lies_in_its_intervals(name):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_standard_error_is_that_of_the_mechanism(name):
-    """The mean square of 40 errors is within a factor of 4 but for 1e-9 (chi-square of 40 degrees)."""
+    """The mean square of 40 errors is within a factor of 4 but for 4e-7 (chi-square of 40 degrees).
+
+    The standard errors are allowed 10 %, at least 6 of their own deviations.
+    """
     kind = getattr(TYPES, name)
     found = Reader(kind).mean_vector("v", released(kind, 1000))
     variance = field_of(kind).payload.variance(HELD).mean() / 1000
@@ -60,16 +63,17 @@ def test_the_standard_error_is_that_of_the_mechanism(name):
 def test_few_vectors_have_intervals_as_wide_as_the_mechanism_makes_them(name):
     """Coordinate sampling shows 0 for most coordinates: the interval of one report still has to hold what is held."""
     kind = getattr(TYPES, name)
+    least = float(field_of(kind).payload.variance(np.array([0.0, 2.0])).min())
     for count in (1, 2):
         found = Reader(kind).mean_vector("v", released(kind, count))
-        assert (found.high - found.low).min() > 3.9 * math.sqrt(field_of(kind).payload.variance(0.0) / count)
+        assert (found.high - found.low).min() > 3.9 * math.sqrt(least / count)
 
 
 def test_a_difference_between_senders_widens_the_intervals():
     kind = TYPES.Sum
     apart = released(kind, 20, np.full(40, 40.0)) + released(kind, 20, np.full(40, -40.0))
     found = Reader(kind).mean_vector("v", apart)
-    assert found.standard_error == pytest.approx(40 / math.sqrt(39), rel=0.3)
+    assert found.standard_error == pytest.approx(40 / math.sqrt(39), rel=0.1)
 
 
 def test_vectors_may_come_without_messages():
