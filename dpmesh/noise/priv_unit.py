@@ -56,8 +56,8 @@ class PrivUnit:
     for a part of some s(1-s)/(D phi(gamma)^2) that finitely many directions lose: see `variance`. R is three rounds of
     random phases (256 roots of unity) and a Fourier transform on C^(D/2), which takes D log D steps, like
     pseudo-random rotations by Hadamard matrices (Andoni et al. 2015, "Practical and Optimal LSH for Angular Distance").
-    That is nearly uniform: 200,000 rotations of spiky and of flat vectors show no bias above 5e-5 of the mean, which
-    is their standard error, and tests/statistical/test_vectors.py shows none above 4e-4.
+    That is nearly uniform: 200,000 rotations of spiky and of flat vectors showed no bias above 5e-5 of the mean, with
+    standard errors of 2e-5 to 4e-5, and tests/statistical/test_vectors.py would find one of 4e-4.
 
     Beyond an epsilon of about 8 the upper part would be too small for a list. There the mean of several independent
     draws leaves, each with its part of epsilon.
