@@ -1,4 +1,4 @@
-"""The samplers in blocks beside OpenDP's vectorised ones, and single draws of the mechanisms from their pools.
+"""The samplers in blocks beside OpenDP's vectorised ones, single draws of the mechanisms from their pools, and vectors.
 
 OpenDP's integer mechanisms add noise to a vector of zeros in one call; dpmesh makes a block of noise in one call. Both
 are timed in turns, and the best of the turns counts.
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
+import numpy as np
 import opendp.prelude as dp
 
 from benchmarks.table import Row
@@ -18,6 +19,8 @@ from dpmesh.noise.discrete_gaussian import DiscreteGaussian
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
 from dpmesh.noise.numeric import NumericKind
 from dpmesh.policy.codegen.source import draw_function
+from dpmesh.policy.kinds import vector_mechanism
+from dpmesh.policy.kinds.vector_mechanism import Room
 
 SCALE = 1000
 TURNS = 5
@@ -25,6 +28,8 @@ BLOCK = 1 << 20
 OPENDP_BLOCK = 20_000
 DRAWS = 400_000
 SIZE = 10_000
+DIMENSION = 256
+VECTORS = 2_000
 
 
 def _turns(*runs: tuple[Callable[[], object], int]) -> list[float]:
@@ -71,7 +76,19 @@ def _draws() -> Iterator[Row]:
         yield Row(f"one draw: {name}", nanoseconds, "ns", f"<= {bar}")
 
 
+def _vectors() -> Iterator[Row]:
+    """What `release` takes with all its randomness, which comes in blocks."""
+    x = np.full(DIMENSION, DIMENSION**-0.5)
+    for epsilon in (1, 8):
+        room = Room(24, 3e38, 2.0**-126, None)
+        release = vector_mechanism.directions(DIMENSION, 1.0, False, Fraction(epsilon), room).release
+        (nanoseconds,) = _turns((lambda release=release: [release(x) for _ in range(VECTORS)], VECTORS))  # type: ignore[misc]
+        name = f"PrivUnitG, {DIMENSION} dimensions, epsilon {epsilon}"
+        yield Row(name, 1e9 / nanoseconds, "vectors/s", ">= 5,000")
+
+
 def rows() -> Iterator[Row]:
     """All figures."""
     yield from _blocks()
     yield from _draws()
+    yield from _vectors()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from dpmesh.estimate import absence, frequencies, numbers, paths
+from dpmesh.estimate import absence, frequencies, numbers, paths, vectors
 from dpmesh.estimate.absence import Held
 from dpmesh.estimate.laws import Law, law_of
 from dpmesh.estimate.ratio import fieller
 from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.estimate.spread import checked
+from dpmesh.estimate.vectors import VectorEstimate
 from dpmesh.policy import Policy
 from dpmesh.policy.plan import FieldPlan, Plan
 from dpmesh.v1 import policy_pb2
@@ -124,6 +125,23 @@ class Reader:
                 per_place=default != 0 and paths.may_be_absent(self.plan, field),
             )
         return absence.sum_of_held(path, places, default, held, confidence)
+
+    def mean_vector(
+        self, path: str, values: Iterable[Sequence[float]] | Iterable[Message], *, confidence: float = 0.95
+    ) -> VectorEstimate:
+        """The mean of a vector field, unbiased, with an interval for each coordinate.
+
+        Args:
+            path: The field.
+            values: What was received: vectors, or messages that hold them. They are read one by one.
+            confidence: How often each interval, by itself, holds the mean of that coordinate of what the senders held,
+                scaled down to the declared norm. A sender without a vector of the right length held the zero vector.
+
+        Raises:
+            EstimateError: An unknown field, one that is no vector, no values, or vectors that it can't have.
+        """
+        field = self._field(path)
+        return vectors.mean(field, self._values(field, values), confidence)
 
     def _places(
         self, path: str, values: Values, held: Held | None, confidence: float

@@ -228,18 +228,38 @@ class Time(_message.Message):
     def __init__(self, earliest: _Optional[str] = ..., latest: _Optional[str] = ..., largest_shift: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., epsilon: _Optional[float] = ..., resolution: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., step: _Optional[_Union[Time.Step, str]] = ...) -> None: ...
 
 class Vector(_message.Message):
-    __slots__ = ("l1_norm", "l2_norm", "dimension", "epsilon", "delta")
+    __slots__ = ("l1_norm", "l2_norm", "linf_norm", "dimension", "epsilon", "delta", "mechanism", "sensitivity", "resolution")
+    class Mechanism(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        AUTO: _ClassVar[Vector.Mechanism]
+        PRIV_UNIT_G: _ClassVar[Vector.Mechanism]
+        COORDINATE_SAMPLING: _ClassVar[Vector.Mechanism]
+        DISCRETE_GAUSSIAN: _ClassVar[Vector.Mechanism]
+        DISCRETE_LAPLACE: _ClassVar[Vector.Mechanism]
+    AUTO: Vector.Mechanism
+    PRIV_UNIT_G: Vector.Mechanism
+    COORDINATE_SAMPLING: Vector.Mechanism
+    DISCRETE_GAUSSIAN: Vector.Mechanism
+    DISCRETE_LAPLACE: Vector.Mechanism
     L1_NORM_FIELD_NUMBER: _ClassVar[int]
     L2_NORM_FIELD_NUMBER: _ClassVar[int]
+    LINF_NORM_FIELD_NUMBER: _ClassVar[int]
     DIMENSION_FIELD_NUMBER: _ClassVar[int]
     EPSILON_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
+    MECHANISM_FIELD_NUMBER: _ClassVar[int]
+    SENSITIVITY_FIELD_NUMBER: _ClassVar[int]
+    RESOLUTION_FIELD_NUMBER: _ClassVar[int]
     l1_norm: float
     l2_norm: float
+    linf_norm: float
     dimension: int
     epsilon: float
     delta: float
-    def __init__(self, l1_norm: _Optional[float] = ..., l2_norm: _Optional[float] = ..., dimension: _Optional[int] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ...) -> None: ...
+    mechanism: Vector.Mechanism
+    sensitivity: float
+    resolution: float
+    def __init__(self, l1_norm: _Optional[float] = ..., l2_norm: _Optional[float] = ..., linf_norm: _Optional[float] = ..., dimension: _Optional[int] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ..., mechanism: _Optional[_Union[Vector.Mechanism, str]] = ..., sensitivity: _Optional[float] = ..., resolution: _Optional[float] = ...) -> None: ...
 
 class Histogram(_message.Message):
     __slots__ = ("keys", "threshold", "contribution", "epsilon", "delta")

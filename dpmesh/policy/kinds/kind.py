@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dpmesh.policy.compile.rule_lookup import RuleLookup
     from dpmesh.policy.kinds.categorical import CategoricalPayload
     from dpmesh.policy.kinds.numeric import NumericPayload
+    from dpmesh.policy.kinds.vector_mechanism import VectorMechanism
 
 
 # Repeated fields are filled up to max_items in every message.
@@ -174,6 +175,10 @@ class FieldKind(abc.ABC):
 
     def as_category(self, plan: FieldPlan) -> CategoricalPayload | None:
         """How an estimator reads what leaves as a category; None where it is no category."""
+        return None
+
+    def as_vector(self, plan: FieldPlan) -> VectorMechanism | None:
+        """How an estimator reads what leaves as a vector; None where it is no vector."""
         return None
 
     def received(self, value: Any) -> Iterable[Any]:
