@@ -11,11 +11,16 @@ from dpmesh.policy.codegen.source import function
 
 def geometric(law: DiscreteLaplace, count: int) -> list[Fraction]:
     """P(G = 0..count-1) of one of the two geometric variables, from the law's own integer thresholds."""
-    digits = law._rows - 1
-    ones = [Fraction(logistic(2**k / law.scale), ONE) for k in range(digits)]
-    carry = Fraction(law._carry, ONE)
+    return geometric_of(
+        [law._carry, *(logistic(2**k / law.scale) for k in reversed(range(law._rows - 1)))], count
+    )
+
+
+def geometric_of(thresholds: list[int], count: int) -> list[Fraction]:
+    """P(G = 0..count-1) from the thresholds of `geometric.digits`: the carry's, then the digits' from the highest."""
+    carry, *ones = (Fraction(threshold, ONE) for threshold in thresholds)
     low = [Fraction(1)]
-    for one in ones:
+    for one in reversed(ones):
         low = [p * (1 - one) for p in low] + [p * one for p in low]
     return [low[g % len(low)] * (1 - carry) * carry ** (g // len(low)) for g in range(count)]
 
