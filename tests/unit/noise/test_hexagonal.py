@@ -21,32 +21,16 @@ from tests.unit.noise.streams import KEY, Tape
 CASES = json.loads((Path(support.__file__).parents[1] / "vectors/hexagonal_geometric.json").read_text())[
     "cases"
 ]
-DIRECTIONS = [(1, 0), (0, 1), (-1, 1), (-1, 0), (0, -1), (1, -1)]
 
 
 def steps(q, r):
     return np.maximum(np.maximum(abs(q), abs(r)), abs(q + r))
 
 
-def law(mechanism, reach):
-    """P(noise = (q, r)) of all cells up to `reach` steps away, in Fractions, from the thresholds in use."""
-    geometric = exact.geometric_of(digits(_PADDING / mechanism.loss), reach)
-    zero = Fraction(mechanism.zero, ONE)
-    table = {(0, 0): zero}
-    for turn, (q, r) in enumerate(DIRECTIONS):
-        q2, r2 = DIRECTIONS[(turn + 1) % 6]
-        for a in range(reach):
-            for b in range(reach - a):
-                cell = (q * (a + 1) + q2 * b, r * (a + 1) + r2 * b)
-                assert cell not in table
-                table[cell] = (1 - zero) / 6 * geometric[a] * geometric[b]
-    return table
-
-
 @pytest.mark.parametrize("loss", [Fraction(1, 3), Fraction(1), Fraction(5)])
 def test_every_cell_has_one_way_and_the_probability_of_the_formula(loss):
     reach = 12
-    table = law(HexagonalGeometric(loss), reach)
+    table = exact.hexagonal(HexagonalGeometric(loss), reach)
     assert len(table) == 1 + 3 * reach * (reach + 1)
     with mpmath.workprec(400):
         a = mpmath.exp(-mpmath.mpf(loss.numerator) / loss.denominator)
@@ -62,7 +46,7 @@ def test_every_cell_has_one_way_and_the_probability_of_the_formula(loss):
 @pytest.mark.parametrize("loss", [Fraction(1, 20), Fraction(1, 3), Fraction(1), Fraction(5)])
 def test_neighbouring_cells_are_told_apart_by_at_most_the_loss(loss):
     """The logarithm of each ratio, with all digits. Cells h steps apart follow by h of these."""
-    table = law(HexagonalGeometric(loss), 10)
+    table = exact.hexagonal(HexagonalGeometric(loss), 10)
     with mpmath.workprec(400):
         bound = mpmath.mpf(loss.numerator) / loss.denominator
         worst = max(
@@ -70,7 +54,7 @@ def test_neighbouring_cells_are_told_apart_by_at_most_the_loss(loss):
                 mpmath.mpf((table[cell] / table[other]).numerator) / (table[cell] / table[other]).denominator
             )
             for cell in table
-            for dq, dr in DIRECTIONS
+            for dq, dr in exact.DIRECTIONS
             if (other := (cell[0] + dq, cell[1] + dr)) in table
         )
         assert bound * (1 - mpmath.mpf(10) ** -17) < worst <= bound
@@ -119,7 +103,7 @@ def reference(loss, count, tape):
     turns = np.frombuffer(tape.take(8 * count), np.uint64).tolist()
     cells = []
     for none, a, b, turn in zip(heads[0], *numbers, turns, strict=True):
-        (q, r), (q2, r2) = DIRECTIONS[turn % 6], DIRECTIONS[(turn + 1) % 6]
+        (q, r), (q2, r2) = exact.DIRECTIONS[turn % 6], exact.DIRECTIONS[(turn + 1) % 6]
         cells.append((0, 0) if none else (q * (a + 1) + q2 * b, r * (a + 1) + r2 * b))
     return cells
 
