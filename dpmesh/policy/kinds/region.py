@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ _EQUATOR_KM, _ECCENTRICITY_2 = 6378.137, 0.00669437999014
 _EDGE, _SLACK = 257, 1e-4
 # At the far end of a larger region, the map is stretched nearly four times.
 _FARTHEST = math.radians(150) + 2 * _SLACK
-_CENTRES = 721
+_CENTRES = 181
 _SIN_60 = math.sqrt(3) / 2
 
 
@@ -221,6 +222,7 @@ def region_of(rules: pb.Location) -> Region:
     return Region(south, north, west, east, width / 2, middle, latitude, reach)
 
 
+@lru_cache(maxsize=256)
 def _centre(south: float, north: float, half_width: float) -> tuple[float, float]:
     """The latitude from which the farthest place is nearest, and how far that is, in radians.
 
