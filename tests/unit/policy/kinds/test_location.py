@@ -6,6 +6,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, text_format
+from google.protobuf.message_factory import GetMessageClass
 from google.type import latlng_pb2
 
 import dpmesh
@@ -14,7 +16,9 @@ from dpmesh.errors import AnnotationError
 from dpmesh.noise.hexagonal import HexagonalGeometric, coordinates
 from dpmesh.policy import Policy
 from dpmesh.policy.kinds.cells import MEAN_SNAP
+from dpmesh.policy.kinds.region import cells_at, centres
 from dpmesh.v1 import policy_pb2
+from dpmesh.v1 import privacy_pb2 as pb
 from tests.support import places
 from tests.support.places import FIJI, SWITZERLAND, distance, packed, planned, scripted
 from tests.support.protos import compiled
@@ -185,6 +189,57 @@ def test_without_noise_a_place_leaves_as_its_own_cell(name, mechanism):
         assert far <= law.spacing * (4 if name == "wide" else 1.3)
 
 
+@pytest.mark.parametrize("name", ["switzerland", "fiji", "south"])
+def test_generated_code_finds_the_nearest_centre(name):
+    """By the map's own arithmetic, for places all over large cells."""
+    types, plan = planned(f"epsilon: 6 {HEXAGONAL} resolution_km: 150 {places.REGIONS[name]}")
+    region = plan.fields[1].payload.region
+    latitude, longitude = places.some_places(name, 150)
+    expected = region.place(*centres(*cells_at(*region.project(latitude, longitude), 150.0), 150.0))
+    for one, other, *centre in zip(latitude, longitude, *expected, strict=True):
+        (out,) = scripted(plan, point(types, one, other), [0])
+        assert distance(centre, (out.at.latitude, out.at.longitude)) < 1e-6
+
+
+@pytest.mark.parametrize("radius", [60, 100, 333])
+def test_geo_counts_the_size_of_the_cells(radius):
+    """Cells nearly as large as the radius, 100,000 pairs of places in all directions, up to twice the radius apart."""
+    _, plan = planned(
+        f"epsilon: 1 metric: GEO radius_km: {radius} resolution_km: 40 {places.REGIONS['south']}"
+    )
+    law, region = places.law_of(plan), plan.fields[1].payload.region
+    rng = np.random.default_rng(6)
+    latitude, longitude = places.some_places("south", 100_000)
+    step = np.degrees(2 * radius * rng.uniform(0.1, 1, len(latitude)) / places.RADIUS_KM)
+    turn = rng.uniform(0, 2 * math.pi, len(latitude))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        moved = latitude + step * np.cos(turn), longitude + step * np.sin(turn) / np.cos(np.radians(latitude))
+    kept = (moved[0] > -89) & (moved[0] < -60) & (moved[1] > 100) & (moved[1] < 150) & (latitude > -89)
+    q, r = (
+        a - b
+        for a, b in zip(
+            *(cells_at(*region.project(*x), 40.0) for x in ((latitude, longitude), moved)), strict=True
+        )
+    )
+    steps = np.maximum(np.maximum(abs(q), abs(r)), abs(q + r))[kept]
+    far = np.maximum(distance((latitude, longitude), moved)[kept], radius)
+    assert 0.65 / radius <= (steps * float(law.mechanism.loss) / far).max() <= 1 / radius
+
+
+def test_the_disk_has_the_best_size():
+    _, plan = planned(f"epsilon: 3 resolution_km: 30 {SWITZERLAND}")
+    law = places.law_of(plan)
+    assert law.cells is not None
+    near, growth = law.mechanism.near, math.exp(3)
+    sums = np.cumsum(np.sort(law.cells.distances(), axis=1), axis=1).mean(axis=0)
+    means = [
+        (growth * sums[w - 1] + sums[-1] - sums[w - 1]) / (growth * w + len(law.cells) - w)
+        for w in range(1, len(law.cells))
+    ]
+    assert near == 1 + int(np.argmin(means))
+    assert law.mean_error == pytest.approx(min(means) + MEAN_SNAP * law.spacing)
+
+
 MIDDLE = (46.85, 8.2)
 ODD = {
     "a latitude beyond 90": ((91, 8), (47.9, 8)),
@@ -308,25 +363,31 @@ def test_a_place_in_a_hidden_choice_leaves_like_one_of_its_default():
     assert seen == {"at", "on", None}
 
 
+def stop_at_googles_place():
+    """A message class with a google.type.LatLng, without annotations."""
+    file = descriptor_pb2.FileDescriptorProto(name="stop_latlng.proto", package="stop", syntax="proto3")
+    file.dependency.append("google/type/latlng.proto")
+    stop = file.message_type.add(name="Stop")
+    stop.field.add(name="id", number=1, type=9, label=1)
+    stop.field.add(name="at", number=2, type=11, type_name=".google.type.LatLng", label=1)
+    pool = descriptor_pool.Default()
+    pool.AddSerializedFile(file.SerializeToString())
+    return GetMessageClass(pool.FindMessageTypeByName("stop.Stop"))
+
+
 async def test_an_overlay_protects_googles_places():
-    types = compiled(
-        "message Point { double latitude = 1; double longitude = 2; } message M { string id = 1; Point at = 2; }"
-    )
-    name = types.M.DESCRIPTOR.full_name
+    stop = stop_at_googles_place()
     policy = policy_pb2.Policy()
-    policy.fields[f"{name}.id"].unit.form = 1
-    place = policy.fields[f"{name}.at"].location
-    place.epsilon, place.min_latitude, place.max_latitude = 60, 45.8, 47.9
-    place.min_longitude, place.max_longitude = 5.9, 10.5
-    assert (
-        latlng_pb2.LatLng.DESCRIPTOR.fields_by_name["latitude"].type == types.Point.DESCRIPTOR.fields[0].type
-    )
+    policy.fields["stop.Stop.id"].unit.form = pb.Unit.SUPPRESSED
+    text_format.Parse(f"epsilon: 60 {SWITZERLAND}", policy.fields["stop.Stop.at"].location)
     budget = {"name": "b", "key": "unit", "epsilon": 60, "accounting": "pure", "window": "24h"}
+    bern = latlng_pb2.LatLng(latitude=46.94809, longitude=7.44744)
     async with dpmesh.open({"ledger": {"url": "memory:"}, "budget": [budget]}, policy=policy) as mesh:
-        receipt = await mesh.release(types.M(id="u", at={"latitude": 46.94809, "longitude": 7.44744}))
+        receipt = await mesh.release(stop(id="u", at=bern))
     assert receipt.epsilon == 60
     out = receipt.message.at
-    assert 0 < distance((46.94809, 7.44744), (out.latitude, out.longitude)) < 12
+    assert isinstance(out, latlng_pb2.LatLng)
+    assert 0 < distance((bern.latitude, bern.longitude), (out.latitude, out.longitude)) < 12
 
 
 BAD = {
