@@ -23,7 +23,7 @@ from dpmesh.policy.plan import FieldPlan
 CELLS_LIMIT = 400
 _DEFAULT_CELLS = 40
 # Places of the region by which hexagonal noise is worked out, and how many kinds of noise each cell gets.
-_SAMPLES, _NOISES = 129, 6 << 11
+_SAMPLES, _NOISES = 1 << 14, 6 << 11
 # An inverse that makes the smallest rounding so large is none.
 _CONDITION_LIMIT = 1e8
 
@@ -52,8 +52,9 @@ class HeatMap:
     Attributes:
         cells: All cells of the region, in a fixed order. Their shares sum to 1.
         cell_km: The distance of the centres of neighbouring cells.
-        latitude: The mean of all latitudes, each place counted as its cell's centre.
-        longitude: The mean of all longitudes; counted on beyond 180 where the region crosses the antimeridian.
+        latitude: The mean of all latitudes, if places are spread evenly within each cell.
+        longitude: The mean of all longitudes, if they are. It counts on beyond 180 where the region crosses the
+            antimeridian.
     """
 
     cells: tuple[HeatCell, ...]
@@ -108,12 +109,19 @@ def heat_map(field: FieldPlan, received: Iterable[Any], cell_km: float | None, c
     counts = np.bincount(numbers, minlength=len(inverse.weights)).astype(np.float64)
     shares = _estimates(inverse.weights, inverse.law, counts, confidence)
     n = int(counts.sum())
-    turned = (cells.longitude - at.region.longitude + 180) % 360 - 180 + at.region.longitude
-    means = np.stack([cells.latitude, turned], axis=1)
-    mean = _estimates(inverse.weights @ means, inverse.law, counts, confidence)
+    mean = _estimates(inverse.weights @ _middles(at, cells), inverse.law, counts, confidence)
     places = zip(cells.latitude.tolist(), cells.longitude.tolist(), shares, strict=True)
     shown = tuple(HeatCell(north, east, share, share.scaled(n)) for north, east, share in places)
     return HeatMap(shown, cells.spacing, mean[0], mean[1])
+
+
+def _middles(at: LocationPayload, cells: Cells) -> Array:
+    """The mean latitude and longitude of the places of the region in each cell, shape (cells, 2)."""
+    latitude, longitude = at.region.samples(_SAMPLES)
+    group, area = cells.numbers_at(latitude, longitude), np.cos(np.radians(latitude)) + 1e-12
+    total = np.bincount(group, area, minlength=len(cells))
+    sums = [np.bincount(group, area * each, minlength=len(cells)) for each in (latitude, longitude)]
+    return np.stack(sums, axis=1) / total[:, np.newaxis]
 
 
 def _degrees(field: FieldPlan, at: LocationPayload, received: Iterable[Any]) -> tuple[Array, Array]:

@@ -16,20 +16,24 @@ from dpmesh.policy.kinds.region import RADIUS_KM, Array, Integers, Region, cells
 # The order of n cells around each of them takes 2 n^2 bytes.
 CELLS_LIMIT = 1024
 _DEFAULT_CELLS = 900
-_SAMPLES = 257
+_SAMPLES = 1 << 16
+# A cell and its neighbours, in steps of q and r.
+_AROUND = np.array([(0, 0), (1, 0), (0, 1), (-1, 1), (-1, 0), (0, -1), (1, -1)])
+# How many cells a place may be from the nearest centre that lies in the region.
+_FAR = 1.5
 # The mean distance from a place of a cell to its centre, for cells that are 1 km apart: (1/3 + ln(3)/4)/sqrt(3).
 MEAN_SNAP = (1 / 3 + math.log(3) / 4) / math.sqrt(3)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cells:
-    """The cells whose centres lie in a region.
+    """The cells whose centres lie in a region; where it is narrower than a cell, all cells that it meets.
 
     Attributes:
         region: The region.
         spacing: The distance of neighbouring centres, in km.
-        latitude: Of each centre.
-        longitude: Of each centre.
+        latitude: Of each centre, or of the point of the region that is nearest to it.
+        longitude: Of that point.
         numbers: The number of the cell that places of a lattice cell (q, r) count as: the nearest one of the region.
     """
 
@@ -106,7 +110,7 @@ def cells_of(region: Region, spacing: float | None) -> Cells:
         if spacing is not None:
             count = len(cells)
             break
-        chosen *= 1.05
+        chosen *= max(1.05, math.sqrt(len(cells) / CELLS_LIMIT))
     coarser = chosen * math.sqrt(count / _DEFAULT_CELLS)
     raise BadRuleError(
         "resolution",
@@ -117,23 +121,31 @@ def cells_of(region: Region, spacing: float | None) -> Cells:
 
 @lru_cache(maxsize=64)
 def _cells(region: Region, spacing: float) -> Cells:
-    latitude, longitude = region.samples(_SAMPLES)
-    q, r = cells_at(*region.project(latitude, longitude), spacing)
-    pairs = np.unique(np.stack([q, r], axis=1), axis=0)
+    q, r = cells_at(*region.project(*region.samples(_SAMPLES)), spacing)
+    met = np.unique(np.stack([q, r], axis=1), axis=0)
+    if len(met) > 2 * CELLS_LIMIT:
+        return Cells(region, spacing, *region.place(*centres(met[:, 0], met[:, 1], spacing)), {})
+    # The samples may miss slivers of the region, which their neighbours hold.
+    pairs = np.unique((met[:, np.newaxis, :] + _AROUND).reshape(-1, 2), axis=0)
     x, y = centres(pairs[:, 0], pairs[:, 1], spacing)
-    # Clamped centres lie on the region's edge. A cell has its own centre in it if clamping leaves it where it is.
     latitude, longitude = region.place(x, y)
-    moved = np.hypot(
-        *(after - before for after, before in zip(region.project(latitude, longitude), (x, y), strict=True))
-    )
-    inside = moved <= 1e-6 * spacing
-    if np.count_nonzero(inside) < 2:
-        inside[:] = True
-    cells = Cells(region, spacing, latitude[inside], longitude[inside], {})
-    if len(cells) <= CELLS_LIMIT:
-        nearest = np.argmin(_squares(_vectors(latitude, longitude), cells._vectors()), axis=1)
-        cells.numbers.update(zip(map(tuple, pairs.tolist()), nearest.tolist(), strict=True))
-    return cells
+    # A centre outside of the region has been moved to its edge.
+    x2, y2 = region.project(latitude, longitude)
+    chosen = np.hypot(x2 - x, y2 - y) <= 1e-6 * spacing
+    if np.count_nonzero(chosen) > CELLS_LIMIT:
+        return Cells(region, spacing, latitude[chosen], longitude[chosen], {})
+    vectors = _vectors(latitude, longitude)
+    known = set(map(tuple, met.tolist()))
+    is_met = np.array([pair in known for pair in map(tuple, pairs.tolist())])
+    if (
+        not chosen.any()
+        or _squares(vectors[is_met], vectors[chosen]).min(axis=1).max() > (_FAR * spacing / RADIUS_KM) ** 2
+    ):
+        # The region is narrower than a cell somewhere. The centres of all cells that it meets stand for it.
+        chosen = is_met
+    nearest = np.argmin(_squares(vectors, vectors[chosen]), axis=1)
+    numbers = dict(zip(map(tuple, pairs.tolist()), nearest.tolist(), strict=True))
+    return Cells(region, spacing, latitude[chosen], longitude[chosen], numbers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,7 +165,7 @@ class Neighbourhoods:
     error_95: float
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=4)
 def _ordered(cells: Cells) -> tuple[NDArray[np.uint16], Array]:
     # Rounded, so that equal distances are equal on all processors, and their order is that of the cells.
     distances = np.round(cells.distances(), 6)
@@ -161,7 +173,7 @@ def _ordered(cells: Cells) -> tuple[NDArray[np.uint16], Array]:
     return order.astype(np.uint16), np.take_along_axis(distances, order, axis=1)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def neighbourhoods(cells: Cells, epsilon: Fraction) -> Neighbourhoods:
     """Orders the cells around each other, and finds the best disk at an epsilon."""
     order, sorted_distances = _ordered(cells)

@@ -115,11 +115,18 @@ class Region:
         clamped: Array = np.clip(latitude, self.south, self.north)
         return clamped, longitude
 
-    def samples(self, steps: int) -> tuple[Array, Array]:
-        """Latitudes and longitudes of a grid over the region, bounds included: steps * steps places."""
-        rows = np.linspace(self.south, self.north, steps)
-        turned = np.linspace(-self.half_width, self.half_width, steps)
-        latitude, column = (grid.ravel() for grid in np.meshgrid(rows, turned, indexing="ij"))
+    def samples(self, count: int) -> tuple[Array, Array]:
+        """Latitudes and longitudes of a grid over the region, bounds included, about as dense in both directions.
+
+        Args:
+            count: How many places, about.
+        """
+        nearest = 0.0 if self.south <= 0 <= self.north else min(abs(self.south), abs(self.north))
+        width = 2 * self.half_width * max(math.cos(math.radians(nearest)), 1e-6)
+        rows = min(max(round(math.sqrt(count * (self.north - self.south) / width)), 3), count // 3)
+        latitudes = np.linspace(self.south, self.north, rows)
+        turned = np.linspace(-self.half_width, self.half_width, max(count // rows, 3))
+        latitude, column = (grid.ravel() for grid in np.meshgrid(latitudes, turned, indexing="ij"))
         return latitude, self.longitude + column
 
     def cell_ranges(self, spacing: float) -> tuple[tuple[int, int], ...]:

@@ -13,6 +13,7 @@ from google.type import latlng_pb2
 import dpmesh
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import AnnotationError
+from dpmesh.noise.entropy import KeyStream
 from dpmesh.noise.hexagonal import HexagonalGeometric, coordinates
 from dpmesh.policy import Policy
 from dpmesh.policy.kinds.cells import MEAN_SNAP
@@ -388,6 +389,31 @@ async def test_an_overlay_protects_googles_places():
     out = receipt.message.at
     assert isinstance(out, latlng_pb2.LatLng)
     assert 0 < distance((bern.latitude, bern.longitude), (out.latitude, out.longitude)) < 12
+
+
+SMALL = {
+    "a strip": "min_latitude: 46 max_latitude: 46.01 min_longitude: 5 max_longitude: 9",
+    "a strip along a meridian": "min_latitude: -60 max_latitude: 60 min_longitude: 9 max_longitude: 9.001",
+    "a house": "min_latitude: 46 max_latitude: 46.0001 min_longitude: 9 max_longitude: 9.0001",
+    "a pole": "min_latitude: 89.999 max_latitude: 90 min_longitude: -180 max_longitude: 180",
+    "a sector at a pole": "min_latitude: 89 max_latitude: 90 min_longitude: 179 max_longitude: -179",
+    "a ring": "min_latitude: -0.1 max_latitude: 0.1 min_longitude: -140 max_longitude: 140",
+}
+
+
+ODD_SHAPES = [(name, "HEXAGONAL_GEOMETRIC") for name in SMALL]
+ODD_SHAPES += [(name, "DISK_AREA") for name in ("a strip", "a house", "a pole")]
+
+
+@pytest.mark.parametrize(("shape", "mechanism"), ODD_SHAPES)
+def test_regions_of_odd_shapes_have_cells(shape, mechanism):
+    types, plan = planned(f"epsilon: 40 mechanism: {mechanism} {SMALL[shape]}")
+    region, law = plan.fields[1].payload.region, places.law_of(plan)
+    for latitude, longitude in zip(*region.samples(16), strict=True):
+        (out,) = scripted(plan, point(types, latitude, longitude), [0])
+        assert distance((latitude, longitude), (out.at.latitude, out.at.longitude)) <= 2 * law.spacing + 1e-5
+        assert region.south <= out.at.latitude <= region.north
+    assert law.mechanism.draws.block(10, KeyStream()).shape == (10,)
 
 
 BAD = {
