@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from dpmesh.estimate import absence, frequencies, numbers, paths, vectors
 from dpmesh.estimate.absence import Held
+from dpmesh.estimate.heat_map import HeatMap, heat_map
 from dpmesh.estimate.laws import Law, law_of
 from dpmesh.estimate.ratio import fieller
 from dpmesh.estimate.result import Estimate, EstimateError
@@ -217,6 +218,35 @@ class Reader:
         if project:
             found = frequencies.projected(found)
         return {labels.get(value, value): entry for value, entry in zip(domain, found, strict=True)}
+
+    def heat_map(
+        self,
+        path: str,
+        messages: Iterable[Message],
+        *,
+        cell_km: float | None = None,
+        confidence: float = 0.95,
+    ) -> HeatMap:
+        """How many places lie in each hexagonal cell of the region, and where their middle is.
+
+        Where places may be absent (repeated and optional fields), an absent one counts as the region's middle.
+
+        Args:
+            path: A location field.
+            messages: What was received.
+            cell_km: The distance of the centres of neighbouring cells. The smaller they are, the wider the intervals.
+                By default some 40 cells cover the region.
+            confidence: How often each interval, by itself, holds its figure.
+
+        Returns:
+            Shares and counts by cell, and the mean position; see `heat_map.heat_map`.
+
+        Raises:
+            EstimateError: An unknown field, one that is no location, no places, places that it can't have released, or
+                cells that are too small or too many.
+        """
+        field = self._field(path)
+        return heat_map(field, self._values(field, messages), cell_km, confidence)
 
     def value(self, path: str, value: float | Message, *, confidence: float = 0.95) -> Estimate:
         """One noisy number, such as an aggregate of the central model, and the interval its noise gives.
