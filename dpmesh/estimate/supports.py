@@ -1,0 +1,141 @@
+"""How many reports support each category: by naming it, by a subset that holds it, or by its hash."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import Message
+
+from dpmesh.estimate.result import EstimateError
+from dpmesh.noise.categorical import CategoricalKind, CategoricalMechanism
+from dpmesh.noise.local_hashing import FINGERPRINTS, LONGEST, fingerprint, support
+from dpmesh.policy.descriptors import REPORT
+
+# So many reports are in memory at a time; the arrays that count them fit into a processor's cache.
+_REPORTS = 8192
+
+
+def count(
+    path: str, reports: Iterable[Any], domain: Sequence[Any], mechanism: CategoricalMechanism
+) -> tuple[list[int], int]:
+    """Counts the reports of a mechanism.
+
+    Args:
+        path: The field, for errors.
+        reports: What was received: members of the domain, subsets of it, or reports with a seed and a hash.
+        domain: All categories, or the candidates.
+        mechanism: What drew the reports.
+
+    Returns:
+        How many support each category, in the domain's order, and how many there are.
+
+    Raises:
+        EstimateError: One of them is not a report of this mechanism, or there is none.
+    """
+    if mechanism.kind is CategoricalKind.OPTIMIZED_LOCAL_HASHING:
+        seen, n = _of_hashes(path, reports, domain, mechanism.size)
+    elif mechanism.kind is CategoricalKind.SUBSET_SELECTION:
+        seen, n = _of_subsets(path, reports, domain, mechanism.size)
+    else:
+        seen, n = _of_values(path, reports, domain)
+    if not n:
+        raise EstimateError(path, "there are no values")
+    return seen, n
+
+
+def by_number(values: Iterable[Any], labels: Mapping[Any, str]) -> Iterable[Any]:
+    """Numbers for the names of an enum's values, in values and in subsets of them; all else as it is."""
+    numbers = {name: number for number, name in labels.items()}
+
+    def numbered(value: Any) -> Any:
+        if isinstance(value, str):
+            return numbers.get(value, value)
+        return tuple(map(numbered, value)) if isinstance(value, (list, tuple)) else value
+
+    return map(numbered, values)
+
+
+def is_report(message: Message) -> bool:
+    """Whether a message is a CategoryReport itself, and not one that holds a report."""
+    return message.DESCRIPTOR.full_name == REPORT
+
+
+def _of_values(path: str, values: Iterable[Hashable], domain: Sequence[Hashable]) -> tuple[list[int], int]:
+    try:
+        counts = Counter(values)
+    except TypeError:
+        raise _foreign(path) from None
+    if not counts.keys() <= set(domain):
+        raise _foreign(path)
+    return [counts[category] for category in domain], counts.total()
+
+
+def _of_subsets(
+    path: str, subsets: Iterable[Iterable[Hashable]], domain: Sequence[Hashable], size: int
+) -> tuple[list[int], int]:
+    counts, n = Counter[Hashable](), 0
+    try:
+        for n, subset in enumerate(subsets, 1):  # noqa: B007 - The last number is how many there are.
+            different = set(subset)
+            if len(different) != size:
+                text = (
+                    f"one of the values is not a list of {size} different categories, as this policy releases"
+                )
+                raise EstimateError(path, text)
+            counts.update(different)
+    except TypeError:
+        raise _foreign(path) from None
+    if not counts.keys() <= set(domain):
+        raise _foreign(path)
+    return [counts[category] for category in domain], n
+
+
+def _of_hashes(
+    path: str, reports: Iterable[Any], candidates: Sequence[str], hashes: int
+) -> tuple[list[int], int]:
+    fingerprints = np.array([fingerprint(text) for text in candidates], np.uint64)
+    seen, n, each = np.zeros(len(candidates), np.int64), 0, iter(reports)
+    while block := list(itertools.islice(each, _REPORTS)):
+        pairs = [_pair(path, report, hashes) for report in block]
+        seeds, noisy = (np.array(column, np.uint64) for column in zip(*pairs, strict=True))
+        seen += support(seeds, noisy, fingerprints, hashes)
+        n += len(pairs)
+    return seen.tolist(), n
+
+
+def _pair(path: str, report: Any, hashes: int) -> tuple[int, int]:
+    """The seed and the hash of a CategoryReport, or of a pair of both."""
+    try:
+        seed, noisy = report if isinstance(report, tuple) else (report.seed, report.hash)
+        if 0 <= seed < FINGERPRINTS and 0 <= noisy < hashes:
+            return seed, noisy
+    except (AttributeError, TypeError, ValueError):
+        pass
+    text = f"one of the values is not a report with a seed and a hash below {hashes}, as this policy releases"
+    raise EstimateError(path, text)
+
+
+def checked_candidates(path: str, candidates: Iterable[str] | None) -> tuple[str, ...]:
+    """The texts whose shares are asked for.
+
+    Raises:
+        EstimateError: There are none, one that is too long to be told from the empty text, or one that is no text or
+            occurs twice.
+    """
+    texts = () if candidates is None or isinstance(candidates, str) else tuple(candidates)
+    if not texts:
+        raise EstimateError(path, "holds any text: list those whose shares you want as candidates")
+    if not all(isinstance(text, str) for text in texts) or len(set(texts)) != len(texts):
+        raise EstimateError(path, "candidates must be different texts")
+    if any(len(text.encode()) > LONGEST for text in texts):
+        text = f"one of the candidates has more than {LONGEST:,} bytes, and such texts leave as the empty one"
+        raise EstimateError(path, text)
+    return texts
+
+
+def _foreign(path: str) -> EstimateError:
+    return EstimateError(path, "one of the values is not one of its categories")
