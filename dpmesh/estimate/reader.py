@@ -163,7 +163,8 @@ class Reader:
         Args:
             path: The field or oneof.
             values: What was received: messages; or members of the domain (enums by number or name), lists of them where
-                subsets leave, and CategoryReports or pairs of a seed and a hash where these do.
+                subsets leave, and CategoryReports or pairs of a seed and a hash where these do. Or a numpy array of
+                whole numbers, with a row for each list or pair.
             candidates: The texts whose shares are wanted, for a field of CategoryReports, and only for such a one.
                 Their number only costs time.
             held: The share of places that hold a value: see `mean`. The shares are those of held values then.
@@ -186,7 +187,7 @@ class Reader:
             raise EstimateError(path, f"is {field.kind}, not categorical: it has no frequencies")
         self._refuse_held(path, field, held)
         domain, labels = self._domain(path, category, candidates, project), category.labels
-        received: Iterable[Any] = self._values(field, values)
+        received = values if supports.is_array(values) else self._values(field, values)
         if labels:
             received = supports.by_number(received, labels)
         needed = absence.confidence_of_places(held, confidence)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from dpmesh.estimate import EstimateError, Reader
@@ -21,7 +22,9 @@ TYPES = compiled(
     message M {{ repeated Color color = 1 [{CAT} = {{epsilon: 0.5 mechanism: SUBSET_SELECTION}}];
     dpmesh.v1.CategoryReport page = 2 [{CAT} = {{epsilon: 2}}];
     repeated dpmesh.v1.CategoryReport pages = 3 [{CAT} = {{epsilon: 8}}, (dpmesh.v1.field).max_items = 2];
-    bool flag = 4 [{CAT} = {{epsilon: 1}}]; }}"""
+    bool flag = 4 [{CAT} = {{epsilon: 1}}];
+    string word = 5 [{CAT} = {{epsilon: 1 domain: "a" domain: "b"}}];
+    int64 large = 6 [{CAT} = {{epsilon: 1 domain: "1" domain: "9007199254740993"}}]; }}"""
 )
 N = 3000
 PAGES = ["/", "/a", "/b", "", "/nobody"]
@@ -97,6 +100,40 @@ def test_reports_by_themselves_and_as_pairs(reader, received):
     assert reader.frequencies("page", reports, candidates=PAGES) == expected
     pairs = ((report.seed, report.hash) for report in reports)
     assert reader.frequencies("page", pairs, candidates=iter(PAGES)) == expected
+
+
+def test_arrays(reader, received):
+    colors = np.array([list(message.color) for message in received], np.uint8)
+    assert reader.frequencies("color", colors) == reader.frequencies("color", received)
+    flags = np.array([message.flag for message in received])
+    assert reader.frequencies("flag", flags) == reader.frequencies("flag", received)
+    pairs = np.array([(message.page.seed, message.page.hash) for message in received], np.uint64)
+    expected = reader.frequencies("page", received, candidates=PAGES)
+    assert reader.frequencies("page", pairs, candidates=PAGES) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "text"),
+    [
+        ("color", np.array([0, 5]), "another shape"),
+        ("color", np.array([[0, 5, 7]]), "another shape"),
+        ("color", np.array([[0, 5], [5, 5]]), "not a subset in the order"),
+        ("color", np.array([[0, 5], [7, 5]]), "not a subset in the order"),
+        ("color", np.array([[0, 6]]), "not one of its categories"),
+        ("color", np.array([[0, 2**64 - 1]], np.uint64), "not one of its categories"),
+        ("color", np.array([[-1, 5]]), "not one of its categories"),
+        ("color", np.empty((0, 2), int), "no values"),
+        ("word", np.array([1, 2]), "pass a list"),
+        ("large", np.array([1, 2]), "pass a list"),
+        ("page", np.array([[1, 8]], np.uint64), "a hash below 8"),
+        ("page", np.array([[1, 1]]), "a hash below 8"),
+        ("page", np.array([1, 1], np.uint64), "a hash below 8"),
+        ("page", np.empty((0, 2), np.uint64), "no values"),
+    ],
+)
+def test_bad_arrays(reader, path, values, text):
+    with pytest.raises(EstimateError, match=text):
+        reader.frequencies(path, values, candidates=PAGES if path == "page" else None)
 
 
 def test_several_reports_of_a_message(reader, received):
