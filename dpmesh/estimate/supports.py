@@ -18,6 +18,8 @@ from dpmesh.policy.descriptors import REPORT
 
 # So many reports are in memory at a time; the arrays that count them fit into a processor's cache.
 _REPORTS = 8192
+# The numbers whose reports are counted in arrays, by a table of them.
+_LARGEST = 1 << 16
 
 
 def count(
@@ -113,18 +115,28 @@ def _of_array(
     """Counts values, or subsets of a length in their rows, which have the domain's order as they were released."""
     if values.shape[1:] != (() if length is None else (length,)):
         raise EstimateError(path, "the values are an array of another shape than this policy releases")
-    members = np.array(domain)
-    # Of numbers that a float can't tell apart, numpy compares signed with unsigned ones as floats.
-    limits = np.iinfo(np.int32)
-    if members.dtype.kind not in "ib" or not all(limits.min <= value <= limits.max for value in domain):
+    if not all(isinstance(value, int) and abs(value) <= _LARGEST for value in domain):
         raise EstimateError(path, "has a domain that arrays are not counted for; pass a list")
-    order = np.argsort(members)
-    indexes = order[np.minimum(np.searchsorted(members, values, sorter=order), len(members) - 1)]
-    if not np.array_equal(members[indexes], values):
+    first, last = int(min(domain)), int(max(domain))
+    if len(values) and not first <= int(values.min()) <= int(values.max()) <= last:
         raise _foreign(path)
-    if length is not None and not np.all(indexes[:, 1:] > indexes[:, :-1]):
+    index_of = np.full(last - first + 1, -1)
+    index_of[np.array(domain, np.int64) - first] = np.arange(len(domain))
+    seen = np.zeros(len(domain), np.int64)
+    for start in range(0, len(values), _REPORTS):
+        seen += _in_block(
+            path, index_of[values[start : start + _REPORTS].astype(np.int64) - first], len(domain)
+        )
+    return seen.tolist(), len(values)
+
+
+def _in_block(path: str, indexes: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+    """How often each index of 0..k-1 occurs; in two dimensions each row must increase."""
+    if np.any(indexes < 0):
+        raise _foreign(path)
+    if indexes.ndim == 2 and not np.all(indexes[:, 1:] > indexes[:, :-1]):
         raise EstimateError(path, "one of the rows is not a subset in the order of the domain")
-    return np.bincount(indexes.ravel(), minlength=len(domain)).tolist(), len(values)
+    return np.bincount(indexes.ravel(), minlength=k)
 
 
 def _of_hashes(path: str, reports: Any, candidates: Sequence[str], hashes: int) -> tuple[list[int], int]:

@@ -125,6 +125,7 @@ def test_arrays(reader, received):
         ("color", np.empty((0, 2), int), "no values"),
         ("word", np.array([1, 2]), "pass a list"),
         ("large", np.array([1, 2]), "pass a list"),
+        ("color", np.array([[0, 8]]), "not one of its categories"),
         ("page", np.array([[1, 8]], np.uint64), "a hash below 8"),
         ("page", np.array([[1, 1]]), "a hash below 8"),
         ("page", np.array([1, 1], np.uint64), "a hash below 8"),
