@@ -123,10 +123,10 @@ def _of_array(
     index_of = np.full(last - first + 1, -1)
     index_of[np.array(domain, np.int64) - first] = np.arange(len(domain))
     seen = np.zeros(len(domain), np.int64)
-    for start in range(0, len(values), _REPORTS):
-        seen += _in_block(
-            path, index_of[values[start : start + _REPORTS].astype(np.int64) - first], len(domain)
-        )
+    rows = -(-_REPORTS // (length or 1))
+    for start in range(0, len(values), rows):
+        indexes = index_of[values[start : start + rows].astype(np.int64) - first]
+        seen += _in_block(path, indexes, len(domain))
     return seen.tolist(), len(values)
 
 
