@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -85,13 +85,13 @@ def _of_values(path: str, values: Iterable[Hashable], domain: Sequence[Hashable]
 
 
 def _of_subsets(
-    path: str, subsets: Iterable[Iterable[Hashable]], domain: Sequence[Hashable], size: int
+    path: str, subsets: Iterable[Collection[Hashable]], domain: Sequence[Hashable], size: int
 ) -> tuple[list[int], int]:
     counts, n = Counter[Hashable](), 0
     try:
         for n, subset in enumerate(subsets, 1):  # noqa: B007 - The last number is how many there are.
             different = set(subset)
-            if len(different) != size:
+            if not len(subset) == len(different) == size:
                 text = (
                     f"one of the values is not a list of {size} different categories, as this policy releases"
                 )
@@ -113,7 +113,7 @@ def _of_array(
     path: str, values: NDArray[Any], domain: Sequence[Any], length: int | None
 ) -> tuple[list[int], int]:
     """Counts values, or subsets of a length in their rows, which have the domain's order as they were released."""
-    if values.shape[1:] != (() if length is None else (length,)):
+    if not values.ndim or values.shape[1:] != (() if length is None else (length,)):
         raise EstimateError(path, "the values are an array of another shape than this policy releases")
     if not all(isinstance(value, int) and abs(value) <= _LARGEST for value in domain):
         raise EstimateError(path, "has a domain that arrays are not counted for; pass a list")

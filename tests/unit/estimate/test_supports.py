@@ -116,6 +116,7 @@ def test_arrays(reader, received):
     ("path", "values", "text"),
     [
         ("color", np.array([0, 5]), "another shape"),
+        ("flag", np.array(True), "another shape"),
         ("color", np.array([[0, 5, 7]]), "another shape"),
         ("color", np.array([[0, 5], [5, 5]]), "not a subset in the order"),
         ("color", np.array([[0, 5], [7, 5]]), "not a subset in the order"),
@@ -165,6 +166,7 @@ def test_messages_that_left_without_a_report_are_none(reader, received):
         ("color", [], {}, "no values"),
         ("color", [[0, 5, 7]], {}, "not a list of 2 different"),
         ("color", [[0, 0]], {}, "not a list of"),
+        ("color", [[0, 5, 5]], {}, "not a list of"),
         ("color", [5], {}, "not one of its categories"),
         ("color", [[0, 1]], {}, "not one of its categories"),
         ("color", [[0, 5]], {"candidates": ["RED"]}, "leave candidates out"),
