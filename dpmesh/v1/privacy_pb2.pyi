@@ -164,9 +164,11 @@ class Categorical(_message.Message):
         AUTO: _ClassVar[Categorical.Mechanism]
         K_RANDOMIZED_RESPONSE: _ClassVar[Categorical.Mechanism]
         SUBSET_SELECTION: _ClassVar[Categorical.Mechanism]
+        OPTIMIZED_LOCAL_HASHING: _ClassVar[Categorical.Mechanism]
     AUTO: Categorical.Mechanism
     K_RANDOMIZED_RESPONSE: Categorical.Mechanism
     SUBSET_SELECTION: Categorical.Mechanism
+    OPTIMIZED_LOCAL_HASHING: Categorical.Mechanism
     EPSILON_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     MECHANISM_FIELD_NUMBER: _ClassVar[int]
