@@ -138,13 +138,15 @@ class OptimizedPiecewise:
         uniform; they round the value to a row and the point to the grid.
         """
         inside = self._coin.toss(count, stream)[0]
-        window = uniform.below(self.width, count, stream)
-        rest = uniform.below(self.rows, count, stream)
-        codes = np.where(inside, window, rest + self.width)
+        # Only one of the two remainders is used, so both may come from one integer.
+        place = uniform.below(self.width * self.rows, count, stream)
+        codes = np.where(inside, place % self.width, place % self.rows + self.width)
+        rounding = (stream.words(count) >> np.uint64(64 - self._row_bits - self.fraction_bits)).view(np.int64)
         if self.fraction_bits:
-            codes |= uniform.below(1 << self.fraction_bits, count, stream) << _CELL_BITS
+            codes |= rounding >> self._row_bits << _CELL_BITS
+            rounding &= (1 << self._row_bits) - 1
         codes <<= self._row_bits
-        codes |= uniform.below(1 << self._row_bits, count, stream)
+        codes |= rounding
         return codes
 
     def _decode(self) -> str:
