@@ -26,6 +26,9 @@ _FINE_SIZE = 1 << 12
 _FRACTION_BITS = 12
 # Up to this size, a place among the rows is told by a slope without bits of its own.
 _SHORT_SIZE = 1 << 15
+# Where rows are evenly spaced, a slope has as many bits, or a few more. So on usual grids all numbers fit one digit of
+# Python's integers, which is fast.
+_SLOPE_BITS = 12
 # Up to this size, a table has the row of each index.
 _LONGEST_TABLE = 255
 
@@ -40,8 +43,9 @@ class OptimizedPiecewise:
 
     - A cell stands for an output point. The points increase, and lie symmetrically about the middle of the range.
     - The points give each row a mean, and the means of the first and last row enclose the range. A value is rounded
-      at random to one of the two rows beside it, so that the mean is the value. The probability of the upper row is
-      rounded down by less than 2^-36, which moves the mean by less than 2^-36 of the distance between the two.
+      at random to one of the two rows beside it, so that the mean is the value. Where rows are evenly spaced, below an
+      epsilon of 1.2, this is exact. Elsewhere the probability of the upper row is rounded down by less than 2^-36,
+      which moves the mean by less than 2^-36 of the distance between the two.
     - On grids below 4096 steps a point may lie between two indexes, and is rounded to one of them at random, up with
       the probability of its fractional part.
 
@@ -73,28 +77,65 @@ class OptimizedPiecewise:
         self.width, half = shape_for(epsilon)
         self.cells = 2 * len(half)
         self.rows = self.cells - self.width
+        self.fraction_bits = 0 if size >= _FINE_SIZE else _FRACTION_BITS
         self._threshold = logistic(-epsilon, Fraction(self.rows, self.width))
+        if len(half) == self.width:
+            self._space_evenly(half, in_range)
+        else:
+            self._row_bits = _CODE_BITS - _CELL_BITS - self.fraction_bits
+            self._scale_bits = 0 if _FINE_SIZE <= size <= _SHORT_SIZE else size.bit_length()
+            self.points = self._points(half, in_range, self.size, 1)
+            self._measure_windows()
+            pull, whole = self._pull()
+            self._factor, self._divisor = pull, whole << self.fraction_bits
+            if in_range:
+                self._factor, self._divisor = self.size, self._offsets[-1]
+        pull, whole = self._pull()
+        self.stretch = 1.0
+        if in_range:
+            self.stretch = float(Fraction(self._factor * whole << self.fraction_bits, self._divisor * pull))
         self.inside = Fraction(self._threshold, ONE)
         self._coin = Coins([self._threshold])
-        self.fraction_bits = 0 if size >= _FINE_SIZE else _FRACTION_BITS
-        self._row_bits = _CODE_BITS - _CELL_BITS - self.fraction_bits
-        self._scale_bits = 0 if _FINE_SIZE <= size <= _SHORT_SIZE else size.bit_length()
-        # What a row's mean moves when the sum over its window moves by 1.
-        self._pull = self._threshold * self.cells - self.width * ONE, self.width * self.rows * ONE
-        self.points = self._points(half, in_range)
-        self._place_rows(in_range)
         self.low, self.high = self.points[0] >> self.fraction_bits, -(-self.points[-1] >> self.fraction_bits)
-        key = OptimizedPiecewise, self._threshold, self.width, self.rows, self.fraction_bits
+        key = OptimizedPiecewise, self._threshold, self.width, self.rows, self._row_bits, self.fraction_bits
         self.draws = Draws(key, self.block, self._decode())
 
-    def _points(self, half: tuple[int, ...], in_range: bool) -> tuple[int, ...]:
-        """All points, from the shape of those above the middle: rounded outwards, so that the rows reach the ends."""
-        unit = self.size << self.fraction_bits
-        up, down = half[-1], 1
+    def _pull(self) -> tuple[int, int]:
+        """What a row's mean moves when the sum over its window moves by 1: a fraction."""
+        return self._threshold * self.cells - self.width * ONE, self.width * self.rows * ONE
+
+    def _space_evenly(self, half: tuple[int, ...], in_range: bool) -> None:
+        """Places evenly spaced rows, 2^row_bits/slope grid steps apart, where the slope is an even integer.
+
+        So the place of an index among the rows is an integer, and the mean is exact (but for the rounding of `inside`
+        to a multiple of 2^-128). `inside` is lowered, or `stretch` raised, as much as this takes: by less than 1/2000.
+        """
+        self._row_bits, self._scale_bits = self.size.bit_length() + _SLOPE_BITS, 0
+        slope = (self.rows << self._row_bits) // self.size & ~1
+        self.points = self._points(half, in_range, self.rows << self._row_bits, slope)
+        self._measure_windows()
+        step = self._offsets[1] - self._offsets[0]
+        self._factor, self._divisor = 2 << self._row_bits, slope * step
         if not in_range:
-            pull, whole = self._pull
-            up, down = pull * sum(half[-self.width :]), whole
-        above = [-(-unit * (up + point * down) // (2 * up)) for point in half]
+            pull, whole = self._factor << self.fraction_bits, self._divisor
+            threshold = ONE * self.width * (pull * self.rows + whole) // (whole * self.cells)
+            self._threshold = min(threshold, self._threshold)
+
+    def _points(self, half: tuple[int, ...], in_range: bool, reach: int, part: int) -> tuple[int, ...]:
+        """All points, from the shape of those above the middle: rounded outwards.
+
+        Args:
+            half: The shape.
+            in_range: The outermost points are the ends of the range.
+            reach: Otherwise the means of the first and last row are at least reach/part grid steps apart.
+            part: See reach.
+        """
+        unit = self.size << self.fraction_bits
+        up, down = half[-1], unit
+        if not in_range:
+            pull, whole = self._pull()
+            up, down = pull * sum(half[-self.width :]) * part, whole * reach << self.fraction_bits
+        above = [-(-(unit * up + point * down) // (2 * up)) for point in half]
         if len(half) == self.width:
             # All rows are evenly spaced if these pairs have equal sums.
             pair = above[0] + above[-1] if in_range else max(map(add, above, reversed(above)))
@@ -102,19 +143,16 @@ class OptimizedPiecewise:
             above[-middle:] = [pair - point for point in above[middle - 1 :: -1]]
         return (*(unit - point for point in reversed(above)), *above)
 
-    def _place_rows(self, in_range: bool) -> None:
-        """The means of the rows: (size divisor + offset factor) / (2 divisor), by what their windows add up to."""
+    def _measure_windows(self) -> None:
+        """Twice what the points of each row's window add up to, above as many middles of the range.
+
+        With them, a row's mean is (size divisor + offset factor) / (2 divisor) in grid steps, after `stretch`.
+        """
         unit = self.size << self.fraction_bits
         sums = [0, *accumulate(self.points)]
         self._offsets = [
             2 * (sums[row + self.width] - sums[row]) - self.width * unit for row in range(self.rows + 1)
         ]
-        pull, whole = self._pull
-        factor, divisor = pull, whole << self.fraction_bits
-        if in_range:
-            factor, divisor = self.size, self._offsets[-1]
-        self._factor, self._divisor = factor, divisor
-        self.stretch = float(Fraction(factor * whole << self.fraction_bits, divisor * pull))
 
     @property
     def means(self) -> list[Fraction]:
