@@ -62,6 +62,7 @@ def _draws() -> Iterator[Row]:
     epsilon = Fraction(1)
     local = (
         (NumericKind.DISCRETE_LAPLACE, 250),
+        (NumericKind.OPTIMIZED_PIECEWISE, 250),
         (NumericKind.DUCHI, 500),
         (NumericKind.PIECEWISE, 500),
         (NumericKind.HYBRID, 500),
