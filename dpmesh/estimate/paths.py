@@ -91,6 +91,8 @@ def default(descriptor: Descriptor, field: FieldPlan) -> Any:
     if not field.kind.elementwise:
         return field.kind.absent
     last = walk(descriptor, field)[-1]
+    if _is_boxed(last):
+        return field.kind.absent
     if last.is_repeated:
         return "" if scalar(last).type == F.TYPE_STRING else 0
     return scalar(last).default_value
@@ -109,7 +111,7 @@ def reader(descriptor: Descriptor, field: FieldPlan) -> Read:
     *above, last = walk(descriptor, field)
     parents = _children(above)
     name, optional, wrapped, kind = last.name, last.has_presence, is_wrapper(last), field.kind
-    repeated = last.is_repeated and kind.elementwise
+    repeated, boxed = last.is_repeated and kind.elementwise, _is_boxed(last)
 
     def read(message: Message) -> Iterator[Any]:
         for parent in parents(message):
@@ -125,9 +127,17 @@ def reader(descriptor: Descriptor, field: FieldPlan) -> Read:
                 yield from kind.received(held)
                 continue
             for value in held if repeated else (held,):
-                yield value.value if wrapped else value
+                if boxed:
+                    yield from kind.received(value)
+                else:
+                    yield value.value if wrapped else value
 
     return read
+
+
+def _is_boxed(field: FieldDescriptor) -> bool:
+    """Whether each value is a message that only its kind can read, such as a Timestamp."""
+    return field.message_type is not None and not is_wrapper(field)
 
 
 def _children(above: list[FieldDescriptor]) -> Callable[[Message], Iterator[Message]]:

@@ -122,7 +122,7 @@ class FieldKind(abc.ABC):
         is_unit: The field holds the privacy unit's id. It is compiled before all other fields of its message.
         on_oneof: It stands on a oneof instead of a field.
         elementwise: Each element of a repeated field is a value by itself; otherwise the whole field is one value.
-        absent: What an absent value counts as before noise, for kinds that are not elementwise.
+        absent: What an absent value counts as before noise, for kinds that are not elementwise and for messages.
     """
 
     name: ClassVar[str]
@@ -177,5 +177,5 @@ class FieldKind(abc.ABC):
         return None
 
     def received(self, value: Any) -> Iterable[Any]:
-        """The numbers or categories in one received value, for kinds that are not elementwise."""
+        """The numbers or categories in one received value: of a kind that is not elementwise, or of a message."""
         return (value,)
