@@ -135,6 +135,13 @@ def reader(descriptor: Descriptor, field: FieldPlan) -> Read:
     return read
 
 
+def holders(descriptor: Descriptor, field: FieldPlan) -> Read:
+    """What reads a field as a whole, such as a map, out of every message within a received message that has it."""
+    *above, last = walk(descriptor, field)
+    parents, name = _children(above), last.name
+    return lambda message: (getattr(parent, name) for parent in parents(message))
+
+
 def _is_boxed(field: FieldDescriptor) -> bool:
     """Whether each value is a message that only its kind can read, such as a Timestamp."""
     return field.message_type is not None and not is_wrapper(field)

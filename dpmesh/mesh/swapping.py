@@ -88,7 +88,9 @@ def self_test(plan: Plan) -> None:
         if number is not None:
             draws, low, high = number.mechanism.draws, number.mechanism.low, number.mechanism.high
             last = number.grid.size
-            drawn = _cost(number.mechanism.epsilon, number.mechanism.rho, field.repeats)
+            # Of a kind that is not elementwise, one draw's epsilon may be that of all elements together.
+            draws_paid = field.repeats if field.kind.elementwise else 1
+            drawn = _cost(number.mechanism.epsilon, number.mechanism.rho, draws_paid)
         elif category is not None:
             draws, low = category.mechanism.draws, 0
             high = last = category.mechanism.k - 1

@@ -21,6 +21,7 @@ from dpmesh.policy.plan import FieldPlan
 if TYPE_CHECKING:
     from dpmesh.policy.compile.rule_lookup import RuleLookup
     from dpmesh.policy.kinds.categorical import CategoricalPayload
+    from dpmesh.policy.kinds.histogram import HistogramPayload
     from dpmesh.policy.kinds.numeric import NumericPayload
 
 
@@ -174,6 +175,10 @@ class FieldKind(abc.ABC):
 
     def as_category(self, plan: FieldPlan) -> CategoricalPayload | None:
         """How an estimator reads what leaves as a category; None where it is no category."""
+        return None
+
+    def as_histogram(self, plan: FieldPlan) -> HistogramPayload | None:
+        """How an estimator reads what leaves as a histogram; None where it is none."""
         return None
 
     def received(self, value: Any) -> Iterable[Any]:

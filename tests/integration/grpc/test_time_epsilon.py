@@ -20,7 +20,7 @@ import dpmesh
 from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors
 from tests.support.protos import compiled
 
-ALPHA, MESSAGES, EPSILON = 2e-4, 60_000, 1.0
+ALPHA, MESSAGES, BATCH, EPSILON = 2e-4, 60_000, 50, 1.0
 TIME = "(dpmesh.v1.field).time"
 DAY, FIRST = 86_400, 1_767_225_600
 BOUNDS = 'earliest: "2026-01-01T00:00:00Z" latest: "2026-01-31T00:00:00Z" epsilon: 1'
@@ -29,6 +29,7 @@ TYPES = compiled(
     google.protobuf.Timestamp at = 2 [{TIME} = {{{BOUNDS}}}];
     google.protobuf.Duration took = 3 [{TIME} = {{earliest: "0s" latest: "5s" epsilon: 1}}];
     int64 within = 4 [{TIME} = {{{BOUNDS} step: HOUR largest_shift: {{seconds: 7200}}}}]; }}
+    message Batch {{ repeated M each = 1 [(dpmesh.v1.field).max_items = 50]; }}
     message Ack {{ int32 n = 1; }}"""
 )
 MIDDLE = FIRST // 3600 + 360
@@ -43,13 +44,14 @@ async def received(world: dict, config: dict) -> np.ndarray:
     got = []
 
     async def report(requests, context):
-        async for request in requests:
-            took = request.took.seconds + request.took.nanos / 1e9
-            got.append((request.at.seconds, took, request.within))
+        async for batch in requests:
+            for message in batch.each:
+                took = message.took.seconds + message.took.nanos / 1e9
+                got.append((message.at.seconds, took, message.within))
         return TYPES.Ack(n=len(got))
 
     handler = grpc.stream_unary_rpc_method_handler(
-        report, request_deserializer=TYPES.M.FromString, response_serializer=TYPES.Ack.SerializeToString
+        report, request_deserializer=TYPES.Batch.FromString, response_serializer=TYPES.Ack.SerializeToString
     )
     async with dpmesh.open(config) as mesh:
         server = grpc.aio.server(interceptors=aio_server_interceptors(mesh))
@@ -59,9 +61,11 @@ async def received(world: dict, config: dict) -> np.ndarray:
         await server.start()
         interceptors = aio_client_interceptors(mesh)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", interceptors=interceptors) as channel:
-            call = channel.stream_unary("/test.Times/Report", TYPES.M.SerializeToString, TYPES.Ack.FromString)
-            message = TYPES.M(id="device", **world)
-            await call(message for _ in range(MESSAGES))
+            call = channel.stream_unary(
+                "/test.Times/Report", TYPES.Batch.SerializeToString, TYPES.Ack.FromString
+            )
+            batch = TYPES.Batch(each=[TYPES.M(id="device", **world)] * BATCH)
+            await call(batch for _ in range(MESSAGES // BATCH))
         await server.stop(None)
     assert len(got) == MESSAGES
     return np.array(got, dtype=float)
