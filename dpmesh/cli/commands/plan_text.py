@@ -185,6 +185,8 @@ def _lifetime(budget: Budget) -> str:
     loss = f"ε {number(budget.epsilon)}"
     if budget.accounting is Accounting.ZCDP:
         loss += f" at δ {budget.delta:g} (ρ {number(budget.cap / AMOUNT)})"
+    if budget.threshold_delta:
+        loss += f", and δ {budget.threshold_delta:g} for histograms without keys,"
     owner = "each unit" if budget.owner == "unit" else "everyone together"
     if budget.is_quota:
         head = f"Quota {budget.name} under {budget.under}: {loss} for {owner}, to each consumer"

@@ -1,4 +1,4 @@
-"""Histogram: a map from key to number, of which public keys leave with noise.
+"""Histogram: a map from key to number, of which public keys leave with noise, or the keys that many units share.
 
 Two sensitivities are in use. An aggregate changes by at most `contribution` in the sum over all keys (L1), so discrete
 Laplace noise of scale contribution/epsilon on each key hides a unit, however many keys it adds to (Dwork et al. 2006).
@@ -9,7 +9,7 @@ twice that is the sensitivity of all keys together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -18,14 +18,16 @@ from google.protobuf.descriptor import FieldDescriptor
 from typing_extensions import override
 
 from dpmesh.accounting import Cost
-from dpmesh.errors import ProtectionError
 from dpmesh.noise import numeric
 from dpmesh.noise.numeric import MAX_SIZE, NumericKind, NumericMechanism
 from dpmesh.policy.codegen.source import draw_function
 from dpmesh.policy.codegen.steps import Step
 from dpmesh.policy.descriptors import FLOAT_LIMITS, INTEGER_RANGES, F, is_map, type_name
 from dpmesh.policy.diagnostics import BadRuleError
+from dpmesh.policy.kinds import key_selection
+from dpmesh.policy.kinds.counts import indexer, limits, refusing_nan, step_of, steps_of_contribution
 from dpmesh.policy.kinds.grid import Grid, grid_of
+from dpmesh.policy.kinds.key_selection import SelectionPayload
 from dpmesh.policy.kinds.kind import ITEMS_LIMIT, Description, FieldSite
 from dpmesh.policy.kinds.loss import field_epsilon, split
 from dpmesh.policy.kinds.noised import NoisedKind
@@ -34,8 +36,6 @@ from dpmesh.policy.kinds.words import number
 from dpmesh.policy.plan import FieldPlan, Model
 from dpmesh.v1 import privacy_pb2 as pb
 
-# By default rounding adds at most this part to an aggregate's sensitivity.
-_ROUNDING_PART = 32
 _BOOLS = {"false": False, "true": True}
 
 
@@ -55,7 +55,7 @@ class HistogramPayload:
 
 
 class Histogram(NoisedKind):
-    """Noises each of the public keys, also those that the map does not hold."""
+    """Noises each of the public keys, also those that the map does not hold; or selects keys by a noisy threshold."""
 
     name = "histogram"
     elementwise = False
@@ -63,8 +63,11 @@ class Histogram(NoisedKind):
 
     @override
     def plan(self, site: FieldSite, rules: Any) -> FieldPlan:
-        value, keys = _value(site), _keys(site, rules)
+        value = _value(site)
         epsilon = field_epsilon(rules, site.share)
+        if not rules.keys:
+            return self._plan_selection(site, value, rules, epsilon)
+        keys = _keys(site, rules)
         if rules.HasField("lower") or rules.HasField("upper"):
             payload, cost = _own(value, keys, rules, epsilon)
             model = Model.LOCAL
@@ -85,12 +88,34 @@ class Histogram(NoisedKind):
             payload=payload,
         )
 
+    def _plan_selection(
+        self, site: FieldSite, value: FieldDescriptor, rules: pb.Histogram, epsilon: Fraction
+    ) -> FieldPlan:
+        payload = key_selection.select(value, rules, epsilon)
+        return FieldPlan(
+            path=site.path,
+            name=site.field.full_name,
+            kind=self,
+            origin=site.origin,
+            model=Model.CENTRAL,
+            epsilon=epsilon,
+            delta=rules.delta,
+            instances=site.instances,
+            cost=Cost.approximate(epsilon, Fraction(rules.delta)),
+            mechanism_name=key_selection.MECHANISM_NAME,
+            payload=payload,
+        )
+
     @override
     def step(self, site: FieldSite, plan: FieldPlan) -> Step:
+        if isinstance(plan.payload, SelectionPayload):
+            return key_selection.selected_keys(site.field.name, plan.name, plan.payload)
         return _all_keys(site.field.name, plan)
 
     @override
     def describe(self, plan: FieldPlan) -> Description:
+        if isinstance(plan.payload, SelectionPayload):
+            return key_selection.describe(plan.payload)
         payload: HistogramPayload = plan.payload
         low, high = payload.number.outputs
         words = f"{len(payload.keys)} keys, {number(low)} to {number(high)} each"
@@ -98,16 +123,16 @@ class Histogram(NoisedKind):
 
     @override
     def refuses(self, plan: FieldPlan) -> tuple[str, str] | None:
-        return ("NaN", "send 0 instead") if plan.payload.number.refuses_nan else None
+        selects = isinstance(plan.payload, SelectionPayload)
+        return ("NaN", "send 0 instead") if selects or plan.payload.number.refuses_nan else None
 
     @override
-    def as_number(self, plan: FieldPlan) -> NumericPayload:
-        payload: NumericPayload = plan.payload.number
-        return payload
+    def as_number(self, plan: FieldPlan) -> NumericPayload | None:
+        return None if isinstance(plan.payload, SelectionPayload) else plan.payload.number
 
     @override
-    def as_histogram(self, plan: FieldPlan) -> HistogramPayload:
-        payload: HistogramPayload = plan.payload
+    def as_histogram(self, plan: FieldPlan) -> HistogramPayload | SelectionPayload:
+        payload: HistogramPayload | SelectionPayload = plan.payload
         return payload
 
     @override
@@ -138,8 +163,6 @@ def _keys(site: FieldSite, rules: pb.Histogram) -> tuple[Any, ...]:
     """The public keys, as the map holds them."""
     assert site.field.message_type is not None
     key, names = site.field.message_type.fields_by_name["key"], tuple(rules.keys)
-    if not names:
-        raise BadRuleError("keys", "has no keys", "list every key that may leave")
     if len(names) > ITEMS_LIMIT:
         raise BadRuleError("keys", f"has {len(names):,} keys, and {ITEMS_LIMIT:,} are possible", "list fewer")
     for name in ("threshold", "delta"):
@@ -223,12 +246,12 @@ def _aggregate(
 ) -> tuple[HistogramPayload, Cost]:
     """An aggregate over many units: what one of them adds is hidden."""
     most = min(rules.max_keys or len(keys), len(keys))
-    step = _step(value, rules, most)
+    step = step_of(value, rules, most)
     integral = value.type in INTEGER_RANGES
     sensitivity = steps_of_contribution(rules.contribution, step, most, integral=integral)
-    limit = _limits(value)[1]
+    limit = limits(value)[1]
     last = MAX_SIZE if limit / step >= MAX_SIZE else int(limit // step)
-    in_range = _limits(value)[0] == 0
+    in_range = limits(value)[0] == 0
     mechanism = numeric.make(NumericKind.DISCRETE_LAPLACE, last, sensitivity, epsilon, in_range=in_range)
     if mechanism.high * Fraction(step) > limit:
         last -= mechanism.high - last
@@ -242,86 +265,9 @@ def _aggregate(
     )
 
 
-def _step(value: FieldDescriptor, rules: pb.Histogram, most: int) -> Any:
-    """The grid's step of an aggregate: an integer for integers."""
-    contribution = rules.contribution
-    if not rules.HasField("contribution"):
-        fix = "set contribution, or lower and upper if the map is the unit's own"
-        raise BadRuleError("contribution", "does not say how much one unit adds", fix)
-    if not (math.isfinite(contribution) and contribution > 0):
-        raise BadRuleError("contribution", f"must be a finite number above 0, not {contribution:g}")
-    step = rules.resolution
-    if value.type in INTEGER_RANGES:
-        step = step if rules.HasField("resolution") else 1.0
-        if not (step.is_integer() and step >= 1):
-            raise BadRuleError("resolution", "of integers must be a whole number above 0")
-        return int(step)
-    if not rules.HasField("resolution"):
-        step = 2.0 ** math.floor(math.log2(contribution / _ROUNDING_PART / most))
-    if not (math.isfinite(step) and step > 0):
-        raise BadRuleError("resolution", f"must be a finite number above 0, not {step:g}")
-    return step
-
-
-def steps_of_contribution(contribution: float, step: Any, most: int, *, integral: bool) -> int:
-    """How far what one unit adds can move the indexes of all keys, in grid steps together.
-
-    A value that changes by d moves its index by less than d/step + 1; where integers lie on a grid of step 1, by d. So
-    `most` keys move by less than contribution/step + most together. For floats the computed index is off by another
-    part: see `grid.steps_of`.
-
-    Args:
-        contribution: The most that one unit adds to all keys together, above 0.
-        step: The grid's step, above 0.
-        most: How many keys one unit adds to.
-        integral: The values are integers, and so is the step.
-
-    Raises:
-        BadRuleError: It is more than the samplers can count.
-    """
-    exact = Fraction(contribution) / Fraction(step)
-    if not integral:
-        steps = math.floor(exact + Fraction(most * (MAX_SIZE + 1), 2**50)) + most
-    else:
-        steps = math.ceil(exact) + (most - 1 if step > 1 else 0)
-    if steps > MAX_SIZE:
-        raise BadRuleError("resolution", f"{step:g} is too fine for a contribution of {contribution:g}")
-    return steps
-
-
-def _limits(value: FieldDescriptor) -> tuple[float, float]:
-    return INTEGER_RANGES.get(value.type) or (-FLOAT_LIMITS[value.type], FLOAT_LIMITS[value.type])
-
-
 def _fits(value: FieldDescriptor, grid: Grid, mechanism: NumericMechanism) -> bool:
-    low, high = _limits(value)
+    low, high = limits(value)
     return low <= grid.value(mechanism.low) and grid.value(mechanism.high) <= high
-
-
-def indexer(grid: Grid) -> Callable[[Any], int]:
-    """What finds the grid index nearest to a number, exactly for integers, clamped to the grid."""
-    if not grid.integral:
-        return grid.index
-    lower, upper, step, size = int(grid.lower), int(grid.upper), int(grid.step), grid.size
-    half = step // 2
-
-    def index(value: int) -> int:
-        if value <= lower:
-            return 0
-        return size if value >= upper else min((value - lower + half) // step, size)
-
-    return index
-
-
-def refusing_nan(index: Callable[[Any], int], name: str) -> Callable[[Any], int]:
-    """The index of a number in an aggregate, whose sensitivity does not cover what NaN would become."""
-
-    def checked(value: Any) -> int:
-        if value != value:
-            raise ProtectionError("NOT_A_NUMBER", name, "holds NaN, which is refused")
-        return index(value)
-
-    return checked
 
 
 def _all_keys(name: str, plan: FieldPlan) -> Step:

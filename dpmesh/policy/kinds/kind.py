@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dpmesh.policy.compile.rule_lookup import RuleLookup
     from dpmesh.policy.kinds.categorical import CategoricalPayload
     from dpmesh.policy.kinds.histogram import HistogramPayload
+    from dpmesh.policy.kinds.key_selection import SelectionPayload
     from dpmesh.policy.kinds.numeric import NumericPayload
 
 
@@ -177,7 +178,7 @@ class FieldKind(abc.ABC):
         """How an estimator reads what leaves as a category; None where it is no category."""
         return None
 
-    def as_histogram(self, plan: FieldPlan) -> HistogramPayload | None:
+    def as_histogram(self, plan: FieldPlan) -> HistogramPayload | SelectionPayload | None:
         """How an estimator reads what leaves as a histogram; None where it is none."""
         return None
 

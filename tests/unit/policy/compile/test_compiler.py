@@ -223,7 +223,7 @@ def test_unannotated_fields_pass_with_a_finding_or_follow_the_message():
         ("kind-not-available", "M a = 1 [(dpmesh.v1.field).location = {epsilon_per_km: 0.1}];"),
         ("step", "int64 a = 1 [(dpmesh.v1.field).time = {}];"),
         ("kind-not-available", "repeated double a = 1 [(dpmesh.v1.field).vector = {}];"),
-        ("keys", "map<string, double> a = 1 [(dpmesh.v1.field).histogram = {}];"),
+        ("keys", "map<string, double> a = 1 [(dpmesh.v1.field).histogram = {epsilon: 1}];"),
         ("kind-not-available", "string a = 1 [(dpmesh.v1.field).pseudonym = {}];"),
         ("kind-not-available", f"bool a = 1 [{CAT} = {{epsilon: 1 mechanism: SUBSET_SELECTION}}];"),
         ("epoch", "string a = 1 [(dpmesh.v1.field).unit = {epoch: {seconds: -1}}];"),

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 from google.protobuf.message_factory import GetMessageClass
 
-from dpmesh.accounting import AMOUNT
+from dpmesh.accounting import AMOUNT, Cost
 from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
+from dpmesh.noise.thresholds import ONE
 from dpmesh.policy import Model, Policy
 from dpmesh.policy.codegen.source import draw_function
 from dpmesh.policy.diagnostics import BadRuleError
-from dpmesh.policy.kinds.histogram import KIND, steps_of_contribution
+from dpmesh.policy.kinds.counts import steps_of_contribution
+from dpmesh.policy.kinds.histogram import KIND
 from dpmesh.policy.kinds.kind import FieldSite
 from dpmesh.v1 import privacy_pb2
-from tests.support.protos import compiled
+from tests.support.protos import ROOT, compiled
 from tests.unit.noise import exact
 
 HIST = "(dpmesh.v1.field).histogram"
@@ -247,6 +249,7 @@ def test_bad_rules_are_refused_with_what_to_do():
     assert "does not fit a map to string" in refused(
         'keys: ["a"] contribution: 1 epsilon: 1', "map<string, string>"
     )
+    assert "a threshold needs a delta" in refused("contribution: 1 epsilon: 1")
     assert "no int32" in refused('keys: ["x"] contribution: 1 epsilon: 1', "map<int32, int64>")
     assert "no uint32" in refused('keys: ["-1"] contribution: 1 epsilon: 1', "map<uint32, int64>")
     assert "no bool" in refused('keys: ["no"] contribution: 1 epsilon: 1', "map<bool, int64>")
@@ -272,3 +275,103 @@ def test_bad_rules_are_refused_with_what_to_do():
     assert "does not fit int32" in refused(
         'keys: ["a"] contribution: 1e9 epsilon: 0.01', "map<string, int32>"
     )
+
+
+OPEN = "contribution: 1 epsilon: 1 delta: 1e-6"
+
+
+def test_without_keys_those_leave_that_many_units_share():
+    kind = map_of(OPEN, "map<string, uint32>")
+    (field,) = plan_of(kind).fields
+    assert (field.model, field.mechanism_name, field.epsilon, field.delta) == (
+        Model.CENTRAL,
+        "partition_selection",
+        1,
+        1e-6,
+    )
+    assert field.cost == Cost.approximate(Fraction(1), Fraction(1e-6))
+    described = field.kind.describe(field)
+    assert (described.output, described.low) == ("keys of about 14 and more, 14 at least", 14)
+    held = {"many": 500, "alone": 1, "none": 0, **{f"u{number}": 1 for number in range(300)}}
+    for _ in range(20):
+        out = protect(kind, held)
+        assert list(out) == ["many"]
+        assert abs(out["many"] - 500) <= 15
+    assert field.kind.as_number(field) is None
+    assert field.kind.refuses(field)[0] == "NaN"
+
+
+def test_what_is_selected_does_not_depend_on_the_order_of_insertion():
+    kind = map_of("contribution: 1 epsilon: 64 delta: 0.5")
+    names = [f"k{number}" for number in range(100)]
+    one, other = kind(), kind()
+    for name in names:
+        one.m[name] = 50
+    for name in reversed(names):
+        other.m[name] = 50
+    outs = [list(plan_of(kind).protect(message, alias).m) for message in (one, other)]
+    assert outs[0] == outs[1]
+    assert sorted(outs[0]) == sorted(names)
+
+
+@pytest.mark.parametrize("number", [*INTEGERS, "double", "float"])
+def test_selected_counts_of_every_type_at_its_limits(number):
+    kind = map_of(f"{OPEN} max_keys: 1 resolution: 1", f"map<int32, {number}>")
+    top = {"32": 2**32 - 1 if number[0] in "uf" else 2**31 - 1}.get(number[-2:], 2**62)
+    held = {1: top if number != "sfixed32" else 2**31 - 1, 2: 100}
+    for _ in range(20):
+        out = protect(kind, held)
+        assert abs(out[2] - 100) < 20
+        assert out[1] > 2**30
+    if number in ("double", "float"):
+        assert dict(protect(kind, {1: -math.inf, 2: -5.0})) == {}
+        with pytest.raises(ProtectionError, match="NaN"):
+            protect(kind, {1: math.nan})
+
+
+def test_a_key_below_the_threshold_never_leaves():
+    kind = map_of(f"{OPEN} threshold: 40")
+    assert plan_of(kind).fields[0].kind.describe(plan_of(kind).fields[0]).low == 14 + 39
+    for _ in range(50):
+        out = protect(kind, {"a": 39, "b": 200})
+        assert list(out) == ["b"]
+        assert abs(out["b"] - 200) < 20
+
+
+def test_bad_rules_without_keys_are_refused_with_what_to_do():
+    assert "a threshold needs a delta" in refused("contribution: 1 epsilon: 1")
+    assert "a threshold needs a delta" in refused("contribution: 1 epsilon: 1 delta: 1")
+    assert "set max_keys" in refused(OPEN, "map<string, double>")
+    assert "set max_keys" in refused(f"{OPEN} resolution: 2")
+    assert "does not say how much one unit adds" in refused("epsilon: 1 delta: 1e-6")
+    assert "which keys it holds is hidden too" in refused("lower: 0 upper: 1 epsilon: 1 delta: 1e-6")
+    assert "threshold" in refused(f"{OPEN} threshold: 0")
+    assert "threshold" in refused(f"{OPEN} threshold: inf")
+    assert "can't hold what passes" in refused(f"{OPEN} threshold: 3e9", "map<string, int32>")
+    assert "use a coarser resolution" in refused("contribution: 1e5 epsilon: 1 delta: 1e-6")
+
+
+def test_100_000_keys_are_selected_from():
+    site = site_of("map<uint32, uint64>")
+    plan = KIND.plan(site, privacy_pb2.Histogram(contribution=1, epsilon=1, delta=1e-6))
+    kind = GetMessageClass(site.field.containing_type)
+    out = kind()
+    KIND.step(site, plan)(kind(m={number: number % 100 for number in range(100_000)}), out, alias)
+    assert all(number % 100 > 0 for number in out.m)
+    assert 80_000 < len(out.m) < 92_000
+
+
+TABLE = {0.5: (2.80, 2.81, 35), 1: (1.36, 1.42, 19), 2: (0.60, 0.70, 10), 4: (0.19, 0.33, 6)}
+
+
+@pytest.mark.parametrize("epsilon", TABLE)
+def test_the_documented_errors(epsilon):
+    with_keys = field_of(f'keys: ["a"] contribution: 1 epsilon: {epsilon}')
+    without = field_of(f"contribution: 1 epsilon: {epsilon} delta: 1e-8")
+    half = next(n for n, threshold in enumerate(without.payload.law.thresholds, 1) if 2 * threshold >= ONE)
+    found = (with_keys.kind.describe(with_keys).error, without.kind.describe(without).error, half)
+    assert found == pytest.approx(TABLE[epsilon], abs=0.006)
+    page = (ROOT / "docs/kinds/histogram.md").read_text()
+    for row, start in enumerate(("| with `keys` |", "| without |", "| a key leaves half of the time from |")):
+        (line,) = [line for line in page.splitlines() if line.startswith(start)]
+        assert float(line.split("|")[2 + list(TABLE).index(epsilon)]) == TABLE[epsilon][row]
