@@ -199,7 +199,7 @@ def _lifetime(budget: Budget) -> str:
     sum_of_windows = loss_over(budget, _WINDOWS)
     total = f"ε {number(sum_of_windows.epsilon)}"
     if budget.accounting is Accounting.ZCDP:
-        total = f"ρ {number(sum_of_windows.value)}, {total} at δ {budget.delta:g}"
+        total = f"ρ {number(sum_of_windows.value)}, {total} at δ {budget.delta + _WINDOWS * budget.threshold_delta:g}"
     return (
         f"{head} in each window of {duration(budget.window)}. T windows cost at most T times that "
         f"({_WINDOWS}: {total}), and as long a time across an edge up to twice."

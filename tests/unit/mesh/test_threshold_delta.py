@@ -76,3 +76,21 @@ def test_an_approximate_cost_adds_up_and_takes_its_part_of_the_cap():
         Cost(0, 0, delta=Fraction(-1))
     with pytest.raises(ValueError, match="at least 0"):
         Cost(0, 0, delta=0.1)
+
+
+def test_every_charge_of_a_budget_stays_below_both_limits():
+    """Whatever mix of costs a cap admits: rhos at most the cap, deltas at most threshold_delta."""
+    budget = Budget("b", epsilon=8.0, delta=1e-6, threshold_delta=1e-6)
+    costs = [Cost.approximate(Fraction(1, 100), Fraction(1, 10**k)) for k in (7, 8, 9)] + [
+        Cost.pure(Fraction(1, 2))
+    ]
+    for turn in range(4):
+        spent, total = 0, Cost.ZERO
+        while True:
+            cost = costs[turn] if turn == 3 or spent < budget.cap // 2 else costs[3 - turn]
+            amount = cost.amount(Accounting.ZCDP, budget.cap, budget.threshold_delta)
+            if spent + amount > budget.cap:
+                break
+            spent, total = spent + amount, total + cost
+        assert total.rho <= budget.cap
+        assert total.delta <= Fraction(1e-6)

@@ -189,7 +189,9 @@ def test_times_within_a_shift_can_be_told_apart_by_no_more_than_epsilon(epsilon)
         mechanism = number.mechanism
         assert mechanism.kind == "discrete_laplace"
         assert number.in_range
-        noise = exact.laplace(DiscreteLaplace(mechanism.draws.key[1]), 400, 800)
+        scale = mechanism.draws.key[1]
+        reach = math.ceil(90 * scale)
+        noise = exact.laplace(DiscreteLaplace(scale), reach, 2 * reach)
         tables = [exact.clamped(noise, x, 0, 6) for x in range(7)]
         worst = max(
             exact.worst_ratio([tables[x], tables[y]])
