@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test stat faults lowest newest mutants lint protos drift bench jaeger spire ci clean
+.PHONY: help demo test stat attacks faults lowest newest mutants lint protos drift bench jaeger spire ci clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -43,10 +43,13 @@ demo: $(VENV)/.demo  ## the main job on a real fleet's reports
 # processes end together. Four processes also on two cores: many tests wait for servers, disks and other processes.
 test: $(VENV)/.test  ## unit, contract, small statistical and integration tests
 	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder \
-		tests/integration tests/statistical tests/contract tests/unit
+		tests/integration tests/statistical tests/attacks tests/contract tests/unit
 
 stat: $(VENV)/.test  ## the statistical tests at full size
 	$(BIN)/python -m pytest tests/statistical tests/integration/identity/test_linkage.py --full
+
+attacks: $(VENV)/.test  ## what attackers gain, beside what the policy allows and without protection
+	$(BIN)/python -m tests.attacks
 
 faults: $(VENV)/.test  ## ledgers while processes are killed, networks stall, disks fill and clocks jump
 	$(BIN)/python -m pytest tests/faults
