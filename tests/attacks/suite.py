@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from tests.attacks import averaging, database, device, errors, linkage, low_bits, places, presence, timing
+from tests.attacks import (
+    averaging,
+    database,
+    device,
+    errors,
+    flights,
+    linkage,
+    low_bits,
+    places,
+    presence,
+    timing,
+)
 from tests.attacks.outcomes import Finding
 
 
@@ -27,6 +38,7 @@ ATTACKS = {
     "averaging": Attack(averaging.findings, 1000, 0),
     "linkage": Attack(linkage.findings, 2000, 300),
     "places": Attack(places.findings, 4000, 200),
+    "flights": Attack(flights.findings, 10_000, 0),
     "presence": Attack(presence.findings, 10_000, 1000),
     "timing": Attack(timing.findings, 1000, 0),
     "low_bits": Attack(low_bits.findings, 4000, 300),
