@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon
@@ -148,6 +148,13 @@ class Planner:
         except AnnotationError:
             return ""
         return "" if plan is None else plan.source
+
+    def is_trust_boundary(self, method: MethodDescriptor) -> bool:
+        """Whether no trace goes on over a method's requests; False where its rules are bad, which others report."""
+        try:
+            return self._policy.is_trust_boundary(method)
+        except AnnotationError:
+            return False
 
     def report(self, message: Descriptor, method: str = "", direction: str = "request") -> MessageReport:
         """Everything about one message type.

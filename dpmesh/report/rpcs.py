@@ -82,6 +82,7 @@ class Rpc:
         response: The response type's name.
         client_streaming: The request is a stream.
         server_streaming: The response is a stream.
+        trust_boundary: No trace goes on over its requests.
     """
 
     method: str
@@ -89,6 +90,7 @@ class Rpc:
     response: str
     client_streaming: bool
     server_streaming: bool
+    trust_boundary: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ class PlanReport:
         return document
 
 
-def rpcs(sources: Sources) -> tuple[Rpc, ...]:
+def rpcs(sources: Sources, planner: Planner) -> tuple[Rpc, ...]:
     """The methods of all services, in order."""
     return tuple(
         Rpc(
@@ -158,6 +160,7 @@ def rpcs(sources: Sources) -> tuple[Rpc, ...]:
             method.output_type.full_name,
             method.client_streaming,
             method.server_streaming,
+            planner.is_trust_boundary(method),
         )
         for service in sources.services()
         for method in service.methods

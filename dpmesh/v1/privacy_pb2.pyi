@@ -66,12 +66,14 @@ class MessageRules(_message.Message):
     def __init__(self, epsilon: _Optional[float] = ..., unannotated: _Optional[_Union[MessageRules.Unannotated, str]] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class MethodRules(_message.Message):
-    __slots__ = ("require", "labels")
+    __slots__ = ("require", "labels", "trust_boundary")
     REQUIRE_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    TRUST_BOUNDARY_FIELD_NUMBER: _ClassVar[int]
     require: bool
     labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, require: bool = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    trust_boundary: bool
+    def __init__(self, require: bool = ..., labels: _Optional[_Iterable[str]] = ..., trust_boundary: bool = ...) -> None: ...
 
 class OneofRules(_message.Message):
     __slots__ = ("epsilon", "public")

@@ -40,7 +40,8 @@ def write(plan: PlanReport) -> None:
         return
     written: dict[str, MessageReport] = {}
     for rpc in plan.rpcs:
-        console.print(Text(rpc.method, "bold"))
+        boundary = ": a trust boundary, over which no trace goes on" * rpc.trust_boundary
+        console.print(Text.assemble((rpc.method, "bold"), boundary), soft_wrap=True)
         for direction, streams in (("request", rpc.client_streaming), ("response", rpc.server_streaming)):
             report = plan.of(rpc, direction)
             role = direction + (" stream" if streams else "")
