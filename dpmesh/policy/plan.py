@@ -57,6 +57,8 @@ class FieldPlan:
         cost: What one message instance pays for it, all repeats together.
         mechanism_name: What draws the noise of each element; "" where nothing is drawn.
         payload: What only this kind of field has: a dataclass of the kind's own file, or None.
+        public_lengths: The paths, without "[]" and "{}" at their ends, of the repeated fields whose number of elements
+            is public: of this field, and of those that its message stands in. They are not filled up.
     """
 
     path: str
@@ -72,6 +74,7 @@ class FieldPlan:
     cost: Cost = Cost.ZERO
     mechanism_name: str = ""
     payload: Any = None
+    public_lengths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,6 +218,8 @@ class Planner:
 def _field(entry: FieldPlan) -> FieldReport:
     shown = entry.kind.describe(entry)
     epsilon, rho = _loss(entry)
+    # Its own number of elements, not that of messages around it.
+    public = entry.path in entry.public_lengths
     return FieldReport(
         path=entry.path,
         kind=str(entry.kind),
@@ -230,7 +232,7 @@ def _field(entry: FieldPlan) -> FieldReport:
         elements=entry.repeats * entry.instances,
         error=shown.error,
         truth=shown.truth,
-        output=shown.output,
+        output=shown.output + "; the number of elements as it is" * public,
         low=shown.low,
         high=shown.high,
     )

@@ -26,7 +26,7 @@ from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64pmesh/v1/privacy.proto\x12\tdpmesh.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\"\xdd\x03\n\nFieldRules\x12\x1f\n\x04unit\x18\x01 \x01(\x0b\x32\x0f.dpmesh.v1.UnitH\x00\x12%\n\x07numeric\x18\x02 \x01(\x0b\x32\x12.dpmesh.v1.NumericH\x00\x12-\n\x0b\x63\x61tegorical\x18\x03 \x01(\x0b\x32\x16.dpmesh.v1.CategoricalH\x00\x12\'\n\x08location\x18\x04 \x01(\x0b\x32\x13.dpmesh.v1.LocationH\x00\x12\x1f\n\x04time\x18\x05 \x01(\x0b\x32\x0f.dpmesh.v1.TimeH\x00\x12#\n\x06vector\x18\x06 \x01(\x0b\x32\x11.dpmesh.v1.VectorH\x00\x12)\n\thistogram\x18\x07 \x01(\x0b\x32\x14.dpmesh.v1.HistogramH\x00\x12)\n\tpseudonym\x18\x08 \x01(\x0b\x32\x14.dpmesh.v1.PseudonymH\x00\x12\'\n\x08suppress\x18\t \x01(\x0b\x32\x13.dpmesh.v1.SuppressH\x00\x12#\n\x06public\x18\n \x01(\x0b\x32\x11.dpmesh.v1.PublicH\x00\x12*\n\nmessage_id\x18\x0c \x01(\x0b\x32\x14.dpmesh.v1.MessageIdH\x00\x12\x11\n\tmax_items\x18\x0b \x01(\rB\x06\n\x04kind\"\xc2\x01\n\x0cMessageRules\x12\x14\n\x07\x65psilon\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12=\n\x0bunannotated\x18\x02 \x01(\x0e\x32#.dpmesh.v1.MessageRules.UnannotatedH\x01\x88\x01\x01\x12\x0e\n\x06labels\x18\x03 \x03(\t\"1\n\x0bUnannotated\x12\x08\n\x04PASS\x10\x00\x12\x0c\n\x08SUPPRESS\x10\x01\x12\n\n\x06REJECT\x10\x02\x42\n\n\x08_epsilonB\x0e\n\x0c_unannotated\"o\n\x0bMethodRules\x12\x14\n\x07require\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12\x1b\n\x0etrust_boundary\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\n\n\x08_requireB\x11\n\x0f_trust_boundary\"N\n\nOneofRules\x12\x14\n\x07\x65psilon\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06public\x18\x02 \x01(\x08H\x01\x88\x01\x01\x42\n\n\x08_epsilonB\t\n\x07_public\"\xf5\x01\n\x04Unit\x12\"\n\x04\x66orm\x18\x01 \x01(\x0e\x32\x14.dpmesh.v1.Unit.Form\x12(\n\x05\x65poch\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\tnormalize\x18\x03 \x03(\x0e\x32\x1d.dpmesh.v1.Unit.Normalization\".\n\x04\x46orm\x12\r\n\tPSEUDONYM\x10\x00\x12\x0e\n\nSUPPRESSED\x10\x01\x12\x07\n\x03RAW\x10\x02\"=\n\rNormalization\x12\t\n\x05\x41S_IS\x10\x00\x12\x07\n\x03NFC\x10\x01\x12\r\n\tCASE_FOLD\x10\x02\x12\t\n\x05STRIP\x10\x03\"\x95\x04\n\x07Numeric\x12\x12\n\x05lower\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05upper\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07\x65psilon\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05\x64\x65lta\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12/\n\tmechanism\x18\x05 \x01(\x0e\x32\x1c.dpmesh.v1.Numeric.Mechanism\x12\x17\n\nresolution\x18\x06 \x01(\x01H\x04\x88\x01\x01\x12)\n\x06output\x18\x07 \x01(\x0e\x32\x19.dpmesh.v1.Numeric.Output\x12\x18\n\x0bsensitivity\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12*\n\x03nan\x18\t \x01(\x0e\x32\x1d.dpmesh.v1.Numeric.NotANumber\"h\n\tMechanism\x12\x08\n\x04\x41UTO\x10\x00\x12\x14\n\x10\x44ISCRETE_LAPLACE\x10\x01\x12\x15\n\x11\x44ISCRETE_GAUSSIAN\x10\x02\x12\t\n\x05\x44UCHI\x10\x03\x12\r\n\tPIECEWISE\x10\x04\x12\n\n\x06HYBRID\x10\x05\"$\n\x06Output\x12\x0c\n\x08UNBIASED\x10\x00\x12\x0c\n\x08IN_RANGE\x10\x01\"$\n\nNotANumber\x12\n\n\x06MIDDLE\x10\x00\x12\n\n\x06REJECT\x10\x01\x42\x08\n\x06_lowerB\x08\n\x06_upperB\n\n\x08_epsilonB\x08\n\x06_deltaB\r\n\x0b_resolutionB\x0e\n\x0c_sensitivity\"\xbc\x01\n\x0b\x43\x61tegorical\x12\x14\n\x07\x65psilon\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x64omain\x18\x02 \x03(\t\x12\x33\n\tmechanism\x18\x03 \x01(\x0e\x32 .dpmesh.v1.Categorical.Mechanism\"F\n\tMechanism\x12\x08\n\x04\x41UTO\x10\x00\x12\x19\n\x15K_RANDOMIZED_RESPONSE\x10\x01\x12\x14\n\x10SUBSET_SELECTION\x10\x02\x42\n\n\x08_epsilon\"\xb6\x02\n\x08Location\x12\x1b\n\x0e\x65psilon_per_km\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07\x65psilon\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tradius_km\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cmin_latitude\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0cmax_latitude\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1a\n\rmin_longitude\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1a\n\rmax_longitude\x18\x07 \x01(\x01H\x06\x88\x01\x01\x42\x11\n\x0f_epsilon_per_kmB\n\n\x08_epsilonB\x0c\n\n_radius_kmB\x0f\n\r_min_latitudeB\x0f\n\r_max_latitudeB\x10\n\x0e_min_longitudeB\x10\n\x0e_max_longitude\"\xca\x02\n\x04Time\x12\x10\n\x08\x65\x61rliest\x18\x01 \x01(\t\x12\x0e\n\x06latest\x18\x02 \x01(\t\x12\x30\n\rlargest_shift\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x07\x65psilon\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12-\n\nresolution\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\"\n\x04step\x18\x06 \x01(\x0e\x32\x14.dpmesh.v1.Time.Step\"y\n\x04Step\x12\x14\n\x10STEP_UNSPECIFIED\x10\x00\x12\x0e\n\nNANOSECOND\x10\x01\x12\x0f\n\x0bMICROSECOND\x10\x02\x12\x0f\n\x0bMILLISECOND\x10\x03\x12\n\n\x06SECOND\x10\x04\x12\n\n\x06MINUTE\x10\x05\x12\x08\n\x04HOUR\x10\x06\x12\x07\n\x03\x44\x41Y\x10\x07\x42\n\n\x08_epsilon\"\x89\x01\n\x06Vector\x12\x11\n\x07l1_norm\x18\x01 \x01(\x01H\x00\x12\x11\n\x07l2_norm\x18\x02 \x01(\x01H\x00\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x14\n\x07\x65psilon\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05\x64\x65lta\x18\x05 \x01(\x01H\x02\x88\x01\x01\x42\x06\n\x04normB\n\n\x08_epsilonB\x08\n\x06_delta\"\xab\x01\n\tHistogram\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x16\n\tthreshold\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0c\x63ontribution\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07\x65psilon\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05\x64\x65lta\x18\x05 \x01(\x01H\x03\x88\x01\x01\x42\x0c\n\n_thresholdB\x0f\n\r_contributionB\n\n\x08_epsilonB\x08\n\x06_delta\"5\n\tPseudonym\x12(\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\n\n\x08Suppress\"\x08\n\x06Public\"\x0b\n\tMessageId:H\n\x05\x66ield\x12\x1d.google.protobuf.FieldOptions\x18\xde\x9c\x03 \x01(\x0b\x32\x15.dpmesh.v1.FieldRules\x88\x01\x01:N\n\x07message\x12\x1f.google.protobuf.MessageOptions\x18\xde\x9c\x03 \x01(\x0b\x32\x17.dpmesh.v1.MessageRules\x88\x01\x01:K\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xde\x9c\x03 \x01(\x0b\x32\x16.dpmesh.v1.MethodRules\x88\x01\x01:H\n\x05oneof\x12\x1d.google.protobuf.OneofOptions\x18\xde\x9c\x03 \x01(\x0b\x32\x15.dpmesh.v1.OneofRules\x88\x01\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64pmesh/v1/privacy.proto\x12\tdpmesh.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\"\xad\x04\n\nFieldRules\x12\x1f\n\x04unit\x18\x01 \x01(\x0b\x32\x0f.dpmesh.v1.UnitH\x00\x12%\n\x07numeric\x18\x02 \x01(\x0b\x32\x12.dpmesh.v1.NumericH\x00\x12-\n\x0b\x63\x61tegorical\x18\x03 \x01(\x0b\x32\x16.dpmesh.v1.CategoricalH\x00\x12\'\n\x08location\x18\x04 \x01(\x0b\x32\x13.dpmesh.v1.LocationH\x00\x12\x1f\n\x04time\x18\x05 \x01(\x0b\x32\x0f.dpmesh.v1.TimeH\x00\x12#\n\x06vector\x18\x06 \x01(\x0b\x32\x11.dpmesh.v1.VectorH\x00\x12)\n\thistogram\x18\x07 \x01(\x0b\x32\x14.dpmesh.v1.HistogramH\x00\x12)\n\tpseudonym\x18\x08 \x01(\x0b\x32\x14.dpmesh.v1.PseudonymH\x00\x12\'\n\x08suppress\x18\t \x01(\x0b\x32\x13.dpmesh.v1.SuppressH\x00\x12#\n\x06public\x18\n \x01(\x0b\x32\x11.dpmesh.v1.PublicH\x00\x12*\n\nmessage_id\x18\x0c \x01(\x0b\x32\x14.dpmesh.v1.MessageIdH\x00\x12\x11\n\tmax_items\x18\x0b \x01(\r\x12,\n\x06length\x18\r \x01(\x0e\x32\x1c.dpmesh.v1.FieldRules.Length\" \n\x06Length\x12\n\n\x06HIDDEN\x10\x00\x12\n\n\x06PUBLIC\x10\x01\x42\x06\n\x04kind\"\xc2\x01\n\x0cMessageRules\x12\x14\n\x07\x65psilon\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12=\n\x0bunannotated\x18\x02 \x01(\x0e\x32#.dpmesh.v1.MessageRules.UnannotatedH\x01\x88\x01\x01\x12\x0e\n\x06labels\x18\x03 \x03(\t\"1\n\x0bUnannotated\x12\x08\n\x04PASS\x10\x00\x12\x0c\n\x08SUPPRESS\x10\x01\x12\n\n\x06REJECT\x10\x02\x42\n\n\x08_epsilonB\x0e\n\x0c_unannotated\"o\n\x0bMethodRules\x12\x14\n\x07require\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12\x1b\n\x0etrust_boundary\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\n\n\x08_requireB\x11\n\x0f_trust_boundary\"N\n\nOneofRules\x12\x14\n\x07\x65psilon\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06public\x18\x02 \x01(\x08H\x01\x88\x01\x01\x42\n\n\x08_epsilonB\t\n\x07_public\"\xf5\x01\n\x04Unit\x12\"\n\x04\x66orm\x18\x01 \x01(\x0e\x32\x14.dpmesh.v1.Unit.Form\x12(\n\x05\x65poch\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\tnormalize\x18\x03 \x03(\x0e\x32\x1d.dpmesh.v1.Unit.Normalization\".\n\x04\x46orm\x12\r\n\tPSEUDONYM\x10\x00\x12\x0e\n\nSUPPRESSED\x10\x01\x12\x07\n\x03RAW\x10\x02\"=\n\rNormalization\x12\t\n\x05\x41S_IS\x10\x00\x12\x07\n\x03NFC\x10\x01\x12\r\n\tCASE_FOLD\x10\x02\x12\t\n\x05STRIP\x10\x03\"\x95\x04\n\x07Numeric\x12\x12\n\x05lower\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05upper\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07\x65psilon\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05\x64\x65lta\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12/\n\tmechanism\x18\x05 \x01(\x0e\x32\x1c.dpmesh.v1.Numeric.Mechanism\x12\x17\n\nresolution\x18\x06 \x01(\x01H\x04\x88\x01\x01\x12)\n\x06output\x18\x07 \x01(\x0e\x32\x19.dpmesh.v1.Numeric.Output\x12\x18\n\x0bsensitivity\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12*\n\x03nan\x18\t \x01(\x0e\x32\x1d.dpmesh.v1.Numeric.NotANumber\"h\n\tMechanism\x12\x08\n\x04\x41UTO\x10\x00\x12\x14\n\x10\x44ISCRETE_LAPLACE\x10\x01\x12\x15\n\x11\x44ISCRETE_GAUSSIAN\x10\x02\x12\t\n\x05\x44UCHI\x10\x03\x12\r\n\tPIECEWISE\x10\x04\x12\n\n\x06HYBRID\x10\x05\"$\n\x06Output\x12\x0c\n\x08UNBIASED\x10\x00\x12\x0c\n\x08IN_RANGE\x10\x01\"$\n\nNotANumber\x12\n\n\x06MIDDLE\x10\x00\x12\n\n\x06REJECT\x10\x01\x42\x08\n\x06_lowerB\x08\n\x06_upperB\n\n\x08_epsilonB\x08\n\x06_deltaB\r\n\x0b_resolutionB\x0e\n\x0c_sensitivity\"\xbc\x01\n\x0b\x43\x61tegorical\x12\x14\n\x07\x65psilon\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x64omain\x18\x02 \x03(\t\x12\x33\n\tmechanism\x18\x03 \x01(\x0e\x32 .dpmesh.v1.Categorical.Mechanism\"F\n\tMechanism\x12\x08\n\x04\x41UTO\x10\x00\x12\x19\n\x15K_RANDOMIZED_RESPONSE\x10\x01\x12\x14\n\x10SUBSET_SELECTION\x10\x02\x42\n\n\x08_epsilon\"\xb6\x02\n\x08Location\x12\x1b\n\x0e\x65psilon_per_km\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07\x65psilon\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tradius_km\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cmin_latitude\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0cmax_latitude\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1a\n\rmin_longitude\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1a\n\rmax_longitude\x18\x07 \x01(\x01H\x06\x88\x01\x01\x42\x11\n\x0f_epsilon_per_kmB\n\n\x08_epsilonB\x0c\n\n_radius_kmB\x0f\n\r_min_latitudeB\x0f\n\r_max_latitudeB\x10\n\x0e_min_longitudeB\x10\n\x0e_max_longitude\"\xca\x02\n\x04Time\x12\x10\n\x08\x65\x61rliest\x18\x01 \x01(\t\x12\x0e\n\x06latest\x18\x02 \x01(\t\x12\x30\n\rlargest_shift\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x07\x65psilon\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12-\n\nresolution\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\"\n\x04step\x18\x06 \x01(\x0e\x32\x14.dpmesh.v1.Time.Step\"y\n\x04Step\x12\x14\n\x10STEP_UNSPECIFIED\x10\x00\x12\x0e\n\nNANOSECOND\x10\x01\x12\x0f\n\x0bMICROSECOND\x10\x02\x12\x0f\n\x0bMILLISECOND\x10\x03\x12\n\n\x06SECOND\x10\x04\x12\n\n\x06MINUTE\x10\x05\x12\x08\n\x04HOUR\x10\x06\x12\x07\n\x03\x44\x41Y\x10\x07\x42\n\n\x08_epsilon\"\x89\x01\n\x06Vector\x12\x11\n\x07l1_norm\x18\x01 \x01(\x01H\x00\x12\x11\n\x07l2_norm\x18\x02 \x01(\x01H\x00\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x14\n\x07\x65psilon\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05\x64\x65lta\x18\x05 \x01(\x01H\x02\x88\x01\x01\x42\x06\n\x04normB\n\n\x08_epsilonB\x08\n\x06_delta\"\xab\x01\n\tHistogram\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x16\n\tthreshold\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0c\x63ontribution\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07\x65psilon\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05\x64\x65lta\x18\x05 \x01(\x01H\x03\x88\x01\x01\x42\x0c\n\n_thresholdB\x0f\n\r_contributionB\n\n\x08_epsilonB\x08\n\x06_delta\"5\n\tPseudonym\x12(\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\n\n\x08Suppress\"\x08\n\x06Public\"\x0b\n\tMessageId:H\n\x05\x66ield\x12\x1d.google.protobuf.FieldOptions\x18\xde\x9c\x03 \x01(\x0b\x32\x15.dpmesh.v1.FieldRules\x88\x01\x01:N\n\x07message\x12\x1f.google.protobuf.MessageOptions\x18\xde\x9c\x03 \x01(\x0b\x32\x17.dpmesh.v1.MessageRules\x88\x01\x01:K\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xde\x9c\x03 \x01(\x0b\x32\x16.dpmesh.v1.MethodRules\x88\x01\x01:H\n\x05oneof\x12\x1d.google.protobuf.OneofOptions\x18\xde\x9c\x03 \x01(\x0b\x32\x15.dpmesh.v1.OneofRules\x88\x01\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,49 +34,51 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dpmesh.v1.privacy_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FIELDRULES']._serialized_start=105
-  _globals['_FIELDRULES']._serialized_end=582
-  _globals['_MESSAGERULES']._serialized_start=585
-  _globals['_MESSAGERULES']._serialized_end=779
-  _globals['_MESSAGERULES_UNANNOTATED']._serialized_start=702
-  _globals['_MESSAGERULES_UNANNOTATED']._serialized_end=751
-  _globals['_METHODRULES']._serialized_start=781
-  _globals['_METHODRULES']._serialized_end=892
-  _globals['_ONEOFRULES']._serialized_start=894
-  _globals['_ONEOFRULES']._serialized_end=972
-  _globals['_UNIT']._serialized_start=975
-  _globals['_UNIT']._serialized_end=1220
-  _globals['_UNIT_FORM']._serialized_start=1111
-  _globals['_UNIT_FORM']._serialized_end=1157
-  _globals['_UNIT_NORMALIZATION']._serialized_start=1159
-  _globals['_UNIT_NORMALIZATION']._serialized_end=1220
-  _globals['_NUMERIC']._serialized_start=1223
-  _globals['_NUMERIC']._serialized_end=1756
-  _globals['_NUMERIC_MECHANISM']._serialized_start=1503
-  _globals['_NUMERIC_MECHANISM']._serialized_end=1607
-  _globals['_NUMERIC_OUTPUT']._serialized_start=1609
-  _globals['_NUMERIC_OUTPUT']._serialized_end=1645
-  _globals['_NUMERIC_NOTANUMBER']._serialized_start=1647
-  _globals['_NUMERIC_NOTANUMBER']._serialized_end=1683
-  _globals['_CATEGORICAL']._serialized_start=1759
-  _globals['_CATEGORICAL']._serialized_end=1947
-  _globals['_CATEGORICAL_MECHANISM']._serialized_start=1865
-  _globals['_CATEGORICAL_MECHANISM']._serialized_end=1935
-  _globals['_LOCATION']._serialized_start=1950
-  _globals['_LOCATION']._serialized_end=2260
-  _globals['_TIME']._serialized_start=2263
-  _globals['_TIME']._serialized_end=2593
-  _globals['_TIME_STEP']._serialized_start=2460
-  _globals['_TIME_STEP']._serialized_end=2581
-  _globals['_VECTOR']._serialized_start=2596
-  _globals['_VECTOR']._serialized_end=2733
-  _globals['_HISTOGRAM']._serialized_start=2736
-  _globals['_HISTOGRAM']._serialized_end=2907
-  _globals['_PSEUDONYM']._serialized_start=2909
-  _globals['_PSEUDONYM']._serialized_end=2962
-  _globals['_SUPPRESS']._serialized_start=2964
-  _globals['_SUPPRESS']._serialized_end=2974
-  _globals['_PUBLIC']._serialized_start=2976
-  _globals['_PUBLIC']._serialized_end=2984
-  _globals['_MESSAGEID']._serialized_start=2986
-  _globals['_MESSAGEID']._serialized_end=2997
+  _globals['_FIELDRULES']._serialized_end=662
+  _globals['_FIELDRULES_LENGTH']._serialized_start=622
+  _globals['_FIELDRULES_LENGTH']._serialized_end=654
+  _globals['_MESSAGERULES']._serialized_start=665
+  _globals['_MESSAGERULES']._serialized_end=859
+  _globals['_MESSAGERULES_UNANNOTATED']._serialized_start=782
+  _globals['_MESSAGERULES_UNANNOTATED']._serialized_end=831
+  _globals['_METHODRULES']._serialized_start=861
+  _globals['_METHODRULES']._serialized_end=972
+  _globals['_ONEOFRULES']._serialized_start=974
+  _globals['_ONEOFRULES']._serialized_end=1052
+  _globals['_UNIT']._serialized_start=1055
+  _globals['_UNIT']._serialized_end=1300
+  _globals['_UNIT_FORM']._serialized_start=1191
+  _globals['_UNIT_FORM']._serialized_end=1237
+  _globals['_UNIT_NORMALIZATION']._serialized_start=1239
+  _globals['_UNIT_NORMALIZATION']._serialized_end=1300
+  _globals['_NUMERIC']._serialized_start=1303
+  _globals['_NUMERIC']._serialized_end=1836
+  _globals['_NUMERIC_MECHANISM']._serialized_start=1583
+  _globals['_NUMERIC_MECHANISM']._serialized_end=1687
+  _globals['_NUMERIC_OUTPUT']._serialized_start=1689
+  _globals['_NUMERIC_OUTPUT']._serialized_end=1725
+  _globals['_NUMERIC_NOTANUMBER']._serialized_start=1727
+  _globals['_NUMERIC_NOTANUMBER']._serialized_end=1763
+  _globals['_CATEGORICAL']._serialized_start=1839
+  _globals['_CATEGORICAL']._serialized_end=2027
+  _globals['_CATEGORICAL_MECHANISM']._serialized_start=1945
+  _globals['_CATEGORICAL_MECHANISM']._serialized_end=2015
+  _globals['_LOCATION']._serialized_start=2030
+  _globals['_LOCATION']._serialized_end=2340
+  _globals['_TIME']._serialized_start=2343
+  _globals['_TIME']._serialized_end=2673
+  _globals['_TIME_STEP']._serialized_start=2540
+  _globals['_TIME_STEP']._serialized_end=2661
+  _globals['_VECTOR']._serialized_start=2676
+  _globals['_VECTOR']._serialized_end=2813
+  _globals['_HISTOGRAM']._serialized_start=2816
+  _globals['_HISTOGRAM']._serialized_end=2987
+  _globals['_PSEUDONYM']._serialized_start=2989
+  _globals['_PSEUDONYM']._serialized_end=3042
+  _globals['_SUPPRESS']._serialized_start=3044
+  _globals['_SUPPRESS']._serialized_end=3054
+  _globals['_PUBLIC']._serialized_start=3056
+  _globals['_PUBLIC']._serialized_end=3064
+  _globals['_MESSAGEID']._serialized_start=3066
+  _globals['_MESSAGEID']._serialized_end=3077
 # @@protoc_insertion_point(module_scope)

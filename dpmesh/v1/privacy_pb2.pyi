@@ -20,7 +20,13 @@ ONEOF_FIELD_NUMBER: _ClassVar[int]
 oneof: _descriptor.FieldDescriptor
 
 class FieldRules(_message.Message):
-    __slots__ = ("unit", "numeric", "categorical", "location", "time", "vector", "histogram", "pseudonym", "suppress", "public", "message_id", "max_items")
+    __slots__ = ("unit", "numeric", "categorical", "location", "time", "vector", "histogram", "pseudonym", "suppress", "public", "message_id", "max_items", "length")
+    class Length(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        HIDDEN: _ClassVar[FieldRules.Length]
+        PUBLIC: _ClassVar[FieldRules.Length]
+    HIDDEN: FieldRules.Length
+    PUBLIC: FieldRules.Length
     UNIT_FIELD_NUMBER: _ClassVar[int]
     NUMERIC_FIELD_NUMBER: _ClassVar[int]
     CATEGORICAL_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +39,7 @@ class FieldRules(_message.Message):
     PUBLIC_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_ID_FIELD_NUMBER: _ClassVar[int]
     MAX_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
     unit: Unit
     numeric: Numeric
     categorical: Categorical
@@ -45,7 +52,8 @@ class FieldRules(_message.Message):
     public: Public
     message_id: MessageId
     max_items: int
-    def __init__(self, unit: _Optional[_Union[Unit, _Mapping]] = ..., numeric: _Optional[_Union[Numeric, _Mapping]] = ..., categorical: _Optional[_Union[Categorical, _Mapping]] = ..., location: _Optional[_Union[Location, _Mapping]] = ..., time: _Optional[_Union[Time, _Mapping]] = ..., vector: _Optional[_Union[Vector, _Mapping]] = ..., histogram: _Optional[_Union[Histogram, _Mapping]] = ..., pseudonym: _Optional[_Union[Pseudonym, _Mapping]] = ..., suppress: _Optional[_Union[Suppress, _Mapping]] = ..., public: _Optional[_Union[Public, _Mapping]] = ..., message_id: _Optional[_Union[MessageId, _Mapping]] = ..., max_items: _Optional[int] = ...) -> None: ...
+    length: FieldRules.Length
+    def __init__(self, unit: _Optional[_Union[Unit, _Mapping]] = ..., numeric: _Optional[_Union[Numeric, _Mapping]] = ..., categorical: _Optional[_Union[Categorical, _Mapping]] = ..., location: _Optional[_Union[Location, _Mapping]] = ..., time: _Optional[_Union[Time, _Mapping]] = ..., vector: _Optional[_Union[Vector, _Mapping]] = ..., histogram: _Optional[_Union[Histogram, _Mapping]] = ..., pseudonym: _Optional[_Union[Pseudonym, _Mapping]] = ..., suppress: _Optional[_Union[Suppress, _Mapping]] = ..., public: _Optional[_Union[Public, _Mapping]] = ..., message_id: _Optional[_Union[MessageId, _Mapping]] = ..., max_items: _Optional[int] = ..., length: _Optional[_Union[FieldRules.Length, str]] = ...) -> None: ...
 
 class MessageRules(_message.Message):
     __slots__ = ("epsilon", "unannotated", "labels")

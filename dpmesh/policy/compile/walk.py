@@ -195,6 +195,9 @@ class Walk:
         """A field whose rule chooses a kind: the kind adds it, messages and maps as well."""
         kind, rules = self.lookup.kind(field), self.lookup.field(field).rules
         assert kind is not None
+        if rules.length and not kind.takes_length(field):
+            text = f"its number of elements is not protected by {kind}, so length has no effect"
+            self.diagnostics.error(field.full_name, "length", text, "remove it")
         kind.add(fragment, self._site(field, site, owned=owned), getattr(rules, kind.name))
 
     def _site(self, field: FieldDescriptor, site: MessageSite, *, owned: bool) -> FieldSite:
@@ -208,4 +211,5 @@ class Walk:
             site.instances,
             self.lookup,
             owned,
+            bool(resolved.rules.length),
         )

@@ -41,6 +41,7 @@ class FieldSite:
         instances: How often its message occurs in one root message.
         lookup: The rules of other elements.
         owned: Another field, of its message or of a message around it, names a unit, which pays for local values.
+        public_length: As many elements leave as there are, up to max_items.
     """
 
     field: FieldDescriptor
@@ -51,6 +52,7 @@ class FieldSite:
     instances: int
     lookup: RuleLookup
     owned: bool
+    public_length: bool = False
 
     def error(self, rule: str, text: str, fix: str = "") -> None:
         """Reports what keeps the field's message type from being released."""
@@ -159,6 +161,10 @@ class FieldKind(abc.ABC):
             BadRuleError: The rule contradicts itself, the field's type or what is implemented.
         """
         return FieldPlan(site.path, site.field.full_name, self, site.origin)
+
+    def takes_length(self, field: FieldDescriptor) -> bool:
+        """Whether a rule of this kind on a field may say that the number of elements is public."""
+        return False
 
     @abc.abstractmethod
     def describe(self, plan: FieldPlan) -> Description:

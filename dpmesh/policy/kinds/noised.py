@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+from google.protobuf.descriptor import FieldDescriptor
 from typing_extensions import override
 
 from dpmesh.accounting import Cost
 from dpmesh.policy.codegen import steps
 from dpmesh.policy.codegen.steps import Step, Transform
 from dpmesh.policy.compile.fragment import Fragment
-from dpmesh.policy.descriptors import oneof_of
+from dpmesh.policy.descriptors import is_map, oneof_of
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds.kind import FieldKind, FieldSite
 from dpmesh.policy.plan import FieldPlan, Model
@@ -32,6 +34,11 @@ class NoisedKind(FieldKind):
             # The samplers have limits of their own, which only extreme resolutions and epsilons reach.
             site.error("resolution", str(error), "use a coarser resolution")
             return
+        if site.public_length:
+            plan = dataclasses.replace(plan, public_lengths=(site.path,))
+            fragment.shows_presence.append(
+                f"the number of elements of {site.field.full_name} leaves as it is"
+            )
         if plan.cost == Cost.ZERO:
             site.error("cost", f"{self} draws noise and costs nothing", "report this as a bug of dpmesh")
         fragment.fields.append(plan)
@@ -43,10 +50,16 @@ class NoisedKind(FieldKind):
             fragment.local += plan.cost
         fragment.steps.append(self.step(site, plan))
 
+    @override
+    def takes_length(self, field: FieldDescriptor) -> bool:
+        # A step of a kind's own may know nothing of it.
+        own_step = type(self).step is not NoisedKind.step
+        return field.is_repeated and not is_map(field) and self.elementwise and not own_step
+
     def step(self, site: FieldSite, plan: FieldPlan) -> Step:
         """What writes the field of a protected message. Kinds on messages and maps override it."""
         if site.field.is_repeated:
-            return steps.repeated(site.field, self.transform(plan), plan.repeats)
+            return steps.repeated(site.field, self.transform(plan), plan.repeats, fill=not site.public_length)
         return steps.single(site.field, self.transform(plan))
 
     def transform(self, plan: FieldPlan) -> Transform:
@@ -63,7 +76,7 @@ class NoisedKind(FieldKind):
                 "remove sensitivity if the value is the unit's own",
             )
         if field.is_repeated:
-            if self.elementwise:
+            if self.elementwise and not site.public_length:
                 fragment.steps.append(steps.require_items(field, plan.repeats))
         elif field.has_presence:
             fragment.steps.append(steps.require_set(field))
