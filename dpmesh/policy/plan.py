@@ -141,6 +141,7 @@ class Plan:
             in an Any, the units around the Any pay for them. The second is aggregates.
         anys: What opens a message that can hold Anys, without which `build` and `build_blank` refuse it. None where no
             message of the type can hold one. `cost` counts nothing of what Anys pack.
+        pad_to: The sizes in bytes, one of which each protected message has; empty where it is as long as it is.
         source: The generated code of `build`, `build_blank` and all that they call: see `dpmesh.policy.codegen`.
     """
 
@@ -161,6 +162,7 @@ class Plan:
     messages: tuple[str, ...] = ()
     ownerless: tuple[Cost, Cost] = (Cost.ZERO, Cost.ZERO)
     anys: Anys | None = None
+    pad_to: tuple[int, ...] = ()
     source: str = ""
 
     @property

@@ -95,6 +95,7 @@ class MessageReport:
         fields: All fields that its plan names.
         payments: Which budgets and quotas pay.
         delta: The delta that `epsilon` holds at: 0 if the loss is pure, else the smallest delta of the budgets.
+        pad_to: The sizes in bytes, one of which each message has; empty where it is as long as it is.
     """
 
     message: str
@@ -105,6 +106,7 @@ class MessageReport:
     fields: tuple[FieldReport, ...] = ()
     payments: tuple[Payment, ...] = ()
     delta: float = 0.0
+    pad_to: tuple[int, ...] = ()
 
     @property
     def tightest(self) -> Payment | None:
@@ -180,7 +182,14 @@ class Planner:
         assert priced is not None
         payments = tuple(self._payments(plan, priced))
         return MessageReport(
-            message.full_name, True, None, *_total(plan, priced), fields, payments, self._delta(plan)
+            message.full_name,
+            True,
+            None,
+            *_total(plan, priced),
+            fields,
+            payments,
+            self._delta(plan),
+            plan.pad_to,
         )
 
     def _delta(self, plan: Plan) -> float:

@@ -58,7 +58,8 @@ def compare(old: Mapping[str, MessageReport], new: Mapping[str, MessageReport]) 
     for name in dict.fromkeys((*new, *old)):
         before, after = old.get(name), new.get(name)
         fields = _fields(before.fields if before else (), after.fields if after else ())
-        if fields or before is None or after is None or before.refused != after.refused:
+        whole = [side and (side.refused, side.pad_to) for side in (before, after)]
+        if fields or whole[0] != whole[1]:
             changes.append(MessageChange(name, before, after, tuple(fields)))
     return changes
 

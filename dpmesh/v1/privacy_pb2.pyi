@@ -56,7 +56,7 @@ class FieldRules(_message.Message):
     def __init__(self, unit: _Optional[_Union[Unit, _Mapping]] = ..., numeric: _Optional[_Union[Numeric, _Mapping]] = ..., categorical: _Optional[_Union[Categorical, _Mapping]] = ..., location: _Optional[_Union[Location, _Mapping]] = ..., time: _Optional[_Union[Time, _Mapping]] = ..., vector: _Optional[_Union[Vector, _Mapping]] = ..., histogram: _Optional[_Union[Histogram, _Mapping]] = ..., pseudonym: _Optional[_Union[Pseudonym, _Mapping]] = ..., suppress: _Optional[_Union[Suppress, _Mapping]] = ..., public: _Optional[_Union[Public, _Mapping]] = ..., message_id: _Optional[_Union[MessageId, _Mapping]] = ..., max_items: _Optional[int] = ..., length: _Optional[_Union[FieldRules.Length, str]] = ...) -> None: ...
 
 class MessageRules(_message.Message):
-    __slots__ = ("epsilon", "unannotated", "labels")
+    __slots__ = ("epsilon", "unannotated", "labels", "pad_to")
     class Unannotated(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         PASS: _ClassVar[MessageRules.Unannotated]
@@ -68,10 +68,12 @@ class MessageRules(_message.Message):
     EPSILON_FIELD_NUMBER: _ClassVar[int]
     UNANNOTATED_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    PAD_TO_FIELD_NUMBER: _ClassVar[int]
     epsilon: float
     unannotated: MessageRules.Unannotated
     labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, epsilon: _Optional[float] = ..., unannotated: _Optional[_Union[MessageRules.Unannotated, str]] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    pad_to: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, epsilon: _Optional[float] = ..., unannotated: _Optional[_Union[MessageRules.Unannotated, str]] = ..., labels: _Optional[_Iterable[str]] = ..., pad_to: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class MethodRules(_message.Message):
     __slots__ = ("require", "labels", "trust_boundary")

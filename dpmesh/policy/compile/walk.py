@@ -87,6 +87,9 @@ class Walk:
         """
         fragment = Fragment()
         rules = self.lookup.message(message).rules
+        if stack and rules.pad_to:
+            text = f"its pad_to has no effect where it stands inside {stack[-1]}"
+            self.diagnostics.warn(message.full_name, "pad-to", text, f"set pad_to on {stack[0]} too")
         self.labels.update(rules.labels)
         self.messages.add(message.full_name)
         units = [field for field in message.fields if self._is_unit(field)]

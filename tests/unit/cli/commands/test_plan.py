@@ -128,6 +128,15 @@ def test_a_trust_boundary_is_named(dpmesh, fleet: Path, write) -> None:
     assert "/acme.v1.Fleet/Echo\n" in out
 
 
+def test_sizes_are_named_and_compared(dpmesh, fleet: Path, write) -> None:
+    text = "messages:\n  acme.v1.Report: {pad_to: [64, 256]}\n"
+    out = dpmesh("plan", fleet, "--policy", write("policy.yaml", text)).out
+    assert "    size: one of 64, 256 bytes\n" in out
+    text = FLEET.replace("message Report {", "message Report { option (dpmesh.v1.message).pad_to = 64;")
+    out = dpmesh("plan", write("padded.proto", text), "--against", fleet).out
+    assert "  size: as long as it is -> always 64 bytes\n" in out
+
+
 def test_an_overlay_decides(dpmesh, fleet: Path, write) -> None:
     policy = write("policy.yaml", "fields:\n  acme.v1.Report.late: {suppress: {}}\n")
     document = json.loads(dpmesh("plan", fleet, "--policy", policy, "--json").out)
