@@ -141,6 +141,8 @@ class Plan:
             in an Any, the units around the Any pay for them. The second is aggregates.
         anys: What opens a message that can hold Anys, without which `build` and `build_blank` refuse it. None where no
             message of the type can hold one. `cost` counts nothing of what Anys pack.
+        count_cut: Counts what is cut from those fields of a snapshot whose number of elements is public; None where
+            there are no such fields. How much is cut from other fields is data.
         pad_to: The sizes in bytes, one of which each protected message has; empty where it is as long as it is.
         source: The generated code of `build`, `build_blank` and all that they call: see `dpmesh.policy.codegen`.
     """
@@ -162,6 +164,7 @@ class Plan:
     messages: tuple[str, ...] = ()
     ownerless: tuple[Cost, Cost] = (Cost.ZERO, Cost.ZERO)
     anys: Anys | None = None
+    count_cut: Callable[[Any], int] | None = None
     pad_to: tuple[int, ...] = ()
     source: str = ""
 

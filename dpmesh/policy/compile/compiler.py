@@ -14,7 +14,7 @@ from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.policy.codegen import padding, steps
 from dpmesh.policy.codegen.source import Source
 from dpmesh.policy.compile.anys import is_any, together
-from dpmesh.policy.compile.fragment import Fragment, ReadUnits
+from dpmesh.policy.compile.fragment import CountCut, Fragment, ReadUnits
 from dpmesh.policy.compile.protected_types import is_protected, is_strict
 from dpmesh.policy.compile.rule_lookup import RuleLookup
 from dpmesh.policy.compile.unannotated_types import UnannotatedTypes
@@ -130,6 +130,7 @@ def _plan(message: Descriptor, fragment: Fragment, version: str, walk: Walk, sou
         messages=tuple(sorted(walk.messages)),
         ownerless=(fragment.local, fragment.central),
         anys=Anys(together(fragment.anys), build, build_blank) if fragment.anys else None,
+        count_cut=_count_cut(fragment.cuts) if fragment.cuts else None,
         pad_to=pad_to,
         source=source.text,
     )
@@ -185,6 +186,10 @@ def _from_values(
     """Reads a unit's id from a tuple of the values of some fields."""
     at = fields.index(name)
     return lambda values: canonical(values[at])
+
+
+def _count_cut(cuts: Sequence[CountCut]) -> CountCut:
+    return lambda message: sum(count(message) for count in cuts)
 
 
 def _payers(readers: Sequence[ReadUnits], ownerless: bool) -> Callable[[Any], Sequence[tuple[int, bytes]]]:

@@ -11,7 +11,7 @@ from google.protobuf.message_factory import GetMessageClass
 from dpmesh.accounting import Cost
 from dpmesh.errors import AnnotationError
 from dpmesh.policy.codegen import steps
-from dpmesh.policy.compile.fragment import Fragment, into_child, over_elements, over_entries
+from dpmesh.policy.compile.fragment import Fragment, cut_from, into_child, over_elements, over_entries
 from dpmesh.policy.descriptors import inside_of, is_map, oneof_of, type_name
 from dpmesh.policy.diagnostics import BadRuleError, Diagnostics
 from dpmesh.policy.kinds.kind import FieldSite, checked_items
@@ -121,6 +121,8 @@ def _map(walk: Walk, fragment: Fragment, site: FieldSite, inside: Descriptor, st
 
 def _show_number(fragment: Fragment, site: FieldSite, inner: Fragment) -> None:
     """Notes that the number of a field's elements is public, for what stands around it and for what is in it."""
+    if site.max_items:
+        fragment.cuts.append(cut_from(site.field.name, site.max_items))
     fragment.shows_presence.append(f"the number of elements of {site.field.full_name} leaves as it is")
     inner.fields[:] = [
         replace(field, public_lengths=(site.path, *field.public_lengths)) for field in inner.fields

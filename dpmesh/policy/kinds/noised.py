@@ -11,7 +11,7 @@ from typing_extensions import override
 from dpmesh.accounting import Cost
 from dpmesh.policy.codegen import steps
 from dpmesh.policy.codegen.steps import Step, Transform
-from dpmesh.policy.compile.fragment import Fragment
+from dpmesh.policy.compile.fragment import Fragment, cut_from
 from dpmesh.policy.descriptors import is_map, oneof_of
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds.kind import FieldKind, FieldSite
@@ -36,6 +36,7 @@ class NoisedKind(FieldKind):
             return
         if site.public_length:
             plan = dataclasses.replace(plan, public_lengths=(site.path,))
+            fragment.cuts.append(cut_from(site.field.name, plan.repeats))
             fragment.shows_presence.append(
                 f"the number of elements of {site.field.full_name} leaves as it is"
             )
