@@ -14,7 +14,7 @@ from dpmesh.policy.compile import nesting, oneofs, unannotated
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.compile.rule_lookup import RuleLookup
 from dpmesh.policy.compile.unannotated_types import UnannotatedTypes
-from dpmesh.policy.descriptors import RESERVED_NAMES, extensions, inside_of, oneof_of
+from dpmesh.policy.descriptors import RESERVED_NAMES, extensions, inside_of, is_report, oneof_of
 from dpmesh.policy.kinds.kind import FieldSite
 from dpmesh.policy.kinds.loss import epsilon_share
 from dpmesh.policy.kinds.words import short_path
@@ -187,7 +187,14 @@ class Walk:
                 "size", field.full_name, text, "suppress a field above it that holds messages"
             )
         kind = self.lookup.kind(field)
-        if kind is None and self.lookup.holds_rules(field):
+        if kind is None and is_report(field):
+            self.diagnostics.error(
+                field.full_name,
+                "report",
+                "holds a text that would leave as it is, because no rule makes a report of it",
+                "(dpmesh.v1.field).categorical = {epsilon: 1}, or suppress",
+            )
+        elif kind is None and self.lookup.holds_rules(field):
             nesting.add(self, fragment, self._site(field, site, owned=site.owned), site.stack)
         elif kind is None:
             unannotated.add(self, fragment, self._site(field, site, owned=site.owned), site.unannotated)
@@ -198,8 +205,8 @@ class Walk:
         """A field whose rule chooses a kind: the kind adds it, messages and maps as well."""
         kind, rules = self.lookup.kind(field), self.lookup.field(field).rules
         assert kind is not None
-        if rules.length and not kind.takes_length(field):
-            text = f"its number of elements is not protected by {kind}, so length has no effect"
+        if rules.length and not kind.takes_share:  # Kinds with noise look at it themselves.
+            text = f"{kind} shows no number of elements, so length has no effect"
             self.diagnostics.error(field.full_name, "length", text, "remove it")
         kind.add(fragment, self._site(field, site, owned=owned), getattr(rules, kind.name))
 

@@ -20,7 +20,7 @@ from dpmesh.policy.plan import FieldPlan
 
 if TYPE_CHECKING:
     from dpmesh.policy.compile.rule_lookup import RuleLookup
-    from dpmesh.policy.kinds.categorical import CategoricalPayload
+    from dpmesh.policy.kinds.category import CategoricalPayload
     from dpmesh.policy.kinds.location import LocationPayload
     from dpmesh.policy.kinds.numeric import NumericPayload
     from dpmesh.policy.kinds.vector_mechanism import VectorMechanism
@@ -101,7 +101,7 @@ class Description:
     Attributes:
         output: What may leave, in words.
         error: A number's worst-case standard deviation, in the field's own units; None if it overflows a float.
-        truth: The probability that a category leaves as it is.
+        truth: The probability that what leaves of a category names it.
         low: A number's smallest output.
         high: A number's largest output.
     """
@@ -163,10 +163,6 @@ class FieldKind(abc.ABC):
             BadRuleError: The rule contradicts itself, the field's type or what is implemented.
         """
         return FieldPlan(site.path, site.field.full_name, self, site.origin)
-
-    def takes_length(self, field: FieldDescriptor) -> bool:
-        """Whether a rule of this kind on a field may say that the number of elements is public."""
-        return False
 
     def needs_share(self, rules: Any) -> bool:
         """Whether a field with these rules takes a part of its message's epsilon."""

@@ -12,7 +12,7 @@ from dpmesh.accounting import Cost
 from dpmesh.policy.codegen import steps
 from dpmesh.policy.codegen.steps import Step, Transform
 from dpmesh.policy.compile.fragment import Fragment, cut_from
-from dpmesh.policy.descriptors import is_map, oneof_of
+from dpmesh.policy.descriptors import is_map, oneof_of, type_name
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds.kind import FieldKind, FieldSite
 from dpmesh.policy.plan import FieldPlan, Model
@@ -35,6 +35,9 @@ class NoisedKind(FieldKind):
             site.error("resolution", str(error), "use a coarser resolution")
             return
         if site.public_length:
+            if not self._takes_length(site.field):
+                text = f"{plan.kind} on {type_name(site.field)} shows no number of elements, so length has no effect"
+                site.error("length", text, "remove it")
             plan = dataclasses.replace(plan, public_lengths=(site.path,))
             fragment.cuts.append(cut_from(site.field.name, plan.repeats))
             fragment.shows_presence.append(
@@ -43,7 +46,7 @@ class NoisedKind(FieldKind):
         if plan.cost == Cost.ZERO:
             site.error("cost", f"{self} draws noise and costs nothing", "report this as a bug of dpmesh")
         fragment.fields.append(plan)
-        fragment.values += plan.repeats
+        fragment.values += self.values(plan)
         if plan.model is Model.CENTRAL:
             fragment.central += plan.cost
             self._require(fragment, site, plan)
@@ -51,11 +54,15 @@ class NoisedKind(FieldKind):
             fragment.local += plan.cost
         fragment.steps.append(self.step(site, plan))
 
-    @override
-    def takes_length(self, field: FieldDescriptor) -> bool:
+    def _takes_length(self, field: FieldDescriptor) -> bool:
+        """Whether the number of a field's elements may be public."""
         # A step of a kind's own may know nothing of it.
         own_step = type(self).step is not NoisedKind.step
         return field.is_repeated and not is_map(field) and self.elementwise and not own_step
+
+    def values(self, plan: FieldPlan) -> int:
+        """How many values of the field one message instance shows."""
+        return plan.repeats
 
     def step(self, site: FieldSite, plan: FieldPlan) -> Step:
         """What writes the field of a protected message. Kinds on messages and maps override it."""

@@ -103,6 +103,15 @@ def test_whom_a_unit_has_met_stays_hidden_where_their_number_is_public():
         ("repeated bool b = 1 [(dpmesh.v1.field) = {public: {} length: PUBLIC}]", "length"),
         ("repeated bool b = 1 [(dpmesh.v1.field) = {suppress: {} length: PUBLIC}]", "length"),
         ("repeated bool b = 1 [(dpmesh.v1.field).length = PUBLIC]", "max-items"),
+        (
+            "repeated string s = 1 [(dpmesh.v1.field) = {length: PUBLIC "
+            'categorical: {epsilon: 1 domain: ["a", "b", "c"] mechanism: SUBSET_SELECTION}}]',
+            "length",
+        ),
+        (
+            "repeated float v = 1 [(dpmesh.v1.field) = {length: PUBLIC vector: {epsilon: 1 l2_norm: 1 dimension: 8}}]",
+            "length",
+        ),
         ("R r = 1 [(dpmesh.v1.field).length = PUBLIC]", "max-items"),
         ("repeated R r = 1 [(dpmesh.v1.field).length = PUBLIC]", "max-items"),
     ],
