@@ -124,6 +124,7 @@ class Corridor:
             failed = _refusal(error, priced)
         else:
             if record is not None:
+                record.cut(plan, content)
                 record.settled(names.RELEASED, epsilon, rho, charges)
             return receipt
         # Raised outside of the handler, so that an exception that may quote a value is not even its context.
@@ -145,7 +146,7 @@ class Corridor:
         """
         priced, message, consumer, record = checked
         try:
-            receipt, charges = await self._settle(priced, message, consumer)
+            receipt, charges = await self._settle(priced, message, consumer, record)
         except BaseException as error:
             failed = _refusal(error, priced)
         else:
@@ -181,7 +182,7 @@ class Corridor:
         return stream.message(priced)
 
     async def _settle(
-        self, priced: PricedPlan, message: Message, consumer: str
+        self, priced: PricedPlan, message: Message, consumer: str, record: Record | None
     ) -> tuple[Receipt, Sequence[Charge]]:
         """Charges for a checked message and samples; the receipt, and what was charged."""
         if not self.is_open:
@@ -201,7 +202,10 @@ class Corridor:
             if not blank.IsInitialized():
                 raise  # A required field needs noise, and the message can't leave without it.
             return Receipt(blank, names.SUPPRESSED, 0.0, 0.0), charges
-        return make_receipt((plan.build(content, self._pseudonymise), names.RELEASED, epsilon, rho)), charges
+        receipt = make_receipt((plan.build(content, self._pseudonymise), names.RELEASED, epsilon, rho))
+        if record is not None:
+            record.cut(plan, content)
+        return receipt, charges
 
     async def _charge(self, charges: Sequence[Charge]) -> None:
         """Charges all accounts, or none."""

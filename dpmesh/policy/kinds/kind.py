@@ -45,6 +45,7 @@ class FieldSite:
         instances: How often its message occurs in one root message.
         lookup: The rules of other elements.
         owned: Another field, of its message or of a message around it, names a unit, which pays for local values.
+        public_length: As many elements leave as there are, up to max_items.
     """
 
     field: FieldDescriptor
@@ -55,6 +56,7 @@ class FieldSite:
     instances: int
     lookup: RuleLookup
     owned: bool
+    public_length: bool = False
 
     def error(self, rule: str, text: str, fix: str = "") -> None:
         """Reports what keeps the field's message type from being released."""
