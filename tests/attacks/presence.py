@@ -23,6 +23,12 @@ TYPES = compiled(
     message Long {{ string id = 1 {HIDDEN};
       int64 steps = 2 [{NUM} = {{lower: 0 upper: 10000 epsilon: 1 output: IN_RANGE}}];
       string note = 3 [(dpmesh.v1.field).suppress = {{}}]; }}
+    message Padded {{ option (dpmesh.v1.message) = {{pad_to: 256}}; string id = 1 {HIDDEN};
+      int64 steps = 2 [{NUM} = {{lower: 0 upper: 10000 epsilon: 1 output: IN_RANGE}}];
+      string town = 3 [(dpmesh.v1.field).public = {{}}]; }}
+    message Open {{ string id = 1 {HIDDEN};
+      int64 steps = 2 [{NUM} = {{lower: 0 upper: 10000 epsilon: 1 output: IN_RANGE}}];
+      string town = 3 [(dpmesh.v1.field).public = {{}}]; }}
     message Phone {{ string id = 1 {HIDDEN}; repeated Contact seen = 2 [{ITEMS} = 3]; }}
     message Contact {{ string id = 1 {HIDDEN}; optional bool sick = 2 [{CAT} = {{epsilon: 0.5}}]; }}"""
 )
@@ -105,6 +111,22 @@ ROWS = (
         "suppressed",
     ),
     (
+        "size: a public town of 4 or 22 letters, for those who see encrypted bytes",
+        TYPES.Open(id="d", town="Bern"),
+        TYPES.Open(id="d", town="La Chaux-de-Fonds (NE)"),
+        length,
+        None,
+        "not promised: the length of public text shows",
+    ),
+    (
+        "size: a number and a public town, `pad_to` set",
+        TYPES.Padded(id="d", town="Bern"),
+        TYPES.Padded(id="d", steps=10_000, town="La Chaux-de-Fonds (NE)"),
+        length,
+        0.0,
+        "all messages are equally long",
+    ),
+    (
         "membership: a healthy contact was met or not",
         TYPES.Phone(id="d", seen=[BOB, ALICE]),
         TYPES.Phone(id="d", seen=[BOB]),
@@ -128,7 +150,7 @@ async def findings(count: int) -> list[Finding]:
     return [
         Finding(
             name,
-            between_two(epsilon),
+            None if epsilon is None else between_two(epsilon),
             claim,
             await between(one, other, look, count, ENFORCE),
             await between(one, other, look, 200, OBSERVE),
