@@ -47,8 +47,8 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
                 return plan, diagnostics.found
         # Kinds generate code while the walk plans their fields, too.
         with Source(message.full_name) as source:
-            walk = Walk(lookup, types)
-            fragment = walk.message(message, "", 1, ())
+            walk = Walk(diagnostics, types)
+            fragment = walk.message(message, lookup, "", 1, ())
             if not diagnostics.has_errors:
                 plan = _plan(message, fragment, lookup.version(), walk, source)
     except AnnotationError as error:
