@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from dpmesh.estimate import absence, frequencies, numbers, paths
+from dpmesh.estimate import absence, frequencies, numbers, paths, vectors
 from dpmesh.estimate.absence import Held
+from dpmesh.estimate.heat_map import HeatMap, heat_map
 from dpmesh.estimate.laws import Law, law_of
 from dpmesh.estimate.ratio import fieller
 from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.estimate.spread import checked
+from dpmesh.estimate.vectors import VectorEstimate
 from dpmesh.policy import Policy
 from dpmesh.policy.plan import FieldPlan, Plan
 from dpmesh.v1 import policy_pb2
@@ -125,6 +127,23 @@ class Reader:
             )
         return absence.sum_of_held(path, places, default, held, confidence)
 
+    def mean_vector(
+        self, path: str, values: Iterable[Sequence[float]] | Iterable[Message], *, confidence: float = 0.95
+    ) -> VectorEstimate:
+        """The mean of a vector field, unbiased, with an interval for each coordinate.
+
+        Args:
+            path: The field.
+            values: What was received: vectors, or messages that hold them. They are read one by one.
+            confidence: How often each interval, by itself, holds the mean of that coordinate of what the senders held,
+                scaled down to the declared norm. A sender without a vector of the right length held the zero vector.
+
+        Raises:
+            EstimateError: An unknown field, one that is no vector, no values, or vectors that it can't have.
+        """
+        field = self._field(path)
+        return vectors.mean(field, self._values(field, values), confidence)
+
     def _places(
         self, path: str, values: Values, held: Held | None, confidence: float
     ) -> tuple[FieldPlan, Estimate, float]:
@@ -199,6 +218,35 @@ class Reader:
         if project:
             found = frequencies.projected(found)
         return {labels.get(value, value): entry for value, entry in zip(domain, found, strict=True)}
+
+    def heat_map(
+        self,
+        path: str,
+        messages: Iterable[Message],
+        *,
+        cell_km: float | None = None,
+        confidence: float = 0.95,
+    ) -> HeatMap:
+        """How many places lie in each hexagonal cell of the region, and where their middle is.
+
+        Where places may be absent (repeated and optional fields), an absent one counts as the region's middle.
+
+        Args:
+            path: A location field.
+            messages: What was received.
+            cell_km: The distance of the centres of neighbouring cells. The smaller they are, the wider the intervals.
+                By default some 40 cells cover the region.
+            confidence: How often each interval, by itself, holds its figure.
+
+        Returns:
+            Shares and counts by cell, and the mean position; see `heat_map.heat_map`.
+
+        Raises:
+            EstimateError: An unknown field, one that is no location, no places, places that it can't have released, or
+                cells that are too small or too many.
+        """
+        field = self._field(path)
+        return heat_map(field, self._values(field, messages), cell_km, confidence)
 
     def value(self, path: str, value: float | Message, *, confidence: float = 0.95) -> Estimate:
         """One noisy number, such as an aggregate of the central model, and the interval its noise gives.
