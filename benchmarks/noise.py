@@ -69,12 +69,18 @@ def _blocks() -> Iterator[Row]:
 
 def _draws() -> Iterator[Row]:
     epsilon = Fraction(1)
-    kinds = (NumericKind.DISCRETE_LAPLACE, NumericKind.DUCHI, NumericKind.PIECEWISE, NumericKind.HYBRID)
+    kinds = (
+        NumericKind.DISCRETE_LAPLACE,
+        NumericKind.OPTIMIZED_PIECEWISE,
+        NumericKind.DUCHI,
+        NumericKind.PIECEWISE,
+        NumericKind.HYBRID,
+    )
     made = [
         *((kind.value, numeric.make(kind, SIZE, SIZE, epsilon).draws) for kind in kinds),
         ("k-ary randomized response, k = 16", categorical.make(16, epsilon).draws),
     ]
-    for (name, draws), bar in zip(made, (250, 500, 500, 500, 250), strict=True):
+    for (name, draws), bar in zip(made, (250, 250, 500, 500, 500, 250), strict=True):
         draw = draw_function(draws)
         (nanoseconds,) = _turns((lambda draw=draw: [draw(5) for _ in range(DRAWS)], DRAWS))  # type: ignore[misc]
         yield Row(f"one draw: {name}", nanoseconds, "ns", f"<= {bar}")

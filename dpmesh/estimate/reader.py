@@ -11,7 +11,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from dpmesh.estimate import absence, frequencies, numbers, paths, vectors
+from dpmesh.estimate import absence, frequencies, numbers, paths, supports, vectors
 from dpmesh.estimate.absence import Held
 from dpmesh.estimate.heat_map import HeatMap, heat_map
 from dpmesh.estimate.laws import Law, law_of
@@ -20,6 +20,7 @@ from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.estimate.spread import checked
 from dpmesh.estimate.vectors import VectorEstimate
 from dpmesh.policy import Policy
+from dpmesh.policy.kinds.category import CategoricalPayload
 from dpmesh.policy.plan import FieldPlan, Plan
 from dpmesh.v1 import policy_pb2
 
@@ -164,6 +165,7 @@ class Reader:
         path: str,
         values: Iterable[Any],
         *,
+        candidates: Iterable[str] | None = None,
         held: Held | None = None,
         project: bool = False,
         confidence: float = 0.95,
@@ -179,41 +181,45 @@ class Reader:
 
         Args:
             path: The field or oneof.
-            values: What was received: members of the domain (enums by number or name), or messages.
+            values: What was received: messages; or members of the domain (enums by number or name), lists of them where
+                subsets leave, and CategoryReports or pairs of a seed and a hash where these do. Or a numpy array of
+                whole numbers, with a row for each list or pair.
+            candidates: The texts whose shares are wanted, for a field of CategoryReports, and only for such a one.
+                Their number only costs time.
             held: The share of places that hold a value: see `mean`. The shares are those of held values then.
             project: Move the shares to the nearest ones that can be, and cut the intervals to 0 and 1. These stay as
                 honest as they were: see `frequencies.projected`.
             confidence: How often each interval, by itself, holds its share.
 
         Returns:
-            Estimates by category, in the domain's order: enums by name, others by value, a oneof's choices by
-            the member's name or "none". They sum to 1.
+            Estimates by category, in the domain's order or in that of the candidates: enums by name, others by value, a
+            oneof's choices by the member's name or "none". They sum to 1, but for those of candidates.
 
         Raises:
             EstimateError: An unknown field, one that is not categorical, no values, an unknown category, or shares
-                that this policy can't give; or `held` is no share, or is given for a field that is never absent.
+                that this policy can't give; or `held` is no share, or is given for a field that is never absent; or
+                there are no candidates where they are needed, or some (or `project`) where they don't fit.
         """
         field = self._field(path)
         category = field.kind.as_category(field)
         if category is None:
             raise EstimateError(path, f"is {field.kind}, not categorical: it has no frequencies")
         self._refuse_held(path, field, held)
-        domain, labels = category.domain, category.labels
-        received: Iterable[Any] = self._values(field, values)
+        domain, labels = self._domain(path, category, candidates, project), category.labels
+        received = values if supports.is_array(values) else self._values(field, values)
         if labels:
-            numbered = {name: number for number, name in labels.items()}
-            received = (numbered.get(value, value) if isinstance(value, str) else value for value in received)
+            received = supports.by_number(received, labels)
         needed = absence.confidence_of_places(held, confidence)
-        found = frequencies.estimate_frequencies(path, received, domain, category.mechanism.truth, needed)
+        mechanism = category.mechanism
+        seen, n = supports.count(path, received, domain, mechanism)
+        found = frequencies.estimate_frequencies(path, seen, n, mechanism.truth, mechanism.lie, needed)
         if held is None:
             per_place = paths.may_be_absent(self.plan, field)
             found = [replace(entry, per_place=per_place) for entry in found]
         else:
-            default = paths.default(self.plan.descriptor, field)
-            filler = domain.index(default) if default in domain else 0
             found = [
-                absence.mean_of_held(path, entry, float(index == filler), held, confidence)
-                for index, entry in enumerate(found)
+                absence.mean_of_held(path, entry, float(value == category.absent), held, confidence)
+                for value, entry in zip(domain, found, strict=True)
             ]
         if project:
             found = frequencies.projected(found)
@@ -247,6 +253,18 @@ class Reader:
         """
         field = self._field(path)
         return heat_map(field, self._values(field, messages), cell_km, confidence)
+
+    def _domain(
+        self, path: str, category: CategoricalPayload, candidates: Iterable[str] | None, project: bool
+    ) -> tuple[Any, ...]:
+        """The categories whose shares are estimated."""
+        if category.domain:
+            if candidates is not None:
+                raise EstimateError(path, "has a domain of its own, so leave candidates out")
+            return category.domain
+        if project:
+            raise EstimateError(path, "has candidates, whose shares need not sum to 1, so leave project out")
+        return supports.checked_candidates(path, candidates)
 
     def value(self, path: str, value: float | Message, *, confidence: float = 0.95) -> Estimate:
         """One noisy number, such as an aggregate of the central model, and the interval its noise gives.
@@ -325,7 +343,8 @@ class Reader:
         each = iter(values)
         first = list(itertools.islice(each, 1))
         rest = itertools.chain(first, each)
-        return self._read(field, rest) if first and isinstance(first[0], Message) else rest
+        whole = bool(first) and isinstance(first[0], Message) and not supports.is_report(first[0])
+        return self._read(field, rest) if whole else rest
 
     def _read(self, field: FieldPlan, messages: Iterable[Any]) -> Iterable[Any]:
         wanted = self.plan.descriptor.full_name

@@ -86,19 +86,19 @@ def self_test(plan: Plan) -> None:
             continue
         number, category = field.kind.as_number(field), field.kind.as_category(field)
         if number is not None:
-            draws, low, high = number.mechanism.draws, number.mechanism.low, number.mechanism.high
-            last = number.grid.size
+            draws, last = number.mechanism.draws, number.grid.size
+            allows = range(number.mechanism.low, number.mechanism.high + 1).__contains__
             drawn = _cost(number.mechanism.epsilon, number.mechanism.rho, field.repeats)
         elif category is not None:
-            draws, low = category.mechanism.draws, 0
-            high = last = category.mechanism.k - 1
+            draws, last = category.mechanism.draws, category.mechanism.k - 1
+            allows = category.mechanism.allows
             drawn = _cost(category.mechanism.epsilon, None, field.repeats)
         else:
             continue
         if not _is_covered(drawn, field.cost) or not _is_covered(field.cost, plan.cost):
             raise _failed(field.name, "draws more than it pays for")
         draw = draw_function(draws)
-        if not all(low <= draw(index) <= high for index in (0, last // 2, last)):
+        if not all(allows(draw(index)) for index in (0, last // 2, last)):
             raise _failed(field.name, "draws a value outside of its mechanism's range")
 
 

@@ -29,6 +29,17 @@ def is_wrapper(field: FieldDescriptor) -> bool:
     return field.message_type is not None and field.message_type.full_name in _WRAPPERS
 
 
+REPORT = "dpmesh.v1.CategoryReport"
+
+
+def is_report(field: FieldDescriptor) -> bool:
+    """Whether the field is a dpmesh.v1.CategoryReport, a repeated one or a map of them."""
+    if field.message_type is None:
+        return False
+    inside = inside_of(field)
+    return inside is not None and inside.full_name == REPORT
+
+
 def _message_type(field: FieldDescriptor) -> Descriptor:
     assert field.message_type is not None
     return field.message_type

@@ -119,12 +119,14 @@ class Numeric(_message.Message):
         DUCHI: _ClassVar[Numeric.Mechanism]
         PIECEWISE: _ClassVar[Numeric.Mechanism]
         HYBRID: _ClassVar[Numeric.Mechanism]
+        OPTIMIZED_PIECEWISE: _ClassVar[Numeric.Mechanism]
     AUTO: Numeric.Mechanism
     DISCRETE_LAPLACE: Numeric.Mechanism
     DISCRETE_GAUSSIAN: Numeric.Mechanism
     DUCHI: Numeric.Mechanism
     PIECEWISE: Numeric.Mechanism
     HYBRID: Numeric.Mechanism
+    OPTIMIZED_PIECEWISE: Numeric.Mechanism
     class Output(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNBIASED: _ClassVar[Numeric.Output]
@@ -164,9 +166,11 @@ class Categorical(_message.Message):
         AUTO: _ClassVar[Categorical.Mechanism]
         K_RANDOMIZED_RESPONSE: _ClassVar[Categorical.Mechanism]
         SUBSET_SELECTION: _ClassVar[Categorical.Mechanism]
+        OPTIMIZED_LOCAL_HASHING: _ClassVar[Categorical.Mechanism]
     AUTO: Categorical.Mechanism
     K_RANDOMIZED_RESPONSE: Categorical.Mechanism
     SUBSET_SELECTION: Categorical.Mechanism
+    OPTIMIZED_LOCAL_HASHING: Categorical.Mechanism
     EPSILON_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     MECHANISM_FIELD_NUMBER: _ClassVar[int]

@@ -14,7 +14,7 @@ from dpmesh.policy.compile import nesting, oneofs, unannotated
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.compile.rule_lookup import RuleLookup
 from dpmesh.policy.compile.unannotated_types import UnannotatedTypes
-from dpmesh.policy.descriptors import RESERVED_NAMES, extensions, inside_of, oneof_of
+from dpmesh.policy.descriptors import RESERVED_NAMES, extensions, inside_of, is_report, oneof_of
 from dpmesh.policy.diagnostics import Diagnostics
 from dpmesh.policy.kinds.kind import FieldSite
 from dpmesh.policy.kinds.loss import epsilon_share
@@ -191,7 +191,14 @@ class Walk:
                 "size", field.full_name, text, "suppress a field above it that holds messages"
             )
         kind = site.lookup.kind(field)
-        if kind is None and site.lookup.holds_rules(field):
+        if kind is None and is_report(field):
+            self.diagnostics.error(
+                field.full_name,
+                "report",
+                "holds a text that would leave as it is, because no rule makes a report of it",
+                "(dpmesh.v1.field).categorical = {epsilon: 1}, or suppress",
+            )
+        elif kind is None and site.lookup.holds_rules(field):
             nesting.add(self, fragment, self._site(field, site, owned=site.owned), site.stack)
         elif kind is None:
             unannotated.add(self, fragment, self._site(field, site, owned=site.owned), site.unannotated)

@@ -20,7 +20,7 @@ from dpmesh.policy.plan import FieldPlan
 
 if TYPE_CHECKING:
     from dpmesh.policy.compile.rule_lookup import RuleLookup
-    from dpmesh.policy.kinds.categorical import CategoricalPayload
+    from dpmesh.policy.kinds.category import CategoricalPayload
     from dpmesh.policy.kinds.location import LocationPayload
     from dpmesh.policy.kinds.numeric import NumericPayload
     from dpmesh.policy.kinds.vector_mechanism import VectorMechanism
@@ -99,7 +99,7 @@ class Description:
     Attributes:
         output: What may leave, in words.
         error: A number's worst-case standard deviation, in the field's own units; None if it overflows a float.
-        truth: The probability that a category leaves as it is.
+        truth: The probability that what leaves of a category names it.
         low: A number's smallest output.
         high: A number's largest output.
     """

@@ -35,13 +35,17 @@ class NoisedKind(FieldKind):
         if plan.cost == Cost.ZERO:
             site.error("cost", f"{self} draws noise and costs nothing", "report this as a bug of dpmesh")
         fragment.fields.append(plan)
-        fragment.values += plan.repeats
+        fragment.values += self.values(plan)
         if plan.model is Model.CENTRAL:
             fragment.central += plan.cost
             self._require(fragment, site, plan)
         else:
             fragment.local += plan.cost
         fragment.steps.append(self.step(site, plan))
+
+    def values(self, plan: FieldPlan) -> int:
+        """How many values of the field one message instance shows."""
+        return plan.repeats
 
     def step(self, site: FieldSite, plan: FieldPlan) -> Step:
         """What writes the field of a protected message. Kinds on messages and maps override it."""

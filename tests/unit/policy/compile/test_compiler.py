@@ -225,7 +225,6 @@ def test_unannotated_fields_pass_with_a_finding_or_follow_the_message():
         ("bounds", "repeated double a = 1 [(dpmesh.v1.field).vector = {}];"),
         ("kind-not-available", "map<string, double> a = 1 [(dpmesh.v1.field).histogram = {}];"),
         ("kind-not-available", "string a = 1 [(dpmesh.v1.field).pseudonym = {}];"),
-        ("kind-not-available", f"bool a = 1 [{CAT} = {{epsilon: 1 mechanism: SUBSET_SELECTION}}];"),
         ("epoch", "string a = 1 [(dpmesh.v1.field).unit = {epoch: {seconds: -1}}];"),
         ("epoch", "string a = 1 [(dpmesh.v1.field).unit = {epoch: {seconds: 400000000000}}];"),
         (
