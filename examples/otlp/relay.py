@@ -26,7 +26,7 @@ from dpmesh_grpc import aio_client_interceptors
 # protoc writes the stubs without types.
 services: Any = metrics_service_pb2_grpc
 POLICY = Path(__file__).with_name("policy.yaml")
-BUDGET = {"name": "device-day", "key": "global", "epsilon": 480.0, "accounting": "pure", "window": "24h"}
+CONFIG = Path(__file__).with_name("dpmesh.toml")
 
 
 class Relay(services.MetricsServiceServicer):  # type: ignore[misc]
@@ -107,13 +107,13 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--listen", default="127.0.0.1:4317")
     parser.add_argument("--collector", default="127.0.0.1:4319")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="budgets and policy")
     parser.add_argument("--descriptor-set", type=Path, help="write OTLP's schema to this file, and end")
     arguments = parser.parse_args()
     if arguments.descriptor_set:
         arguments.descriptor_set.write_bytes(descriptor_set().SerializeToString())
         return
-    config = {"ledger": {"url": "sqlite:///.dpmesh/otlp.db"}, "budget": [BUDGET]}
-    async with dpmesh.open(config, policy=POLICY) as mesh:
+    async with dpmesh.open(arguments.config) as mesh:
         server, _ = await serve(mesh, arguments.listen, arguments.collector)
         await server.wait_for_termination()
 
