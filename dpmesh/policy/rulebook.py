@@ -73,6 +73,14 @@ class Rulebook:
         """The rules that hold for the messages in a field: these, but for overlays whose path leads through it."""
         return self._inside(field, {})
 
+    def protective_paths(self, field: FieldDescriptor) -> list[str]:
+        """The overlays whose path leads through a field, and which are meant to protect something in it."""
+        place = self.inside(field)
+        if not isinstance(place, PlacedRulebook):
+            return []
+        rules = ((name, getattr(self.overlay, section)[name]) for (section, _), name in place.ahead.items())
+        return sorted(name for name, each in rules if _means_protection(each))
+
     def _inside(self, field: FieldDescriptor, ahead: places.Ahead) -> Rulebook:
         """The rules inside a field.
 
@@ -159,6 +167,9 @@ class PlacedRulebook(Rulebook):
         everywhere: The rules without a place.
         message: The full name of the type.
         ahead: What is left of the paths that lead into its messages.
+
+    Attributes:
+        ahead: What it was made with.
     """
 
     def __init__(self, everywhere: Rulebook, message: str, ahead: places.Ahead) -> None:
@@ -166,11 +177,11 @@ class PlacedRulebook(Rulebook):
         self.digest = everywhere.digest
         self._everywhere = everywhere
         self._message = message
-        self._ahead = ahead
+        self.ahead = ahead
 
     @override
     def inside(self, field: FieldDescriptor) -> Rulebook:
-        ahead = places.entered(self._ahead, field.name) if self._is_here(field) else {}
+        ahead = places.entered(self.ahead, field.name) if self._is_here(field) else {}
         return self._everywhere._inside(field, ahead)
 
     @override
@@ -180,8 +191,19 @@ class PlacedRulebook(Rulebook):
 
     @override
     def message(self, message: Descriptor) -> ResolvedRule:
-        rest = "" if message.full_name == self._message else None
-        return self._place("messages", rest, self._everywhere.message(message))
+        rest, everywhere = (
+            "" if message.full_name == self._message else None,
+            self._everywhere.message(message),
+        )
+        placed = self._place("messages", rest, everywhere)
+        if set(placed.rules.labels) != set(everywhere.rules.labels):
+            raise AnnotationError(
+                "path-labels",
+                placed.path,
+                f"has other labels than {message.full_name}, and budgets choose by the type of a message",
+                "set its labels under the full name of the type",
+            )
+        return placed
 
     @override
     def oneof(self, oneof: OneofDescriptor) -> ResolvedRule:
@@ -194,7 +216,7 @@ class PlacedRulebook(Rulebook):
 
     def _place(self, section: str, rest: str | None, everywhere: ResolvedRule) -> ResolvedRule:
         """The overlay by path, if one ends at an element; otherwise the rule that holds for it everywhere."""
-        path = None if rest is None else self._ahead.get((section, rest))
+        path = None if rest is None else self.ahead.get((section, rest))
         if path is None:
             return everywhere
         rules = getattr(self.overlay, section)[path]
@@ -225,6 +247,13 @@ def _field_twins(field: FieldDescriptor) -> list[FieldDescriptor]:
     else:
         twins = [message.fields_by_name.get(field.name), message.fields_by_number.get(field.number)]
     return [twin for twin in twins if twin is not None]
+
+
+def _means_protection(rules: Message) -> bool:
+    """Whether a rule of a field, message or oneof would be a mistake where it has no effect."""
+    if isinstance(rules, privacy_pb2.FieldRules):
+        return not rules.HasField("public")
+    return isinstance(rules, (privacy_pb2.MessageRules, privacy_pb2.OneofRules)) and rules.HasField("epsilon")
 
 
 def says_nothing(rules: Message) -> bool:

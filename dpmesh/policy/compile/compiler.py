@@ -62,6 +62,8 @@ def _refuse_idle(message: Descriptor, lookup: RuleLookup) -> None:
     idle = [(message.full_name, "epsilon", lookup.message(message).rules.HasField("epsilon"))]
     idle += [(o.full_name, "oneof-choice", lookup.oneof(o).rules.HasField("epsilon")) for o in message.oneofs]
     idle += [(f.full_name, "max-items", lookup.field(f).rules.max_items > 0) for f in message.fields]
+    for field in message.fields:
+        lookup.refuse_idle_paths(field)
     for element, rule, is_set in idle:
         if is_set:
             lookup.diagnostics.error(

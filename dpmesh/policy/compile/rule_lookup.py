@@ -92,6 +92,16 @@ class RuleLookup:
                 self._protected[at] = False
         return self._protected[at]
 
+    def refuse_idle_paths(self, field: FieldDescriptor) -> None:
+        """Refuses overlays by path without effect in a field that leaves as it is."""
+        for path in self._book.protective_paths(field):
+            self.diagnostics.error(
+                path,
+                "path",
+                f"protects nothing, because {field.full_name} leaves with all that is in it",
+                "write rules for the fields at its end, or remove it",
+            )
+
     def changes(self, field: FieldDescriptor) -> bool:
         """Whether the field leaves otherwise than as it is."""
         kind = self.kind(field)

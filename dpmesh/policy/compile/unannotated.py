@@ -35,6 +35,7 @@ def add(walk: Walk, fragment: Fragment, site: FieldSite, rule: int) -> None:
     if anys.holds_any(site.field):
         _any(walk, fragment, site, rule)
         return
+    site.lookup.refuse_idle_paths(site.field)
     site = replace(site, origin=UNANNOTATED)
     if site.max_items:
         site.error("max-items", "max_items protects nothing here", "remove it")

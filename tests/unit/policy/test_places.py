@@ -4,6 +4,7 @@ import pytest
 from google.protobuf import descriptor_pool, struct_pb2
 
 from dpmesh.errors import AnnotationError, ConfigError
+from dpmesh.estimate import Reader
 from dpmesh.policy import Policy
 from dpmesh.policy.loaded_types import message_types
 from dpmesh.policy.overlay_file import parse
@@ -108,6 +109,57 @@ def test_a_type_that_holds_itself_takes_rules_by_path_up_to_where_it_repeats():
     assert set(noised(plan_of("Node", fields=fields))) == {"worth.units"}
     with pytest.raises(AnnotationError, match="holds itself"):
         plan_of("Node", fields={"Node.child.worth.units": NOISED})
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"oneofs": {"Order.price.tax": {"epsilon": 1}}},
+        {"messages": {"Order.price": {"epsilon": 1}}},
+        {"fields": {"Order.parts.units": {"max_items": 2}}},
+        {"fields": {"Batch.last.price.units": NOISED, "Order.price": {"public": {}}}},
+    ],
+)
+@pytest.mark.parametrize("others", [{}, {"Order.tip.nanos": {"suppress": {}}}])
+def test_a_path_that_protects_nothing_is_refused(sections, others):
+    sections = {"fields": {}, **sections}
+    sections["fields"] = {**sections["fields"], **others}
+    with pytest.raises(AnnotationError) as caught:
+        for name in ("Batch", "Order"):
+            plan_of(name, **sections)
+    paths = {f"{SHOP_TYPES.package}.{name}" for section in sections.values() for name in section}
+    assert caught.value.element in paths
+
+
+def test_a_path_may_not_change_labels_which_are_of_the_type():
+    labelled = {"Money": {"labels": ["money"]}}
+    other = {**labelled, "Order.price": {"unannotated": "SUPPRESS", "labels": ["price"]}}
+    with pytest.raises(AnnotationError, match="other labels"):
+        plan_of("Order", messages=other)
+    kept = {**labelled, "Order.price": {"unannotated": "SUPPRESS", "labels": ["money"]}}
+    assert plan_of("Order", messages=kept).labels == ("money",)
+
+
+def test_the_types_of_another_pool_take_rules_by_path():
+    source = SHOP_TYPES.Order.DESCRIPTOR.file
+    pool = descriptor_pool.DescriptorPool()
+    for file in (*source.dependencies, source):
+        for used in file.dependencies:
+            pool.AddSerializedFile(used.serialized_pb)
+        pool.AddSerializedFile(file.serialized_pb)
+    order = pool.FindMessageTypeByName(SHOP_TYPES.Order.DESCRIPTOR.full_name)
+    plan = policy_of(fields={"Order.price.units": NOISED}).plan(order)
+    assert noised(plan) == {"price.units": "overlay by path"}
+
+
+def test_a_receiver_reads_what_a_rule_by_path_protects():
+    policy = policy_of(fields={"Order.price.units": {"numeric": {"lower": 0, "upper": 100, "epsilon": 8}}})
+    plan = policy.plan(SHOP_TYPES.Order.DESCRIPTOR)
+    order = SHOP_TYPES.Order(price={"units": 60})
+    received = [plan.protect(order, None) for _ in range(2000)]
+    found = Reader(SHOP_TYPES.Order, policy).mean("price.units", received)
+    # Seven standard errors: a false alarm in 10^11 runs.
+    assert abs(found.value - 60) < 7 * (found.high - found.low) / 3.92
 
 
 def test_an_error_names_the_path():

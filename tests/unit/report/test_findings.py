@@ -84,8 +84,8 @@ def test_what_is_wrong_with_a_rule_by_path_is_said_on_its_own_line(write: Write)
         (entry.location.line, entry.element, entry.rule) for entry in found if entry.severity == "error"
     ]
     assert (2, "acme.Order.price.units", "epsilon") in errors
-    # A rule in a field that leaves as it is would be forgotten.
-    assert [entry for entry in found if entry.location.line == 3]
+    # It lies in a field that leaves as it is.
+    assert (4, "acme.Order.tip.units", "path") in errors
 
 
 def test_a_check_examines_the_type_in_another_file_at_which_a_path_begins(write: Write) -> None:
