@@ -104,6 +104,48 @@ def test_the_rules_of_a_message_and_of_a_oneof_can_be_by_path_too():
     assert [field.epsilon for field in plan.fields if field.mechanism_name] == [0.5, 0.5, 0.5]
 
 
+def test_rules_at_every_place_of_a_type_give_what_one_rule_for_the_type_gives():
+    def rule(upper):
+        return {"numeric": {"lower": 0, "upper": upper}}
+
+    inner = {
+        "units": rule(10),
+        "nanos": rule(9),
+        "rate": rule(8),
+        "sum": rule(7),
+        "currency": {"suppress": {}},
+    }
+    lengths = {"Order.parts": {"max_items": 3}, "Order.fees": {"max_items": 2}}
+    everywhere = plan_of(
+        "Batch",
+        fields={**lengths, **{f"Money.{name}": each for name, each in inner.items()}},
+        messages={"Money": {"epsilon": 2}},
+        oneofs={"Money.tax": {"epsilon": 0.5}},
+    )
+    places = [
+        f"Batch.{order}.{money}" for order in ("first", "last") for money in ("price", "tip", "parts", "fees")
+    ]
+    placed = plan_of(
+        "Batch",
+        fields={**lengths, **{f"{place}.{name}": each for place in places for name, each in inner.items()}},
+        messages={place: {"epsilon": 2} for place in places},
+        oneofs={f"{place}.tax": {"epsilon": 0.5} for place in places},
+    )
+
+    def decided(plan):
+        return [(field.path, field.kind, field.epsilon, field.instances, field.cost) for field in plan.fields]
+
+    assert decided(placed) == decided(everywhere)
+    assert (placed.scopes, placed.source) == (everywhere.scopes, everywhere.source)
+
+
+def test_a_path_ends_at_an_any():
+    types = compiled("message M { google.protobuf.Any box = 1; bool b = 2; }")
+    overlay = {"fields": {f"{types.package}.M.box.value": {"suppress": {}}}}
+    with pytest.raises(AnnotationError, match="rules of the packed type"):
+        Policy(parse(overlay, "test")).plan(types.M.DESCRIPTOR)
+
+
 def test_a_type_that_holds_itself_takes_rules_by_path_up_to_where_it_repeats():
     fields = {"Node.child": {"suppress": {}}, "Node.worth.units": NOISED}
     assert set(noised(plan_of("Node", fields=fields))) == {"worth.units"}
