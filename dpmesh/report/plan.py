@@ -25,7 +25,7 @@ class FieldReport:
         kind: What is done to it.
         model: "local" or "central" for what is noised, else None.
         mechanism: What draws, or None.
-        origin: Who decided: "annotation", "overlay" or "unannotated".
+        origin: Who decided: "annotation", "overlay", "overlay by path" or "unannotated".
         epsilon: The most that one message loses through it, all its elements together; for the discrete Gaussian
             and for histograms without public keys at `delta`. None where nothing is noised.
         rho: The same loss as zCDP.

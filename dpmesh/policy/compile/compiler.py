@@ -50,11 +50,11 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
                 return plan, diagnostics.found
         # Kinds generate code while the walk plans their fields, too.
         with Source(message.full_name) as source:
-            walk = Walk(lookup, types)
-            fragment = walk.message(message, "", 1, ())
+            walk = Walk(diagnostics, types)
+            fragment = walk.message(message, lookup, "", 1, ())
             _check_pad_to(message, lookup)
             if not diagnostics.has_errors:
-                plan = _plan(message, fragment, lookup.version(), walk, source)
+                plan = _plan(message, fragment, lookup, walk, source)
     except AnnotationError as error:
         diagnostics.unreadable(error)
         return None, diagnostics.found
@@ -68,6 +68,8 @@ def _refuse_idle(message: Descriptor, lookup: RuleLookup) -> None:
     idle += [(o.full_name, "oneof-choice", lookup.oneof(o).rules.HasField("epsilon")) for o in message.oneofs]
     idle += [(f.full_name, "max-items", lookup.field(f).rules.max_items > 0) for f in message.fields]
     idle += [(f.full_name, "length", lookup.field(f).rules.length > 0) for f in message.fields]
+    for field in message.fields:
+        lookup.refuse_idle_paths(field)
     for element, rule, is_set in idle:
         if is_set:
             lookup.diagnostics.error(
@@ -92,7 +94,7 @@ def _check_pad_to(message: Descriptor, lookup: RuleLookup) -> None:
         diagnostics.error(name, "pad-to", text, "give the field another number, or remove pad_to")
 
 
-def _plan(message: Descriptor, fragment: Fragment, version: str, walk: Walk, source: Source) -> Plan:
+def _plan(message: Descriptor, fragment: Fragment, lookup: RuleLookup, walk: Walk, source: Source) -> Plan:
     new = GetMessageClass(message)
     scopes = [Scope(scope.path, scope.cost) for scope in fragment.units]
     ownerless = fragment.local + fragment.central
@@ -107,14 +109,14 @@ def _plan(message: Descriptor, fragment: Fragment, version: str, walk: Walk, sou
         readers = [lambda values: (read(values),)]
     build = steps.build(new, fragment.steps, fields, discard=fragment.copies)
     build_blank = steps.build(new, fragment.blank_steps, fields, discard=fragment.copies)
-    pad_to = tuple(walk.lookup.message(message).rules.pad_to)
+    pad_to = tuple(lookup.message(message).rules.pad_to)
     if pad_to:
         build, build_blank = (
             padding.padded(each, pad_to, message.full_name) for each in (build, build_blank)
         )
     return Plan(
         descriptor=message,
-        version=version,
+        version=lookup.version(),
         fields=tuple(fragment.fields),
         scopes=tuple(scopes),
         snapshot=steps.copier(new) if fields is None else steps.reader(fields),

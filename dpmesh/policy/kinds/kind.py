@@ -60,11 +60,11 @@ class FieldSite:
 
     def error(self, rule: str, text: str, fix: str = "") -> None:
         """Reports what keeps the field's message type from being released."""
-        self.lookup.diagnostics.error(self.field.full_name, rule, text, fix)
+        self.lookup.diagnostics.error(self.lookup.name(self.field), rule, text, fix)
 
     def warn(self, rule: str, text: str, fix: str = "") -> None:
         """Reports what is worth a look."""
-        self.lookup.diagnostics.warn(self.field.full_name, rule, text, fix)
+        self.lookup.diagnostics.warn(self.lookup.name(self.field), rule, text, fix)
 
     def repeats(self) -> int:
         """How many elements one message instance shows.
