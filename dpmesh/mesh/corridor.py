@@ -25,10 +25,10 @@ from dpmesh.ledger import Charge, Ledger
 from dpmesh.mesh.exhausted import ExhaustedCache
 from dpmesh.mesh.packed_messages import open_anys
 from dpmesh.mesh.pricing import PricedPlan
+from dpmesh.mesh.pseudonyms import Pseudonyms
 from dpmesh.mesh.receipt import Direction, Receipt, make_receipt
 from dpmesh.mesh.recording import Record, Recording, ReleaseRecord, StreamRecord
 from dpmesh.mesh.snapshot import PolicySnapshot
-from dpmesh.policy import Pseudonymise
 from dpmesh.telemetry import names
 
 log = logging.getLogger("dpmesh")
@@ -50,7 +50,7 @@ class Corridor:
         self,
         ledger: Ledger,
         recording: Recording,
-        pseudonymise: Pseudonymise,
+        pseudonyms: Pseudonyms,
         exhausted: ExhaustedCache,
         *,
         observing: bool,
@@ -58,7 +58,7 @@ class Corridor:
         self._ledger = ledger
         self._telemetry = recording.telemetry
         self._recording = recording
-        self._pseudonymise = pseudonymise
+        self._pseudonyms = pseudonyms
         self._exhausted = exhausted
         self._observing = observing
         self._suppressing = {budget.name for budget in ledger.budgets if budget.on_exhausted == "suppress"}
@@ -119,7 +119,8 @@ class Corridor:
             if not self._ledger.spend(charges):
                 return priced, message, consumer, record
             # Sample.
-            receipt = make_receipt((plan.build(content, self._pseudonymise), names.RELEASED, epsilon, rho))
+            protected = plan.build(content, self._pseudonyms.to(consumer))
+            receipt = make_receipt((protected, names.RELEASED, epsilon, rho))
         except Exception as error:
             failed = _refusal(error, priced)
         else:
@@ -192,16 +193,17 @@ class Corridor:
         # The caller may change its message while this one waits: what leaves is what was charged for.
         content = plan.snapshot(message)
         charges, epsilon, rho = priced.bill(content, consumer)
+        pseudonymise = self._pseudonyms.to(consumer)
         try:
             await self._charge(charges)
         except BudgetExhaustedError as error:
             if error.budget not in self._suppressing:
                 raise
-            blank = plan.build_blank(content, self._pseudonymise)
+            blank = plan.build_blank(content, pseudonymise)
             if not blank.IsInitialized():
                 raise  # A required field needs noise, and the message can't leave without it.
             return Receipt(blank, names.SUPPRESSED, 0.0, 0.0), charges
-        return make_receipt((plan.build(content, self._pseudonymise), names.RELEASED, epsilon, rho)), charges
+        return make_receipt((plan.build(content, pseudonymise), names.RELEASED, epsilon, rho)), charges
 
     async def _charge(self, charges: Sequence[Charge]) -> None:
         """Charges all accounts, or none."""

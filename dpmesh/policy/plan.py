@@ -17,8 +17,18 @@ from dpmesh.policy.compile.anys import Find
 if TYPE_CHECKING:
     from dpmesh.policy.kinds.kind import FieldKind
 
-# A unit's canonical bytes and the length of an epoch in seconds -> the unit's pseudonym (16 bytes) in this epoch.
-Pseudonymise = Callable[[bytes, float], bytes]
+
+class Pseudonymise(Protocol):
+    """Makes the pseudonyms that one consumer receives."""
+
+    def __call__(self, value: bytes, epoch: float, namespace: str = "", /) -> bytes:
+        """Maps an id to its pseudonym in this epoch, 16 bytes.
+
+        Args:
+            value: The id's canonical bytes.
+            epoch: The length of an epoch in seconds.
+            namespace: Pseudonyms of different namespaces can't be joined. "" is that of the units' ids.
+        """
 
 
 class Build(Protocol):
@@ -164,6 +174,11 @@ class Plan:
     def is_open(self) -> bool:
         """Whether nothing is protected but what Anys pack, so that it depends on each message."""
         return self.anys is not None and self.anys.alone
+
+    @property
+    def pseudonymises(self) -> bool:
+        """Whether pseudonyms may leave, so that it matters who receives the messages."""
+        return self.anys is not None or any(field.kind.pseudonymises(field) for field in self.fields)
 
     def owners(self, message: Message) -> Sequence[tuple[int, bytes]]:
         """What `payers` gives for a message that is not changed meanwhile."""

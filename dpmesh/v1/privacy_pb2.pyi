@@ -256,10 +256,12 @@ class Histogram(_message.Message):
     def __init__(self, keys: _Optional[_Iterable[str]] = ..., threshold: _Optional[float] = ..., contribution: _Optional[float] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ...) -> None: ...
 
 class Pseudonym(_message.Message):
-    __slots__ = ("epoch",)
+    __slots__ = ("epoch", "namespace")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     epoch: _duration_pb2.Duration
-    def __init__(self, epoch: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    namespace: str
+    def __init__(self, epoch: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., namespace: _Optional[str] = ...) -> None: ...
 
 class Suppress(_message.Message):
     __slots__ = ()

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
+    *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md"))),
 ]
 GROUPS = ("budget", "identity", "ledger")
 COMMAND = re.compile(r"(?:\$ |`|&& )dpmesh ([a-z]+)(?: ([a-z]+))?([^`\n#&]*)")
