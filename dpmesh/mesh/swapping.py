@@ -78,6 +78,7 @@ def self_test(plan: Plan) -> None:
     """
     if plan.cost != sum((scope.cost for scope in plan.scopes), Cost.ZERO):
         raise _failed(plan.descriptor.full_name, "costs something else than its scopes together")
+    total = plan.cost if plan.memos is None else plan.cost + plan.memos.cost
     for field in plan.fields:
         number, category = field.kind.as_number(field), field.kind.as_category(field)
         if number is not None:
@@ -90,7 +91,7 @@ def self_test(plan: Plan) -> None:
             drawn = _cost(category.mechanism.epsilon, None, field.repeats)
         else:
             continue
-        if not _is_covered(drawn, field.cost) or not _is_covered(field.cost, plan.cost):
+        if not _is_covered(drawn, field.cost) or not _is_covered(field.cost, total):
             raise _failed(field.name, "draws more than it pays for")
         draw = draw_function(draws)
         if not all(low <= draw(index) <= high for index in (0, last // 2, last)):

@@ -15,6 +15,7 @@ from dpmesh.accounting import Cost
 from dpmesh.policy.compile.anys import Find
 
 if TYPE_CHECKING:
+    from dpmesh.noise.draws import Draws
     from dpmesh.policy.kinds.kind import FieldKind
 
 
@@ -28,6 +29,19 @@ class Pseudonymise(Protocol):
             value: The id's canonical bytes.
             epoch: The length of an epoch in seconds.
             namespace: Pseudonyms of different namespaces can't be joined. "" is that of the units' ids.
+        """
+
+
+class Answering(Pseudonymise, Protocol):
+    """The pseudonym function of a message whose memoized fields are answered for its unit in one epoch."""
+
+    def codes(self, label: str, draws: Draws, states: int) -> Sequence[int]:
+        """The codes of a field's answers, one for each value's index.
+
+        Args:
+            label: Which of the message's fields it is.
+            draws: The mechanism.
+            states: How many values the field can have.
         """
 
 
@@ -67,6 +81,7 @@ class FieldPlan:
         cost: What one message instance pays for it, all repeats together.
         mechanism_name: What draws the noise of each element; "" where nothing is drawn.
         payload: What only this kind of field has: a dataclass of the kind's own file, or None.
+        memo: How its answers are memoized, or None. Then `cost` is what one unit pays for it in one epoch.
     """
 
     path: str
@@ -82,6 +97,39 @@ class FieldPlan:
     cost: Cost = Cost.ZERO
     mechanism_name: str = ""
     payload: Any = None
+    memo: Memo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Memo:
+    """Answers that are drawn once for each unit, epoch and value.
+
+    Attributes:
+        epoch: How long answers last, in seconds.
+        states: How many values the field can have: that many answers are paid for.
+    """
+
+    epoch: float
+    states: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memos:
+    """All memoized fields of a plan.
+
+    Attributes:
+        epoch: How long their answers last, in seconds.
+        cost: What one unit pays in one epoch for all answers.
+        label: Differs where answers have another law or another price. What was paid for one label pays for no other.
+        unit: Maps a snapshot to the unit's canonical bytes. Raises ProtectionError.
+        build: What Plan.build is, as if every value that is not memoized were absent: for on_exhausted = "replay".
+    """
+
+    epoch: float
+    cost: Cost
+    label: bytes
+    unit: Callable[[Any], bytes]
+    build: Build
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +196,8 @@ class Plan:
             in an Any, the units around the Any pay for them. The second is aggregates.
         anys: What opens a message that can hold Anys, without which `build` and `build_blank` refuse it. None where no
             message of the type can hold one. `cost` counts nothing of what Anys pack.
+        memos: The memoized fields, if there are any. `cost` and `scopes` count nothing of them, and `build` needs an
+            Answering for them.
         source: The generated code of `build`, `build_blank` and all that they call: see `dpmesh.policy.codegen`.
     """
 
@@ -169,6 +219,7 @@ class Plan:
     ownerless: tuple[Cost, Cost] = (Cost.ZERO, Cost.ZERO)
     anys: Anys | None = None
     source: str = ""
+    memos: Memos | None = None
 
     @property
     def is_open(self) -> bool:

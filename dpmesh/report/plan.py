@@ -14,6 +14,7 @@ from dpmesh.ledger import Budget
 from dpmesh.mesh.billing import BillingTable
 from dpmesh.mesh.pricing import PricedPlan
 from dpmesh.policy import FieldPlan, Model, Plan, Policy
+from dpmesh.policy.kinds.words import duration, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class FieldReport:
         mechanism: What draws, or None.
         origin: Who decided: "annotation", "overlay" or "unannotated".
         epsilon: The most that one message loses through it, all its elements together; for the discrete Gaussian
-            at `delta`. None where nothing is noised.
+            at `delta`. Of a memoized field, what one unit loses in one epoch. None where nothing is noised.
         rho: The same loss as zCDP.
         delta: The delta of the discrete Gaussian, else 0.
         elements: How many values of it one message shows.
@@ -83,6 +84,23 @@ class Payment:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoizedReport:
+    """What a unit pays for all memoized answers in its first message of an epoch.
+
+    Attributes:
+        seconds: How long an epoch lasts.
+        epsilon: The loss.
+        rho: The same loss as zCDP.
+        shares: The fraction of one window that this takes of each budget and quota that pays, by name.
+    """
+
+    seconds: float
+    epsilon: float
+    rho: float
+    shares: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class MessageReport:
     """One message type.
 
@@ -95,6 +113,7 @@ class MessageReport:
         fields: All fields that its plan names.
         payments: Which budgets and quotas pay.
         delta: The delta that `epsilon` holds at: 0 if the loss is pure, else the smallest delta of the budgets.
+        memoized: What its memoized fields cost, beside `epsilon`; None without such fields.
     """
 
     message: str
@@ -105,6 +124,7 @@ class MessageReport:
     fields: tuple[FieldReport, ...] = ()
     payments: tuple[Payment, ...] = ()
     delta: float = 0.0
+    memoized: MemoizedReport | None = None
 
     @property
     def tightest(self) -> Payment | None:
@@ -173,8 +193,23 @@ class Planner:
         assert priced is not None
         payments = tuple(self._payments(plan, priced))
         return MessageReport(
-            message.full_name, True, None, *_total(plan, priced), fields, payments, self._delta(plan)
+            message.full_name,
+            True,
+            None,
+            *_total(plan, priced),
+            fields,
+            payments,
+            self._delta(plan),
+            self._memoized(priced),
         )
+
+    def _memoized(self, priced: PricedPlan) -> MemoizedReport | None:
+        priced_memos = priced.memos
+        if priced_memos is None:
+            return None
+        paying = [(self._budgets[index], n) for index, n in (*priced_memos.amounts, *priced_memos.quotas)]
+        shares = {budget.name: amount / budget.cap for budget, amount in paying}
+        return MemoizedReport(priced_memos.memos.epoch, *priced_memos.loss, shares)
 
     def _delta(self, plan: Plan) -> float:
         if all(scope.cost.epsilon is not None for scope in plan.scopes):
@@ -220,10 +255,19 @@ def _field(entry: FieldPlan) -> FieldReport:
         elements=entry.repeats * entry.instances,
         error=shown.error,
         truth=shown.truth,
-        output=shown.output,
+        output=shown.output + _memoized(entry),
         low=shown.low,
         high=shown.high,
     )
+
+
+def _memoized(entry: FieldPlan) -> str:
+    """What is memoized of a field, in words."""
+    if entry.memo is None:
+        return ""
+    each = (entry.cost.epsilon or 0) / entry.memo.states / AMOUNT
+    answers = f"{entry.memo.states} states, {number(each)} each"
+    return f"; memoized for {duration(entry.memo.epoch)} ({answers}), and shows when it changes"
 
 
 def _total(plan: Plan, priced: PricedPlan | None) -> tuple[float | None, float]:

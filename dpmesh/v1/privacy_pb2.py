@@ -26,7 +26,7 @@ from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64pmesh/v1/privacy.proto\x12\tdpmesh.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\"\xdd\x03\n\nFieldRules\x12\x1f\n\x04unit\x18\x01 \x01(\x0b\x32\x0f.dpmesh.v1.UnitH\x00\x12%\n\x07numeric\x18\x02 \x01(\x0b\x32\x12.dpmesh.v1.NumericH\x00\x12-\n\x0b\x63\x61tegorical\x18\x03 \x01(\x0b\x32\x16.dpmesh.v1.CategoricalH\x00\x12\'\n\x08location\x18\x04 \x01(\x0b\x32\x13.dpmesh.v1.LocationH\x00\x12\x1f\n\x04time\x18\x05 \x01(\x0b\x32\x0f.dpmesh.v1.TimeH\x00\x12#\n\x06vector\x18\x06 \x01(\x0b\x32\x11.dpmesh.v1.VectorH\x00\x12)\n\thistogram\x18\x07 \x01(\x0b\x32\x14.dpmesh.v1.HistogramH\x00\x12)\n\tpseudonym\x18\x08 \x01(\x0b\x32\x14.dpmesh.v1.PseudonymH\x00\x12\'\n\x08suppress\x18\t \x01(\x0b\x32\x13.dpmesh.v1.SuppressH\x00\x12#\n\x06public\x18\n \x01(\x0b\x32\x11.dpmesh.v1.PublicH\x00\x12*\n\nmessage_id\x18\x0c \x01(\x0b\x32\x14.dpmesh.v1.MessageIdH\x00\x12\x11\n\tmax_items\x18\x0b \x01(\rB\x06\n\x04kind\"\xc2\x01\n\x0cMessageRules\x12\x14\n\x07\x65psilon\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12=\n\x0bunannotated\x18\x02 \x01(\x0e\x32#.dpmesh.v1.MessageRules.UnannotatedH\x01\x88\x01\x01\x12\x0e\n\x06labels\x18\x03 \x03(\t\"1\n\x0bUnannotated\x12\x08\n\x04PASS\x10\x00\x12\x0c\n\x08SUPPRESS\x10\x01\x12\n\n\x06REJECT\x10\x02\x42\n\n\x08_epsilonB\x0e\n\x0c_unannotated\"?\n\x0bMethodRules\x12\x14\n\x07require\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x0e\n\x06labels\x18\x02 \x03(\tB\n\n\x08_require\"N\n\nOneofRules\x12\x14\n\x07\x65psilon\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06public\x18\x02 \x01(\x08H\x01\x88\x01\x01\x42\n\n\x08_epsilonB\t\n\x07_public\"\xf5\x01\n\x04Unit\x12\"\n\x04\x66orm\x18\x01 \x01(\x0e\x32\x14.dpmesh.v1.Unit.Form\x12(\n\x05\x65poch\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\tnormalize\x18\x03 \x03(\x0e\x32\x1d.dpmesh.v1.Unit.Normalization\".\n\x04\x46orm\x12\r\n\tPSEUDONYM\x10\x00\x12\x0e\n\nSUPPRESSED\x10\x01\x12\x07\n\x03RAW\x10\x02\"=\n\rNormalization\x12\t\n\x05\x41S_IS\x10\x00\x12\x07\n\x03NFC\x10\x01\x12\r\n\tCASE_FOLD\x10\x02\x12\t\n\x05STRIP\x10\x03\"\x95\x04\n\x07Numeric\x12\x12\n\x05lower\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05upper\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07\x65psilon\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05\x64\x65lta\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12/\n\tmechanism\x18\x05 \x01(\x0e\x32\x1c.dpmesh.v1.Numeric.Mechanism\x12\x17\n\nresolution\x18\x06 \x01(\x01H\x04\x88\x01\x01\x12)\n\x06output\x18\x07 \x01(\x0e\x32\x19.dpmesh.v1.Numeric.Output\x12\x18\n\x0bsensitivity\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12*\n\x03nan\x18\t \x01(\x0e\x32\x1d.dpmesh.v1.Numeric.NotANumber\"h\n\tMechanism\x12\x08\n\x04\x41UTO\x10\x00\x12\x14\n\x10\x44ISCRETE_LAPLACE\x10\x01\x12\x15\n\x11\x44ISCRETE_GAUSSIAN\x10\x02\x12\t\n\x05\x44UCHI\x10\x03\x12\r\n\tPIECEWISE\x10\x04\x12\n\n\x06HYBRID\x10\x05\"$\n\x06Output\x12\x0c\n\x08UNBIASED\x10\x00\x12\x0c\n\x08IN_RANGE\x10\x01\"$\n\nNotANumber\x12\n\n\x06MIDDLE\x10\x00\x12\n\n\x06REJECT\x10\x01\x42\x08\n\x06_lowerB\x08\n\x06_upperB\n\n\x08_epsilonB\x08\n\x06_deltaB\r\n\x0b_resolutionB\x0e\n\x0c_sensitivity\"\xbc\x01\n\x0b\x43\x61tegorical\x12\x14\n\x07\x65psilon\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x64omain\x18\x02 \x03(\t\x12\x33\n\tmechanism\x18\x03 \x01(\x0e\x32 .dpmesh.v1.Categorical.Mechanism\"F\n\tMechanism\x12\x08\n\x04\x41UTO\x10\x00\x12\x19\n\x15K_RANDOMIZED_RESPONSE\x10\x01\x12\x14\n\x10SUBSET_SELECTION\x10\x02\x42\n\n\x08_epsilon\"\xb6\x02\n\x08Location\x12\x1b\n\x0e\x65psilon_per_km\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07\x65psilon\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tradius_km\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cmin_latitude\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0cmax_latitude\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1a\n\rmin_longitude\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1a\n\rmax_longitude\x18\x07 \x01(\x01H\x06\x88\x01\x01\x42\x11\n\x0f_epsilon_per_kmB\n\n\x08_epsilonB\x0c\n\n_radius_kmB\x0f\n\r_min_latitudeB\x0f\n\r_max_latitudeB\x10\n\x0e_min_longitudeB\x10\n\x0e_max_longitude\"\xca\x02\n\x04Time\x12\x10\n\x08\x65\x61rliest\x18\x01 \x01(\t\x12\x0e\n\x06latest\x18\x02 \x01(\t\x12\x30\n\rlargest_shift\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x07\x65psilon\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12-\n\nresolution\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\"\n\x04step\x18\x06 \x01(\x0e\x32\x14.dpmesh.v1.Time.Step\"y\n\x04Step\x12\x14\n\x10STEP_UNSPECIFIED\x10\x00\x12\x0e\n\nNANOSECOND\x10\x01\x12\x0f\n\x0bMICROSECOND\x10\x02\x12\x0f\n\x0bMILLISECOND\x10\x03\x12\n\n\x06SECOND\x10\x04\x12\n\n\x06MINUTE\x10\x05\x12\x08\n\x04HOUR\x10\x06\x12\x07\n\x03\x44\x41Y\x10\x07\x42\n\n\x08_epsilon\"\x89\x01\n\x06Vector\x12\x11\n\x07l1_norm\x18\x01 \x01(\x01H\x00\x12\x11\n\x07l2_norm\x18\x02 \x01(\x01H\x00\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x14\n\x07\x65psilon\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05\x64\x65lta\x18\x05 \x01(\x01H\x02\x88\x01\x01\x42\x06\n\x04normB\n\n\x08_epsilonB\x08\n\x06_delta\"\xab\x01\n\tHistogram\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x16\n\tthreshold\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0c\x63ontribution\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07\x65psilon\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05\x64\x65lta\x18\x05 \x01(\x01H\x03\x88\x01\x01\x42\x0c\n\n_thresholdB\x0f\n\r_contributionB\n\n\x08_epsilonB\x08\n\x06_delta\"H\n\tPseudonym\x12(\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tnamespace\x18\x02 \x01(\t\"\n\n\x08Suppress\"\x08\n\x06Public\"\x0b\n\tMessageId:H\n\x05\x66ield\x12\x1d.google.protobuf.FieldOptions\x18\xde\x9c\x03 \x01(\x0b\x32\x15.dpmesh.v1.FieldRules\x88\x01\x01:N\n\x07message\x12\x1f.google.protobuf.MessageOptions\x18\xde\x9c\x03 \x01(\x0b\x32\x17.dpmesh.v1.MessageRules\x88\x01\x01:K\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xde\x9c\x03 \x01(\x0b\x32\x16.dpmesh.v1.MethodRules\x88\x01\x01:H\n\x05oneof\x12\x1d.google.protobuf.OneofOptions\x18\xde\x9c\x03 \x01(\x0b\x32\x15.dpmesh.v1.OneofRules\x88\x01\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64pmesh/v1/privacy.proto\x12\tdpmesh.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\"\x82\x04\n\nFieldRules\x12\x1f\n\x04unit\x18\x01 \x01(\x0b\x32\x0f.dpmesh.v1.UnitH\x00\x12%\n\x07numeric\x18\x02 \x01(\x0b\x32\x12.dpmesh.v1.NumericH\x00\x12-\n\x0b\x63\x61tegorical\x18\x03 \x01(\x0b\x32\x16.dpmesh.v1.CategoricalH\x00\x12\'\n\x08location\x18\x04 \x01(\x0b\x32\x13.dpmesh.v1.LocationH\x00\x12\x1f\n\x04time\x18\x05 \x01(\x0b\x32\x0f.dpmesh.v1.TimeH\x00\x12#\n\x06vector\x18\x06 \x01(\x0b\x32\x11.dpmesh.v1.VectorH\x00\x12)\n\thistogram\x18\x07 \x01(\x0b\x32\x14.dpmesh.v1.HistogramH\x00\x12)\n\tpseudonym\x18\x08 \x01(\x0b\x32\x14.dpmesh.v1.PseudonymH\x00\x12\'\n\x08suppress\x18\t \x01(\x0b\x32\x13.dpmesh.v1.SuppressH\x00\x12#\n\x06public\x18\n \x01(\x0b\x32\x11.dpmesh.v1.PublicH\x00\x12*\n\nmessage_id\x18\x0c \x01(\x0b\x32\x14.dpmesh.v1.MessageIdH\x00\x12\x11\n\tmax_items\x18\x0b \x01(\r\x12#\n\x07memoize\x18\x0e \x01(\x0b\x32\x12.dpmesh.v1.MemoizeB\x06\n\x04kind\"3\n\x07Memoize\x12(\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xc2\x01\n\x0cMessageRules\x12\x14\n\x07\x65psilon\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12=\n\x0bunannotated\x18\x02 \x01(\x0e\x32#.dpmesh.v1.MessageRules.UnannotatedH\x01\x88\x01\x01\x12\x0e\n\x06labels\x18\x03 \x03(\t\"1\n\x0bUnannotated\x12\x08\n\x04PASS\x10\x00\x12\x0c\n\x08SUPPRESS\x10\x01\x12\n\n\x06REJECT\x10\x02\x42\n\n\x08_epsilonB\x0e\n\x0c_unannotated\"?\n\x0bMethodRules\x12\x14\n\x07require\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x0e\n\x06labels\x18\x02 \x03(\tB\n\n\x08_require\"N\n\nOneofRules\x12\x14\n\x07\x65psilon\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06public\x18\x02 \x01(\x08H\x01\x88\x01\x01\x42\n\n\x08_epsilonB\t\n\x07_public\"\xf5\x01\n\x04Unit\x12\"\n\x04\x66orm\x18\x01 \x01(\x0e\x32\x14.dpmesh.v1.Unit.Form\x12(\n\x05\x65poch\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\tnormalize\x18\x03 \x03(\x0e\x32\x1d.dpmesh.v1.Unit.Normalization\".\n\x04\x46orm\x12\r\n\tPSEUDONYM\x10\x00\x12\x0e\n\nSUPPRESSED\x10\x01\x12\x07\n\x03RAW\x10\x02\"=\n\rNormalization\x12\t\n\x05\x41S_IS\x10\x00\x12\x07\n\x03NFC\x10\x01\x12\r\n\tCASE_FOLD\x10\x02\x12\t\n\x05STRIP\x10\x03\"\x95\x04\n\x07Numeric\x12\x12\n\x05lower\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05upper\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07\x65psilon\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05\x64\x65lta\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12/\n\tmechanism\x18\x05 \x01(\x0e\x32\x1c.dpmesh.v1.Numeric.Mechanism\x12\x17\n\nresolution\x18\x06 \x01(\x01H\x04\x88\x01\x01\x12)\n\x06output\x18\x07 \x01(\x0e\x32\x19.dpmesh.v1.Numeric.Output\x12\x18\n\x0bsensitivity\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12*\n\x03nan\x18\t \x01(\x0e\x32\x1d.dpmesh.v1.Numeric.NotANumber\"h\n\tMechanism\x12\x08\n\x04\x41UTO\x10\x00\x12\x14\n\x10\x44ISCRETE_LAPLACE\x10\x01\x12\x15\n\x11\x44ISCRETE_GAUSSIAN\x10\x02\x12\t\n\x05\x44UCHI\x10\x03\x12\r\n\tPIECEWISE\x10\x04\x12\n\n\x06HYBRID\x10\x05\"$\n\x06Output\x12\x0c\n\x08UNBIASED\x10\x00\x12\x0c\n\x08IN_RANGE\x10\x01\"$\n\nNotANumber\x12\n\n\x06MIDDLE\x10\x00\x12\n\n\x06REJECT\x10\x01\x42\x08\n\x06_lowerB\x08\n\x06_upperB\n\n\x08_epsilonB\x08\n\x06_deltaB\r\n\x0b_resolutionB\x0e\n\x0c_sensitivity\"\xbc\x01\n\x0b\x43\x61tegorical\x12\x14\n\x07\x65psilon\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x64omain\x18\x02 \x03(\t\x12\x33\n\tmechanism\x18\x03 \x01(\x0e\x32 .dpmesh.v1.Categorical.Mechanism\"F\n\tMechanism\x12\x08\n\x04\x41UTO\x10\x00\x12\x19\n\x15K_RANDOMIZED_RESPONSE\x10\x01\x12\x14\n\x10SUBSET_SELECTION\x10\x02\x42\n\n\x08_epsilon\"\xb6\x02\n\x08Location\x12\x1b\n\x0e\x65psilon_per_km\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07\x65psilon\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tradius_km\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cmin_latitude\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0cmax_latitude\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1a\n\rmin_longitude\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1a\n\rmax_longitude\x18\x07 \x01(\x01H\x06\x88\x01\x01\x42\x11\n\x0f_epsilon_per_kmB\n\n\x08_epsilonB\x0c\n\n_radius_kmB\x0f\n\r_min_latitudeB\x0f\n\r_max_latitudeB\x10\n\x0e_min_longitudeB\x10\n\x0e_max_longitude\"\xca\x02\n\x04Time\x12\x10\n\x08\x65\x61rliest\x18\x01 \x01(\t\x12\x0e\n\x06latest\x18\x02 \x01(\t\x12\x30\n\rlargest_shift\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x07\x65psilon\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12-\n\nresolution\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\"\n\x04step\x18\x06 \x01(\x0e\x32\x14.dpmesh.v1.Time.Step\"y\n\x04Step\x12\x14\n\x10STEP_UNSPECIFIED\x10\x00\x12\x0e\n\nNANOSECOND\x10\x01\x12\x0f\n\x0bMICROSECOND\x10\x02\x12\x0f\n\x0bMILLISECOND\x10\x03\x12\n\n\x06SECOND\x10\x04\x12\n\n\x06MINUTE\x10\x05\x12\x08\n\x04HOUR\x10\x06\x12\x07\n\x03\x44\x41Y\x10\x07\x42\n\n\x08_epsilon\"\x89\x01\n\x06Vector\x12\x11\n\x07l1_norm\x18\x01 \x01(\x01H\x00\x12\x11\n\x07l2_norm\x18\x02 \x01(\x01H\x00\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x14\n\x07\x65psilon\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05\x64\x65lta\x18\x05 \x01(\x01H\x02\x88\x01\x01\x42\x06\n\x04normB\n\n\x08_epsilonB\x08\n\x06_delta\"\xab\x01\n\tHistogram\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x16\n\tthreshold\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0c\x63ontribution\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07\x65psilon\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05\x64\x65lta\x18\x05 \x01(\x01H\x03\x88\x01\x01\x42\x0c\n\n_thresholdB\x0f\n\r_contributionB\n\n\x08_epsilonB\x08\n\x06_delta\"H\n\tPseudonym\x12(\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tnamespace\x18\x02 \x01(\t\"\n\n\x08Suppress\"\x08\n\x06Public\"\x0b\n\tMessageId:H\n\x05\x66ield\x12\x1d.google.protobuf.FieldOptions\x18\xde\x9c\x03 \x01(\x0b\x32\x15.dpmesh.v1.FieldRules\x88\x01\x01:N\n\x07message\x12\x1f.google.protobuf.MessageOptions\x18\xde\x9c\x03 \x01(\x0b\x32\x17.dpmesh.v1.MessageRules\x88\x01\x01:K\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xde\x9c\x03 \x01(\x0b\x32\x16.dpmesh.v1.MethodRules\x88\x01\x01:H\n\x05oneof\x12\x1d.google.protobuf.OneofOptions\x18\xde\x9c\x03 \x01(\x0b\x32\x15.dpmesh.v1.OneofRules\x88\x01\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,49 +34,51 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dpmesh.v1.privacy_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FIELDRULES']._serialized_start=105
-  _globals['_FIELDRULES']._serialized_end=582
-  _globals['_MESSAGERULES']._serialized_start=585
-  _globals['_MESSAGERULES']._serialized_end=779
-  _globals['_MESSAGERULES_UNANNOTATED']._serialized_start=702
-  _globals['_MESSAGERULES_UNANNOTATED']._serialized_end=751
-  _globals['_METHODRULES']._serialized_start=781
-  _globals['_METHODRULES']._serialized_end=844
-  _globals['_ONEOFRULES']._serialized_start=846
-  _globals['_ONEOFRULES']._serialized_end=924
-  _globals['_UNIT']._serialized_start=927
-  _globals['_UNIT']._serialized_end=1172
-  _globals['_UNIT_FORM']._serialized_start=1063
-  _globals['_UNIT_FORM']._serialized_end=1109
-  _globals['_UNIT_NORMALIZATION']._serialized_start=1111
-  _globals['_UNIT_NORMALIZATION']._serialized_end=1172
-  _globals['_NUMERIC']._serialized_start=1175
-  _globals['_NUMERIC']._serialized_end=1708
-  _globals['_NUMERIC_MECHANISM']._serialized_start=1455
-  _globals['_NUMERIC_MECHANISM']._serialized_end=1559
-  _globals['_NUMERIC_OUTPUT']._serialized_start=1561
-  _globals['_NUMERIC_OUTPUT']._serialized_end=1597
-  _globals['_NUMERIC_NOTANUMBER']._serialized_start=1599
-  _globals['_NUMERIC_NOTANUMBER']._serialized_end=1635
-  _globals['_CATEGORICAL']._serialized_start=1711
-  _globals['_CATEGORICAL']._serialized_end=1899
-  _globals['_CATEGORICAL_MECHANISM']._serialized_start=1817
-  _globals['_CATEGORICAL_MECHANISM']._serialized_end=1887
-  _globals['_LOCATION']._serialized_start=1902
-  _globals['_LOCATION']._serialized_end=2212
-  _globals['_TIME']._serialized_start=2215
-  _globals['_TIME']._serialized_end=2545
-  _globals['_TIME_STEP']._serialized_start=2412
-  _globals['_TIME_STEP']._serialized_end=2533
-  _globals['_VECTOR']._serialized_start=2548
-  _globals['_VECTOR']._serialized_end=2685
-  _globals['_HISTOGRAM']._serialized_start=2688
-  _globals['_HISTOGRAM']._serialized_end=2859
-  _globals['_PSEUDONYM']._serialized_start=2861
-  _globals['_PSEUDONYM']._serialized_end=2933
-  _globals['_SUPPRESS']._serialized_start=2935
-  _globals['_SUPPRESS']._serialized_end=2945
-  _globals['_PUBLIC']._serialized_start=2947
-  _globals['_PUBLIC']._serialized_end=2955
-  _globals['_MESSAGEID']._serialized_start=2957
-  _globals['_MESSAGEID']._serialized_end=2968
+  _globals['_FIELDRULES']._serialized_end=619
+  _globals['_MEMOIZE']._serialized_start=621
+  _globals['_MEMOIZE']._serialized_end=672
+  _globals['_MESSAGERULES']._serialized_start=675
+  _globals['_MESSAGERULES']._serialized_end=869
+  _globals['_MESSAGERULES_UNANNOTATED']._serialized_start=792
+  _globals['_MESSAGERULES_UNANNOTATED']._serialized_end=841
+  _globals['_METHODRULES']._serialized_start=871
+  _globals['_METHODRULES']._serialized_end=934
+  _globals['_ONEOFRULES']._serialized_start=936
+  _globals['_ONEOFRULES']._serialized_end=1014
+  _globals['_UNIT']._serialized_start=1017
+  _globals['_UNIT']._serialized_end=1262
+  _globals['_UNIT_FORM']._serialized_start=1153
+  _globals['_UNIT_FORM']._serialized_end=1199
+  _globals['_UNIT_NORMALIZATION']._serialized_start=1201
+  _globals['_UNIT_NORMALIZATION']._serialized_end=1262
+  _globals['_NUMERIC']._serialized_start=1265
+  _globals['_NUMERIC']._serialized_end=1798
+  _globals['_NUMERIC_MECHANISM']._serialized_start=1545
+  _globals['_NUMERIC_MECHANISM']._serialized_end=1649
+  _globals['_NUMERIC_OUTPUT']._serialized_start=1651
+  _globals['_NUMERIC_OUTPUT']._serialized_end=1687
+  _globals['_NUMERIC_NOTANUMBER']._serialized_start=1689
+  _globals['_NUMERIC_NOTANUMBER']._serialized_end=1725
+  _globals['_CATEGORICAL']._serialized_start=1801
+  _globals['_CATEGORICAL']._serialized_end=1989
+  _globals['_CATEGORICAL_MECHANISM']._serialized_start=1907
+  _globals['_CATEGORICAL_MECHANISM']._serialized_end=1977
+  _globals['_LOCATION']._serialized_start=1992
+  _globals['_LOCATION']._serialized_end=2302
+  _globals['_TIME']._serialized_start=2305
+  _globals['_TIME']._serialized_end=2635
+  _globals['_TIME_STEP']._serialized_start=2502
+  _globals['_TIME_STEP']._serialized_end=2623
+  _globals['_VECTOR']._serialized_start=2638
+  _globals['_VECTOR']._serialized_end=2775
+  _globals['_HISTOGRAM']._serialized_start=2778
+  _globals['_HISTOGRAM']._serialized_end=2949
+  _globals['_PSEUDONYM']._serialized_start=2951
+  _globals['_PSEUDONYM']._serialized_end=3023
+  _globals['_SUPPRESS']._serialized_start=3025
+  _globals['_SUPPRESS']._serialized_end=3035
+  _globals['_PUBLIC']._serialized_start=3037
+  _globals['_PUBLIC']._serialized_end=3045
+  _globals['_MESSAGEID']._serialized_start=3047
+  _globals['_MESSAGEID']._serialized_end=3058
 # @@protoc_insertion_point(module_scope)

@@ -20,8 +20,9 @@ from dpmesh.policy.compile.rule_lookup import RuleLookup
 from dpmesh.policy.compile.unannotated_types import UnannotatedTypes
 from dpmesh.policy.compile.walk import Walk
 from dpmesh.policy.diagnostics import Diagnostic
+from dpmesh.policy.kinds import memoize
 from dpmesh.policy.kinds.any import KIND as ANY
-from dpmesh.policy.plan import Anys, Plan, Pseudonymise, Scope
+from dpmesh.policy.plan import Anys, Memos, Plan, Pseudonymise, Scope
 from dpmesh.policy.rulebook import Rulebook
 
 
@@ -49,6 +50,7 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
         with Source(message.full_name) as source:
             walk = Walk(lookup, types)
             fragment = walk.message(message, "", 1, ())
+            memoize.check(fragment, diagnostics)
             if not diagnostics.has_errors:
                 plan = _plan(message, fragment, lookup.version(), walk, source)
     except AnnotationError as error:
@@ -62,6 +64,7 @@ def _refuse_idle(message: Descriptor, lookup: RuleLookup) -> None:
     idle = [(message.full_name, "epsilon", lookup.message(message).rules.HasField("epsilon"))]
     idle += [(o.full_name, "oneof-choice", lookup.oneof(o).rules.HasField("epsilon")) for o in message.oneofs]
     idle += [(f.full_name, "max-items", lookup.field(f).rules.max_items > 0) for f in message.fields]
+    idle += [(f.full_name, "memoize", lookup.field(f).rules.HasField("memoize")) for f in message.fields]
     for element, rule, is_set in idle:
         if is_set:
             lookup.diagnostics.error(
@@ -105,7 +108,31 @@ def _plan(message: Descriptor, fragment: Fragment, version: str, walk: Walk, sou
         messages=tuple(sorted(walk.messages)),
         ownerless=(fragment.local, fragment.central),
         anys=Anys(together(fragment.anys), build, build_blank) if fragment.anys else None,
+        memos=_memos(new, fragment, fields, unit, version),
         source=source.text,
+    )
+
+
+def _memos(
+    new: type[Message],
+    fragment: Fragment,
+    fields: Sequence[str] | None,
+    unit: Callable[[Any], bytes] | None,
+    version: str,
+) -> Memos | None:
+    """What the memoized fields of a message need beside its plan."""
+    plans = fragment.memoized
+    if not plans:
+        return None
+    assert unit is not None
+    assert plans[0].memo is not None
+    labels = [version, *(memoize.label_of(plan) for plan in plans)]
+    return Memos(
+        epoch=plans[0].memo.epoch,
+        cost=sum((plan.cost for plan in plans), Cost.ZERO),
+        label="\0".join(labels).encode(),
+        unit=unit,
+        build=steps.build(new, fragment.replay_steps, fields, discard=fragment.copies),
     )
 
 

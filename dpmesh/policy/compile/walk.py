@@ -17,6 +17,7 @@ from dpmesh.policy.compile.unannotated_types import UnannotatedTypes
 from dpmesh.policy.descriptors import RESERVED_NAMES, extensions, inside_of, oneof_of
 from dpmesh.policy.kinds.kind import FieldSite
 from dpmesh.policy.kinds.loss import epsilon_share
+from dpmesh.policy.kinds.noised import NoisedKind
 from dpmesh.policy.kinds.words import short_path
 
 # Fields of one plan, counted at every site where they occur: two fields of one type on each of many levels are few
@@ -184,6 +185,8 @@ class Walk:
                 "size", field.full_name, text, "suppress a field above it that holds messages"
             )
         kind = self.lookup.kind(field)
+        if kind is None and self.lookup.field(field).rules.HasField("memoize"):
+            self._refuse_memoize(field)
         if kind is None and self.lookup.holds_rules(field):
             nesting.add(self, fragment, self._site(field, site, owned=site.owned), site.stack)
         elif kind is None:
@@ -195,7 +198,12 @@ class Walk:
         """A field whose rule chooses a kind: the kind adds it, messages and maps as well."""
         kind, rules = self.lookup.kind(field), self.lookup.field(field).rules
         assert kind is not None
+        if self.lookup.field(field).rules.HasField("memoize") and not isinstance(kind, NoisedKind):
+            self._refuse_memoize(field)
         kind.add(fragment, self._site(field, site, owned=owned), getattr(rules, kind.name))
+
+    def _refuse_memoize(self, field: FieldDescriptor) -> None:
+        self.diagnostics.error(field.full_name, "memoize", "memoizes nothing here", "remove memoize")
 
     def _site(self, field: FieldDescriptor, site: MessageSite, *, owned: bool) -> FieldSite:
         resolved = self.lookup.field(field)
@@ -208,4 +216,5 @@ class Walk:
             site.instances,
             self.lookup,
             owned,
+            resolved.rules.memoize if resolved.rules.HasField("memoize") else None,
         )

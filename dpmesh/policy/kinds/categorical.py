@@ -89,6 +89,10 @@ class Categorical(NoisedKind):
         return Description(f"one of {len(plan.payload.domain)}", truth=plan.payload.mechanism.truth)
 
     @override
+    def states(self, plan: FieldPlan) -> int:
+        return len(plan.payload.domain)
+
+    @override
     def as_category(self, plan: FieldPlan) -> CategoricalPayload:
         payload: CategoricalPayload = plan.payload
         return payload

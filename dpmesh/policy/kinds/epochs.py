@@ -11,7 +11,7 @@ _LONGEST_SECONDS = 315_576_000_000
 ALLOWED = "epoch must be from 1 s to 10,000 years"
 
 
-def seconds(rules: pb.Unit | pb.Pseudonym) -> float:
+def seconds(rules: pb.Unit | pb.Pseudonym | pb.Memoize) -> float:
     """The length of an epoch; 24 h when it is absent."""
     return rules.epoch.seconds + rules.epoch.nanos / 1e9 if rules.HasField("epoch") else _DEFAULT_SECONDS
 

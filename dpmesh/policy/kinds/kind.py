@@ -17,6 +17,7 @@ from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.descriptors import is_map
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.plan import FieldPlan
+from dpmesh.v1 import privacy_pb2 as pb
 
 if TYPE_CHECKING:
     from dpmesh.policy.compile.rule_lookup import RuleLookup
@@ -41,6 +42,7 @@ class FieldSite:
         instances: How often its message occurs in one root message.
         lookup: The rules of other elements.
         owned: Another field, of its message or of a message around it, names a unit, which pays for local values.
+        memoize: How its answers are memoized, if they are.
     """
 
     field: FieldDescriptor
@@ -51,6 +53,7 @@ class FieldSite:
     instances: int
     lookup: RuleLookup
     owned: bool
+    memoize: pb.Memoize | None = None
 
     def error(self, rule: str, text: str, fix: str = "") -> None:
         """Reports what keeps the field's message type from being released."""
@@ -163,6 +166,10 @@ class FieldKind(abc.ABC):
     @abc.abstractmethod
     def describe(self, plan: FieldPlan) -> Description:
         """Says to people what leaves."""
+
+    def states(self, plan: FieldPlan) -> int | None:
+        """How many values the field can have, as indexes from 0; None for kinds whose answers can't be memoized."""
+        return None
 
     def refuses(self, plan: FieldPlan) -> tuple[str, str] | None:
         """Which values make a release fail, and what to write in the rule instead; None where no value does."""

@@ -141,6 +141,10 @@ out = {lower} + y * {step}
         return ("NaN", "use nan: MIDDLE") if plan.payload.refuses_nan else None
 
     @override
+    def states(self, plan: FieldPlan) -> int | None:
+        return None if plan.epsilon is None or plan.model is Model.CENTRAL else plan.payload.grid.size + 1
+
+    @override
     def as_number(self, plan: FieldPlan) -> NumericPayload:
         payload: NumericPayload = plan.payload
         return payload
