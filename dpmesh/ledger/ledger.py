@@ -50,7 +50,6 @@ class Ledger:
 
     Attributes:
         budgets: As given.
-        clock: Seconds since the epoch, by which windows begin.
         on_commit: If set, called with the seconds that each commit took.
         spend: Pays for all charges from the leases that this process holds, or for none; returns whether it did. If
             not, `charge` may still find it in the budget. It is LeaseTable.spend, and no method here, for speed.
@@ -74,7 +73,7 @@ class Ledger:
         self.budgets = tuple(budgets)
         self.on_commit: Callable[[float], None] | None = None
         self._store = store
-        self.clock = self._clock = store.clock or clock
+        self._clock = store.clock or clock
         self._monotonic = monotonic
         self._timeout = timeout
         self._leases = LeaseTable(self._clock)
@@ -165,6 +164,10 @@ class Ledger:
             return await self._redemptions.redeem(name, until)
 
         return await self._in_owner(redeem, self._timeout)
+
+    def now(self) -> float:
+        """Seconds since the epoch, by the ledger's clock; never before a window in force began."""
+        return max(self._clock(), self._leases.latest_start())
 
     async def redeemed(self, names: Sequence[bytes]) -> list[bool]:
         """For each name, whether it is known that somebody redeemed it: false is no promise, it may be forgotten.

@@ -99,7 +99,7 @@ class Answers:
         self._paying: WeakValueDictionary[tuple[int, bytes], asyncio.Lock] = WeakValueDictionary()
 
     def of(self, priced: PricedMemos, content: Any, consumer: str) -> UnitEpoch:
-        """The epoch of a message's unit, by the ledger's clock.
+        """The epoch of a message's unit, by the ledger's time.
 
         Args:
             priced: The message's memoized fields, and who pays.
@@ -111,7 +111,7 @@ class Answers:
         """
         unit = priced.memos.unit(content)
         consumer = consumer if priced.quotas else ""
-        number = int(self._ledger.clock() // priced.memos.epoch)
+        number = int(self._ledger.now() // priced.memos.epoch)
         found = self._units.get((priced.label, unit, consumer))
         # As a budget's window, a unit's epoch never moves back.
         if found is None or found.number < number:
@@ -169,7 +169,9 @@ class Answers:
         account = consumer_key(unit, consumer)
         limits = [(quota, account, n) for quota, n in priced.quotas if budgets[quota].is_for(consumer)]
         if limits:
-            dues.append((self._key(b"paid", priced, number, priced.label, consumer.encode(), unit), limits))
+            dues.append(
+                (self._key(b"counted", priced, number, priced.label, consumer.encode(), unit), limits)
+            )
         return UnitEpoch(number, priced, self._key(b"answers", priced, number, label, b"", unit), dues)
 
     def _key(self, use: bytes, priced: PricedMemos, number: int, *parts: bytes) -> bytes:

@@ -208,13 +208,13 @@ class Corridor:
         try:
             charges, epsilon, rho = await self._pay((charges, epsilon, rho), unit_epoch)
         except BudgetExhaustedError as error:
-            receipt = self._without_noise(error.budget, priced, content, pseudonymise, unit_epoch)
+            receipt = self._at_no_cost(error.budget, priced, content, pseudonymise, unit_epoch)
             if receipt is None:
                 raise
             return receipt, charges
         return make_receipt((plan.build(content, pseudonymise), names.RELEASED, epsilon, rho)), charges
 
-    def _without_noise(
+    def _at_no_cost(
         self,
         budget: str,
         priced: PricedPlan,
