@@ -1,4 +1,4 @@
-"""The samplers in blocks beside OpenDP's vectorised ones, and single draws of the mechanisms from their pools.
+"""The samplers in blocks beside OpenDP's vectorised ones, single draws of the mechanisms from their pools, and vectors.
 
 OpenDP's integer mechanisms add noise to a vector of zeros in one call; dpmesh makes a block of noise in one call. Both
 are timed in turns, and the best of the turns counts.
@@ -10,14 +10,21 @@ import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
+import numpy as np
 import opendp.prelude as dp
 
 from benchmarks.table import Row
 from dpmesh.noise import categorical, numeric
 from dpmesh.noise.discrete_gaussian import DiscreteGaussian
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
+from dpmesh.noise.hexagonal import HexagonalGeometric
 from dpmesh.noise.numeric import NumericKind
+from dpmesh.policy.codegen import places
 from dpmesh.policy.codegen.source import draw_function
+from dpmesh.policy.kinds import vector_mechanism
+from dpmesh.policy.kinds.region import region_of
+from dpmesh.policy.kinds.vector_mechanism import Room
+from dpmesh.v1 import privacy_pb2
 
 SCALE = 1000
 TURNS = 5
@@ -25,6 +32,8 @@ BLOCK = 1 << 20
 OPENDP_BLOCK = 20_000
 DRAWS = 400_000
 SIZE = 10_000
+DIMENSION = 256
+VECTORS = 2_000
 
 
 def _turns(*runs: tuple[Callable[[], object], int]) -> list[float]:
@@ -60,18 +69,52 @@ def _blocks() -> Iterator[Row]:
 
 def _draws() -> Iterator[Row]:
     epsilon = Fraction(1)
-    kinds = (NumericKind.DISCRETE_LAPLACE, NumericKind.DUCHI, NumericKind.PIECEWISE, NumericKind.HYBRID)
+    kinds = (
+        NumericKind.DISCRETE_LAPLACE,
+        NumericKind.OPTIMIZED_PIECEWISE,
+        NumericKind.DUCHI,
+        NumericKind.PIECEWISE,
+        NumericKind.HYBRID,
+    )
     made = [
         *((kind.value, numeric.make(kind, SIZE, SIZE, epsilon).draws) for kind in kinds),
         ("k-ary randomized response, k = 16", categorical.make(16, epsilon).draws),
     ]
-    for (name, draws), bar in zip(made, (250, 500, 500, 500, 250), strict=True):
+    for (name, draws), bar in zip(made, (250, 250, 500, 500, 500, 250), strict=True):
         draw = draw_function(draws)
         (nanoseconds,) = _turns((lambda draw=draw: [draw(5) for _ in range(DRAWS)], DRAWS))  # type: ignore[misc]
         yield Row(f"one draw: {name}", nanoseconds, "ns", f"<= {bar}")
+
+
+def _vectors() -> Iterator[Row]:
+    """What `release` takes with all its randomness, which comes in blocks."""
+    x = np.full(DIMENSION, DIMENSION**-0.5)
+    for epsilon in (1, 8):
+        room = Room(24, 3e38, 2.0**-126, None)
+        release = vector_mechanism.directions(DIMENSION, 1.0, False, Fraction(epsilon), room).release
+        (nanoseconds,) = _turns((lambda release=release: [release(x) for _ in range(VECTORS)], VECTORS))  # type: ignore[misc]
+        name = f"PrivUnitG, {DIMENSION} dimensions, epsilon {epsilon}"
+        yield Row(name, 1e9 / nanoseconds, "vectors/s", ">= 5,000")
+
+
+def _places() -> Iterator[Row]:
+    """Places: noise in blocks, and single places through the generated code, with their pools filled on the way."""
+    law = HexagonalGeometric(Fraction(1, 1000))
+    region = region_of(
+        privacy_pb2.Location(min_latitude=45.8, max_latitude=47.9, min_longitude=5.9, max_longitude=10.5)
+    )
+    text = places.hexagons(region, 0.2, region.cell_ranges(0.2), "0, 0", law.draws.decode)
+    draw = places.drawing(region, 1.0, 0.2, law.draws, text, {})
+    block, single = _turns(
+        (lambda: law.block(BLOCK), BLOCK), (lambda: [draw(46.9, 7.4) for _ in range(DRAWS)], DRAWS)
+    )
+    yield Row("places on hexagons, noise in blocks", 1e9 / block, "/s", ">= 300,000")
+    yield Row("  one place, through its generated code", single, "ns", "")
 
 
 def rows() -> Iterator[Row]:
     """All figures."""
     yield from _blocks()
     yield from _draws()
+    yield from _vectors()
+    yield from _places()

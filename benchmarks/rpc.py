@@ -25,7 +25,7 @@ from benchmarks import telemetry_pb2_grpc
 from benchmarks.release import CONFIG, reading
 from benchmarks.table import Row
 from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors
-from dpmesh_grpc.aio.details import changed
+from dpmesh_grpc.aio.arities import changed
 
 CONCURRENCY = 32
 CALLS = 1500

@@ -46,18 +46,8 @@ def package_root(proto: Path) -> Path:
 def compiler() -> dict[str, str]:
     """The environment in which `python -m grpc_tools.protoc` is the pinned compiler."""
     if not CACHE.exists():
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-warn-conflicts",
-            "--target",
-            str(CACHE),
-            f"grpcio-tools=={COMPILER}",
-        ]
-        subprocess.run(command, check=True)
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-warn-conflicts"]
+        subprocess.run([*pip, "--target", str(CACHE), f"grpcio-tools=={COMPILER}"], check=True)
     return {**os.environ, "PYTHONPATH": str(CACHE)}
 
 

@@ -32,7 +32,7 @@ def exact(value: Number, name: str = "value") -> Fraction:
         raise ValueError(f"{name} must be a number, not {type(value).__name__}")  # noqa: TRY004 - one kind of error
     if isinstance(value, (float, Decimal)) and not math.isfinite(value):
         raise ValueError(f"{name} must be finite, not {value}")
-    fraction = Fraction(repr(float(value))) if isinstance(value, float) else Fraction(value)
+    fraction = Fraction(Decimal(repr(float(value))) if isinstance(value, float) else value)
     if fraction < 0:
         raise ValueError(f"{name} must not be negative: {value}")
     return fraction

@@ -14,9 +14,10 @@ import sys
 from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     from rich.console import Console
+    from rich.table import Table
 
 OK = 0
 FOUND = 1
@@ -136,6 +137,21 @@ def stdout() -> Console:
 
     width = None if sys.stdout.isatty() else _PLAIN_WIDTH
     return Printable(width=width, highlight=False, markup=False, emoji=False)
+
+
+def table(*columns: str, no_wrap: Container[str] = ()) -> Table:
+    """An empty table without lines.
+
+    Args:
+        columns: Their heads.
+        no_wrap: The columns that a narrow terminal breaks last.
+    """
+    from rich.table import Table
+
+    empty = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for name in columns:
+        empty.add_column(name, overflow="fold", no_wrap=name in no_wrap)
+    return empty
 
 
 def data_stdout() -> IO[str]:

@@ -9,5 +9,6 @@ Example::
 
 from dpmesh.estimate.reader import Reader
 from dpmesh.estimate.result import Estimate, EstimateError
+from dpmesh.estimate.vectors import VectorEstimate
 
-__all__ = ["Estimate", "EstimateError", "Reader"]
+__all__ = ["Estimate", "EstimateError", "Reader", "VectorEstimate"]

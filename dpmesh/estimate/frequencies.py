@@ -1,69 +1,61 @@
-"""Frequencies of categories from k-ary randomized response."""
+"""Frequencies of categories, from how many reports support each."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from dpmesh.estimate.binomial import interval
 from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.estimate.spread import checked
 
-# How sure it has to be that no sender under this policy made these values.
-_OTHER_POLICY = 1 - 1e-10
+# How sure it has to be that no sender under this policy made these values: for all categories together, but no surer
+# than a float can say of one.
+_OTHER_POLICY = 1e-10
+_LEAST_CHANCE = 1e-14
 
 
 def estimate_frequencies(
-    path: str, values: Iterable[Hashable], domain: Sequence[Hashable], truth: float, confidence: float
+    path: str, seen: Sequence[int], n: int, truth: float, lie: float, confidence: float
 ) -> list[Estimate]:
     """The share of each category among what the senders held.
 
-    With p the probability of the truth and q = (1-p)/(k-1) of each lie, a category whose share is f is
-    received with probability q + f (p - q). That is turned around for the share of received values and for
-    both ends of its interval: see `binomial.interval`, which holds for rare categories too.
+    A category whose share is f is supported by a report with probability q + f (p - q). That is turned around for the
+    share of received reports and for both ends of its interval: see `binomial.interval`, which holds for rare
+    categories too.
 
     Args:
         path: The field, for errors.
-        values: What was received, each a member of the domain.
-        domain: All categories.
-        truth: p.
+        seen: How many reports support each category.
+        n: How many reports there are, at least 1.
+        truth: p, the probability that a report supports the category that its sender holds.
+        lie: q, the probability that it supports another given one.
         confidence: Of each interval by itself.
 
     Returns:
-        One estimate per category, in the domain's order. They sum to 1.
+        One estimate per category, in the order of `seen`.
 
     Raises:
-        EstimateError: There are no values, or one that is not in the domain; or a category is received more often
-            than p or less often than q allows, which happens once in 10^10 times under this policy.
+        EstimateError: A category is supported more often than p or less often than q allows, which happens once in
+            10^10 times under this policy.
     """
-    try:
-        counts = Counter(values)
-    except TypeError:
-        raise EstimateError(path, "one of the values is not one of its categories") from None
-    n = counts.total()
-    if not n:
-        raise EstimateError(path, "there are no values")
-    if not counts.keys() <= set(domain):
-        raise EstimateError(path, "one of the values is not one of its categories")
-    lie = (1 - truth) / (len(domain) - 1)
     checked(confidence)
+    sure = 1 - max(_OTHER_POLICY / len(seen), _LEAST_CHANCE)
 
     def share(received: float) -> float:
         return (received - lie) / (truth - lie)
 
     found = []
-    for category in domain:
-        seen = counts[category]
-        _refuse_other_policy(path, seen, n, lie, truth)
-        low, high = interval(seen, n, confidence)
-        found.append(Estimate(share(seen / n), share(low), share(high), n, confidence))
+    for supporting in seen:
+        _refuse_other_policy(path, supporting, n, lie, truth, sure)
+        low, high = interval(supporting, n, confidence)
+        found.append(Estimate(share(supporting / n), share(low), share(high), n, confidence))
     return found
 
 
-def _refuse_other_policy(path: str, seen: int, n: int, lie: float, truth: float) -> None:
+def _refuse_other_policy(path: str, seen: int, n: int, lie: float, truth: float, sure: float) -> None:
     """Refuses a category that is received more or less often than senders under this policy can make it."""
-    least, most = interval(seen, n, _OTHER_POLICY)
+    least, most = interval(seen, n, sure)
     if least > truth or most < lie:
         raise EstimateError(
             path, "the values' shares are not ones that this policy gives: another policy has released them"

@@ -9,7 +9,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from dpmesh.estimate.result import EstimateError
-from dpmesh.policy.descriptors import F, inside_of, is_map, is_wrapper, mark, oneof_of, scalar
+from dpmesh.policy.descriptors import inside_of, is_map, is_wrapper, mark, oneof_of, scalar
 from dpmesh.policy.kinds.oneof import NOTHING
 from dpmesh.policy.plan import FieldPlan, Plan
 
@@ -85,15 +85,11 @@ def may_be_absent(plan: Plan, field: FieldPlan) -> bool:
 
 
 def default(descriptor: Descriptor, field: FieldPlan) -> Any:
-    """What fills the place of an absent value, before noise."""
-    if field.kind.on_oneof:
-        return NOTHING
+    """What fills the place of an absent number, before noise."""
     if not field.kind.elementwise:
         return field.kind.absent
     last = walk(descriptor, field)[-1]
-    if last.is_repeated:
-        return "" if scalar(last).type == F.TYPE_STRING else 0
-    return scalar(last).default_value
+    return 0 if last.is_repeated else scalar(last).default_value
 
 
 def reader(descriptor: Descriptor, field: FieldPlan) -> Read:

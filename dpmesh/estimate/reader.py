@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,16 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from dpmesh.estimate import absence, frequencies, numbers, paths
+from dpmesh.estimate import absence, frequencies, numbers, paths, supports, vectors
 from dpmesh.estimate.absence import Held
+from dpmesh.estimate.heat_map import HeatMap, heat_map
 from dpmesh.estimate.laws import Law, law_of
 from dpmesh.estimate.ratio import fieller
 from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.estimate.spread import checked
+from dpmesh.estimate.vectors import VectorEstimate
 from dpmesh.policy import Policy
+from dpmesh.policy.kinds.category import CategoricalPayload
 from dpmesh.policy.plan import FieldPlan, Plan
 from dpmesh.v1 import policy_pb2
 
@@ -125,6 +128,23 @@ class Reader:
             )
         return absence.sum_of_held(path, places, default, held, confidence)
 
+    def mean_vector(
+        self, path: str, values: Iterable[Sequence[float]] | Iterable[Message], *, confidence: float = 0.95
+    ) -> VectorEstimate:
+        """The mean of a vector field, unbiased, with an interval for each coordinate.
+
+        Args:
+            path: The field.
+            values: What was received: vectors, or messages that hold them. They are read one by one.
+            confidence: How often each interval, by itself, holds the mean of that coordinate of what the senders held,
+                scaled down to the declared norm. A sender without a vector of the right length held the zero vector.
+
+        Raises:
+            EstimateError: An unknown field, one that is no vector, no values, or vectors that it can't have.
+        """
+        field = self._field(path)
+        return vectors.mean(field, self._values(field, values), confidence)
+
     def _places(
         self, path: str, values: Values, held: Held | None, confidence: float
     ) -> tuple[FieldPlan, Estimate, float]:
@@ -145,6 +165,7 @@ class Reader:
         path: str,
         values: Iterable[Any],
         *,
+        candidates: Iterable[str] | None = None,
         held: Held | None = None,
         project: bool = False,
         confidence: float = 0.95,
@@ -160,45 +181,90 @@ class Reader:
 
         Args:
             path: The field or oneof.
-            values: What was received: members of the domain (enums by number or name), or messages.
+            values: What was received: messages; or members of the domain (enums by number or name), lists of them where
+                subsets leave, and CategoryReports or pairs of a seed and a hash where these do. Or a numpy array of
+                whole numbers, with a row for each list or pair.
+            candidates: The texts whose shares are wanted, for a field of CategoryReports, and only for such a one.
+                Their number only costs time.
             held: The share of places that hold a value: see `mean`. The shares are those of held values then.
             project: Move the shares to the nearest ones that can be, and cut the intervals to 0 and 1. These stay as
                 honest as they were: see `frequencies.projected`.
             confidence: How often each interval, by itself, holds its share.
 
         Returns:
-            Estimates by category, in the domain's order: enums by name, others by value, a oneof's choices by
-            the member's name or "none". They sum to 1.
+            Estimates by category, in the domain's order or in that of the candidates: enums by name, others by value, a
+            oneof's choices by the member's name or "none". They sum to 1, but for those of candidates.
 
         Raises:
             EstimateError: An unknown field, one that is not categorical, no values, an unknown category, or shares
-                that this policy can't give; or `held` is no share, or is given for a field that is never absent.
+                that this policy can't give; or `held` is no share, or is given for a field that is never absent; or
+                there are no candidates where they are needed, or some (or `project`) where they don't fit.
         """
         field = self._field(path)
         category = field.kind.as_category(field)
         if category is None:
             raise EstimateError(path, f"is {field.kind}, not categorical: it has no frequencies")
         self._refuse_held(path, field, held)
-        domain, labels = category.domain, category.labels
-        received: Iterable[Any] = self._values(field, values)
+        domain, labels = self._domain(path, category, candidates, project), category.labels
+        received = values if supports.is_array(values) else self._values(field, values)
         if labels:
-            numbered = {name: number for number, name in labels.items()}
-            received = (numbered.get(value, value) if isinstance(value, str) else value for value in received)
+            received = supports.by_number(received, labels)
         needed = absence.confidence_of_places(held, confidence)
-        found = frequencies.estimate_frequencies(path, received, domain, category.mechanism.truth, needed)
+        mechanism = category.mechanism
+        seen, n = supports.count(path, received, domain, mechanism)
+        found = frequencies.estimate_frequencies(path, seen, n, mechanism.truth, mechanism.lie, needed)
         if held is None:
             per_place = paths.may_be_absent(self.plan, field)
             found = [replace(entry, per_place=per_place) for entry in found]
         else:
-            default = paths.default(self.plan.descriptor, field)
-            filler = domain.index(default) if default in domain else 0
             found = [
-                absence.mean_of_held(path, entry, float(index == filler), held, confidence)
-                for index, entry in enumerate(found)
+                absence.mean_of_held(path, entry, float(value == category.absent), held, confidence)
+                for value, entry in zip(domain, found, strict=True)
             ]
         if project:
             found = frequencies.projected(found)
         return {labels.get(value, value): entry for value, entry in zip(domain, found, strict=True)}
+
+    def heat_map(
+        self,
+        path: str,
+        messages: Iterable[Message],
+        *,
+        cell_km: float | None = None,
+        confidence: float = 0.95,
+    ) -> HeatMap:
+        """How many places lie in each hexagonal cell of the region, and where their middle is.
+
+        Where places may be absent (repeated and optional fields), an absent one counts as the region's middle.
+
+        Args:
+            path: A location field.
+            messages: What was received.
+            cell_km: The distance of the centres of neighbouring cells. The smaller they are, the wider the intervals.
+                By default some 40 cells cover the region.
+            confidence: How often each interval, by itself, holds its figure.
+
+        Returns:
+            Shares and counts by cell, and the mean position; see `heat_map.heat_map`.
+
+        Raises:
+            EstimateError: An unknown field, one that is no location, no places, places that it can't have released, or
+                cells that are too small or too many.
+        """
+        field = self._field(path)
+        return heat_map(field, self._values(field, messages), cell_km, confidence)
+
+    def _domain(
+        self, path: str, category: CategoricalPayload, candidates: Iterable[str] | None, project: bool
+    ) -> tuple[Any, ...]:
+        """The categories whose shares are estimated."""
+        if category.domain:
+            if candidates is not None:
+                raise EstimateError(path, "has a domain of its own, so leave candidates out")
+            return category.domain
+        if project:
+            raise EstimateError(path, "has candidates, whose shares need not sum to 1, so leave project out")
+        return supports.checked_candidates(path, candidates)
 
     def value(self, path: str, value: float | Message, *, confidence: float = 0.95) -> Estimate:
         """One noisy number, such as an aggregate of the central model, and the interval its noise gives.
@@ -277,7 +343,8 @@ class Reader:
         each = iter(values)
         first = list(itertools.islice(each, 1))
         rest = itertools.chain(first, each)
-        return self._read(field, rest) if first and isinstance(first[0], Message) else rest
+        whole = bool(first) and isinstance(first[0], Message) and not supports.is_report(first[0])
+        return self._read(field, rest) if whole else rest
 
     def _read(self, field: FieldPlan, messages: Iterable[Any]) -> Iterable[Any]:
         wanted = self.plan.descriptor.full_name

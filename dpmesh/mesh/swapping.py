@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh import method_name
@@ -13,8 +14,9 @@ from dpmesh.accounting import Cost
 from dpmesh.errors import AnnotationError, ConfigError
 from dpmesh.ledger import Budget
 from dpmesh.mesh.snapshot import PolicySnapshot
-from dpmesh.policy import Plan, Policy, loaded_types
+from dpmesh.policy import FieldPlan, Plan, Policy, loaded_types
 from dpmesh.policy.codegen.source import draw_function
+from dpmesh.policy.kinds.vector_mechanism import VectorMechanism
 from dpmesh.v1 import policy_pb2
 
 
@@ -80,21 +82,36 @@ def self_test(plan: Plan) -> None:
         raise _failed(plan.descriptor.full_name, "costs something else than its scopes together")
     total = plan.cost if plan.memos is None else plan.cost + plan.memos.cost
     for field in plan.fields:
+        if (vector := field.kind.as_vector(field)) is not None:
+            _test_vector(plan, field, vector)
+            continue
         number, category = field.kind.as_number(field), field.kind.as_category(field)
         if number is not None:
-            draws, low, high = number.mechanism.draws, number.mechanism.low, number.mechanism.high
-            last = number.grid.size
+            draws, last = number.mechanism.draws, number.grid.size
+            allows = range(number.mechanism.low, number.mechanism.high + 1).__contains__
             drawn = _cost(number.mechanism.epsilon, number.mechanism.rho, field.repeats)
         elif category is not None:
-            draws, low = category.mechanism.draws, 0
-            high = last = category.mechanism.k - 1
+            draws, last = category.mechanism.draws, category.mechanism.k - 1
+            allows = category.mechanism.allows
             drawn = _cost(category.mechanism.epsilon, None, field.repeats)
         else:
             continue
         if not _is_covered(drawn, field.cost) or not _is_covered(field.cost, total):
             raise _failed(field.name, "draws more than it pays for")
         draw = draw_function(draws)
-        if not all(low <= draw(index) <= high for index in (0, last // 2, last)):
+        if not all(allows(draw(index)) for index in (0, last // 2, last)):
+            raise _failed(field.name, "draws a value outside of its mechanism's range")
+
+
+def _test_vector(plan: Plan, field: FieldPlan, vector: VectorMechanism) -> None:
+    """Draws from a mechanism for vectors at 0 and far beyond its norm; otherwise as `self_test`."""
+    if not _is_covered(_cost(vector.epsilon, vector.rho, 1), field.cost) or not _is_covered(
+        field.cost, plan.cost
+    ):
+        raise _failed(field.name, "draws more than it pays for")
+    for edge in (0.0, vector.reach):
+        left = vector.release(np.full(vector.dimension, edge))
+        if not (left.shape == (vector.dimension,) and bool(np.all(np.abs(left) <= vector.reach))):
             raise _failed(field.name, "draws a value outside of its mechanism's range")
 
 

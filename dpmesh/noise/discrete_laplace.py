@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from dpmesh.noise.coins import Coins
 from dpmesh.noise.entropy import KeyStream
-from dpmesh.noise.thresholds import BITS, exponential, logistics
+from dpmesh.noise.geometric import digits
+from dpmesh.noise.thresholds import BITS
 
 # A geometric variable has at most 56 digits, so its carries, each of probability below e^-10, have 7 bits left.
 MIN_SCALE, MAX_SCALE = Fraction(1, 64), 1 << 52
@@ -20,10 +21,8 @@ _CHUNK = 1 << 13
 class DiscreteLaplace:
     """P(z) = (1-a)/(1+a) a^|z| for all integers z, a = exp(-1/scale).
 
-    A draw is the difference of two geometric variables, P(g) = (1-a) a^g. The lowest K binary digits of such
-    a variable are independent, digit k is 1 with probability 1/(1+exp(2^k/scale)), and what is above them is
-    again geometric, with exp(-2^K/scale) for a. K is the smallest number with 2^K >= 10 scale, so all
-    probabilities are well above 2^-128 and what is above the digits is nearly always 0.
+    A draw is the difference of two geometric variables, P(g) = (1-a) a^g, whose binary digits are drawn: see
+    `geometric.digits`.
 
     Every coin's probability is off by less than 2^-128, which makes any probability ratio at distance d
     differ from exp(d/scale) by a relative error below 1e-28 (1 + d/scale): see `numeric.padded`, which pays
@@ -42,11 +41,8 @@ class DiscreteLaplace:
         if not MIN_SCALE <= scale <= MAX_SCALE:
             raise ValueError("the scale of discrete Laplace noise must be from 1/64 to 2^52 grid steps")
         self.scale = scale
-        digits = max(math.ceil(10 * scale) - 1, 0).bit_length()
-        # Rounded up: a carry that is too rare would overstate the ratio of neighbouring outcomes.
-        self._carry = exponential(2**digits / scale) + 1
-        self._rows = 1 + digits
-        one = [self._carry, *reversed(logistics(1 / scale, digits))]
+        one = digits(scale)
+        self._carry, self._rows = one[0], len(one)
         self._coins = Coins(one + one)
 
     def block(self, count: int, stream: KeyStream | None = None) -> NDArray[np.int64]:

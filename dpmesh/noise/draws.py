@@ -24,22 +24,29 @@ class Draws:
 
     Attributes:
         key: Equal for codes with the same law, which then share a pool.
-        block: Makes that many independent codes.
+        block: Makes that many independent codes, each a number, or a row of `width` numbers.
         decode: Python statements from the index `x` and the `code` to the released index `y`. They consist of numbers
-            and these three names, and may change `code`.
+            and these three names, and may change `code`. They may call what is built into Python.
+        width: How many numbers a code has.
     """
 
     key: Hashable
     block: Block
     decode: str
+    width: int = 1
 
     def pool(self) -> Pool:
         """The pool of these codes, one for all that have the same law."""
-        return pool.shared(self.key, self.block)
+        return pool.shared(self.key, self.block, self.width)
 
 
 def joint(columns: Sequence[Draws]) -> Pool:
-    """A pool of rows with one code for each of several mechanisms: all that one message takes, in one pop."""
+    """A pool of rows with one code for each of several mechanisms: all that one message takes, in one pop.
+
+    Args:
+        columns: The mechanisms, whose codes have a width of 1.
+    """
+    assert all(draws.width == 1 for draws in columns)
 
     def block(count: int, stream: KeyStream) -> NDArray[np.int64]:
         return np.column_stack([draws.block(count, stream) for draws in columns])

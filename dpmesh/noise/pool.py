@@ -7,6 +7,7 @@ when it was forked: parent and child never hand out the same draw.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from typing import Any
 from weakref import WeakValueDictionary
@@ -76,11 +77,14 @@ class Pool:
         self._items.clear()
 
 
-def shared(key: Hashable, block: Block) -> Pool:
+def shared(key: Hashable, block: Block, width: int = 1) -> Pool:
     """The pool of a distribution, one for all mechanisms with its law.
 
     Args:
         key: The distribution and its parameters.
         block: Makes draws, if there is no pool yet.
+        width: How many numbers a draw has. Wide ones are kept in smaller blocks: 20 times wider takes four times the
+            memory.
     """
-    return _shared.setdefault(key, Pool(block))
+    smaller = math.isqrt(width)
+    return _shared.setdefault(key, Pool(block, first=_FIRST_BLOCK // smaller, last=_LAST_BLOCK // smaller))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto
 
 F = FieldDescriptor
 
@@ -24,6 +27,17 @@ _WRAPPERS = frozenset(
 def is_wrapper(field: FieldDescriptor) -> bool:
     """Whether the field is one of google.protobuf's wrappers (DoubleValue and so on)."""
     return field.message_type is not None and field.message_type.full_name in _WRAPPERS
+
+
+REPORT = "dpmesh.v1.CategoryReport"
+
+
+def is_report(field: FieldDescriptor) -> bool:
+    """Whether the field is a dpmesh.v1.CategoryReport, a repeated one or a map of them."""
+    if field.message_type is None:
+        return False
+    inside = inside_of(field)
+    return inside is not None and inside.full_name == REPORT
 
 
 def _message_type(field: FieldDescriptor) -> Descriptor:
@@ -63,6 +77,14 @@ RESERVED_NAMES = frozenset(
 def is_map_entry(message: Descriptor) -> bool:
     """Whether the message type is what protoc makes for the entries of a map."""
     return bool(message.GetOptions().map_entry)
+
+
+def with_nested(messages: Iterable[Descriptor]) -> Iterator[Descriptor]:
+    """Message types, each before those nested in it, without the entries of maps."""
+    for message in messages:
+        if not is_map_entry(message):
+            yield message
+            yield from with_nested(message.nested_types)
 
 
 def extensions(message: Descriptor) -> list[FieldDescriptor]:
@@ -108,26 +130,5 @@ def type_name(field: FieldDescriptor) -> str:
         return label + field.message_type.full_name
     if field.enum_type is not None:
         return label + field.enum_type.full_name
-    return label + _NAMES[field.type]
-
-
-_NAMES = {
-    F.TYPE_DOUBLE: "double",
-    F.TYPE_FLOAT: "float",
-    F.TYPE_INT64: "int64",
-    F.TYPE_UINT64: "uint64",
-    F.TYPE_INT32: "int32",
-    F.TYPE_FIXED64: "fixed64",
-    F.TYPE_FIXED32: "fixed32",
-    F.TYPE_BOOL: "bool",
-    F.TYPE_STRING: "string",
-    F.TYPE_BYTES: "bytes",
-    F.TYPE_UINT32: "uint32",
-    F.TYPE_SFIXED32: "sfixed32",
-    F.TYPE_SFIXED64: "sfixed64",
-    F.TYPE_SINT32: "sint32",
-    F.TYPE_SINT64: "sint64",
-    F.TYPE_GROUP: "group",
-    F.TYPE_MESSAGE: "message",
-    F.TYPE_ENUM: "enum",
-}
+    name = FieldDescriptorProto.Type.DESCRIPTOR.values_by_number[field.type].name
+    return label + name.removeprefix("TYPE_").lower()

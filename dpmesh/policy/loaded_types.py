@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool
@@ -11,6 +11,7 @@ from google.protobuf.descriptor import Descriptor, FileDescriptor, MethodDescrip
 from google.protobuf.descriptor_pool import DescriptorPool
 
 from dpmesh.errors import DpmeshError
+from dpmesh.policy.descriptors import with_nested
 from dpmesh.policy.policy import Policy
 from dpmesh.v1 import privacy_pb2
 
@@ -55,7 +56,7 @@ def message_types(policy: Policy) -> Iterator[Descriptor]:
         with_rules += new
     for key, file in files.items():
         if key in reached:
-            yield from _all(file.message_types_by_name.values())
+            yield from with_nested(file.message_types_by_name.values())
 
 
 def methods() -> Iterator[MethodDescriptor]:
@@ -107,23 +108,18 @@ def _has_rules(file: FileDescriptor, overlaid: set[str]) -> bool:
     if file.name == privacy_pb2.DESCRIPTOR.name or _ANNOTATION in file.serialized_pb:
         return True
     return bool(overlaid) and any(
-        message.full_name in overlaid for message in _all(file.message_types_by_name.values())
+        message.full_name in overlaid for message in with_nested(file.message_types_by_name.values())
     )
 
 
 def _extended(file: FileDescriptor) -> Iterator[_Key]:
     """The files of the types that a file's extensions extend, where these have options, which may be a rule."""
-    inside = [entry for message in _all(file.message_types_by_name.values()) for entry in message.extensions]
+    inside = [
+        entry for message in with_nested(file.message_types_by_name.values()) for entry in message.extensions
+    ]
     for entry in (*file.extensions_by_name.values(), *inside):
         if entry.has_options and entry.containing_type is not None:
             yield _key(entry.containing_type.file)
-
-
-def _all(descriptors: Iterable[Descriptor]) -> Iterator[Descriptor]:
-    for descriptor in descriptors:
-        if not descriptor.GetOptions().map_entry:
-            yield descriptor
-            yield from _all(descriptor.nested_types)
 
 
 # Generated code keeps its file's descriptor under this name. A module that has none yet is still being imported.

@@ -12,10 +12,14 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from dpmesh import method_name
+from dpmesh.bounded import BoundedTable
 from dpmesh.errors import AnnotationError
 from dpmesh.v1 import policy_pb2, privacy_pb2
 
 _Options = TypeVar("_Options", bound=Message)
+
+# Compiling a type asks several times for each of its elements, and parsing their options takes longest.
+_REMEMBERED = 1024
 
 ANNOTATION = "annotation"
 OVERLAY = "overlay"
@@ -54,6 +58,8 @@ class Rulebook:
             self.overlay.CopyFrom(overlay)
         canonical = self.overlay.SerializeToString(deterministic=True)
         self.digest = hashlib.sha256(b"dpmesh.v1.Policy\0" + canonical).hexdigest()
+        # By the element's descriptor. What twins say is not kept: another module may bring one.
+        self._resolved: BoundedTable[Any, ResolvedRule] = BoundedTable(_REMEMBERED)
 
     def field(self, field: FieldDescriptor) -> ResolvedRule:
         """The FieldRules of a field."""
@@ -89,6 +95,14 @@ class Rulebook:
         )
 
     def _resolve(
+        self, element: Any, name: str, overlays: Any, options: type[_Options], extension: Any
+    ) -> ResolvedRule:
+        resolved = self._resolved.get(element)
+        if resolved is None:
+            resolved = self._resolved[element] = self._parsed(element, name, overlays, options, extension)
+        return resolved
+
+    def _parsed(
         self, element: Any, name: str, overlays: Any, options: type[_Options], extension: Any
     ) -> ResolvedRule:
         if not element.has_options and name not in overlays:

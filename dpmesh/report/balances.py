@@ -88,10 +88,6 @@ class Spending:
     least_remaining: Amount
     state: str | None = None
 
-    def document(self) -> dict[str, Any]:
-        """The spending for JSON: the budget's window beside the rest."""
-        return _document(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Promise:
@@ -134,10 +130,6 @@ class Balance:
     remaining: Amount
     lifetime: Amount
     promise: Promise
-
-    def document(self) -> dict[str, Any]:
-        """The balance for JSON: the budget's window beside the rest."""
-        return _document(self)
 
 
 class Tally:
@@ -216,9 +208,10 @@ def balance(budget: Budget, account: Account | None, window: int) -> Balance:
     )
 
 
-def _document(entry: Spending | Balance) -> dict[str, Any]:
-    document = asdict(entry)
-    return {**document.pop("window"), **document}
+def document(entry: Spending | Balance) -> dict[str, Any]:
+    """A spending or a balance for JSON: the budget's window beside the rest."""
+    parts = asdict(entry)
+    return {**parts.pop("window"), **parts}
 
 
 def budget_window(budget: Budget, window: int) -> BudgetWindow:

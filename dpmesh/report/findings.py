@@ -52,30 +52,6 @@ class Finding:
         }
 
 
-def _of_sources(sources: Sources, policy: Policy, overlays: Mapping[str, SourceLocation]) -> list[Finding]:
-    """All findings in order of file and line, each once; arguments as for `check`."""
-
-    def location(element: str) -> SourceLocation:
-        return overlays.get(element) or sources.source_locations.get(element) or SourceLocation(element)
-
-    located = [(location(entry.element), entry) for entry in dict.fromkeys(_diagnostics(sources, policy))]
-    findings = [
-        Finding(at, entry.severity, entry.rule, entry.element, entry.text, entry.fix)
-        for at, entry in (*located, *sources.duplicates)
-    ]
-    return sorted(findings, key=lambda entry: (entry.location, entry.rule))
-
-
-def _protected_types(sources: Sources, policy: Policy) -> int:
-    """How many of the message types that `check` examines can be released and protect something.
-
-    What their Anys pack does not count: only a release can tell what it is.
-    """
-    policy = _without(policy, policy.unresolved_overlays(sources.pool))
-    plans = [_plan(message, policy) for message in _messages(sources, policy)]
-    return sum(plan is not None and not plan.is_open for plan in plans)
-
-
 def _plan(message: Descriptor, policy: Policy) -> Plan | None:
     """The plan of a message type; None if it has none, or an error, which is a finding of its own."""
     try:
@@ -85,12 +61,6 @@ def _plan(message: Descriptor, policy: Policy) -> Plan | None:
 
 
 def _diagnostics(sources: Sources, policy: Policy) -> Iterator[Diagnostic]:
-    overlay = policy.rules.overlay
-    for section in SECTIONS:
-        for name in sorted(getattr(overlay, section)):
-            if not takes_rules(section, name, sources.pool):
-                yield _unresolved(section, name, sources)
-    policy = _without(policy, policy.unresolved_overlays(sources.pool))
     book = policy.rules
     for message in _messages(sources, policy):
         # Anys in a type that protects nothing else are found below, where an RPC carries them.
@@ -219,7 +189,8 @@ class CheckReport:
     Attributes:
         findings: In order of file and line, each once.
         message_types: How many message types were examined.
-        protected_types: How many of them, and of those that an overlay names, protect something.
+        protected_types: How many of them, and of those that an overlay names, can be released and protect something.
+            What their Anys pack does not count: only a release can tell what it is.
     """
 
     findings: Sequence[Finding]
@@ -266,8 +237,25 @@ def check(sources: Sources, policy: Policy, overlays: Mapping[str, SourceLocatio
         policy: The rules.
         overlays: Where the policy's entries are written, by the names that they overlay.
     """
+
+    def location(element: str) -> SourceLocation:
+        return overlays.get(element) or sources.source_locations.get(element) or SourceLocation(element)
+
+    unresolved = [
+        _unresolved(section, name, sources)
+        for section in SECTIONS
+        for name in sorted(getattr(policy.rules.overlay, section))
+        if not takes_rules(section, name, sources.pool)
+    ]
+    policy = _without(policy, [entry.element for entry in unresolved])
+    diagnostics = dict.fromkeys((*unresolved, *_diagnostics(sources, policy)))
+    findings = [
+        Finding(at, entry.severity, entry.rule, entry.element, entry.text, entry.fix)
+        for at, entry in (*((location(entry.element), entry) for entry in diagnostics), *sources.duplicates)
+    ]
+    plans = [_plan(message, policy) for message in _messages(sources, policy)]
     return CheckReport(
-        _of_sources(sources, policy, overlays),
+        sorted(findings, key=lambda entry: (entry.location, entry.rule)),
         sum(1 for _ in sources.messages()),
-        _protected_types(sources, policy),
+        sum(plan is not None and not plan.is_open for plan in plans),
     )

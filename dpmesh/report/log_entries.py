@@ -95,6 +95,7 @@ def log_entry(entry: StoredEntry, budgets: Mapping[int, Budget]) -> LogEntry:
     amounts: dict[int, int] = {}
     for posting in body.postings:
         amounts[posting.budget] = amounts.get(posting.budget, 0) + posting.amount
+    name, separator, reason = body.note.partition(NOTE_SEPARATOR)
     return LogEntry(
         body.at,
         body.kind,
@@ -102,14 +103,8 @@ def log_entry(entry: StoredEntry, budgets: Mapping[int, Budget]) -> LogEntry:
         entry.seq,
         len({(posting.budget, posting.account) for posting in body.postings}),
         tuple(_amount(number, budgets.get(number), amount) for number, amount in amounts.items()),
-        *split_note(body.note),
+        *((name, reason) if separator else ("", body.note)),
     )
-
-
-def split_note(note: str) -> tuple[str, str]:
-    """The administrator's name and the reason, which NOTE_SEPARATOR joins."""
-    name, separator, reason = note.partition(NOTE_SEPARATOR)
-    return (name, reason) if separator else ("", note)
 
 
 def _amount(number: int, budget: Budget | None, amount: int) -> EntryAmount:

@@ -13,7 +13,7 @@ from dpmesh.errors import AnnotationError
 from dpmesh.ledger import Budget
 from dpmesh.mesh.billing import BillingTable
 from dpmesh.mesh.pricing import PricedPlan
-from dpmesh.policy import FieldPlan, Model, Plan, Policy
+from dpmesh.policy import FieldPlan, Plan, Policy
 from dpmesh.policy.kinds.words import duration, number
 
 
@@ -224,6 +224,9 @@ class Planner:
                     continue
                 budget = self._budgets[index]
                 epsilon = None if scope.cost.epsilon is None else scope.cost.epsilon / AMOUNT
+                messages = budget.cap // amount
+                seconds = messages / self._rate
+                renews = budget.window is not None and seconds >= budget.window
                 payments.append(
                     Payment(
                         budget=budget.name,
@@ -233,8 +236,8 @@ class Planner:
                         epsilon=epsilon,
                         rho=scope.cost.rho / AMOUNT,
                         share=amount / budget.cap,
-                        messages=messages_per_window(budget, amount),
-                        seconds=seconds_until_spent(budget, amount, self._rate),
+                        messages=messages,
+                        seconds=None if renews else seconds,
                     )
                 )
         return payments
@@ -283,30 +286,3 @@ def _loss(entry: FieldPlan) -> tuple[float | None, float | None]:
     if cost.epsilon is None:
         return rho_to_epsilon(cost.rho / AMOUNT, entry.delta), cost.rho / AMOUNT
     return cost.epsilon / AMOUNT, cost.rho / AMOUNT
-
-
-def is_central(field: FieldReport) -> bool:
-    """Whether a field is an aggregate over many units."""
-    return field.model == str(Model.CENTRAL)
-
-
-def messages_per_window(budget: Budget, amount: int) -> int:
-    """How many messages one account's window covers.
-
-    Args:
-        budget: What pays.
-        amount: What one message costs, as a ledger amount (1e-9 of epsilon or rho); above 0.
-    """
-    return budget.cap // amount
-
-
-def seconds_until_spent(budget: Budget, amount: int, rate: float) -> float | None:
-    """After how many seconds one account's window is spent; None if the window renews before.
-
-    Args:
-        budget: What pays.
-        amount: What one message costs, as a ledger amount; above 0.
-        rate: Messages per second; above 0.
-    """
-    seconds = messages_per_window(budget, amount) / rate
-    return None if budget.window is not None and seconds >= budget.window else seconds

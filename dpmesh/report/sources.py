@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from google.protobuf.descriptor import Descriptor, FileDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 
 from dpmesh.policy import Diagnostic
+from dpmesh.policy.descriptors import with_nested
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -51,16 +52,9 @@ class Sources:
     def messages(self) -> Iterator[Descriptor]:
         """All message types of the files, nested ones too, in order."""
         for file in self.files:
-            yield from _with_nested(file.message_types_by_name.values())
+            yield from with_nested(file.message_types_by_name.values())
 
     def services(self) -> Iterator[ServiceDescriptor]:
         """All services of the files, in order."""
         for file in self.files:
             yield from file.services_by_name.values()
-
-
-def _with_nested(messages: Iterable[Descriptor]) -> Iterator[Descriptor]:
-    for message in messages:
-        if not message.GetOptions().map_entry:
-            yield message
-            yield from _with_nested(message.nested_types)

@@ -127,12 +127,14 @@ class Numeric(_message.Message):
         DUCHI: _ClassVar[Numeric.Mechanism]
         PIECEWISE: _ClassVar[Numeric.Mechanism]
         HYBRID: _ClassVar[Numeric.Mechanism]
+        OPTIMIZED_PIECEWISE: _ClassVar[Numeric.Mechanism]
     AUTO: Numeric.Mechanism
     DISCRETE_LAPLACE: Numeric.Mechanism
     DISCRETE_GAUSSIAN: Numeric.Mechanism
     DUCHI: Numeric.Mechanism
     PIECEWISE: Numeric.Mechanism
     HYBRID: Numeric.Mechanism
+    OPTIMIZED_PIECEWISE: Numeric.Mechanism
     class Output(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNBIASED: _ClassVar[Numeric.Output]
@@ -172,9 +174,11 @@ class Categorical(_message.Message):
         AUTO: _ClassVar[Categorical.Mechanism]
         K_RANDOMIZED_RESPONSE: _ClassVar[Categorical.Mechanism]
         SUBSET_SELECTION: _ClassVar[Categorical.Mechanism]
+        OPTIMIZED_LOCAL_HASHING: _ClassVar[Categorical.Mechanism]
     AUTO: Categorical.Mechanism
     K_RANDOMIZED_RESPONSE: Categorical.Mechanism
     SUBSET_SELECTION: Categorical.Mechanism
+    OPTIMIZED_LOCAL_HASHING: Categorical.Mechanism
     EPSILON_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     MECHANISM_FIELD_NUMBER: _ClassVar[int]
@@ -184,7 +188,21 @@ class Categorical(_message.Message):
     def __init__(self, epsilon: _Optional[float] = ..., domain: _Optional[_Iterable[str]] = ..., mechanism: _Optional[_Union[Categorical.Mechanism, str]] = ...) -> None: ...
 
 class Location(_message.Message):
-    __slots__ = ("epsilon_per_km", "epsilon", "radius_km", "min_latitude", "max_latitude", "min_longitude", "max_longitude")
+    __slots__ = ("epsilon_per_km", "epsilon", "radius_km", "min_latitude", "max_latitude", "min_longitude", "max_longitude", "resolution_km", "metric", "latitude", "longitude", "degrees_per_unit", "mechanism")
+    class Metric(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        LOCAL: _ClassVar[Location.Metric]
+        GEO: _ClassVar[Location.Metric]
+    LOCAL: Location.Metric
+    GEO: Location.Metric
+    class Mechanism(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        AUTO: _ClassVar[Location.Mechanism]
+        HEXAGONAL_GEOMETRIC: _ClassVar[Location.Mechanism]
+        DISK_AREA: _ClassVar[Location.Mechanism]
+    AUTO: Location.Mechanism
+    HEXAGONAL_GEOMETRIC: Location.Mechanism
+    DISK_AREA: Location.Mechanism
     EPSILON_PER_KM_FIELD_NUMBER: _ClassVar[int]
     EPSILON_FIELD_NUMBER: _ClassVar[int]
     RADIUS_KM_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +210,12 @@ class Location(_message.Message):
     MAX_LATITUDE_FIELD_NUMBER: _ClassVar[int]
     MIN_LONGITUDE_FIELD_NUMBER: _ClassVar[int]
     MAX_LONGITUDE_FIELD_NUMBER: _ClassVar[int]
+    RESOLUTION_KM_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    LATITUDE_FIELD_NUMBER: _ClassVar[int]
+    LONGITUDE_FIELD_NUMBER: _ClassVar[int]
+    DEGREES_PER_UNIT_FIELD_NUMBER: _ClassVar[int]
+    MECHANISM_FIELD_NUMBER: _ClassVar[int]
     epsilon_per_km: float
     epsilon: float
     radius_km: float
@@ -199,7 +223,13 @@ class Location(_message.Message):
     max_latitude: float
     min_longitude: float
     max_longitude: float
-    def __init__(self, epsilon_per_km: _Optional[float] = ..., epsilon: _Optional[float] = ..., radius_km: _Optional[float] = ..., min_latitude: _Optional[float] = ..., max_latitude: _Optional[float] = ..., min_longitude: _Optional[float] = ..., max_longitude: _Optional[float] = ...) -> None: ...
+    resolution_km: float
+    metric: Location.Metric
+    latitude: str
+    longitude: str
+    degrees_per_unit: float
+    mechanism: Location.Mechanism
+    def __init__(self, epsilon_per_km: _Optional[float] = ..., epsilon: _Optional[float] = ..., radius_km: _Optional[float] = ..., min_latitude: _Optional[float] = ..., max_latitude: _Optional[float] = ..., min_longitude: _Optional[float] = ..., max_longitude: _Optional[float] = ..., resolution_km: _Optional[float] = ..., metric: _Optional[_Union[Location.Metric, str]] = ..., latitude: _Optional[str] = ..., longitude: _Optional[str] = ..., degrees_per_unit: _Optional[float] = ..., mechanism: _Optional[_Union[Location.Mechanism, str]] = ...) -> None: ...
 
 class Time(_message.Message):
     __slots__ = ("earliest", "latest", "largest_shift", "epsilon", "resolution", "step")
@@ -236,18 +266,38 @@ class Time(_message.Message):
     def __init__(self, earliest: _Optional[str] = ..., latest: _Optional[str] = ..., largest_shift: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., epsilon: _Optional[float] = ..., resolution: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., step: _Optional[_Union[Time.Step, str]] = ...) -> None: ...
 
 class Vector(_message.Message):
-    __slots__ = ("l1_norm", "l2_norm", "dimension", "epsilon", "delta")
+    __slots__ = ("l1_norm", "l2_norm", "linf_norm", "dimension", "epsilon", "delta", "mechanism", "sensitivity", "resolution")
+    class Mechanism(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        AUTO: _ClassVar[Vector.Mechanism]
+        PRIV_UNIT_G: _ClassVar[Vector.Mechanism]
+        COORDINATE_SAMPLING: _ClassVar[Vector.Mechanism]
+        DISCRETE_GAUSSIAN: _ClassVar[Vector.Mechanism]
+        DISCRETE_LAPLACE: _ClassVar[Vector.Mechanism]
+    AUTO: Vector.Mechanism
+    PRIV_UNIT_G: Vector.Mechanism
+    COORDINATE_SAMPLING: Vector.Mechanism
+    DISCRETE_GAUSSIAN: Vector.Mechanism
+    DISCRETE_LAPLACE: Vector.Mechanism
     L1_NORM_FIELD_NUMBER: _ClassVar[int]
     L2_NORM_FIELD_NUMBER: _ClassVar[int]
+    LINF_NORM_FIELD_NUMBER: _ClassVar[int]
     DIMENSION_FIELD_NUMBER: _ClassVar[int]
     EPSILON_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
+    MECHANISM_FIELD_NUMBER: _ClassVar[int]
+    SENSITIVITY_FIELD_NUMBER: _ClassVar[int]
+    RESOLUTION_FIELD_NUMBER: _ClassVar[int]
     l1_norm: float
     l2_norm: float
+    linf_norm: float
     dimension: int
     epsilon: float
     delta: float
-    def __init__(self, l1_norm: _Optional[float] = ..., l2_norm: _Optional[float] = ..., dimension: _Optional[int] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ...) -> None: ...
+    mechanism: Vector.Mechanism
+    sensitivity: float
+    resolution: float
+    def __init__(self, l1_norm: _Optional[float] = ..., l2_norm: _Optional[float] = ..., linf_norm: _Optional[float] = ..., dimension: _Optional[int] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ..., mechanism: _Optional[_Union[Vector.Mechanism, str]] = ..., sensitivity: _Optional[float] = ..., resolution: _Optional[float] = ...) -> None: ...
 
 class Histogram(_message.Message):
     __slots__ = ("keys", "threshold", "contribution", "epsilon", "delta")

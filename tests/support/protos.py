@@ -12,7 +12,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_tools import protoc
 
-from dpmesh.v1 import privacy_pb2  # noqa: F401 - the default pool has to know the annotations
+from dpmesh.v1 import privacy_pb2, report_pb2  # noqa: F401 - the default pool has to know them
 
 ROOT = Path(__file__).resolve().parents[2]
 WELL_KNOWN = Path(protoc.__file__).parent / "_proto"
@@ -33,7 +33,8 @@ def compiled(body: str, syntax: str = "proto3") -> SimpleNamespace:
     package = f"t{next(_numbers)}"
     text = (
         f'syntax = "{syntax}";\npackage {package};\nimport "dpmesh/v1/privacy.proto";\n'
-        f'import "google/protobuf/wrappers.proto";\nimport "google/protobuf/any.proto";\n{body}\n'
+        f'import "google/protobuf/wrappers.proto";\nimport "google/protobuf/any.proto";\n'
+        f'import "dpmesh/v1/report.proto";\n{body}\n'
     )
     with TemporaryDirectory() as folder:
         (Path(folder) / f"{package}.proto").write_text(text)

@@ -21,12 +21,11 @@ from dpmesh.cli.progress import counted
 if TYPE_CHECKING:
     from dpmesh.cli.commands.export_writers import Writer
     from dpmesh.ledger import Account, Budget
-    from dpmesh.ledger.admin import LedgerAdmin
+    from dpmesh.ledger.admin import LedgerAdmin, LedgerView
     from dpmesh.report.balances import Balance, Spending
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=False,
     help="Show what is spent and what is left, as the ledger has it; export it; grant more.",
     epilog="Example: dpmesh budget list --config dpmesh.toml",
 )
@@ -61,23 +60,22 @@ def list_(
     admin = ledger_access.open_admin(config_file, ledger)
     spending = [
         replace(entry, state=balances.state(entry.window.budget, configured))
-        for entry in ledger_access.read(lambda: _spending(admin))
+        for entry in ledger_access.ask(admin, _spending)
     ]
     if as_json:
-        print_json([entry.document() for entry in spending])
+        print_json([balances.document(entry) for entry in spending])
         return
     budget_text.write_spending(spending)
     for line in balances.not_configured_lines([entry.window.budget for entry in spending], configured):
         say(line)
 
 
-async def _spending(admin: LedgerAdmin) -> list[Spending]:
+async def _spending(view: LedgerView) -> list[Spending]:
     from dpmesh.report.balances import Tally
 
-    async with ledger_access.viewing(admin) as view:
-        tallies = {budget.name: Tally(budget, view.windows[row]) for row, budget in view.budgets.items()}
-        async for account in counted(view.accounts(), "accounts"):
-            tallies[account.budget].add(account)
+    tallies = {budget.name: Tally(budget, view.windows[row]) for row, budget in view.budgets.items()}
+    async for account in counted(view.accounts(), "accounts"):
+        tallies[account.budget].add(account)
     return [tally.spending() for tally in tallies.values()]
 
 
@@ -102,9 +100,9 @@ def show(
     selected = accounts.selector(unit, as_hex, is_global, consumer)
     configured = ledger_access.configured_names(config_file, ledger)
     admin = ledger_access.open_admin(config_file, ledger)
-    entries = ledger_access.read(lambda: _balances(admin, selected))
+    entries = ledger_access.ask(admin, lambda view: _balances(view, selected))
     if as_json:
-        print_json([entry.document() for entry in entries])
+        print_json([balances.document(entry) for entry in entries])
         return
     if not entries:
         say(f"the ledger holds no budget of key {selected.key!r}")
@@ -117,18 +115,16 @@ def show(
         out.print(line)
 
 
-async def _balances(admin: LedgerAdmin, selected: accounts.AccountSelector) -> list[Balance]:
+async def _balances(view: LedgerView, selected: accounts.AccountSelector) -> list[Balance]:
     from dpmesh.report.balances import balance
 
-    async with ledger_access.viewing(admin) as view:
-        by_budget = {
-            entry.budget: entry async for entry in view.accounts(account=selected.account(view.secret))
-        }
-        return [
-            balance(budget, by_budget.get(budget.name), view.windows[row])
-            for row, budget in view.budgets.items()
-            if budget.key == selected.key
-        ]
+    key = selected.account(view.secret)
+    by_budget = {entry.budget: entry async for entry in view.accounts(account=key)}
+    return [
+        balance(budget, by_budget.get(budget.name), view.windows[row])
+        for row, budget in view.budgets.items()
+        if budget.key == selected.key
+    ]
 
 
 @app.command(
@@ -169,7 +165,7 @@ def grant(
     note = notes.note(reason, by, selected)
     configured = ledger_access.configured_names(config_file, ledger)
     admin = ledger_access.open_admin(config_file, ledger)
-    definition, key, granted = ledger_access.read(lambda: _granted(admin, selected, name))
+    definition, key, granted = ledger_access.ask(admin, lambda view: _granted(view, selected, name))
     raised = _grant_amount(definition, granted, to)
     account = ledger_access.run(admin.grant(name, key, raised, note, has=granted))
     entry = balances.balance(definition, account, account.window_start)
@@ -177,7 +173,7 @@ def grant(
     for line in balances.not_configured_lines([name], configured):
         console.note(line)
     if as_json:
-        print_json({"raised": asdict(more), **entry.document()})
+        print_json({"raised": asdict(more), **balances.document(entry)})
     else:
         budget_text.write_grant(entry, more)
         if selected.unit and consumer is None and not entry.lifetime.value:
@@ -185,15 +181,14 @@ def grant(
 
 
 async def _granted(
-    admin: LedgerAdmin, selected: accounts.AccountSelector, name: str
+    view: LedgerView, selected: accounts.AccountSelector, name: str
 ) -> tuple[Budget, bytes, int]:
     """The budget, the account's hash, and what the account was granted in this window; InputError if none fits."""
-    async with ledger_access.viewing(admin) as view:
-        budget = ledger_access.budget_named(view.budgets.values(), name)
-        _check_key(budget, selected)
-        key = selected.account(view.secret)
-        window = next(view.windows[row] for row, each in view.budgets.items() if each is budget)
-        granted = [a.granted async for a in view.accounts(name, key) if a.window_start == window]
+    budget = ledger_access.budget_named(view.budgets.values(), name)
+    _check_key(budget, selected)
+    key = selected.account(view.secret)
+    window = next(view.windows[row] for row, each in view.budgets.items() if each is budget)
+    granted = [a.granted async for a in view.accounts(name, key) if a.window_start == window]
     return budget, key, sum(granted)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
-from dpmesh.cli.console import say, stdout
+from dpmesh.cli.console import say, stdout, table
 from dpmesh.report.balances import (
     NOT_CONFIGURED,
     Amount,
@@ -28,13 +26,13 @@ NEVER_CHARGED = (
 def write_spending(spending: Sequence[Spending]) -> None:
     """Writes one row for each budget."""
     with_state = any(entry.state == NOT_CONFIGURED for entry in spending)
-    table = _table(
+    rows = table(
         "budget", *["state"] * with_state, "window", "cap", "accounts", "median", "95 %", "most", "least left"
     )
     for entry in spending:
         window = entry.window
         amounts = (entry.median, entry.percentile_95, entry.most)
-        table.add_row(
+        rows.add_row(
             window.budget,
             *[entry.state] * with_state,
             window_text(window),
@@ -43,7 +41,7 @@ def write_spending(spending: Sequence[Spending]) -> None:
             *(loss_text(amount, window) if entry.accounts else "-" for amount in amounts),
             loss_text(entry.least_remaining, window),
         )
-    stdout().print(table)
+    stdout().print(rows)
     for entry in spending:
         if entry.granted:
             say(
@@ -54,10 +52,10 @@ def write_spending(spending: Sequence[Spending]) -> None:
 
 def write_balances(balances: Sequence[Balance]) -> None:
     """Writes one row for each account, and what they promise."""
-    table = _table("budget", "window", "spent", "cap", "granted", "remaining", "lifetime loss")
+    rows = table("budget", "window", "spent", "cap", "granted", "remaining", "lifetime loss")
     for entry in balances:
         window = entry.window
-        table.add_row(
+        rows.add_row(
             window.budget,
             window_text(window),
             loss_text(entry.spent, window),
@@ -67,7 +65,7 @@ def write_balances(balances: Sequence[Balance]) -> None:
             loss_text(entry.lifetime, window),
         )
     out = stdout()
-    out.print(table)
+    out.print(rows)
     for line in promises(balances):
         out.print(line)
 
@@ -96,10 +94,3 @@ def write_grant(entry: Balance, raised: Amount) -> None:
         f"The promise is weaker in this window: at most {now_at} instead of {usual}, and up to {across} in a span as "
         "long across its edge. The next window has the budget's cap again."
     )
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table

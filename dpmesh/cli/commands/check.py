@@ -51,7 +51,7 @@ def check(
     try:
         sources = inputs.load(protos, includes, descriptor_sets, reflect)
     except CompileError as error:
-        report = findings.CheckReport(error.findings())
+        report = findings.CheckReport(error.findings)
     else:
         report = findings.check(sources, policy, source_locations.of_overlays(path) if path else {})
     _WRITERS[Format.JSON if as_json else style](report)

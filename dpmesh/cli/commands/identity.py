@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpmesh import files
-from dpmesh.cli.console import InputError, print_json, say, stdout
+from dpmesh.cli.console import InputError, print_json, say, stdout, table
 from dpmesh.cli.options import inputs
 from dpmesh.errors import IdentityError
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=False,
     help="Make an authority, issue identities from it, and show its state.",
     epilog="Example: dpmesh identity init ca --trust-domain mesh.example",
 )
@@ -252,14 +251,10 @@ def tokens(folder: FolderPath, as_json: inputs.AsJson = False) -> None:
     if as_json:
         print_json(rows)
         return
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    for column in ("key", "tokens are taken from", "until"):
-        table.add_column(column)
+    shown = table("key", "tokens are taken from", "until")
     for row in rows:
-        table.add_row(row["key_id"][:16], _minute(row["not_before"]), _minute(row["not_after"]))
-    stdout().print(table)
+        shown.add_row(row["key_id"][:16], _minute(row["not_before"]), _minute(row["not_after"]))
+    stdout().print(shown)
 
 
 def _token_keys(folder: Path) -> Any:

@@ -31,13 +31,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dpmesh.ledger import Budget
-    from dpmesh.ledger.admin import LedgerAdmin, StoredEntry
+    from dpmesh.ledger.admin import LedgerAdmin, LedgerView, StoredEntry
     from dpmesh.ledger.audit.checkpoint import Checkpoint
-    from dpmesh.report.verification import Verification
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=False,
     help="Make a ledger's tables, check and show its charge log, and move it.",
     epilog="Example: dpmesh ledger verify --config dpmesh.toml",
 )
@@ -107,13 +105,8 @@ def verify(
         known, wrong = _read_checkpoint(checkpoint_file, public_key)
         findings += [wrong] * bool(wrong)
     trusted = None if findings else known
-
-    async def verify_view() -> Verification:
-        async with ledger_access.viewing(admin) as view:
-            return await verification(view, trusted)
-
     with waiting("verifying"):
-        verified = ledger_access.read(verify_view)
+        verified = ledger_access.ask(admin, lambda view: verification(view, trusted))
     findings += verified.findings
     if as_json:
         print_json(
@@ -178,15 +171,15 @@ def checkpoint(
     anything that is logged now was changed or removed later.
     """
     from dpmesh.cli.options import key_files
+    from dpmesh.ledger.audit import checkpoint as checkpoints
     from dpmesh.report.wording import count
 
     to_stdout = str(output) == "-"
     if not to_stdout and output.exists():
         raise InputError(f"{output} is there already, and is never overwritten")
     admin = ledger_access.open_admin(config_file, url)
-    unsigned = ledger_access.read(
-        lambda: _checkpoint(admin)
-    )  # Before a key is made for an unreadable ledger.
+    # Before a key is made for an unreadable ledger.
+    unsigned = ledger_access.ask(admin, checkpoints.checkpoint)
     private = key_files.private(key, make=new_key)
     text = unsigned.sign(private).to_json()
     if to_stdout:
@@ -195,13 +188,6 @@ def checkpoint(
     key_files.write_once(output, text.encode(), 0o644)
     entries = sum(head.seq for head in unsigned.heads.values())
     say(f"{output}: {count(len(unsigned.heads), 'chain')}, {count(entries, 'entry', 'entries')}")
-
-
-async def _checkpoint(admin: LedgerAdmin) -> Checkpoint:
-    from dpmesh.ledger.audit.checkpoint import checkpoint
-
-    async with ledger_access.viewing(admin) as view:
-        return await checkpoint(view)
 
 
 @app.command(
@@ -266,7 +252,7 @@ def prune(
     if kept is None:
         raise InputError('--keep: "lifetime" removes nothing; give a length such as "400d"')
     admin = ledger_access.open_admin(config_file, url)
-    longest = ledger_access.read(lambda: _longest(admin))
+    longest = ledger_access.ask(admin, _longest)
     if longest is not None and kept < (longest.window or 0):
         raise InputError(
             f"--keep must be at least {longest.window:.0f}s, the window of {longest.name!r}: "
@@ -280,10 +266,9 @@ def prune(
         say(f"pruned: {count(pruned, 'entry', 'entries')}")
 
 
-async def _longest(admin: LedgerAdmin) -> Budget | None:
+async def _longest(view: LedgerView) -> Budget | None:
     """The budget with the longest window."""
-    async with ledger_access.viewing(admin) as view:
-        return max(view.budgets.values(), key=lambda budget: budget.window or 0, default=None)
+    return max(view.budgets.values(), key=lambda budget: budget.window or 0, default=None)
 
 
 @app.command("accept", epilog='Example: dpmesh ledger accept --reason "restored the backup of Monday" --yes')
@@ -315,14 +300,14 @@ def accept(
     note = notes.note(reason, by)
     admin = ledger_access.open_admin(config_file, url)
     if not yes:
-        lifetime, ahead, only_ahead = ledger_access.read(lambda: _affected(admin))
+        lifetime, ahead, only_ahead = ledger_access.ask(admin, _affected)
         if as_json:
             print_json({"accepted": False, "lifetime": list(lifetime), "ahead": list(ahead)})
             raise InputError("nothing was done: add --yes")
         ledger_text.write_explanation(lifetime, ahead, only_ahead=only_ahead)
         raise InputError("nothing was done: read the above, and add --yes")
     try:
-        _, ahead, only_ahead = ledger_access.read(lambda: _affected(admin))
+        _, ahead, only_ahead = ledger_access.ask(admin, _affected)
     except InputError:  # It may be accepted because it can't be read.
         ahead, only_ahead = (), False
     lifetime = ledger_access.run(admin.accept(note, unnoticed=unnoticed))
@@ -332,11 +317,10 @@ def accept(
     ledger_text.write_accepted(lifetime, ahead, only_ahead=only_ahead and not unnoticed)
 
 
-async def _affected(admin: LedgerAdmin) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+async def _affected(view: LedgerView) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
     """The lifetime budgets, the budgets whose windows are ahead of the clock, and whether only these need accepting."""
-    async with ledger_access.viewing(admin) as view:
-        lifetime = tuple(budget.name for budget in view.budgets.values() if budget.window is None)
-        return lifetime, view.ahead, bool(view.ahead) and not view.older
+    lifetime = tuple(budget.name for budget in view.budgets.values() if budget.window is None)
+    return lifetime, view.ahead, bool(view.ahead) and not view.older
 
 
 @app.command("log", epilog="Example: dpmesh ledger log --grants")

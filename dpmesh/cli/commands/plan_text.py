@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from dpmesh.accounting import AMOUNT, Accounting
-from dpmesh.cli.console import say, stdout
+from dpmesh.cli.console import say, stdout, table
 from dpmesh.ledger import Budget
+from dpmesh.policy import Model
 from dpmesh.policy.kinds.words import duration, number
 from dpmesh.report.balances import loss_over
-from dpmesh.report.plan import FieldReport, MemoizedReport, MessageReport, Payment, is_central
+from dpmesh.report.plan import FieldReport, MemoizedReport, MessageReport, Payment
 from dpmesh.report.rpcs import FieldChange, MessageChange, PlanReport
 from dpmesh.report.wording import count
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # How many windows the example of what windows add up to has.
 _WINDOWS = 30
@@ -127,19 +131,16 @@ def _after(payment: Payment) -> str:
 
 def _new_table(*columns: str) -> Table:
     """A plain table. A narrow terminal breaks columns of words before those of names and numbers."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    for name in columns:
-        words = name in ("kind", "mechanism", "what leaves", "decided by")
-        table.add_column(name, overflow="fold", no_wrap=not words)
-    return table
+    words = ("kind", "mechanism", "what leaves", "decided by")
+    return table(*columns, no_wrap=[name for name in columns if name not in words])
 
 
 def _table(fields: Sequence[FieldReport]) -> Table:
-    table = _new_table("    field", "kind", "mechanism", "ε", "ρ", "error", "what leaves", "decided by")
+    rows = _new_table("    field", "kind", "mechanism", "ε", "ρ", "error", "what leaves", "decided by")
     for entry in fields:
-        table.add_row(
+        rows.add_row(
             "    " + entry.path + (f" ×{entry.elements}" if entry.elements > 1 else ""),
-            entry.kind + (" (central)" if is_central(entry) else ""),
+            entry.kind + (" (central)" if entry.model == Model.CENTRAL else ""),
             entry.mechanism or "",
             _epsilon(entry),
             "" if entry.rho is None else number(entry.rho),
@@ -147,7 +148,7 @@ def _table(fields: Sequence[FieldReport]) -> Table:
             entry.output,
             entry.origin,
         )
-    return table
+    return rows
 
 
 def _epsilon(entry: FieldReport) -> str:
@@ -245,15 +246,15 @@ def _loss(report: MessageReport) -> str:
 
 
 def _change_table(fields: Sequence[FieldChange]) -> Table:
-    table = _new_table("  field", "mechanism", "ε", "ρ", "error", "what leaves", "decided by")
+    rows = _new_table("  field", "mechanism", "ε", "ρ", "error", "what leaves", "decided by")
     for change in fields:
         cells = [_cells(side) for side in (change.old, change.new)]
         pairs = [
             before if before == after else f"{before} -> {after}"
             for before, after in zip(*cells, strict=True)
         ]
-        table.add_row("  " + change.path, *pairs)
-    return table
+        rows.add_row("  " + change.path, *pairs)
+    return rows
 
 
 def _cells(entry: FieldReport | None) -> tuple[str, ...]:

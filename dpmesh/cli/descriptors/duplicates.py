@@ -10,6 +10,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 from dpmesh.cli.descriptors import source_locations
 from dpmesh.policy import Diagnostic, Severity
+from dpmesh.policy.descriptors import oneof_of
 from dpmesh.report.sources import SourceLocation
 from dpmesh.v1 import privacy_pb2
 
@@ -147,9 +148,9 @@ def _other_member(
     """The oneof member that a setting sets, and another member that an earlier line sets, with that line."""
     above: Numbers = ()
     for field in setting.fields:
-        if _is_member(field):
-            oneof = field.containing_oneof.name
-            other, line = members.setdefault((above, oneof), (field, setting.span[0] + 1))
+        oneof = oneof_of(field)
+        if oneof is not None:
+            other, line = members.setdefault((above, oneof.name), (field, setting.span[0] + 1))
             if other.number != field.number:
                 return field.name, other.name, line
         above += (field.number,)
@@ -165,12 +166,7 @@ def _again(setting: _Setting, literals: Mapping[Numbers, int], parts: Mapping[Nu
         return None
     path, above = setting.path, 0
     for field in setting.fields:
-        if _is_member(field) and path[:above] in literals:
+        if oneof_of(field) is not None and path[:above] in literals:
             return literals[path[:above]]
         above += 2 if field.is_repeated else 1
     return literals.get(path) or parts.get(path)
-
-
-def _is_member(field: Any) -> bool:
-    """Whether a field is one of several of a oneof; proto3 `optional` makes oneofs of one."""
-    return field.containing_oneof is not None and len(field.containing_oneof.fields) > 1

@@ -11,54 +11,30 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from dpmesh import extras
 from dpmesh.cli.console import InputError
 from dpmesh.cli.descriptors import include
+from dpmesh.policy import Severity
+from dpmesh.report.findings import Finding
 from dpmesh.report.sources import SourceLocation
 
-if TYPE_CHECKING:
-    from dpmesh.report.findings import Finding
-
 _COMPLAINT = re.compile(r"^(?P<file>.+?\.proto):(?:(?P<line>\d+):(?:(?P<column>\d+):)?)?\s*(?P<text>.+)$")
-
-
-@dataclass(frozen=True, slots=True)
-class Complaint:
-    """One error of the compiler.
-
-    Attributes:
-        location: Where.
-        text: In the compiler's words.
-    """
-
-    location: SourceLocation
-    text: str
 
 
 class CompileError(InputError):
     """The compiler refused the files.
 
     Attributes:
-        complaints: Its errors; at least one.
+        findings: Its errors, in its own words; at least one.
     """
 
-    def __init__(self, complaints: Sequence[Complaint]) -> None:
-        first, more = complaints[0], len(complaints) - 1
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        first, more = findings[0], len(findings) - 1
         super().__init__(f"{first.location}: {first.text}" + (f" (and {more} more)" if more else ""))
-        self.complaints = tuple(complaints)
-
-    def findings(self) -> list[Finding]:
-        """The complaints as findings."""
-        from dpmesh.policy import Severity
-        from dpmesh.report.findings import Finding
-
-        return [
-            Finding(entry.location, Severity.ERROR, "syntax", "", entry.text) for entry in self.complaints
-        ]
+        self.findings = tuple(findings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +158,7 @@ def _outermost(roots: Sequence[Path]) -> list[Path]:
     return kept
 
 
-def _complaints(output: str, spelled: dict[str, str]) -> list[Complaint]:
+def _complaints(output: str, spelled: dict[str, str]) -> list[Finding]:
     """The compiler's errors, without its warnings."""
     complaints = []
     for line in output.splitlines():
@@ -191,9 +167,13 @@ def _complaints(output: str, spelled: dict[str, str]) -> list[Complaint]:
             continue
         file = spelled.get(str(include.absolute(Path(match["file"])))) or _shorter(Path(match["file"]))
         location = SourceLocation(file, int(match["line"] or 0), int(match["column"] or 0))
-        complaints.append(Complaint(location, match["text"]))
+        complaints.append(_finding(location, match["text"]))
     text = " ".join(output.split()) or "the compiler failed without a word"
-    return complaints or [Complaint(SourceLocation("protoc"), text)]
+    return complaints or [_finding(SourceLocation("protoc"), text)]
+
+
+def _finding(location: SourceLocation, text: str) -> Finding:
+    return Finding(location, Severity.ERROR, "syntax", "", text)
 
 
 def _shorter(path: Path) -> str:

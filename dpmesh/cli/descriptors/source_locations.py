@@ -8,9 +8,8 @@ from typing import Any
 
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 
+from dpmesh.policy.policy import SECTIONS
 from dpmesh.report.sources import SourceLocation
-
-_SECTIONS = ("fields", "messages", "methods", "oneofs")
 
 # Field numbers in descriptor.proto, of which the paths in SourceCodeInfo are made.
 _FILE_MESSAGES, _FILE_SERVICES, _FILE_EXTENSIONS = 4, 6, 7
@@ -74,7 +73,7 @@ def of_overlays(path: Path) -> dict[str, SourceLocation]:
     root = yaml.compose(path.read_text(encoding="utf-8"), Loader=BoundedLoader)
     locations: dict[str, SourceLocation] = {}
     for section, entries in _pairs(root):
-        if section.value in _SECTIONS:
+        if section.value in SECTIONS:
             for key, _ in _pairs(entries):
                 locations[key.value] = SourceLocation(
                     str(path), key.start_mark.line + 1, key.start_mark.column + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -138,3 +138,17 @@ def read(work: Callable[[], Coroutine[Any, Any, _T]], may_repeat: Callable[[], b
         raise AssertionError("the last attempt returns or raises")
 
     return run(attempts())
+
+
+def ask(admin: LedgerAdmin, question: Callable[[LedgerView], Awaitable[_T]]) -> _T:
+    """The answer to a question about the ledger as it is now, which may be asked more than once.
+
+    Raises:
+        InputError: The ledger can't be read.
+    """
+
+    async def answer() -> _T:
+        async with viewing(admin) as view:
+            return await question(view)
+
+    return read(answer)

@@ -10,7 +10,6 @@ import itertools
 import linecache
 from contextvars import ContextVar, Token
 from functools import lru_cache
-from textwrap import indent
 from types import CodeType, FunctionType
 from typing import Any, Protocol
 from weakref import finalize
@@ -105,7 +104,9 @@ def function(name: str, arguments: str, body: str, result: str, global_names: di
         result: What it returns.
         global_names: What the statements refer to besides.
     """
-    text = f"def {name}({arguments}):\n{indent(body, '    ')}\n    return {result}\n"
+    # textwrap.indent gives the same, and takes twice as long.
+    lines = [f"    {line}\n" if line else "\n" for line in body.split("\n")]
+    text = f"def {name}({arguments}):\n{''.join(lines)}    return {result}\n"
     source = _current.get()
     if source is not None:
         return source.function(name, text, global_names)

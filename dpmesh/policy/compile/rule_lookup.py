@@ -38,7 +38,7 @@ class RuleLookup:
         self._book = book
         self._serialized: dict[str, bytes] = {}
         # A type occurs at many sites, and parsing its options takes longer than everything else that is done there.
-        self._rules: dict[str, ResolvedRule] = {}
+        self._rules: dict[Any, ResolvedRule] = {}
         self._protected: dict[str, bool] = {}
 
     def version(self) -> str:
@@ -83,10 +83,9 @@ class RuleLookup:
         return self.holds_rules(field) if kind is None else not kind.passes
 
     def _look_up(self, ask: Callable[[Any], ResolvedRule], element: Any) -> ResolvedRule:
-        # Protobuf allows no two elements of one name.
-        resolved = self._rules.get(element.full_name)
+        resolved = self._rules.get(element)
         if resolved is None:
-            resolved = self._rules[element.full_name] = self._ask(ask, element)
+            resolved = self._rules[element] = self._ask(ask, element)
         return resolved
 
     def _ask(self, ask: Callable[[Any], ResolvedRule], element: Any) -> ResolvedRule:

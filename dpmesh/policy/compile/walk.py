@@ -14,10 +14,9 @@ from dpmesh.policy.compile import nesting, oneofs, unannotated
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.compile.rule_lookup import RuleLookup
 from dpmesh.policy.compile.unannotated_types import UnannotatedTypes
-from dpmesh.policy.descriptors import RESERVED_NAMES, extensions, inside_of, oneof_of
+from dpmesh.policy.descriptors import RESERVED_NAMES, extensions, inside_of, is_report, oneof_of
 from dpmesh.policy.kinds.kind import FieldSite
 from dpmesh.policy.kinds.loss import epsilon_share
-from dpmesh.policy.kinds.noised import NoisedKind
 from dpmesh.policy.kinds.words import short_path
 
 # Fields of one plan, counted at every site where they occur: two fields of one type on each of many levels are few
@@ -187,7 +186,14 @@ class Walk:
         kind = self.lookup.kind(field)
         if kind is None and self.lookup.field(field).rules.HasField("memoize"):
             self._refuse_memoize(field)
-        if kind is None and self.lookup.holds_rules(field):
+        if kind is None and is_report(field):
+            self.diagnostics.error(
+                field.full_name,
+                "report",
+                "holds a text that would leave as it is, because no rule makes a report of it",
+                "(dpmesh.v1.field).categorical = {epsilon: 1}, or suppress",
+            )
+        elif kind is None and self.lookup.holds_rules(field):
             nesting.add(self, fragment, self._site(field, site, owned=site.owned), site.stack)
         elif kind is None:
             unannotated.add(self, fragment, self._site(field, site, owned=site.owned), site.unannotated)
@@ -198,9 +204,10 @@ class Walk:
         """A field whose rule chooses a kind: the kind adds it, messages and maps as well."""
         kind, rules = self.lookup.kind(field), self.lookup.field(field).rules
         assert kind is not None
-        if self.lookup.field(field).rules.HasField("memoize") and not isinstance(kind, NoisedKind):
-            self._refuse_memoize(field)
+        before = len(fragment.memoized)
         kind.add(fragment, self._site(field, site, owned=owned), getattr(rules, kind.name))
+        if rules.HasField("memoize") and len(fragment.memoized) == before and not self.diagnostics.has_errors:
+            self._refuse_memoize(field)
 
     def _refuse_memoize(self, field: FieldDescriptor) -> None:
         self.diagnostics.error(field.full_name, "memoize", "memoizes nothing here", "remove memoize")

@@ -21,8 +21,10 @@ from dpmesh.v1 import privacy_pb2 as pb
 
 if TYPE_CHECKING:
     from dpmesh.policy.compile.rule_lookup import RuleLookup
-    from dpmesh.policy.kinds.categorical import CategoricalPayload
+    from dpmesh.policy.kinds.category import CategoricalPayload
+    from dpmesh.policy.kinds.location import LocationPayload
     from dpmesh.policy.kinds.numeric import NumericPayload
+    from dpmesh.policy.kinds.vector_mechanism import VectorMechanism
 
 
 # Repeated fields are filled up to max_items in every message.
@@ -100,7 +102,7 @@ class Description:
     Attributes:
         output: What may leave, in words.
         error: A number's worst-case standard deviation, in the field's own units; None if it overflows a float.
-        truth: The probability that a category leaves as it is.
+        truth: The probability that what leaves of a category names it.
         low: A number's smallest output.
         high: A number's largest output.
     """
@@ -119,7 +121,7 @@ class FieldKind(abc.ABC):
 
     Attributes:
         name: The kind's field in the schema's oneof `dpmesh.v1.FieldRules.kind`, and its name for people.
-        takes_share: It takes a part of its message's epsilon where its rule sets no `epsilon` of its own.
+        takes_share: It takes a part of its message's epsilon where its rule sets none of its own: see `needs_share`.
         passes: The field leaves as it is, with all that is in it.
         protects: It counts as a protected field: its value is noised, replaced or dropped.
         is_unit: The field holds the privacy unit's id. It is compiled before all other fields of its message.
@@ -163,6 +165,10 @@ class FieldKind(abc.ABC):
         """
         return FieldPlan(site.path, site.field.full_name, self, site.origin)
 
+    def needs_share(self, rules: Any) -> bool:
+        """Whether a field with these rules takes a part of its message's epsilon."""
+        return self.takes_share and not rules.HasField("epsilon")
+
     @abc.abstractmethod
     def describe(self, plan: FieldPlan) -> Description:
         """Says to people what leaves."""
@@ -185,6 +191,14 @@ class FieldKind(abc.ABC):
 
     def as_category(self, plan: FieldPlan) -> CategoricalPayload | None:
         """How an estimator reads what leaves as a category; None where it is no category."""
+        return None
+
+    def as_vector(self, plan: FieldPlan) -> VectorMechanism | None:
+        """How an estimator reads what leaves as a vector; None where it is no vector."""
+        return None
+
+    def as_place(self, plan: FieldPlan) -> LocationPayload | None:
+        """How an estimator reads what leaves as a place; None where it is no place."""
         return None
 
     def received(self, value: Any) -> Iterable[Any]:

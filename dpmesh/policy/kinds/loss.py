@@ -88,7 +88,7 @@ def _takers(message: Descriptor, lookup: RuleLookup) -> Iterator[str]:
     for field in message.fields:
         rules, kind = lookup.field(field).rules, lookup.kind(field)
         oneof = oneof_of(field)
-        if kind is not None and kind.takes_share and not getattr(rules, kind.name).HasField("epsilon"):
+        if kind is not None and kind.needs_share(getattr(rules, kind.name)):
             yield f"a member of {oneof.name}" if oneof else field.name
         if oneof and lookup.changes(field):
             choice = lookup.oneof(oneof).rules

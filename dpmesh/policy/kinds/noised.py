@@ -38,7 +38,7 @@ class NoisedKind(FieldKind):
         if plan.cost == Cost.ZERO:
             site.error("cost", f"{self} draws noise and costs nothing", "report this as a bug of dpmesh")
         fragment.fields.append(plan)
-        fragment.values += plan.repeats
+        fragment.values += self.values(plan)
         if plan.memo is not None:
             memoize.add(fragment, site, plan, self.transform(plan))
             return
@@ -48,6 +48,10 @@ class NoisedKind(FieldKind):
         else:
             fragment.local += plan.cost
         fragment.steps.append(self.step(site, plan))
+
+    def values(self, plan: FieldPlan) -> int:
+        """How many values of the field one message instance shows."""
+        return plan.repeats
 
     def step(self, site: FieldSite, plan: FieldPlan) -> Step:
         """What writes the field of a protected message. Kinds on messages and maps override it."""

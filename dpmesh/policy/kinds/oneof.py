@@ -7,7 +7,8 @@ from fractions import Fraction
 
 from dpmesh.accounting import Cost
 from dpmesh.noise import categorical
-from dpmesh.policy.kinds.categorical import MECHANISM_NAME, Categorical, CategoricalPayload
+from dpmesh.policy.kinds.categorical import Categorical
+from dpmesh.policy.kinds.category import CategoricalPayload
 from dpmesh.policy.plan import FieldPlan, Model
 
 # The choice of a oneof of which no member is set.
@@ -43,8 +44,8 @@ class Oneof(Categorical):
             epsilon=epsilon,
             instances=instances,
             cost=Cost.pure(epsilon),
-            mechanism_name=MECHANISM_NAME,
-            payload=CategoricalPayload((*members, NOTHING), mechanism),
+            mechanism_name=str(mechanism.kind),
+            payload=CategoricalPayload((*members, NOTHING), mechanism, NOTHING),
         )
 
 

@@ -271,3 +271,23 @@ def test_a_self_test_finds_what_a_plan_must_not_do():
     ):
         with pytest.raises(AnnotationError, match=text):
             self_test(broken)
+
+
+def test_a_self_test_draws_vectors_too():
+    types = compiled(
+        """message Own { string id = 1 [(dpmesh.v1.field).unit = {}];
+        repeated double v = 2 [(dpmesh.v1.field).vector = {l2_norm: 1 dimension: 4 epsilon: 1}]; }"""
+    )
+    plan = Policy().plan(types.Own.DESCRIPTOR)
+    self_test(plan)
+    field = next(field for field in plan.fields if field.mechanism_name)
+    short = replace(field.payload, release=lambda x: x[1:])
+    far = replace(field.payload, release=lambda x: x + 2 * field.payload.reach)
+    costly = replace(field.payload, epsilon=2 * field.epsilon)
+    for payload, text in (
+        (short, "outside of its mechanism's range"),
+        (far, "outside of its mechanism's range"),
+        (costly, "more than it pays for"),
+    ):
+        with pytest.raises(AnnotationError, match=text):
+            self_test(replace(plan, fields=(replace(field, payload=payload),)))

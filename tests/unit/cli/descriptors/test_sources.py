@@ -73,7 +73,7 @@ def test_the_first_complaint_is_the_error(write) -> None:
     with pytest.raises(protoc.CompileError) as caught:
         sources.from_protos([bad], [])
     assert str(caught.value).startswith("bad.proto:")
-    assert len(caught.value.complaints) == 2
+    assert len(caught.value.findings) == 2
 
 
 @pytest.mark.parametrize("compiler", ["protoc", "buf"])
@@ -97,7 +97,7 @@ def test_without_the_extra_other_compilers_do(
     )
     with pytest.raises(protoc.CompileError) as caught:
         sources.from_protos([broken], [])
-    assert str(caught.value.complaints[0].location) == "protos/acme/v1/d.proto:3:13"
+    assert str(caught.value.findings[0].location) == "protos/acme/v1/d.proto:3:13"
 
 
 def _other_compiler(name: str, write) -> str:
