@@ -46,7 +46,7 @@ def plan(fields, more=""):
         ("memoize", f"message M {{ {UNIT} string a = 2 [(dpmesh.v1.field) = {{suppress: {{}} memoize: {{}}}}]; }}"),
         ("memoize", f"message M {{ {UNIT} string a = 2 [(dpmesh.v1.field).memoize = {{}}]; }}"),
         ("memoize", f"message M {{ {UNIT} repeated string a = 2 [(dpmesh.v1.field) = {{categorical: {{epsilon: 1 domain: ['a', 'b', 'c', 'd'] mechanism: SUBSET_SELECTION}} memoize: {{}}}}]; }}"),
-        ("memoize", f"message M {{ {UNIT} repeated double a = 2 [(dpmesh.v1.field) = {{vector: {{l2_norm: 1 dimension: 8 epsilon: 1}} memoize: {{}}}}]; }}"),
+        ("memoize", f"message M {{ {UNIT} repeated double a = 2 [(dpmesh.v1.field) = {{vector: {{l2_norm: 1 dimension: 8 epsilon: 8}} memoize: {{}}}}]; }}"),
         ("memoize", f"message M {{ {UNIT} P p = 2 [(dpmesh.v1.field) = {{location: {{epsilon_per_km: 1 min_latitude: 0 max_latitude: 1 min_longitude: 0 max_longitude: 1}} memoize: {{}}}}]; }} message P {{ double latitude = 1; double longitude = 2; }}"),
         ("memoize", "message M { string id = 1 [(dpmesh.v1.field) = {unit: {} memoize: {}}]; }"),
         ("memoize", "message M { string id = 1 [(dpmesh.v1.field).memoize = {}]; }"),
