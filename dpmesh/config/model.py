@@ -53,6 +53,7 @@ class BudgetConfig(_Section, frozen=True):
     epsilon: float
     key: Literal["unit", "global"] = "unit"
     delta: float = 0.0
+    threshold_delta: float = 0.0
     accounting: Literal["pure", "zcdp"] = "zcdp"
     window: str = "24h"
     on_exhausted: Literal["reject", "suppress", "replay"] = "reject"
@@ -132,6 +133,7 @@ def budgets(config: Config) -> list[Budget]:
             key=entry.key,
             epsilon=entry.epsilon,
             delta=entry.delta,
+            threshold_delta=entry.threshold_delta,
             accounting=Accounting(entry.accounting),
             window=seconds(entry.window, f"budget {entry.name!r}: window"),
             on_exhausted=entry.on_exhausted,
@@ -151,6 +153,7 @@ def _quota(entry: QuotaConfig, budget: Budget) -> Budget:
         key="unit/consumer" if budget.key == "unit" else "global/consumer",
         epsilon=entry.epsilon,
         delta=budget.delta,
+        threshold_delta=budget.threshold_delta,
         accounting=budget.accounting,
         window=budget.window,
         on_exhausted=entry.on_exhausted or budget.on_exhausted,

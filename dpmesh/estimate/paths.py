@@ -89,6 +89,8 @@ def default(descriptor: Descriptor, field: FieldPlan) -> Any:
     if not field.kind.elementwise:
         return field.kind.absent
     last = walk(descriptor, field)[-1]
+    if _is_boxed(last):
+        return field.kind.absent
     return 0 if last.is_repeated else scalar(last).default_value
 
 
@@ -105,7 +107,7 @@ def reader(descriptor: Descriptor, field: FieldPlan) -> Read:
     *above, last = walk(descriptor, field)
     parents = _children(above)
     name, optional, wrapped, kind = last.name, last.has_presence, is_wrapper(last), field.kind
-    repeated = last.is_repeated and kind.elementwise
+    repeated, boxed = last.is_repeated and kind.elementwise, _is_boxed(last)
 
     def read(message: Message) -> Iterator[Any]:
         for parent in parents(message):
@@ -121,9 +123,24 @@ def reader(descriptor: Descriptor, field: FieldPlan) -> Read:
                 yield from kind.received(held)
                 continue
             for value in held if repeated else (held,):
-                yield value.value if wrapped else value
+                if boxed:
+                    yield from kind.received(value)
+                else:
+                    yield value.value if wrapped else value
 
     return read
+
+
+def holders(descriptor: Descriptor, field: FieldPlan) -> Read:
+    """What reads a field as a whole, such as a map, out of every message within a received message that has it."""
+    *above, last = walk(descriptor, field)
+    parents, name = _children(above), last.name
+    return lambda message: (getattr(parent, name) for parent in parents(message))
+
+
+def _is_boxed(field: FieldDescriptor) -> bool:
+    """Whether each value is a message that only its kind can read, such as a Timestamp."""
+    return field.message_type is not None and not is_wrapper(field)
 
 
 def _children(above: list[FieldDescriptor]) -> Callable[[Message], Iterator[Message]]:

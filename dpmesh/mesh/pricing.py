@@ -309,7 +309,7 @@ class Pricing:
         """
         limits = [(index, self._budgets[index]) for index in paying if self._parents.get(index) in payers]
         return tuple(
-            (index, cost.amount(quota.accounting) if quota.consumers else _amount(plan, quota, cost))
+            (index, _uncapped(quota, cost) if quota.consumers else _amount(plan, quota, cost))
             for index, quota in limits
         )
 
@@ -341,10 +341,19 @@ def _amount(plan: Plan, budget: Budget, cost: Cost) -> int:
         raise AnnotationError(
             "accounting",
             name,
-            f"a discrete Gaussian has no pure epsilon, and {budget.kind} {budget.name!r} counts those",
-            "accounting = 'zcdp' on the budget, or DISCRETE_LAPLACE on the field",
+            f"a discrete Gaussian or a histogram without keys has no pure epsilon, and {budget.kind} {budget.name!r} "
+            "counts those",
+            "accounting = 'zcdp' on the budget; or DISCRETE_LAPLACE, or keys, on the field",
         )
-    amount = cost.amount(budget.accounting)
+    if cost.delta and not budget.threshold_delta:
+        raise AnnotationError(
+            "threshold-delta",
+            name,
+            f"a histogram without keys has a delta, and {budget.kind} {budget.name!r} has no threshold_delta to pay "
+            "for it",
+            "threshold_delta on the budget, for example 1e-6; or keys on the field",
+        )
+    amount = _uncapped(budget, cost)
     if amount > budget.cap:
         raise AnnotationError(
             "over-budget",
@@ -353,6 +362,11 @@ def _amount(plan: Plan, budget: Budget, cost: Cost) -> int:
             _how_to_afford(budget, cost),
         )
     return amount
+
+
+def _uncapped(budget: Budget, cost: Cost) -> int:
+    """What a budget that admits the cost is charged, be it more than it has."""
+    return cost.amount(budget.accounting, budget.cap, budget.threshold_delta)
 
 
 def _how_to_afford(budget: Budget, cost: Cost) -> str:

@@ -89,7 +89,9 @@ def self_test(plan: Plan) -> None:
         if number is not None:
             draws, last = number.mechanism.draws, number.grid.size
             allows = range(number.mechanism.low, number.mechanism.high + 1).__contains__
-            drawn = _cost(number.mechanism.epsilon, number.mechanism.rho, field.repeats)
+            # Of a kind that is not elementwise, one draw's epsilon may be that of all elements together.
+            draws_paid = field.repeats if field.kind.elementwise else 1
+            drawn = _cost(number.mechanism.epsilon, number.mechanism.rho, draws_paid)
         elif category is not None:
             draws, last = category.mechanism.draws, category.mechanism.k - 1
             allows = category.mechanism.allows

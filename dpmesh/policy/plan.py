@@ -75,7 +75,7 @@ class FieldPlan:
         model: Local or central, where noise is drawn; None otherwise.
         epsilon: The loss of one release of the whole field in one message instance, or None for the Gaussian.
         rho: The Gaussian's zCDP cost, else None.
-        delta: The Gaussian's declared delta, else 0.
+        delta: The declared delta of a Gaussian or of a histogram without public keys, else 0.
         repeats: How many elements of this field one message instance shows (1 unless repeated).
         instances: How often the field's message occurs in one root message (the product of max_items above it).
         cost: What one message instance pays for it, all repeats together.
@@ -189,7 +189,7 @@ class Plan:
         mechanisms: The names of all mechanisms, sorted, for telemetry.
         protected: How many fields are noised or suppressed.
         cost: The most that one message can cost all owners together, with one instance of each scope.
-        delta: The sum of the deltas that its Gaussians were declared with.
+        delta: The sum of the deltas that its Gaussians and its histograms without public keys were declared with.
         labels: Of the message type and of the messages in it that are protected or can hold an Any, sorted.
         messages: The full names of the types that `labels` is about, sorted.
         ownerless: What the scope of no unit costs, in two parts. The first is local values: where the message is packed

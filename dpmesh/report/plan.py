@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon
+from dpmesh.accounting import AMOUNT, Accounting
 from dpmesh.errors import AnnotationError
 from dpmesh.ledger import Budget
 from dpmesh.mesh.billing import BillingTable
@@ -28,9 +28,10 @@ class FieldReport:
         mechanism: What draws, or None.
         origin: Who decided: "annotation", "overlay" or "unannotated".
         epsilon: The most that one message loses through it, all its elements together; for the discrete Gaussian
-            at `delta`. Of a memoized field, what one unit loses in one epoch. None where nothing is noised.
+            and for histograms without public keys at `delta`. Of a memoized field, what one
+            unit loses in one epoch. None where nothing is noised.
         rho: The same loss as zCDP.
-        delta: The delta of the discrete Gaussian, else 0.
+        delta: The delta of the discrete Gaussian or of a histogram without public keys, else 0.
         elements: How many values of it one message shows.
         error: A number's worst-case standard deviation per element, in the field's own units; None if a float
             can't hold it.
@@ -112,7 +113,8 @@ class MessageReport:
         rho: The same loss as zCDP.
         fields: All fields that its plan names.
         payments: Which budgets and quotas pay.
-        delta: The delta that `epsilon` holds at: 0 if the loss is pure, else the smallest delta of the budgets.
+        delta: The delta that `epsilon` holds at: 0 if the loss is pure, else the smallest delta of the budgets, and
+            what histograms without public keys add.
         memoized: What its memoized fields cost, beside `epsilon`; None without such fields.
     """
 
@@ -214,7 +216,8 @@ class Planner:
     def _delta(self, plan: Plan) -> float:
         if all(scope.cost.epsilon is not None for scope in plan.scopes):
             return 0.0
-        return min(budget.delta for budget in self._budgets if budget.accounting is Accounting.ZCDP)
+        smallest = min(budget.delta for budget in self._budgets if budget.accounting is Accounting.ZCDP)
+        return smallest + float(plan.cost.delta)
 
     def _payments(self, plan: Plan, priced: PricedPlan) -> list[Payment]:
         payments = []
@@ -284,5 +287,5 @@ def _loss(entry: FieldPlan) -> tuple[float | None, float | None]:
         return None, None
     cost = entry.cost.times(entry.instances)
     if cost.epsilon is None:
-        return rho_to_epsilon(cost.rho / AMOUNT, entry.delta), cost.rho / AMOUNT
+        return cost.epsilon_at(entry.delta), cost.rho / AMOUNT
     return cost.epsilon / AMOUNT, cost.rho / AMOUNT

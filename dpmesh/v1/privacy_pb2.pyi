@@ -300,18 +300,26 @@ class Vector(_message.Message):
     def __init__(self, l1_norm: _Optional[float] = ..., l2_norm: _Optional[float] = ..., linf_norm: _Optional[float] = ..., dimension: _Optional[int] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ..., mechanism: _Optional[_Union[Vector.Mechanism, str]] = ..., sensitivity: _Optional[float] = ..., resolution: _Optional[float] = ...) -> None: ...
 
 class Histogram(_message.Message):
-    __slots__ = ("keys", "threshold", "contribution", "epsilon", "delta")
+    __slots__ = ("keys", "threshold", "contribution", "epsilon", "delta", "max_keys", "lower", "upper", "resolution")
     KEYS_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     EPSILON_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
+    MAX_KEYS_FIELD_NUMBER: _ClassVar[int]
+    LOWER_FIELD_NUMBER: _ClassVar[int]
+    UPPER_FIELD_NUMBER: _ClassVar[int]
+    RESOLUTION_FIELD_NUMBER: _ClassVar[int]
     keys: _containers.RepeatedScalarFieldContainer[str]
     threshold: float
     contribution: float
     epsilon: float
     delta: float
-    def __init__(self, keys: _Optional[_Iterable[str]] = ..., threshold: _Optional[float] = ..., contribution: _Optional[float] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ...) -> None: ...
+    max_keys: int
+    lower: float
+    upper: float
+    resolution: float
+    def __init__(self, keys: _Optional[_Iterable[str]] = ..., threshold: _Optional[float] = ..., contribution: _Optional[float] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ..., max_keys: _Optional[int] = ..., lower: _Optional[float] = ..., upper: _Optional[float] = ..., resolution: _Optional[float] = ...) -> None: ...
 
 class Pseudonym(_message.Message):
     __slots__ = ("epoch", "namespace")

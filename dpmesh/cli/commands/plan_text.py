@@ -196,6 +196,8 @@ def _lifetime(budget: Budget) -> str:
     loss = f"ε {number(budget.epsilon)}"
     if budget.accounting is Accounting.ZCDP:
         loss += f" at δ {budget.delta:g} (ρ {number(budget.cap / AMOUNT)})"
+    if budget.threshold_delta:
+        loss += f", and δ {budget.threshold_delta:g} for histograms without keys,"
     owner = "each unit" if budget.owner == "unit" else "everyone together"
     if budget.is_quota:
         head = f"Quota {budget.name} under {budget.under}: {loss} for {owner}, to each consumer"
@@ -208,7 +210,7 @@ def _lifetime(budget: Budget) -> str:
     sum_of_windows = loss_over(budget, _WINDOWS)
     total = f"ε {number(sum_of_windows.epsilon)}"
     if budget.accounting is Accounting.ZCDP:
-        total = f"ρ {number(sum_of_windows.value)}, {total} at δ {budget.delta:g}"
+        total = f"ρ {number(sum_of_windows.value)}, {total} at δ {budget.delta + _WINDOWS * budget.threshold_delta:g}"
     return (
         f"{head} in each window of {duration(budget.window)}. T windows cost at most T times that "
         f"({_WINDOWS}: {total}), and as long a time across an edge up to twice."

@@ -23,6 +23,11 @@ _EMPTY: tuple[tuple[type, Any], ...] = (
 )
 
 
+# Increased whenever an equal rule gets another law, such as another mechanism for AUTO: reports under two laws must not
+# look as if they were of one. Since 2, AUTO takes the optimized Piecewise mechanism.
+LAWS = 2
+
+
 class RuleLookup:
     """Asks the rulebook for one compilation, and remembers the answers.
 
@@ -42,8 +47,8 @@ class RuleLookup:
         self._protected: dict[str, bool] = {}
 
     def version(self) -> str:
-        """A digest of every rule that was looked up, 16 hex digits."""
-        digest = hashlib.sha256(b"dpmesh.v1.Plan\0")
+        """A digest of every rule that was looked up, and of what this version of dpmesh makes of it; 16 hex digits."""
+        digest = hashlib.sha256(b"dpmesh.v1.Plan\0%d\0" % LAWS)
         for name, rules in sorted(self._serialized.items()):
             digest.update(b"%s\0%d\0%s" % (name.encode(), len(rules), rules))
         return digest.hexdigest()[:16]

@@ -22,6 +22,8 @@ from dpmesh.v1 import privacy_pb2 as pb
 if TYPE_CHECKING:
     from dpmesh.policy.compile.rule_lookup import RuleLookup
     from dpmesh.policy.kinds.category import CategoricalPayload
+    from dpmesh.policy.kinds.histogram import HistogramPayload
+    from dpmesh.policy.kinds.key_selection import SelectionPayload
     from dpmesh.policy.kinds.location import LocationPayload
     from dpmesh.policy.kinds.numeric import NumericPayload
     from dpmesh.policy.kinds.vector_mechanism import VectorMechanism
@@ -127,7 +129,7 @@ class FieldKind(abc.ABC):
         is_unit: The field holds the privacy unit's id. It is compiled before all other fields of its message.
         on_oneof: It stands on a oneof instead of a field.
         elementwise: Each element of a repeated field is a value by itself; otherwise the whole field is one value.
-        absent: What an absent value counts as before noise, for kinds that are not elementwise.
+        absent: What an absent value counts as before noise, for kinds that are not elementwise and for messages.
     """
 
     name: ClassVar[str]
@@ -201,6 +203,10 @@ class FieldKind(abc.ABC):
         """How an estimator reads what leaves as a place; None where it is no place."""
         return None
 
+    def as_histogram(self, plan: FieldPlan) -> HistogramPayload | SelectionPayload | None:
+        """How an estimator reads what leaves as a histogram; None where it is none."""
+        return None
+
     def received(self, value: Any) -> Iterable[Any]:
-        """The numbers or categories in one received value, for kinds that are not elementwise."""
+        """The numbers or categories in one received value: of a kind that is not elementwise, or of a message."""
         return (value,)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dpmesh.noise.draws import Draws
 from dpmesh.policy.codegen.steps import Transform
 from dpmesh.policy.compile.fragment import Fragment
-from dpmesh.policy.descriptors import is_wrapper, oneof_of, type_name
+from dpmesh.policy.descriptors import oneof_of, type_name
 from dpmesh.policy.diagnostics import BadRuleError, Diagnostics
 from dpmesh.policy.kinds import epochs
 from dpmesh.policy.plan import FieldPlan, Memo
@@ -42,7 +42,7 @@ def memoized(plan: FieldPlan, site: FieldSite, rules: pb.Memoize) -> FieldPlan:
     if states is None:
         text = f"is {plan.kind} with {plan.mechanism_name}, whose answers can't be memoized"
         raise BadRuleError(_RULE, text, "remove memoize; it is for a unit's own categories and numbers")
-    if field.is_repeated or is_wrapper(field) or oneof_of(field) is not None:
+    if field.is_repeated or field.message_type is not None or oneof_of(field) is not None:
         raise BadRuleError(_RULE, f"does not fit {type_name(field)} here", _WHERE)
     if not site.owned or site.path != field.name:
         raise BadRuleError(_RULE, "is not in the message that names the unit and is sent by itself", _WHERE)

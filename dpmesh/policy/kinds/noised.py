@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
@@ -18,9 +18,14 @@ from dpmesh.policy.plan import FieldPlan, Model
 
 
 class NoisedKind(FieldKind):
-    """A kind that draws noise. Its plan has a mechanism, a cost and a model; its rules have an `epsilon`."""
+    """A kind that draws noise. Its plan has a mechanism, a cost and a model; its rules have an `epsilon`.
+
+    Attributes:
+        aggregate_rule: The name of the rule that makes a value an aggregate.
+    """
 
     takes_share = True
+    aggregate_rule: ClassVar[str] = "sensitivity"
 
     @override
     def add(self, fragment: Fragment, site: FieldSite, rules: Any) -> None:
@@ -69,8 +74,9 @@ class NoisedKind(FieldKind):
         if site.owned:
             site.warn(
                 "unit-aggregate",
-                "is an aggregate, because sensitivity is set: global budgets pay for it, and the unit does not",
-                "remove sensitivity if the value is the unit's own",
+                f"is an aggregate, because {self.aggregate_rule} is set: global budgets pay for it, and the unit does "
+                "not",
+                f"remove {self.aggregate_rule} if the value is the unit's own",
             )
         if field.is_repeated:
             if self.elementwise:
