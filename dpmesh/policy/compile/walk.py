@@ -194,6 +194,8 @@ class Walk:
                 "size", field.full_name, text, "suppress a field above it that holds messages"
             )
         kind = site.lookup.kind(field)
+        if kind is None and site.lookup.field(field).rules.HasField("memoize"):
+            self._refuse_memoize(field)
         if kind is None and is_report(field):
             self.diagnostics.error(
                 field.full_name,
@@ -215,7 +217,13 @@ class Walk:
         if rules.length and not kind.takes_share:  # Kinds with noise look at it themselves.
             text = f"{kind} shows no number of elements, so length has no effect"
             self.diagnostics.error(field.full_name, "length", text, "remove it")
+        before = len(fragment.memoized)
         kind.add(fragment, self._site(field, site, owned=owned), getattr(rules, kind.name))
+        if rules.HasField("memoize") and len(fragment.memoized) == before and not self.diagnostics.has_errors:
+            self._refuse_memoize(field)
+
+    def _refuse_memoize(self, field: FieldDescriptor) -> None:
+        self.diagnostics.error(field.full_name, "memoize", "memoizes nothing here", "remove memoize")
 
     def _site(self, field: FieldDescriptor, site: MessageSite, *, owned: bool) -> FieldSite:
         resolved = site.lookup.field(field)
@@ -229,6 +237,7 @@ class Walk:
             site.lookup,
             owned,
             bool(resolved.rules.length),
+            resolved.rules.memoize if resolved.rules.HasField("memoize") else None,
         )
 
 
