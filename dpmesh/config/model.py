@@ -61,7 +61,7 @@ class BudgetConfig(_Section, frozen=True):
     threshold_delta: float = 0.0
     accounting: Literal["pure", "zcdp"] = "zcdp"
     window: str = "24h"
-    on_exhausted: Literal["reject", "suppress"] = "reject"
+    on_exhausted: Literal["reject", "suppress", "replay"] = "reject"
     methods: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
     directions: tuple[Literal["request", "response"], ...] = ()
@@ -80,7 +80,7 @@ class QuotaConfig(_Section, frozen=True):
     messages: tuple[str, ...] = ()
     directions: tuple[Literal["request", "response"], ...] = ()
     labels: tuple[str, ...] = ()
-    on_exhausted: Literal["reject", "suppress"] | None = None
+    on_exhausted: Literal["reject", "suppress", "replay"] | None = None
 
 
 # The budgets without a configuration: one a day for each unit, and one a day for all aggregates.

@@ -13,7 +13,7 @@ from dpmesh.errors import ConfigError
 
 QUOTA_KEYS = ("unit/consumer", "global/consumer")
 KEYS = ("unit", "global", *QUOTA_KEYS)
-ON_EXHAUSTED = ("reject", "suppress")
+ON_EXHAUSTED = ("reject", "suppress", "replay")
 DIRECTIONS = ("request", "response")
 
 Charge = tuple[int, bytes, int]
@@ -122,7 +122,7 @@ class Budget:
     delta: float = 1e-6
     accounting: Accounting = Accounting.ZCDP
     window: float | None = 86400.0
-    on_exhausted: Literal["reject", "suppress"] = "reject"
+    on_exhausted: Literal["reject", "suppress", "replay"] = "reject"
     # Stores keep none of these: a change of what a budget pays for refills nothing.
     threshold_delta: float = 0.0
     match: Match = Match()

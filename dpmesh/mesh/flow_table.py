@@ -55,7 +55,7 @@ class FlowTable:
 
     Args:
         mesh: Which mesh releases.
-        consumer: Who receives requests, for quotas.
+        consumer: Who receives requests, for quotas and pseudonyms.
 
     Raises:
         ConfigError: `mesh` is no mesh, or `consumer` is no text, or none that UTF-8 can write.

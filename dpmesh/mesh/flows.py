@@ -51,13 +51,14 @@ class Flow:
         method: "/package.Service/Method".
         direction: Which way the messages go.
         declared: The type that the method declares, or None for a method that no loaded proto has.
-        consumer: Who receives the messages, for quotas.
+        consumer: Who receives the messages, for quotas and pseudonyms.
 
     Attributes:
         protected: Whether the declared type has anything to protect. None where each message decides: there is no
             declared type, or it can hold google.protobuf.Any or extensions. Each message is judged by its own type in
             any case.
         request_metadata: What may leave of the metadata of the method's requests.
+        by_consumer: It matters who receives the messages: quotas count them, or pseudonyms may be in them.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Flow:
         self.method = method
         self.snapshot = snapshot
         self.protected = None if declared is None else _protected(snapshot, declared)
+        self.by_consumer = table.mesh.has_quotas or _by_consumer(snapshot, self.protected, declared)
         self._table = table
         self._mesh = table.mesh
         self._direction = direction
@@ -324,3 +326,13 @@ def _protected(snapshot: PolicySnapshot, declared: Descriptor) -> bool | None:
         return snapshot.protection(message_factory.GetMessageClass(declared))
     except AnnotationError:
         return True  # Releasing a message says what is wrong with it.
+
+
+def _by_consumer(snapshot: PolicySnapshot, protected: bool | None, declared: Descriptor | None) -> bool:
+    """Whether pseudonyms may be in the messages of a flow: of any type, where the declared one is not protected."""
+    if not protected or declared is None:
+        return True
+    try:
+        return snapshot.pseudonymises(message_factory.GetMessageClass(declared))
+    except AnnotationError:
+        return True

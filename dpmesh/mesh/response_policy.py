@@ -34,7 +34,7 @@ class ResponsePolicy:
         requests: What the method receives.
         streams: Its responses are a stream.
         observing: The mode is observe, in which nothing is withheld.
-        by_consumer: A quota asks who receives the responses.
+        by_consumer: It matters who receives the responses, for quotas or pseudonyms.
         pass_metadata: The metadata keys that leave all the same, in lower case.
         pass_details: Status details leave all the same.
         dropped_keys: Logs the metadata keys that do not leave.
@@ -73,7 +73,7 @@ class ResponsePolicy:
             requests=method.request,
             streams=streams,
             observing=mesh.observing,
-            by_consumer=mesh.has_quotas,
+            by_consumer=method.response.by_consumer,
             pass_metadata=frozenset(keys),
             pass_details=allowed.pass_status_details,
             dropped_keys=method.dropped_keys,

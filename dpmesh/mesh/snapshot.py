@@ -57,6 +57,16 @@ class PolicySnapshot:
             return None if is_foreign(message) else False
         return None if plan.is_open else True
 
+    def pseudonymises(self, message_type: type) -> bool:
+        """Whether pseudonyms may leave with messages of a class.
+
+        Raises:
+            AnnotationError: The class's annotations are bad.
+            ProtectionError: It is no protobuf message class.
+        """
+        plan = self.policy.plan(descriptor_of(message_type))
+        return plan is not None and plan.pseudonymises
+
     def requires(self, method: str) -> bool:
         """Whether a method's requests are refused unless a dpmesh sender protected them."""
         declared = find_any_spelling(method)

@@ -14,6 +14,7 @@ from dpmesh.ledger import Budget
 from dpmesh.mesh.billing import BillingTable
 from dpmesh.mesh.pricing import PricedPlan
 from dpmesh.policy import FieldPlan, Plan, Policy
+from dpmesh.policy.kinds.words import duration, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +26,10 @@ class FieldReport:
         kind: What is done to it.
         model: "local" or "central" for what is noised, else None.
         mechanism: What draws, or None.
-        origin: Who decided: "annotation", "overlay" or "unannotated".
+        origin: Who decided: "annotation", "overlay", "overlay by path" or "unannotated".
         epsilon: The most that one message loses through it, all its elements together; for the discrete Gaussian
-            and for histograms without public keys at `delta`. None where nothing is noised.
+            and for histograms without public keys at `delta`. Of a memoized field, what one
+            unit loses in one epoch. None where nothing is noised.
         rho: The same loss as zCDP.
         delta: The delta of the discrete Gaussian or of a histogram without public keys, else 0.
         elements: How many values of it one message shows.
@@ -83,6 +85,23 @@ class Payment:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoizedReport:
+    """What a unit pays for all memoized answers in its first message of an epoch.
+
+    Attributes:
+        seconds: How long an epoch lasts.
+        epsilon: The loss.
+        rho: The same loss as zCDP.
+        shares: The fraction of one window that this takes of each budget and quota that pays, by name.
+    """
+
+    seconds: float
+    epsilon: float
+    rho: float
+    shares: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class MessageReport:
     """One message type.
 
@@ -97,6 +116,7 @@ class MessageReport:
         delta: The delta that `epsilon` holds at: 0 if the loss is pure, else the smallest delta of the budgets, and
             what histograms without public keys add.
         pad_to: The sizes in bytes, one of which each message has; empty where it is as long as it is.
+        memoized: What its memoized fields cost, beside `epsilon`; None without such fields.
     """
 
     message: str
@@ -108,6 +128,7 @@ class MessageReport:
     payments: tuple[Payment, ...] = ()
     delta: float = 0.0
     pad_to: tuple[int, ...] = ()
+    memoized: MemoizedReport | None = None
 
     @property
     def tightest(self) -> Payment | None:
@@ -191,7 +212,16 @@ class Planner:
             payments,
             self._delta(plan),
             plan.pad_to,
+            self._memoized(priced),
         )
+
+    def _memoized(self, priced: PricedPlan) -> MemoizedReport | None:
+        priced_memos = priced.memos
+        if priced_memos is None:
+            return None
+        paying = [(self._budgets[index], n) for index, n in (*priced_memos.amounts, *priced_memos.quotas)]
+        shares = {budget.name: amount / budget.cap for budget, amount in paying}
+        return MemoizedReport(priced_memos.memos.epoch, *priced_memos.loss, shares)
 
     def _delta(self, plan: Plan) -> float:
         if all(scope.cost.epsilon is not None for scope in plan.scopes):
@@ -243,10 +273,19 @@ def _field(entry: FieldPlan) -> FieldReport:
         elements=entry.repeats * entry.instances,
         error=shown.error,
         truth=shown.truth,
-        output=shown.output + "; the number of elements as it is" * public,
+        output=shown.output + "; the number of elements as it is" * public + _memoized(entry),
         low=shown.low,
         high=shown.high,
     )
+
+
+def _memoized(entry: FieldPlan) -> str:
+    """What is memoized of a field, in words."""
+    if entry.memo is None:
+        return ""
+    each = (entry.cost.epsilon or 0) / entry.memo.states / AMOUNT
+    answers = f"{entry.memo.states} states, {number(each)} each"
+    return f"; memoized for {duration(entry.memo.epoch)} ({answers}), and shows when it changes"
 
 
 def _total(plan: Plan, priced: PricedPlan | None) -> tuple[float | None, float]:

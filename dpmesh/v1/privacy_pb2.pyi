@@ -20,7 +20,7 @@ ONEOF_FIELD_NUMBER: _ClassVar[int]
 oneof: _descriptor.FieldDescriptor
 
 class FieldRules(_message.Message):
-    __slots__ = ("unit", "numeric", "categorical", "location", "time", "vector", "histogram", "pseudonym", "suppress", "public", "message_id", "max_items", "length")
+    __slots__ = ("unit", "numeric", "categorical", "location", "time", "vector", "histogram", "pseudonym", "suppress", "public", "message_id", "max_items", "length", "memoize")
     class Length(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         HIDDEN: _ClassVar[FieldRules.Length]
@@ -40,6 +40,7 @@ class FieldRules(_message.Message):
     MESSAGE_ID_FIELD_NUMBER: _ClassVar[int]
     MAX_ITEMS_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
+    MEMOIZE_FIELD_NUMBER: _ClassVar[int]
     unit: Unit
     numeric: Numeric
     categorical: Categorical
@@ -53,7 +54,14 @@ class FieldRules(_message.Message):
     message_id: MessageId
     max_items: int
     length: FieldRules.Length
-    def __init__(self, unit: _Optional[_Union[Unit, _Mapping]] = ..., numeric: _Optional[_Union[Numeric, _Mapping]] = ..., categorical: _Optional[_Union[Categorical, _Mapping]] = ..., location: _Optional[_Union[Location, _Mapping]] = ..., time: _Optional[_Union[Time, _Mapping]] = ..., vector: _Optional[_Union[Vector, _Mapping]] = ..., histogram: _Optional[_Union[Histogram, _Mapping]] = ..., pseudonym: _Optional[_Union[Pseudonym, _Mapping]] = ..., suppress: _Optional[_Union[Suppress, _Mapping]] = ..., public: _Optional[_Union[Public, _Mapping]] = ..., message_id: _Optional[_Union[MessageId, _Mapping]] = ..., max_items: _Optional[int] = ..., length: _Optional[_Union[FieldRules.Length, str]] = ...) -> None: ...
+    memoize: Memoize
+    def __init__(self, unit: _Optional[_Union[Unit, _Mapping]] = ..., numeric: _Optional[_Union[Numeric, _Mapping]] = ..., categorical: _Optional[_Union[Categorical, _Mapping]] = ..., location: _Optional[_Union[Location, _Mapping]] = ..., time: _Optional[_Union[Time, _Mapping]] = ..., vector: _Optional[_Union[Vector, _Mapping]] = ..., histogram: _Optional[_Union[Histogram, _Mapping]] = ..., pseudonym: _Optional[_Union[Pseudonym, _Mapping]] = ..., suppress: _Optional[_Union[Suppress, _Mapping]] = ..., public: _Optional[_Union[Public, _Mapping]] = ..., message_id: _Optional[_Union[MessageId, _Mapping]] = ..., max_items: _Optional[int] = ..., length: _Optional[_Union[FieldRules.Length, str]] = ..., memoize: _Optional[_Union[Memoize, _Mapping]] = ...) -> None: ...
+
+class Memoize(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: _duration_pb2.Duration
+    def __init__(self, epoch: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class MessageRules(_message.Message):
     __slots__ = ("epsilon", "unannotated", "labels", "pad_to")
@@ -326,10 +334,12 @@ class Histogram(_message.Message):
     def __init__(self, keys: _Optional[_Iterable[str]] = ..., threshold: _Optional[float] = ..., contribution: _Optional[float] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ..., max_keys: _Optional[int] = ..., lower: _Optional[float] = ..., upper: _Optional[float] = ..., resolution: _Optional[float] = ...) -> None: ...
 
 class Pseudonym(_message.Message):
-    __slots__ = ("epoch",)
+    __slots__ = ("epoch", "namespace")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     epoch: _duration_pb2.Duration
-    def __init__(self, epoch: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    namespace: str
+    def __init__(self, epoch: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., namespace: _Optional[str] = ...) -> None: ...
 
 class Suppress(_message.Message):
     __slots__ = ()

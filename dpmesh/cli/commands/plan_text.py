@@ -15,7 +15,7 @@ from dpmesh.ledger import Budget
 from dpmesh.policy import Model
 from dpmesh.policy.kinds.words import duration, number
 from dpmesh.report.balances import loss_over
-from dpmesh.report.plan import FieldReport, MessageReport, Payment
+from dpmesh.report.plan import FieldReport, MemoizedReport, MessageReport, Payment
 from dpmesh.report.rpcs import FieldChange, MessageChange, PlanReport
 from dpmesh.report.wording import count
 
@@ -101,6 +101,8 @@ def _message(
     budgets = {budget.name: budget for budget in plan.budgets}
     for payment in report.payments:
         console.print("    " + _payment(payment, budgets[payment.budget], plan.rate), soft_wrap=True)
+    if report.memoized is not None:
+        console.print("    " + _memoized(report.memoized), soft_wrap=True)
     if len(report.payments) > 1:
         _first(console, plan.rate, report)
 
@@ -110,6 +112,14 @@ def _sizes(pad_to: Sequence[int]) -> str:
         return "as long as it is"
     sizes = ", ".join(map(str, pad_to))
     return f"always {sizes} bytes" if len(pad_to) == 1 else f"one of {sizes} bytes"
+
+
+def _memoized(memoized: MemoizedReport) -> str:
+    shares = ", ".join(f"{100 * share:.3g} % of {name}" for name, share in memoized.shares.items())
+    return (
+        f"memoized: each unit's first message in {duration(memoized.seconds)} costs ε {number(memoized.epsilon)} more, "
+        f"for the answers to all values ({shares}); later ones cost nothing for these fields"
+    )
 
 
 def _first(console: Console, rate: str, report: MessageReport) -> None:

@@ -44,6 +44,8 @@ class Fragment:
     Attributes:
         steps: What writes the protected message.
         blank_steps: What writes it under on_exhausted = "suppress": only what needs no noise.
+        replay_steps: What writes it under on_exhausted = "replay": the blank steps and the memoized fields.
+        memoized: The plans of memoized fields.
         fields: Everything decided, for people and estimators.
         local: What the units' own values cost that no unit pays for yet.
         central: What aggregates cost.
@@ -61,6 +63,8 @@ class Fragment:
 
     steps: list[Step] = field(default_factory=list)
     blank_steps: list[Step] = field(default_factory=list)
+    replay_steps: list[Step] = field(default_factory=list)
+    memoized: list[FieldPlan] = field(default_factory=list)
     fields: list[FieldPlan] = field(default_factory=list)
     local: Cost = Cost.ZERO
     central: Cost = Cost.ZERO
@@ -83,6 +87,7 @@ class Fragment:
         """Adds what needs no noise, and so leaves under on_exhausted = "suppress" too."""
         self.steps.append(step)
         self.blank_steps.append(step)
+        self.replay_steps.append(step)
 
     def add_copy(self, field: FieldDescriptor) -> None:
         """Adds a field that leaves as it is."""

@@ -17,6 +17,7 @@ from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.descriptors import is_map
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.plan import FieldPlan
+from dpmesh.v1 import privacy_pb2 as pb
 
 if TYPE_CHECKING:
     from dpmesh.policy.compile.rule_lookup import RuleLookup
@@ -46,6 +47,7 @@ class FieldSite:
         lookup: The rules of other elements.
         owned: Another field, of its message or of a message around it, names a unit, which pays for local values.
         public_length: As many elements leave as there are, up to max_items.
+        memoize: How its answers are memoized, if they are.
     """
 
     field: FieldDescriptor
@@ -57,14 +59,15 @@ class FieldSite:
     lookup: RuleLookup
     owned: bool
     public_length: bool = False
+    memoize: pb.Memoize | None = None
 
     def error(self, rule: str, text: str, fix: str = "") -> None:
         """Reports what keeps the field's message type from being released."""
-        self.lookup.diagnostics.error(self.field.full_name, rule, text, fix)
+        self.lookup.diagnostics.error(self.lookup.name(self.field), rule, text, fix)
 
     def warn(self, rule: str, text: str, fix: str = "") -> None:
         """Reports what is worth a look."""
-        self.lookup.diagnostics.warn(self.field.full_name, rule, text, fix)
+        self.lookup.diagnostics.warn(self.lookup.name(self.field), rule, text, fix)
 
     def repeats(self) -> int:
         """How many elements one message instance shows.
@@ -174,9 +177,17 @@ class FieldKind(abc.ABC):
     def describe(self, plan: FieldPlan) -> Description:
         """Says to people what leaves."""
 
+    def states(self, plan: FieldPlan) -> int | None:
+        """How many values the field can have, as indexes from 0; None for kinds whose answers can't be memoized."""
+        return None
+
     def refuses(self, plan: FieldPlan) -> tuple[str, str] | None:
         """Which values make a release fail, and what to write in the rule instead; None where no value does."""
         return None
+
+    def pseudonymises(self, plan: FieldPlan) -> bool:
+        """Whether a pseudonym leaves, which differs from consumer to consumer."""
+        return False
 
     def as_number(self, plan: FieldPlan) -> NumericPayload | None:
         """How an estimator reads what leaves as a number; None where it is no number."""

@@ -14,6 +14,7 @@ from dpmesh.policy.codegen.steps import Step, Transform
 from dpmesh.policy.compile.fragment import Fragment, cut_from
 from dpmesh.policy.descriptors import is_map, oneof_of, type_name
 from dpmesh.policy.diagnostics import BadRuleError
+from dpmesh.policy.kinds import memoize
 from dpmesh.policy.kinds.kind import FieldKind, FieldSite
 from dpmesh.policy.plan import FieldPlan, Model
 
@@ -32,6 +33,8 @@ class NoisedKind(FieldKind):
     def add(self, fragment: Fragment, site: FieldSite, rules: Any) -> None:
         try:
             plan = self.plan(site, rules)
+            if site.memoize is not None:
+                plan = memoize.memoized(plan, site, site.memoize)
         except BadRuleError as bad:
             site.error(bad.rule, bad.text, bad.fix)
             return
@@ -52,6 +55,9 @@ class NoisedKind(FieldKind):
             site.error("cost", f"{self} draws noise and costs nothing", "report this as a bug of dpmesh")
         fragment.fields.append(plan)
         fragment.values += self.values(plan)
+        if plan.memo is not None:
+            memoize.add(fragment, site, plan, self.transform(plan))
+            return
         if plan.model is Model.CENTRAL:
             fragment.central += plan.cost
             self._require(fragment, site, plan)

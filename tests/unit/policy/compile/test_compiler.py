@@ -224,7 +224,12 @@ def test_unannotated_fields_pass_with_a_finding_or_follow_the_message():
         ("step", "int64 a = 1 [(dpmesh.v1.field).time = {}];"),
         ("bounds", "repeated double a = 1 [(dpmesh.v1.field).vector = {}];"),
         ("keys", "map<string, double> a = 1 [(dpmesh.v1.field).histogram = {epsilon: 1}];"),
-        ("kind-not-available", "string a = 1 [(dpmesh.v1.field).pseudonym = {}];"),
+        ("kind-type", "double a = 1 [(dpmesh.v1.field).pseudonym = {}];"),
+        ("kind-type", "map<string, string> a = 1 [(dpmesh.v1.field).pseudonym = {}];"),
+        ("max-items", "repeated string a = 1 [(dpmesh.v1.field).pseudonym = {}];"),
+        ("epoch", "string a = 1 [(dpmesh.v1.field).pseudonym = {epoch: {}}];"),
+        ("epoch", "string a = 1 [(dpmesh.v1.field).pseudonym = {epoch: {seconds: -1}}];"),
+        ("epoch", "string a = 1 [(dpmesh.v1.field).pseudonym = {epoch: {nanos: 999999999}}];"),
         ("epoch", "string a = 1 [(dpmesh.v1.field).unit = {epoch: {seconds: -1}}];"),
         ("epoch", "string a = 1 [(dpmesh.v1.field).unit = {epoch: {seconds: 400000000000}}];"),
         (
