@@ -13,6 +13,8 @@ TYPES = compiled(
     f"""message Flag {{ string id = 1 [{UNIT} = {{normalize: [NFC, CASE_FOLD, STRIP]}}];
       bool sick = 2 [{CAT} = {{epsilon: {EPSILON}}}]; }}
     message Loose {{ string id = 1 [{UNIT} = {{}}]; bool sick = 2 [{CAT} = {{epsilon: {EPSILON}}}]; }}
+    message Memoized {{ string id = 1 [{UNIT} = {{}}];
+      bool sick = 2 [(dpmesh.v1.field) = {{categorical: {{epsilon: {EPSILON}}} memoize: {{}}}}]; }}
     message Batch {{ repeated Flag flags = 1; }}
     message Parcel {{ google.protobuf.Any content = 1; }}"""
 )
@@ -75,6 +77,11 @@ def in_all_spellings(kind):
     return messages
 
 
+def memoized(device: int, sick: bool):
+    """A device repeats itself, and its field repeats its answer."""
+    return [(TYPES.Memoized(id=f"device-{device}-{sick}", sick=sick), {})] * (2 * REPEATS)
+
+
 async def majority(count: int, messages, mode: str) -> Distinguished:
     """Who is sick, by the majority of all answers: the best guess from equal randomized responses."""
     async with dpmesh.open(config(BUDGET, mode)) as mesh:
@@ -105,6 +112,15 @@ async def findings(count: int) -> list[Finding]:
             in_all_spellings(TYPES.Loose),
             None,
             "not promised: each of 8 spellings is a unit with a budget of its own",
+        ),
+    )
+    rows = (
+        *rows,
+        (
+            "averaging over repeats of a memoized field",
+            memoized,
+            EPSILON,
+            "epsilon 0.5, however many messages",
         ),
     )
     return [

@@ -1,4 +1,4 @@
-"""Linkage: whose pseudonym is whose, across epochs, and for those who know all ids."""
+"""Linkage: whose pseudonym is whose, across epochs and consumers, and for those who know all ids."""
 
 from __future__ import annotations
 
@@ -21,6 +21,23 @@ IDS = [f"device-{number}" for number in range(UNITS)]
 PLAIN = tuple(hashlib.new(name).name for name in ("md5", "sha1", "sha256", "sha512", "blake2b", "blake2s"))
 
 
+async def by_consumers(days: int, mode: str) -> list[list[list[str]]]:
+    """The ids that two consumers see of all units on each of some days."""
+    now = [0.0]
+    async with dpmesh.open(config(mode=mode), clock=lambda: now[0]) as mesh:
+        shown = []
+        for day in range(days):
+            now[0] = day * DAY + 1.0
+            messages = [TYPES.Ping(id=id_) for id_ in IDS]
+            shown.append(
+                [
+                    [(await received(mesh, message, consumer=name))[0].id for message in messages]
+                    for name in ("a", "b")
+                ]
+            )
+    return shown
+
+
 async def seen(days: int, mode: str) -> list[list[str]]:
     """The ids that a receiver sees of all units, on each of some days."""
     now = [0.0]
@@ -40,6 +57,12 @@ def across(shown: list[list[str]]) -> Guessed:
             agree = [sum(map(str.__eq__, name, other)) for other in after]
             hits += agree.index(max(agree)) == number
     return Guessed(hits, UNITS * (len(shown) - 1), UNITS)
+
+
+def between_consumers(shown: list[list[list[str]]]) -> Guessed:
+    """Joins what two consumers saw on the same days."""
+    pairs = [across(pair) for pair in shown]
+    return Guessed(sum(pair.hits for pair in pairs), sum(pair.trials for pair in pairs), UNITS)
 
 
 def hashes(id_: str, day: int) -> list[str]:
@@ -76,4 +99,15 @@ async def findings(count: int) -> list[Finding]:
     days = max(3, count // UNITS)
     shown, raw = await seen(days, ENFORCE), await seen(3, OBSERVE)
     claim = "one of 100, by chance: the key changes every day and is secret"
-    return [Finding(name, 0.0, claim, attack(shown), attack(raw)) for name, attack in ROWS]
+    rows = [Finding(name, 0.0, claim, attack(shown), attack(raw)) for name, attack in ROWS]
+    pairs, raw_pairs = await by_consumers(days // 2 + 1, ENFORCE), await by_consumers(2, OBSERVE)
+    return [
+        *rows,
+        Finding(
+            "linkage: 100 units' pseudonyms of a day, by two consumers that compare them",
+            0.0,
+            "one of 100, by chance: each consumer has a key of its own",
+            between_consumers(pairs),
+            between_consumers(raw_pairs),
+        ),
+    ]

@@ -16,6 +16,7 @@ from tests.attacks import (
     metadata,
     places,
     presence,
+    replay,
     timing,
 )
 from tests.attacks.outcomes import Finding
@@ -40,11 +41,12 @@ ATTACKS = {
     "linkage": Attack(linkage.findings, 2000, 300),
     "places": Attack(places.findings, 4000, 200),
     "flights": Attack(flights.findings, 10_000, 0),
-    "presence": Attack(presence.findings, 10_000, 1000),
+    "presence": Attack(presence.findings, 10_000, 500),
     "timing": Attack(timing.findings, 1000, 0),
     "low_bits": Attack(low_bits.findings, 4000, 300),
     "metadata": Attack(metadata.findings, 240, 0),
+    "replay": Attack(replay.findings, 2000, 0),
     "errors": Attack(errors.findings, 200, 0),
     "database": Attack(database.findings, 4000, 0),
-    "device": Attack(device.findings, 24, 0),
+    "device": Attack(device.findings, 100, 0),
 }
