@@ -13,6 +13,10 @@ from dpmesh.errors import ConfigError
 from dpmesh.ledger import Budget
 from dpmesh.ledger.budget import Match, parents
 
+# Keys of metadata that carry whatever the application or its libraries put there, in lower case. No configuration lets
+# them leave with protected messages.
+BAGGAGE_KEYS = frozenset({"baggage", "grpc-tags-bin", "x-datadog-tags"})
+
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A section has no keys but the declared ones."""
@@ -35,7 +39,8 @@ class GrpcConfig(_Section, frozen=True):
     """[grpc]: what may leave although no rule protects it.
 
     Attributes:
-        pass_metadata: Keys of metadata that leave a server even where responses are protected.
+        pass_metadata: Keys of metadata that leave a server even where responses are protected, and a client even with
+            protected requests. An `authorization` that names the caller needs it.
         pass_status_details: Whether status details leave a server even where responses are protected.
         pass_unjudged: Globs of methods that no loaded proto declares. Objects that are not protobuf messages leave
             these as they are; on all other methods they are refused while any rule is in force.

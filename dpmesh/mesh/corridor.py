@@ -134,6 +134,7 @@ class Corridor:
             failed = _refusal(error, priced)
         else:
             if record is not None:
+                record.cut(plan, content)
                 record.settled(names.RELEASED, epsilon, rho, charges)
             return receipt
         # Raised outside of the handler, so that an exception that may quote a value is not even its context.
@@ -155,7 +156,7 @@ class Corridor:
         """
         priced, message, consumer, record = checked
         try:
-            receipt, charges = await self._settle(priced, message, consumer)
+            receipt, charges = await self._settle(priced, message, consumer, record)
         except BaseException as error:
             failed = _refusal(error, priced)
         else:
@@ -191,7 +192,7 @@ class Corridor:
         return stream.message(priced)
 
     async def _settle(
-        self, priced: PricedPlan, message: Message, consumer: str
+        self, priced: PricedPlan, message: Message, consumer: str, record: Record | None
     ) -> tuple[Receipt, Sequence[Charge]]:
         """Charges for a checked message and samples; the receipt, and what was charged."""
         if not self.is_open:
@@ -212,7 +213,10 @@ class Corridor:
             if receipt is None:
                 raise
             return receipt, charges
-        return make_receipt((plan.build(content, pseudonymise), names.RELEASED, epsilon, rho)), charges
+        receipt = make_receipt((plan.build(content, pseudonymise), names.RELEASED, epsilon, rho))
+        if record is not None:
+            record.cut(plan, content)
+        return receipt, charges
 
     def _at_no_cost(
         self,

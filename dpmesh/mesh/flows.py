@@ -28,6 +28,7 @@ from dpmesh.bounded import BoundedTable
 from dpmesh.errors import AnnotationError, DpmeshError, ProtectionError
 from dpmesh.mesh.receipt import Direction
 from dpmesh.mesh.refusals import Refusal
+from dpmesh.mesh.request_metadata import RequestMetadata
 from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.mesh.stream import ReleaseStream
 
@@ -57,6 +58,7 @@ class Flow:
             declared type, or it can hold google.protobuf.Any or extensions. Each message is judged by its own type in
             any case.
         by_consumer: It matters who receives the messages: quotas count them, or pseudonyms may be in them.
+        request_metadata: What may leave of the metadata of the method's requests.
     """
 
     def __init__(
@@ -68,6 +70,8 @@ class Flow:
         declared: Descriptor | None,
         consumer: str = "",
     ) -> None:
+        boundary = snapshot.is_trust_boundary(method)
+        self.request_metadata = RequestMetadata(table.mesh, method, boundary, table.dropped_keys)
         self.method = method
         self.snapshot = snapshot
         self.protected = None if declared is None else _protected(snapshot, declared)
@@ -112,11 +116,13 @@ class Flow:
         """
         if self._mesh.observing:
             return False
-        if self._other_protected[0] or (
-            self.snapshot.has_rules() if self.protected is None else self.protected
-        ):
+        if self._other_protected[0] or self._may_protect():
             return True
         return self._outdated() and self._current().sensitive()
+
+    def observes(self) -> bool:
+        """Whether messages that would be protected leave as they are, because the mode is observe."""
+        return self._mesh.observing and self._may_protect()
 
     def attests(self) -> bool:
         """Whether a stream says in its metadata that its sender protects it, which is settled before its messages."""
@@ -245,6 +251,9 @@ class Flow:
             self._mesh.refused(error, method=self.method, direction=self._direction)
         else:
             stream.refused(error)
+
+    def _may_protect(self) -> bool:
+        return self.snapshot.has_rules() if self.protected is None else self.protected
 
     def _outdated(self) -> bool:
         """Whether the mesh has another policy by now."""

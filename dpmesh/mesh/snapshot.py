@@ -72,6 +72,11 @@ class PolicySnapshot:
         declared = find_any_spelling(method)
         return declared is not None and self.policy.requires(declared)
 
+    def is_trust_boundary(self, method: str) -> bool:
+        """Whether no trace goes on over a method's requests."""
+        declared = find_any_spelling(method)
+        return declared is not None and self.policy.is_trust_boundary(declared)
+
     def compile_loaded(self) -> list[Plan]:
         """Compiles every loaded type that can reach a rule, and reads every method's rules: a bad rule fails now.
 

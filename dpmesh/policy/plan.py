@@ -81,6 +81,8 @@ class FieldPlan:
         cost: What one message instance pays for it, all repeats together.
         mechanism_name: What draws the noise of each element; "" where nothing is drawn.
         payload: What only this kind of field has: a dataclass of the kind's own file, or None.
+        public_lengths: The paths, without "[]" and "{}" at their ends, of the repeated fields whose number of elements
+            is public: of this field, and of those that its message stands in. They are not filled up.
         memo: How its answers are memoized, or None. Then `cost` is what one unit pays for it in one epoch.
     """
 
@@ -97,6 +99,7 @@ class FieldPlan:
     cost: Cost = Cost.ZERO
     mechanism_name: str = ""
     payload: Any = None
+    public_lengths: tuple[str, ...] = ()
     memo: Memo | None = None
 
 
@@ -196,6 +199,9 @@ class Plan:
             in an Any, the units around the Any pay for them. The second is aggregates.
         anys: What opens a message that can hold Anys, without which `build` and `build_blank` refuse it. None where no
             message of the type can hold one. `cost` counts nothing of what Anys pack.
+        count_cut: Counts what is cut from those fields of a snapshot whose number of elements is public; None where
+            there are no such fields. How much is cut from other fields is data.
+        pad_to: The sizes in bytes, one of which each protected message has; empty where it is as long as it is.
         memos: The memoized fields, if there are any. `cost` and `scopes` count nothing of them, and `build` needs an
             Answering for them.
         source: The generated code of `build`, `build_blank` and all that they call: see `dpmesh.policy.codegen`.
@@ -218,6 +224,8 @@ class Plan:
     messages: tuple[str, ...] = ()
     ownerless: tuple[Cost, Cost] = (Cost.ZERO, Cost.ZERO)
     anys: Anys | None = None
+    count_cut: Callable[[Any], int] | None = None
+    pad_to: tuple[int, ...] = ()
     source: str = ""
     memos: Memos | None = None
 

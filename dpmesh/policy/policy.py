@@ -72,6 +72,10 @@ class Policy:
         """Whether a receiver refuses requests of this method that no dpmesh sender has protected."""
         return bool(self.rules.method(method).rules.require)
 
+    def is_trust_boundary(self, method: MethodDescriptor) -> bool:
+        """Whether senders cut the trace of this method's requests off."""
+        return bool(self.rules.method(method).rules.trust_boundary)
+
     def labels(self, method: str, pool: DescriptorPool | None = None) -> frozenset[str]:
         """The labels of a method; none if no proto has it.
 

@@ -173,7 +173,7 @@ def _refuse_uninterpreted(options: Any, name: str) -> None:
 
 # What an overlay has to set if the annotation sets it: without it, the element would be open, or no budget that chooses
 # by labels would pay.
-_PROTECTIVE = {"kind", "unannotated", "require", "labels"}
+_PROTECTIVE = {"kind", "unannotated", "require", "trust_boundary", "labels", "pad_to"}
 
 
 def _refuse_dropped(annotation: Message, overlay: Message, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.accounting import AMOUNT, Accounting
@@ -116,6 +116,7 @@ class MessageReport:
         delta: The delta that `epsilon` holds at: 0 if the loss is pure, else the smallest delta of the budgets, and
             what histograms without public keys add.
         memoized: What its memoized fields cost, beside `epsilon`; None without such fields.
+        pad_to: The sizes in bytes, one of which each message has; empty where it is as long as it is.
     """
 
     message: str
@@ -127,6 +128,7 @@ class MessageReport:
     payments: tuple[Payment, ...] = ()
     delta: float = 0.0
     memoized: MemoizedReport | None = None
+    pad_to: tuple[int, ...] = ()
 
     @property
     def tightest(self) -> Payment | None:
@@ -171,6 +173,13 @@ class Planner:
             return ""
         return "" if plan is None else plan.source
 
+    def is_trust_boundary(self, method: MethodDescriptor) -> bool:
+        """Whether no trace goes on over a method's requests; False where its rules are bad, which others report."""
+        try:
+            return self._policy.is_trust_boundary(method)
+        except AnnotationError:
+            return False
+
     def report(self, message: Descriptor, method: str = "", direction: str = "request") -> MessageReport:
         """Everything about one message type.
 
@@ -203,6 +212,7 @@ class Planner:
             payments,
             self._delta(plan),
             self._memoized(priced),
+            plan.pad_to,
         )
 
     def _memoized(self, priced: PricedPlan) -> MemoizedReport | None:
@@ -249,6 +259,8 @@ class Planner:
 def _field(entry: FieldPlan) -> FieldReport:
     shown = entry.kind.describe(entry)
     epsilon, rho = _loss(entry)
+    # Its own number of elements, not that of messages around it.
+    public = entry.path in entry.public_lengths
     return FieldReport(
         path=entry.path,
         kind=str(entry.kind),
@@ -261,7 +273,7 @@ def _field(entry: FieldPlan) -> FieldReport:
         elements=entry.repeats * entry.instances,
         error=shown.error,
         truth=shown.truth,
-        output=shown.output + _memoized(entry),
+        output=shown.output + "; the number of elements as it is" * public + _memoized(entry),
         low=shown.low,
         high=shown.high,
     )

@@ -20,7 +20,13 @@ ONEOF_FIELD_NUMBER: _ClassVar[int]
 oneof: _descriptor.FieldDescriptor
 
 class FieldRules(_message.Message):
-    __slots__ = ("unit", "numeric", "categorical", "location", "time", "vector", "histogram", "pseudonym", "suppress", "public", "message_id", "max_items", "memoize")
+    __slots__ = ("unit", "numeric", "categorical", "location", "time", "vector", "histogram", "pseudonym", "suppress", "public", "message_id", "max_items", "length", "memoize")
+    class Length(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        HIDDEN: _ClassVar[FieldRules.Length]
+        PUBLIC: _ClassVar[FieldRules.Length]
+    HIDDEN: FieldRules.Length
+    PUBLIC: FieldRules.Length
     UNIT_FIELD_NUMBER: _ClassVar[int]
     NUMERIC_FIELD_NUMBER: _ClassVar[int]
     CATEGORICAL_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +39,7 @@ class FieldRules(_message.Message):
     PUBLIC_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_ID_FIELD_NUMBER: _ClassVar[int]
     MAX_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
     MEMOIZE_FIELD_NUMBER: _ClassVar[int]
     unit: Unit
     numeric: Numeric
@@ -46,8 +53,9 @@ class FieldRules(_message.Message):
     public: Public
     message_id: MessageId
     max_items: int
+    length: FieldRules.Length
     memoize: Memoize
-    def __init__(self, unit: _Optional[_Union[Unit, _Mapping]] = ..., numeric: _Optional[_Union[Numeric, _Mapping]] = ..., categorical: _Optional[_Union[Categorical, _Mapping]] = ..., location: _Optional[_Union[Location, _Mapping]] = ..., time: _Optional[_Union[Time, _Mapping]] = ..., vector: _Optional[_Union[Vector, _Mapping]] = ..., histogram: _Optional[_Union[Histogram, _Mapping]] = ..., pseudonym: _Optional[_Union[Pseudonym, _Mapping]] = ..., suppress: _Optional[_Union[Suppress, _Mapping]] = ..., public: _Optional[_Union[Public, _Mapping]] = ..., message_id: _Optional[_Union[MessageId, _Mapping]] = ..., max_items: _Optional[int] = ..., memoize: _Optional[_Union[Memoize, _Mapping]] = ...) -> None: ...
+    def __init__(self, unit: _Optional[_Union[Unit, _Mapping]] = ..., numeric: _Optional[_Union[Numeric, _Mapping]] = ..., categorical: _Optional[_Union[Categorical, _Mapping]] = ..., location: _Optional[_Union[Location, _Mapping]] = ..., time: _Optional[_Union[Time, _Mapping]] = ..., vector: _Optional[_Union[Vector, _Mapping]] = ..., histogram: _Optional[_Union[Histogram, _Mapping]] = ..., pseudonym: _Optional[_Union[Pseudonym, _Mapping]] = ..., suppress: _Optional[_Union[Suppress, _Mapping]] = ..., public: _Optional[_Union[Public, _Mapping]] = ..., message_id: _Optional[_Union[MessageId, _Mapping]] = ..., max_items: _Optional[int] = ..., length: _Optional[_Union[FieldRules.Length, str]] = ..., memoize: _Optional[_Union[Memoize, _Mapping]] = ...) -> None: ...
 
 class Memoize(_message.Message):
     __slots__ = ("epoch",)
@@ -56,7 +64,7 @@ class Memoize(_message.Message):
     def __init__(self, epoch: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class MessageRules(_message.Message):
-    __slots__ = ("epsilon", "unannotated", "labels")
+    __slots__ = ("epsilon", "unannotated", "labels", "pad_to")
     class Unannotated(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         PASS: _ClassVar[MessageRules.Unannotated]
@@ -68,18 +76,22 @@ class MessageRules(_message.Message):
     EPSILON_FIELD_NUMBER: _ClassVar[int]
     UNANNOTATED_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    PAD_TO_FIELD_NUMBER: _ClassVar[int]
     epsilon: float
     unannotated: MessageRules.Unannotated
     labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, epsilon: _Optional[float] = ..., unannotated: _Optional[_Union[MessageRules.Unannotated, str]] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    pad_to: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, epsilon: _Optional[float] = ..., unannotated: _Optional[_Union[MessageRules.Unannotated, str]] = ..., labels: _Optional[_Iterable[str]] = ..., pad_to: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class MethodRules(_message.Message):
-    __slots__ = ("require", "labels")
+    __slots__ = ("require", "labels", "trust_boundary")
     REQUIRE_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    TRUST_BOUNDARY_FIELD_NUMBER: _ClassVar[int]
     require: bool
     labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, require: bool = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    trust_boundary: bool
+    def __init__(self, require: bool = ..., labels: _Optional[_Iterable[str]] = ..., trust_boundary: bool = ...) -> None: ...
 
 class OneofRules(_message.Message):
     __slots__ = ("epsilon", "public")

@@ -40,7 +40,8 @@ def write(plan: PlanReport) -> None:
         return
     written: dict[str, MessageReport] = {}
     for rpc in plan.rpcs:
-        console.print(Text(rpc.method, "bold"))
+        boundary = ": a trust boundary, over which no trace goes on" * rpc.trust_boundary
+        console.print(Text.assemble((rpc.method, "bold"), boundary), soft_wrap=True)
         for direction, streams in (("request", rpc.client_streaming), ("response", rpc.server_streaming)):
             report = plan.of(rpc, direction)
             role = direction + (" stream" if streams else "")
@@ -95,6 +96,8 @@ def _message(
         console.print(_table(report.fields))
     if report.refused:
         console.print(Text.assemble("    ", ("refused", "red"), f": {report.refused}"), soft_wrap=True)
+    if report.pad_to and before is None:
+        console.print(f"    size: {_sizes(report.pad_to)}", soft_wrap=True)
     budgets = {budget.name: budget for budget in plan.budgets}
     for payment in report.payments:
         console.print("    " + _payment(payment, budgets[payment.budget], plan.rate), soft_wrap=True)
@@ -110,6 +113,13 @@ def _memoized(memoized: MemoizedReport) -> str:
         f"memoized: each unit's first message in {duration(memoized.seconds)} costs ε {number(memoized.epsilon)} more, "
         f"for the answers to all values ({shares}); later ones cost nothing for these fields"
     )
+
+
+def _sizes(pad_to: Sequence[int]) -> str:
+    if not pad_to:
+        return "as long as it is"
+    sizes = ", ".join(map(str, pad_to))
+    return f"always {sizes} bytes" if len(pad_to) == 1 else f"one of {sizes} bytes"
 
 
 def _first(console: Console, rate: str, report: MessageReport) -> None:
@@ -222,6 +232,9 @@ def _changes(console: Console, changes: Sequence[MessageChange]) -> None:
         console.print("Nothing changes: the same fields leave at the same loss and error.")
     for change in changes:
         console.print(Text.assemble((change.message, "bold"), f": {_loss_change(change)}"), soft_wrap=True)
+        old, new = (() if side is None else side.pad_to for side in (change.old, change.new))
+        if old != new:
+            console.print(f"  size: {_sizes(old)} -> {_sizes(new)}", soft_wrap=True)
         if change.fields:
             console.print(_change_table(change.fields))
         console.print()

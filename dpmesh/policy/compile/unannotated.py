@@ -32,8 +32,8 @@ def add(walk: Walk, fragment: Fragment, site: FieldSite, rule: int) -> None:
         _any(walk, fragment, site, rule)
         return
     site = replace(site, origin=UNANNOTATED)
-    if site.max_items:
-        site.error("max-items", "max_items protects nothing here", "remove it")
+    if site.max_items or site.public_length:
+        site.error("max-items", "max_items and length protect nothing here", "remove it")
     if rule == pb.MessageRules.REJECT:
         text = "has no annotation, and its message rejects that"
         site.error("unannotated", text, "annotate it")
@@ -50,8 +50,8 @@ def _any(walk: Walk, fragment: Fragment, site: FieldSite, rule: int) -> None:
     """A field of Anys: the step copies them, after the release has protected what they pack."""
     field = site.field
     rule = walk.types.rule_of(field, rule)
-    if site.max_items:
-        text = "max_items cuts no field that holds Anys"
+    if site.max_items or site.public_length:
+        text = "max_items and length cut no field that holds Anys"
         site.error("max-items", text, "remove it")
     if field.is_required and rule == pb.MessageRules.SUPPRESS:
         text = "is required, so its message can't be sent where the Any is dropped"

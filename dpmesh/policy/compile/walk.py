@@ -87,6 +87,9 @@ class Walk:
         """
         fragment = Fragment()
         rules = self.lookup.message(message).rules
+        if stack and rules.pad_to:
+            text = f"its pad_to has no effect where it stands inside {stack[-1]}"
+            self.diagnostics.warn(message.full_name, "pad-to", text, f"set pad_to on {stack[0]} too")
         self.labels.update(rules.labels)
         self.messages.add(message.full_name)
         units = [field for field in message.fields if self._is_unit(field)]
@@ -205,6 +208,9 @@ class Walk:
         kind, rules = self.lookup.kind(field), self.lookup.field(field).rules
         assert kind is not None
         before = len(fragment.memoized)
+        if rules.length and not kind.takes_share:  # Kinds with noise look at it themselves.
+            text = f"{kind} shows no number of elements, so length has no effect"
+            self.diagnostics.error(field.full_name, "length", text, "remove it")
         kind.add(fragment, self._site(field, site, owned=owned), getattr(rules, kind.name))
         if rules.HasField("memoize") and len(fragment.memoized) == before and not self.diagnostics.has_errors:
             self._refuse_memoize(field)
@@ -224,4 +230,5 @@ class Walk:
             self.lookup,
             owned,
             resolved.rules.memoize if resolved.rules.HasField("memoize") else None,
+            bool(resolved.rules.length),
         )

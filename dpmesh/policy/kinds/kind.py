@@ -47,6 +47,7 @@ class FieldSite:
         lookup: The rules of other elements.
         owned: Another field, of its message or of a message around it, names a unit, which pays for local values.
         memoize: How its answers are memoized, if they are.
+        public_length: As many elements leave as there are, up to max_items.
     """
 
     field: FieldDescriptor
@@ -58,6 +59,7 @@ class FieldSite:
     lookup: RuleLookup
     owned: bool
     memoize: pb.Memoize | None = None
+    public_length: bool = False
 
     def error(self, rule: str, text: str, fix: str = "") -> None:
         """Reports what keeps the field's message type from being released."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
+from google.protobuf.descriptor import FieldDescriptor
 from typing_extensions import override
 
 from dpmesh.accounting import Cost
 from dpmesh.policy.codegen import steps
 from dpmesh.policy.codegen.steps import Step, Transform
-from dpmesh.policy.compile.fragment import Fragment
-from dpmesh.policy.descriptors import oneof_of
+from dpmesh.policy.compile.fragment import Fragment, cut_from
+from dpmesh.policy.descriptors import is_map, oneof_of, type_name
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds import memoize
 from dpmesh.policy.kinds.kind import FieldKind, FieldSite
@@ -40,6 +42,15 @@ class NoisedKind(FieldKind):
             # The samplers have limits of their own, which only extreme resolutions and epsilons reach.
             site.error("resolution", str(error), "use a coarser resolution")
             return
+        if site.public_length:
+            if not self._takes_length(site.field):
+                text = f"{plan.kind} on {type_name(site.field)} shows no number of elements, so length has no effect"
+                site.error("length", text, "remove it")
+            plan = dataclasses.replace(plan, public_lengths=(site.path,))
+            fragment.cuts.append(cut_from(site.field.name, plan.repeats))
+            fragment.shows_presence.append(
+                f"the number of elements of {site.field.full_name} leaves as it is"
+            )
         if plan.cost == Cost.ZERO:
             site.error("cost", f"{self} draws noise and costs nothing", "report this as a bug of dpmesh")
         fragment.fields.append(plan)
@@ -54,6 +65,12 @@ class NoisedKind(FieldKind):
             fragment.local += plan.cost
         fragment.steps.append(self.step(site, plan))
 
+    def _takes_length(self, field: FieldDescriptor) -> bool:
+        """Whether the number of a field's elements may be public."""
+        # A step of a kind's own may know nothing of it.
+        own_step = type(self).step is not NoisedKind.step
+        return field.is_repeated and not is_map(field) and self.elementwise and not own_step
+
     def values(self, plan: FieldPlan) -> int:
         """How many values of the field one message instance shows."""
         return plan.repeats
@@ -61,7 +78,7 @@ class NoisedKind(FieldKind):
     def step(self, site: FieldSite, plan: FieldPlan) -> Step:
         """What writes the field of a protected message. Kinds on messages and maps override it."""
         if site.field.is_repeated:
-            return steps.repeated(site.field, self.transform(plan), plan.repeats)
+            return steps.repeated(site.field, self.transform(plan), plan.repeats, fill=not site.public_length)
         return steps.single(site.field, self.transform(plan))
 
     def transform(self, plan: FieldPlan) -> Transform:
@@ -79,7 +96,7 @@ class NoisedKind(FieldKind):
                 f"remove {self.aggregate_rule} if the value is the unit's own",
             )
         if field.is_repeated:
-            if self.elementwise:
+            if self.elementwise and not site.public_length:
                 fragment.steps.append(steps.require_items(field, plan.repeats))
         elif field.has_presence:
             fragment.steps.append(steps.require_set(field))

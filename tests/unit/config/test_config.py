@@ -57,6 +57,10 @@ def test_the_environment_alone_changes_a_default_budget():
 @pytest.mark.parametrize(
     ("document", "words"),
     [
+        (
+            {"grpc": {"pass_metadata": ["page", "Baggage"]}},
+            ["grpc.pass_metadata", "'Baggage'", "allow a key"],
+        ),
         ({"ledgr": {}}, ["ledgr", "no such key", "allowed", "ledger"]),
         ({"ledger": {"ulr": "memory:"}}, ["ledger.ulr", "no such key", "allowed: url"]),
         ({"mode": "of"}, ["mode", "'of'", "enforce, observe"]),
