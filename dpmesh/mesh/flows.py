@@ -57,8 +57,8 @@ class Flow:
         protected: Whether the declared type has anything to protect. None where each message decides: there is no
             declared type, or it can hold google.protobuf.Any or extensions. Each message is judged by its own type in
             any case.
-        by_consumer: It matters who receives the messages: quotas count them, or pseudonyms may be in them.
         request_metadata: What may leave of the metadata of the method's requests.
+        by_consumer: It matters who receives the messages: quotas count them, or pseudonyms may be in them.
     """
 
     def __init__(

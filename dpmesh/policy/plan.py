@@ -71,7 +71,7 @@ class FieldPlan:
         path: From the root message: names joined by dots; "[]" marks repeated, "{}" a map ("rows[].delay").
         name: The full name of the field or oneof, "package.Message.field".
         kind: What is done. It answers all questions that depend on the kind.
-        origin: Who decided: "annotation", "overlay", or "unannotated".
+        origin: Who decided: "annotation", "overlay", "overlay by path", or "unannotated".
         model: Local or central, where noise is drawn; None otherwise.
         epsilon: The loss of one release of the whole field in one message instance, or None for the Gaussian.
         rho: The Gaussian's zCDP cost, else None.

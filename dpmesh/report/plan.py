@@ -26,7 +26,7 @@ class FieldReport:
         kind: What is done to it.
         model: "local" or "central" for what is noised, else None.
         mechanism: What draws, or None.
-        origin: Who decided: "annotation", "overlay" or "unannotated".
+        origin: Who decided: "annotation", "overlay", "overlay by path" or "unannotated".
         epsilon: The most that one message loses through it, all its elements together; for the discrete Gaussian
             and for histograms without public keys at `delta`. Of a memoized field, what one
             unit loses in one epoch. None where nothing is noised.
@@ -115,8 +115,8 @@ class MessageReport:
         payments: Which budgets and quotas pay.
         delta: The delta that `epsilon` holds at: 0 if the loss is pure, else the smallest delta of the budgets, and
             what histograms without public keys add.
-        memoized: What its memoized fields cost, beside `epsilon`; None without such fields.
         pad_to: The sizes in bytes, one of which each message has; empty where it is as long as it is.
+        memoized: What its memoized fields cost, beside `epsilon`; None without such fields.
     """
 
     message: str
@@ -127,8 +127,8 @@ class MessageReport:
     fields: tuple[FieldReport, ...] = ()
     payments: tuple[Payment, ...] = ()
     delta: float = 0.0
-    memoized: MemoizedReport | None = None
     pad_to: tuple[int, ...] = ()
+    memoized: MemoizedReport | None = None
 
     @property
     def tightest(self) -> Payment | None:
@@ -211,8 +211,8 @@ class Planner:
             fields,
             payments,
             self._delta(plan),
-            self._memoized(priced),
             plan.pad_to,
+            self._memoized(priced),
         )
 
     def _memoized(self, priced: PricedPlan) -> MemoizedReport | None:

@@ -107,19 +107,19 @@ def _message(
         _first(console, plan.rate, report)
 
 
+def _sizes(pad_to: Sequence[int]) -> str:
+    if not pad_to:
+        return "as long as it is"
+    sizes = ", ".join(map(str, pad_to))
+    return f"always {sizes} bytes" if len(pad_to) == 1 else f"one of {sizes} bytes"
+
+
 def _memoized(memoized: MemoizedReport) -> str:
     shares = ", ".join(f"{100 * share:.3g} % of {name}" for name, share in memoized.shares.items())
     return (
         f"memoized: each unit's first message in {duration(memoized.seconds)} costs ε {number(memoized.epsilon)} more, "
         f"for the answers to all values ({shares}); later ones cost nothing for these fields"
     )
-
-
-def _sizes(pad_to: Sequence[int]) -> str:
-    if not pad_to:
-        return "as long as it is"
-    sizes = ", ".join(map(str, pad_to))
-    return f"always {sizes} bytes" if len(pad_to) == 1 else f"one of {sizes} bytes"
 
 
 def _first(console: Console, rate: str, report: MessageReport) -> None:

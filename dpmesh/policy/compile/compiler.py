@@ -52,12 +52,12 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
                 return plan, diagnostics.found
         # Kinds generate code while the walk plans their fields, too.
         with Source(message.full_name) as source:
-            walk = Walk(lookup, types)
-            fragment = walk.message(message, "", 1, ())
-            memoize.check(fragment, diagnostics)
+            walk = Walk(diagnostics, types)
+            fragment = walk.message(message, lookup, "", 1, ())
             _check_pad_to(message, lookup)
+            memoize.check(fragment, diagnostics)
             if not diagnostics.has_errors:
-                plan = _plan(message, fragment, lookup.version(), walk, source)
+                plan = _plan(message, fragment, lookup, walk, source)
     except AnnotationError as error:
         diagnostics.unreadable(error)
         return None, diagnostics.found
@@ -70,8 +70,10 @@ def _refuse_idle(message: Descriptor, lookup: RuleLookup) -> None:
     idle.append((message.full_name, "pad-to", bool(lookup.message(message).rules.pad_to)))
     idle += [(o.full_name, "oneof-choice", lookup.oneof(o).rules.HasField("epsilon")) for o in message.oneofs]
     idle += [(f.full_name, "max-items", lookup.field(f).rules.max_items > 0) for f in message.fields]
-    idle += [(f.full_name, "memoize", lookup.field(f).rules.HasField("memoize")) for f in message.fields]
     idle += [(f.full_name, "length", lookup.field(f).rules.length > 0) for f in message.fields]
+    for field in message.fields:
+        lookup.refuse_idle_paths(field)
+    idle += [(f.full_name, "memoize", lookup.field(f).rules.HasField("memoize")) for f in message.fields]
     for element, rule, is_set in idle:
         if is_set:
             lookup.diagnostics.error(
@@ -96,7 +98,7 @@ def _check_pad_to(message: Descriptor, lookup: RuleLookup) -> None:
         diagnostics.error(name, "pad-to", text, "give the field another number, or remove pad_to")
 
 
-def _plan(message: Descriptor, fragment: Fragment, version: str, walk: Walk, source: Source) -> Plan:
+def _plan(message: Descriptor, fragment: Fragment, lookup: RuleLookup, walk: Walk, source: Source) -> Plan:
     new = GetMessageClass(message)
     scopes = [Scope(scope.path, scope.cost) for scope in fragment.units]
     ownerless = fragment.local + fragment.central
@@ -109,16 +111,16 @@ def _plan(message: Descriptor, fragment: Fragment, version: str, walk: Walk, sou
     if fields is not None and fragment.plain_unit is not None:
         unit = read = _from_values(fields, *fragment.plain_unit)
         readers = [lambda values: (read(values),)]
-    pad_to = tuple(walk.lookup.message(message).rules.pad_to)
+    pad_to = tuple(lookup.message(message).rules.pad_to)
 
-    def built(chosen: Sequence[Step]) -> Build:
-        made = steps.build(new, chosen, fields, discard=fragment.copies)
+    def builder(written: Sequence[Step]) -> Build:
+        made = steps.build(new, written, fields, discard=fragment.copies)
         return padding.padded(made, pad_to, message.full_name) if pad_to else made
 
-    build, build_blank = built(fragment.steps), built(fragment.blank_steps)
+    build, build_blank = builder(fragment.steps), builder(fragment.blank_steps)
     return Plan(
         descriptor=message,
-        version=version,
+        version=lookup.version(),
         fields=tuple(fragment.fields),
         scopes=tuple(scopes),
         snapshot=steps.copier(new) if fields is None else steps.reader(fields),
@@ -134,18 +136,18 @@ def _plan(message: Descriptor, fragment: Fragment, version: str, walk: Walk, sou
         messages=tuple(sorted(walk.messages)),
         ownerless=(fragment.local, fragment.central),
         anys=Anys(together(fragment.anys), build, build_blank) if fragment.anys else None,
-        memos=_memos(fragment, unit, version, built),
         count_cut=_count_cut(fragment.cuts) if fragment.cuts else None,
         pad_to=pad_to,
+        memos=_memos(fragment, builder, unit, lookup.version()),
         source=source.text,
     )
 
 
 def _memos(
     fragment: Fragment,
+    builder: Callable[[Sequence[Step]], Build],
     unit: Callable[[Any], bytes] | None,
     version: str,
-    built: Callable[[Sequence[Step]], Build],
 ) -> Memos | None:
     """What the memoized fields of a message need beside its plan."""
     plans = fragment.memoized
@@ -159,7 +161,7 @@ def _memos(
         cost=sum((plan.cost for plan in plans), Cost.ZERO),
         label="\0".join(labels).encode(),
         unit=unit,
-        build=built(fragment.replay_steps),
+        build=builder(fragment.replay_steps),
     )
 
 

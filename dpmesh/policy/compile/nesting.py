@@ -54,10 +54,11 @@ def _single(
     if site.max_items or site.public_length:
         text = "max_items and length are for repeated fields and maps"
         site.error("max-items", text, "remove it")
-    inner = walk.message(inside, site.path + ".", site.instances, stack, owned=site.owned)
+    lookup = site.lookup.inside(field)
+    inner = walk.message(inside, lookup, site.path + ".", site.instances, stack, owned=site.owned)
     chosen = oneof_of(field)
     when_set = inner.scoped and (
-        not site.owned or (chosen is not None and walk.lookup.oneof(chosen).rules.public)
+        not site.owned or (chosen is not None and site.lookup.oneof(chosen).rules.public)
     )
     if not when_set:
         _check_required(inner, walk.diagnostics)
@@ -143,7 +144,8 @@ def _elements(
             f"holds up to {instances:.2g} messages in one at {short_path(site.path)}, more than fit into one"
         )
         raise AnnotationError("size", site.field.full_name, text, "lower max_items")
-    inner = walk.message(inside, site.path + mark, instances, stack, owned=site.owned)
+    lookup = site.lookup.inside(site.field)
+    inner = walk.message(inside, lookup, site.path + mark, instances, stack, owned=site.owned)
     if items or site.owned or not inner.scoped or inner.local + inner.central != Cost.ZERO:
         try:
             items = checked_items(items)

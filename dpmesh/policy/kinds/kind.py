@@ -46,8 +46,8 @@ class FieldSite:
         instances: How often its message occurs in one root message.
         lookup: The rules of other elements.
         owned: Another field, of its message or of a message around it, names a unit, which pays for local values.
-        memoize: How its answers are memoized, if they are.
         public_length: As many elements leave as there are, up to max_items.
+        memoize: How its answers are memoized, if they are.
     """
 
     field: FieldDescriptor
@@ -58,16 +58,16 @@ class FieldSite:
     instances: int
     lookup: RuleLookup
     owned: bool
-    memoize: pb.Memoize | None = None
     public_length: bool = False
+    memoize: pb.Memoize | None = None
 
     def error(self, rule: str, text: str, fix: str = "") -> None:
         """Reports what keeps the field's message type from being released."""
-        self.lookup.diagnostics.error(self.field.full_name, rule, text, fix)
+        self.lookup.diagnostics.error(self.lookup.name(self.field), rule, text, fix)
 
     def warn(self, rule: str, text: str, fix: str = "") -> None:
         """Reports what is worth a look."""
-        self.lookup.diagnostics.warn(self.field.full_name, rule, text, fix)
+        self.lookup.diagnostics.warn(self.lookup.name(self.field), rule, text, fix)
 
     def repeats(self) -> int:
         """How many elements one message instance shows.
