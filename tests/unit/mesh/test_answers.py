@@ -350,3 +350,15 @@ async def test_a_message_without_memoized_fields_is_refused():
         await mesh.release(types.M(id="N1"))
         with pytest.raises(BudgetExhaustedError):
             await mesh.release(types.M(id="N1"))
+
+
+async def test_replayed_messages_are_padded_as_others_are():
+    types = compiled(
+        """message M { option (dpmesh.v1.message) = {pad_to: 256}; string id = 1 [(dpmesh.v1.field).unit = {}];
+        bool a = 2 [(dpmesh.v1.field) = {categorical: {epsilon: 1} memoize: {}}];
+        bool b = 3 [(dpmesh.v1.field).categorical = {epsilon: 0.5}]; }"""
+    )
+    async with dpmesh.open(settings(2.5, on_exhausted="replay"), clock=lambda: NOON) as mesh:
+        found = [await mesh.release(types.M(id="N1")) for _ in range(2)]
+        assert [each.decision for each in found] == ["released", "replayed"]
+        assert [each.message.ByteSize() for each in found] == [256, 256]
