@@ -37,8 +37,9 @@ def as_number(field: FieldPlan) -> NumericPayload:
 def indexes(field: FieldPlan, values: Iterable[float]) -> Array:
     """Received values as grid positions, each with the value's grid index as its expectation.
 
-    Outputs at the two ends of a field that is IN_RANGE stand for everything beyond them; they are replaced by
-    points outside of the range (post-processing, which costs no privacy: Ghosh, Roughgarden, Sundararajan 2009).
+    Of discrete Laplace and Duchi IN_RANGE, outputs at the two ends stand for everything beyond them; they are replaced
+    by points outside of the range (post-processing, which costs no privacy: Ghosh, Roughgarden, Sundararajan 2009).
+    Of the optimized Piecewise mechanism IN_RANGE, all outputs are moved away from the middle.
 
     Raises:
         EstimateError: No values, one that is not a number, or one that this policy can't have released: outside of
@@ -73,16 +74,14 @@ def indexes(field: FieldPlan, values: Iterable[float]) -> Array:
 
 def _on_outputs(number: NumericPayload, received: Array, rounding: float) -> bool:
     """Whether all values are outputs of the mechanism, as far as the rounding of floats tells."""
-    grid, mechanism = number.grid, number.mechanism
-    law = spread.two_points(mechanism, grid.size)
-    if law is None:
-        index = np.rint((received - grid.lower) / grid.step)
-    else:
-        margin = 0 if number.in_range else int(law.margin)
-        ends = np.array([-margin - 1, -margin, grid.size + margin, grid.size + margin + 1], np.float64)
-        ends = ends[(ends >= mechanism.low) & (ends <= mechanism.high)]
-        where = (received - grid.lower) / grid.step
-        index = ends[np.argmin(np.abs(where[:, np.newaxis] - ends), axis=1)]
+    grid = number.grid
+    where = (received - grid.lower) / grid.step
+    outputs = _few_outputs(number)
+    index = np.rint(where)
+    if outputs is not None:
+        right = np.clip(np.searchsorted(outputs, where), 1, outputs.size - 1)
+        left = right - 1
+        index = np.where(where - outputs[left] < outputs[right] - where, outputs[left], outputs[right])
     expected = grid.lower + index * grid.step
     if number.in_range:
         # The last grid point may lie above the upper bound, where the sender cuts it.
@@ -91,13 +90,29 @@ def _on_outputs(number: NumericPayload, received: Array, rounding: float) -> boo
     return bool(np.all(np.abs(received - expected) <= rounding))
 
 
+def _few_outputs(number: NumericPayload) -> Array | None:
+    """The grid indexes that can be received, in increasing order, where they are few."""
+    size, mechanism = number.grid.size, number.mechanism
+    if mechanism.outputs is not None:
+        return np.array(mechanism.outputs, np.float64)
+    law = spread.two_points(mechanism, size)
+    if law is None:
+        return None
+    margin = 0 if number.in_range else int(law.margin)
+    ends = np.array([-margin - 1, -margin, size + margin, size + margin + 1], np.float64)
+    return ends[(ends >= mechanism.low) & (ends <= mechanism.high)]
+
+
 def _unbiased(grid: Grid, mechanism: NumericMechanism, received: Array) -> Array:
     index = (received - grid.lower) / grid.step
-    if mechanism.unbiased_low is None or mechanism.unbiased_high is None:
+    if mechanism.stretch == 1 and mechanism.unbiased_low is None:
         return index
-    # The last grid point may lie above the upper bound, where the sender cuts it: tell it from the one before
+    # IN_RANGE. The last grid point may lie above the upper bound, where the sender cuts it: tell it from the one before
     # by the middle between the two.
     last = (min(grid.upper, grid.value(grid.size)) + grid.value(grid.size - 1)) / 2
+    if mechanism.unbiased_low is None or mechanism.unbiased_high is None:
+        index = np.where(received > last, float(grid.size), index)
+        return grid.size / 2 + (index - grid.size / 2) * mechanism.stretch
     index = np.where(index < 0.5, mechanism.unbiased_low, index)
     return np.where(received > last, mechanism.unbiased_high, index)
 
@@ -143,7 +158,7 @@ def _refuse_impossible(field: FieldPlan, grid: Grid, mechanism: NumericMechanism
     beyond its own by L r/(3 n) + sqrt((L r/(3 n))^2 + 2 L v/n) with probability at most exp(-L).
     """
     ends = [mechanism.low, mechanism.high, mechanism.unbiased_low or 0.0, mechanism.unbiased_high or 0.0]
-    reach = max(max(ends), grid.size - min(ends))
+    reach = max(max(ends), grid.size - min(ends)) * mechanism.stretch
     part = -_REFUSED * reach / (3 * at.size)
     beyond = part + math.sqrt(part * part - 2 * _REFUSED * mechanism.worst_variance / at.size)
     if not -beyond <= float(np.mean(at)) <= grid.size + beyond:

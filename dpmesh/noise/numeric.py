@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -23,6 +23,7 @@ from dpmesh.noise.discrete_laplace import DiscreteLaplace
 from dpmesh.noise.draws import Draws
 from dpmesh.noise.duchi import Duchi
 from dpmesh.noise.entropy import KeyStream
+from dpmesh.noise.optimized_piecewise import OptimizedPiecewise
 from dpmesh.noise.piecewise import Piecewise
 
 MAX_SIZE = 1 << 40
@@ -39,6 +40,9 @@ _KEPT = 1024
 _TOLERANCE, _FLOAT_EPSILON = 1e-3, Fraction(1, 1 << 40)
 # What rounding to the grid adds to a variance, at most.
 _ROUNDING = 0.25
+# The optimized Piecewise mechanism has less worst-case variance than all others between these two epsilons, on grids of
+# at least so many steps; below the first it has Duchi's law.
+_OPTIMIZED_FROM, _OPTIMIZED_TO, _OPTIMIZED_SIZE = Fraction(3, 16), 12, 1 << 12
 
 
 class NumericKind(enum.StrEnum):
@@ -49,6 +53,7 @@ class NumericKind(enum.StrEnum):
     DUCHI = "duchi"
     PIECEWISE = "piecewise"
     HYBRID = "hybrid"
+    OPTIMIZED_PIECEWISE = "optimized_piecewise"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +68,13 @@ class NumericMechanism:
         low: The smallest output, in grid steps from index 0.
         high: The largest output.
         variance: Maps an index to the variance of its unbiased estimate, in squared grid steps.
-        worst_at: The indexes of which one has the largest variance.
-        unbiased_low: With IN_RANGE output: what an estimate must put in place of output 0 (and unbiased_high
-            in place of `size`) to be unbiased for every index. None with UNBIASED output.
+        worst_at: Gives the indexes of which one has the largest variance.
+        unbiased_low: With IN_RANGE output of discrete Laplace and Duchi: what an estimate must put in place of output
+            0 (and unbiased_high in place of `size`) to be unbiased for every index. None elsewhere.
         unbiased_high: See unbiased_low.
+        stretch: How many times further from size/2 than an output its unbiased estimate is: 1, but for IN_RANGE output
+            of the optimized Piecewise mechanism.
+        outputs: All indexes that can leave, in increasing order, where they are few; else None.
     """
 
     kind: NumericKind
@@ -76,14 +84,16 @@ class NumericMechanism:
     low: int
     high: int
     variance: Callable[[int], float]
-    worst_at: tuple[int, ...]
+    worst_at: Callable[[], Iterable[int]]
     unbiased_low: float | None = None
     unbiased_high: float | None = None
+    stretch: float = 1.0
+    outputs: tuple[int, ...] | None = None
 
     @cached_property
     def worst_variance(self) -> float:
         """The largest variance of any index."""
-        return max(map(self.variance, self.worst_at))
+        return max(map(self.variance, self.worst_at()))
 
 
 def make(
@@ -100,13 +110,13 @@ def make(
     Args:
         kind: Which one.
         size: The grid's last index, 1 to 2^40.
-        sensitivity: How far a unit can move the index, at least 1. Duchi, Piecewise and Hybrid do not use it:
+        sensitivity: How far a unit can move the index, at least 1. Duchi and all forms of Piecewise do not use it:
             their guarantee holds for any two indexes.
         epsilon: Above 0 and at most 64; not used by the discrete Gaussian.
         rho: The discrete Gaussian's zCDP loss, above 0 and at most 2048; refused elsewhere.
-        in_range: Outputs lie in 0..size. Only discrete Laplace and Duchi offer it: there an estimate is unbiased
-            again once it replaces the two ends by two constants. The other mechanisms could stay in range too, for
-            example by an affine map of Piecewise's bounded outputs, which an estimate inverts; none does so here.
+        in_range: Outputs lie in 0..size. Discrete Laplace, Duchi and the optimized Piecewise mechanism offer it. With
+            the first two, an estimate is unbiased once it replaces the two ends by two constants; with the last, once
+            it moves outputs away from the middle by `stretch`.
 
     Raises:
         ValueError: An argument is out of range, or does not go with the others.
@@ -130,6 +140,8 @@ def make(
         return _laplace(size, sensitivity, epsilon, in_range)
     if kind is NumericKind.DUCHI:
         return _duchi(size, epsilon, in_range=in_range)
+    if kind is NumericKind.OPTIMIZED_PIECEWISE:
+        return _optimized(size, epsilon, in_range=in_range)
     _refuse(in_range, kind)
     return _piecewise(size, epsilon) if kind is NumericKind.PIECEWISE else _hybrid(size, epsilon)
 
@@ -157,6 +169,9 @@ def best(size: int, sensitivity: int, epsilon: Fraction, in_range: bool, local: 
 @lru_cache(_KEPT)
 def _best(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> NumericKind:
     """The mechanism with the smallest worst-case variance. Only those that come close to it are made."""
+    fine = sensitivity >= size >= _OPTIMIZED_SIZE
+    if fine and _OPTIMIZED_FROM <= epsilon <= _OPTIMIZED_TO:
+        return NumericKind.OPTIMIZED_PIECEWISE
     bounds = _worst_variances(size, sensitivity, epsilon, in_range)
     least = min(high for _, high in bounds.values())
     near = [kind for kind, (low, _) in bounds.items() if low <= least]
@@ -177,7 +192,8 @@ def _worst_variances(
 ) -> dict[NumericKind, tuple[float, float]]:
     """Between which bounds the worst variance of each mechanism lies, without making one."""
     unknown = 0.0, math.inf
-    found = {NumericKind.DISCRETE_LAPLACE: unknown, NumericKind.DUCHI: unknown}
+    optimized = {NumericKind.OPTIMIZED_PIECEWISE: unknown} if epsilon >= _OPTIMIZED_FROM else {}
+    found = optimized | {NumericKind.DISCRETE_LAPLACE: unknown, NumericKind.DUCHI: unknown}
     hybrid = not in_range and epsilon > HYBRID_FROM
     if hybrid:
         found |= {NumericKind.PIECEWISE: unknown, NumericKind.HYBRID: unknown}
@@ -214,7 +230,7 @@ def padded(scale: Fraction) -> Fraction:
 
 def _refuse(in_range: bool, kind: NumericKind) -> None:
     if in_range:
-        raise ValueError(f"{kind} has no outputs in range; use discrete_laplace or duchi")
+        raise ValueError(f"{kind} has no outputs in range; use optimized_piecewise")
 
 
 @lru_cache(_KEPT)
@@ -235,7 +251,7 @@ def _laplace(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> 
         low=-reach,
         high=size + reach,
         variance=_laplace_variance(size, scale, in_range),
-        worst_at=(size // 2,),
+        worst_at=lambda: (size // 2,),
         unbiased_low=-tail if in_range else None,
         unbiased_high=size + tail if in_range else None,
     )
@@ -268,7 +284,7 @@ def _gaussian(size: int, sensitivity: int, rho: Fraction) -> NumericMechanism:
         low=-reach,
         high=size + reach,
         variance=lambda x: full,
-        worst_at=(0,),
+        worst_at=lambda: (0,),
     )
 
 
@@ -283,9 +299,26 @@ def _duchi(size: int, epsilon: Fraction, in_range: bool) -> NumericMechanism:
         low=law.low,
         high=law.high,
         variance=law.variance,
-        worst_at=(size // 2,),
+        worst_at=lambda: (size // 2,),
         unbiased_low=float(-law.margin) if in_range else None,
         unbiased_high=float(size + law.margin) if in_range else None,
+    )
+
+
+@lru_cache(_KEPT)
+def _optimized(size: int, epsilon: Fraction, in_range: bool) -> NumericMechanism:
+    law = OptimizedPiecewise(size, epsilon, in_range=in_range)
+    return NumericMechanism(
+        kind=NumericKind.OPTIMIZED_PIECEWISE,
+        epsilon=epsilon,
+        rho=None,
+        draws=law.draws,
+        low=law.low,
+        high=law.high,
+        variance=law.variance,
+        worst_at=law.worst_at,
+        stretch=law.stretch,
+        outputs=law.outputs,
     )
 
 
@@ -300,7 +333,7 @@ def _piecewise(size: int, epsilon: Fraction) -> NumericMechanism:
         low=law.low,
         high=law.high,
         variance=law.variance,
-        worst_at=(0, size // 2),
+        worst_at=lambda: (0, size // 2),
     )
 
 
@@ -345,7 +378,7 @@ def _hybrid(size: int, epsilon: Fraction) -> NumericMechanism:
         low=min(ends.low, window.low),
         high=max(ends.high, window.high),
         variance=variance,
-        worst_at=(0, size // 2),
+        worst_at=lambda: (0, size // 2),
     )
 
 

@@ -119,12 +119,14 @@ class Numeric(_message.Message):
         DUCHI: _ClassVar[Numeric.Mechanism]
         PIECEWISE: _ClassVar[Numeric.Mechanism]
         HYBRID: _ClassVar[Numeric.Mechanism]
+        OPTIMIZED_PIECEWISE: _ClassVar[Numeric.Mechanism]
     AUTO: Numeric.Mechanism
     DISCRETE_LAPLACE: Numeric.Mechanism
     DISCRETE_GAUSSIAN: Numeric.Mechanism
     DUCHI: Numeric.Mechanism
     PIECEWISE: Numeric.Mechanism
     HYBRID: Numeric.Mechanism
+    OPTIMIZED_PIECEWISE: Numeric.Mechanism
     class Output(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNBIASED: _ClassVar[Numeric.Output]

@@ -3,9 +3,10 @@
 A device's every field is at one end of its range in one world and at the other end in the other. A lower bound on
 epsilon is ln(p / q) for an event with Clopper-Pearson bounds p (from below, first world) and q (from above, second
 world), each wrong with probability ALPHA / 2. The events are those that the mechanisms' laws tell apart best, known
-before any message is sent: a number at or above the upper bound, a category that is the first world's own.
+before any message is sent: a number with discrete Laplace noise at or above the upper bound, one of the optimized
+Piecewise mechanism (`auto`) above the middle, a category that is the first world's own.
 
-False alarms: a bound above epsilon, at most ALPHA = 2e-4 for each of three fields whatever the law, and below 8e-7 for
+False alarms: a bound above epsilon, at most ALPHA = 2e-4 for each of four fields whatever the law, and below 8e-7 for
 these: p and q have to be off together, by 4.8 standard errors of ln(p / q). A bound below the floor, at most 1.3e-6: its
 expectation is at least 4.7 deviations above that.
 """
@@ -31,11 +32,22 @@ CAT = "(dpmesh.v1.field).categorical"
 TYPES = compiled(
     f"""message M {{ string id = 1 [(dpmesh.v1.field).unit = {{form: SUPPRESSED}}];
     double number = 2 [{NUM} = {{lower: 0 upper: 1 epsilon: 1 mechanism: DISCRETE_LAPLACE}}];
-    Color color = 3 [{CAT} = {{epsilon: 1}}]; bool flag = 4 [{CAT} = {{epsilon: 1}}]; }}
+    Color color = 3 [{CAT} = {{epsilon: 1}}]; bool flag = 4 [{CAT} = {{epsilon: 1}}];
+    double auto = 5 [{NUM} = {{lower: 0 upper: 1 epsilon: 1}}]; }}
     enum Color {{ RED = 0; GREEN = 1; BLUE = 2; VIOLET = 3; }}
     message Ack {{ int32 n = 1; }}"""
 )
-WORLDS = ({"number": 1.0, "color": 1, "flag": True}, {"number": 0.0, "color": 0, "flag": False})
+WORLDS = (
+    {"number": 1.0, "color": 1, "flag": True, "auto": 1.0},
+    {"number": 0.0, "color": 0, "flag": False, "auto": 0.0},
+)
+# From which value on, or at which one, the first world is the likelier.
+EVENTS = {
+    "number": (np.greater_equal, 1.0),
+    "color": (np.equal, 1),
+    "flag": (np.equal, True),
+    "auto": (np.greater_equal, 0.5),
+}
 METHOD = "/test.Empirical/Report"
 
 
@@ -45,7 +57,7 @@ async def received(world: dict, count: int, config: dict) -> list:
 
     async def report(requests, context):
         async for request in requests:
-            got.append((request.number, request.color, request.flag))
+            got.append([getattr(request, name) for name in EVENTS])
         return TYPES.Ack(n=len(got))
 
     handler = grpc.stream_unary_rpc_method_handler(
@@ -93,10 +105,10 @@ def worlds(tmp_path_factory, size) -> Sequence[np.ndarray]:
     return [np.array(asyncio.run(received(world, size[0], config)), dtype=float) for world in WORLDS]
 
 
-@pytest.mark.parametrize(("field", "column"), [("number", 0), ("color", 1), ("flag", 2)])
-def test_the_worst_pair_shows_epsilon_and_no_more(worlds, size, field, column):
-    one, other = (world[:, column] for world in worlds)
-    own = float(WORLDS[0][field])
-    bound = lower_bound(np.greater_equal if field == "number" else np.equal, own, one, other)
+@pytest.mark.parametrize("field", EVENTS)
+def test_the_worst_pair_shows_epsilon_and_no_more(worlds, size, field):
+    one, other = (world[:, list(EVENTS).index(field)] for world in worlds)
+    event, value = EVENTS[field]
+    bound = lower_bound(event, value, one, other)
     assert bound <= EPSILON, "more is lost than was promised"
     assert bound >= size[1] * EPSILON, "more noise was added than was promised"

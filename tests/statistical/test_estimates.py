@@ -57,6 +57,7 @@ def outputs(reader: Reader, value: float, count: int) -> np.ndarray:
         "lower: 0 upper: 100 epsilon: 1.0 mechanism: DISCRETE_LAPLACE output: IN_RANGE",
         "lower: 0 upper: 100 epsilon: 5.0 mechanism: DISCRETE_LAPLACE output: IN_RANGE",
         "lower: 0 upper: 100 epsilon: 1.0 mechanism: DUCHI output: IN_RANGE",
+        "lower: 0 upper: 100 epsilon: 2.0 mechanism: OPTIMIZED_PIECEWISE output: IN_RANGE",
         # The grid's last point lies above the upper bound, and outputs are cut there.
         "lower: 0 upper: 1 resolution: 0.3 epsilon: 2.0 mechanism: DISCRETE_LAPLACE output: IN_RANGE",
     ],

@@ -18,6 +18,12 @@ from dpmesh.policy import Grid
 from dpmesh.policy.codegen.source import draw_function
 
 SIZE = 10_000
+LOCAL = [
+    NumericKind.DUCHI,
+    NumericKind.PIECEWISE,
+    NumericKind.HYBRID,
+    NumericKind.OPTIMIZED_PIECEWISE,
+]
 EPSILONS = [Fraction(1, 2), Fraction(1), Fraction(3)]
 CASES = [
     (NumericKind.DISCRETE_LAPLACE, False, 1_500_000),
@@ -27,6 +33,7 @@ CASES = [
     (NumericKind.DUCHI, True, 1_000_000),
     (NumericKind.PIECEWISE, False, 1_500_000),
     (NumericKind.HYBRID, False, 1_500_000),
+    (NumericKind.OPTIMIZED_PIECEWISE, False, 1_500_000),
 ]
 
 
@@ -49,7 +56,7 @@ def estimates(mechanism, x, count, size=SIZE):
     if mechanism.unbiased_low is not None:
         low, high = outputs == 0, outputs == size
         outputs[low], outputs[high] = mechanism.unbiased_low, mechanism.unbiased_high
-    return outputs
+    return size / 2 + (outputs - size / 2) * mechanism.stretch
 
 
 def wrong(values, mean, variance, tolerance=0.01):
@@ -81,7 +88,7 @@ def test_three_percent_more_or_less_epsilon_is_rejected(kind, in_range, count, f
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])
-@pytest.mark.parametrize("kind", [NumericKind.DUCHI, NumericKind.PIECEWISE, NumericKind.HYBRID])
+@pytest.mark.parametrize("kind", LOCAL)
 def test_small_grids(kind, size):
     mechanism = make(kind, Fraction(1), size=size)
     for x in {0, size // 2, size}:
@@ -138,6 +145,8 @@ LATTICES = [
     (NumericKind.DUCHI, False, None),
     (NumericKind.PIECEWISE, False, None),
     (NumericKind.HYBRID, False, None),
+    (NumericKind.OPTIMIZED_PIECEWISE, False, None),
+    (NumericKind.OPTIMIZED_PIECEWISE, True, None),
 ]
 
 

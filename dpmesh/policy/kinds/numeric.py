@@ -31,10 +31,16 @@ _MECHANISMS = {
     pb.Numeric.DUCHI: numeric.NumericKind.DUCHI,
     pb.Numeric.PIECEWISE: numeric.NumericKind.PIECEWISE,
     pb.Numeric.HYBRID: numeric.NumericKind.HYBRID,
+    pb.Numeric.OPTIMIZED_PIECEWISE: numeric.NumericKind.OPTIMIZED_PIECEWISE,
 }
 # These have no outputs IN_RANGE: see numeric.make.
 _NEVER_IN_RANGE = {pb.Numeric.DISCRETE_GAUSSIAN, pb.Numeric.PIECEWISE, pb.Numeric.HYBRID}
-_LOCAL_ONLY = {pb.Numeric.DUCHI, pb.Numeric.PIECEWISE, pb.Numeric.HYBRID}
+_LOCAL_ONLY = {
+    pb.Numeric.DUCHI,
+    pb.Numeric.PIECEWISE,
+    pb.Numeric.HYBRID,
+    pb.Numeric.OPTIMIZED_PIECEWISE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +178,7 @@ def _mechanism(
         raise BadRuleError(
             "mechanism",
             "this mechanism can't stay IN_RANGE",
-            "use DISCRETE_LAPLACE or DUCHI, or output: UNBIASED",
+            "use OPTIMIZED_PIECEWISE, or output: UNBIASED",
         )
     if not local and chosen in _LOCAL_ONLY:
         raise BadRuleError(

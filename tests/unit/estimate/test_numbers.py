@@ -11,13 +11,14 @@ import pytest
 from dpmesh.estimate import EstimateError
 from dpmesh.estimate.numbers import indexes, mean
 from dpmesh.noise import numeric
+from dpmesh.noise.optimized_piecewise import OptimizedPiecewise
 from dpmesh.policy import FieldPlan, Grid, Model
 from dpmesh.policy.codegen.source import draw_function
 from dpmesh.policy.kinds.numeric import KIND, NumericPayload
 
 
 def field(grid: Grid, mechanism: numeric.NumericMechanism) -> FieldPlan:
-    in_range = mechanism.unbiased_low is not None
+    in_range = mechanism.unbiased_low is not None or mechanism.stretch != 1
     payload = NumericPayload(grid, mechanism, in_range)
     return FieldPlan("x", "t.M.x", KIND, "annotation", Model.LOCAL, payload=payload)
 
@@ -53,6 +54,41 @@ def test_duchi_in_range_is_unbiased_at_every_point(size):
     for x in (0, size // 3, size):
         upper = x / size * truth + (1 - x / size) * (1 - truth)
         assert upper * high + (1 - upper) * low == pytest.approx(x, abs=1e-9 * size)
+
+
+@pytest.mark.parametrize("epsilon", [Fraction(1, 2), Fraction(3)])
+@pytest.mark.parametrize("part", [0, 0.3, 0.999, 1e-6])
+def test_optimized_piecewise_in_range_moves_outputs_away_from_the_middle(epsilon, part):
+    """Its points, weighted as the law says, have the rows' means; upper lies below the last point where part < 1."""
+    size = 10_000
+    grid = Grid(-3.0, -3.0 + (size - 1 + (part or 1)) * 0.25, 0.25, size, integral=False)
+    mechanism = numeric.make(numeric.NumericKind.OPTIMIZED_PIECEWISE, size, size, epsilon, in_range=True)
+    law = OptimizedPiecewise(size, epsilon, in_range=True)
+    assert law.outputs == mechanism.outputs == law.points
+    released = [min(grid.value(point), grid.upper) for point in law.points]
+    at = indexes(field(grid, mechanism), released)
+    near, far = float(law.inside) / law.width, float(1 - law.inside) / law.rows
+    for row, expected in enumerate(law.means):
+        window = at[row : row + law.width]
+        assert (near - far) * window.sum() + far * at.sum() == pytest.approx(float(expected), abs=1e-8 * size)
+    assert at[-1] - size / 2 == pytest.approx(size / 2 * mechanism.stretch)
+
+
+def test_optimized_piecewise_tells_its_points_only():
+    grid = Grid(0.0, 10_000.0, 1.0, 10_000, integral=False)
+    mechanism = numeric.make(numeric.NumericKind.OPTIMIZED_PIECEWISE, 10_000, 10_000, Fraction(1))
+    assert len(mechanism.outputs) == 8
+    assert "outputs" in refusal(lambda: indexes(field(grid, mechanism), [*mechanism.outputs, 4711.0]))
+    assert list(indexes(field(grid, mechanism), mechanism.outputs)) == list(mechanism.outputs)
+
+
+def test_a_mean_of_points_that_senders_can_not_have_is_refused():
+    grid = Grid(0.0, 10_000.0, 1.0, 10_000, integral=False)
+    mechanism = numeric.make(
+        numeric.NumericKind.OPTIMIZED_PIECEWISE, 10_000, 10_000, Fraction(1), in_range=True
+    )
+    assert "another policy" in refusal(lambda: mean(field(grid, mechanism), [10_000.0] * 1000, 0.95))
+    assert mean(field(grid, mechanism), [10_000.0] * 3, 0.95).n == 3
 
 
 @pytest.mark.parametrize("part", [0.3, 0.5, 0.999, 1e-6])

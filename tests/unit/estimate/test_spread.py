@@ -21,6 +21,8 @@ EVERY = [
     (NumericKind.DUCHI, True),
     (NumericKind.PIECEWISE, False),
     (NumericKind.HYBRID, False),
+    (NumericKind.OPTIMIZED_PIECEWISE, False),
+    (NumericKind.OPTIMIZED_PIECEWISE, True),
 ]
 
 

@@ -13,7 +13,8 @@ from dpmesh.noise.numeric import NumericKind
 from dpmesh.policy.codegen.source import draw_function
 from tests.unit.noise import exact
 
-LOCAL = [NumericKind.DISCRETE_LAPLACE, NumericKind.DUCHI, NumericKind.PIECEWISE, NumericKind.HYBRID]
+LOCAL = [kind for kind in NumericKind if kind is not NumericKind.DISCRETE_GAUSSIAN]
+IN_RANGE = [NumericKind.DISCRETE_LAPLACE, NumericKind.DUCHI, NumericKind.OPTIMIZED_PIECEWISE]
 
 
 def laplace_tables(size, epsilon, sensitivity, low, high):
@@ -100,7 +101,7 @@ def test_gaussian_keeps_rho(rho, sensitivity):
 @pytest.mark.parametrize("epsilon", [Fraction(1, 3), Fraction(2), Fraction(64)])
 def test_outputs_are_integers_in_the_public_range(kind, size, epsilon):
     for in_range in (False, True):
-        if in_range and kind not in (NumericKind.DISCRETE_LAPLACE, NumericKind.DUCHI):
+        if in_range and kind not in IN_RANGE:
             continue
         gaussian = kind is NumericKind.DISCRETE_GAUSSIAN
         mechanism = numeric.make(
@@ -117,14 +118,21 @@ def test_outputs_are_integers_in_the_public_range(kind, size, epsilon):
         for x in {0, size // 2, size}:
             outputs = [draw(x) for _ in range(500)]
             assert all(type(y) is int and mechanism.low <= y <= mechanism.high for y in outputs)
+            assert mechanism.outputs is None or set(outputs) <= set(mechanism.outputs)
         if in_range:
             assert (mechanism.low, mechanism.high) == (0, size)
+        if in_range and kind is NumericKind.OPTIMIZED_PIECEWISE:
+            assert mechanism.stretch >= 1
+            assert mechanism.unbiased_low is mechanism.unbiased_high is None
+        elif in_range:
+            assert mechanism.stretch == 1
             assert mechanism.unbiased_low < 0 or mechanism.unbiased_low == pytest.approx(0, abs=1e-20)
             assert mechanism.unbiased_high - size == pytest.approx(
                 -mechanism.unbiased_low, rel=1e-6, abs=1e-9
             )
         else:
             assert mechanism.unbiased_low is mechanism.unbiased_high is None
+            assert mechanism.stretch == 1
 
 
 def test_the_clamp_of_unbiased_noise_is_beyond_reach():
@@ -163,8 +171,9 @@ def test_worst_variances_of_large_grids(epsilon, vectors):
         mechanism = numeric.make(kind, size, size, Fraction(epsilon))
         assert mechanism.worst_variance / (size / 2) ** 2 == pytest.approx(float(case[name]), rel=1e-3)
     chosen = numeric.best(size, size, Fraction(epsilon), in_range=False, local=True)
+    assert chosen is NumericKind.OPTIMIZED_PIECEWISE
     least = min(float(case[name]) for name in names.values())
-    assert float(case[names[chosen]]) == least
+    assert numeric.make(chosen, size, size, Fraction(epsilon)).worst_variance < least * (size / 2) ** 2
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 100, 10_000, 2**40])
@@ -198,13 +207,15 @@ def test_best_chooses_as_if_it_had_made_them_all(epsilon):
         except ValueError:
             return math.inf
 
-    ends = [NumericKind.DISCRETE_LAPLACE, NumericKind.DUCHI]
     for size in GRID_SIZES:
         for in_range in (False, True):
-            kinds = LOCAL if not in_range and epsilon > numeric.HYBRID_FROM else ends
+            kinds = LOCAL if not in_range and epsilon > numeric.HYBRID_FROM else IN_RANGE
+            if epsilon < numeric._OPTIMIZED_FROM:
+                kinds = [kind for kind in kinds if kind is not NumericKind.OPTIMIZED_PIECEWISE]
             for sensitivity in {1, max(1, size // 3), size}:
-                least = min(kinds, key=lambda kind: worst(kind, size, sensitivity, in_range))
-                assert numeric.best(size, sensitivity, epsilon, in_range=in_range, local=True) is least
+                least = min(worst(kind, size, sensitivity, in_range) for kind in kinds)
+                chosen = numeric.best(size, sensitivity, epsilon, in_range=in_range, local=True)
+                assert worst(chosen, size, sensitivity, in_range) == least
 
 
 @pytest.mark.parametrize("size", [7, 1000, 2**30])

@@ -383,8 +383,8 @@ def test_every_field_takes_a_code_of_its_own():
     plan = Policy().plan(types.M.DESCRIPTOR)
     noised = [entry for entry in plan.fields if entry.mechanism_name]
     assert [entry.mechanism_name for entry in noised] == [
-        "duchi",
-        "hybrid",
+        "optimized_piecewise",
+        "optimized_piecewise",
         "discrete_laplace",
         "k_randomized_response",
         "k_randomized_response",

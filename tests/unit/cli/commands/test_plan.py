@@ -57,7 +57,7 @@ def test_every_rpc_with_its_request_and_response(dpmesh, fleet: Path) -> None:
         "field kind mechanism ε ρ error what leaves decided by",
     ]
     assert lines[3] == "tail unit pseudonym per 1 d annotation"
-    assert lines[4].startswith("delay numeric hybrid 1 0.4621 sd 62.")
+    assert lines[4].startswith("delay numeric optimized_piecewise 1 0.4621 sd 60.")
     assert lines[5] == "late categorical k_randomized_response 1 0.4621 true 73.1% one of 2 annotation"
     assert (
         lines[6]
@@ -115,7 +115,7 @@ def test_json(dpmesh, fleet: Path) -> None:
     messages = {entry["message"]: entry for entry in document["messages"]}
     assert sorted(messages) == ["acme.v1.Ack", "acme.v1.Mean", "acme.v1.Report"]
     delay = messages["acme.v1.Report"]["fields"][1]
-    assert (delay["path"], delay["epsilon"], delay["mechanism"]) == ("delay", 1.0, "hybrid")
+    assert (delay["path"], delay["epsilon"], delay["mechanism"]) == ("delay", 1.0, "optimized_piecewise")
     assert messages["acme.v1.Report"]["payments"][0]["messages"] == 2
     assert [budget["cap"] for budget in document["budgets"]] == [4.0, 2.0]
 
@@ -165,7 +165,7 @@ def test_against(dpmesh, fleet: Path, write, kind: str) -> None:
     assert (ran.code, ran.err) == (0, "")
     lines = [" ".join(line.split()) for line in ran.out.splitlines() if line]
     assert lines[0] == "acme.v1.Report: ε 3, ρ 1.985 -> ε 2, ρ 0.9242"
-    assert lines[2].startswith("delay hybrid 2 -> 1 1.523 -> 0.4621 sd ")
+    assert lines[2].startswith("delay optimized_piecewise 2 -> 1 1.523 -> 0.4621 sd ")
     assert len(lines) == 3
     document = json.loads(dpmesh("plan", fleet, "--against", old, "--json").out)
     (change,) = document["changes"]
