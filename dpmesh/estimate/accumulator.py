@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
-from dpmesh.estimate import absence, frequencies, heat_map, numbers, paths, supports, vectors
+from dpmesh.estimate import absence, distribution, frequencies, heat_map, numbers, paths, supports, vectors
 from dpmesh.estimate.absence import Held
+from dpmesh.estimate.distribution import Bins, Distribution
 from dpmesh.estimate.heat_map import HeatMap
 from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.estimate.tally import Tally, added
@@ -116,6 +117,19 @@ class Accumulator:
             return replace(places.scaled(places.n), per_place=default != 0 and self._may_be_absent)
         return absence.sum_of_held(self._field.path, places, default, held, confidence)
 
+    def distribution(self, *, confidence: float = 0.95) -> Distribution:
+        """The share of each bin of a numeric field; see `Reader.distribution` for arguments and errors."""
+        numbers.as_number(self._field)
+        if "received" not in self._figures:
+            raise EstimateError(self._field.path, "has no bins: give bins to Reader.accumulator")
+        return distribution.distribution_of(
+            self._field, self._figures, self._tally.setting, confidence, per_place=self._may_be_absent
+        )
+
+    def quantile(self, q: float, *, confidence: float = 0.95) -> Estimate:
+        """The number below which a part q of all numbers lies; see `Reader.quantile` for arguments and errors."""
+        return self.distribution(confidence=confidence).quantile(q)
+
     def mean_vector(self, *, confidence: float = 0.95) -> VectorEstimate:
         """The mean of a vector field, unbiased; see `Reader.mean_vector` for arguments and errors."""
         vectors.mechanism_of(self._field)
@@ -186,15 +200,18 @@ def make(
     read: Callable[[FieldPlan, Any], Any],
     candidates: Iterable[str] | None,
     cell_km: float | None,
+    bins: Bins | None,
 ) -> Accumulator:
     """The accumulator of a field, by its kind; arguments as for `Reader.accumulator`.
 
     Raises:
-        EstimateError: There are candidates or a cell_km that don't fit, or none where they are needed.
+        EstimateError: There are candidates, a cell_km or bins that don't fit, or no candidates where they are needed.
     """
     path, kind = field.path, field.kind
     if cell_km is not None and kind.as_place(field) is None:
         raise EstimateError(path, "is no location, so leave cell_km out")
+    if bins is not None:
+        return Accumulator(plan, field, distribution.tally(field, bins), read)
     category = kind.as_category(field)
     if category is not None:
         if category.domain and candidates is not None:

@@ -55,11 +55,29 @@ class Sums:
         last: How many are at the last index or above.
     """
 
-    n: int
-    total: int
-    squares: int
-    first: int
-    last: int
+    n: int = 0
+    total: int = 0
+    squares: int = 0
+    first: int = 0
+    last: int = 0
+
+    def with_block(self, index: Array, size: int) -> Sums:
+        """The sums with a block of grid indexes, of which `size` is the last one."""
+        total, squares = _powers(index)
+        return Sums(
+            self.n + index.size,
+            self.total + total,
+            self.squares + squares,
+            self.first + int(np.count_nonzero(index <= 0)),
+            self.last + int(np.count_nonzero(index >= size)),
+        )
+
+    def figures(self) -> Figures:
+        """The sums as a tally's figures."""
+        return {entry.name: [getattr(self, entry.name)] for entry in fields(self)}
+
+
+LENGTHS = dict.fromkeys((entry.name for entry in fields(Sums)), 1)
 
 
 def tally(field: FieldPlan) -> Tally:
@@ -69,12 +87,7 @@ def tally(field: FieldPlan) -> Tally:
         EstimateError: The field does not leave as a number.
     """
     as_number(field)
-    names = [entry.name for entry in fields(Sums)]
-
-    def count(values: Any) -> Figures:
-        return {name: [getattr(found, name)] for found in [sums(field, values)] for name in names}
-
-    return Tally(dict.fromkeys(names, 1), count)
+    return Tally(LENGTHS, lambda values: sums(field, values).figures())
 
 
 def sums_of(figures: Figures) -> Sums:
@@ -93,17 +106,10 @@ def sums(field: FieldPlan, values: Any) -> Sums:
         EstimateError: One is not a number, or one that this policy can't have released: outside of its outputs, or
             between the points of its grid.
     """
-    number = as_number(field)
-    size, n, total, squares, first, last = number.grid.size, 0, 0, 0, 0, 0
+    number, found = as_number(field), Sums()
     for received in columns.numbers(field.path, values):
-        index = positions(field, number, received)
-        n += index.size
-        of_block, of_squares = _powers(index)
-        total += of_block
-        squares += of_squares
-        first += int(np.count_nonzero(index <= 0))
-        last += int(np.count_nonzero(index >= size))
-    return Sums(n, total, squares, first, last)
+        found = found.with_block(positions(field, number, received), number.grid.size)
+    return found
 
 
 def _powers(index: Array) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from dpmesh.estimate import accumulator, columns, heat_map, numbers, paths, supports, vectors
 from dpmesh.estimate.absence import Held
 from dpmesh.estimate.accumulator import Accumulator
+from dpmesh.estimate.distribution import Bins, Distribution
 from dpmesh.estimate.heat_map import HeatMap
 from dpmesh.estimate.laws import Law, law_of
 from dpmesh.estimate.ratio import fieller
@@ -78,7 +79,12 @@ class Reader:
         self._fields: dict[str, FieldPlan] = {}
 
     def accumulator(
-        self, path: str, *, candidates: Iterable[str] | None = None, cell_km: float | None = None
+        self,
+        path: str,
+        *,
+        candidates: Iterable[str] | None = None,
+        cell_km: float | None = None,
+        bins: Bins | None = None,
     ) -> Accumulator:
         """An empty accumulator: it takes a field's values in parts, in memory that does not grow with them.
 
@@ -86,11 +92,13 @@ class Reader:
             path: The field or oneof.
             candidates: As for `frequencies`.
             cell_km: As for `heat_map`.
+            bins: As for `distribution`. Without bins only means and sums of a numeric field are kept.
 
         Raises:
-            EstimateError: An unknown field; candidates or a cell_km that don't fit; or none where they are needed.
+            EstimateError: An unknown field; candidates, a cell_km or bins that don't fit; or no candidates where they
+                are needed.
         """
-        return accumulator.make(self.plan, self._field(path), self._values, candidates, cell_km)
+        return accumulator.make(self.plan, self._field(path), self._values, candidates, cell_km, bins)
 
     def mean(
         self, path: str, values: Values, *, held: Held | None = None, confidence: float = 0.95
@@ -134,6 +142,52 @@ class Reader:
         """
         numbers.as_number(self._field(path))
         return self.accumulator(path).add(values).sum(held=held, confidence=confidence)
+
+    def distribution(
+        self, path: str, values: Values, *, bins: Bins = "auto", confidence: float = 0.95
+    ) -> Distribution:
+        """The share of each bin of a numeric field.
+
+        Noise hides on which side of an edge a number near it was. So the shares are unbiased, and their intervals hold,
+        if numbers are spread evenly within each bin; what they do between bins does not matter. The narrower the bins,
+        the less depends on that, and the wider the intervals. Where values may be absent, an absent one counts as the
+        default that fills its place: see `mean`.
+
+        Args:
+            path: The field.
+            values: What was received: numbers in the field's units, messages that hold it, or a column.
+            bins: How many equal bins the range has; "auto" for as many as are told apart well, 2 to 20; or their edges,
+                which increase from at most the lower bound to at least the upper one.
+            confidence: How often each interval, by itself, holds its share.
+
+        Raises:
+            EstimateError: An unknown field, one that is not numeric, no values, or values that it can't have; or bins
+                so narrow that the noise blurs them beyond what can be undone. Mechanisms of few outputs tell few bins:
+                Duchi none, the optimized Piecewise mechanism 5 at epsilon 1 and 2.
+        """
+        numbers.as_number(self._field(path))
+        return self.accumulator(path, bins=bins).add(values).distribution(confidence=confidence)
+
+    def quantile(
+        self, path: str, values: Values, q: float, *, bins: Bins = "auto", confidence: float = 0.95
+    ) -> Estimate:
+        """The number below which a part q of all numbers lies, such as the median for 0.5.
+
+        It is read off `distribution`, by linear interpolation within a bin, and has the same limits. For several
+        quantiles of the same values, ask the distribution: `distribution(...).quantile(q)`.
+
+        Args:
+            path: The field.
+            values: As for `distribution`.
+            q: Between 0 and 1.
+            bins: As for `distribution`.
+            confidence: How often the interval holds the quantile.
+
+        Raises:
+            EstimateError: As for `distribution`.
+            ValueError: q or the confidence is not between 0 and 1.
+        """
+        return self.distribution(path, values, bins=bins, confidence=confidence).quantile(q)
 
     def mean_vector(
         self, path: str, values: Iterable[Sequence[float]] | Iterable[Message], *, confidence: float = 0.95
