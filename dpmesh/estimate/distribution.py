@@ -109,6 +109,14 @@ class _Inverse:
     weights: Array
     law: Array
 
+    @property
+    def deviation(self) -> float:
+        """The largest standard deviation that one report gives a cumulative share, if all bins hold as much."""
+        even, bins = self.law.mean(axis=1), self.law.shape[1]
+        cumulated = self.weights @ np.triu(np.ones((bins, bins - 1)))
+        variance = even @ cumulated**2 - (even @ cumulated) ** 2
+        return math.sqrt(max(0.0, variance.max(initial=0.0)))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Margin:
@@ -215,10 +223,7 @@ def _auto(path: str, number: NumericPayload) -> tuple[float, ...]:
             inverse = _inverse(path, number, _edges(path, number.grid, bins))
         except EstimateError:
             continue
-        even = inverse.law.mean(axis=1)
-        cumulated = inverse.weights @ np.triu(np.ones((bins, bins - 1)))
-        variance = even @ cumulated**2 - (even @ cumulated) ** 2
-        if math.sqrt(variance.max()) <= _AUTO_DEVIATION:
+        if inverse.deviation <= _AUTO_DEVIATION:
             return inverse.edges
     return _edges(path, number.grid, 2)
 

@@ -163,7 +163,7 @@ class Reader:
         Raises:
             EstimateError: An unknown field, one that is not numeric, no values, or values that it can't have; or bins
                 so narrow that the noise blurs them beyond what can be undone. Mechanisms of few outputs tell few bins:
-                Duchi none, the optimized Piecewise mechanism 5 at epsilon 1 and 2.
+                Duchi none, the optimized Piecewise mechanism 5 at an epsilon of 1, and 13 at 4.
         """
         numbers.as_number(self._field(path))
         return self.accumulator(path, bins=bins).add(values).distribution(confidence=confidence)

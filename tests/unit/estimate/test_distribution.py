@@ -6,12 +6,14 @@ The check on draws has a false-alarm rate of 1e-7 for each figure.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dpmesh.estimate import EstimateError, Reader
 from dpmesh.estimate.distribution import _inverse
+from dpmesh.estimate.output_laws import cumulative
 from dpmesh.policy.codegen.source import draw_function
 from tests.support.protos import compiled
 
@@ -134,3 +136,27 @@ def test_other_questions_are_refused():
     for q in (0, 1, math.nan):
         with pytest.raises(ValueError, match="q must be"):
             found.quantile(q)
+
+
+def test_the_table_of_the_documentation():
+    """For 4 equal bins: a cumulative share is E[weights of an output], for a number anywhere, less 0 or 1."""
+    page = (Path(__file__).parents[3] / "docs/estimates.md").read_text()
+    edges, missing = tuple(np.linspace(0, 100, 5).tolist()), []
+    for mechanism in ("AUTO", "PIECEWISE", "DISCRETE_LAPLACE"):
+        for epsilon in (1, 2, 4, 8):
+            reader = numeric(f"epsilon: {epsilon} mechanism: {mechanism}")
+            payload, inverse = (
+                reader.plan.fields[0].payload,
+                _inverse("x", reader.plan.fields[0].payload, edges),
+            )
+            held = np.unique(np.linspace(0, payload.grid.size, 2001).astype(np.int64)).astype(np.float64)
+            law = cumulative(payload.mechanism, payload.grid.size)(held, inverse.last)
+            told = np.diff(law, axis=0, prepend=0.0, append=1.0).T @ inverse.weights
+            bin_of = np.searchsorted(edges, held * payload.grid.step, side="right") - 1
+            below = np.triu(np.ones((4, 3)))
+            worst = np.abs(told @ below - below[np.minimum(bin_of, 3)]).max()
+            reports = math.ceil((1.96 * inverse.deviation / 0.05) ** 2)
+            bins = len(reader.accumulator("x", bins="auto").to_dict()["setting"]["edges"]) - 1
+            row = f"| `{mechanism}` | {epsilon} | {reports:,} | {bins} | {worst:.2f} |"
+            missing += [row] * (row not in page)
+    assert missing == []
