@@ -163,7 +163,11 @@ def tally(plan: FieldPlan, bins: Bins) -> Tally:
     number = numbers.as_number(plan)
     if spread.two_points(number.mechanism, number.grid.size) is not None:
         raise EstimateError(plan.path, "leaves as one of two ends, which tell a mean and no distribution")
-    edges = _auto(plan.path, number) if bins == "auto" else _edges(plan.path, number.grid, bins)
+    edges = (
+        _auto(plan.path, number)
+        if isinstance(bins, str) and bins == "auto"
+        else _edges(plan.path, number.grid, bins)
+    )
     inverse = _inverse(plan.path, number, edges)
 
     def count(values: Any) -> Figures:
@@ -231,7 +235,7 @@ def _auto(path: str, number: NumericPayload) -> tuple[float, ...]:
 def _edges(path: str, grid: Grid, bins: Bins) -> tuple[float, ...]:
     text = f"bins must be a number from 1 to {BINS_LIMIT}, or edges that increase"
     try:
-        if isinstance(bins, int) and not isinstance(bins, bool):
+        if isinstance(bins, (int, np.integer)) and not isinstance(bins, bool):
             edges = (
                 tuple(np.linspace(grid.lower, grid.upper, bins + 1).tolist())
                 if 0 < bins <= BINS_LIMIT
