@@ -46,7 +46,7 @@ test: $(VENV)/.test  ## unit, contract, small statistical and integration tests
 		tests/integration tests/statistical tests/contract tests/unit
 
 stat: $(VENV)/.test  ## the statistical tests at full size
-	$(BIN)/python -m pytest tests/statistical tests/integration/identity/test_linkage.py --full
+	$(BIN)/python -m pytest tests/statistical tests/integration/identity/test_linkage.py tests/integration/grpc/test_memoize_epsilon.py --full
 
 faults: $(VENV)/.test  ## ledgers while processes are killed, networks stall, disks fill and clocks jump
 	$(BIN)/python -m pytest tests/faults

@@ -69,18 +69,18 @@ def _blocks() -> Iterator[Row]:
 
 def _draws() -> Iterator[Row]:
     epsilon = Fraction(1)
-    local = (
-        (NumericKind.DISCRETE_LAPLACE, 250),
-        (NumericKind.OPTIMIZED_PIECEWISE, 250),
-        (NumericKind.DUCHI, 500),
-        (NumericKind.PIECEWISE, 500),
-        (NumericKind.HYBRID, 500),
+    kinds = (
+        NumericKind.DISCRETE_LAPLACE,
+        NumericKind.OPTIMIZED_PIECEWISE,
+        NumericKind.DUCHI,
+        NumericKind.PIECEWISE,
+        NumericKind.HYBRID,
     )
     made = [
-        *((kind.value, numeric.make(kind, SIZE, SIZE, epsilon).draws, bar) for kind, bar in local),
-        ("k-ary randomized response, k = 16", categorical.make(16, epsilon).draws, 250),
+        *((kind.value, numeric.make(kind, SIZE, SIZE, epsilon).draws) for kind in kinds),
+        ("k-ary randomized response, k = 16", categorical.make(16, epsilon).draws),
     ]
-    for name, draws, bar in made:
+    for (name, draws), bar in zip(made, (250, 250, 500, 500, 500, 250), strict=True):
         draw = draw_function(draws)
         (nanoseconds,) = _turns((lambda draw=draw: [draw(5) for _ in range(DRAWS)], DRAWS))  # type: ignore[misc]
         yield Row(f"one draw: {name}", nanoseconds, "ns", f"<= {bar}")

@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from google.type import money_pb2
+
 COMPILER = "1.76.0"
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / f"grpcio-tools-{COMPILER}"
@@ -53,7 +55,8 @@ def compiler() -> dict[str, str]:
 
 def generate(proto: Path, base: Path, services: bool, out: Path, environment: dict[str, str]) -> list[Path]:
     """Compiles one file into `out`; returns what it wrote, relative to it."""
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{base}", f"-I{ROOT / 'protos'}"]
+    folders = (base, ROOT / "protos", Path(money_pb2.__file__).parents[2])
+    command = [sys.executable, "-m", "grpc_tools.protoc", *(f"-I{folder}" for folder in folders)]
     command += [f"--python_out={out}", f"--pyi_out={out}"]
     if services:
         command.append(f"--grpc_python_out={out}")

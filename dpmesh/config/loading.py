@@ -13,7 +13,7 @@ import msgspec
 
 from dpmesh.config.environment import override
 from dpmesh.config.explain import explain
-from dpmesh.config.model import Config, budgets
+from dpmesh.config.model import BAGGAGE_KEYS, Config, budgets
 from dpmesh.config.redaction import quoted
 from dpmesh.errors import ConfigError
 from dpmesh.ledger.backends import relative_file, sqlite_url
@@ -47,6 +47,7 @@ def load(
     except msgspec.ValidationError as error:
         raise ConfigError(f"{name}: {explain(str(error), document)}") from None
     _check_names(config, name)
+    _check_metadata(config, name)
     if config.policy.file:
         policy = msgspec.structs.replace(config.policy, file=str(base / config.policy.file))
         config = msgspec.structs.replace(config, policy=policy)
@@ -106,6 +107,15 @@ def _copied(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copied(item) for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _check_metadata(config: Config, source: str) -> None:
+    for key in config.grpc.pass_metadata:
+        if key.lower() in BAGGAGE_KEYS:
+            raise ConfigError(
+                f"{source}: grpc.pass_metadata = {quoted(key)}: it may carry anything, so it never leaves with "
+                "protected messages; allow a key of your own, and send what you need under that"
+            )
 
 
 def _check_names(config: Config, source: str) -> None:

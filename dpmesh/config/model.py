@@ -13,6 +13,10 @@ from dpmesh.errors import ConfigError
 from dpmesh.ledger import Budget
 from dpmesh.ledger.budget import Match, parents
 
+# Keys of metadata that carry whatever the application or its libraries put there, in lower case. No configuration lets
+# them leave with protected messages.
+BAGGAGE_KEYS = frozenset({"baggage", "grpc-tags-bin", "x-datadog-tags"})
+
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A section has no keys but the declared ones."""
@@ -35,7 +39,8 @@ class GrpcConfig(_Section, frozen=True):
     """[grpc]: what may leave although no rule protects it.
 
     Attributes:
-        pass_metadata: Keys of metadata that leave a server even where responses are protected.
+        pass_metadata: Keys of metadata that leave a server even where responses are protected, and a client even with
+            protected requests. An `authorization` that names the caller needs it.
         pass_status_details: Whether status details leave a server even where responses are protected.
         pass_unjudged: Globs of methods that no loaded proto declares. Objects that are not protobuf messages leave
             these as they are; on all other methods they are refused while any rule is in force.
@@ -53,9 +58,10 @@ class BudgetConfig(_Section, frozen=True):
     epsilon: float
     key: Literal["unit", "global"] = "unit"
     delta: float = 0.0
+    threshold_delta: float = 0.0
     accounting: Literal["pure", "zcdp"] = "zcdp"
     window: str = "24h"
-    on_exhausted: Literal["reject", "suppress"] = "reject"
+    on_exhausted: Literal["reject", "suppress", "replay"] = "reject"
     methods: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
     directions: tuple[Literal["request", "response"], ...] = ()
@@ -74,7 +80,7 @@ class QuotaConfig(_Section, frozen=True):
     messages: tuple[str, ...] = ()
     directions: tuple[Literal["request", "response"], ...] = ()
     labels: tuple[str, ...] = ()
-    on_exhausted: Literal["reject", "suppress"] | None = None
+    on_exhausted: Literal["reject", "suppress", "replay"] | None = None
 
 
 # The budgets without a configuration: one a day for each unit, and one a day for all aggregates.
@@ -132,6 +138,7 @@ def budgets(config: Config) -> list[Budget]:
             key=entry.key,
             epsilon=entry.epsilon,
             delta=entry.delta,
+            threshold_delta=entry.threshold_delta,
             accounting=Accounting(entry.accounting),
             window=seconds(entry.window, f"budget {entry.name!r}: window"),
             on_exhausted=entry.on_exhausted,
@@ -151,6 +158,7 @@ def _quota(entry: QuotaConfig, budget: Budget) -> Budget:
         key="unit/consumer" if budget.key == "unit" else "global/consumer",
         epsilon=entry.epsilon,
         delta=budget.delta,
+        threshold_delta=budget.threshold_delta,
         accounting=budget.accounting,
         window=budget.window,
         on_exhausted=entry.on_exhausted or budget.on_exhausted,

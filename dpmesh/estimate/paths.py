@@ -70,14 +70,17 @@ def may_be_absent(plan: Plan, field: FieldPlan) -> bool:
 
     Optional fields, wrappers, messages and elements of repeated fields are filled where they are absent. Entries of
     maps and members of a oneof whose choice is public are not. Neither are messages that bring a unit of their own,
-    unless a message around them names a unit too.
+    unless a message around them names a unit too. Elements whose number is public are not filled either.
     """
     units = [scope.path for scope in plan.scopes if scope.path]
     prefix = ""
     for step in walk(plan.descriptor, field):
-        owned = any(prefix.startswith(path[: path.rfind(".") + 1]) for path in units)
-        prefix += f"{step.name}{mark(step)}."
-        scoped = any(path.startswith(prefix) for path in units)
+        owned = any(prefix.startswith(unit[: unit.rfind(".") + 1]) for unit in units)
+        path = prefix + step.name
+        prefix = f"{path}{mark(step)}."
+        if path in field.public_lengths:
+            continue
+        scoped = any(unit.startswith(prefix) for unit in units)
         filled = mark(step) == "[]" or (step.has_presence and not step.is_required and oneof_of(step) is None)
         if filled and (owned or not scoped):
             return True
@@ -89,6 +92,8 @@ def default(descriptor: Descriptor, field: FieldPlan) -> Any:
     if not field.kind.elementwise:
         return field.kind.absent
     last = walk(descriptor, field)[-1]
+    if _is_boxed(last):
+        return field.kind.absent
     return 0 if last.is_repeated else scalar(last).default_value
 
 
@@ -105,25 +110,43 @@ def reader(descriptor: Descriptor, field: FieldPlan) -> Read:
     *above, last = walk(descriptor, field)
     parents = _children(above)
     name, optional, wrapped, kind = last.name, last.has_presence, is_wrapper(last), field.kind
-    repeated = last.is_repeated and kind.elementwise
+    repeated, boxed = last.is_repeated and kind.elementwise, _is_boxed(last)
+    public = field.path in field.public_lengths
+    lengths = range(field.repeats + 1) if public else (0, field.repeats)
 
     def read(message: Message) -> Iterator[Any]:
         for parent in parents(message):
             if optional and not parent.HasField(name):
                 continue
             held = getattr(parent, name)
-            if repeated and len(held) not in (0, field.repeats):
+            if repeated and len(held) not in lengths:
+                times = f"0 to {field.repeats}" if public else str(field.repeats)
                 raise EstimateError(
                     field.path,
-                    f"one of the messages does not hold it {field.repeats} times, so this policy has not released it",
+                    f"one of the messages does not hold it {times} times, so this policy has not released it",
                 )
             if not kind.elementwise:
                 yield from kind.received(held)
                 continue
             for value in held if repeated else (held,):
-                yield value.value if wrapped else value
+                if boxed:
+                    yield from kind.received(value)
+                else:
+                    yield value.value if wrapped else value
 
     return read
+
+
+def holders(descriptor: Descriptor, field: FieldPlan) -> Read:
+    """What reads a field as a whole, such as a map, out of every message within a received message that has it."""
+    *above, last = walk(descriptor, field)
+    parents, name = _children(above), last.name
+    return lambda message: (getattr(parent, name) for parent in parents(message))
+
+
+def _is_boxed(field: FieldDescriptor) -> bool:
+    """Whether each value is a message that only its kind can read, such as a Timestamp."""
+    return field.message_type is not None and not is_wrapper(field)
 
 
 def _children(above: list[FieldDescriptor]) -> Callable[[Message], Iterator[Message]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from dpmesh.estimate import accumulator, columns, heat_map, numbers, paths, supports, vectors
+from dpmesh.estimate import accumulator, columns, heat_map, histograms, numbers, paths, supports, vectors
 from dpmesh.estimate.absence import Held
 from dpmesh.estimate.accumulator import Accumulator
 from dpmesh.estimate.distribution import Bins, Distribution
@@ -279,6 +279,31 @@ class Reader:
         heat_map.place(self._field(path))
         return self.accumulator(path, cell_km=cell_km).add(messages).heat_map(confidence=confidence)
 
+    def histogram(
+        self, path: str, messages: Iterable[Message], *, confidence: float = 0.95
+    ) -> dict[Any, Estimate]:
+        """The sum of each key's value in a histogram, over all messages.
+
+        With public keys the sums are unbiased. Without, a key that a message lacks counts as 0 there, so the sums of
+        keys with small values are too small; their intervals reach as far as the threshold allows.
+
+        Args:
+            path: The field.
+            messages: What was received.
+            confidence: How often each interval, by itself, holds the sum of what the senders held, as clamped to the
+                grid.
+
+        Returns:
+            Estimates by key: in the rule's order, or sorted if it names no keys. `n` is the number of maps.
+
+        Raises:
+            EstimateError: An unknown field, one that is no histogram, no messages, or a map that this policy can't have
+                released.
+        """
+        field = self._field(path)
+        read = paths.holders(self.plan.descriptor, field)
+        return histograms.estimate(field, self._read(field, messages, read), checked(confidence))
+
     def value(self, path: str, value: float | Message, *, confidence: float = 0.95) -> Estimate:
         """One noisy number, such as an aggregate of the central model, and the interval its noise gives.
 
@@ -361,9 +386,11 @@ class Reader:
         whole = bool(first) and isinstance(first[0], Message) and not supports.is_report(first[0])
         return self._read(field, rest) if whole else rest
 
-    def _read(self, field: FieldPlan, messages: Iterable[Any]) -> Iterable[Any]:
+    def _read(
+        self, field: FieldPlan, messages: Iterable[Any], read: paths.Read | None = None
+    ) -> Iterable[Any]:
         wanted = self.plan.descriptor.full_name
-        read: Callable[[Message], Iterable[Any]] = paths.reader(self.plan.descriptor, field)
+        read = read or paths.reader(self.plan.descriptor, field)
         for message in messages:
             if not isinstance(message, Message) or message.DESCRIPTOR.full_name != wanted:
                 raise EstimateError(field.path, f"one of the values is not a {wanted}, as the first is")

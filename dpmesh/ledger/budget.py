@@ -13,7 +13,7 @@ from dpmesh.errors import ConfigError
 
 QUOTA_KEYS = ("unit/consumer", "global/consumer")
 KEYS = ("unit", "global", *QUOTA_KEYS)
-ON_EXHAUSTED = ("reject", "suppress")
+ON_EXHAUSTED = ("reject", "suppress", "replay")
 DIRECTIONS = ("request", "response")
 
 Charge = tuple[int, bytes, int]
@@ -104,6 +104,8 @@ class Budget:
         accounting: How losses add up.
         window: The length of the tumbling window in whole seconds, or None for lifetime.
         on_exhausted: What happens to a message that the budget doesn't cover.
+        threshold_delta: With zcdp accounting: what the deltas of histograms without public keys may add up to, besides
+            `delta`. 0 admits no such histogram.
         match: Which releases it pays for.
         under: A quota's budget; "" for a budget, and for a quota that was read from a ledger.
         consumers: Globs of the consumers that a quota is for; all if empty. "spiffe://mesh.example/part/*" is also for
@@ -120,8 +122,9 @@ class Budget:
     delta: float = 1e-6
     accounting: Accounting = Accounting.ZCDP
     window: float | None = 86400.0
-    on_exhausted: Literal["reject", "suppress"] = "reject"
+    on_exhausted: Literal["reject", "suppress", "replay"] = "reject"
     # Stores keep none of these: a change of what a budget pays for refills nothing.
+    threshold_delta: float = 0.0
     match: Match = Match()
     under: str = ""
     consumers: tuple[str, ...] = ()
@@ -139,6 +142,11 @@ class Budget:
             raise ConfigError(
                 f"{self.kind} {self.name!r}: delta is missing, and zcdp, the default accounting, needs it, between 0 "
                 "and 1: 1e-6 is usual. accounting = 'pure' needs none"
+            )
+        if not 0 <= self.threshold_delta < 1 or (self.threshold_delta and self.accounting is Accounting.PURE):
+            raise ConfigError(
+                f"{self.kind}.threshold_delta: {self.threshold_delta!r} ({self.kind} {self.name!r}) must be from 0 to "
+                "below 1, and 0 with accounting = 'pure', which admits no delta"
             )
         try:
             check_length(self.window)

@@ -255,6 +255,11 @@ class LeaseTable:
                 found.append((starts, left))
         return found
 
+    def latest_start(self) -> float:
+        """When the latest of all windows in force began, in seconds since the epoch."""
+        with self._lock:
+            return max((window.start for window in self._windows.values()), default=0)
+
     def any_left(self) -> bool:
         """Whether anything is left of any lease."""
         with self._lock:

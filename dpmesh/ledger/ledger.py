@@ -36,7 +36,8 @@ class Ledger:
     is left of the leases, and never overspends. A charge whose commit times out, fails or is cancelled counts as spent.
 
     Any thread may call `spend` and `usage`. All other methods belong to the event loop that opened the ledger, but
-    `charge` and `redeem_once` may be awaited in others too. A forked child starts with no lease and may charge for
+    `charge`, `redeemed` and `redeem_once` may be awaited in others
+    too. A forked child starts with no lease and may charge for
     itself.
 
     Args:
@@ -163,6 +164,27 @@ class Ledger:
             return await self._redemptions.redeem(name, until)
 
         return await self._in_owner(redeem, self._timeout)
+
+    def now(self) -> float:
+        """Seconds since the epoch, by the ledger's clock; never before a window in force began."""
+        return max(self._clock(), self._leases.latest_start())
+
+    async def redeemed(self, names: Sequence[bytes]) -> list[bool]:
+        """For each name, whether it is known that somebody redeemed it: false is no promise, it may be forgotten.
+
+        Args:
+            names: 32 bytes each.
+
+        Raises:
+            LedgerError: The ledger can't tell.
+        """
+        if not self._open:
+            raise LedgerError("the ledger is not open")
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._in_owner(lambda: self._store.redeemed(names), self._timeout)
+        except TimeoutError:
+            raise LedgerError(f"the ledger did not answer within {self._timeout:g} s") from None
 
     def usage(self, budget: int, unit: bytes) -> tuple[int, int] | None:
         """What an account has (spent, cap) in the window in force, as this process knows it. Any thread may call it.

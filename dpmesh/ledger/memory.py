@@ -79,6 +79,11 @@ class MemoryStore(Store):
         return [self._redeem(name, until) for name, until in redemptions]
 
     @override
+    async def redeemed(self, names: Sequence[bytes]) -> list[bool]:
+        self._check_process()
+        return [name in self._redeemed for name in names]
+
+    @override
     async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
         order = list(self._stored)
         return [

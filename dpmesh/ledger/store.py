@@ -174,8 +174,8 @@ def decide(
 class Store(Protocol):
     """Where debits are kept. Every store passes tests/contract.
 
-    The ledger calls one method at a time, except `accounts`, `redeem_once` and `ping`. If a method raises LedgerError,
-    it is unknown whether the call took effect, and the ledger counts it as spent.
+    The ledger calls one method at a time, except `accounts`, `redeem_once`, `redeemed` and `ping`. If a method raises
+    LedgerError, it is unknown whether the call took effect, and the ledger counts it as spent.
 
     Attributes:
         clock: The store's own clock, in seconds since the epoch, which windows follow. None: the store has none, and
@@ -221,6 +221,13 @@ class Store(Protocol):
             now: The holder's time, in seconds since the epoch.
             redemptions: (32 bytes, the second in which they may be forgotten) each. A name always comes with the same
                 second.
+
+        Raises:
+            LedgerError: The store can't answer.
+        """
+
+    async def redeemed(self, names: Sequence[bytes]) -> list[bool]:
+        """For each name: whether it is known that somebody redeemed it. It may be forgotten, as `redeem_once` says.
 
         Raises:
             LedgerError: The store can't answer.

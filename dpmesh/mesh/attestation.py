@@ -28,13 +28,40 @@ def message_metadata(flow: Flow, message: Any, protected: Any, given: Any, added
         flow: The flow that protected it.
         message: What the application wanted to send.
         protected: What the flow gave instead.
-        given: The application's metadata, as pairs. It can neither attest nor set the keys of `added`.
+        given: The application's metadata, as pairs. It can neither attest nor set the keys of `added`. With a protected
+            request, only the keys of an allow-list leave: see `dpmesh.mesh.request_metadata`.
         added: What the transport adds.
 
     Returns:
-        Pairs; `given` itself if the request needed no protection.
+        Pairs; `given` itself if the request needed no protection and the method is no trust boundary.
     """
-    return given if protected is message else _with(given, ((POLICY_KEY, flow.snapshot.digest), *added))
+    if protected is message:
+        return unattested_metadata(flow, given)
+    given = flow.request_metadata.with_protected(given)
+    return _with(given, ((POLICY_KEY, flow.snapshot.digest), *added))
+
+
+def unattested_metadata(flow: Flow, given: Any) -> Any:
+    """The metadata of a request that leaves as it is; `given` itself unless the method is a trust boundary.
+
+    In observe mode, where nothing is dropped, this logs what would not leave with protected requests.
+    """
+    if flow.observes():
+        return flow.request_metadata.with_protected(given)
+    return flow.request_metadata.with_others(given)
+
+
+def later_metadata(flow: Flow, given: Any, *, streams: bool) -> Any:
+    """What may leave of a request's metadata, once other parts of the transport have added theirs.
+
+    Args:
+        flow: The flow of the requests.
+        given: All pairs that are to leave, also those that `message_metadata` or `stream_metadata` gave.
+        streams: The requests are a stream.
+    """
+    if is_attested(given or ()) or (streams and flow.sensitive()):
+        return flow.request_metadata.with_protected(given)
+    return unattested_metadata(flow, given)
 
 
 def stream_metadata(flow: Flow, given: Any, added: Added = ()) -> Any:
@@ -43,10 +70,11 @@ def stream_metadata(flow: Flow, given: Any, added: Added = ()) -> Any:
     The arguments are those of `message_metadata`.
 
     Returns:
-        Pairs; `given` itself if no request needs protection.
+        Pairs; `given` itself if no request needs protection and the method is no trust boundary.
     """
     if not flow.sensitive():
-        return given
+        return unattested_metadata(flow, given)
+    given = flow.request_metadata.with_protected(given)
     return _with(given, ((POLICY_KEY, flow.snapshot.digest), *added) if flow.attests() else added)
 
 

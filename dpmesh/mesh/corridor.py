@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
 from dpmesh.errors import BudgetExhaustedError, DpmeshError, NotOpenError, ProtectionError
 from dpmesh.ledger import Charge, Ledger
+from dpmesh.mesh.answers import Answering, Answers, UnitEpoch
 from dpmesh.mesh.exhausted import ExhaustedCache
 from dpmesh.mesh.packed_messages import open_anys
-from dpmesh.mesh.pricing import PricedPlan
+from dpmesh.mesh.pricing import Bill, PricedPlan
+from dpmesh.mesh.pseudonyms import Pseudonyms
 from dpmesh.mesh.receipt import Direction, Receipt, make_receipt
 from dpmesh.mesh.recording import Record, Recording, ReleaseRecord, StreamRecord
 from dpmesh.mesh.snapshot import PolicySnapshot
@@ -50,7 +52,7 @@ class Corridor:
         self,
         ledger: Ledger,
         recording: Recording,
-        pseudonymise: Pseudonymise,
+        pseudonyms: Pseudonyms,
         exhausted: ExhaustedCache,
         *,
         observing: bool,
@@ -58,9 +60,11 @@ class Corridor:
         self._ledger = ledger
         self._telemetry = recording.telemetry
         self._recording = recording
-        self._pseudonymise = pseudonymise
+        self._pseudonyms = pseudonyms
         self._exhausted = exhausted
         self._observing = observing
+        self._answers = Answers(ledger)
+        self._replaying = {budget.name for budget in ledger.budgets if budget.on_exhausted == "replay"}
         self._suppressing = {budget.name for budget in ledger.budgets if budget.on_exhausted == "suppress"}
         self.is_open = False
         # The corridor is open and protects: the one state in which a message may leave without waiting.
@@ -116,14 +120,21 @@ class Corridor:
             content = plan.snapshot(message)
             # Charge.
             charges, epsilon, rho = priced.bill(content, consumer)
+            pseudonymise = self._pseudonyms.to(consumer)
+            if priced.memos is not None:
+                unit_epoch = self._answers.of(priced.memos, content, consumer)
+                if not unit_epoch.paid:
+                    return priced, message, consumer, record
+                pseudonymise = Answering(unit_epoch, pseudonymise)
             if not self._ledger.spend(charges):
                 return priced, message, consumer, record
             # Sample.
-            receipt = make_receipt((plan.build(content, self._pseudonymise), names.RELEASED, epsilon, rho))
+            receipt = make_receipt((plan.build(content, pseudonymise), names.RELEASED, epsilon, rho))
         except Exception as error:
             failed = _refusal(error, priced)
         else:
             if record is not None:
+                record.cut(plan, content)
                 record.settled(names.RELEASED, epsilon, rho, charges)
             return receipt
         # Raised outside of the handler, so that an exception that may quote a value is not even its context.
@@ -145,7 +156,7 @@ class Corridor:
         """
         priced, message, consumer, record = checked
         try:
-            receipt, charges = await self._settle(priced, message, consumer)
+            receipt, charges = await self._settle(priced, message, consumer, record)
         except BaseException as error:
             failed = _refusal(error, priced)
         else:
@@ -181,7 +192,7 @@ class Corridor:
         return stream.message(priced)
 
     async def _settle(
-        self, priced: PricedPlan, message: Message, consumer: str
+        self, priced: PricedPlan, message: Message, consumer: str, record: Record | None
     ) -> tuple[Receipt, Sequence[Charge]]:
         """Charges for a checked message and samples; the receipt, and what was charged."""
         if not self.is_open:
@@ -192,16 +203,54 @@ class Corridor:
         # The caller may change its message while this one waits: what leaves is what was charged for.
         content = plan.snapshot(message)
         charges, epsilon, rho = priced.bill(content, consumer)
+        pseudonymise, unit_epoch = self._pseudonyms.to(consumer), self._unit_epoch(priced, content, consumer)
+        if unit_epoch is not None:
+            pseudonymise = Answering(unit_epoch, pseudonymise)
         try:
-            await self._charge(charges)
+            charges, epsilon, rho = await self._pay((charges, epsilon, rho), unit_epoch)
         except BudgetExhaustedError as error:
-            if error.budget not in self._suppressing:
+            receipt = self._at_no_cost(error.budget, priced, content, pseudonymise, unit_epoch)
+            if receipt is None:
                 raise
-            blank = plan.build_blank(content, self._pseudonymise)
-            if not blank.IsInitialized():
-                raise  # A required field needs noise, and the message can't leave without it.
-            return Receipt(blank, names.SUPPRESSED, 0.0, 0.0), charges
-        return make_receipt((plan.build(content, self._pseudonymise), names.RELEASED, epsilon, rho)), charges
+            return receipt, charges
+        receipt = make_receipt((plan.build(content, pseudonymise), names.RELEASED, epsilon, rho))
+        if record is not None:
+            record.cut(plan, content)
+        return receipt, charges
+
+    def _at_no_cost(
+        self,
+        budget: str,
+        priced: PricedPlan,
+        content: Any,
+        pseudonymise: Pseudonymise,
+        unit_epoch: UnitEpoch | None,
+    ) -> Receipt | None:
+        """What leaves of a message that a budget does not cover: what costs nothing more, or None."""
+        if budget in self._suppressing:
+            decision, build = names.SUPPRESSED, priced.plan.build_blank
+        elif budget in self._replaying and priced.memos and unit_epoch and unit_epoch.paid:
+            decision, build = names.REPLAYED, priced.memos.memos.build
+        else:
+            return None
+        message = build(content, pseudonymise)
+        # A required field may need noise, and then the message can't leave without it.
+        return Receipt(message, decision, 0.0, 0.0) if message.IsInitialized() else None
+
+    def _unit_epoch(self, priced: PricedPlan, content: Any, consumer: str) -> UnitEpoch | None:
+        """The epoch of a message's unit, if the message has memoized fields."""
+        return None if priced.memos is None else self._answers.of(priced.memos, content, consumer)
+
+    async def _pay(self, bill: Bill, unit_epoch: UnitEpoch | None) -> Bill:
+        """Charges for a message, and for its unit's memoized answers where these are not paid yet."""
+        charges, epsilon, rho = bill
+        if unit_epoch is None:
+            await self._charge(charges)
+            return bill
+        charges, for_answers = await self._answers.pay(unit_epoch, charges, self._charge)
+        if for_answers:
+            epsilon, rho = epsilon + unit_epoch.loss[0], rho + unit_epoch.loss[1]
+        return charges, epsilon, rho
 
     async def _charge(self, charges: Sequence[Charge]) -> None:
         """Charges all accounts, or none."""
@@ -225,8 +274,11 @@ class Corridor:
         charges: Sequence[Charge] = ()
         epsilon = rho = 0.0
         try:
-            charges, epsilon, rho = priced.bill(plan.snapshot(message), consumer)
-            await self._charge(charges)
+            content = plan.snapshot(message)
+            charges, epsilon, rho = priced.bill(content, consumer)
+            charges, epsilon, rho = await self._pay(
+                (charges, epsilon, rho), self._unit_epoch(priced, content, consumer)
+            )
         except Exception as error:
             # Any exception but our own may quote a value.
             why = str(error) if isinstance(error, DpmeshError) else type(error).__name__

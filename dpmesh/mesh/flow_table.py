@@ -12,6 +12,7 @@ from dpmesh.bounded import BoundedTable
 from dpmesh.errors import ConfigError
 from dpmesh.mesh.flows import Flow
 from dpmesh.mesh.mesh import Mesh
+from dpmesh.mesh.request_metadata import DroppedKeys
 from dpmesh.mesh.snapshot import PolicySnapshot
 
 log = logging.getLogger("dpmesh.grpc")  # Applications may filter by this name.
@@ -25,6 +26,7 @@ class MethodFlows:
 
     Attributes:
         mesh: Which mesh releases.
+        dropped_keys: Logs the metadata keys that do not leave.
         snapshot: The policy under which they decide.
         name: "/package.Service/Method".
         request: What clients send.
@@ -37,6 +39,7 @@ class MethodFlows:
     ) -> None:
         sent, answered = (None, None) if declared is None else (declared.input_type, declared.output_type)
         self.mesh = table.mesh
+        self.dropped_keys = table.dropped_keys
         self.snapshot = snapshot
         self.name = name
         self.request = Flow(table, snapshot, name, "request", sent, table.consumer)
@@ -52,7 +55,7 @@ class FlowTable:
 
     Args:
         mesh: Which mesh releases.
-        consumer: Who receives requests, for quotas.
+        consumer: Who receives requests, for quotas and pseudonyms.
 
     Raises:
         ConfigError: `mesh` is no mesh, or `consumer` is no text, or none that UTF-8 can write.
@@ -73,6 +76,7 @@ class FlowTable:
             ) from None
         self.mesh = mesh
         self.consumer = consumer
+        self.dropped_keys = DroppedKeys(mesh)
         # By the method's name as the transport gives it.
         self._declared: BoundedTable[str | bytes, MethodFlows] = BoundedTable(METHODS_KEPT)
         self._undeclared: BoundedTable[str | bytes, MethodFlows] = BoundedTable(METHODS_KEPT)

@@ -28,6 +28,7 @@ from dpmesh.bounded import BoundedTable
 from dpmesh.errors import AnnotationError, DpmeshError, ProtectionError
 from dpmesh.mesh.receipt import Direction
 from dpmesh.mesh.refusals import Refusal
+from dpmesh.mesh.request_metadata import RequestMetadata
 from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.mesh.stream import ReleaseStream
 
@@ -50,12 +51,14 @@ class Flow:
         method: "/package.Service/Method".
         direction: Which way the messages go.
         declared: The type that the method declares, or None for a method that no loaded proto has.
-        consumer: Who receives the messages, for quotas.
+        consumer: Who receives the messages, for quotas and pseudonyms.
 
     Attributes:
         protected: Whether the declared type has anything to protect. None where each message decides: there is no
             declared type, or it can hold google.protobuf.Any or extensions. Each message is judged by its own type in
             any case.
+        request_metadata: What may leave of the metadata of the method's requests.
+        by_consumer: It matters who receives the messages: quotas count them, or pseudonyms may be in them.
     """
 
     def __init__(
@@ -67,9 +70,12 @@ class Flow:
         declared: Descriptor | None,
         consumer: str = "",
     ) -> None:
+        boundary = snapshot.is_trust_boundary(method)
+        self.request_metadata = RequestMetadata(table.mesh, method, boundary, table.dropped_keys)
         self.method = method
         self.snapshot = snapshot
         self.protected = None if declared is None else _protected(snapshot, declared)
+        self.by_consumer = table.mesh.has_quotas or _by_consumer(snapshot, self.protected, declared)
         self._table = table
         self._mesh = table.mesh
         self._direction = direction
@@ -110,11 +116,13 @@ class Flow:
         """
         if self._mesh.observing:
             return False
-        if self._other_protected[0] or (
-            self.snapshot.has_rules() if self.protected is None else self.protected
-        ):
+        if self._other_protected[0] or self._may_protect():
             return True
         return self._outdated() and self._current().sensitive()
+
+    def observes(self) -> bool:
+        """Whether messages that would be protected leave as they are, because the mode is observe."""
+        return self._mesh.observing and self._may_protect()
 
     def attests(self) -> bool:
         """Whether a stream says in its metadata that its sender protects it, which is settled before its messages."""
@@ -244,6 +252,9 @@ class Flow:
         else:
             stream.refused(error)
 
+    def _may_protect(self) -> bool:
+        return self.snapshot.has_rules() if self.protected is None else self.protected
+
     def _outdated(self) -> bool:
         """Whether the mesh has another policy by now."""
         return self._mesh.snapshot is not self.snapshot
@@ -315,3 +326,13 @@ def _protected(snapshot: PolicySnapshot, declared: Descriptor) -> bool | None:
         return snapshot.protection(message_factory.GetMessageClass(declared))
     except AnnotationError:
         return True  # Releasing a message says what is wrong with it.
+
+
+def _by_consumer(snapshot: PolicySnapshot, protected: bool | None, declared: Descriptor | None) -> bool:
+    """Whether pseudonyms may be in the messages of a flow: of any type, where the declared one is not protected."""
+    if not protected or declared is None:
+        return True
+    try:
+        return snapshot.pseudonymises(message_factory.GetMessageClass(declared))
+    except AnnotationError:
+        return True

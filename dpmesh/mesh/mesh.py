@@ -80,10 +80,10 @@ class Mesh:
         self.observing = mode == "observe"
         self.has_quotas = any(budget.is_quota for budget in ledger.budgets)
         self._telemetry = telemetry or Telemetry()
-        pseudonymise = Pseudonyms(ledger, clock).of
-        self._recording = Recording(self._telemetry, ledger, pseudonymise)
+        pseudonyms = Pseudonyms(ledger, clock)
+        self._recording = Recording(self._telemetry, ledger, pseudonyms.to(""))
         exhausted = ExhaustedCache(ledger, monotonic)
-        self._corridor = Corridor(ledger, self._recording, pseudonymise, exhausted, observing=self.observing)
+        self._corridor = Corridor(ledger, self._recording, pseudonyms, exhausted, observing=self.observing)
         self._swapping = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._refreshing: asyncio.TimerHandle | None = None
@@ -191,7 +191,7 @@ class Mesh:
             message: What is to be sent; it is never changed.
             method: The RPC's full method, "/package.Service/Method": for telemetry, and for budgets by method.
             direction: Which way the message goes: for telemetry, and for budgets by direction.
-            consumer: Who receives it, for quotas; "" if that is not known. It is in no span, log or error.
+            consumer: Who receives it, for quotas and pseudonyms; "" if unknown. It is in no span, log or error.
             snapshot: The policy version under which it leaves; None: the one in force.
 
         Returns:
@@ -252,7 +252,7 @@ class Mesh:
         Args:
             method: The RPC's full method.
             direction: Which way the messages go.
-            consumer: Who receives them, for quotas.
+            consumer: Who receives them, for quotas and pseudonyms.
             snapshot: The policy version for all messages. None: requests keep the one that is in force now, because
                 their sender attests it; each response takes the one in force then.
         """

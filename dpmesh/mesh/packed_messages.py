@@ -273,6 +273,9 @@ class _OpenedMessage:
     ) -> None:
         """Adds a packed message, and its own Anys to those that are still to be opened."""
         plan = None if priced is None else priced.plan
+        if plan is not None and plan.memos is not None:
+            text = "holds an Any of a type with memoized fields, which leaves only by itself"
+            raise ProtectionError("WRONG_TYPE", found.name, text)
         packed = _Packed(found, packed_type, None if plan is None or plan.is_open else priced, units)
         self._packed.append(packed)
         if plan is None:

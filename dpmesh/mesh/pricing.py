@@ -12,6 +12,7 @@ from dpmesh.errors import AnnotationError, ProtectionError
 from dpmesh.ledger import Budget, Charge
 from dpmesh.ledger.budget import DIRECTIONS, consumer_key, parents
 from dpmesh.policy import AROUND, Plan, Policy, Scope
+from dpmesh.policy.plan import Memos
 from dpmesh.telemetry import names
 
 # What a message costs: charges, and the epsilon and rho of all owners together.
@@ -107,6 +108,25 @@ def merged(charges: Sequence[Charge]) -> Sequence[Charge]:
 
 
 @dataclass(frozen=True, slots=True)
+class PricedMemos:
+    """What a unit pays for all memoized answers of a plan in one epoch.
+
+    Attributes:
+        memos: The plan's.
+        amounts: What each budget that pays is charged: (budget's index, ledger amount) pairs.
+        quotas: What each quota under those budgets is charged, whoever the consumer is.
+        loss: The epsilon and rho.
+        label: Differs where other accounts pay, or other amounts, or for other answers.
+    """
+
+    memos: Memos
+    amounts: tuple[tuple[int, int], ...]
+    quotas: tuple[tuple[int, int], ...]
+    loss: tuple[float, float]
+    label: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class PricedPlan:
     """All that releasing a message of one type needs to know.
 
@@ -120,6 +140,7 @@ class PricedPlan:
         attributes: What all spans of its messages have in common.
         bill: Bills one message.
         opens: Messages can hold Anys: dpmesh.mesh.packed_messages opens each one and makes a PricedPlan for it.
+        memos: What a unit pays for its memoized answers, beside what each message costs.
     """
 
     plan: Plan
@@ -130,6 +151,7 @@ class PricedPlan:
     attributes: Mapping[str, Any]
     bill: Biller
     opens: bool = False
+    memos: PricedMemos | None = None
 
 
 class Pricing:
@@ -187,6 +209,53 @@ class Pricing:
                 names.DELTA: plan.delta,
             },
             opens=plan.anys is not None,
+            memos=None
+            if plan.memos is None
+            else self._price_memos(plan, plan.memos, paying, method, direction),
+        )
+
+    def _price_memos(
+        self, plan: Plan, memos: Memos, paying: Sequence[int], method: str, direction: str
+    ) -> PricedMemos:
+        """Who pays for a unit's memoized answers, in the epoch's first message.
+
+        The window in which they are paid has to be the only one in which they leave.
+
+        Raises:
+            AnnotationError: No budget covers it, or an epoch does not lie in one window of each that pays.
+        """
+        amounts = self._budget_amounts(plan, memos.cost, "unit", paying, method, direction)
+        quotas = self._quota_amounts(plan, memos.cost, {budget for budget, _ in amounts}, paying)
+        own: dict[int, int] = {}
+        for scope in plan.scopes:
+            for index, amount in self._budget_amounts(
+                plan, scope.cost, "unit" if scope.path else "global", paying, method, direction
+            ):
+                own[index] = max(own.get(index, 0), amount)
+        for index, amount in (*amounts, *quotas):
+            budget = self._budgets[index]
+            if budget.window is not None and budget.window % memos.epoch:
+                raise AnnotationError(
+                    "memoize",
+                    plan.descriptor.full_name,
+                    f"memoizes for {memos.epoch:g} s, which is no part of the window of {budget.kind} {budget.name!r}",
+                    f"an epoch that divides {budget.window:g} s, or window = 'lifetime'",
+                )
+            if amount + own.get(index, 0) > budget.cap and not budget.consumers:
+                raise AnnotationError(
+                    "over-budget",
+                    plan.descriptor.full_name,
+                    f"the first message of an epoch costs more than {budget.kind} {budget.name!r} has in all, because "
+                    "it pays for every memoized answer",
+                    "lower the epsilons or the number of values, or raise the budget",
+                )
+        named = [(self._budgets[index].name, amount) for index, amount in (*amounts, *quotas)]
+        return PricedMemos(
+            memos=memos,
+            amounts=amounts,
+            quotas=quotas,
+            loss=(self._epsilon(memos.cost), memos.cost.rho / AMOUNT),
+            label=memos.label + repr(named).encode(),
         )
 
     def _paying(self, plan: Plan, method: str, direction: str) -> list[int]:
@@ -240,7 +309,7 @@ class Pricing:
         """
         limits = [(index, self._budgets[index]) for index in paying if self._parents.get(index) in payers]
         return tuple(
-            (index, cost.amount(quota.accounting) if quota.consumers else _amount(plan, quota, cost))
+            (index, _uncapped(quota, cost) if quota.consumers else _amount(plan, quota, cost))
             for index, quota in limits
         )
 
@@ -272,10 +341,19 @@ def _amount(plan: Plan, budget: Budget, cost: Cost) -> int:
         raise AnnotationError(
             "accounting",
             name,
-            f"a discrete Gaussian has no pure epsilon, and {budget.kind} {budget.name!r} counts those",
-            "accounting = 'zcdp' on the budget, or DISCRETE_LAPLACE on the field",
+            f"a discrete Gaussian or a histogram without keys has no pure epsilon, and {budget.kind} {budget.name!r} "
+            "counts those",
+            "accounting = 'zcdp' on the budget; or DISCRETE_LAPLACE, or keys, on the field",
         )
-    amount = cost.amount(budget.accounting)
+    if cost.delta and not budget.threshold_delta:
+        raise AnnotationError(
+            "threshold-delta",
+            name,
+            f"a histogram without keys has a delta, and {budget.kind} {budget.name!r} has no threshold_delta to pay "
+            "for it",
+            "threshold_delta on the budget, for example 1e-6; or keys on the field",
+        )
+    amount = _uncapped(budget, cost)
     if amount > budget.cap:
         raise AnnotationError(
             "over-budget",
@@ -284,6 +362,11 @@ def _amount(plan: Plan, budget: Budget, cost: Cost) -> int:
             _how_to_afford(budget, cost),
         )
     return amount
+
+
+def _uncapped(budget: Budget, cost: Cost) -> int:
+    """What a budget that admits the cost is charged, be it more than it has."""
+    return cost.amount(budget.accounting, budget.cap, budget.threshold_delta)
 
 
 def _how_to_afford(budget: Budget, cost: Cost) -> str:

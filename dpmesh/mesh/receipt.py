@@ -16,7 +16,7 @@ class Receipt(NamedTuple):
     Attributes:
         message: A protected copy. In observe mode, and for types that have nothing to protect, the message itself. For
             types that can hold google.protobuf.Any or extensions, an equal copy where nothing is protected.
-        decision: "released", "suppressed", "observed", or "unprotected" if it has nothing to protect.
+        decision: "released", "suppressed", "replayed", "observed", or "unprotected" if it has nothing to protect.
         epsilon: The loss of all owners together; for mechanisms that are not pure, at the smallest budget's delta.
         rho: The same loss as zCDP.
     """

@@ -11,7 +11,7 @@ from dpmesh.accounting import AMOUNT
 from dpmesh.errors import BudgetExhaustedError
 from dpmesh.ledger import Charge, Ledger
 from dpmesh.mesh.pricing import PricedPlan
-from dpmesh.policy import Pseudonymise
+from dpmesh.policy import Plan, Pseudonymise
 from dpmesh.telemetry import Telemetry, names, refused_status
 
 # A budget is low once more than this part of it is spent.
@@ -46,6 +46,13 @@ class Recording:
         self.labels = _Labels()
         self._ledger = ledger
         self._pseudonymise = pseudonymise
+
+    def cut(self, plan: Plan, content: Any, method: str) -> None:
+        """Counts what was cut from the snapshot of a released message, where the number of elements is public."""
+        if plan.count_cut is not None and self.telemetry.metering:
+            count = plan.count_cut(content)
+            if count:
+                self.telemetry.cut(self.labels[method], count)
 
     def state(self, charges: Sequence[Charge]) -> str:
         """Whether one of the budgets that a release charged is low: one of the names' states."""
@@ -94,6 +101,10 @@ class ReleaseRecord:
         self._method = method
         self._direction = direction
         self._started = time.time_ns()
+
+    def cut(self, plan: Plan, content: Any) -> None:
+        """Counts what was cut from a snapshot."""
+        self._recording.cut(plan, content, self._method)
 
     def settled(self, decision: str, epsilon: float, rho: float, charges: Sequence[Charge]) -> None:
         """Records a release that was not refused; the decision is one of the names'."""
@@ -178,6 +189,10 @@ class StreamRecord:
         self._last_attributes = attributes or self._last_attributes
         self._started = started
         return self
+
+    def cut(self, plan: Plan, content: Any) -> None:
+        """Counts what was cut from the current message's snapshot."""
+        self._recording.cut(plan, content, self._method)
 
     def settled(self, decision: str, epsilon: float, rho: float, charges: Sequence[Charge]) -> None:
         """Records that the current message was not refused."""

@@ -13,6 +13,7 @@ from typing import Any
 from dpmesh.mesh.flow_table import MethodFlows
 from dpmesh.mesh.flows import Flow
 from dpmesh.mesh.refusals import HANDLER_FAILED, WITHHELD
+from dpmesh.mesh.request_metadata import DroppedKeys
 
 log = logging.getLogger("dpmesh.grpc")  # Applications may filter by this name.
 
@@ -33,9 +34,10 @@ class ResponsePolicy:
         requests: What the method receives.
         streams: Its responses are a stream.
         observing: The mode is observe, in which nothing is withheld.
-        by_consumer: A quota asks who receives the responses.
+        by_consumer: It matters who receives the responses, for quotas or pseudonyms.
         pass_metadata: The metadata keys that leave all the same, in lower case.
         pass_details: Status details leave all the same.
+        dropped_keys: Logs the metadata keys that do not leave.
         intercepted_twice: Two of dpmesh's interceptors serve the method, and both would charge.
     """
 
@@ -46,6 +48,7 @@ class ResponsePolicy:
     by_consumer: bool
     pass_metadata: frozenset[str]
     pass_details: bool
+    dropped_keys: DroppedKeys
     intercepted_twice: bool
 
     @classmethod
@@ -70,9 +73,10 @@ class ResponsePolicy:
             requests=method.request,
             streams=streams,
             observing=mesh.observing,
-            by_consumer=mesh.has_quotas,
+            by_consumer=method.response.by_consumer,
             pass_metadata=frozenset(keys),
             pass_details=allowed.pass_status_details,
+            dropped_keys=method.dropped_keys,
             intercepted_twice=intercepted_twice and not mesh.observing,
         )
 
@@ -97,7 +101,13 @@ class ResponsePolicy:
         """The metadata as the peer may read it: pairs that begin with a key."""
         if not self.flow.sensitive():
             return pairs
-        return tuple(pair for pair in pairs or () if pair[0].lower() in self.pass_metadata)
+        kept, allowed = [], self.pass_metadata
+        for pair in pairs or ():
+            if pair[0].lower() in allowed:
+                kept.append(pair)
+            else:
+                self.dropped_keys.note(pair[0].lower(), self.flow.method)
+        return tuple(kept)
 
     def without_text(self, function: Any) -> Any:
         """A function that the transport calls, such as a serializer, whose exceptions lose their texts.

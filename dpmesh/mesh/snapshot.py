@@ -57,10 +57,25 @@ class PolicySnapshot:
             return None if is_foreign(message) else False
         return None if plan.is_open else True
 
+    def pseudonymises(self, message_type: type) -> bool:
+        """Whether pseudonyms may leave with messages of a class.
+
+        Raises:
+            AnnotationError: The class's annotations are bad.
+            ProtectionError: It is no protobuf message class.
+        """
+        plan = self.policy.plan(descriptor_of(message_type))
+        return plan is not None and plan.pseudonymises
+
     def requires(self, method: str) -> bool:
         """Whether a method's requests are refused unless a dpmesh sender protected them."""
         declared = find_any_spelling(method)
         return declared is not None and self.policy.requires(declared)
+
+    def is_trust_boundary(self, method: str) -> bool:
+        """Whether no trace goes on over a method's requests."""
+        declared = find_any_spelling(method)
+        return declared is not None and self.policy.is_trust_boundary(declared)
 
     def compile_loaded(self) -> list[Plan]:
         """Compiles every loaded type that can reach a rule, and reads every method's rules: a bad rule fails now.

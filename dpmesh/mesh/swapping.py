@@ -80,6 +80,7 @@ def self_test(plan: Plan) -> None:
     """
     if plan.cost != sum((scope.cost for scope in plan.scopes), Cost.ZERO):
         raise _failed(plan.descriptor.full_name, "costs something else than its scopes together")
+    total = plan.cost if plan.memos is None else plan.cost + plan.memos.cost
     for field in plan.fields:
         if (vector := field.kind.as_vector(field)) is not None:
             _test_vector(plan, field, vector)
@@ -88,14 +89,16 @@ def self_test(plan: Plan) -> None:
         if number is not None:
             draws, last = number.mechanism.draws, number.grid.size
             allows = range(number.mechanism.low, number.mechanism.high + 1).__contains__
-            drawn = _cost(number.mechanism.epsilon, number.mechanism.rho, field.repeats)
+            # Of a kind that is not elementwise, one draw's epsilon may be that of all elements together.
+            draws_paid = field.repeats if field.kind.elementwise else 1
+            drawn = _cost(number.mechanism.epsilon, number.mechanism.rho, draws_paid)
         elif category is not None:
             draws, last = category.mechanism.draws, category.mechanism.k - 1
             allows = category.mechanism.allows
             drawn = _cost(category.mechanism.epsilon, None, field.repeats)
         else:
             continue
-        if not _is_covered(drawn, field.cost) or not _is_covered(field.cost, plan.cost):
+        if not _is_covered(drawn, field.cost) or not _is_covered(field.cost, total):
             raise _failed(field.name, "draws more than it pays for")
         draw = draw_function(draws)
         if not all(allows(draw(index)) for index in (0, last // 2, last)):

@@ -24,7 +24,8 @@ class KeyStream:
     done.
 
     Args:
-        key: 32 bytes that make the stream repeatable. For tests only; absent, the key is `os.urandom`'s.
+        key: 32 secret bytes that make the stream repeatable: for answers that are memoized, and for tests. Absent, the
+            key is `os.urandom`'s.
     """
 
     __slots__ = ("_update",)

@@ -11,6 +11,7 @@ from google.protobuf.descriptor import Descriptor, FileDescriptor, MethodDescrip
 from google.protobuf.descriptor_pool import DescriptorPool
 
 from dpmesh.errors import DpmeshError
+from dpmesh.policy import places
 from dpmesh.policy.descriptors import with_nested
 from dpmesh.policy.policy import Policy
 from dpmesh.v1 import privacy_pb2
@@ -98,8 +99,9 @@ def _key(file: FileDescriptor) -> _Key:
 def _overlaid(policy: Policy) -> set[str]:
     """The names of the message types that overlays are about."""
     overlays = policy.rules.overlay
-    inside = {name.rpartition(".")[0] for names in (overlays.fields, overlays.oneofs) for name in names}
-    return inside | set(overlays.messages)
+    names = {*overlays.fields, *overlays.oneofs, *overlays.messages}
+    # A path goes on after the name of a field of the type.
+    return {beginning for name in names for beginning in places.prefixes(name)} | set(overlays.messages)
 
 
 def _has_rules(file: FileDescriptor, overlaid: set[str]) -> bool:

@@ -15,10 +15,34 @@ from dpmesh.accounting import Cost
 from dpmesh.policy.compile.anys import Find
 
 if TYPE_CHECKING:
+    from dpmesh.noise.draws import Draws
     from dpmesh.policy.kinds.kind import FieldKind
 
-# A unit's canonical bytes and the length of an epoch in seconds -> the unit's pseudonym (16 bytes) in this epoch.
-Pseudonymise = Callable[[bytes, float], bytes]
+
+class Pseudonymise(Protocol):
+    """Makes the pseudonyms that one consumer receives."""
+
+    def __call__(self, value: bytes, epoch: float, namespace: str = "", /) -> bytes:
+        """Maps an id to its pseudonym in this epoch, 16 bytes.
+
+        Args:
+            value: The id's canonical bytes.
+            epoch: The length of an epoch in seconds.
+            namespace: Pseudonyms of different namespaces can't be joined. "" is that of the units' ids.
+        """
+
+
+class Answering(Pseudonymise, Protocol):
+    """The pseudonym function of a message whose memoized fields are answered for its unit in one epoch."""
+
+    def codes(self, label: str, draws: Draws, states: int) -> Sequence[int]:
+        """The codes of a field's answers, one for each value's index.
+
+        Args:
+            label: Which of the message's fields it is.
+            draws: The mechanism.
+            states: How many values the field can have.
+        """
 
 
 class Build(Protocol):
@@ -47,16 +71,19 @@ class FieldPlan:
         path: From the root message: names joined by dots; "[]" marks repeated, "{}" a map ("rows[].delay").
         name: The full name of the field or oneof, "package.Message.field".
         kind: What is done. It answers all questions that depend on the kind.
-        origin: Who decided: "annotation", "overlay", or "unannotated".
+        origin: Who decided: "annotation", "overlay", "overlay by path", or "unannotated".
         model: Local or central, where noise is drawn; None otherwise.
         epsilon: The loss of one release of the whole field in one message instance, or None for the Gaussian.
         rho: The Gaussian's zCDP cost, else None.
-        delta: The Gaussian's declared delta, else 0.
+        delta: The declared delta of a Gaussian or of a histogram without public keys, else 0.
         repeats: How many elements of this field one message instance shows (1 unless repeated).
         instances: How often the field's message occurs in one root message (the product of max_items above it).
         cost: What one message instance pays for it, all repeats together.
         mechanism_name: What draws the noise of each element; "" where nothing is drawn.
         payload: What only this kind of field has: a dataclass of the kind's own file, or None.
+        public_lengths: The paths, without "[]" and "{}" at their ends, of the repeated fields whose number of elements
+            is public: of this field, and of those that its message stands in. They are not filled up.
+        memo: How its answers are memoized, or None. Then `cost` is what one unit pays for it in one epoch.
     """
 
     path: str
@@ -72,6 +99,40 @@ class FieldPlan:
     cost: Cost = Cost.ZERO
     mechanism_name: str = ""
     payload: Any = None
+    public_lengths: tuple[str, ...] = ()
+    memo: Memo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Memo:
+    """Answers that are drawn once for each unit, epoch and value.
+
+    Attributes:
+        epoch: How long answers last, in seconds.
+        states: How many values the field can have: that many answers are paid for.
+    """
+
+    epoch: float
+    states: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memos:
+    """All memoized fields of a plan.
+
+    Attributes:
+        epoch: How long their answers last, in seconds.
+        cost: What one unit pays in one epoch for all answers.
+        label: Differs where answers have another law or another price. What was paid for one label pays for no other.
+        unit: Maps a snapshot to the unit's canonical bytes. Raises ProtectionError.
+        build: What Plan.build is, as if every value that is not memoized were absent: for on_exhausted = "replay".
+    """
+
+    epoch: float
+    cost: Cost
+    label: bytes
+    unit: Callable[[Any], bytes]
+    build: Build
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +192,18 @@ class Plan:
         mechanisms: The names of all mechanisms, sorted, for telemetry.
         protected: How many fields are noised or suppressed.
         cost: The most that one message can cost all owners together, with one instance of each scope.
-        delta: The sum of the deltas that its Gaussians were declared with.
+        delta: The sum of the deltas that its Gaussians and its histograms without public keys were declared with.
         labels: Of the message type and of the messages in it that are protected or can hold an Any, sorted.
         messages: The full names of the types that `labels` is about, sorted.
         ownerless: What the scope of no unit costs, in two parts. The first is local values: where the message is packed
             in an Any, the units around the Any pay for them. The second is aggregates.
         anys: What opens a message that can hold Anys, without which `build` and `build_blank` refuse it. None where no
             message of the type can hold one. `cost` counts nothing of what Anys pack.
+        count_cut: Counts what is cut from those fields of a snapshot whose number of elements is public; None where
+            there are no such fields. How much is cut from other fields is data.
+        pad_to: The sizes in bytes, one of which each protected message has; empty where it is as long as it is.
+        memos: The memoized fields, if there are any. `cost` and `scopes` count nothing of them, and `build` needs an
+            Answering for them.
         source: The generated code of `build`, `build_blank` and all that they call: see `dpmesh.policy.codegen`.
     """
 
@@ -158,12 +224,20 @@ class Plan:
     messages: tuple[str, ...] = ()
     ownerless: tuple[Cost, Cost] = (Cost.ZERO, Cost.ZERO)
     anys: Anys | None = None
+    count_cut: Callable[[Any], int] | None = None
+    pad_to: tuple[int, ...] = ()
     source: str = ""
+    memos: Memos | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether nothing is protected but what Anys pack, so that it depends on each message."""
         return self.anys is not None and self.anys.alone
+
+    @property
+    def pseudonymises(self) -> bool:
+        """Whether pseudonyms may leave, so that it matters who receives the messages."""
+        return self.anys is not None or any(field.kind.pseudonymises(field) for field in self.fields)
 
     def owners(self, message: Message) -> Sequence[tuple[int, bytes]]:
         """What `payers` gives for a message that is not changed meanwhile."""

@@ -10,7 +10,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 
 from dpmesh import method_name
 from dpmesh.errors import ConfigError
-from dpmesh.policy import overlay_file
+from dpmesh.policy import overlay_file, places
 from dpmesh.policy.compile.compiler import compile_message
 from dpmesh.policy.descriptors import extensions, is_map_entry
 from dpmesh.policy.diagnostics import Diagnostic, Severity
@@ -71,6 +71,10 @@ class Policy:
     def requires(self, method: MethodDescriptor) -> bool:
         """Whether a receiver refuses requests of this method that no dpmesh sender has protected."""
         return bool(self.rules.method(method).rules.require)
+
+    def is_trust_boundary(self, method: MethodDescriptor) -> bool:
+        """Whether senders cut the trace of this method's requests off."""
+        return bool(self.rules.method(method).rules.trust_boundary)
 
     def labels(self, method: str, pool: DescriptorPool | None = None) -> frozenset[str]:
         """The labels of a method; none if no proto has it.
@@ -156,12 +160,17 @@ def takes_rules(section: str, name: str, pool: DescriptorPool) -> bool:
 
     Args:
         section: One of SECTIONS.
-        name: The element's full name, "/package.Service/Method" for methods.
+        name: The element's full name or a path to it, "/package.Service/Method" for methods.
         pool: Where to look.
     """
+    if section == "methods":
+        return method_name.find(name, pool) is not None
+    return _is_full_name(section, name, pool) or places.leads_to_element(section, name, pool)
+
+
+def _is_full_name(section: str, name: str, pool: DescriptorPool) -> bool:
+    """Whether an element of one section has a full name, and rules are looked up under it."""
     try:
-        if section == "methods":
-            return method_name.find(name, pool) is not None
         if section == "messages":
             return not is_map_entry(pool.FindMessageTypeByName(name))
         if section == "oneofs":

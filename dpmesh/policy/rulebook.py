@@ -10,10 +10,13 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor, OneofDescriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
+from typing_extensions import override
 
 from dpmesh import method_name
 from dpmesh.bounded import BoundedTable
 from dpmesh.errors import AnnotationError
+from dpmesh.policy import places
+from dpmesh.policy.descriptors import inside_of
 from dpmesh.v1 import policy_pb2, privacy_pb2
 
 _Options = TypeVar("_Options", bound=Message)
@@ -23,6 +26,7 @@ _REMEMBERED = 1024
 
 ANNOTATION = "annotation"
 OVERLAY = "overlay"
+PATH_OVERLAY = "overlay by path"
 UNANNOTATED = "unannotated"
 
 
@@ -32,11 +36,13 @@ class ResolvedRule:
 
     Attributes:
         rules: FieldRules, MessageRules, OneofRules or MethodRules; the empty message where there is no rule.
-        origin: ANNOTATION, OVERLAY or UNANNOTATED.
+        origin: ANNOTATION, OVERLAY, PATH_OVERLAY or UNANNOTATED.
+        path: The overlay's name, if it is a path; "" otherwise.
     """
 
     rules: Any
     origin: str
+    path: str = ""
 
     def __bool__(self) -> bool:
         return self.origin is not UNANNOTATED
@@ -60,6 +66,38 @@ class Rulebook:
         self.digest = hashlib.sha256(b"dpmesh.v1.Policy\0" + canonical).hexdigest()
         # By the element's descriptor. What twins say is not kept: another module may bring one.
         self._resolved: BoundedTable[Any, ResolvedRule] = BoundedTable(_REMEMBERED)
+        self._beginnings = places.by_beginning(self.overlay)
+        self._placed: dict[Any, Rulebook] = {}
+
+    def inside(self, field: FieldDescriptor) -> Rulebook:
+        """The rules that hold for the messages in a field: these, but for overlays whose path leads through it."""
+        return self._inside(field, {})
+
+    def protective_paths(self, field: FieldDescriptor) -> list[str]:
+        """The overlays whose path leads through a field, and which are meant to protect something in it."""
+        place = self.inside(field)
+        if not isinstance(place, PlacedRulebook):
+            return []
+        rules = ((name, getattr(self.overlay, section)[name]) for (section, _), name in place.ahead.items())
+        return sorted(name for name, each in rules if _means_protection(each))
+
+    def _inside(self, field: FieldDescriptor, ahead: places.Ahead) -> Rulebook:
+        """The rules inside a field.
+
+        Args:
+            field: The field.
+            ahead: What is left, after the field, of paths that begin further outside. They win over one that begins
+                at this field.
+        """
+        inside = inside_of(field)
+        if inside is None or field.is_extension:
+            return self
+        ahead = {**self._beginnings.get(field.full_name, {}), **ahead}
+        if not ahead:
+            return self
+        # One for each of these, so that a type that holds itself leads to no more than finitely many.
+        key = inside.full_name, frozenset(ahead.items())
+        return self._placed.setdefault(key, PlacedRulebook(self, inside.full_name, ahead))
 
     def field(self, field: FieldDescriptor) -> ResolvedRule:
         """The FieldRules of a field."""
@@ -122,6 +160,71 @@ class Rulebook:
         return ResolvedRule(annotation, ANNOTATION)
 
 
+class PlacedRulebook(Rulebook):
+    """The rules that hold for a message type in one place, where overlays by path hold, too.
+
+    Args:
+        everywhere: The rules without a place.
+        message: The full name of the type.
+        ahead: What is left of the paths that lead into its messages.
+
+    Attributes:
+        ahead: What it was made with.
+    """
+
+    def __init__(self, everywhere: Rulebook, message: str, ahead: places.Ahead) -> None:
+        self.overlay = everywhere.overlay
+        self.digest = everywhere.digest
+        self._everywhere = everywhere
+        self._message = message
+        self.ahead = ahead
+
+    @override
+    def inside(self, field: FieldDescriptor) -> Rulebook:
+        ahead = places.entered(self.ahead, field.name) if self._is_here(field) else {}
+        return self._everywhere._inside(field, ahead)
+
+    @override
+    def field(self, field: FieldDescriptor) -> ResolvedRule:
+        rest = field.name if self._is_here(field) else None
+        return self._place("fields", rest, self._everywhere.field(field))
+
+    @override
+    def message(self, message: Descriptor) -> ResolvedRule:
+        rest, everywhere = (
+            "" if message.full_name == self._message else None,
+            self._everywhere.message(message),
+        )
+        placed = self._place("messages", rest, everywhere)
+        if set(placed.rules.labels) != set(everywhere.rules.labels):
+            raise AnnotationError(
+                "path-labels",
+                placed.path,
+                f"has other labels than {message.full_name}, and budgets choose by the type of a message",
+                "set its labels under the full name of the type",
+            )
+        return placed
+
+    @override
+    def oneof(self, oneof: OneofDescriptor) -> ResolvedRule:
+        rest = oneof.name if oneof.containing_type.full_name == self._message else None
+        return self._place("oneofs", rest, self._everywhere.oneof(oneof))
+
+    def _is_here(self, field: FieldDescriptor) -> bool:
+        holder = field.containing_type
+        return not field.is_extension and holder is not None and holder.full_name == self._message
+
+    def _place(self, section: str, rest: str | None, everywhere: ResolvedRule) -> ResolvedRule:
+        """The overlay by path, if one ends at an element; otherwise the rule that holds for it everywhere."""
+        path = None if rest is None else self.ahead.get((section, rest))
+        if path is None:
+            return everywhere
+        rules = getattr(self.overlay, section)[path]
+        _refuse_unusable(rules, path)
+        _refuse_dropped(everywhere.rules, rules, path)
+        return ResolvedRule(rules, PATH_OVERLAY, path)
+
+
 def default_twin(message: Descriptor | None) -> Descriptor | None:
     """The type of the same name in protobuf's default pool, for a type of another pool."""
     pool = descriptor_pool.Default()
@@ -144,6 +247,13 @@ def _field_twins(field: FieldDescriptor) -> list[FieldDescriptor]:
     else:
         twins = [message.fields_by_name.get(field.name), message.fields_by_number.get(field.number)]
     return [twin for twin in twins if twin is not None]
+
+
+def _means_protection(rules: Message) -> bool:
+    """Whether a rule of a field, message or oneof would be a mistake where it has no effect."""
+    if isinstance(rules, privacy_pb2.FieldRules):
+        return not rules.HasField("public")
+    return isinstance(rules, (privacy_pb2.MessageRules, privacy_pb2.OneofRules)) and rules.HasField("epsilon")
 
 
 def says_nothing(rules: Message) -> bool:
@@ -173,7 +283,7 @@ def _refuse_uninterpreted(options: Any, name: str) -> None:
 
 # What an overlay has to set if the annotation sets it: without it, the element would be open, or no budget that chooses
 # by labels would pay.
-_PROTECTIVE = {"kind", "unannotated", "require", "labels"}
+_PROTECTIVE = {"kind", "unannotated", "require", "trust_boundary", "labels", "pad_to"}
 
 
 def _refuse_dropped(annotation: Message, overlay: Message, name: str) -> None:

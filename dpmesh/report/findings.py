@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
 from dpmesh import method_name
 from dpmesh.errors import AnnotationError
-from dpmesh.policy import Diagnostic, Plan, Policy, Severity
+from dpmesh.policy import Diagnostic, Plan, Policy, Severity, places
 from dpmesh.policy.descriptors import is_map
 from dpmesh.policy.policy import SECTIONS, takes_rules
 from dpmesh.report.sources import SourceLocation, Sources
@@ -111,7 +111,12 @@ def _unresolved(section: str, name: str, sources: Sources) -> Diagnostic:
             else "extensions of a protected message never leave"
         )
     else:
+        above = name.rpartition(".")[0]
+        place = places.message_at(above, sources.pool)
         names = [each for each in sources.source_locations if takes_rules(section, each, sources.pool)]
+        if place is not None:
+            elements = place.oneofs if section == "oneofs" else place.fields
+            names = [f"{above}.{element.name}" for element in elements]
         close = difflib.get_close_matches(name, names, n=1)
         if close:
             fix = f"did you mean {close[0]}?"
@@ -156,7 +161,8 @@ def _spellings(policy: Policy, method: MethodDescriptor) -> Iterator[Diagnostic]
         if not entry.kind.is_unit:
             continue
         field = method.output_type.file.pool.FindFieldByName(entry.name)
-        if field.type == field.TYPE_STRING and not policy.rules.field(field).rules.unit.normalize:
+        chosen = entry.payload.normalize or policy.rules.field(field).rules.unit.normalize
+        if field.type == field.TYPE_STRING and not chosen:
             yield Diagnostic(
                 Severity.WARNING,
                 "unit-spelling",
@@ -174,7 +180,9 @@ def _messages(sources: Sources, policy: Policy) -> Iterator[Descriptor]:
     yield from requested.values()
     overlay = policy.rules.overlay
     names = set(overlay.messages)
-    names |= {name.rpartition(".")[0] for section in (overlay.fields, overlay.oneofs) for name in section}
+    for name in {*overlay.fields, *overlay.oneofs, *overlay.messages}:
+        begin = places.beginning_of(name, sources.pool)
+        names.add(name.rpartition(".")[0] if begin is None else begin.full_name.rpartition(".")[0])
     for name in sorted(names - requested.keys()):
         try:
             yield sources.pool.FindMessageTypeByName(name)

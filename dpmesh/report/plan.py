@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from dpmesh.accounting import AMOUNT, Accounting, rho_to_epsilon
+from dpmesh.accounting import AMOUNT, Accounting
 from dpmesh.errors import AnnotationError
 from dpmesh.ledger import Budget
 from dpmesh.mesh.billing import BillingTable
 from dpmesh.mesh.pricing import PricedPlan
 from dpmesh.policy import FieldPlan, Plan, Policy
+from dpmesh.policy.kinds.words import duration, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,12 @@ class FieldReport:
         kind: What is done to it.
         model: "local" or "central" for what is noised, else None.
         mechanism: What draws, or None.
-        origin: Who decided: "annotation", "overlay" or "unannotated".
+        origin: Who decided: "annotation", "overlay", "overlay by path" or "unannotated".
         epsilon: The most that one message loses through it, all its elements together; for the discrete Gaussian
-            at `delta`. None where nothing is noised.
+            and for histograms without public keys at `delta`. Of a memoized field, what one
+            unit loses in one epoch. None where nothing is noised.
         rho: The same loss as zCDP.
-        delta: The delta of the discrete Gaussian, else 0.
+        delta: The delta of the discrete Gaussian or of a histogram without public keys, else 0.
         elements: How many values of it one message shows.
         error: A number's worst-case standard deviation per element, in the field's own units; None if a float
             can't hold it.
@@ -83,6 +85,23 @@ class Payment:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoizedReport:
+    """What a unit pays for all memoized answers in its first message of an epoch.
+
+    Attributes:
+        seconds: How long an epoch lasts.
+        epsilon: The loss.
+        rho: The same loss as zCDP.
+        shares: The fraction of one window that this takes of each budget and quota that pays, by name.
+    """
+
+    seconds: float
+    epsilon: float
+    rho: float
+    shares: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class MessageReport:
     """One message type.
 
@@ -94,7 +113,10 @@ class MessageReport:
         rho: The same loss as zCDP.
         fields: All fields that its plan names.
         payments: Which budgets and quotas pay.
-        delta: The delta that `epsilon` holds at: 0 if the loss is pure, else the smallest delta of the budgets.
+        delta: The delta that `epsilon` holds at: 0 if the loss is pure, else the smallest delta of the budgets, and
+            what histograms without public keys add.
+        pad_to: The sizes in bytes, one of which each message has; empty where it is as long as it is.
+        memoized: What its memoized fields cost, beside `epsilon`; None without such fields.
     """
 
     message: str
@@ -105,6 +127,8 @@ class MessageReport:
     fields: tuple[FieldReport, ...] = ()
     payments: tuple[Payment, ...] = ()
     delta: float = 0.0
+    pad_to: tuple[int, ...] = ()
+    memoized: MemoizedReport | None = None
 
     @property
     def tightest(self) -> Payment | None:
@@ -149,6 +173,13 @@ class Planner:
             return ""
         return "" if plan is None else plan.source
 
+    def is_trust_boundary(self, method: MethodDescriptor) -> bool:
+        """Whether no trace goes on over a method's requests; False where its rules are bad, which others report."""
+        try:
+            return self._policy.is_trust_boundary(method)
+        except AnnotationError:
+            return False
+
     def report(self, message: Descriptor, method: str = "", direction: str = "request") -> MessageReport:
         """Everything about one message type.
 
@@ -173,13 +204,30 @@ class Planner:
         assert priced is not None
         payments = tuple(self._payments(plan, priced))
         return MessageReport(
-            message.full_name, True, None, *_total(plan, priced), fields, payments, self._delta(plan)
+            message.full_name,
+            True,
+            None,
+            *_total(plan, priced),
+            fields,
+            payments,
+            self._delta(plan),
+            plan.pad_to,
+            self._memoized(priced),
         )
+
+    def _memoized(self, priced: PricedPlan) -> MemoizedReport | None:
+        priced_memos = priced.memos
+        if priced_memos is None:
+            return None
+        paying = [(self._budgets[index], n) for index, n in (*priced_memos.amounts, *priced_memos.quotas)]
+        shares = {budget.name: amount / budget.cap for budget, amount in paying}
+        return MemoizedReport(priced_memos.memos.epoch, *priced_memos.loss, shares)
 
     def _delta(self, plan: Plan) -> float:
         if all(scope.cost.epsilon is not None for scope in plan.scopes):
             return 0.0
-        return min(budget.delta for budget in self._budgets if budget.accounting is Accounting.ZCDP)
+        smallest = min(budget.delta for budget in self._budgets if budget.accounting is Accounting.ZCDP)
+        return smallest + float(plan.cost.delta)
 
     def _payments(self, plan: Plan, priced: PricedPlan) -> list[Payment]:
         payments = []
@@ -211,6 +259,8 @@ class Planner:
 def _field(entry: FieldPlan) -> FieldReport:
     shown = entry.kind.describe(entry)
     epsilon, rho = _loss(entry)
+    # Its own number of elements, not that of messages around it.
+    public = entry.path in entry.public_lengths
     return FieldReport(
         path=entry.path,
         kind=str(entry.kind),
@@ -223,10 +273,19 @@ def _field(entry: FieldPlan) -> FieldReport:
         elements=entry.repeats * entry.instances,
         error=shown.error,
         truth=shown.truth,
-        output=shown.output,
+        output=shown.output + "; the number of elements as it is" * public + _memoized(entry),
         low=shown.low,
         high=shown.high,
     )
+
+
+def _memoized(entry: FieldPlan) -> str:
+    """What is memoized of a field, in words."""
+    if entry.memo is None:
+        return ""
+    each = (entry.cost.epsilon or 0) / entry.memo.states / AMOUNT
+    answers = f"{entry.memo.states} states, {number(each)} each"
+    return f"; memoized for {duration(entry.memo.epoch)} ({answers}), and shows when it changes"
 
 
 def _total(plan: Plan, priced: PricedPlan | None) -> tuple[float | None, float]:
@@ -240,5 +299,5 @@ def _loss(entry: FieldPlan) -> tuple[float | None, float | None]:
         return None, None
     cost = entry.cost.times(entry.instances)
     if cost.epsilon is None:
-        return rho_to_epsilon(cost.rho / AMOUNT, entry.delta), cost.rho / AMOUNT
+        return cost.epsilon_at(entry.delta), cost.rho / AMOUNT
     return cost.epsilon / AMOUNT, cost.rho / AMOUNT

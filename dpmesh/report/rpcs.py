@@ -58,7 +58,8 @@ def compare(old: Mapping[str, MessageReport], new: Mapping[str, MessageReport]) 
     for name in dict.fromkeys((*new, *old)):
         before, after = old.get(name), new.get(name)
         fields = _fields(before.fields if before else (), after.fields if after else ())
-        if fields or before is None or after is None or before.refused != after.refused:
+        whole = [side and (side.refused, side.pad_to) for side in (before, after)]
+        if fields or whole[0] != whole[1]:
             changes.append(MessageChange(name, before, after, tuple(fields)))
     return changes
 
@@ -82,6 +83,7 @@ class Rpc:
         response: The response type's name.
         client_streaming: The request is a stream.
         server_streaming: The response is a stream.
+        trust_boundary: No trace goes on over its requests.
     """
 
     method: str
@@ -89,6 +91,7 @@ class Rpc:
     response: str
     client_streaming: bool
     server_streaming: bool
+    trust_boundary: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ class PlanReport:
         return document
 
 
-def rpcs(sources: Sources) -> tuple[Rpc, ...]:
+def rpcs(sources: Sources, planner: Planner) -> tuple[Rpc, ...]:
     """The methods of all services, in order."""
     return tuple(
         Rpc(
@@ -158,6 +161,7 @@ def rpcs(sources: Sources) -> tuple[Rpc, ...]:
             method.output_type.full_name,
             method.client_streaming,
             method.server_streaming,
+            planner.is_trust_boundary(method),
         )
         for service in sources.services()
         for method in service.methods

@@ -55,6 +55,8 @@ class Meters:
         from opentelemetry.metrics import Observation
 
         self._series: dict[tuple[str, str, str, str], Series] = {}
+        # By method.
+        self._cut: dict[str, int] = {}
         self._lock = threading.Lock()
         self._observation = Observation
         self._context = no_span()  # So that no exemplar links a measurement to a trace.
@@ -82,6 +84,12 @@ class Meters:
             unit="1",
             description="Privacy loss (epsilon) of what was released",
         )
+        meter.create_observable_counter(
+            names.ITEMS_CUT,
+            callbacks=[self._observe_cut],
+            unit="{item}",
+            description="Elements beyond max_items, of fields whose length is public",
+        )
         forks.register(self)
 
     def add(self, key: tuple[str, str, str, str], count: int, epsilon: float, seconds: float) -> None:
@@ -100,6 +108,11 @@ class Meters:
         if sampled:
             self._record_release(seconds, series.labels, self._context)
 
+    def cut(self, method: str, count: int) -> None:
+        """Counts elements that were cut."""
+        with self._lock:
+            self._cut[method] = self._cut.get(method, 0) + count
+
     def ledger(self, seconds: float) -> None:
         """Records how long one durable write took."""
         self._record_commit(seconds, None, self._context)
@@ -108,6 +121,14 @@ class Meters:
         """Starts from zero, because the parent exports its own counts."""
         self._lock = threading.Lock()
         self._series = {}
+        self._cut = {}
+
+    def _observe_cut(self, _: CallbackOptions) -> Iterable[Observation]:
+        with self._lock:
+            read = list(self._cut.items())
+        return [
+            self._observation(count, {names.LABEL_METHOD: method}, self._context) for method, count in read
+        ]
 
     def _observer(
         self, value: Callable[[Series], float]

@@ -100,6 +100,12 @@ class Telemetry:
         if shared is not None:
             shared.add((method, mechanisms, decision, budget), count, epsilon, seconds)
 
+    def cut(self, method: str, count: int) -> None:
+        """Counts elements that were cut from fields whose number of elements is public; the method as for `add`."""
+        shared = self._meters
+        if shared is not None:
+            shared.cut(method, count)
+
     def ledger(self, seconds: float) -> None:
         """Records how long one durable write to the ledger took, in seconds."""
         shared = self._meters

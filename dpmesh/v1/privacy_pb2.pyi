@@ -20,7 +20,13 @@ ONEOF_FIELD_NUMBER: _ClassVar[int]
 oneof: _descriptor.FieldDescriptor
 
 class FieldRules(_message.Message):
-    __slots__ = ("unit", "numeric", "categorical", "location", "time", "vector", "histogram", "pseudonym", "suppress", "public", "message_id", "max_items")
+    __slots__ = ("unit", "numeric", "categorical", "location", "time", "vector", "histogram", "pseudonym", "suppress", "public", "message_id", "max_items", "length", "memoize")
+    class Length(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        HIDDEN: _ClassVar[FieldRules.Length]
+        PUBLIC: _ClassVar[FieldRules.Length]
+    HIDDEN: FieldRules.Length
+    PUBLIC: FieldRules.Length
     UNIT_FIELD_NUMBER: _ClassVar[int]
     NUMERIC_FIELD_NUMBER: _ClassVar[int]
     CATEGORICAL_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +39,8 @@ class FieldRules(_message.Message):
     PUBLIC_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_ID_FIELD_NUMBER: _ClassVar[int]
     MAX_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    MEMOIZE_FIELD_NUMBER: _ClassVar[int]
     unit: Unit
     numeric: Numeric
     categorical: Categorical
@@ -45,10 +53,18 @@ class FieldRules(_message.Message):
     public: Public
     message_id: MessageId
     max_items: int
-    def __init__(self, unit: _Optional[_Union[Unit, _Mapping]] = ..., numeric: _Optional[_Union[Numeric, _Mapping]] = ..., categorical: _Optional[_Union[Categorical, _Mapping]] = ..., location: _Optional[_Union[Location, _Mapping]] = ..., time: _Optional[_Union[Time, _Mapping]] = ..., vector: _Optional[_Union[Vector, _Mapping]] = ..., histogram: _Optional[_Union[Histogram, _Mapping]] = ..., pseudonym: _Optional[_Union[Pseudonym, _Mapping]] = ..., suppress: _Optional[_Union[Suppress, _Mapping]] = ..., public: _Optional[_Union[Public, _Mapping]] = ..., message_id: _Optional[_Union[MessageId, _Mapping]] = ..., max_items: _Optional[int] = ...) -> None: ...
+    length: FieldRules.Length
+    memoize: Memoize
+    def __init__(self, unit: _Optional[_Union[Unit, _Mapping]] = ..., numeric: _Optional[_Union[Numeric, _Mapping]] = ..., categorical: _Optional[_Union[Categorical, _Mapping]] = ..., location: _Optional[_Union[Location, _Mapping]] = ..., time: _Optional[_Union[Time, _Mapping]] = ..., vector: _Optional[_Union[Vector, _Mapping]] = ..., histogram: _Optional[_Union[Histogram, _Mapping]] = ..., pseudonym: _Optional[_Union[Pseudonym, _Mapping]] = ..., suppress: _Optional[_Union[Suppress, _Mapping]] = ..., public: _Optional[_Union[Public, _Mapping]] = ..., message_id: _Optional[_Union[MessageId, _Mapping]] = ..., max_items: _Optional[int] = ..., length: _Optional[_Union[FieldRules.Length, str]] = ..., memoize: _Optional[_Union[Memoize, _Mapping]] = ...) -> None: ...
+
+class Memoize(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: _duration_pb2.Duration
+    def __init__(self, epoch: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class MessageRules(_message.Message):
-    __slots__ = ("epsilon", "unannotated", "labels")
+    __slots__ = ("epsilon", "unannotated", "labels", "pad_to")
     class Unannotated(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         PASS: _ClassVar[MessageRules.Unannotated]
@@ -60,18 +76,22 @@ class MessageRules(_message.Message):
     EPSILON_FIELD_NUMBER: _ClassVar[int]
     UNANNOTATED_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    PAD_TO_FIELD_NUMBER: _ClassVar[int]
     epsilon: float
     unannotated: MessageRules.Unannotated
     labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, epsilon: _Optional[float] = ..., unannotated: _Optional[_Union[MessageRules.Unannotated, str]] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    pad_to: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, epsilon: _Optional[float] = ..., unannotated: _Optional[_Union[MessageRules.Unannotated, str]] = ..., labels: _Optional[_Iterable[str]] = ..., pad_to: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class MethodRules(_message.Message):
-    __slots__ = ("require", "labels")
+    __slots__ = ("require", "labels", "trust_boundary")
     REQUIRE_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    TRUST_BOUNDARY_FIELD_NUMBER: _ClassVar[int]
     require: bool
     labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, require: bool = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    trust_boundary: bool
+    def __init__(self, require: bool = ..., labels: _Optional[_Iterable[str]] = ..., trust_boundary: bool = ...) -> None: ...
 
 class OneofRules(_message.Message):
     __slots__ = ("epsilon", "public")
@@ -292,24 +312,34 @@ class Vector(_message.Message):
     def __init__(self, l1_norm: _Optional[float] = ..., l2_norm: _Optional[float] = ..., linf_norm: _Optional[float] = ..., dimension: _Optional[int] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ..., mechanism: _Optional[_Union[Vector.Mechanism, str]] = ..., sensitivity: _Optional[float] = ..., resolution: _Optional[float] = ...) -> None: ...
 
 class Histogram(_message.Message):
-    __slots__ = ("keys", "threshold", "contribution", "epsilon", "delta")
+    __slots__ = ("keys", "threshold", "contribution", "epsilon", "delta", "max_keys", "lower", "upper", "resolution")
     KEYS_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     EPSILON_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
+    MAX_KEYS_FIELD_NUMBER: _ClassVar[int]
+    LOWER_FIELD_NUMBER: _ClassVar[int]
+    UPPER_FIELD_NUMBER: _ClassVar[int]
+    RESOLUTION_FIELD_NUMBER: _ClassVar[int]
     keys: _containers.RepeatedScalarFieldContainer[str]
     threshold: float
     contribution: float
     epsilon: float
     delta: float
-    def __init__(self, keys: _Optional[_Iterable[str]] = ..., threshold: _Optional[float] = ..., contribution: _Optional[float] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ...) -> None: ...
+    max_keys: int
+    lower: float
+    upper: float
+    resolution: float
+    def __init__(self, keys: _Optional[_Iterable[str]] = ..., threshold: _Optional[float] = ..., contribution: _Optional[float] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ..., max_keys: _Optional[int] = ..., lower: _Optional[float] = ..., upper: _Optional[float] = ..., resolution: _Optional[float] = ...) -> None: ...
 
 class Pseudonym(_message.Message):
-    __slots__ = ("epoch",)
+    __slots__ = ("epoch", "namespace")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     epoch: _duration_pb2.Duration
-    def __init__(self, epoch: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    namespace: str
+    def __init__(self, epoch: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., namespace: _Optional[str] = ...) -> None: ...
 
 class Suppress(_message.Message):
     __slots__ = ()

@@ -527,6 +527,25 @@ class LedgerSuite:
             assert await ledger.redeem_once(b"a" * 32, until) is first
             await ledger.close()
 
+    async def test_every_holder_knows_which_names_were_redeemed(self, make, clock):
+        names = [bytes([i]) * 32 for i in range(3)]
+        one, other = make(), make()
+        for holder in (one, other):
+            await holder.open()
+            assert await holder.redeemed(names) == [False, False, False]
+        await one.redeem_once(names[1], clock.now + 10)
+        for holder in (one, other):
+            assert await holder.redeemed(names) == [False, True, False]
+            assert await holder.redeemed(names[:1]) == [False]
+        await other.close()
+        with pytest.raises(LedgerError):
+            await other.redeemed(names)
+        await one.close()
+        again = make()
+        await again.open()
+        assert await again.redeemed(names[::-1]) == [False, True, False]
+        await again.close()
+
     async def test_a_name_that_may_be_forgotten_counts_as_spent(self, make, ledger, clock):
         start, until = clock.now, clock.now + 9.5  # kept for a whole second more
         assert await ledger.redeem_once(b"a" * 32, until)

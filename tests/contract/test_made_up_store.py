@@ -100,6 +100,10 @@ class FileStore(Store):
                     state.redeemed[name] = until
             return fresh
 
+    async def redeemed(self, names):
+        with self._state() as state:
+            return [name in state.redeemed for name in names]
+
     async def accounts(self, budget, account):
         with self._state() as state:
             order = list(state.budgets)

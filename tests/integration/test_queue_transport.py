@@ -114,7 +114,7 @@ async def test_a_message_and_streams_in_both_directions_are_protected():
 
 
 async def test_protected_requests_are_attested_and_the_application_can_not_attest():
-    headers = [(POLICY_KEY, "forged"), ("trace", "1")]
+    headers = [(POLICY_KEY, "forged"), ("traceparent", "1"), ("x-request-id", "17")]
     async with opened() as mesh:
         client = Client(serving(mesh), mesh)
         for made in (
@@ -122,7 +122,7 @@ async def test_protected_requests_are_attested_and_the_application_can_not_attes
             client.send(name("Report"), stream(reading()), Plain, headers),
         ):
             _, call = await made
-            assert dict(call.headers) == {POLICY_KEY: mesh.policy_digest, "trace": "1"}
+            assert dict(call.headers) == {POLICY_KEY: mesh.policy_digest, "traceparent": "1"}
         for made in (
             client.ask(name("Echo"), Plain(), Plain, [("trace", "1")]),
             client.send(name("Echo"), stream(Plain()), Plain, [("trace", "1")]),

@@ -34,7 +34,8 @@ def compiled(body: str, syntax: str = "proto3") -> SimpleNamespace:
     text = (
         f'syntax = "{syntax}";\npackage {package};\nimport "dpmesh/v1/privacy.proto";\n'
         f'import "google/protobuf/wrappers.proto";\nimport "google/protobuf/any.proto";\n'
-        f'import "dpmesh/v1/report.proto";\n{body}\n'
+        f'import "dpmesh/v1/report.proto";\n'
+        f'import "google/protobuf/timestamp.proto";\nimport "google/protobuf/duration.proto";\n{body}\n'
     )
     with TemporaryDirectory() as folder:
         (Path(folder) / f"{package}.proto").write_text(text)
@@ -50,7 +51,7 @@ def compiled(body: str, syntax: str = "proto3") -> SimpleNamespace:
         assert protoc.main(command) == 0, text
         files = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
     # Imported files are in the default pool already, through their _pb2 modules.
-    from google.protobuf import any_pb2, wrappers_pb2  # noqa: F401
+    from google.protobuf import any_pb2, duration_pb2, timestamp_pb2, wrappers_pb2  # noqa: F401
 
     pool = descriptor_pool.Default()
     pool.AddSerializedFile(files.file[0].SerializeToString())

@@ -78,7 +78,7 @@ def plan(
         old_planner = Planner(Policy(against if is_policy else policy_path), budgets, per_second)
         changed = changes(old_sources, old_planner, sources, planner)
     report = PlanReport(
-        rate, str(path) if path else None, budgets, rpcs(sources), reports(sources, planner), changed
+        rate, str(path) if path else None, budgets, rpcs(sources, planner), reports(sources, planner), changed
     )
     code = generated(sources, planner) if source else {}
     if as_json:

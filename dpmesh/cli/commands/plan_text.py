@@ -15,7 +15,7 @@ from dpmesh.ledger import Budget
 from dpmesh.policy import Model
 from dpmesh.policy.kinds.words import duration, number
 from dpmesh.report.balances import loss_over
-from dpmesh.report.plan import FieldReport, MessageReport, Payment
+from dpmesh.report.plan import FieldReport, MemoizedReport, MessageReport, Payment
 from dpmesh.report.rpcs import FieldChange, MessageChange, PlanReport
 from dpmesh.report.wording import count
 
@@ -40,7 +40,8 @@ def write(plan: PlanReport) -> None:
         return
     written: dict[str, MessageReport] = {}
     for rpc in plan.rpcs:
-        console.print(Text(rpc.method, "bold"))
+        boundary = ": a trust boundary, over which no trace goes on" * rpc.trust_boundary
+        console.print(Text.assemble((rpc.method, "bold"), boundary), soft_wrap=True)
         for direction, streams in (("request", rpc.client_streaming), ("response", rpc.server_streaming)):
             report = plan.of(rpc, direction)
             role = direction + (" stream" if streams else "")
@@ -95,11 +96,30 @@ def _message(
         console.print(_table(report.fields))
     if report.refused:
         console.print(Text.assemble("    ", ("refused", "red"), f": {report.refused}"), soft_wrap=True)
+    if report.pad_to and before is None:
+        console.print(f"    size: {_sizes(report.pad_to)}", soft_wrap=True)
     budgets = {budget.name: budget for budget in plan.budgets}
     for payment in report.payments:
         console.print("    " + _payment(payment, budgets[payment.budget], plan.rate), soft_wrap=True)
+    if report.memoized is not None:
+        console.print("    " + _memoized(report.memoized), soft_wrap=True)
     if len(report.payments) > 1:
         _first(console, plan.rate, report)
+
+
+def _sizes(pad_to: Sequence[int]) -> str:
+    if not pad_to:
+        return "as long as it is"
+    sizes = ", ".join(map(str, pad_to))
+    return f"always {sizes} bytes" if len(pad_to) == 1 else f"one of {sizes} bytes"
+
+
+def _memoized(memoized: MemoizedReport) -> str:
+    shares = ", ".join(f"{100 * share:.3g} % of {name}" for name, share in memoized.shares.items())
+    return (
+        f"memoized: each unit's first message in {duration(memoized.seconds)} costs ε {number(memoized.epsilon)} more, "
+        f"for the answers to all values ({shares}); later ones cost nothing for these fields"
+    )
 
 
 def _first(console: Console, rate: str, report: MessageReport) -> None:
@@ -186,6 +206,8 @@ def _lifetime(budget: Budget) -> str:
     loss = f"ε {number(budget.epsilon)}"
     if budget.accounting is Accounting.ZCDP:
         loss += f" at δ {budget.delta:g} (ρ {number(budget.cap / AMOUNT)})"
+    if budget.threshold_delta:
+        loss += f", and δ {budget.threshold_delta:g} for histograms without keys,"
     owner = "each unit" if budget.owner == "unit" else "everyone together"
     if budget.is_quota:
         head = f"Quota {budget.name} under {budget.under}: {loss} for {owner}, to each consumer"
@@ -198,7 +220,7 @@ def _lifetime(budget: Budget) -> str:
     sum_of_windows = loss_over(budget, _WINDOWS)
     total = f"ε {number(sum_of_windows.epsilon)}"
     if budget.accounting is Accounting.ZCDP:
-        total = f"ρ {number(sum_of_windows.value)}, {total} at δ {budget.delta:g}"
+        total = f"ρ {number(sum_of_windows.value)}, {total} at δ {budget.delta + _WINDOWS * budget.threshold_delta:g}"
     return (
         f"{head} in each window of {duration(budget.window)}. T windows cost at most T times that "
         f"({_WINDOWS}: {total}), and as long a time across an edge up to twice."
@@ -210,6 +232,9 @@ def _changes(console: Console, changes: Sequence[MessageChange]) -> None:
         console.print("Nothing changes: the same fields leave at the same loss and error.")
     for change in changes:
         console.print(Text.assemble((change.message, "bold"), f": {_loss_change(change)}"), soft_wrap=True)
+        old, new = (() if side is None else side.pad_to for side in (change.old, change.new))
+        if old != new:
+            console.print(f"  size: {_sizes(old)} -> {_sizes(new)}", soft_wrap=True)
         if change.fields:
             console.print(_change_table(change.fields))
         console.print()

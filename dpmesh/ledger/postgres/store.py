@@ -97,6 +97,17 @@ class PostgresStore(Store):
         return [name in fresh and not fresh.discard(name) for name in names]  # type: ignore[func-returns-value]
 
     @override
+    async def redeemed(self, names: Sequence[bytes]) -> list[bool]:
+        async def read(connection: Any) -> list[Any]:
+            if await connection.fetchval("SELECT lost FROM dpmesh.ledger"):
+                raise self._lost()
+            rows: list[Any] = await connection.fetch(queries.REDEEMED, names)
+            return rows
+
+        found = {bytes(row["name"]) for row in await self._reading.call(read)}
+        return [name in found for name in names]
+
+    @override
     async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
         async def read(connection: Any) -> list[Account]:
             caps = {stored.name: stored.cap for stored in (await queries.read_budgets(connection)).values()}

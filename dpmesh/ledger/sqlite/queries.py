@@ -124,6 +124,12 @@ def redeem(connection: sqlite3.Connection, now: int, redemptions: Sequence[tuple
     ]
 
 
+def redeemed(connection: sqlite3.Connection, names: Sequence[bytes]) -> list[bool]:
+    """For each name, whether it was redeemed and is not forgotten."""
+    find = "SELECT 1 FROM spent WHERE name = ?"
+    return [connection.execute(find, (name,)).fetchone() is not None for name in names]
+
+
 def read_budgets(connection: sqlite3.Connection) -> dict[int, Budget]:
     """The budgets that the file holds, by their rows' ids, in order of creation."""
     rows = connection.execute(f"SELECT id, {_BUDGET_COLUMNS} FROM budgets ORDER BY id")  # noqa: S608 - constants

@@ -101,6 +101,10 @@ class SQLiteStore(Store):
         return await self._run(self._redeem_once, now, redemptions)
 
     @override
+    async def redeemed(self, names: Sequence[bytes]) -> list[bool]:
+        return await self._run(self._redeemed, names)
+
+    @override
     async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
         return await self._run(self._accounts, budget, account)
 
@@ -312,6 +316,11 @@ class SQLiteStore(Store):
         with self._change() as change:
             change.touch()
             return queries.redeem(change.connection, now, redemptions)
+
+    def _redeemed(self, names: Sequence[bytes]) -> list[bool]:
+        connection = self._connect()
+        self._windows(connection)
+        return queries.redeemed(connection, names)
 
     def _ping(self) -> None:
         connection = self._connect()

@@ -213,8 +213,8 @@ def single(field: FieldDescriptor, transform: Transform) -> Step:
     return name, transform
 
 
-def repeated(field: FieldDescriptor, transform: Transform, items: int) -> Step:
-    """Applies a transform to each of exactly `items` elements: cut, or filled up with defaults."""
+def repeated(field: FieldDescriptor, transform: Transform, items: int, *, fill: bool = True) -> Step:
+    """Applies a transform to each element: cut at `items`, and filled up with defaults."""
     name = field.name
     protect = transform.function()
     filler = "" if scalar(field).type == F.TYPE_STRING else 0
@@ -222,7 +222,8 @@ def repeated(field: FieldDescriptor, transform: Transform, items: int) -> Step:
 
         def wrapped(source: Any, target: Any, _pseudonymise: Pseudonymise) -> None:
             values = [box.value for box in getattr(source, name)[:items]]
-            values += [filler] * (items - len(values))
+            if fill:
+                values += [filler] * (items - len(values))
             into = getattr(target, name)
             for value in values:
                 into.add(value=protect(value))
@@ -231,7 +232,8 @@ def repeated(field: FieldDescriptor, transform: Transform, items: int) -> Step:
 
     def plain(source: Any, target: Any, _pseudonymise: Pseudonymise) -> None:
         values = getattr(source, name)[:items]
-        values += [filler] * (items - len(values))
+        if fill:
+            values += [filler] * (items - len(values))
         getattr(target, name).extend([protect(value) for value in values])
 
     return plain

@@ -11,18 +11,23 @@ from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.accounting import Cost
 from dpmesh.errors import AnnotationError, ProtectionError
-from dpmesh.policy.codegen import steps
+from dpmesh.policy.codegen import padding, steps
 from dpmesh.policy.codegen.source import Source
+from dpmesh.policy.codegen.steps import Step
 from dpmesh.policy.compile.anys import is_any, together
-from dpmesh.policy.compile.fragment import Fragment, ReadUnits
+from dpmesh.policy.compile.fragment import CountCut, Fragment, ReadUnits
 from dpmesh.policy.compile.protected_types import is_protected, is_strict
 from dpmesh.policy.compile.rule_lookup import RuleLookup
 from dpmesh.policy.compile.unannotated_types import UnannotatedTypes
 from dpmesh.policy.compile.walk import Walk
 from dpmesh.policy.diagnostics import Diagnostic
+from dpmesh.policy.kinds import memoize
 from dpmesh.policy.kinds.any import KIND as ANY
-from dpmesh.policy.plan import Anys, Plan, Pseudonymise, Scope
+from dpmesh.policy.plan import Anys, Build, Memos, Plan, Pseudonymise, Scope
 from dpmesh.policy.rulebook import Rulebook
+
+# The longest message that pad_to may ask for, in bytes: far above gRPC's usual limit of 4 MiB.
+_SIZE_LIMIT = 2**26
 
 
 def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, list[Diagnostic]]:
@@ -47,10 +52,12 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
                 return plan, diagnostics.found
         # Kinds generate code while the walk plans their fields, too.
         with Source(message.full_name) as source:
-            walk = Walk(lookup, types)
-            fragment = walk.message(message, "", 1, ())
+            walk = Walk(diagnostics, types)
+            fragment = walk.message(message, lookup, "", 1, ())
+            _check_pad_to(message, lookup)
+            memoize.check(fragment, diagnostics)
             if not diagnostics.has_errors:
-                plan = _plan(message, fragment, lookup.version(), walk, source)
+                plan = _plan(message, fragment, lookup, walk, source)
     except AnnotationError as error:
         diagnostics.unreadable(error)
         return None, diagnostics.found
@@ -60,8 +67,13 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
 def _refuse_idle(message: Descriptor, lookup: RuleLookup) -> None:
     """Refuses rules without effect in a type that leaves as it is: they show that protection was meant."""
     idle = [(message.full_name, "epsilon", lookup.message(message).rules.HasField("epsilon"))]
+    idle.append((message.full_name, "pad-to", bool(lookup.message(message).rules.pad_to)))
     idle += [(o.full_name, "oneof-choice", lookup.oneof(o).rules.HasField("epsilon")) for o in message.oneofs]
     idle += [(f.full_name, "max-items", lookup.field(f).rules.max_items > 0) for f in message.fields]
+    idle += [(f.full_name, "length", lookup.field(f).rules.length > 0) for f in message.fields]
+    for field in message.fields:
+        lookup.refuse_idle_paths(field)
+    idle += [(f.full_name, "memoize", lookup.field(f).rules.HasField("memoize")) for f in message.fields]
     for element, rule, is_set in idle:
         if is_set:
             lookup.diagnostics.error(
@@ -72,7 +84,21 @@ def _refuse_idle(message: Descriptor, lookup: RuleLookup) -> None:
             )
 
 
-def _plan(message: Descriptor, fragment: Fragment, version: str, walk: Walk, source: Source) -> Plan:
+def _check_pad_to(message: Descriptor, lookup: RuleLookup) -> None:
+    """Refuses sizes that make no sense, and a type that uses the field of the padding."""
+    sizes = list(lookup.message(message).rules.pad_to)
+    if not sizes:
+        return
+    name, diagnostics = message.full_name, lookup.diagnostics
+    if sizes != sorted(set(sizes)) or not padding.LEAST <= sizes[0] <= sizes[-1] <= _SIZE_LIMIT:
+        text = f"pad_to must be ascending sizes from {padding.LEAST} to {_SIZE_LIMIT} bytes"
+        diagnostics.error(name, "pad-to", text, "such as pad_to: [256, 1024]")
+    if padding.FIELD in message.fields_by_number:
+        text = f"has a field of its own with the number {padding.FIELD}, which holds the padding of pad_to"
+        diagnostics.error(name, "pad-to", text, "give the field another number, or remove pad_to")
+
+
+def _plan(message: Descriptor, fragment: Fragment, lookup: RuleLookup, walk: Walk, source: Source) -> Plan:
     new = GetMessageClass(message)
     scopes = [Scope(scope.path, scope.cost) for scope in fragment.units]
     ownerless = fragment.local + fragment.central
@@ -85,11 +111,16 @@ def _plan(message: Descriptor, fragment: Fragment, version: str, walk: Walk, sou
     if fields is not None and fragment.plain_unit is not None:
         unit = read = _from_values(fields, *fragment.plain_unit)
         readers = [lambda values: (read(values),)]
-    build = steps.build(new, fragment.steps, fields, discard=fragment.copies)
-    build_blank = steps.build(new, fragment.blank_steps, fields, discard=fragment.copies)
+    pad_to = tuple(lookup.message(message).rules.pad_to)
+
+    def builder(written: Sequence[Step]) -> Build:
+        made = steps.build(new, written, fields, discard=fragment.copies)
+        return padding.padded(made, pad_to, message.full_name) if pad_to else made
+
+    build, build_blank = builder(fragment.steps), builder(fragment.blank_steps)
     return Plan(
         descriptor=message,
-        version=version,
+        version=lookup.version(),
         fields=tuple(fragment.fields),
         scopes=tuple(scopes),
         snapshot=steps.copier(new) if fields is None else steps.reader(fields),
@@ -105,7 +136,32 @@ def _plan(message: Descriptor, fragment: Fragment, version: str, walk: Walk, sou
         messages=tuple(sorted(walk.messages)),
         ownerless=(fragment.local, fragment.central),
         anys=Anys(together(fragment.anys), build, build_blank) if fragment.anys else None,
+        count_cut=_count_cut(fragment.cuts) if fragment.cuts else None,
+        pad_to=pad_to,
+        memos=_memos(fragment, builder, unit, lookup.version()),
         source=source.text,
+    )
+
+
+def _memos(
+    fragment: Fragment,
+    builder: Callable[[Sequence[Step]], Build],
+    unit: Callable[[Any], bytes] | None,
+    version: str,
+) -> Memos | None:
+    """What the memoized fields of a message need beside its plan."""
+    plans = fragment.memoized
+    if not plans:
+        return None
+    assert unit is not None
+    assert plans[0].memo is not None
+    labels = [version, *(memoize.label_of(plan) for plan in plans)]
+    return Memos(
+        epoch=plans[0].memo.epoch,
+        cost=sum((plan.cost for plan in plans), Cost.ZERO),
+        label="\0".join(labels).encode(),
+        unit=unit,
+        build=builder(fragment.replay_steps),
     )
 
 
@@ -159,6 +215,10 @@ def _from_values(
     """Reads a unit's id from a tuple of the values of some fields."""
     at = fields.index(name)
     return lambda values: canonical(values[at])
+
+
+def _count_cut(cuts: Sequence[CountCut]) -> CountCut:
+    return lambda message: sum(count(message) for count in cuts)
 
 
 def _payers(readers: Sequence[ReadUnits], ownerless: bool) -> Callable[[Any], Sequence[tuple[int, bytes]]]:

@@ -19,6 +19,8 @@ from dpmesh.policy.plan import FieldPlan
 Enter = Callable[[Any], Iterable[Any]]
 # From a message to the id of the unit at every instance of a scope within it.
 ReadUnits = Callable[[Any], Iterable[bytes]]
+# From a message to how many elements are cut from it.
+CountCut = Callable[[Any], int]
 
 
 class UnitScope(NamedTuple):
@@ -42,6 +44,8 @@ class Fragment:
     Attributes:
         steps: What writes the protected message.
         blank_steps: What writes it under on_exhausted = "suppress": only what needs no noise.
+        replay_steps: What writes it under on_exhausted = "replay": the blank steps and the memoized fields.
+        memoized: The plans of memoized fields.
         fields: Everything decided, for people and estimators.
         local: What the units' own values cost that no unit pays for yet.
         central: What aggregates cost.
@@ -53,11 +57,14 @@ class Fragment:
         anys: What finds the Anys that leave with this message.
         unset_required: Required fields that leave only where they were set, so that the message must have been there.
         shows_presence: What in it leaves only where the message was there, in words.
+        cuts: What counts the elements that are cut from fields whose number of elements is public.
         values: How many values and messages it holds, even where nothing was set.
     """
 
     steps: list[Step] = field(default_factory=list)
     blank_steps: list[Step] = field(default_factory=list)
+    replay_steps: list[Step] = field(default_factory=list)
+    memoized: list[FieldPlan] = field(default_factory=list)
     fields: list[FieldPlan] = field(default_factory=list)
     local: Cost = Cost.ZERO
     central: Cost = Cost.ZERO
@@ -68,6 +75,7 @@ class Fragment:
     anys: list[Find] = field(default_factory=list)
     unset_required: list[str] = field(default_factory=list)
     shows_presence: list[str] = field(default_factory=list)
+    cuts: list[CountCut] = field(default_factory=list)
     values: int = 0
 
     @property
@@ -79,6 +87,7 @@ class Fragment:
         """Adds what needs no noise, and so leaves under on_exhausted = "suppress" too."""
         self.steps.append(step)
         self.blank_steps.append(step)
+        self.replay_steps.append(step)
 
     def add_copy(self, field: FieldDescriptor) -> None:
         """Adds a field that leaves as it is."""
@@ -110,6 +119,7 @@ class Fragment:
         self.copies = self.copies or inner.copies
         self.shows_presence += inner.shows_presence
         self.units += [UnitScope(path, cost, _through(enter, read)) for path, cost, read in inner.units]
+        self.cuts += [_in_all(enter, count) for count in inner.cuts]
         self.anys += [within(enter, find) for find in inner.anys]
 
     def add_oneof(self, members: Sequence[Fragment]) -> None:
@@ -117,12 +127,22 @@ class Fragment:
         for member in members:
             self.fields += member.fields
             self.units += member.units
+            self.cuts += member.cuts
             self.anys += member.anys
             self.copies = self.copies or member.copies
             self.shows_presence += member.shows_presence
         self.values += max(member.values for member in members)
         self.local += functools.reduce(Cost.largest, [member.local for member in members])
         self.central += functools.reduce(Cost.largest, [member.central for member in members])
+
+
+def _in_all(enter: Enter, count: CountCut) -> CountCut:
+    return lambda message: sum(map(count, enter(message)))
+
+
+def cut_from(name: str, items: int) -> CountCut:
+    """What counts the elements of a repeated field or map beyond so many."""
+    return lambda message: max(0, len(getattr(message, name)) - items)
 
 
 def _through(enter: Enter, read: ReadUnits) -> ReadUnits:

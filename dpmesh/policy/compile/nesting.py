@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from google.protobuf.descriptor import Descriptor
@@ -10,7 +11,7 @@ from google.protobuf.message_factory import GetMessageClass
 from dpmesh.accounting import Cost
 from dpmesh.errors import AnnotationError
 from dpmesh.policy.codegen import steps
-from dpmesh.policy.compile.fragment import Fragment, into_child, over_elements, over_entries
+from dpmesh.policy.compile.fragment import Fragment, cut_from, into_child, over_elements, over_entries
 from dpmesh.policy.descriptors import inside_of, is_map, oneof_of, type_name
 from dpmesh.policy.diagnostics import BadRuleError, Diagnostics
 from dpmesh.policy.kinds.kind import FieldSite, checked_items
@@ -50,13 +51,14 @@ def _single(
     walk: Walk, fragment: Fragment, site: FieldSite, inside: Descriptor, stack: tuple[str, ...]
 ) -> None:
     field, name = site.field, site.field.name
-    if site.max_items:
-        text = "max_items is for repeated fields and maps"
+    if site.max_items or site.public_length:
+        text = "max_items and length are for repeated fields and maps"
         site.error("max-items", text, "remove it")
-    inner = walk.message(inside, site.path + ".", site.instances, stack, owned=site.owned)
+    lookup = site.lookup.inside(field)
+    inner = walk.message(inside, lookup, site.path + ".", site.instances, stack, owned=site.owned)
     chosen = oneof_of(field)
     when_set = inner.scoped and (
-        not site.owned or (chosen is not None and walk.lookup.oneof(chosen).rules.public)
+        not site.owned or (chosen is not None and site.lookup.oneof(chosen).rules.public)
     )
     if not when_set:
         _check_required(inner, walk.diagnostics)
@@ -74,12 +76,15 @@ def _repeated(
 ) -> None:
     field, name = site.field, site.field.name
     items, inner = _elements(walk, site, inside, "[].", stack)
-    fill = site.owned or not inner.scoped
+    fill = (site.owned or not inner.scoped) and not site.public_length
+    if site.owned and inner.scoped:
+        # Also where their number is public: whose messages they are is the outer unit's data.
+        _check_presence(site, inner)
+    if site.public_length:
+        _show_number(fragment, site, inner)
     if fill:
         _check_required(inner, walk.diagnostics)
-        if inner.scoped:
-            _check_presence(site, inner)
-        elif inner.shows_presence:
+        if not inner.scoped and inner.shows_presence:
             site.warn(
                 "length-shown",
                 "what leaves as it is of its elements shows how many there are",
@@ -109,8 +114,20 @@ def _map(walk: Walk, fragment: Fragment, site: FieldSite, inside: Descriptor, st
         "use a repeated message if they are data",
     )
     fragment.shows_presence.append(f"the keys of {field.full_name} leave as they are")
+    if site.public_length:
+        _show_number(fragment, site, inner)
     fragment.steps.append(steps.entries(name, steps.run_all(inner.steps), items))
     fragment.add_nested(inner, max(items, 1), over_entries(name, items))
+
+
+def _show_number(fragment: Fragment, site: FieldSite, inner: Fragment) -> None:
+    """Notes that the number of a field's elements is public, for what stands around it and for what is in it."""
+    if site.max_items:
+        fragment.cuts.append(cut_from(site.field.name, site.max_items))
+    fragment.shows_presence.append(f"the number of elements of {site.field.full_name} leaves as it is")
+    inner.fields[:] = [
+        replace(field, public_lengths=(site.path, *field.public_lengths)) for field in inner.fields
+    ]
 
 
 def _elements(
@@ -127,7 +144,8 @@ def _elements(
             f"holds up to {instances:.2g} messages in one at {short_path(site.path)}, more than fit into one"
         )
         raise AnnotationError("size", site.field.full_name, text, "lower max_items")
-    inner = walk.message(inside, site.path + mark, instances, stack, owned=site.owned)
+    lookup = site.lookup.inside(site.field)
+    inner = walk.message(inside, lookup, site.path + mark, instances, stack, owned=site.owned)
     if items or site.owned or not inner.scoped or inner.local + inner.central != Cost.ZERO:
         try:
             items = checked_items(items)

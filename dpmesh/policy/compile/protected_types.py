@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from dpmesh.policy.compile.anys import is_any, refuse_rules_inside
-from dpmesh.policy.descriptors import extensions, is_map_entry
+from dpmesh.policy.descriptors import extensions, inside_of, is_map_entry
 from dpmesh.policy.kinds.registry import kind_of
 from dpmesh.policy.rulebook import Rulebook
 from dpmesh.v1 import privacy_pb2 as pb
@@ -21,38 +21,42 @@ def is_protected(message: Descriptor, book: Rulebook) -> bool:
     Raises:
         AnnotationError: A rule was written by a newer schema, or is for a field of google.protobuf.Any.
     """
-    return protected_types(message, book)[message.full_name]
+    return protected_types(message, book)[message.full_name, book]
 
 
-def protected_types(message: Descriptor, book: Rulebook) -> dict[str, bool]:
-    """For the name of each type that a message type reaches, itself included: whether it has something to protect.
+def protected_types(message: Descriptor, book: Rulebook) -> dict[tuple[str, Rulebook], bool]:
+    """For each type that a message type reaches, itself included: whether it has something to protect.
 
-    Each type is looked at once, however many fields lead to it.
+    Each type is looked at once for all places where the same rules hold, however many fields lead to it.
+
+    Returns:
+        By the type's name and the rules that hold for it.
 
     Raises:
         AnnotationError: A rule was written by a newer schema.
     """
-    seen: set[str] = {message.full_name}
-    holders: dict[str, list[str]] = {}
-    protected: set[str] = set()
-    todo = [message]
+    seen = {(message.full_name, book)}
+    holders: dict[tuple[str, Rulebook], list[tuple[str, Rulebook]]] = {}
+    protected: set[tuple[str, Rulebook]] = set()
+    todo = [(message, book)]
     while todo:
-        at = todo.pop()
-        for field, has_rule in _fields(at, book):
+        at, rules = todo.pop()
+        for field, has_rule in _fields(at, rules):
+            inside = inside_of(field)
             if has_rule:
-                protected.add(at.full_name)
-            elif field.message_type is not None:
-                inside = field.message_type
-                holders.setdefault(inside.full_name, []).append(at.full_name)
-                if inside.full_name not in seen:
-                    seen.add(inside.full_name)
-                    todo.append(inside)
+                protected.add((at.full_name, rules))
+            elif inside is not None:
+                inner = inside.full_name, rules.inside(field)
+                holders.setdefault(inner, []).append((at.full_name, rules))
+                if inner not in seen:
+                    seen.add(inner)
+                    todo.append((inside, inner[1]))
     new = list(protected)
     while new:
         above = [name for name in holders.get(new.pop(), ()) if name not in protected]
         protected.update(above)
         new += above
-    return {name: name in protected for name in seen}
+    return {each: each in protected for each in seen}
 
 
 def _fields(message: Descriptor, book: Rulebook) -> Iterator[tuple[FieldDescriptor, bool]]:
@@ -79,14 +83,14 @@ def is_strict(message: Descriptor, book: Rulebook) -> bool:
     Raises:
         AnnotationError: A rule was written by a newer schema.
     """
-    seen, todo = {message.full_name}, [message]
-    for at in todo:
+    seen, todo = {(message.full_name, book)}, [(message, book)]
+    for at, rules in todo:
         has_rules = not is_any(at) and not is_map_entry(at)
-        if has_rules and book.message(at).rules.unannotated != pb.MessageRules.PASS:
+        if has_rules and rules.message(at).rules.unannotated != pb.MessageRules.PASS:
             return True
-        for field, _ in _fields(at, book):
-            inside = field.message_type
-            if inside is not None and inside.full_name not in seen:
-                seen.add(inside.full_name)
-                todo.append(inside)
+        for field, _ in _fields(at, rules):
+            inside, within = inside_of(field), rules.inside(field)
+            if inside is not None and (inside.full_name, within) not in seen:
+                seen.add((inside.full_name, within))
+                todo.append((inside, within))
     return False

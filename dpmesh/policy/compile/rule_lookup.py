@@ -10,6 +10,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescrip
 
 from dpmesh.errors import AnnotationError
 from dpmesh.policy.compile.protected_types import protected_types
+from dpmesh.policy.descriptors import inside_of
 from dpmesh.policy.diagnostics import Diagnostics
 from dpmesh.policy.kinds.kind import FieldKind
 from dpmesh.policy.kinds.registry import kind_of
@@ -23,27 +24,40 @@ _EMPTY: tuple[tuple[type, Any], ...] = (
 )
 
 
+# Increased whenever an equal rule gets another law, such as another mechanism for AUTO: reports under two laws must not
+# look as if they were of one. Since 2, AUTO takes the optimized Piecewise mechanism.
+LAWS = 2
+
+
 class RuleLookup:
     """Asks the rulebook for one compilation, and remembers the answers.
 
     Args:
         book: The rules that hold.
+        around: What asks for the message around, if this asks for messages in a place of their own.
 
     Attributes:
         diagnostics: What is wrong so far, rules included that can't be read.
     """
 
-    def __init__(self, book: Rulebook) -> None:
-        self.diagnostics = Diagnostics()
+    def __init__(self, book: Rulebook, around: RuleLookup | None = None) -> None:
+        self.diagnostics: Diagnostics = Diagnostics() if around is None else around.diagnostics
         self._book = book
-        self._serialized: dict[str, bytes] = {}
+        self._serialized: dict[str, bytes] = {} if around is None else around._serialized
+        self._protected: dict[tuple[str, Rulebook], bool] = {} if around is None else around._protected
+        self._places: dict[Rulebook, RuleLookup] = {} if around is None else around._places
+        self._places[book] = self
         # A type occurs at many sites, and parsing its options takes longer than everything else that is done there.
         self._rules: dict[Any, ResolvedRule] = {}
-        self._protected: dict[str, bool] = {}
+
+    def inside(self, field: FieldDescriptor) -> RuleLookup:
+        """What asks for the messages in a field."""
+        book = self._book.inside(field)
+        return self._places.get(book) or RuleLookup(book, self)
 
     def version(self) -> str:
-        """A digest of every rule that was looked up, 16 hex digits."""
-        digest = hashlib.sha256(b"dpmesh.v1.Plan\0")
+        """A digest of every rule that was looked up, and of what this version of dpmesh makes of it; 16 hex digits."""
+        digest = hashlib.sha256(b"dpmesh.v1.Plan\0%d\0" % LAWS)
         for name, rules in sorted(self._serialized.items()):
             digest.update(b"%s\0%d\0%s" % (name.encode(), len(rules), rules))
         return digest.hexdigest()[:16]
@@ -64,18 +78,34 @@ class RuleLookup:
         """The kind of a field's rule, if it has one."""
         return kind_of(self.field(field).rules)
 
+    def name(self, field: FieldDescriptor) -> str:
+        """What to call a field in diagnostics: the overlay's path if one decides about it, or its full name."""
+        return self.field(field).path or field.full_name
+
     def holds_rules(self, field: FieldDescriptor) -> bool:
         """Whether the field holds messages with something to protect in them."""
-        inside = field.message_type
+        inside = inside_of(field)
         if inside is None:
             return False
-        if inside.full_name not in self._protected:
+        book = self._book.inside(field)
+        at = inside.full_name, book
+        if at not in self._protected:
             try:
-                self._protected.update(protected_types(inside, self._book))
+                self._protected.update(protected_types(inside, book))
             except AnnotationError as error:
                 self.diagnostics.unreadable(error)
-                self._protected[inside.full_name] = False
-        return self._protected[inside.full_name]
+                self._protected[at] = False
+        return self._protected[at]
+
+    def refuse_idle_paths(self, field: FieldDescriptor) -> None:
+        """Refuses overlays by path without effect in a field that leaves as it is."""
+        for path in self._book.protective_paths(field):
+            self.diagnostics.error(
+                path,
+                "path",
+                f"protects nothing, because {field.full_name} leaves with all that is in it",
+                "write rules for the fields at its end, or remove it",
+            )
 
     def changes(self, field: FieldDescriptor) -> bool:
         """Whether the field leaves otherwise than as it is."""
@@ -96,5 +126,7 @@ class RuleLookup:
             empty = next(rules for descriptor, rules in _EMPTY if isinstance(element, descriptor))
             return ResolvedRule(empty, UNANNOTATED)
         if resolved:
-            self._serialized[element.full_name] = resolved.rules.SerializeToString(deterministic=True)
+            self._serialized[resolved.path or element.full_name] = resolved.rules.SerializeToString(
+                deterministic=True
+            )
         return resolved

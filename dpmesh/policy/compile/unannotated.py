@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from dpmesh.policy.compile.walk import Walk
 
 
+# These hold whatever JSON holds. Their fields take no rules, because they hold each other.
+_FREE = frozenset(f"google.protobuf.{name}" for name in ("Struct", "Value", "ListValue"))
+
+
 def add(walk: Walk, fragment: Fragment, site: FieldSite, rule: int) -> None:
     """Adds a field without a kind.
 
@@ -31,17 +35,21 @@ def add(walk: Walk, fragment: Fragment, site: FieldSite, rule: int) -> None:
     if anys.holds_any(site.field):
         _any(walk, fragment, site, rule)
         return
+    site.lookup.refuse_idle_paths(site.field)
     site = replace(site, origin=UNANNOTATED)
-    if site.max_items:
-        site.error("max-items", "max_items protects nothing here", "remove it")
+    if site.max_items or site.public_length:
+        site.error("max-items", "max_items and length protect nothing here", "remove it")
     if rule == pb.MessageRules.REJECT:
         text = "has no annotation, and its message rejects that"
         site.error("unannotated", text, "annotate it")
     elif rule == pb.MessageRules.SUPPRESS:
         SUPPRESS.add(fragment, site, pb.Suppress())
     else:
-        text = "has no annotation and leaves as it is"
-        site.warn("unannotated", text, "say `public` if that is right")
+        text, fix = "has no annotation and leaves as it is", "say `public` if that is right"
+        if (inside := inside_of(site.field)) is not None and inside.full_name in _FREE:
+            text += f"; {inside.full_name} holds free text, names and numbers, for which there can be no rule"
+            fix = f"suppress it, or {fix}"
+        site.warn("unannotated", text, fix)
         PUBLIC.copy(fragment, site)
         _inner_anys(walk, fragment, site)
 
@@ -50,8 +58,8 @@ def _any(walk: Walk, fragment: Fragment, site: FieldSite, rule: int) -> None:
     """A field of Anys: the step copies them, after the release has protected what they pack."""
     field = site.field
     rule = walk.types.rule_of(field, rule)
-    if site.max_items:
-        text = "max_items cuts no field that holds Anys"
+    if site.max_items or site.public_length:
+        text = "max_items and length cut no field that holds Anys"
         site.error("max-items", text, "remove it")
     if field.is_required and rule == pb.MessageRules.SUPPRESS:
         text = "is required, so its message can't be sent where the Any is dropped"

@@ -15,6 +15,7 @@ from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.compile.rule_lookup import RuleLookup
 from dpmesh.policy.compile.unannotated_types import UnannotatedTypes
 from dpmesh.policy.descriptors import RESERVED_NAMES, extensions, inside_of, is_report, oneof_of
+from dpmesh.policy.diagnostics import Diagnostics
 from dpmesh.policy.kinds.kind import FieldSite
 from dpmesh.policy.kinds.loss import epsilon_share
 from dpmesh.policy.kinds.words import short_path
@@ -33,6 +34,7 @@ class MessageSite:
     """Where a message type stands in the root message.
 
     Attributes:
+        lookup: The rules that hold there.
         path: What comes before the names of its fields.
         instances: How often it occurs in one root message.
         stack: The types that it stands in, itself included.
@@ -41,6 +43,7 @@ class MessageSite:
         owned: The message names a unit, or stands in one that does: that unit pays for everything in it.
     """
 
+    lookup: RuleLookup
     path: str
     instances: int
     stack: tuple[str, ...]
@@ -53,7 +56,7 @@ class Walk:
     """Walks a message type depth first, and asks the kind of each field with a rule to add it.
 
     Args:
-        lookup: The rules, and where to report what is wrong.
+        diagnostics: Where to report what is wrong.
         types: What finds Anys in messages without rules.
 
     Attributes:
@@ -62,21 +65,28 @@ class Walk:
         messages: The names of these types.
     """
 
-    def __init__(self, lookup: RuleLookup, types: UnannotatedTypes) -> None:
-        self.lookup = lookup
-        self.diagnostics = lookup.diagnostics
+    def __init__(self, diagnostics: Diagnostics, types: UnannotatedTypes) -> None:
+        self.diagnostics = diagnostics
         self.types = types
         self.labels: set[str] = set()
         self.messages: set[str] = set()
         self._sites = 0
 
     def message(
-        self, message: Descriptor, path: str, instances: int, stack: tuple[str, ...], *, owned: bool = False
+        self,
+        message: Descriptor,
+        lookup: RuleLookup,
+        path: str,
+        instances: int,
+        stack: tuple[str, ...],
+        *,
+        owned: bool = False,
     ) -> Fragment:
         """Compiles a message type at a site.
 
         Args:
             message: The type.
+            lookup: The rules that hold at the site.
             path: What comes before the names of its fields.
             instances: How often it occurs in one root message.
             stack: The types that it stands in.
@@ -86,15 +96,19 @@ class Walk:
             AnnotationError: The plan would be too large.
         """
         fragment = Fragment()
-        rules = self.lookup.message(message).rules
+        rules = lookup.message(message).rules
+        if stack and rules.pad_to:
+            text = f"its pad_to has no effect where it stands inside {stack[-1]}"
+            self.diagnostics.warn(message.full_name, "pad-to", text, f"set pad_to on {stack[0]} too")
         self.labels.update(rules.labels)
         self.messages.add(message.full_name)
-        units = [field for field in message.fields if self._is_unit(field)]
+        units = [field for field in message.fields if _is_unit(field, lookup)]
         site = MessageSite(
+            lookup,
             path,
             instances,
             (*stack, message.full_name),
-            epsilon_share(message, self.lookup),
+            epsilon_share(message, lookup),
             rules.unannotated,
             owned or bool(units),
         )
@@ -123,10 +137,6 @@ class Walk:
         text = f"holds {values:,} values even where nothing was set; {VALUES_LIMIT:,} are allowed"
         self.diagnostics.error(name, "size", text, "lower max_items, or suppress fields")
         return 0
-
-    def _is_unit(self, field: FieldDescriptor) -> bool:
-        kind = self.lookup.kind(field)
-        return kind is not None and kind.is_unit
 
     def _check_names(self, message: Descriptor, units: Sequence[FieldDescriptor]) -> None:
         """Reports a second unit, and what protobuf allows but a protected message can't have."""
@@ -166,12 +176,12 @@ class Walk:
 
     def _oneof(self, oneof: OneofDescriptor, fragment: Fragment, site: MessageSite) -> None:
         if len(oneof.fields) < 2:
-            oneofs.refuse_idle(oneof, self.lookup.oneof(oneof), self.lookup)
+            oneofs.refuse_idle(oneof, site.lookup.oneof(oneof), site.lookup)
             return
         members = [(field, Fragment()) for field in oneof.fields]
         for field, member in members:
             self._field(field, member, site)
-        oneofs.add(fragment, oneof, members, site, self.lookup)
+        oneofs.add(fragment, oneof, members, site, site.lookup)
 
     def _field(self, field: FieldDescriptor, fragment: Fragment, site: MessageSite) -> None:
         self._sites += 1
@@ -183,7 +193,9 @@ class Walk:
             raise AnnotationError(
                 "size", field.full_name, text, "suppress a field above it that holds messages"
             )
-        kind = self.lookup.kind(field)
+        kind = site.lookup.kind(field)
+        if kind is None and site.lookup.field(field).rules.HasField("memoize"):
+            self._refuse_memoize(field)
         if kind is None and is_report(field):
             self.diagnostics.error(
                 field.full_name,
@@ -191,7 +203,7 @@ class Walk:
                 "holds a text that would leave as it is, because no rule makes a report of it",
                 "(dpmesh.v1.field).categorical = {epsilon: 1}, or suppress",
             )
-        elif kind is None and self.lookup.holds_rules(field):
+        elif kind is None and site.lookup.holds_rules(field):
             nesting.add(self, fragment, self._site(field, site, owned=site.owned), site.stack)
         elif kind is None:
             unannotated.add(self, fragment, self._site(field, site, owned=site.owned), site.unannotated)
@@ -200,12 +212,21 @@ class Walk:
 
     def _ruled(self, field: FieldDescriptor, fragment: Fragment, site: MessageSite, *, owned: bool) -> None:
         """A field whose rule chooses a kind: the kind adds it, messages and maps as well."""
-        kind, rules = self.lookup.kind(field), self.lookup.field(field).rules
+        kind, rules = site.lookup.kind(field), site.lookup.field(field).rules
         assert kind is not None
+        if rules.length and not kind.takes_share:  # Kinds with noise look at it themselves.
+            text = f"{kind} shows no number of elements, so length has no effect"
+            self.diagnostics.error(field.full_name, "length", text, "remove it")
+        before = len(fragment.memoized)
         kind.add(fragment, self._site(field, site, owned=owned), getattr(rules, kind.name))
+        if rules.HasField("memoize") and len(fragment.memoized) == before and not self.diagnostics.has_errors:
+            self._refuse_memoize(field)
+
+    def _refuse_memoize(self, field: FieldDescriptor) -> None:
+        self.diagnostics.error(field.full_name, "memoize", "memoizes nothing here", "remove memoize")
 
     def _site(self, field: FieldDescriptor, site: MessageSite, *, owned: bool) -> FieldSite:
-        resolved = self.lookup.field(field)
+        resolved = site.lookup.field(field)
         return FieldSite(
             field,
             site.path + field.name,
@@ -213,6 +234,13 @@ class Walk:
             site.share,
             resolved.rules.max_items,
             site.instances,
-            self.lookup,
+            site.lookup,
             owned,
+            bool(resolved.rules.length),
+            resolved.rules.memoize if resolved.rules.HasField("memoize") else None,
         )
+
+
+def _is_unit(field: FieldDescriptor, lookup: RuleLookup) -> bool:
+    kind = lookup.kind(field)
+    return kind is not None and kind.is_unit

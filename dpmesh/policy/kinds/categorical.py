@@ -59,5 +59,9 @@ class Categorical(Category):
     def describe(self, plan: FieldPlan) -> Description:
         return Description(f"one of {len(plan.payload.domain)}", truth=plan.payload.mechanism.truth)
 
+    @override
+    def states(self, plan: FieldPlan) -> int:
+        return len(plan.payload.domain)
+
 
 KIND = Categorical()

@@ -13,7 +13,7 @@ from dpmesh.policy.descriptors import FLOAT_LIMITS, INTEGER_RANGES, F, type_name
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.v1 import privacy_pb2 as pb
 
-_GRID_LIMIT = 2**40
+GRID_LIMIT = 2**40
 _DEFAULT_CELLS = 10_000
 
 
@@ -72,7 +72,7 @@ def grid_of(holder: FieldDescriptor, rules: pb.Numeric) -> Grid:
     step = rules.resolution if rules.HasField("resolution") else max(finest, _default_step(span, integral))
     if not (math.isfinite(step) and 0 < step <= span):
         raise BadRuleError("resolution", f"must be above 0 and at most the range {span:g}, not {step:g}")
-    if span / step > _GRID_LIMIT:
+    if span / step > GRID_LIMIT:
         raise BadRuleError(
             "resolution", f"{step:g} is too fine for the range {span:g}", f"{span / 2**20:.2g} will do"
         )

@@ -17,10 +17,13 @@ from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.descriptors import is_map
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.plan import FieldPlan
+from dpmesh.v1 import privacy_pb2 as pb
 
 if TYPE_CHECKING:
     from dpmesh.policy.compile.rule_lookup import RuleLookup
     from dpmesh.policy.kinds.category import CategoricalPayload
+    from dpmesh.policy.kinds.histogram import HistogramPayload
+    from dpmesh.policy.kinds.key_selection import SelectionPayload
     from dpmesh.policy.kinds.location import LocationPayload
     from dpmesh.policy.kinds.numeric import NumericPayload
     from dpmesh.policy.kinds.vector_mechanism import VectorMechanism
@@ -43,6 +46,8 @@ class FieldSite:
         instances: How often its message occurs in one root message.
         lookup: The rules of other elements.
         owned: Another field, of its message or of a message around it, names a unit, which pays for local values.
+        public_length: As many elements leave as there are, up to max_items.
+        memoize: How its answers are memoized, if they are.
     """
 
     field: FieldDescriptor
@@ -53,14 +58,16 @@ class FieldSite:
     instances: int
     lookup: RuleLookup
     owned: bool
+    public_length: bool = False
+    memoize: pb.Memoize | None = None
 
     def error(self, rule: str, text: str, fix: str = "") -> None:
         """Reports what keeps the field's message type from being released."""
-        self.lookup.diagnostics.error(self.field.full_name, rule, text, fix)
+        self.lookup.diagnostics.error(self.lookup.name(self.field), rule, text, fix)
 
     def warn(self, rule: str, text: str, fix: str = "") -> None:
         """Reports what is worth a look."""
-        self.lookup.diagnostics.warn(self.field.full_name, rule, text, fix)
+        self.lookup.diagnostics.warn(self.lookup.name(self.field), rule, text, fix)
 
     def repeats(self) -> int:
         """How many elements one message instance shows.
@@ -124,7 +131,7 @@ class FieldKind(abc.ABC):
         is_unit: The field holds the privacy unit's id. It is compiled before all other fields of its message.
         on_oneof: It stands on a oneof instead of a field.
         elementwise: Each element of a repeated field is a value by itself; otherwise the whole field is one value.
-        absent: What an absent value counts as before noise, for kinds that are not elementwise.
+        absent: What an absent value counts as before noise, for kinds that are not elementwise and for messages.
     """
 
     name: ClassVar[str]
@@ -170,9 +177,17 @@ class FieldKind(abc.ABC):
     def describe(self, plan: FieldPlan) -> Description:
         """Says to people what leaves."""
 
+    def states(self, plan: FieldPlan) -> int | None:
+        """How many values the field can have, as indexes from 0; None for kinds whose answers can't be memoized."""
+        return None
+
     def refuses(self, plan: FieldPlan) -> tuple[str, str] | None:
         """Which values make a release fail, and what to write in the rule instead; None where no value does."""
         return None
+
+    def pseudonymises(self, plan: FieldPlan) -> bool:
+        """Whether a pseudonym leaves, which differs from consumer to consumer."""
+        return False
 
     def as_number(self, plan: FieldPlan) -> NumericPayload | None:
         """How an estimator reads what leaves as a number; None where it is no number."""
@@ -190,6 +205,10 @@ class FieldKind(abc.ABC):
         """How an estimator reads what leaves as a place; None where it is no place."""
         return None
 
+    def as_histogram(self, plan: FieldPlan) -> HistogramPayload | SelectionPayload | None:
+        """How an estimator reads what leaves as a histogram; None where it is none."""
+        return None
+
     def received(self, value: Any) -> Iterable[Any]:
-        """The numbers or categories in one received value, for kinds that are not elementwise."""
+        """The numbers or categories in one received value: of a kind that is not elementwise, or of a message."""
         return (value,)

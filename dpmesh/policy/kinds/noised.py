@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
+from google.protobuf.descriptor import FieldDescriptor
 from typing_extensions import override
 
 from dpmesh.accounting import Cost
 from dpmesh.policy.codegen import steps
 from dpmesh.policy.codegen.steps import Step, Transform
-from dpmesh.policy.compile.fragment import Fragment
-from dpmesh.policy.descriptors import oneof_of
+from dpmesh.policy.compile.fragment import Fragment, cut_from
+from dpmesh.policy.descriptors import is_map, oneof_of, type_name
 from dpmesh.policy.diagnostics import BadRuleError
+from dpmesh.policy.kinds import memoize
 from dpmesh.policy.kinds.kind import FieldKind, FieldSite
 from dpmesh.policy.plan import FieldPlan, Model
 
 
 class NoisedKind(FieldKind):
-    """A kind that draws noise. Its plan has a mechanism, a cost and a model; its rules have an `epsilon`."""
+    """A kind that draws noise. Its plan has a mechanism, a cost and a model; its rules have an `epsilon`.
+
+    Attributes:
+        aggregate_rule: The name of the rule that makes a value an aggregate.
+    """
 
     takes_share = True
+    aggregate_rule: ClassVar[str] = "sensitivity"
 
     @override
     def add(self, fragment: Fragment, site: FieldSite, rules: Any) -> None:
         try:
             plan = self.plan(site, rules)
+            if site.memoize is not None:
+                plan = memoize.memoized(plan, site, site.memoize)
         except BadRuleError as bad:
             site.error(bad.rule, bad.text, bad.fix)
             return
@@ -32,16 +42,34 @@ class NoisedKind(FieldKind):
             # The samplers have limits of their own, which only extreme resolutions and epsilons reach.
             site.error("resolution", str(error), "use a coarser resolution")
             return
+        if site.public_length:
+            if not self._takes_length(site.field):
+                text = f"{plan.kind} on {type_name(site.field)} shows no number of elements, so length has no effect"
+                site.error("length", text, "remove it")
+            plan = dataclasses.replace(plan, public_lengths=(site.path,))
+            fragment.cuts.append(cut_from(site.field.name, plan.repeats))
+            fragment.shows_presence.append(
+                f"the number of elements of {site.field.full_name} leaves as it is"
+            )
         if plan.cost == Cost.ZERO:
             site.error("cost", f"{self} draws noise and costs nothing", "report this as a bug of dpmesh")
         fragment.fields.append(plan)
         fragment.values += self.values(plan)
+        if plan.memo is not None:
+            memoize.add(fragment, site, plan, self.transform(plan))
+            return
         if plan.model is Model.CENTRAL:
             fragment.central += plan.cost
             self._require(fragment, site, plan)
         else:
             fragment.local += plan.cost
         fragment.steps.append(self.step(site, plan))
+
+    def _takes_length(self, field: FieldDescriptor) -> bool:
+        """Whether the number of a field's elements may be public."""
+        # A step of a kind's own may know nothing of it.
+        own_step = type(self).step is not NoisedKind.step
+        return field.is_repeated and not is_map(field) and self.elementwise and not own_step
 
     def values(self, plan: FieldPlan) -> int:
         """How many values of the field one message instance shows."""
@@ -50,7 +78,7 @@ class NoisedKind(FieldKind):
     def step(self, site: FieldSite, plan: FieldPlan) -> Step:
         """What writes the field of a protected message. Kinds on messages and maps override it."""
         if site.field.is_repeated:
-            return steps.repeated(site.field, self.transform(plan), plan.repeats)
+            return steps.repeated(site.field, self.transform(plan), plan.repeats, fill=not site.public_length)
         return steps.single(site.field, self.transform(plan))
 
     def transform(self, plan: FieldPlan) -> Transform:
@@ -63,11 +91,12 @@ class NoisedKind(FieldKind):
         if site.owned:
             site.warn(
                 "unit-aggregate",
-                "is an aggregate, because sensitivity is set: global budgets pay for it, and the unit does not",
-                "remove sensitivity if the value is the unit's own",
+                f"is an aggregate, because {self.aggregate_rule} is set: global budgets pay for it, and the unit does "
+                "not",
+                f"remove {self.aggregate_rule} if the value is the unit's own",
             )
         if field.is_repeated:
-            if self.elementwise:
+            if self.elementwise and not site.public_length:
                 fragment.steps.append(steps.require_items(field, plan.repeats))
         elif field.has_presence:
             fragment.steps.append(steps.require_set(field))

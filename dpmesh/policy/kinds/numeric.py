@@ -147,6 +147,14 @@ out = {lower} + y * {step}
         return ("NaN", "use nan: MIDDLE") if plan.payload.refuses_nan else None
 
     @override
+    def states(self, plan: FieldPlan) -> int | None:
+        payload = plan.payload
+        # Kinds that derive from this one have payloads of their own.
+        if not isinstance(payload, NumericPayload) or plan.epsilon is None or plan.model is Model.CENTRAL:
+            return None
+        return payload.grid.size + 1
+
+    @override
     def as_number(self, plan: FieldPlan) -> NumericPayload:
         payload: NumericPayload = plan.payload
         return payload

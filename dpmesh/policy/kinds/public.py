@@ -24,6 +24,7 @@ class Public(FieldKind):
         if site.max_items:
             text = "max_items cuts nothing that leaves as it is"
             site.error("max-items", text, "remove it")
+        site.lookup.refuse_idle_paths(site.field)
         if site.lookup.holds_rules(site.field):
             text = "leaves as it is, with fields in it whose own rules protect them elsewhere"
             site.warn("public", text, "remove `public`, and these rules hold")

@@ -15,14 +15,11 @@ from dpmesh.policy.codegen.source import function
 from dpmesh.policy.codegen.steps import Step, Transform, passed
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.descriptors import INTEGER_RANGES, F, oneof_of, type_name
+from dpmesh.policy.kinds import epochs, ids
 from dpmesh.policy.kinds.kind import Description, FieldKind, FieldSite
 from dpmesh.policy.kinds.words import duration
 from dpmesh.policy.plan import FieldPlan, Pseudonymise
 from dpmesh.v1 import privacy_pb2 as pb
-
-DEFAULT_EPOCH = 86_400.0
-# What a Duration may be, by its own rules.
-LONGEST_EPOCH = 315_576_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +47,7 @@ class Unit(FieldKind):
     @override
     def add(self, fragment: Fragment, site: FieldSite, rules: pb.Unit) -> None:
         field = site.field
-        fits = field.type in INTEGER_RANGES or field.type in (F.TYPE_STRING, F.TYPE_BYTES)
-        if field.is_repeated or not fits:
+        if field.is_repeated or not ids.fits(field):
             text = f"unit does not fit {type_name(field)}"
             site.error("kind-type", text, "string, bytes or integer")
             return
@@ -74,7 +70,7 @@ class Unit(FieldKind):
     @override
     def plan(self, site: FieldSite, rules: pb.Unit) -> FieldPlan:
         names = (pb.Unit.Normalization.Name(each) for each in rules.normalize if each != pb.Unit.AS_IS)
-        payload = UnitPayload(rules.form, _epoch(rules), tuple(names))
+        payload = UnitPayload(rules.form, epochs.seconds(rules), tuple(names))
         return FieldPlan(site.path, site.field.full_name, self, site.origin, payload=payload)
 
     @override
@@ -85,12 +81,12 @@ class Unit(FieldKind):
         names = " ".join(plan.payload.normalize)
         return Description(words + (f", charged by {names}" if names else ""))
 
+    @override
+    def pseudonymises(self, plan: FieldPlan) -> bool:
+        return bool(plan.payload.form == pb.Unit.PSEUDONYM)
+
 
 KIND = Unit()
-
-
-def _epoch(rules: pb.Unit) -> float:
-    return rules.epoch.seconds + rules.epoch.nanos / 1e9 if rules.HasField("epoch") else DEFAULT_EPOCH
 
 
 def _suppress(fragment: Fragment, site: FieldSite, read: Read, canonical: Canonical) -> None:
@@ -107,10 +103,10 @@ def _step(site: FieldSite, rules: pb.Unit, read: Read, canonical: Canonical) -> 
     if rules.form == pb.Unit.RAW:
         site.warn("unit-raw", "the unit's id leaves as it is", "form: PSEUDONYM hides it")
         return passed(field)
-    epoch = _epoch(rules)
-    if not 1 <= epoch <= LONGEST_EPOCH:
-        site.error("epoch", "epoch must be from 1 s to 10,000 years")
-    if INTEGER_RANGES.get(field.type, (0, 2**63))[1] < 2**33:
+    epoch = epochs.seconds(rules)
+    if epochs.out_of_range(epoch):
+        site.error("epoch", epochs.ALLOWED)
+    if ids.is_short(field):
         site.warn("unit-collision", "32-bit pseudonyms of different units collide", "use a string or int64")
     return _pseudonym(field, read, canonical, epoch)
 
@@ -148,12 +144,7 @@ def _required(field: FieldDescriptor, read: Read, canonical: Canonical) -> Step:
 
 def _pseudonym(field: FieldDescriptor, read: Read, canonical: Canonical, epoch: float) -> Step:
     """Writes the unit's keyed hash of this epoch in the field's own type."""
-    name, hidden = field.name, f"alias(unit, {epoch!r})"
-    if field.type == F.TYPE_STRING:
-        hidden += ".hex()"
-    elif field.type != F.TYPE_BYTES:
-        # 0 would read as absent.
-        hidden = f"int.from_bytes({hidden}, 'big') & {INTEGER_RANGES[field.type][1]} or 1"
+    name, hidden = field.name, ids.in_type(field, f"alias(unit, {epoch!r})")
     if not field.has_presence:
         text = f"unit = canonical@(value)\nout = {hidden}"
         return name, Transform(None, text, {"canonical@": canonical})

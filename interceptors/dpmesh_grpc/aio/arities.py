@@ -98,6 +98,9 @@ class _StreamStream(ArityInterceptor, grpc.aio.StreamStreamClientInterceptor):  
     intercept_stream_stream = ArityInterceptor._send_many
 
 
+_INTERCEPTORS: Final = {kind.arity: kind for kind in (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)}
+
+
 class InterceptorSet(tuple[Any, ...]):
     """A tuple that can't be taken apart by index or slice: one interceptor alone protects only one arity."""
 
@@ -110,11 +113,14 @@ class InterceptorSet(tuple[Any, ...]):
         )
 
 
+def interceptor(interception: ClientInterception, arity: Arity) -> Any:
+    """The interceptor of one arity, around an interception."""
+    return _INTERCEPTORS[arity](interception)
+
+
 def interceptors(interception: ClientInterception) -> InterceptorSet:
     """One interceptor for each arity, around one interception."""
-    return InterceptorSet(
-        kind(interception) for kind in (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)
-    )
+    return InterceptorSet(kind(interception) for kind in _INTERCEPTORS.values())
 
 
 def changed(details: Any, timeout: float | None, metadata: Any) -> grpc.aio.ClientCallDetails:

@@ -59,6 +59,14 @@ def following_interceptors(continuation: Any) -> list[Any]:
     return []
 
 
+def followed_by(continuation: Any, last: Any) -> Any:
+    """A continuation that runs one more interceptor last, for one of which `following_interceptors` tells some."""
+    following = continuation.args[0]
+    return functools.partial(
+        continuation.func, [*following, last], *continuation.args[1:], **continuation.keywords
+    )
+
+
 def channel_of(continuation: Any) -> Any:
     """The channel that an RPC is on, by the continuation that gRPC gave to its interceptor.
 

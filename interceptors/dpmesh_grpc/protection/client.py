@@ -12,16 +12,16 @@ import grpc.aio
 from typing_extensions import override
 
 from dpmesh.errors import DpmeshError
-from dpmesh.mesh.attestation import message_metadata, stream_metadata
+from dpmesh.mesh.attestation import later_metadata, message_metadata, stream_metadata
 from dpmesh.mesh.flow_table import FlowTable
 from dpmesh.mesh.flows import Flow
 from dpmesh.mesh.mesh import Mesh
 from dpmesh.mesh.refusals import Category, Refusal
 from dpmesh.mesh.stream import ReleaseStream
 from dpmesh_grpc import status
-from dpmesh_grpc.aio.arities import Arity, ArityInterceptor, ClientInterception, changed
+from dpmesh_grpc.aio.arities import Arity, ArityInterceptor, ClientInterception, changed, interceptor
 from dpmesh_grpc.aio.calls import StreamRefusal
-from dpmesh_grpc.aio.internals import COMPRESSION_KEY, LazyMetadata, following_interceptors
+from dpmesh_grpc.aio.internals import COMPRESSION_KEY, LazyMetadata, followed_by, following_interceptors
 
 log = logging.getLogger("dpmesh.grpc")
 
@@ -46,11 +46,14 @@ class Sender(ClientInterception):
     @override
     def send_one(self, continuation: Any, details: Any, request: Any, arity: Arity) -> Awaitable[Any]:
         """Releases the request, and only then lets the RPC begin."""
-        if more_follow(continuation):
+        following = following_interceptors(continuation)
+        if following and any(map(protects, following)):
             refusal = self._refusal_of_two(details)
             if refusal is not None:
                 return _done(arity.refused(refusal))
         flow = self._methods[details.method].request
+        if following:
+            continuation = _cut_last(continuation, flow, arity)
         left = details.timeout
         if left is None or left > 0:
             try:
@@ -93,11 +96,14 @@ class Sender(ClientInterception):
     @override
     async def send_many(self, continuation: Any, details: Any, requests: Any, arity: Arity) -> Any:
         """Lets the RPC begin with a stream in which each request is released as gRPC asks for it."""
-        if more_follow(continuation):
+        following = following_interceptors(continuation)
+        if following and any(map(protects, following)):
             refusal = self._refusal_of_two(details)
             if refusal is not None:
                 raise refusal
         flow = self._methods[details.method].request
+        if following:
+            continuation = _cut_last(continuation, flow, arity)
         stream = flow.stream()
         # Only sensitive flows lose compression, but on all of them each message is judged by its own type.
         metadata = stream_metadata(flow, details.metadata, _UNCOMPRESSED)
@@ -120,10 +126,32 @@ class Sender(ClientInterception):
         return None
 
 
-def more_follow(continuation: Any) -> bool:
-    """Whether another of dpmesh's interceptors follows, which would charge for the requests and add noise again."""
-    following = following_interceptors(continuation)
-    return bool(following) and any(map(protects, following))
+class _Last(ClientInterception):
+    """Drops what other interceptors have added to the metadata of one RPC, after all of them."""
+
+    only_once = ""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+
+    @override
+    def send_one(self, continuation: Any, details: Any, request: Any, arity: Arity) -> Awaitable[Any]:
+        return continuation(self._cut(details, streams=False), request)  # type: ignore[no-any-return]
+
+    @override
+    def send_many(self, continuation: Any, details: Any, requests: Any, arity: Arity) -> Awaitable[Any]:
+        return continuation(self._cut(details, streams=True), requests)  # type: ignore[no-any-return]
+
+    def _cut(self, details: Any, *, streams: bool) -> Any:
+        metadata = later_metadata(self._flow, details.metadata, streams=streams)
+        if metadata is details.metadata:
+            return details
+        return changed(details, details.timeout, LazyMetadata(*metadata))
+
+
+def _cut_last(continuation: Any, flow: Flow, arity: Arity) -> Any:
+    """The continuation of an RPC whose metadata are looked at once more, after the interceptors that follow."""
+    return followed_by(continuation, interceptor(_Last(flow), arity))
 
 
 def protects(interceptor: Any) -> bool:

@@ -26,6 +26,8 @@ _GRPC_OWN = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, *PEER_GONE)
 # Attributes in which libraries keep the code of an exception that is meant as a status.
 _CODE_ATTRIBUTES = ("status_code", "grpc_status_code", "code")
 _NOT_GIVEN: Final[Any] = object()
+# What gRPC calls the names in a client's certificate, in the order of CertificateNames.
+_NAMES: Final = ("peer_uri", "peer_dns", "peer_email", "peer_ip", "x509_common_name")
 _OK_CODES = (None, grpc.StatusCode.OK, grpc.StatusCode.OK.value[0])
 
 
@@ -34,19 +36,14 @@ def _consumer(context: Any) -> str:
 
     The client's URIs are read, not gRPC's peer_spiffe_id, which is missing where a certificate has several.
     """
-    # Imported here because it loads what reads certificates, which only quotas need.
+    peer = context.auth_context()
+    named = [peer.get(key, ()) for key in _NAMES]
+    if not any(named):
+        return ""
+    # Imported here because it loads what reads certificates, which many servers do not need.
     from dpmesh.mesh.consumers import CertificateNames, consumer_of
 
-    peer = context.auth_context()
-    return consumer_of(
-        CertificateNames(
-            uris=peer.get("peer_uri", ()),
-            dns=peer.get("peer_dns", ()),
-            emails=peer.get("peer_email", ()),
-            ips=peer.get("peer_ip", ()),
-            common_names=peer.get("x509_common_name", ()),
-        )
-    )
+    return consumer_of(CertificateNames(*named))
 
 
 class _Context:

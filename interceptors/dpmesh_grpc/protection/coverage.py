@@ -23,7 +23,8 @@ def aio_client_interceptors(mesh: Mesh, *, consumer: str = "") -> tuple[Any, ...
 
     Args:
         mesh: Releases the requests.
-        consumer: Who receives the requests: the name under which quotas count them.
+        consumer: Who receives the requests: the name under which quotas count them. Pseudonyms for different names
+            can't be joined, so name each receiver where several get ids.
 
     Returns:
         Four objects, one for each arity, to be passed whole:

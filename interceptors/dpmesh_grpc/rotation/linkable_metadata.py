@@ -8,17 +8,16 @@ from typing import Any
 import grpc.aio
 from typing_extensions import override
 
+from dpmesh.config.model import BAGGAGE_KEYS
+from dpmesh.mesh.request_metadata import TRACE_KEYS
 from dpmesh_grpc.aio.arities import Arity, ClientInterception, changed
 
 # The keys of tracing, proxies and correlation. A trace or a request id that outlives an identity names the device, and
 # baggage may carry anything. In lower case, as gRPC's keys are.
-LINKING = frozenset(
-    {
-        *("traceparent", "tracestate", "baggage"),  # W3C
-        *("b3", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags"),
-        *("uber-trace-id", "x-cloud-trace-context", "x-amzn-trace-id", "x-ot-span-context"),
-        *("grpc-trace-bin", "grpc-tags-bin"),
-        *("x-datadog-trace-id", "x-datadog-parent-id", "x-datadog-tags"),
+LINKING = (
+    TRACE_KEYS
+    | BAGGAGE_KEYS
+    | {
         *("x-request-id", "x-correlation-id", "x-client-trace-id"),
         *("x-forwarded-for", "x-real-ip", "forwarded"),
     }

@@ -43,12 +43,12 @@ async def test_protected_requests_are_marked_and_others_are_not(mesh, serve, con
         "EchoAll": seen.all,
     }
     stub = await connect(await serve(handlers=handlers), mesh)
-    forged = ((POLICY_KEY, "forged"), ("other", "stays"))
+    forged = ((POLICY_KEY, "forged"), ("traceparent", "stays"))
     await stub.Report(reading(), metadata=forged)
     await stub.ReportAll(stream(reading()), metadata=forged)
     await drained(stub.ReportChat(stream(reading()), metadata=forged))
     assert [metadata[POLICY_KEY] for metadata in seen] == [mesh.policy_digest] * 3
-    assert [metadata["other"] for metadata in seen] == ["stays"] * 3
+    assert [metadata["traceparent"] for metadata in seen] == ["stays"] * 3
     seen.clear()
     await stub.Echo(pb.Plain(), metadata=(("other", "stays"),))
     await stub.EchoAll(stream(pb.Plain()))
@@ -147,7 +147,9 @@ async def test_overlays_protect_and_require_what_no_annotation_does(open_mesh, s
     assert rig.status(caught.value).info.reason == "NOT_PROTECTED"
 
 
-async def test_an_interceptor_after_dpmeshs_can_add_metadata(mesh, serve, connect):
+async def test_an_interceptor_after_dpmeshs_can_add_metadata(open_mesh, serve, connect):
+    mesh = await open_mesh(grpc={"pass_metadata": ["x-request"]})
+
     class Adding(grpc.aio.UnaryUnaryClientInterceptor):
         async def intercept_unary_unary(self, continuation, details, request):
             more = details.metadata + grpc.aio.Metadata(("x-request", "1"))

@@ -57,6 +57,10 @@ def test_the_environment_alone_changes_a_default_budget():
 @pytest.mark.parametrize(
     ("document", "words"),
     [
+        (
+            {"grpc": {"pass_metadata": ["page", "Baggage"]}},
+            ["grpc.pass_metadata", "'Baggage'", "allow a key"],
+        ),
         ({"ledgr": {}}, ["ledgr", "no such key", "allowed", "ledger"]),
         ({"ledger": {"ulr": "memory:"}}, ["ledger.ulr", "no such key", "allowed: url"]),
         ({"mode": "of"}, ["mode", "'of'", "enforce, observe"]),
@@ -64,8 +68,8 @@ def test_the_environment_alone_changes_a_default_budget():
         ({"budget": [{**BUDGET, "epsilon": "8"}]}, ["budget[0].epsilon", "'8'"]),
         ({"budget": [{**BUDGET, "key": "device"}]}, ["budget[0].key", "'device'", "unit"]),
         (
-            {"budget": [{**BUDGET, "on_exhausted": "replay"}]},
-            ["budget[0].on_exhausted", "'replay'", "reject"],
+            {"budget": [{**BUDGET, "on_exhausted": "repeat"}]},
+            ["budget[0].on_exhausted", "'repeat'", "reject"],
         ),
         ({"budget": [{"epsilon": 8.0}]}, ["budget[0].name is missing"]),
         ({"budget": [BUDGET, BUDGET]}, ["device-daily", "two budgets"]),
@@ -78,8 +82,8 @@ def test_the_environment_alone_changes_a_default_budget():
         ({"budget": [BUDGET], "quota": [{**QUOTA, "window": "1h"}]}, ["quota[0].window", "allowed", "under"]),
         ({"budget": [BUDGET], "quota": [{**QUOTA, "epsilon": "2"}]}, ["quota[0].epsilon", "'2'"]),
         (
-            {"budget": [BUDGET], "quota": [{**QUOTA, "on_exhausted": "replay"}]},
-            ["quota[0].on_exhausted", "'replay'", "allowed: reject, suppress"],
+            {"budget": [BUDGET], "quota": [{**QUOTA, "on_exhausted": "repeat"}]},
+            ["quota[0].on_exhausted", "'repeat'", "allowed: reject, suppress, replay"],
         ),
         ({"budget": [BUDGET], "quota": [{"name": "q", "epsilon": 1.0}]}, ["quota[0].under is missing"]),
         (

@@ -37,7 +37,7 @@ def test_a_good_budget():
         ("name", ["", "a\nb", "x" * 201, 7, None]),
         ("key", ["device", "", None]),
         ("accounting", ["renyi", "", None]),
-        ("on_exhausted", ["replay", "ignore", None]),
+        ("on_exhausted", ["repeat", "ignore", None]),
         ("epsilon", [0, 0.0, -1.0, math.nan, math.inf, -math.inf, 1e308, 1e-300, "8", None, True]),
         ("delta", [0.0, 1.0, -1e-6, math.nan, math.inf, "1e-6", None]),
         ("window", [0, -1, 0.5, math.nan, math.inf, "24h"]),
@@ -51,9 +51,9 @@ def test_a_bad_value_is_named(key, values):
 
 def test_what_is_allowed_is_said():
     with pytest.raises(
-        ConfigError, match=r"budget\.on_exhausted: 'replay'.*'device-daily'.*reject, suppress"
+        ConfigError, match=r"budget\.on_exhausted: 'repeat'.*'device-daily'.*reject, suppress"
     ):
-        Budget(**{**GOOD, "on_exhausted": "replay"})
+        Budget(**{**GOOD, "on_exhausted": "repeat"})
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import dpmesh
 from dpmesh.mesh.attestation import (
     POLICY_KEY,
     is_attested,
+    later_metadata,
     message_metadata,
     refusal_without,
     stream_metadata,
@@ -23,8 +24,9 @@ TYPES = compiled(
     service Station { rpc Report(stream Reading) returns (Plain); rpc Echo(stream Plain) returns (Plain);
         rpc Strict(Reading) returns (Plain) { option (dpmesh.v1.method).require = true; } }"""
 )
-GIVEN = (("trace", "1"), (POLICY_KEY, "forged"), ("encoding", "gzip"))
+GIVEN = (("traceparent", "1"), ("x-request-id", "17"), (POLICY_KEY, "forged"), ("encoding", "gzip"))
 ADDED = (("encoding", "identity"),)
+COMPRESSION = "grpc-internal-encoding-request"
 
 
 def table(mode="enforce"):
@@ -49,6 +51,16 @@ def test_a_stream_is_attested_by_what_its_method_declares():
     assert stream_metadata(flow, GIVEN, ADDED) == (GIVEN[0], (POLICY_KEY, flow.snapshot.digest), *ADDED)
     assert stream_metadata(flows("Echo").request, GIVEN, ADDED) is GIVEN
     assert stream_metadata(flows("Report", mode="observe").request, GIVEN, ADDED) is GIVEN
+
+
+def test_what_is_added_later_is_looked_at_as_well():
+    flow = flows("Report").request
+    given = message_metadata(flow, "raw", "noisy", GIVEN, ((COMPRESSION, "identity"),))
+    assert later_metadata(flow, given, streams=False) is given
+    assert later_metadata(flow, (*given, ("baggage", "a=1")), streams=False) == given
+    assert later_metadata(flow, GIVEN[:2], streams=False) == GIVEN[:2]  # The request was not protected.
+    assert later_metadata(flow, GIVEN[:2], streams=True) == GIVEN[:1]
+    assert later_metadata(flow, None, streams=True) is None
 
 
 def test_a_stream_without_a_declared_type_is_not_attested_and_can_not_forge_it():

@@ -415,7 +415,8 @@ async def test_a_message_that_another_thread_changes_is_read_once():
     try:
         async with assembled(settings(epsilon=1e5)) as mesh:
             names = {
-                Pseudonyms(mesh.ledger, time.time).of(unit, 86_400.0).hex(): unit for unit in (b"N1", b"N2")
+                Pseudonyms(mesh.ledger, time.time).to("")(unit, 86_400.0).hex(): unit
+                for unit in (b"N1", b"N2")
             }
             for _ in range(300):
                 out = (await mesh.release(message)).message

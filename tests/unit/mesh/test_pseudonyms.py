@@ -1,15 +1,19 @@
-"""Pseudonyms: equal within an epoch, others in the next one, and never many in memory."""
+"""Pseudonyms: equal within an epoch, namespace and consumer, and unlinkable beyond; never many in memory."""
 
+import hashlib
+import hmac
 from types import SimpleNamespace
+
+import pytest
 
 from dpmesh.mesh.pseudonyms import Pseudonyms
 
 LEDGER = SimpleNamespace(secret=b"s" * 32)
 
 
-def test_a_unit_has_one_pseudonym_for_each_epoch_and_length():
+def test_an_id_has_one_pseudonym_for_each_epoch_and_length():
     now = [1000.0]
-    of = Pseudonyms(LEDGER, lambda: now[0]).of
+    of = Pseudonyms(LEDGER, lambda: now[0]).to("")
     first, other = of(b"N1", 100.0), of(b"N1", 200.0)
     assert (of(b"N1", 100.0), of(b"N1", 200.0)) == (first, other)
     assert len({first, other, of(b"N2", 100.0)}) == 3
@@ -18,10 +22,51 @@ def test_a_unit_has_one_pseudonym_for_each_epoch_and_length():
     assert of(b"N1", 200.0) == other
 
 
-def test_policies_that_come_and_go_leave_no_epochs_behind():
+def test_it_is_hmac_sha_256_under_a_key_of_the_epoch_the_namespace_and_the_consumer():
+    key = hmac.digest(LEDGER.secret, b"dpmesh pseudonym 100000000 10 5 tripsacme", "sha256")
+    expected = hmac.new(key, b"N1", hashlib.sha256).digest()[:16]
+    assert Pseudonyms(LEDGER, lambda: 1000.0).to("acme")(b"N1", 100.0, "trips") == expected
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (("acme", "trips"), ("globex", "trips")),
+        (("acme", "trips"), ("acme", "cars")),
+        (("", "trips"), ("", "")),
+        # Moving letters from one name to the other gives other keys.
+        (("acme", "trips"), ("sacme", "trip")),
+        (("5 trips", ""), ("", "5 trips")),
+    ],
+)
+def test_consumers_and_namespaces_have_no_pseudonym_in_common(left, right):
     pseudonyms = Pseudonyms(LEDGER, lambda: 1000.0)
-    first = pseudonyms.of(b"N1", 1.0)
+    ids = [b"%d" % number for number in range(100)]
+    mine, theirs = (
+        {pseudonyms.to(consumer)(each, 100.0, namespace) for each in ids}
+        for consumer, namespace in (left, right)
+    )
+    assert len(mine | theirs) == 200
+
+
+def test_replicas_with_one_secret_agree_and_ledgers_do_not():
+    made = [
+        Pseudonyms(SimpleNamespace(secret=secret * 32), lambda: 1000.0).to("acme")(b"N1", 100.0)
+        for secret in (b"s", b"s", b"t")
+    ]
+    assert made[0] == made[1] != made[2]
+
+
+def test_policies_consumers_and_long_ids_that_come_and_go_leave_nothing_behind():
+    pseudonyms = Pseudonyms(LEDGER, lambda: 1000.0)
+    first = pseudonyms.to("")(b"N1", 1.0)
+    view = pseudonyms.to("").__self__
     for length in range(1, 1000):
-        pseudonyms.of(b"N1", float(length))
-    assert len(pseudonyms._epochs) < 100
-    assert pseudonyms.of(b"N1", 1.0) == first
+        view.pseudonymise(bytes(1 << 20) if length == 500 else b"N1", float(length))
+        view.pseudonymise(b"N1", 1.0, str(length))
+    assert len(view._epochs) < 100
+    assert all(len(value) < 1000 for epoch in view._epochs.values() for value in epoch.pseudonyms)
+    for number in range(5000):
+        pseudonyms.to(str(number))
+    assert len(pseudonyms._consumers) < 2000
+    assert pseudonyms.to("")(b"N1", 1.0) == first

@@ -258,3 +258,34 @@ async def test_the_record_of_a_stream_keeps_no_message(sdk):
                 await asyncio.sleep(0.01)  # The task that asked the ledger ends a moment later.
                 gc.collect()
         stream.close()
+
+
+BATCH = compiled(
+    """message Batch { string id = 1 [(dpmesh.v1.field).unit = {}];
+        repeated bool on = 2 [(dpmesh.v1.field) = {categorical: {epsilon: 0.01} max_items: 2 length: PUBLIC}];
+        repeated bool hidden = 3 [(dpmesh.v1.field) = {categorical: {epsilon: 0.01} max_items: 2}];
+        repeated Row row = 4 [(dpmesh.v1.field) = {max_items: 2 length: PUBLIC}]; }
+    message Row { repeated bool up = 1 [(dpmesh.v1.field) = {categorical: {epsilon: 0.01} max_items: 1 length: PUBLIC}]; }"""
+)
+
+
+async def test_elements_are_counted_that_are_cut_where_their_number_is_public(sdk):
+    _, reader = sdk
+    # 3 of `on`; 1 row, and of the 2 that are left 1 each; what is hidden does not count.
+    rows = [BATCH.Row(up=[True] * 2)] * 3
+    cut = BATCH.Batch(id="a", on=[True] * 5, hidden=[True] * 9, row=rows)
+    fits = BATCH.Batch(id="a", on=[True] * 2, hidden=[True] * 9)
+    async with dpmesh.open({"ledger": {"url": "memory:"}, "budget": [BUDGET]}) as mesh:
+        for message in (fits, cut, cut):
+            await mesh.release(message, method=METHOD)
+        stream = mesh.stream(method=METHOD)
+        await stream.release(cut)
+        stream.close()
+        (found,) = (
+            metric
+            for scope in reader.get_metrics_data().resource_metrics[0].scope_metrics
+            for metric in scope.metrics
+            if metric.name == "dpmesh.items.cut"
+        )
+    (point,) = found.data.data_points
+    assert (dict(point.attributes), point.value) == ({"method": METHOD}, 3 * 6)

@@ -45,6 +45,57 @@ def test_a_proto_without_annotations_has_no_findings(write: Write) -> None:
     assert _check([write("reading.proto", READING)]) == []
 
 
+PLACES = """syntax = "proto3";
+package acme;
+message Money { int64 units = 1; int32 nanos = 2; }
+message Order { Money price = 1; map<string, Money> fees = 2; Money tip = 3; }
+"""
+
+
+def test_a_path_that_leads_nowhere_is_an_error_on_its_own_line(write: Write) -> None:
+    policy = write(
+        "policy.yaml",
+        "fields:\n"
+        "  acme.Order.price.unit: {numeric: {lower: 0, upper: 9, epsilon: 1}}\n"
+        "  acme.Order.fees.value.units: {suppress: {}}\n"
+        "messages:\n"
+        "  acme.Order.tip.units: {unannotated: SUPPRESS}\n",
+    )
+    found = _check([write("places.proto", PLACES)], policy)
+    assert [(entry.rule, entry.location.line) for entry in found] == [
+        ("stray", 2),
+        ("stray", 3),
+        ("stray", 5),
+    ]
+    assert found[0].fix == "did you mean acme.Order.price.units?"
+    assert found[2].fix == "move it to `fields`"
+
+
+def test_what_is_wrong_with_a_rule_by_path_is_said_on_its_own_line(write: Write) -> None:
+    policy = write(
+        "policy.yaml",
+        "fields:\n"
+        "  acme.Order.price.units: {numeric: {lower: 0, upper: 9}}\n"
+        "  acme.Order.tip: {public: {}}\n"
+        "  acme.Order.tip.units: {suppress: {}}\n",
+    )
+    found = _check([write("places.proto", PLACES)], policy)
+    errors = [
+        (entry.location.line, entry.element, entry.rule) for entry in found if entry.severity == "error"
+    ]
+    assert (2, "acme.Order.price.units", "epsilon") in errors
+    # It lies in a field that leaves as it is.
+    assert (4, "acme.Order.tip.units", "path") in errors
+
+
+def test_a_check_examines_the_type_in_another_file_at_which_a_path_begins(write: Write) -> None:
+    write("places.proto", PLACES)
+    user = 'syntax = "proto3"; package acme; import "places.proto"; message Basket { Order order = 1; }'
+    policy = write("policy.yaml", "fields:\n  acme.Order.price.units: {numeric: {lower: 0, upper: 9}}\n")
+    found = _check([write("basket.proto", user)], policy)
+    assert ("policy.yaml", 2, "epsilon") in _lines(found)
+
+
 def test_a_misspelled_overlay_field_is_an_error_on_its_own_line(write: Write) -> None:
     policy = write(
         "policy.yaml",

@@ -32,6 +32,7 @@ def test_what_is_exported(listening):
     assert telemetry.metering
     telemetry.add(*KEY, 1, 2.0, 0.003)
     telemetry.ledger(0.001)
+    telemetry.cut("/a.B/C", 3)
     (resource,) = reader.get_metrics_data().resource_metrics
     (scope,) = resource.scope_metrics
     assert scope.scope.name == "dpmesh"
@@ -41,7 +42,10 @@ def test_what_is_exported(listening):
         "dpmesh.privacy.loss": "1",
         "dpmesh.release.duration": "s",
         "dpmesh.ledger.duration": "s",
+        "dpmesh.items.cut": "{item}",
     }
+    (cut,) = found[names.ITEMS_CUT].data.data_points
+    assert (dict(cut.attributes), cut.value) == ({"method": "/a.B/C"}, 3)
     labels = dict(zip(("method", "mechanism", "decision", "budget"), KEY, strict=True))
     for name in (*SUMS, names.RELEASE_DURATION):
         (point,) = found[name].data.data_points

@@ -111,6 +111,7 @@ def test_json(dpmesh, fleet: Path) -> None:
         "response": "acme.v1.Ack",
         "client_streaming": True,
         "server_streaming": False,
+        "trust_boundary": False,
     }
     messages = {entry["message"]: entry for entry in document["messages"]}
     assert sorted(messages) == ["acme.v1.Ack", "acme.v1.Mean", "acme.v1.Report"]
@@ -118,6 +119,22 @@ def test_json(dpmesh, fleet: Path) -> None:
     assert (delay["path"], delay["epsilon"], delay["mechanism"]) == ("delay", 1.0, "optimized_piecewise")
     assert messages["acme.v1.Report"]["payments"][0]["messages"] == 2
     assert [budget["cap"] for budget in document["budgets"]] == [4.0, 2.0]
+
+
+def test_a_trust_boundary_is_named(dpmesh, fleet: Path, write) -> None:
+    policy = write("policy.yaml", "methods:\n  /acme.v1.Fleet/Push: {trust_boundary: true}\n")
+    out = dpmesh("plan", fleet, "--policy", policy).out
+    assert "/acme.v1.Fleet/Push: a trust boundary, over which no trace goes on\n" in out
+    assert "/acme.v1.Fleet/Echo\n" in out
+
+
+def test_sizes_are_named_and_compared(dpmesh, fleet: Path, write) -> None:
+    text = "messages:\n  acme.v1.Report: {pad_to: [64, 256]}\n"
+    out = dpmesh("plan", fleet, "--policy", write("policy.yaml", text)).out
+    assert "    size: one of 64, 256 bytes\n" in out
+    text = FLEET.replace("message Report {", "message Report { option (dpmesh.v1.message).pad_to = 64;")
+    out = dpmesh("plan", write("padded.proto", text), "--against", fleet).out
+    assert "  size: as long as it is -> always 64 bytes\n" in out
 
 
 def test_an_overlay_decides(dpmesh, fleet: Path, write) -> None:

@@ -187,6 +187,30 @@ async def test_the_interceptors_that_follow(internals, arity):
     assert following == [[last], []], broken("continuation.args[0]", breaks)
 
 
+@pytest.mark.parametrize("arity", ARITIES)
+async def test_an_interceptor_that_is_put_last(internals, arity):
+    seen, put = Seen(), Seen()
+    last = put.interceptor(arity)()
+
+    class First(seen.interceptor(arity)):
+        pass
+
+    async def followed(self, continuation, details, request):
+        return await intercept(self, internals.followed_by(continuation, last), details, request)
+
+    name = f"intercept_{arity}"
+    intercept = getattr(First, name)
+    setattr(First, name, followed)
+    async with (
+        served() as target,
+        grpc.aio.insecure_channel(target, interceptors=[First(), seen.interceptor(arity)()]) as channel,
+    ):
+        await end(begin(channel, arity))
+    breaks = "metadata that other interceptors add are not looked at"
+    assert len(put) == 1, broken("continuation.func", breaks)
+    assert internals.following_interceptors(put[0][0]) == []
+
+
 def test_a_continuation_that_does_not_tell(internals):
     assert internals.following_interceptors(lambda details, request: None) == []
     plain = functools.partial(lambda details, request: None)

@@ -1,4 +1,4 @@
-"""A kind that the schema has and the product has not works everywhere once one class says what it is."""
+"""A kind that replaces one of the product works everywhere, because one class says all that it is."""
 
 import json
 from dataclasses import replace
@@ -14,11 +14,12 @@ from dpmesh.estimate import EstimateError, Reader
 from dpmesh.noise import numeric
 from dpmesh.policy import FieldPlan, Grid, Model, Policy
 from dpmesh.policy.codegen.source import draw_function
+from dpmesh.policy.kinds import time
 from dpmesh.policy.kinds.kind import Description, FieldKind
 from dpmesh.policy.kinds.loss import field_epsilon
 from dpmesh.policy.kinds.noised import NoisedKind
 from dpmesh.policy.kinds.numeric import Numeric, NumericPayload
-from dpmesh.policy.kinds.registry import kind_of, registered
+from dpmesh.policy.kinds.registry import Unavailable, kind_of, registered
 from dpmesh.v1 import privacy_pb2 as pb
 from tests.support.protos import compiled
 
@@ -62,7 +63,9 @@ class Time(Numeric):
         )
 
 
-DAYS = '(dpmesh.v1.field).time = {earliest: "2026-01-01T00:00Z" latest: "2026-01-31T00:00Z" step: DAY %s}'
+DAYS = (
+    '(dpmesh.v1.field).time = {earliest: "2026-01-01T00:00:00Z" latest: "2026-01-31T00:00:00Z" step: DAY %s}'
+)
 FIRST = 20_454  # 2026-01-01 in days since 1970.
 VISIT = f"""message Visit {{
     option (dpmesh.v1.message) = {{epsilon: 20}};
@@ -270,10 +273,17 @@ async def test_a_histogram_stands_on_a_map_of_which_only_its_keys_leave():
 
 def test_a_kind_is_there_only_while_it_is_registered():
     types = compiled(VISIT)
-    assert kind_of(pb.FieldRules(time={})) is not None
     with registered(Time()):
-        assert Policy().plan(types.Visit.DESCRIPTOR) is not None
-    with pytest.raises(AnnotationError, match=r"time does not work yet .*kind-not-available"):
+        assert type(Policy().plan(types.Visit.DESCRIPTOR).fields[1].kind) is Time
+    assert type(Policy().plan(types.Visit.DESCRIPTOR).fields[1].kind) is time.Time
+
+
+def test_a_kind_without_a_file_is_refused():
+    types = compiled(VISIT)
+    with (
+        registered(Unavailable("time")),
+        pytest.raises(AnnotationError, match=r"time does not work yet .*kind-not-available"),
+    ):
         Policy().plan(types.Visit.DESCRIPTOR)
 
 

@@ -1,0 +1,181 @@
+"""Answers: the memoized answers of each unit in each epoch, and whether the unit has paid for them.
+
+How it works: a unit's epoch is in one of these states.
+
+    | state   | what is durable                     | a message of the unit                                     |
+    |---------|-------------------------------------|-----------------------------------------------------------|
+    | unpaid  | nothing                             | charges the ledger for all answers, and then records that |
+    | charged | the charge                          | as if unpaid: after a crash here, the unit pays twice      |
+    | paid    | the charge, and a name redeemed     | costs nothing for its memoized fields                     |
+
+No answer is stored. Each is drawn with bits that a keyed function gives for the unit, the epoch and the field, so
+that all replicas of a ledger give the same one, also after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+from weakref import WeakValueDictionary
+
+from dpmesh.bounded import BoundedTable
+from dpmesh.ledger import Charge, Ledger
+from dpmesh.ledger.budget import consumer_key
+from dpmesh.mesh.pricing import PricedMemos, merged
+from dpmesh.noise.draws import Draws
+from dpmesh.noise.entropy import KeyStream
+from dpmesh.policy import Pseudonymise
+
+# What is charged once: the name that is redeemed once it is paid, and the charges.
+_Due = tuple[bytes, Sequence[Charge]]
+_Charging = Callable[[Sequence[Charge]], Awaitable[None]]
+
+_UNITS_KEPT = 4096
+# After the end of its epoch a record is of use only to a replica whose clock is behind.
+_KEPT_SECONDS = 3600.0
+
+
+class UnitEpoch:
+    """One unit in one epoch: what it owes, and its answers.
+
+    Attributes:
+        number: The epoch.
+        until: The second from which nobody needs the record of what is paid.
+        loss: The epsilon and rho of all answers.
+        dues: What has to be paid once.
+        paid: All of it is paid for, durably.
+    """
+
+    __slots__ = ("_codes", "_key", "dues", "loss", "number", "paid", "until")
+
+    def __init__(self, number: int, priced: PricedMemos, key: bytes, dues: Sequence[_Due]) -> None:
+        self.number = number
+        self.until = (number + 1) * priced.memos.epoch + _KEPT_SECONDS
+        self.loss = priced.loss
+        self.dues = dues
+        self.paid = False
+        self._key = key
+        self._codes: dict[str, list[int]] = {}
+
+    def codes(self, label: str, draws: Draws, states: int) -> Sequence[int]:
+        """The codes of a field's answers, as of Answering.
+
+        All are drawn at once, so that the time that an answer takes does not tell whether its value is new.
+        """
+        codes = self._codes.get(label)
+        if codes is None:
+            key = hmac.digest(self._key, label.encode(), "sha256")
+            codes = self._codes[label] = draws.block(states, KeyStream(key)).tolist()
+        return codes
+
+
+class Answering:
+    """The pseudonym function for a message of a unit that has paid, as of dpmesh.policy.plan.Answering."""
+
+    __slots__ = ("_pseudonymise", "codes")
+
+    def __init__(self, unit_epoch: UnitEpoch, pseudonymise: Pseudonymise) -> None:
+        self._pseudonymise = pseudonymise
+        self.codes = unit_epoch.codes
+
+    def __call__(self, value: bytes, epoch: float, namespace: str = "", /) -> bytes:
+        """The pseudonym."""
+        return self._pseudonymise(value, epoch, namespace)
+
+
+class Answers:
+    """The answers of all units, and who has paid.
+
+    Args:
+        ledger: Takes the charges, and keeps the secret and the names of what is paid.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._units: BoundedTable[tuple[bytes, bytes, str], UnitEpoch] = BoundedTable(_UNITS_KEPT)
+        # Messages of one unit pay one after the other in each event loop, so that one pays and the others find it paid.
+        self._paying: WeakValueDictionary[tuple[int, bytes], asyncio.Lock] = WeakValueDictionary()
+
+    def of(self, priced: PricedMemos, content: Any, consumer: str) -> UnitEpoch:
+        """The epoch of a message's unit, by the ledger's time.
+
+        Args:
+            priced: The message's memoized fields, and who pays.
+            content: The message's snapshot.
+            consumer: Who receives it. With quotas each consumer pays for itself.
+
+        Raises:
+            ProtectionError: The unit's id is missing.
+        """
+        unit = priced.memos.unit(content)
+        consumer = consumer if priced.quotas else ""
+        number = int(self._ledger.now() // priced.memos.epoch)
+        found = self._units.get((priced.label, unit, consumer))
+        # As a budget's window, a unit's epoch never moves back.
+        if found is None or found.number < number:
+            found = self._units[priced.label, unit, consumer] = self._begin(priced, unit, consumer, number)
+        return found
+
+    async def pay(
+        self, unit_epoch: UnitEpoch, charges: Sequence[Charge], charge: _Charging
+    ) -> tuple[Sequence[Charge], bool]:
+        """Charges for a message, and for all answers of its unit and epoch where they are not paid yet.
+
+        Args:
+            unit_epoch: The unit's epoch.
+            charges: What the message costs besides.
+            charge: Charges all accounts, or none.
+
+        Returns:
+            All charges, and whether the answers are among them.
+
+        Raises:
+            BudgetExhaustedError: A budget does not cover it. Nothing is charged.
+            LedgerError: The ledger can't tell what is paid, or can't record it. What was charged stays charged.
+        """
+        if not unit_epoch.paid:
+            async with self._lock(unit_epoch):
+                owed = [] if unit_epoch.paid else await self._owed(unit_epoch)
+                if owed:
+                    total = merged([*charges, *(due for _, dues in owed for due in dues)])
+                    await charge(total)
+                    # Only now: a record without its charge would let answers out that nobody paid for.
+                    await self._record(unit_epoch, [name for name, _ in owed])
+                    return total, True
+                unit_epoch.paid = True
+        await charge(charges)
+        return charges, False
+
+    def _lock(self, unit_epoch: UnitEpoch) -> asyncio.Lock:
+        place = id(asyncio.get_running_loop()), unit_epoch.dues[0][0]
+        return self._paying.setdefault(place, asyncio.Lock())
+
+    async def _owed(self, unit_epoch: UnitEpoch) -> list[_Due]:
+        """What is not known to be paid for."""
+        known = await self._ledger.redeemed([name for name, _ in unit_epoch.dues])
+        return [due for due, is_paid in zip(unit_epoch.dues, known, strict=True) if not is_paid]
+
+    async def _record(self, unit_epoch: UnitEpoch, names: Sequence[bytes]) -> None:
+        """Records that dues are paid. Another replica may have recorded it too, and then both have paid."""
+        await asyncio.gather(*(self._ledger.redeem_once(name, unit_epoch.until) for name in names))
+        unit_epoch.paid = True
+
+    def _begin(self, priced: PricedMemos, unit: bytes, consumer: str, number: int) -> UnitEpoch:
+        label, budgets = priced.memos.label, self._ledger.budgets
+        charges = [(budget, unit, amount) for budget, amount in priced.amounts]
+        dues: list[_Due] = [(self._key(b"paid", priced, number, priced.label, b"", unit), charges)]
+        account = consumer_key(unit, consumer)
+        limits = [(quota, account, n) for quota, n in priced.quotas if budgets[quota].is_for(consumer)]
+        if limits:
+            dues.append(
+                (self._key(b"counted", priced, number, priced.label, consumer.encode(), unit), limits)
+            )
+        return UnitEpoch(number, priced, self._key(b"answers", priced, number, label, b"", unit), dues)
+
+    def _key(self, use: bytes, priced: PricedMemos, number: int, *parts: bytes) -> bytes:
+        """32 bytes that differ for each use, epoch and list of parts."""
+        head = b"dpmesh memoized %s %d %d" % (use, priced.memos.epoch * 1e6, number)
+        lengths = b"".join(b" %d" % len(part) for part in parts)
+        return hmac.digest(self._ledger.secret, b"".join((head, lengths, b"\0", *parts)), "sha256")

@@ -1,0 +1,21 @@
+"""Epochs: how long what the ledger's secret keys stays the same."""
+
+from __future__ import annotations
+
+from dpmesh.v1 import privacy_pb2 as pb
+
+_DEFAULT_SECONDS = 86_400.0
+# What a Duration may be, by its own rules.
+_LONGEST_SECONDS = 315_576_000_000
+
+ALLOWED = "epoch must be from 1 s to 10,000 years"
+
+
+def seconds(rules: pb.Unit | pb.Pseudonym | pb.Memoize) -> float:
+    """The length of an epoch; 24 h when it is absent."""
+    return rules.epoch.seconds + rules.epoch.nanos / 1e9 if rules.HasField("epoch") else _DEFAULT_SECONDS
+
+
+def out_of_range(epoch: float) -> bool:
+    """Whether an epoch of this length can't be used: `ALLOWED` says which can."""
+    return not 1 <= epoch <= _LONGEST_SECONDS
