@@ -160,3 +160,30 @@ def test_the_table_of_the_documentation():
             row = f"| `{mechanism}` | {epsilon} | {reports:,} | {bins} | {worst:.2f} |"
             missing += [row] * (row not in page)
     assert missing == []
+
+
+def test_times_have_a_distribution_read_from_messages():
+    """Half of the visits at noon of the second day, which is the middle of a bin, and half at noon of the fifth."""
+    types = compiled("""
+message Visit {
+  string unit = 1 [(dpmesh.v1.field).unit = {}];
+  google.protobuf.Timestamp seen = 2 [(dpmesh.v1.field).time = {
+    earliest: "2026-01-01T00:00:00Z" latest: "2026-01-07T00:00:00Z" largest_shift: {seconds: 3600} epsilon: 1}];
+}""")
+    reader = Reader(types.Visit)
+    start, day = 1_767_225_600, 86_400
+    visits = []
+    for number in range(400):
+        visit = types.Visit(unit="u")
+        visit.seen.seconds = start + (1 + 3 * (number % 2)) * day + day // 2
+        visits.append(reader.plan.protect(visit, lambda _unit, _epoch: bytes(16)))
+    found = reader.distribution("seen", visits, bins=6, confidence=1 - 1e-7)
+    assert found.edges[0] == start
+    for share, expected in zip(found.shares, (0, 0.5, 0, 0, 0.5, 0), strict=True):
+        assert share.covers(expected)
+        assert share.margin < 0.2
+    assert reader.quantile("seen", visits, 0.25, bins=6).covers(start + 1.5 * day)
+    assert (
+        reader.accumulator("seen", bins=6).add(visits).distribution().shares
+        == reader.distribution("seen", visits, bins=6).shares
+    )
