@@ -7,7 +7,18 @@ import sys
 
 from benchmarks.table import show
 
-ALL = ("imports", "opening", "release", "noise", "utility", "ledger", "rpc", "identity", "rotation")
+ALL = (
+    "imports",
+    "opening",
+    "release",
+    "noise",
+    "utility",
+    "estimates",
+    "ledger",
+    "rpc",
+    "identity",
+    "rotation",
+)
 
 
 def main(names: list[str]) -> None:

@@ -7,8 +7,10 @@ Example::
     reader.frequencies("carrier", reports)        # {"CARRIER_UA": 0.171 [0.156, 0.186], ...}
 """
 
+from dpmesh.estimate.accumulator import Accumulator
+from dpmesh.estimate.distribution import Distribution
 from dpmesh.estimate.reader import Reader
 from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.estimate.vectors import VectorEstimate
 
-__all__ = ["Estimate", "EstimateError", "Reader", "VectorEstimate"]
+__all__ = ["Accumulator", "Distribution", "Estimate", "EstimateError", "Reader", "VectorEstimate"]

@@ -27,7 +27,7 @@ def estimate_frequencies(
     Args:
         path: The field, for errors.
         seen: How many reports support each category.
-        n: How many reports there are, at least 1.
+        n: How many reports there are.
         truth: p, the probability that a report supports the category that its sender holds.
         lie: q, the probability that it supports another given one.
         confidence: Of each interval by itself.
@@ -36,10 +36,12 @@ def estimate_frequencies(
         One estimate per category, in the order of `seen`.
 
     Raises:
-        EstimateError: A category is supported more often than p or less often than q allows, which happens once in
-            10^10 times under this policy.
+        EstimateError: There are no reports; or a category is supported more often than p or less often than q
+            allows, which happens once in 10^10 times under this policy.
     """
     checked(confidence)
+    if not n:
+        raise EstimateError(path, "there are no values")
     sure = 1 - max(_OTHER_POLICY / len(seen), _LEAST_CHANCE)
 
     def share(received: float) -> float:

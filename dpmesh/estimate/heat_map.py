@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 
 from dpmesh.estimate import spread
 from dpmesh.estimate.result import Estimate, EstimateError
+from dpmesh.estimate.tally import Figures, Tally
 from dpmesh.noise.disk_area import DiskArea
 from dpmesh.noise.hexagonal import HexagonalGeometric
 from dpmesh.policy.diagnostics import BadRuleError
@@ -26,6 +28,8 @@ _DEFAULT_CELLS = 40
 _SAMPLES, _NOISES = 1 << 14, 6 << 11
 # An inverse that makes the smallest rounding so large is none.
 _CONDITION_LIMIT = 1e8
+# So many places are in work at a time.
+_BLOCK = 1 << 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +82,33 @@ class _Inverse:
     law: Array
 
 
-def heat_map(field: FieldPlan, received: Iterable[Any], cell_km: float | None, confidence: float) -> HeatMap:
-    """Counts places by cells, and takes the noise out.
+def tally(field: FieldPlan, cell_km: float | None) -> Tally:
+    """Counts received places by cells.
+
+    Args:
+        field: The field.
+        cell_km: The distance of neighbouring cells' centres; by default some 40 cells cover the region.
+
+    Raises:
+        EstimateError: The field is no place; or there are too many cells, or cells that the noise blurs beyond what
+            can be undone.
+    """
+    at = place(field)
+    inverse = _inverse(field.path, at, cell_km)
+
+    def count(places: Any) -> Figures:
+        each, counts = iter(places), np.zeros(len(inverse.weights), np.int64)
+        while block := list(itertools.islice(each, _BLOCK)):
+            latitude, longitude = _degrees(field, at, block)
+            numbers = _received_numbers(field.path, at, inverse.cells, latitude, longitude)
+            counts += np.bincount(numbers, minlength=len(counts))
+        return {"n": [int(counts.sum())], "cells": counts.tolist()}
+
+    return Tally({"n": 1, "cells": len(inverse.weights)}, count, cell_km)
+
+
+def heat_map_of(field: FieldPlan, figures: Figures, cell_km: float | None, confidence: float) -> HeatMap:
+    """Takes the noise out of the counts of places by cells.
 
     The public law says how probable each received cell is for places in each of the receiver's cells. Weights of the
     received cells turn that around: the law of a cell's places gives 1 for this cell and 0 for all others. Of all such
@@ -90,29 +119,37 @@ def heat_map(field: FieldPlan, received: Iterable[Any], cell_km: float | None, c
 
     Args:
         field: The field.
-        received: Messages with both coordinates.
-        cell_km: The distance of neighbouring cells' centres; by default some 40 cells cover the region.
+        figures: What its tally has counted.
+        cell_km: As for the tally.
         confidence: Of each interval by itself.
 
     Raises:
-        EstimateError: It is no place, there are none, or one that this policy can't have released; or there are too
-            many cells, or cells that the noise blurs beyond what can be undone.
+        EstimateError: There are no places, or as for `tally`.
     """
-    at = field.kind.as_place(field)
-    if at is None:
-        raise EstimateError(field.path, f"is {field.kind}, not location: it has no heat map")
+    at = place(field)
     spread.checked(confidence)
-    latitude, longitude = _degrees(field, at, received)
     inverse = _inverse(field.path, at, cell_km)
-    cells = inverse.cells
-    numbers = _received_numbers(field.path, at, cells, latitude, longitude)
-    counts = np.bincount(numbers, minlength=len(inverse.weights)).astype(np.float64)
+    cells, (n,) = inverse.cells, figures["n"]
+    if not n:
+        raise EstimateError(field.path, "there are no values")
+    counts = np.array(figures["cells"], np.float64)
     shares = _estimates(inverse.weights, inverse.law, counts, confidence)
-    n = int(counts.sum())
     mean = _estimates(inverse.weights @ _middles(at, cells), inverse.law, counts, confidence)
     places = zip(cells.latitude.tolist(), cells.longitude.tolist(), shares, strict=True)
     shown = tuple(HeatCell(north, east, share, share.scaled(n)) for north, east, share in places)
     return HeatMap(shown, cells.spacing, mean[0], mean[1])
+
+
+def place(field: FieldPlan) -> LocationPayload:
+    """How a field leaves as a place.
+
+    Raises:
+        EstimateError: It leaves as something else.
+    """
+    at = field.kind.as_place(field)
+    if at is None:
+        raise EstimateError(field.path, f"is {field.kind}, not location: it has no heat map")
+    return at
 
 
 def _middles(at: LocationPayload, cells: Cells) -> Array:
@@ -130,8 +167,6 @@ def _degrees(field: FieldPlan, at: LocationPayload, received: Iterable[Any]) -> 
         found = np.array(pairs, dtype=np.float64).reshape(-1, 2) * at.unit
     except (AttributeError, TypeError, ValueError):
         raise EstimateError(field.path, "one of the values is not a message of places") from None
-    if not len(found):
-        raise EstimateError(field.path, "there are no values")
     south, north = at.region.south, at.region.north
     turned = (found[:, 1] - at.region.longitude + 180) % 360 - 180
     slack = _slack(at)

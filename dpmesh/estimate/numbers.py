@@ -1,15 +1,20 @@
-"""Means of noisy numbers: unbiased, with an interval."""
+"""Means of noisy numbers: unbiased, with an interval, from sums of grid indexes, which are exact."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpmesh.estimate import spread
+from dpmesh.estimate import columns, spread
 from dpmesh.estimate.result import Estimate, EstimateError
+from dpmesh.estimate.tally import Figures, Tally
 from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy.kinds.grid import Grid
 from dpmesh.policy.kinds.numeric import NumericPayload
@@ -20,6 +25,10 @@ Array = NDArray[np.float64]
 _FLOAT32 = 2.0**-23
 # The log of the probability that a sample of this policy is refused by mistake.
 _REFUSED = math.log(1e-10)
+# A block's sum of squares of integers up to this is exact in floats.
+_EXACT = math.isqrt(2**53 // columns.BLOCK)
+# Among so many points, comparing with all middles between two is faster than a search.
+_COMPARED = 16
 
 
 def as_number(field: FieldPlan) -> NumericPayload:
@@ -34,62 +43,137 @@ def as_number(field: FieldPlan) -> NumericPayload:
     return number
 
 
-def indexes(field: FieldPlan, values: Iterable[float]) -> Array:
-    """Received values as grid positions, each with the value's grid index as its expectation.
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What a mean and its interval need of received numbers: integers, so that adding them up is exact in any order.
 
-    Of discrete Laplace and Duchi IN_RANGE, outputs at the two ends stand for everything beyond them; they are replaced
-    by points outside of the range (post-processing, which costs no privacy: Ghosh, Roughgarden, Sundararajan 2009).
-    Of the optimized Piecewise mechanism IN_RANGE, all outputs are moved away from the middle.
+    Attributes:
+        n: How many there are.
+        total: The sum of their grid indexes.
+        squares: The sum of their squares.
+        first: How many are at index 0 or below.
+        last: How many are at the last index or above.
+    """
+
+    n: int = 0
+    total: int = 0
+    squares: int = 0
+    first: int = 0
+    last: int = 0
+
+    def with_block(self, index: Array, size: int) -> Sums:
+        """The sums with a block of grid indexes, of which `size` is the last one."""
+        total, squares = _powers(index)
+        return Sums(
+            self.n + index.size,
+            self.total + total,
+            self.squares + squares,
+            self.first + int(np.count_nonzero(index <= 0)),
+            self.last + int(np.count_nonzero(index >= size)),
+        )
+
+    def figures(self) -> Figures:
+        """The sums as a tally's figures."""
+        return {entry.name: [getattr(self, entry.name)] for entry in fields(self)}
+
+
+LENGTHS = dict.fromkeys((entry.name for entry in fields(Sums)), 1)
+
+
+def tally(field: FieldPlan) -> Tally:
+    """Adds up received numbers to the figures of `Sums`.
 
     Raises:
-        EstimateError: No values, one that is not a number, or one that this policy can't have released: outside of
-            its outputs, or between the points of its grid.
+        EstimateError: The field does not leave as a number.
     """
-    number = as_number(field)
+    as_number(field)
+    return Tally(LENGTHS, lambda values: sums(field, values).figures())
+
+
+def sums_of(figures: Figures) -> Sums:
+    """The sums that a tally of numbers has counted."""
+    return Sums(**{entry.name: figures[entry.name][0] for entry in fields(Sums)})
+
+
+def sums(field: FieldPlan, values: Any) -> Sums:
+    """Adds up received numbers, a block at a time.
+
+    Args:
+        field: A numeric field.
+        values: A column or any iterable of numbers.
+
+    Raises:
+        EstimateError: One is not a number, or one that this policy can't have released: outside of its outputs, or
+            between the points of its grid.
+    """
+    number, found = as_number(field), Sums()
+    for received in columns.numbers(field.path, values):
+        found = found.with_block(positions(field, number, received), number.grid.size)
+    return found
+
+
+def _powers(index: Array) -> tuple[int, int]:
+    """The exact sum of a block's integers, and of their squares."""
+    if max(-float(index.min()), float(index.max())) <= _EXACT:
+        return int(index.sum()), int(index @ index)
+    exact = list(map(int, index.tolist()))
+    return sum(exact), sum(each * each for each in exact)
+
+
+def positions(field: FieldPlan, number: NumericPayload, received: Array) -> Array:
+    """The grid indexes that were released: whole numbers.
+
+    Args:
+        field: The field, for errors.
+        number: How it leaves.
+        received: A block of numbers in the field's own units, at least one.
+
+    Raises:
+        EstimateError: One of them is none of the policy's outputs, as far as the rounding of floats tells.
+    """
     grid, mechanism = number.grid, number.mechanism
-    try:
-        received = np.fromiter((float(value) for value in values), np.float64)
-    except (TypeError, ValueError, OverflowError):
-        raise EstimateError(field.path, "one of the values is not a number") from None
-    if not received.size:
-        raise EstimateError(field.path, "there are no values")
     low, high = grid.value(mechanism.low), grid.value(mechanism.high)
     if number.in_range:
         high = min(high, grid.upper)
     # A float field rounds what it carries.
     rounding = _FLOAT32 * max(abs(low), abs(high))
     slack = rounding + grid.step / 2
-    if not bool(np.all((received >= low - slack) & (received <= high + slack))):
+    # The least and the largest of numbers with a NaN are NaN.
+    if not (received.min() >= low - slack and received.max() <= high + slack):
         raise EstimateError(
             field.path,
             f"one of the values lies outside of {low:.6g} to {high:.6g}, so this policy has not released it",
         )
-    if not _on_outputs(number, received, rounding):
+    index = _nearest(number, (received - grid.lower) / grid.step)
+    distance = np.abs(received - (grid.lower + index * grid.step))
+    if number.in_range and grid.value(grid.size) > grid.upper:
+        # The sender cuts the last point at the upper bound: the middle between the two tells it from the one before.
+        last = (grid.upper + grid.value(grid.size - 1)) / 2
+        index = np.where(received > last, float(grid.size), np.minimum(index, grid.size - 1))
+        distance = np.where(np.abs(received - grid.upper) <= rounding, 0.0, distance)
+    if distance.max() > rounding:
         raise EstimateError(
             field.path,
             "one of the values is none of its policy's outputs, so this policy has not released it",
         )
-    return _unbiased(grid, mechanism, received)
+    return index
 
 
-def _on_outputs(number: NumericPayload, received: Array, rounding: float) -> bool:
-    """Whether all values are outputs of the mechanism, as far as the rounding of floats tells."""
-    grid = number.grid
-    where = (received - grid.lower) / grid.step
+def _nearest(number: NumericPayload, where: Array) -> Array:
+    """The index that can be received next to each place on the grid."""
     outputs = _few_outputs(number)
-    index = np.rint(where)
-    if outputs is not None:
-        right = np.clip(np.searchsorted(outputs, where), 1, outputs.size - 1)
-        left = right - 1
-        index = np.where(where - outputs[left] < outputs[right] - where, outputs[left], outputs[right])
-    expected = grid.lower + index * grid.step
-    if number.in_range:
-        # The last grid point may lie above the upper bound, where the sender cuts it.
-        cut = np.abs(received - grid.upper) <= rounding
-        expected = np.where(cut, received, expected)
-    return bool(np.all(np.abs(received - expected) <= rounding))
+    if outputs is None:
+        return np.rint(where)
+    middles = (outputs[1:] + outputs[:-1]) / 2
+    if middles.size > _COMPARED:
+        return outputs[np.searchsorted(middles, where)]
+    found = np.zeros(where.size, np.uint8)
+    for middle in middles.tolist():
+        found += (where > middle).view(np.uint8)
+    return outputs[found]
 
 
+@lru_cache(maxsize=1024)
 def _few_outputs(number: NumericPayload) -> Array | None:
     """The grid indexes that can be received, in increasing order, where they are few."""
     size, mechanism = number.grid.size, number.mechanism
@@ -103,22 +187,52 @@ def _few_outputs(number: NumericPayload) -> Array | None:
     return ends[(ends >= mechanism.low) & (ends <= mechanism.high)]
 
 
-def _unbiased(grid: Grid, mechanism: NumericMechanism, received: Array) -> Array:
-    index = (received - grid.lower) / grid.step
-    if mechanism.stretch == 1 and mechanism.unbiased_low is None:
-        return index
-    # IN_RANGE. The last grid point may lie above the upper bound, where the sender cuts it: tell it from the one before
-    # by the middle between the two.
-    last = (min(grid.upper, grid.value(grid.size)) + grid.value(grid.size - 1)) / 2
+def indexes(field: FieldPlan, values: Iterable[float]) -> Array:
+    """Received values as grid positions, each with the value's grid index as its expectation.
+
+    Of discrete Laplace and Duchi IN_RANGE, outputs at the two ends stand for everything beyond them; they are replaced
+    by points outside of the range (post-processing, which costs no privacy: Ghosh, Roughgarden, Sundararajan 2009).
+    Of the optimized Piecewise mechanism IN_RANGE, all outputs are moved away from the middle.
+
+    Raises:
+        EstimateError: No values, or as for `sums`.
+    """
+    number = as_number(field)
+    blocks = [positions(field, number, received) for received in columns.numbers(field.path, values)]
+    if not blocks:
+        raise EstimateError(field.path, "there are no values")
+    size, mechanism, index = number.grid.size, number.mechanism, np.concatenate(blocks)
     if mechanism.unbiased_low is None or mechanism.unbiased_high is None:
-        index = np.where(received > last, float(grid.size), index)
-        return grid.size / 2 + (index - grid.size / 2) * mechanism.stretch
-    index = np.where(index < 0.5, mechanism.unbiased_low, index)
-    return np.where(received > last, mechanism.unbiased_high, index)
+        return index if mechanism.stretch == 1 else size / 2 + (index - size / 2) * mechanism.stretch
+    index = np.where(index <= 0, mechanism.unbiased_low, index)
+    return np.where(index >= size, mechanism.unbiased_high, index)
 
 
-def mean(field: FieldPlan, values: Iterable[float], confidence: float) -> Estimate:
-    """The mean of what the senders held, from what they released.
+def _moments(number: NumericPayload, found: Sums) -> tuple[float, float]:
+    """The mean of what `indexes` gives, and its variance in the sample; of one number the variance is 0."""
+    size, mechanism = number.grid.size, number.mechanism
+    total, squares = Fraction(found.total), Fraction(found.squares)
+    if mechanism.unbiased_low is not None and mechanism.unbiased_high is not None:
+        low, high = Fraction(mechanism.unbiased_low), Fraction(mechanism.unbiased_high)
+        total += found.first * low + found.last * (high - size)
+        squares += found.first * low**2 + found.last * (high**2 - size**2)
+    middle = total / found.n
+    variance = (squares - total * middle) / max(1, found.n - 1)
+    stretched = Fraction(size, 2) + (middle - Fraction(size, 2)) * Fraction(mechanism.stretch)
+    return float(stretched), float(variance) * mechanism.stretch**2
+
+
+def mean(field: FieldPlan, values: Any, confidence: float) -> Estimate:
+    """The mean of what the senders held, from what they released: see `mean_of`.
+
+    Raises:
+        EstimateError: As for `sums` and `mean_of`.
+    """
+    return mean_of(field, sums(field, values), confidence)
+
+
+def mean_of(field: FieldPlan, found: Sums, confidence: float) -> Estimate:
+    """The mean of what the senders held, from the sums of what they released.
 
     The interval counts at least the variance that the mechanism is known to have, however many values there are:
     see `spread.around`, and `spread.from_ends` for mechanisms that tell one of two ends. It covers the mean of the
@@ -126,20 +240,18 @@ def mean(field: FieldPlan, values: Iterable[float], confidence: float) -> Estima
     spread, that of the population.
 
     Raises:
-        EstimateError: See `indexes`; or the mean is one that this policy's outputs can't have.
+        EstimateError: No values, or their mean is one that this policy's outputs can't have.
     """
-    number = as_number(field)
+    number, n = as_number(field), found.n
     grid, mechanism = number.grid, number.mechanism
-    at = indexes(field, values)
-    n = at.size
-    _refuse_impossible(field, grid, mechanism, at)
+    if not n:
+        raise EstimateError(field.path, "there are no values")
+    middle, variance = _moments(number, found)
+    _refuse_impossible(field, grid, mechanism, middle, n)
     law = spread.two_points(mechanism, grid.size)
     if law is not None:
-        upper = int(np.count_nonzero(at > grid.size / 2))
-        middle, low, high = spread.from_ends(law, upper, n, spread.checked(confidence))
+        middle, low, high = spread.from_ends(law, found.last, n, spread.checked(confidence))
     else:
-        middle = float(np.mean(at))
-        variance = float(np.var(at, ddof=1)) if n > 1 else 0.0
         least = spread.least_variance(mechanism, grid.size)
         low, high = spread.around(middle, variance, n, least, confidence)
     return Estimate(
@@ -151,7 +263,9 @@ def mean(field: FieldPlan, values: Iterable[float], confidence: float) -> Estima
     )
 
 
-def _refuse_impossible(field: FieldPlan, grid: Grid, mechanism: NumericMechanism, at: Array) -> None:
+def _refuse_impossible(
+    field: FieldPlan, grid: Grid, mechanism: NumericMechanism, middle: float, n: int
+) -> None:
     """Refuses a mean so far outside of the range that it occurs once in 10^10 samples of this policy.
 
     By Bernstein's inequality: with variances up to v, and outputs up to r from their mean, the mean of n of them is
@@ -159,9 +273,9 @@ def _refuse_impossible(field: FieldPlan, grid: Grid, mechanism: NumericMechanism
     """
     ends = [mechanism.low, mechanism.high, mechanism.unbiased_low or 0.0, mechanism.unbiased_high or 0.0]
     reach = max(max(ends), grid.size - min(ends)) * mechanism.stretch
-    part = -_REFUSED * reach / (3 * at.size)
-    beyond = part + math.sqrt(part * part - 2 * _REFUSED * mechanism.worst_variance / at.size)
-    if not -beyond <= float(np.mean(at)) <= grid.size + beyond:
+    part = -_REFUSED * reach / (3 * n)
+    beyond = part + math.sqrt(part * part - 2 * _REFUSED * mechanism.worst_variance / n)
+    if not -beyond <= middle <= grid.size + beyond:
         raise EstimateError(
             field.path, "the values' mean is not one that this policy gives: another policy has released them"
         )

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from dpmesh.estimate import absence, frequencies, histograms, numbers, paths, supports, vectors
+from dpmesh.estimate import accumulator, columns, heat_map, histograms, numbers, paths, supports, vectors
 from dpmesh.estimate.absence import Held
-from dpmesh.estimate.heat_map import HeatMap, heat_map
+from dpmesh.estimate.accumulator import Accumulator
+from dpmesh.estimate.distribution import Bins, Distribution
+from dpmesh.estimate.heat_map import HeatMap
 from dpmesh.estimate.laws import Law, law_of
 from dpmesh.estimate.ratio import fieller
 from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.estimate.spread import checked
 from dpmesh.estimate.vectors import VectorEstimate
 from dpmesh.policy import Policy
-from dpmesh.policy.kinds.category import CategoricalPayload
 from dpmesh.policy.plan import FieldPlan, Plan
 from dpmesh.v1 import policy_pb2
 
-# Numbers, or messages that hold them.
+# Numbers, messages that hold them, or a column of numpy or Arrow.
 Values = Iterable[float] | Iterable[Message]
 
 
@@ -78,6 +78,28 @@ class Reader:
             )
         self._fields: dict[str, FieldPlan] = {}
 
+    def accumulator(
+        self,
+        path: str,
+        *,
+        candidates: Iterable[str] | None = None,
+        cell_km: float | None = None,
+        bins: Bins | None = None,
+    ) -> Accumulator:
+        """An empty accumulator: it takes a field's values in parts, in memory that does not grow with them.
+
+        Args:
+            path: The field or oneof.
+            candidates: As for `frequencies`.
+            cell_km: As for `heat_map`.
+            bins: As for `distribution`. Without bins only means and sums of a numeric field are kept.
+
+        Raises:
+            EstimateError: An unknown field; candidates, a cell_km or bins that don't fit; or no candidates where they
+                are needed.
+        """
+        return accumulator.make(self.plan, self._field(path), self._values, candidates, cell_km, bins)
+
     def mean(
         self, path: str, values: Values, *, held: Held | None = None, confidence: float = 0.95
     ) -> Estimate:
@@ -104,10 +126,8 @@ class Reader:
             EstimateError: An unknown field, one that is not numeric, no values, or values that it can't have; or
                 `held` is no share, or is given for a field that is never absent.
         """
-        field, places, default = self._places(path, values, held, confidence)
-        if held is None:
-            return replace(places, per_place=paths.may_be_absent(self.plan, field))
-        return absence.mean_of_held(path, places, default, held, confidence)
+        numbers.as_number(self._field(path))
+        return self.accumulator(path).add(values).mean(held=held, confidence=confidence)
 
     def sum(
         self, path: str, values: Values, *, held: Held | None = None, confidence: float = 0.95
@@ -120,13 +140,54 @@ class Reader:
         Raises:
             EstimateError: As for `mean`.
         """
-        field, places, default = self._places(path, values, held, confidence)
-        if held is None:
-            return replace(
-                places.scaled(places.n),
-                per_place=default != 0 and paths.may_be_absent(self.plan, field),
-            )
-        return absence.sum_of_held(path, places, default, held, confidence)
+        numbers.as_number(self._field(path))
+        return self.accumulator(path).add(values).sum(held=held, confidence=confidence)
+
+    def distribution(
+        self, path: str, values: Values, *, bins: Bins = "auto", confidence: float = 0.95
+    ) -> Distribution:
+        """The share of each bin of a numeric field.
+
+        Noise hides on which side of an edge a number near it was. So the shares are unbiased, and their intervals hold,
+        if numbers are spread evenly within each bin; what they do between bins does not matter. The narrower the bins,
+        the less depends on that, and the wider the intervals. Where values may be absent, an absent one counts as the
+        default that fills its place: see `mean`.
+
+        Args:
+            path: The field.
+            values: What was received: numbers in the field's units, messages that hold it, or a column.
+            bins: How many equal bins the range has; "auto" for as many as are told apart well, 2 to 20; or their edges,
+                which increase from at most the lower bound to at least the upper one.
+            confidence: How often each interval, by itself, holds its share.
+
+        Raises:
+            EstimateError: An unknown field, one that is not numeric, no values, or values that it can't have; or bins
+                so narrow that the noise blurs them beyond what can be undone. Mechanisms of few outputs tell few bins:
+                Duchi none, the optimized Piecewise mechanism 5 at an epsilon of 1, and 13 at 4.
+        """
+        numbers.as_number(self._field(path))
+        return self.accumulator(path, bins=bins).add(values).distribution(confidence=confidence)
+
+    def quantile(
+        self, path: str, values: Values, q: float, *, bins: Bins = "auto", confidence: float = 0.95
+    ) -> Estimate:
+        """The number below which a part q of all numbers lies, such as the median for 0.5.
+
+        It is read off `distribution`, by linear interpolation within a bin, and has the same limits. For several
+        quantiles of the same values, ask the distribution: `distribution(...).quantile(q)`.
+
+        Args:
+            path: The field.
+            values: As for `distribution`.
+            q: Between 0 and 1.
+            bins: As for `distribution`.
+            confidence: How often the interval holds the quantile.
+
+        Raises:
+            EstimateError: As for `distribution`.
+            ValueError: q or the confidence is not between 0 and 1.
+        """
+        return self.distribution(path, values, bins=bins, confidence=confidence).quantile(q)
 
     def mean_vector(
         self, path: str, values: Iterable[Sequence[float]] | Iterable[Message], *, confidence: float = 0.95
@@ -142,23 +203,8 @@ class Reader:
         Raises:
             EstimateError: An unknown field, one that is no vector, no values, or vectors that it can't have.
         """
-        field = self._field(path)
-        return vectors.mean(field, self._values(field, values), confidence)
-
-    def _places(
-        self, path: str, values: Values, held: Held | None, confidence: float
-    ) -> tuple[FieldPlan, Estimate, float]:
-        """A numeric field, the mean over all of its places, and what an absent value counts as."""
-        field = self._field(path)
-        grid = numbers.as_number(field).grid
-        self._refuse_held(path, field, held)
-        needed = absence.confidence_of_places(held, confidence)
-        places = numbers.mean(field, self._values(field, values), needed)
-        return field, places, grid.value(grid.index(float(paths.default(self.plan.descriptor, field))))
-
-    def _refuse_held(self, path: str, field: FieldPlan, held: Held | None) -> None:
-        if held is not None and not paths.may_be_absent(self.plan, field):
-            raise EstimateError(path, "is never absent, so leave held out")
+        vectors.mechanism_of(self._field(path))
+        return self.accumulator(path).add(values).mean_vector(confidence=confidence)
 
     def frequencies(
         self,
@@ -200,30 +246,9 @@ class Reader:
                 that this policy can't give; or `held` is no share, or is given for a field that is never absent; or
                 there are no candidates where they are needed, or some (or `project`) where they don't fit.
         """
-        field = self._field(path)
-        category = field.kind.as_category(field)
-        if category is None:
-            raise EstimateError(path, f"is {field.kind}, not categorical: it has no frequencies")
-        self._refuse_held(path, field, held)
-        domain, labels = self._domain(path, category, candidates, project), category.labels
-        received = values if supports.is_array(values) else self._values(field, values)
-        if labels:
-            received = supports.by_number(received, labels)
-        needed = absence.confidence_of_places(held, confidence)
-        mechanism = category.mechanism
-        seen, n = supports.count(path, received, domain, mechanism)
-        found = frequencies.estimate_frequencies(path, seen, n, mechanism.truth, mechanism.lie, needed)
-        if held is None:
-            per_place = paths.may_be_absent(self.plan, field)
-            found = [replace(entry, per_place=per_place) for entry in found]
-        else:
-            found = [
-                absence.mean_of_held(path, entry, float(value == category.absent), held, confidence)
-                for value, entry in zip(domain, found, strict=True)
-            ]
-        if project:
-            found = frequencies.projected(found)
-        return {labels.get(value, value): entry for value, entry in zip(domain, found, strict=True)}
+        accumulator.category_of(self._field(path))
+        found = self.accumulator(path, candidates=candidates).add(values)
+        return found.frequencies(held=held, project=project, confidence=confidence)
 
     def heat_map(
         self,
@@ -251,20 +276,8 @@ class Reader:
             EstimateError: An unknown field, one that is no location, no places, places that it can't have released, or
                 cells that are too small or too many.
         """
-        field = self._field(path)
-        return heat_map(field, self._values(field, messages), cell_km, confidence)
-
-    def _domain(
-        self, path: str, category: CategoricalPayload, candidates: Iterable[str] | None, project: bool
-    ) -> tuple[Any, ...]:
-        """The categories whose shares are estimated."""
-        if category.domain:
-            if candidates is not None:
-                raise EstimateError(path, "has a domain of its own, so leave candidates out")
-            return category.domain
-        if project:
-            raise EstimateError(path, "has candidates, whose shares need not sum to 1, so leave project out")
-        return supports.checked_candidates(path, candidates)
+        heat_map.place(self._field(path))
+        return self.accumulator(path, cell_km=cell_km).add(messages).heat_map(confidence=confidence)
 
     def histogram(
         self, path: str, messages: Iterable[Message], *, confidence: float = 0.95
@@ -364,7 +377,9 @@ class Reader:
         return found
 
     def _values(self, field: FieldPlan, values: Iterable[Any]) -> Iterable[Any]:
-        """Numbers as they are; messages are read."""
+        """Numbers and columns as they are; messages are read."""
+        if columns.is_column(values):
+            return values
         each = iter(values)
         first = list(itertools.islice(each, 1))
         rest = itertools.chain(first, each)

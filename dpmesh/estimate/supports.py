@@ -11,7 +11,9 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
+from dpmesh.estimate import columns
 from dpmesh.estimate.result import EstimateError
+from dpmesh.estimate.tally import Figures, Tally
 from dpmesh.noise.categorical import CategoricalKind, CategoricalMechanism
 from dpmesh.noise.local_hashing import FINGERPRINTS, LONGEST, fingerprint, support
 from dpmesh.policy.descriptors import REPORT
@@ -22,37 +24,78 @@ _REPORTS = 8192
 _LARGEST = 1 << 16
 
 
+def tally(
+    path: str, domain: Sequence[Any], mechanism: CategoricalMechanism, labels: Mapping[Any, str]
+) -> Tally:
+    """Counts the reports of a mechanism: how many support each category, and how many there are.
+
+    Args:
+        path: The field, for errors.
+        domain: All categories, or the candidates.
+        mechanism: What drew the reports.
+        labels: The names of an enum's values.
+    """
+
+    def figures(values: Any) -> Figures:
+        seen, n = count(path, values, domain, mechanism, labels)
+        return {"n": [n], "seen": seen}
+
+    candidates = list(domain) if mechanism.kind is CategoricalKind.OPTIMIZED_LOCAL_HASHING else None
+    return Tally({"n": 1, "seen": len(domain)}, figures, candidates)
+
+
 def count(
-    path: str, reports: Iterable[Any], domain: Sequence[Any], mechanism: CategoricalMechanism
+    path: str,
+    values: Any,
+    domain: Sequence[Any],
+    mechanism: CategoricalMechanism,
+    labels: Mapping[Any, str] | None = None,
 ) -> tuple[list[int], int]:
     """Counts the reports of a mechanism.
 
     Args:
         path: The field, for errors.
-        reports: What was received: members of the domain, subsets of it, or reports with a seed and a hash. Arrays of
+        values: What was received: members of the domain, subsets of it, or reports with a seed and a hash. Arrays of
             whole numbers are counted many times faster: one of members, shape (n,); one of subsets, shape (n, size); or
-            one of seeds and hashes, shape (n, 2) and type uint64.
+            one of seeds and hashes, shape (n, 2) and type uint64. Arrow's columns are read as such arrays.
         domain: All categories, or the candidates.
         mechanism: What drew the reports.
+        labels: The names of an enum's values, which may be received in place of their numbers.
 
     Returns:
         How many support each category, in the domain's order, and how many there are.
 
     Raises:
-        EstimateError: One of them is not a report of this mechanism, or there is none.
+        EstimateError: One of them is not a report of this mechanism.
     """
+    found = columns.chunks(values)
+    seen, n = np.zeros(len(domain), np.int64), 0
+    for chunk in [values] if found is None else map(_members, found):
+        reports = by_number(chunk, labels) if labels else chunk
+        of_chunk, length = _count(path, reports, domain, mechanism)
+        seen += np.array(of_chunk, np.int64)
+        n += length
+    return seen.tolist(), n
+
+
+def _members(column: NDArray[Any]) -> Any:
+    """An array of whole numbers; of another one a list, with lists for the arrays in it."""
+    if is_array(column):
+        return column
+    return [each.tolist() if isinstance(each, np.ndarray) else each for each in column.tolist()]
+
+
+def _count(
+    path: str, reports: Any, domain: Sequence[Any], mechanism: CategoricalMechanism
+) -> tuple[list[int], int]:
     if mechanism.kind is CategoricalKind.OPTIMIZED_LOCAL_HASHING:
-        seen, n = _of_hashes(path, reports, domain, mechanism.size)
-    elif is_array(reports):
+        return _of_hashes(path, reports, domain, mechanism.size)
+    if is_array(reports):
         length = mechanism.size if mechanism.kind is CategoricalKind.SUBSET_SELECTION else None
-        seen, n = _of_array(path, cast(NDArray[Any], reports), domain, length)
-    elif mechanism.kind is CategoricalKind.SUBSET_SELECTION:
-        seen, n = _of_subsets(path, reports, domain, mechanism.size)
-    else:
-        seen, n = _of_values(path, reports, domain)
-    if not n:
-        raise EstimateError(path, "there are no values")
-    return seen, n
+        return _of_array(path, cast(NDArray[Any], reports), domain, length)
+    if mechanism.kind is CategoricalKind.SUBSET_SELECTION:
+        return _of_subsets(path, reports, domain, mechanism.size)
+    return _of_values(path, reports, domain)
 
 
 def by_number(values: Iterable[Any], labels: Mapping[Any, str]) -> Iterable[Any]:

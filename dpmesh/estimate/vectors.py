@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpmesh.estimate import spread
+from dpmesh.estimate import columns, spread
 from dpmesh.estimate.result import EstimateError
+from dpmesh.estimate.tally import Figures, Tally
 from dpmesh.policy.kinds.vector_mechanism import VectorMechanism
 from dpmesh.policy.plan import FieldPlan
 
 Array = NDArray[np.float64]
+
+# So many vectors are in work at a time; and the largest 64-bit integer.
+_BLOCK, _LARGEST = 64, (1 << 63) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +56,29 @@ class VectorEstimate:
         return covered
 
 
-def mean(field: FieldPlan, vectors: Iterable[Sequence[float]], confidence: float) -> VectorEstimate:
-    """The mean of the vectors that the senders held, from what they released.
+def tally(field: FieldPlan) -> Tally:
+    """Adds up the vectors that were received, in grid steps: sums and sums of squares of each coordinate.
+
+    Raises:
+        EstimateError: The field is no vector.
+    """
+    mechanism = mechanism_of(field)
+
+    def count(vectors: Any) -> Figures:
+        n = 0
+        total, squares = (np.zeros(mechanism.dimension, object) for _ in range(2))
+        for block in _blocks(field, mechanism, vectors):
+            n += len(block)
+            of_block, of_squares = _powers(block)
+            total += of_block
+            squares += of_squares
+        return {"n": [n], "total": _integers(total), "squares": _integers(squares)}
+
+    return Tally({"n": 1, "total": mechanism.dimension, "squares": mechanism.dimension}, count)
+
+
+def mean_of(field: FieldPlan, figures: Figures, confidence: float) -> VectorEstimate:
+    """The mean of the vectors that the senders held, from the sums of what they released.
 
     A coordinate's interval counts at least the variance that the mechanism has, which is known (see `spread.around`),
     and what the sample shows beyond it. The mechanism's variance is taken where it is largest within the interval that
@@ -59,19 +86,24 @@ def mean(field: FieldPlan, vectors: Iterable[Sequence[float]], confidence: float
 
     Args:
         field: Its plan.
-        vectors: What was received.
+        figures: What its tally has counted.
         confidence: Of each interval by itself.
 
     Raises:
-        EstimateError: The field is no vector; there are no vectors; or one that this policy can't have released.
+        EstimateError: The field is no vector, or there are no vectors.
         ValueError: The confidence is not between 0 and 1.
     """
-    mechanism = field.kind.as_vector(field)
-    if mechanism is None:
-        raise EstimateError(field.path, f"is {field.kind}, not a vector: it has no mean vector")
+    mechanism, (n,) = mechanism_of(field), figures["n"]
     z = spread.normal(confidence)
-    n, middle, variance = _moments(field, mechanism, vectors)
+    if not n:
+        raise EstimateError(field.path, "there are no vectors")
     t = spread.student(confidence, n - 1) if n > 1 else 0.0
+    middle = np.array([total / n for total in figures["total"]]) * mechanism.step
+    # In integers, so that no digits are lost where the variance is small beside the mean.
+    spreads = [
+        n * square - total * total for total, square in zip(figures["total"], figures["squares"], strict=True)
+    ]
+    variance = np.array([each / (n * max(1, n - 1)) for each in spreads]) * mechanism.step**2
 
     def margin(known: Array | float) -> Array:
         return np.asarray(
@@ -85,45 +117,57 @@ def mean(field: FieldPlan, vectors: Iterable[Sequence[float]], confidence: float
     return VectorEstimate(middle, middle - error, middle + error, common, n, confidence)
 
 
-def _moments(
-    field: FieldPlan, mechanism: VectorMechanism, vectors: Iterable[Sequence[float]]
-) -> tuple[int, Array, Array]:
-    """How many vectors there are, and the mean and the variance of each coordinate."""
-    n, total, squares = 0, np.zeros(mechanism.dimension), np.zeros(mechanism.dimension)
-    start = None
-    for vector in vectors:
-        received = _checked(field, mechanism, vector)
-        # Distances from the first vector lose no digits where all vectors are near each other.
-        start = received if start is None else start
-        distance = received - start
-        total += distance
-        squares += distance * distance
-        n += 1
-    if start is None:
-        raise EstimateError(field.path, "there are no vectors")
-    variance = np.maximum(0.0, squares - total * total / n) / max(1, n - 1)
-    return n, start + total / n, variance
-
-
-def _checked(field: FieldPlan, mechanism: VectorMechanism, vector: Sequence[float]) -> Array:
-    """A received vector.
+def mechanism_of(field: FieldPlan) -> VectorMechanism:
+    """How a field leaves as a vector.
 
     Raises:
-        EstimateError: It has another length, or a coordinate that is no output of this policy.
+        EstimateError: It leaves as something else.
     """
+    mechanism = field.kind.as_vector(field)
+    if mechanism is None:
+        raise EstimateError(field.path, f"is {field.kind}, not a vector: it has no mean vector")
+    return mechanism
+
+
+def _integers(figures: NDArray[Any]) -> list[int]:
+    return [int(each) for each in figures]
+
+
+def _powers(block: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The exact sum of each coordinate of a block, and of its squares."""
+    if np.abs(block).max(initial=0) ** 2 <= _LARGEST // _BLOCK:
+        return block.sum(axis=0).astype(object), (block * block).sum(axis=0).astype(object)
+    exact = block.astype(object)
+    return exact.sum(axis=0), (exact * exact).sum(axis=0)
+
+
+def _blocks(field: FieldPlan, mechanism: VectorMechanism, vectors: Any) -> Iterator[NDArray[np.int64]]:
+    """The received vectors as multiples of the mechanism's step, some at a time, shape (vectors, dimension).
+
+    Raises:
+        EstimateError: One has another length, or a coordinate that is no output of this policy.
+    """
+    found = columns.chunks(vectors)
+    each = iter(vectors) if found is None else itertools.chain.from_iterable(found)
+    while rows := [_row(field, mechanism, vector) for vector in itertools.islice(each, _BLOCK)]:
+        received = np.array(rows)
+        index = received / mechanism.step
+        if not bool(np.all((np.abs(received) <= mechanism.reach) & (index == np.rint(index)))):
+            raise EstimateError(
+                field.path,
+                "one of the vectors is none of its policy's outputs, so this policy has not released it",
+            )
+        yield index.astype(np.int64)
+
+
+def _row(field: FieldPlan, mechanism: VectorMechanism, vector: Sequence[float]) -> Array:
     try:
         received = np.array(vector[:], np.float64)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, IndexError):
         raise EstimateError(field.path, "one of the values is not a vector of numbers") from None
     if received.shape != (mechanism.dimension,):
         raise EstimateError(
             field.path,
             f"one of the vectors has not {mechanism.dimension} coordinates, so this policy has not released it",
-        )
-    index = received / mechanism.step
-    if not bool(np.all((np.abs(received) <= mechanism.reach) & (index == np.rint(index)))):
-        raise EstimateError(
-            field.path,
-            "one of the vectors is none of its policy's outputs, so this policy has not released it",
         )
     return received

@@ -1,0 +1,228 @@
+"""Accumulator: a field's received values in memory that does not grow with them, and what they tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+from dpmesh.estimate import absence, distribution, frequencies, heat_map, numbers, paths, supports, vectors
+from dpmesh.estimate.absence import Held
+from dpmesh.estimate.distribution import Bins, Distribution
+from dpmesh.estimate.heat_map import HeatMap
+from dpmesh.estimate.result import Estimate, EstimateError
+from dpmesh.estimate.tally import Tally, added
+from dpmesh.estimate.vectors import VectorEstimate
+from dpmesh.policy.kinds.category import CategoricalPayload
+from dpmesh.policy.plan import FieldPlan, Plan
+
+_FORMAT = 1
+
+
+class Accumulator:
+    """What estimates of one field need of its received values: counts and sums of integers.
+
+    `Reader.accumulator` makes it. Values are added in any number of parts, on any number of machines, and accumulators
+    of one field and policy are merged. In whatever order this happens, the answers are equal to the reader's answers
+    for all values at once::
+
+        day = reader.accumulator("air_time").add(column)
+        stored = json.dumps(day.to_dict())
+        week = reader.accumulator("air_time").merge(day).merge(json.loads(other_day))
+        week.mean()
+
+    An accumulator is not for several threads at a time: give each its own, and merge them.
+
+    Args:
+        plan: Of the message type.
+        field: The field.
+        tally: What turns the field's values into figures.
+        read: Takes values out of messages; leaves all else as it is.
+        members: The categories that are counted, if the field has categories.
+    """
+
+    __slots__ = ("_field", "_figures", "_members", "_plan", "_read", "_tally")
+
+    def __init__(
+        self,
+        plan: Plan,
+        field: FieldPlan,
+        tally: Tally,
+        read: Callable[[FieldPlan, Any], Any],
+        members: Sequence[Any] = (),
+    ) -> None:
+        self._plan, self._field, self._tally, self._read, self._members = plan, field, tally, read, members
+        self._figures = tally.nothing()
+
+    @property
+    def n(self) -> int:
+        """How many values have been added."""
+        return self._figures["n"][0]
+
+    def add(self, values: Any) -> Self:
+        """Adds values: all that the field's method of Reader takes, messages and columns too.
+
+        Values are read in blocks. If one of them is refused, none of this call are added.
+
+        Raises:
+            EstimateError: One of the values is none that this policy can have released.
+        """
+        self._figures = added(self._figures, self._tally.count(self._read(self._field, values)))
+        return self
+
+    def merge(self, other: Accumulator | Mapping[str, Any]) -> Self:
+        """Adds the values of another accumulator, or of what its `to_dict` gave.
+
+        Raises:
+            EstimateError: The other one is of another policy, field, candidates or cells, or no accumulator at all.
+        """
+        state = other.to_dict() if isinstance(other, Accumulator) else other
+        if not isinstance(state, Mapping):
+            raise EstimateError(self._field.path, "can only be merged with an accumulator")
+        own = self.to_dict()
+        for name in own.keys() - {"figures"}:
+            if name not in state or state[name] != own[name]:
+                raise EstimateError(
+                    self._field.path,
+                    f"is merged with an accumulator of another {name}: only those of one policy go together",
+                )
+        figures: Any = state.get("figures")
+        if not self._tally.fits(figures):
+            raise EstimateError(self._field.path, "is merged with figures that no accumulator of it has")
+        self._figures = added(self._figures, figures)
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that is known of the values, as JSON can hold it. Only `merge` needs to understand it."""
+        return {
+            "format": _FORMAT,
+            "type": self._plan.descriptor.full_name,
+            "policy": self._plan.version,
+            "field": self._field.path,
+            "setting": self._tally.setting,
+            "figures": {name: list(figure) for name, figure in self._figures.items()},
+        }
+
+    def mean(self, *, held: Held | None = None, confidence: float = 0.95) -> Estimate:
+        """The mean of a numeric field, unbiased; see `Reader.mean` for arguments and errors."""
+        places, default = self._places(held, confidence)
+        if held is None:
+            return replace(places, per_place=self._may_be_absent)
+        return absence.mean_of_held(self._field.path, places, default, held, confidence)
+
+    def sum(self, *, held: Held | None = None, confidence: float = 0.95) -> Estimate:
+        """The sum of a numeric field, unbiased; see `Reader.sum` for arguments and errors."""
+        places, default = self._places(held, confidence)
+        if held is None:
+            return replace(places.scaled(places.n), per_place=default != 0 and self._may_be_absent)
+        return absence.sum_of_held(self._field.path, places, default, held, confidence)
+
+    def distribution(self, *, confidence: float = 0.95) -> Distribution:
+        """The share of each bin of a numeric field; see `Reader.distribution` for arguments and errors."""
+        numbers.as_number(self._field)
+        if "received" not in self._figures:
+            raise EstimateError(self._field.path, "has no bins: give bins to Reader.accumulator")
+        return distribution.distribution_of(
+            self._field, self._figures, self._tally.setting, confidence, per_place=self._may_be_absent
+        )
+
+    def quantile(self, q: float, *, confidence: float = 0.95) -> Estimate:
+        """The number below which a part q of all numbers lies; see `Reader.quantile` for arguments and errors."""
+        return self.distribution(confidence=confidence).quantile(q)
+
+    def mean_vector(self, *, confidence: float = 0.95) -> VectorEstimate:
+        """The mean of a vector field, unbiased; see `Reader.mean_vector` for arguments and errors."""
+        vectors.mechanism_of(self._field)
+        return vectors.mean_of(self._field, self._figures, confidence)
+
+    def heat_map(self, *, confidence: float = 0.95) -> HeatMap:
+        """How many places lie in each cell; see `Reader.heat_map` for arguments and errors."""
+        heat_map.place(self._field)
+        return heat_map.heat_map_of(self._field, self._figures, self._tally.setting, confidence)
+
+    def frequencies(
+        self, *, held: Held | None = None, project: bool = False, confidence: float = 0.95
+    ) -> dict[Any, Estimate]:
+        """The share of each category, unbiased; see `Reader.frequencies` for arguments and errors."""
+        category, path = category_of(self._field), self._field.path
+        self._check_held(held)
+        if project and not category.domain:
+            raise EstimateError(path, "has candidates, whose shares need not sum to 1, so leave project out")
+        needed = absence.confidence_of_places(held, confidence)
+        mechanism, (n,) = category.mechanism, self._figures["n"]
+        found = frequencies.estimate_frequencies(
+            path, self._figures["seen"], n, mechanism.truth, mechanism.lie, needed
+        )
+        if held is None:
+            found = [replace(entry, per_place=self._may_be_absent) for entry in found]
+        else:
+            found = [
+                absence.mean_of_held(path, entry, float(value == category.absent), held, confidence)
+                for value, entry in zip(self._members, found, strict=True)
+            ]
+        if project:
+            found = frequencies.projected(found)
+        labels = category.labels
+        return {labels.get(value, value): entry for value, entry in zip(self._members, found, strict=True)}
+
+    @property
+    def _may_be_absent(self) -> bool:
+        return paths.may_be_absent(self._plan, self._field)
+
+    def _check_held(self, held: Held | None) -> None:
+        if held is not None and not self._may_be_absent:
+            raise EstimateError(self._field.path, "is never absent, so leave held out")
+
+    def _places(self, held: Held | None, confidence: float) -> tuple[Estimate, float]:
+        """The mean over all places, and what an absent value counts as."""
+        grid = numbers.as_number(self._field).grid
+        self._check_held(held)
+        needed = absence.confidence_of_places(held, confidence)
+        places = numbers.mean_of(self._field, numbers.sums_of(self._figures), needed)
+        return places, grid.value(grid.index(float(paths.default(self._plan.descriptor, self._field))))
+
+
+def category_of(field: FieldPlan) -> CategoricalPayload:
+    """How a field leaves as a category.
+
+    Raises:
+        EstimateError: It leaves as something else.
+    """
+    category = field.kind.as_category(field)
+    if category is None:
+        raise EstimateError(field.path, f"is {field.kind}, not categorical: it has no frequencies")
+    return category
+
+
+def make(
+    plan: Plan,
+    field: FieldPlan,
+    read: Callable[[FieldPlan, Any], Any],
+    candidates: Iterable[str] | None,
+    cell_km: float | None,
+    bins: Bins | None,
+) -> Accumulator:
+    """The accumulator of a field, by its kind; arguments as for `Reader.accumulator`.
+
+    Raises:
+        EstimateError: There are candidates, a cell_km or bins that don't fit, or no candidates where they are needed.
+    """
+    path, kind = field.path, field.kind
+    if cell_km is not None and kind.as_place(field) is None:
+        raise EstimateError(path, "is no location, so leave cell_km out")
+    if bins is not None:
+        return Accumulator(plan, field, distribution.tally(field, bins), read)
+    category = kind.as_category(field)
+    if category is not None:
+        if category.domain and candidates is not None:
+            raise EstimateError(path, "has a domain of its own, so leave candidates out")
+        members = category.domain or supports.checked_candidates(path, candidates)
+        tally = supports.tally(path, members, category.mechanism, category.labels)
+        return Accumulator(plan, field, tally, read, members)
+    if candidates is not None:
+        raise EstimateError(path, f"is {kind}, not categorical, so leave candidates out")
+    if kind.as_vector(field) is not None:
+        return Accumulator(plan, field, vectors.tally(field), read)
+    if kind.as_place(field) is not None:
+        return Accumulator(plan, field, heat_map.tally(field, cell_km), read)
+    return Accumulator(plan, field, numbers.tally(field), read)
