@@ -181,8 +181,9 @@ async def test_wait_for_ready_waits_and_its_absence_does_not(mesh, seen, connect
     assert len(seen) == 2
 
 
-async def test_metadata_and_credentials_go_along(mesh, seen, stack, connect, serve):
+async def test_metadata_and_credentials_go_along(open_mesh, seen, stack, connect, serve):
     """Call credentials need a secure channel; local credentials make one over loopback."""
+    mesh = await open_mesh(grpc={"pass_metadata": ["who"]})
     server = grpc.aio.server()
     rig.add_handlers(server, seen.handlers())
     port = server.add_secure_port("127.0.0.1:0", grpc.local_server_credentials())
