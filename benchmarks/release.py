@@ -1,4 +1,4 @@
-"""mesh.release of 8 protected fields, beside the mechanisms of OpenDP and diffprivlib; and of 30 fields of all kinds."""
+"""mesh.release of 8 protected fields, beside the mechanisms of OpenDP and diffprivlib; of 30 fields of all kinds."""
 
 from __future__ import annotations
 
