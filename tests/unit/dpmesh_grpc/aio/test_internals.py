@@ -35,12 +35,20 @@ def internals():
 async def served(interceptors=(), refuse=False):
     """The address of a server whose methods answer with b"", or refuse."""
 
+    async def read(requests):
+        """A server that answers before it has read everything breaks off what its client still writes."""
+        if not isinstance(requests, bytes):
+            async for _ in requests:
+                pass
+
     async def one(request, context):
         if refuse:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "refused")
+        await read(request)
         return b""
 
     async def many(request, context):
+        await read(request)
         yield b""
 
     handlers = {
