@@ -188,6 +188,8 @@ class _OpenedMessage:
         packed_plans = [packed.priced.plan for packed in self._packed if packed.priced is not None]
         plans = [plan for plan in (self._priced.plan, *packed_plans) if not plan.is_open]
         mechanisms = tuple(sorted({name for plan in plans for name in plan.mechanisms}))
+        count_cut = self._priced.plan.count_cut
+        cut = 0 if count_cut is None else count_cut(self.copy)  # Once it is protected, the copy is gone.
         return replace(
             self._priced,
             plan=replace(
@@ -196,6 +198,7 @@ class _OpenedMessage:
                 snapshot=lambda _: None,
                 build=lambda _, pseudonymise: self._protect(pseudonymise, blank=False),
                 build_blank=lambda _, pseudonymise: self._protect(pseudonymise, blank=True),
+                count_cut=(lambda _: cut) if cut else None,
             ),
             mechanisms=",".join(mechanisms),
             attributes={

@@ -253,6 +253,8 @@ def _means_protection(rules: Message) -> bool:
     """Whether a rule of a field, message or oneof would be a mistake where it has no effect."""
     if isinstance(rules, privacy_pb2.FieldRules):
         return not rules.HasField("public")
+    if isinstance(rules, privacy_pb2.MessageRules) and rules.unannotated != privacy_pb2.MessageRules.PASS:
+        return True
     return isinstance(rules, (privacy_pb2.MessageRules, privacy_pb2.OneofRules)) and rules.HasField("epsilon")
 
 

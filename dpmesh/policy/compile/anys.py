@@ -74,11 +74,18 @@ def holds_any(field: FieldDescriptor) -> bool:
 
 
 def refuse_rules_inside(message: Descriptor, book: Rulebook) -> None:
-    """Refuses rules for the fields of google.protobuf.Any: what an Any packs has rules of its own.
+    """Refuses rules for the fields of google.protobuf.Any, and for an Any in one place: they would have no effect.
 
     Raises:
         AnnotationError: There is one.
     """
+    if path := book.message(message).path:
+        raise AnnotationError(
+            "any",
+            path,
+            "ends at a google.protobuf.Any, whose messages take no rule for one place",
+            "set `unannotated` on the message that holds it, or on google.protobuf.Any",
+        )
     for field in message.fields:
         if book.field(field):
             raise AnnotationError(

@@ -86,8 +86,12 @@ class Fragment:
     def add_step(self, step: Step) -> None:
         """Adds what needs no noise, and so leaves under on_exhausted = "suppress" too."""
         self.steps.append(step)
-        self.blank_steps.append(step)
-        self.replay_steps.append(step)
+        self.add_blank_steps([step])
+
+    def add_blank_steps(self, steps: Sequence[Step]) -> None:
+        """Adds what leaves where a budget is exhausted, under on_exhausted = "suppress" and under "replay"."""
+        self.blank_steps += steps
+        self.replay_steps += steps
 
     def add_copy(self, field: FieldDescriptor) -> None:
         """Adds a field that leaves as it is."""

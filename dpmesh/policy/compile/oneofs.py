@@ -43,7 +43,7 @@ def add(
         refuse_idle(oneof, resolved, lookup)
         for _, part in members:
             fragment.steps += part.steps
-            fragment.blank_steps += part.blank_steps
+            fragment.add_blank_steps(part.blank_steps)
     elif resolved.rules.public:
         fragment.shows_presence.append(f"the choice of {oneof.full_name} leaves as it is")
         runs = [(field.name, steps.run_all(part.steps)) for field, part in members if part.steps]
@@ -51,7 +51,8 @@ def add(
         blank_runs = [
             (field.name, steps.run_all(part.blank_steps)) for field, part in members if part.blank_steps
         ]
-        fragment.blank_steps += [steps.open_choice(oneof.name, blank_runs)] if blank_runs else []
+        if blank_runs:
+            fragment.add_blank_steps([steps.open_choice(oneof.name, blank_runs)])
     else:
         epsilon = _epsilon(oneof, resolved, site.share, lookup)
         if epsilon is None:

@@ -42,6 +42,11 @@ class NoisedKind(FieldKind):
             # The samplers have limits of their own, which only extreme resolutions and epsilons reach.
             site.error("resolution", str(error), "use a coarser resolution")
             return
+        except ArithmeticError:
+            # Norms, sensitivities and regions of extreme size reach what floats can't hold.
+            text = "has numbers so large, or so near to each other, that its noise can't be computed"
+            site.error("bounds", text, "use a norm, bounds or a region of usual size")
+            return
         if site.public_length:
             if not self._takes_length(site.field):
                 text = f"{plan.kind} on {type_name(site.field)} shows no number of elements, so length has no effect"

@@ -101,7 +101,9 @@ _Hide = Callable[[Any, Pseudonymise], Any]
 def _step(field: FieldDescriptor, plan: FieldPlan) -> Step:
     """Writes a pseudonym for each id, whether it was set or not."""
     holder, payload = scalar(field), plan.payload
-    alias = f"alias({_canonical(holder)}, {payload.epoch!r}, {payload.namespace!r})"
+    # "@" ends the names that a transform marks.
+    namespace = repr(payload.namespace).replace("@", r"\x40")
+    alias = f"alias({_canonical(holder)}, {payload.epoch!r}, {namespace})"
     hidden = ids.in_type(holder, alias)
     if not field.is_repeated and not is_wrapper(field):
         return field.name, Transform(None, f"out = {hidden}", {})

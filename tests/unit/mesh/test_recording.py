@@ -289,3 +289,24 @@ async def test_elements_are_counted_that_are_cut_where_their_number_is_public(sd
         )
     (point,) = found.data.data_points
     assert (dict(point.attributes), point.value) == ({"method": METHOD}, 3 * 6)
+
+
+HOLDER = compiled(
+    f"""message Value {{ bool on = 1 [{CAT} = {{epsilon: 1}}]; }}
+    message Holder {{ string id = 1 [(dpmesh.v1.field).unit = {{}}]; google.protobuf.Any any = 2;
+        repeated bool on = 3 [(dpmesh.v1.field) = {{categorical: {{epsilon: 1}} max_items: 2 length: PUBLIC}}]; }}"""
+)
+
+
+async def test_what_is_cut_from_a_message_that_holds_an_any_is_counted_too(sdk):
+    _, reader = sdk
+    packed = any_pb2.Any()
+    packed.Pack(HOLDER.Value(on=True))
+    async with dpmesh.open({"ledger": {"url": "memory:"}, "budget": [BUDGET]}) as mesh:
+        for elements in (1, 5):
+            sent = HOLDER.Holder(id="N1", any=packed, on=[True] * elements)
+            receipt = await mesh.release(sent, method=METHOD)
+            assert len(receipt.message.on) == min(elements, 2)
+    scope = reader.get_metrics_data().resource_metrics[0].scope_metrics[0]
+    (cut,) = [metric for metric in scope.metrics if metric.name == "dpmesh.items.cut"]
+    assert [point.value for point in cut.data.data_points] == [3]

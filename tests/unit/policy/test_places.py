@@ -146,6 +146,18 @@ def test_a_path_ends_at_an_any():
         Policy(parse(overlay, "test")).plan(types.M.DESCRIPTOR)
 
 
+@pytest.mark.parametrize("rule", ["SUPPRESS", "REJECT"])
+@pytest.mark.parametrize("path", ["M.box", "M.plain.box", "Plain.box"])
+def test_no_rule_by_path_for_what_an_any_packs_is_passed_over(path, rule):
+    types = compiled(
+        "message Plain { google.protobuf.Any box = 1; } message M { google.protobuf.Any box = 1; Plain plain = 2; }"
+    )
+    overlay = {"messages": {f"{types.package}.{path}": {"unannotated": rule}}}
+    with pytest.raises(AnnotationError) as caught:
+        Policy(parse(overlay, "test")).plan(types.M.DESCRIPTOR)
+    assert caught.value.element == f"{types.package}.{path}"
+
+
 def test_a_type_that_holds_itself_takes_rules_by_path_up_to_where_it_repeats():
     fields = {"Node.child": {"suppress": {}}, "Node.worth.units": NOISED}
     assert set(noised(plan_of("Node", fields=fields))) == {"worth.units"}
@@ -160,6 +172,7 @@ def test_a_type_that_holds_itself_takes_rules_by_path_up_to_where_it_repeats():
         {"messages": {"Order.price": {"epsilon": 1}}},
         {"fields": {"Order.parts.units": {"max_items": 2}}},
         {"fields": {"Batch.last.price.units": NOISED, "Order.price": {"public": {}}}},
+        {"fields": {"Order.price": {"public": {}}}, "messages": {"Order.price": {"unannotated": "SUPPRESS"}}},
     ],
 )
 @pytest.mark.parametrize("others", [{}, {"Order.tip.nanos": {"suppress": {}}}])

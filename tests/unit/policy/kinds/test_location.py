@@ -439,6 +439,7 @@ BAD = {
     f'epsilon: 1 latitude: "lat" {SWITZERLAND}': "has no field lat",
     f'epsilon: 1 latitude: "longitude" {SWITZERLAND}': "two fields of one type",
     "epsilon: 1 min_latitude: 48 max_latitude: 46 min_longitude: 5 max_longitude: 10": "has to be below max_latitude",
+    "epsilon: 1 min_latitude: 89.9999999 max_latitude: 90 min_longitude: -60 max_longitude: 1": "region of usual size",
 }
 
 

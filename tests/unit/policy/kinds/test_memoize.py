@@ -134,3 +134,27 @@ def test_another_message_tells_nothing_new_about_a_value_that_stays():
     for value in range(3):
         once, often = law_of((value,), table), law_of((value,) * 5, table)
         assert {shown * 5: chance for shown, chance in once.items()} == often
+
+
+class FirstCodes:
+    """A pseudonym function whose memoized answers are all drawn with the code 0."""
+
+    def __call__(self, value, epoch, namespace=""):
+        return bytes(16)
+
+    def codes(self, label, draws, states):
+        return [0] * states
+
+
+def test_choices_that_leave_where_a_budget_is_exhausted_are_replayed_too():
+    number = "(dpmesh.v1.field).numeric = {lower: 0 upper: 1 epsilon: 1}"
+    made = compiled(
+        f"""message M {{ {UNIT} {BOOL} oneof plain {{ string x = 3; string y = 4; }}
+        oneof shown {{ option (dpmesh.v1.oneof).public = true; string u = 5; double v = 6 [{number}]; }} }}"""
+    )
+    compiled_plan = Policy().plan(made.M.DESCRIPTOR)
+    message = made.M(id="a", b=True, x="x", u="u")
+    blank = compiled_plan.blank(message, FirstCodes())
+    replayed = compiled_plan.memos.build(compiled_plan.snapshot(message), FirstCodes())
+    assert (blank.x, blank.u, blank.b) == ("x", "u", False)
+    assert (replayed.x, replayed.u, replayed.b) == ("x", "u", True)

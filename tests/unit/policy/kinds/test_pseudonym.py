@@ -88,6 +88,16 @@ def test_fields_join_only_in_a_namespace_that_they_share():
     assert int(out.c, 16) & (2**63 - 1) == out.d
 
 
+def test_a_namespace_with_an_at_sign_is_one_in_every_field():
+    rule = "{namespace: 'cars@acme'}"
+    made = types(
+        f"string a = 1 [{P} = {rule}]; string b = 2 [{P} = {rule}]; repeated string c = 3 [{P} = {rule}, "
+        "(dpmesh.v1.field).max_items = 1];"
+    )
+    out = protect(made.M(a="7", b="7", c=["7"]))
+    assert {out.a, out.b, *out.c} == {alias(b"7", 86_400.0, "cars@acme").hex()}
+
+
 def test_a_quoted_namespace_is_text_and_no_code():
     namespace = "'); raise SystemExit  # \u00e9"
     made = types(f'string a = 1 [{P} = {{namespace: "{namespace}"}}];')

@@ -84,6 +84,19 @@ def test_all_places_lie_within_reach_and_their_cells_within_the_ranges(name):
             assert high - low <= found.max() - found.min() + 2 + 0.2 * (found.max() - found.min())
 
 
+@pytest.mark.parametrize("bounds", [(-60, 80, -180, 180), (10, 11, -3, 9)])
+def test_curved_edges_lie_within_the_ranges_of_small_cells(bounds):
+    """A place out of the ranges counts as the middle, so GEO would charge too little between it and its neighbours."""
+    region, spacing = region_of(rule(*bounds)), 0.02
+    turned = np.linspace(-region.half_width, region.half_width, 50_001)
+    for latitude in bounds[:2]:
+        places = np.full(len(turned), float(latitude)), region.longitude + turned
+        q, r = cells_at(*region.project(*places), spacing)
+        for found, (low, high) in zip((q, r, q + r), region.cell_ranges(spacing), strict=True):
+            assert low <= found.min()
+            assert found.max() <= high
+
+
 def test_a_places_cell_has_the_nearest_centre():
     rng = np.random.default_rng(4)
     x, y = rng.uniform(-50, 50, 2000), rng.uniform(-50, 50, 2000)

@@ -246,6 +246,8 @@ BAD = [
     ("output-range", "repeated float", "l2_norm: 1 dimension: 3 epsilon: 1 resolution: 1e-9"),
     ("output-range", "repeated float", "l2_norm: 1e38 dimension: 3 epsilon: 0.01"),
     ("output-range", "repeated float", "l2_norm: 1e-38 dimension: 3 epsilon: 1"),
+    ("bounds", "repeated double", "l2_norm: 1 dimension: 3 epsilon: 1 sensitivity: 1e308"),
+    ("bounds", "repeated double", "l2_norm: 1e308 dimension: 3 epsilon: 1 sensitivity: 1 resolution: 1e-9"),
     ("output-range", "repeated float", "l2_norm: 1e9 dimension: 3 epsilon: 1 sensitivity: 1 resolution: 1"),
     (
         "output-range",
