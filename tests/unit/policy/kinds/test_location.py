@@ -458,6 +458,11 @@ def test_rules_that_make_no_sense_are_refused(rule, text):
             "message P { repeated double latitude = 1; double longitude = 2; } P at = 1 [%s];",
             "has to be one number",
         ),
+        # The usual case: degrees times 10^7.
+        (
+            "message P { sint32 latitude = 1; sint32 longitude = 2; } P at = 1 [%s];",
+            "set degrees_per_unit: 1e-7",
+        ),
         ("message P { uint32 latitude = 1; uint32 longitude = 2; } P at = 1 [%s];", "no place south or west"),
         (
             "message P { oneof o { double latitude = 1; double longitude = 2; } } P at = 1 [%s];",
