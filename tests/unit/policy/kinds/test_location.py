@@ -438,6 +438,9 @@ BAD = {
     f"epsilon: 1 degrees_per_unit: 0 {SWITZERLAND}": "degrees_per_unit must be from",
     f'epsilon: 1 latitude: "lat" {SWITZERLAND}': "has no field lat",
     f'epsilon: 1 latitude: "longitude" {SWITZERLAND}': "two fields of one type",
+    "epsilon: 1 min_latitude: 46 max_latitude: 48 min_longitude: 170 max_longitude: 190": (
+        "min_longitude is the larger: 170 and -170"
+    ),
     "epsilon: 1 min_latitude: 48 max_latitude: 46 min_longitude: 5 max_longitude: 10": "has to be below max_latitude",
 }
 
