@@ -137,6 +137,37 @@ def reader(descriptor: Descriptor, field: FieldPlan) -> Read:
     return read
 
 
+def blank(plan: Plan) -> Callable[[Message], bool]:
+    """What tells messages that left without values, under on_exhausted = "suppress" or "replay".
+
+    A message that was released holds each noised field that can be absent, such as an optional one or a Timestamp, and
+    elements in each repeated one. One that lacks all of them left without values, and its other fields are defaults.
+    Where a type has no such field, nothing tells.
+    """
+    optional, repeated = [], []
+    for field in plan.fields:
+        if not field.mechanism_name or field.kind.on_oneof or field.memo is not None:
+            continue
+        first, *inner = walk(plan.descriptor, field)
+        if inner or oneof_of(first) is not None or is_map(first) or first.is_required:
+            continue
+        if first.has_presence:
+            optional.append(first.name)
+        elif first.is_repeated and field.path not in field.public_lengths:
+            repeated.append(first.name)
+
+    if not optional and not repeated:
+        return lambda message: False
+
+    def lacks_all(message: Message) -> bool:
+        return not (
+            any(message.HasField(name) for name in optional)
+            or any(len(getattr(message, name)) for name in repeated)
+        )
+
+    return lacks_all
+
+
 def holders(descriptor: Descriptor, field: FieldPlan) -> Read:
     """What reads a field as a whole, such as a map, out of every message within a received message that has it."""
     *above, last = walk(descriptor, field)

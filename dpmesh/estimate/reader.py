@@ -77,6 +77,7 @@ class Reader:
                 "make one Reader for each policy",
             )
         self._fields: dict[str, FieldPlan] = {}
+        self._blank = paths.blank(self.plan)
 
     def accumulator(
         self,
@@ -394,7 +395,8 @@ class Reader:
         for message in messages:
             if not isinstance(message, Message) or message.DESCRIPTOR.full_name != wanted:
                 raise EstimateError(field.path, f"one of the values is not a {wanted}, as the first is")
-            yield from read(message)
+            if field.memo is not None or not self._blank(message):
+                yield from read(message)
 
 
 def _compile(message_type: type[Message] | Descriptor, rules: Policy) -> Plan:

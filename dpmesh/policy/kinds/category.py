@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -131,8 +132,9 @@ def domain_of(field: FieldDescriptor, names: tuple[str, ...]) -> tuple[Any, ...]
         BadRuleError: The type has no categories, or the declared ones are not of it.
     """
     holder = scalar(field)
-    if len(set(names)) != len(names):
-        raise BadRuleError("domain", "has a value twice")
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise BadRuleError("domain", f"has a value twice: {twice[0]!r}", "remove one of them")
     parse = _DOMAIN_PARSERS.get(holder.type) or (_integers if holder.type in INTEGER_RANGES else None)
     if parse is None:
         raise BadRuleError("kind-type", f"categorical does not fit {type_name(field)}")

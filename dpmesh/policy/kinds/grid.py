@@ -15,6 +15,7 @@ from dpmesh.v1 import privacy_pb2 as pb
 
 GRID_LIMIT = 2**40
 _DEFAULT_CELLS = 10_000
+_STEPS_OF_SENSITIVITY = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def grid_of(holder: FieldDescriptor, rules: pb.Numeric) -> Grid:
         )
     integral = holder.type in INTEGER_RANGES
     finest = _finest(holder, max(abs(rules.lower), abs(rules.upper)))
-    step = rules.resolution if rules.HasField("resolution") else max(finest, _default_step(span, integral))
+    step = rules.resolution if rules.HasField("resolution") else max(finest, _default_step(rules, integral))
     if not (math.isfinite(step) and 0 < step <= span):
         raise BadRuleError("resolution", f"must be above 0 and at most the range {span:g}, not {step:g}")
     if span / step > GRID_LIMIT:
@@ -101,9 +102,17 @@ def _finest(holder: FieldDescriptor, largest: float) -> float:
     return math.ulp(largest) * (2.0**29 if holder.type == F.TYPE_FLOAT else 1.0)
 
 
-def _default_step(span: float, integral: bool) -> float:
-    """A power of two, so that scaling is exact, between a ten- and a twenty-thousandth of the range."""
-    step = 2.0 ** math.floor(math.log2(span / _DEFAULT_CELLS)) if span / _DEFAULT_CELLS > 0 else 0.0
+def _default_step(rules: pb.Numeric, integral: bool) -> float:
+    """A power of two, so that scaling is exact, between a ten- and a twenty-thousandth of the range.
+
+    That of an aggregate is also at most a 32nd of its sensitivity, or 1 in an integer: noise hides at least one
+    step, so a wider step would make it larger.
+    """
+    span = rules.upper - rules.lower
+    widest = span / _DEFAULT_CELLS
+    if math.isfinite(rules.sensitivity) and rules.sensitivity > 0:
+        widest = max(min(widest, rules.sensitivity / _STEPS_OF_SENSITIVITY), 2 * span / GRID_LIMIT)
+    step = 2.0 ** math.floor(math.log2(widest)) if widest > 0 else 0.0
     return max(1.0, step) if integral else step
 
 

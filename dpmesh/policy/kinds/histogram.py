@@ -168,13 +168,16 @@ def _keys(site: FieldSite, rules: pb.Histogram) -> tuple[Any, ...]:
     for name in ("threshold", "delta"):
         if rules.HasField(name):
             raise BadRuleError(name, "is for histograms without keys", "remove it, or the keys")
-    try:
-        keys = tuple(_key(key, name) for name in names)
-    except (KeyError, ValueError):
-        raise BadRuleError("keys", f"has a key that is no {type_name(key)}") from None
-    if len(set(keys)) != len(keys):
-        raise BadRuleError("keys", "has a key twice")
-    return keys
+    keys: dict[Any, None] = {}
+    for name in names:
+        try:
+            found = _key(key, name)
+        except (KeyError, ValueError):
+            raise BadRuleError("keys", f"has a key that is no {type_name(key)}: {name!r}") from None
+        if found in keys:
+            raise BadRuleError("keys", f"has a key twice: {name!r}", "remove one of them")
+        keys[found] = None
+    return tuple(keys)
 
 
 def _key(field: FieldDescriptor, name: str) -> Any:

@@ -175,6 +175,12 @@ def _coordinates(site: FieldSite, rules: pb.Location) -> tuple[FieldDescriptor, 
 
 def _unit(field: FieldDescriptor, rules: pb.Location) -> tuple[float, float]:
     """How many degrees a 1 means, and the smallest distance of cells that the fields can tell apart, in km."""
+    if field.type in INTEGER_RANGES and not rules.HasField("degrees_per_unit"):
+        raise BadRuleError(
+            "location",
+            f"{field.name} is an integer, and the rule does not say how many degrees a 1 means",
+            "set degrees_per_unit: 1e-7 for degrees times 10^7",
+        )
     unit = rules.degrees_per_unit if rules.HasField("degrees_per_unit") else 1.0
     if not (math.isfinite(unit) and 1e-12 <= unit <= 360):
         raise BadRuleError("location", f"degrees_per_unit must be from 1e-12 to 360, not {unit:g}")

@@ -215,7 +215,11 @@ def region_of(rules: pb.Location) -> Region:
             "region", "min_latitude has to be below max_latitude, and both from -90 to 90 degrees"
         )
     if not (-180 <= west <= 180 and -180 <= east <= 180):
-        raise BadRuleError("region", "min_longitude and max_longitude have to be from -180 to 180 degrees")
+        raise BadRuleError(
+            "region",
+            "min_longitude and max_longitude have to be from -180 to 180 degrees",
+            "where the region crosses the antimeridian, min_longitude is the larger: 170 and -170",
+        )
     if west == east:
         raise BadRuleError(
             "region", "min_longitude and max_longitude are equal", "-180 to 180 is all around the Earth"

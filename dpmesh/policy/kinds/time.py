@@ -37,6 +37,7 @@ _STEPS = {
     pb.Time.HOUR: 3_600 * _SECOND,
     pb.Time.DAY: 86_400 * _SECOND,
 }
+_SYMBOLS = dict(zip(_STEPS.values(), ("ns", "µs", "ms", "s", "min", "h", "d"), strict=True))
 _TIMESTAMP, _DURATION = "google.protobuf.Timestamp", "google.protobuf.Duration"
 # What the two types can hold, by their definitions: years 1 to 9999, and 10,000 years either way.
 _LIMITS = {
@@ -70,6 +71,8 @@ class TimePayload:
     def words(self, tick: int) -> str:
         """A time, as people write it."""
         if not self.dated:
+            if not self.message:
+                return f"{number(tick)} {_SYMBOLS[self.unit]}"
             return f"{number(tick * self.unit / _SECOND)} s"
         low, high = _LIMITS[_TIMESTAMP]
         at = Timestamp()
@@ -129,6 +132,8 @@ class Time(Numeric):
         shown = super().describe(replace(plan, payload=time.number))
         low, high = time.ticks.outputs
         words = f"{time.words(int(low))} to {time.words(int(high))}"
+        if time.dated and not time.message:
+            words += f", error in {_SYMBOLS[time.unit]}"
         if time.shift is not None:
             words += f", hides shifts up to {number(time.shift / _SECOND)} s only"
         return replace(shown, output=words)

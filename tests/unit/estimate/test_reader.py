@@ -281,6 +281,34 @@ def test_what_the_law_can_not_give_is_refused(reader, call, path, values, says):
     assert "4711" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "path", ["speed", "ratio", "total", "steps", "boxed", "parts.weight", "spares.weight"]
+)
+def test_messages_that_left_without_values_count_for_no_number(reader, received, path):
+    """0 is an output of some fields, so zeros of an exhausted budget would pass for values."""
+    blank = [reader.plan.blank(message, alias) for message in received]
+    assert reader.mean(path, received + blank) == reader.mean(path, received)
+
+
+@pytest.mark.parametrize("path", ["color", "open", "gate", "choice"])
+def test_messages_that_left_without_values_count_for_no_category(reader, received, path):
+    blank = [reader.plan.blank(message, alias) for message in received]
+    assert reader.frequencies(path, received + blank) == reader.frequencies(path, received)
+
+
+def test_memoized_answers_count_in_messages_that_left_without_other_values():
+    types = compiled("""message M {
+          string unit = 1 [(dpmesh.v1.field).unit = {}];
+          bool open = 2 [(dpmesh.v1.field) = {categorical: {epsilon: 1} memoize: {}}];
+          uint32 people = 3 [(dpmesh.v1.field).numeric = {lower: 0 upper: 9 epsilon: 1 output: IN_RANGE}];
+          optional double speed = 4 [(dpmesh.v1.field).numeric = {lower: 0 upper: 9 epsilon: 1}];
+        }""")
+    reader, replayed = Reader(types.M), types.M(unit="u", open=True)
+    assert reader.frequencies("open", [replayed] * 9)[True].n == 9
+    with pytest.raises(EstimateError, match="there are no values"):
+        reader.mean("people", [replayed])
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_lists_of_another_length_are_refused(reader, protos, count):
     message = protos.Report()

@@ -92,6 +92,15 @@ def test_the_error_says_how_to_write_an_empty_kind(tmp_path: Path) -> None:
         ("fields:\n  7: {suppress: {}}\n", "2:3: fields [7]: must be a full name"),
         ("methods:\n  /a.S/M: {labels: health}\n", "2:12: methods /a.S/M labels: must be a list"),
         ("methods:\n  /a.S/M: {labels: [7]}\n", "2:21: methods /a.S/M labels [0]: must be text"),
+        # YAML reads a date without quotes as a time, and NO (Norway, say) as false.
+        (
+            "fields:\n  a.B.c: {time: {earliest: 2026-01-01T00:00:00Z}}\n",
+            "2:18: fields a.B.c time earliest: must be text (in quotes, if it looks like a number, a date or yes and no)",
+        ),
+        (
+            "fields:\n  a.B.c: {categorical: {domain: [NO]}}\n",
+            "2:34: fields a.B.c categorical domain [0]: must be text (in quotes, if it looks like a number, a date or yes and no)",
+        ),
         ("methods:\n  /a.S/M: {require: 1}\n", "2:12: methods /a.S/M require: must be true or false"),
         ("methods:\n  /a.S/M: {require: 'yes'}\n", "2:12: methods /a.S/M require: must be true or false"),
         ("messages:\n  a.B: {epsilon: yes}\n", "2:9: messages a.B epsilon: must be a number"),

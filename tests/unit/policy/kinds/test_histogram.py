@@ -253,7 +253,8 @@ def test_bad_rules_are_refused_with_what_to_do():
     assert "no int32" in refused('keys: ["x"] contribution: 1 epsilon: 1', "map<int32, int64>")
     assert "no uint32" in refused('keys: ["-1"] contribution: 1 epsilon: 1', "map<uint32, int64>")
     assert "no bool" in refused('keys: ["no"] contribution: 1 epsilon: 1', "map<bool, int64>")
-    assert "a key twice" in refused('keys: ["1", "01"] contribution: 1 epsilon: 1', "map<int32, int64>")
+    assert "no int32: 'E7'" in refused('keys: ["7", "E7"] contribution: 1 epsilon: 1', "map<int32, int64>")
+    assert "a key twice: '01'" in refused('keys: ["1", "01"] contribution: 1 epsilon: 1', "map<int32, int64>")
     assert "does not say how much one unit adds" in refused('keys: ["a"] epsilon: 1')
     for number in ("0", "-1", "inf", "nan"):
         assert "finite number above 0" in refused(f'keys: ["a"] contribution: {number} epsilon: 1')

@@ -438,6 +438,9 @@ BAD = {
     f"epsilon: 1 degrees_per_unit: 0 {SWITZERLAND}": "degrees_per_unit must be from",
     f'epsilon: 1 latitude: "lat" {SWITZERLAND}': "has no field lat",
     f'epsilon: 1 latitude: "longitude" {SWITZERLAND}': "two fields of one type",
+    "epsilon: 1 min_latitude: 46 max_latitude: 48 min_longitude: 170 max_longitude: 190": (
+        "min_longitude is the larger: 170 and -170"
+    ),
     "epsilon: 1 min_latitude: 48 max_latitude: 46 min_longitude: 5 max_longitude: 10": "has to be below max_latitude",
     "epsilon: 1 min_latitude: 89.9999999 max_latitude: 90 min_longitude: -60 max_longitude: 1": "region of usual size",
 }
@@ -458,6 +461,11 @@ def test_rules_that_make_no_sense_are_refused(rule, text):
         (
             "message P { repeated double latitude = 1; double longitude = 2; } P at = 1 [%s];",
             "has to be one number",
+        ),
+        # The usual case: degrees times 10^7.
+        (
+            "message P { sint32 latitude = 1; sint32 longitude = 2; } P at = 1 [%s];",
+            "set degrees_per_unit: 1e-7",
         ),
         ("message P { uint32 latitude = 1; uint32 longitude = 2; } P at = 1 [%s];", "no place south or west"),
         (

@@ -65,6 +65,19 @@ def test_auto_takes_laplace_for_aggregates():
     assert planned("lower: 0 upper: 100 epsilon: 0.1").mechanism_name == "duchi"
 
 
+@pytest.mark.parametrize("upper", [1000, 1e6, 1e9])
+@pytest.mark.parametrize("output", ["UNBIASED", "IN_RANGE"])
+@pytest.mark.parametrize(("kind", "most"), [("int64", 1.36), ("double", 1.46)])
+def test_the_default_grid_adds_little_to_the_error_of_an_aggregate(upper, output, kind, most):
+    """A step of a ten-thousandth of the range would hide 100 in a count up to a million, where one unit adds 1."""
+    field = planned(f"lower: 0 upper: {upper} epsilon: 1 sensitivity: 1 output: {output}", kind)
+    assert field.payload.deviation < most
+
+
+def test_the_default_grid_of_an_aggregate_stays_within_its_limit():
+    assert planned("lower: 0 upper: 1e300 epsilon: 1 sensitivity: 1e-300").payload.grid.size <= 2**40
+
+
 def test_optimized_piecewise_is_refused_for_aggregates():
     told = refusal("lower: 0 upper: 100 epsilon: 1 sensitivity: 1 mechanism: OPTIMIZED_PIECEWISE")
     assert "a unit's own value" in told

@@ -135,3 +135,8 @@ def test_what_leaves_holds_the_value_as_often_as_it_should():
 )
 def test_ambiguous_rules_are_refused(rule, field):
     assert refused(field).rule == rule
+
+
+def test_a_value_that_stands_twice_in_a_domain_is_named():
+    rule = f'{CAT} = {{epsilon: 1 domain: "north" domain: "south" domain: "north"}}'
+    assert "has a value twice: 'north'" in str(refused(f"string a = 1 [{rule}];"))

@@ -163,6 +163,15 @@ def test_fractions_of_a_second_do_not_leave_unless_the_resolution_has_them():
     assert {out.f.nanos for out in outs} == {0}
 
 
+def test_the_plan_speaks_of_an_integer_in_its_own_steps():
+    hours = field_of(f'int64 h = 1 [{TIME} = {{earliest: "0s" latest: "86400s" step: HOUR epsilon: 1}}];')
+    shown = hours.kind.describe(hours)
+    assert shown.output == "-23 h to 47 h"
+    assert shown.error == pytest.approx(24.2, abs=0.1)
+    dates = field_of(f"int64 at = 1 [{TIME} = {{{JANUARY} step: MILLISECOND epsilon: 1}}];")
+    assert dates.kind.describe(dates).output.endswith("Z, error in ms")
+
+
 def test_the_range_is_the_sensitivity_and_a_shift_is_a_weaker_promise():
     whole = field_of(f"int64 f = 1 [{TIME} = {{{JANUARY} epsilon: 1 step: DAY}}];")
     shifted = field_of(
