@@ -9,8 +9,9 @@ from fractions import Fraction
 from google.protobuf.descriptor import FieldDescriptor
 
 from dpmesh.noise.numeric import NumericMechanism
-from dpmesh.policy.descriptors import FLOAT_LIMITS, INTEGER_RANGES, F, type_name
+from dpmesh.policy.descriptors import INTEGER_RANGES, F, limits, type_name
 from dpmesh.policy.diagnostics import BadRuleError
+from dpmesh.policy.kinds.checks import above_zero
 from dpmesh.v1 import privacy_pb2 as pb
 
 GRID_LIMIT = 2**40
@@ -108,8 +109,8 @@ def _default_step(span: float, integral: bool) -> float:
 
 
 def _within(holder: FieldDescriptor, low: float, high: float) -> None:
-    limits = INTEGER_RANGES.get(holder.type) or (-FLOAT_LIMITS[holder.type], FLOAT_LIMITS[holder.type])
-    if low < limits[0] or high > limits[1]:
+    smallest, largest = limits(holder)
+    if low < smallest or high > largest:
         raise BadRuleError("bounds", f"lower and upper must fit {type_name(holder)}")
 
 
@@ -123,9 +124,7 @@ def steps_of(declared: float, grid: Grid) -> int:
     Raises:
         BadRuleError: It is not a finite number above 0.
     """
-    if not (math.isfinite(declared) and declared > 0):
-        raise BadRuleError("sensitivity", f"must be a finite number above 0, not {declared:g}")
-    exact = Fraction(declared) / Fraction(grid.step)
+    exact = Fraction(above_zero(declared, "sensitivity")) / Fraction(grid.step)
     rounding = Fraction(grid.size + 1, 2**50)
     steps = math.ceil(exact) if grid.integral else math.floor(exact + rounding) + 1
     return min(steps, grid.size)
@@ -138,8 +137,8 @@ def check_outputs(holder: FieldDescriptor, grid: Grid, mechanism: NumericMechani
         BadRuleError: The field can't hold all outputs.
     """
     low, high = grid.value(mechanism.low), grid.value(mechanism.high)
-    limits = INTEGER_RANGES.get(holder.type) or (-FLOAT_LIMITS[holder.type], FLOAT_LIMITS[holder.type])
-    if low < limits[0] or high > limits[1]:
+    smallest, largest = limits(holder)
+    if low < smallest or high > largest:
         raise BadRuleError(
             "output-range",
             f"unbiased outputs reach from {low:.6g} to {high:.6g}, which {type_name(holder)} can't hold",

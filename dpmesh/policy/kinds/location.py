@@ -15,10 +15,10 @@ from dpmesh.noise.disk_area import DiskArea
 from dpmesh.policy.codegen import places
 from dpmesh.policy.codegen.steps import Step
 from dpmesh.policy.descriptors import (
-    FLOAT_LIMITS,
     INTEGER_RANGES,
     F,
     inside_of,
+    is_number,
     is_wrapper,
     oneof_of,
     type_name,
@@ -156,7 +156,7 @@ def _coordinates(site: FieldSite, rules: pb.Location) -> tuple[FieldDescriptor, 
         field = message.fields_by_name.get(name)
         if field is None:
             raise BadRuleError("location", f"{message.full_name} has no field {name}", f"name it in {role}")
-        if field.is_repeated or (field.type not in INTEGER_RANGES and field.type not in FLOAT_LIMITS):
+        if field.is_repeated or not is_number(field):
             raise BadRuleError("location", f"{name} is {type_name(field)}, and has to be one number")
         if field.type in INTEGER_RANGES and INTEGER_RANGES[field.type][0] == 0:
             raise BadRuleError(
