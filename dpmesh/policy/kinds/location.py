@@ -12,7 +12,6 @@ from google.protobuf.descriptor import FieldDescriptor
 from typing_extensions import override
 
 from dpmesh.noise.disk_area import DiskArea
-from dpmesh.policy.codegen import places
 from dpmesh.policy.codegen.steps import Step
 from dpmesh.policy.descriptors import (
     INTEGER_RANGES,
@@ -24,6 +23,7 @@ from dpmesh.policy.descriptors import (
     type_name,
 )
 from dpmesh.policy.diagnostics import BadRuleError
+from dpmesh.policy.kinds import place_code
 from dpmesh.policy.kinds.cells import neighbourhoods
 from dpmesh.policy.kinds.kind import Description, FieldSite
 from dpmesh.policy.kinds.noised import NoisedKind
@@ -108,9 +108,9 @@ class Location(NoisedKind):
     def step(self, site: FieldSite, plan: FieldPlan) -> Step:
         at: LocationPayload = plan.payload
         cell = _text_of_disk(at) if at.law.cells else _text_of_hexagons(at)
-        draw = places.drawing(at.region, at.unit, at.law.spacing, at.law.mechanism.draws, *cell)
+        draw = place_code.drawing(at.region, at.unit, at.law.spacing, at.law.mechanism.draws, *cell)
         items = plan.repeats if site.field.is_repeated else 0
-        return places.pairs(site.field, at.latitude, at.longitude, draw, items)
+        return place_code.pairs(site.field, at.latitude, at.longitude, draw, items)
 
     @override
     def describe(self, plan: FieldPlan) -> Description:
@@ -224,8 +224,8 @@ def _text_of_hexagons(at: LocationPayload) -> tuple[str, dict[str, Any]]:
     latitude, longitude = (np.array([value]) for value in at.region.middle)
     q, r = (int(each[0]) for each in cells_at(*at.region.project(latitude, longitude), at.law.spacing))
     ranges, decode = at.region.cell_ranges(at.law.spacing), at.law.mechanism.draws.decode
-    text = places.hexagons(at.region, at.law.spacing, ranges, f"{q}, {r}", decode)
-    return text + places.written(at.unit, integral=at.integral), {}
+    text = place_code.hexagons(at.region, at.law.spacing, ranges, f"{q}, {r}", decode)
+    return text + place_code.written(at.unit, integral=at.integral), {}
 
 
 def _text_of_disk(at: LocationPayload) -> tuple[str, dict[str, Any]]:
@@ -235,7 +235,7 @@ def _text_of_disk(at: LocationPayload) -> tuple[str, dict[str, Any]]:
     orders = [array("H", row.tobytes()) for row in around.order]
     pairs = zip(at.law.cells.latitude.tolist(), at.law.cells.longitude.tolist(), strict=True)
     shown = tuple(
-        tuple(places.in_units(value, at.unit, integral=at.integral) for value in pair) for pair in pairs
+        tuple(place_code.in_units(value, at.unit, integral=at.integral) for value in pair) for pair in pairs
     )
     names = {
         "number_of": at.law.cells.numbers.get,
@@ -243,4 +243,4 @@ def _text_of_disk(at: LocationPayload) -> tuple[str, dict[str, Any]]:
         "orders": orders,
         "shown": shown,
     }
-    return places.disk(at.law.mechanism.draws.decode), names
+    return place_code.disk(at.law.mechanism.draws.decode), names
