@@ -74,7 +74,7 @@ class Accumulator:
         """Adds the values of another accumulator, or of what its `to_dict` gave.
 
         Raises:
-            EstimateError: The other one is of another policy, field, candidates or cells, or no accumulator at all.
+            EstimateError: `other` is of another policy, field, candidates, cells or bins, or it is no accumulator.
         """
         state = other.to_dict() if isinstance(other, Accumulator) else other
         if not isinstance(state, Mapping):

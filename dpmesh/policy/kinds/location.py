@@ -45,8 +45,8 @@ class LocationPayload:
     Attributes:
         region: Where it can be.
         law: What draws, from which cells, and what it loses.
-        latitude: The name of the field that holds it in the message.
-        longitude: The name of the other one.
+        latitude: The name of the field that holds the latitude in the message.
+        longitude: The name of the field that holds the longitude.
         unit: How many degrees a 1 in these fields means.
         integral: They hold integers.
         radius_km: Two places that far apart are what a budget pays for; None if it pays for the whole region.
@@ -118,9 +118,7 @@ class Location(NoisedKind):
         law = at.law
         words = [f"cells {number(law.spacing)} km apart"]
         if law.cells:
-            words = [
-                f"one of {len(law.cells)} cells, {number(law.spacing)} km apart; ε the same at any distance"
-            ]
+            words = [f"one of {len(law.cells)} cells, {number(law.spacing)} km apart; no distance changes ε"]
         elif law.per_km is not None:
             charged = (
                 f", {number(float(law.epsilon))} over {number(at.radius_km)} km (charged)"

@@ -276,7 +276,7 @@ def _nanoseconds(length: Duration) -> int:
 def _messages(field: FieldDescriptor, transform: Transform, plan: FieldPlan) -> Step:
     """Protects Timestamps or Durations, absent ones as if they were 0.
 
-    Seconds and nanoseconds that no valid message holds are added up all the same, so that they count as the time that
+    Seconds and nanoseconds that no valid message holds are added up as well, so that they count as the time that
     they mean. What is written is valid: a Timestamp counts its nanoseconds forward from its second, and a Duration has
     the same sign in both.
     """

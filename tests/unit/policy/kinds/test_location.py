@@ -511,7 +511,7 @@ def test_required_fields_that_would_not_leave_are_refused():
 def test_what_plan_prints():
     texts = {
         f"epsilon: 1 {SWITZERLAND}": (
-            "one of 913 cells, 10.24 km apart; ε the same at any distance; "
+            "one of 913 cells, 10.24 km apart; no distance changes ε; "
             "mean error at most 128.2 km, 95 % within 277.3 km"
         ),
         f"epsilon_per_km: 0.1 {SWITZERLAND}": (
