@@ -19,7 +19,7 @@ from dpmesh.policy.kinds.kind import Description, FieldKind
 from dpmesh.policy.kinds.loss import field_epsilon
 from dpmesh.policy.kinds.noised import NoisedKind
 from dpmesh.policy.kinds.numeric import Numeric, NumericPayload
-from dpmesh.policy.kinds.registry import Unavailable, kind_of, registered
+from dpmesh.policy.kinds.registry import kind_of, registered
 from dpmesh.v1 import privacy_pb2 as pb
 from tests.support.protos import compiled
 
@@ -278,13 +278,11 @@ def test_a_kind_is_there_only_while_it_is_registered():
     assert type(Policy().plan(types.Visit.DESCRIPTOR).fields[1].kind) is time.Time
 
 
-def test_a_kind_without_a_file_is_refused():
-    types = compiled(VISIT)
-    with (
-        registered(Unavailable("time")),
-        pytest.raises(AnnotationError, match=r"time does not work yet .*kind-not-available"),
-    ):
-        Policy().plan(types.Visit.DESCRIPTOR)
+def test_every_kind_of_the_schema_is_there_under_its_name():
+    for field in pb.FieldRules.DESCRIPTOR.oneofs_by_name["kind"].fields:
+        rules = pb.FieldRules()
+        getattr(rules, field.name).SetInParent()
+        assert kind_of(rules).name == field.name
 
 
 def test_a_kind_that_draws_noise_and_costs_nothing_is_refused():
