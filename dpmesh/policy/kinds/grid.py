@@ -130,15 +130,19 @@ def steps_of(declared: float, grid: Grid) -> int:
     return min(steps, grid.size)
 
 
+def outputs_fit(grid: Grid, mechanism: NumericMechanism, within: tuple[float, float]) -> bool:
+    """Whether all outputs of a mechanism lie within the limits of what holds them."""
+    return within[0] <= grid.value(mechanism.low) and grid.value(mechanism.high) <= within[1]
+
+
 def check_outputs(holder: FieldDescriptor, grid: Grid, mechanism: NumericMechanism) -> None:
     """Refuses an output range that the field can't hold: a clamped or wrapped output would not be unbiased.
 
     Raises:
         BadRuleError: The field can't hold all outputs.
     """
-    low, high = grid.value(mechanism.low), grid.value(mechanism.high)
-    smallest, largest = limits(holder)
-    if low < smallest or high > largest:
+    if not outputs_fit(grid, mechanism, limits(holder)):
+        low, high = grid.value(mechanism.low), grid.value(mechanism.high)
         raise BadRuleError(
             "output-range",
             f"unbiased outputs reach from {low:.6g} to {high:.6g}, which {type_name(holder)} can't hold",

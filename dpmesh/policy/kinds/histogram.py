@@ -26,7 +26,7 @@ from dpmesh.policy.descriptors import INTEGER_RANGES, F, is_map, is_number, limi
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds import key_selection
 from dpmesh.policy.kinds.counts import indexer, refusing_nan, step_of, steps_of_contribution
-from dpmesh.policy.kinds.grid import Grid, grid_of
+from dpmesh.policy.kinds.grid import Grid, grid_of, outputs_fit
 from dpmesh.policy.kinds.key_selection import SelectionPayload
 from dpmesh.policy.kinds.kind import ITEMS_LIMIT, Description, FieldSite
 from dpmesh.policy.kinds.loss import field_epsilon, split
@@ -210,7 +210,7 @@ def _own(
     for in_range in (False, True):
         options = list(_options(grid, total, epsilon, len(keys), in_range))
         mechanism, cost, bounded = min(options, key=lambda option: option[0].worst_variance)
-        if in_range or _fits(value, grid, mechanism):
+        if in_range or outputs_fit(grid, mechanism, limits(value)):
             break
     return HistogramPayload(keys, NumericPayload(grid, mechanism, in_range), total if bounded else None), cost
 
@@ -263,11 +263,6 @@ def _aggregate(
     return HistogramPayload(keys, NumericPayload(grid, mechanism, in_range, refuses_nan=True)), Cost.pure(
         epsilon
     )
-
-
-def _fits(value: FieldDescriptor, grid: Grid, mechanism: NumericMechanism) -> bool:
-    low, high = limits(value)
-    return low <= grid.value(mechanism.low) and grid.value(mechanism.high) <= high
 
 
 def _all_keys(name: str, plan: FieldPlan) -> Step:

@@ -18,7 +18,7 @@ from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy.codegen.steps import Step, Transform
 from dpmesh.policy.descriptors import INTEGER_RANGES, scalar, type_name
 from dpmesh.policy.diagnostics import BadRuleError
-from dpmesh.policy.kinds.grid import GRID_LIMIT, Grid
+from dpmesh.policy.kinds.grid import GRID_LIMIT, Grid, outputs_fit
 from dpmesh.policy.kinds.kind import Description, FieldSite
 from dpmesh.policy.kinds.loss import field_epsilon, split
 from dpmesh.policy.kinds.numeric import Numeric, NumericPayload
@@ -255,7 +255,7 @@ def _mechanism(
     for in_range in (False, True):
         kind = numeric.best(grid.size, sensitivity, epsilon, in_range=in_range, local=True)
         mechanism = numeric.make(kind, grid.size, sensitivity, epsilon, in_range=in_range)
-        if limits[0] <= grid.value(mechanism.low) and grid.value(mechanism.high) <= limits[1]:
+        if outputs_fit(grid, mechanism, limits):
             break
     return mechanism, in_range
 
