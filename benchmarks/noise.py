@@ -19,9 +19,8 @@ from dpmesh.noise.discrete_gaussian import DiscreteGaussian
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
 from dpmesh.noise.hexagonal import HexagonalGeometric
 from dpmesh.noise.numeric import NumericKind
-from dpmesh.policy.codegen import places
 from dpmesh.policy.codegen.source import draw_function
-from dpmesh.policy.kinds import vector_mechanism
+from dpmesh.policy.kinds import place_code, vector_mechanism
 from dpmesh.policy.kinds.region import region_of
 from dpmesh.policy.kinds.vector_mechanism import Room
 from dpmesh.v1 import privacy_pb2
@@ -103,8 +102,8 @@ def _places() -> Iterator[Row]:
     region = region_of(
         privacy_pb2.Location(min_latitude=45.8, max_latitude=47.9, min_longitude=5.9, max_longitude=10.5)
     )
-    text = places.hexagons(region, 0.2, region.cell_ranges(0.2), "0, 0", law.draws.decode)
-    draw = places.drawing(region, 1.0, 0.2, law.draws, text, {})
+    text = place_code.hexagons(region, 0.2, region.cell_ranges(0.2), "0, 0", law.draws.decode)
+    draw = place_code.drawing(region, 1.0, 0.2, law.draws, text, {})
     block, single = _turns(
         (lambda: law.block(BLOCK), BLOCK), (lambda: [draw(46.9, 7.4) for _ in range(DRAWS)], DRAWS)
     )

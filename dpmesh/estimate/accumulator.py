@@ -74,7 +74,7 @@ class Accumulator:
         """Adds the values of another accumulator, or of what its `to_dict` gave.
 
         Raises:
-            EstimateError: The other one is of another policy, field, candidates or cells, or no accumulator at all.
+            EstimateError: `other` is of another policy, field, candidates, cells or bins, or it is no accumulator.
         """
         state = other.to_dict() if isinstance(other, Accumulator) else other
         if not isinstance(state, Mapping):
@@ -137,7 +137,7 @@ class Accumulator:
 
     def heat_map(self, *, confidence: float = 0.95) -> HeatMap:
         """How many places lie in each cell; see `Reader.heat_map` for arguments and errors."""
-        heat_map.place(self._field)
+        heat_map.place_of(self._field)
         return heat_map.heat_map_of(self._field, self._figures, self._tally.setting, confidence)
 
     def frequencies(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmesh.estimate import columns, numbers, spread
+from dpmesh.estimate.inverse import weights_of
 from dpmesh.estimate.output_laws import Cumulative, cumulative
 from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.estimate.tally import Figures, Tally
@@ -271,14 +272,14 @@ def _inverse(path: str, number: NumericPayload, edges: tuple[float, ...]) -> _In
     last = _received_bins(number, law, firsts[1:-1] - 1)
     below = np.stack([law(each, last).mean(axis=1) for each in held], axis=1)
     table = np.diff(below, axis=0, prepend=0.0, append=1.0)
-    # Numbers all over the range give this; the inverse has the least variance for them.
+    # What numbers all over the range give; some received bins may be out of their reach.
     expected = np.maximum(table @ (np.diff(firsts) / firsts[-1]), 1e-300)
-    scaled = table / np.sqrt(expected)[:, np.newaxis]
-    if np.linalg.matrix_rank(table) < table.shape[1] or np.linalg.cond(scaled) > _CONDITION_LIMIT:
+    full = np.linalg.matrix_rank(table) == table.shape[1]
+    weights = weights_of(table, expected, _CONDITION_LIMIT) if full else None
+    if weights is None:
         raise EstimateError(
             path, "the noise blurs such bins beyond what can be undone: take fewer and wider ones"
         )
-    weights = np.linalg.pinv(scaled).T / np.sqrt(expected)[:, np.newaxis]
     return _Inverse(edges, last, weights, table)
 
 

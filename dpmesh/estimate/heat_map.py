@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from dpmesh.estimate import spread
-from dpmesh.estimate.result import Estimate, EstimateError
+from dpmesh.estimate.inverse import weights_of
+from dpmesh.estimate.result import Estimate, EstimateError, not_released
 from dpmesh.estimate.tally import Figures, Tally
 from dpmesh.noise.disk_area import DiskArea
 from dpmesh.noise.hexagonal import HexagonalGeometric
@@ -93,7 +94,7 @@ def tally(field: FieldPlan, cell_km: float | None) -> Tally:
         EstimateError: The field is no place; or there are too many cells, or cells that the noise blurs beyond what
             can be undone.
     """
-    at = place(field)
+    at = place_of(field)
     inverse = _inverse(field.path, at, cell_km)
 
     def count(places: Any) -> Figures:
@@ -126,7 +127,7 @@ def heat_map_of(field: FieldPlan, figures: Figures, cell_km: float | None, confi
     Raises:
         EstimateError: There are no places, or as for `tally`.
     """
-    at = place(field)
+    at = place_of(field)
     spread.checked(confidence)
     inverse = _inverse(field.path, at, cell_km)
     cells, (n,) = inverse.cells, figures["n"]
@@ -140,7 +141,7 @@ def heat_map_of(field: FieldPlan, figures: Figures, cell_km: float | None, confi
     return HeatMap(shown, cells.spacing, mean[0], mean[1])
 
 
-def place(field: FieldPlan) -> LocationPayload:
+def place_of(field: FieldPlan) -> LocationPayload:
     """How a field leaves as a place.
 
     Raises:
@@ -173,8 +174,7 @@ def _degrees(field: FieldPlan, at: LocationPayload, received: Iterable[Any]) -> 
     fits = (found[:, 0] >= south - slack) & (found[:, 0] <= north + slack)
     fits &= np.abs(turned) <= at.region.half_width + slack
     if not bool(fits.all()):
-        text = "one of the places is outside of the region, so this policy has not released it"
-        raise EstimateError(field.path, text)
+        raise not_released(field.path, "one of the places is outside of the region")
     # A float rounds what it carries.
     return at.region.clamp(found[:, 0], turned)
 
@@ -194,7 +194,7 @@ def _received_numbers(
     numbers = own.numbers_at(latitude, longitude)
     apart = np.hypot(latitude - own.latitude[numbers], (longitude - own.longitude[numbers] + 180) % 360 - 180)
     if not bool((apart <= _slack(at)).all()):
-        raise EstimateError(path, "one of the places is no cell's centre, so this policy has not released it")
+        raise not_released(path, "one of the places is no cell's centre")
     return numbers
 
 
@@ -239,14 +239,11 @@ def _inverse(path: str, at: LocationPayload, cell_km: float | None) -> _Inverse:
         text = f"cell_km makes {len(cells)} cells, and {CELLS_LIMIT} are allowed: {least:.3g} will do"
         raise EstimateError(path, text)
     received = _disk_law(at, cells) if law.cells is not None else _hexagonal_law(at, cells)
-    # Places all over the region give this; the inverse has the least variance for them.
-    expected = received.mean(axis=1)
-    received, scaled = received, received / np.sqrt(expected)[:, np.newaxis]
-    if np.linalg.cond(scaled) > _CONDITION_LIMIT:
+    weights = weights_of(received, received.mean(axis=1), _CONDITION_LIMIT)
+    if weights is None:
         raise EstimateError(
             path, "the noise blurs so small cells beyond what can be undone: use a larger cell_km"
         )
-    weights = np.linalg.pinv(scaled).T / np.sqrt(expected)[:, np.newaxis]
     return _Inverse(cells, weights, received)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from dpmesh.estimate import numbers
 from dpmesh.estimate.laws import Laplace, law_of
-from dpmesh.estimate.result import Estimate, EstimateError
+from dpmesh.estimate.result import Estimate, EstimateError, not_released
 from dpmesh.noise.thresholds import ONE
 from dpmesh.policy.kinds.histogram import HistogramPayload
 from dpmesh.policy.kinds.key_selection import SelectionPayload
@@ -49,9 +49,7 @@ def _public_keys(
     if not maps:
         raise EstimateError(field.path, "there are no maps")
     if any(len(held) != len(keys) or held.keys() - keys for held in maps):
-        raise EstimateError(
-            field.path, "one of the maps does not hold its public keys, so this policy has not released it"
-        )
+        raise not_released(field.path, "one of the maps does not hold its public keys")
     law = law_of(histogram.number.mechanism) if field.model is Model.CENTRAL else None
     assert law is None or isinstance(law, Laplace)
     found = {}
@@ -125,8 +123,5 @@ def _count(field: FieldPlan, selection: SelectionPayload, value: float) -> int:
     at = value / grid.step if math.isfinite(value) else -1.0
     index = round(at)
     if abs(at - index) > max(1e-6, _FLOAT32 * abs(at)) or not law.middle <= index - selection.below:
-        raise EstimateError(
-            field.path,
-            "one of the values is none of its policy's outputs, so this policy has not released it",
-        )
+        raise not_released(field.path, "one of the values is none of its policy's outputs")
     return index - selection.below

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmesh.estimate import columns, spread
-from dpmesh.estimate.result import Estimate, EstimateError
+from dpmesh.estimate.result import Estimate, EstimateError, not_released
 from dpmesh.estimate.tally import Figures, Tally
 from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy.kinds.grid import Grid
@@ -140,10 +140,7 @@ def positions(field: FieldPlan, number: NumericPayload, received: Array) -> Arra
     slack = rounding + grid.step / 2
     # The least and the largest of numbers with a NaN are NaN.
     if not (received.min() >= low - slack and received.max() <= high + slack):
-        raise EstimateError(
-            field.path,
-            f"one of the values lies outside of {low:.6g} to {high:.6g}, so this policy has not released it",
-        )
+        raise not_released(field.path, f"one of the values lies outside of {low:.6g} to {high:.6g}")
     index = _nearest(number, (received - grid.lower) / grid.step)
     distance = np.abs(received - (grid.lower + index * grid.step))
     if number.in_range and grid.value(grid.size) > grid.upper:
@@ -152,10 +149,7 @@ def positions(field: FieldPlan, number: NumericPayload, received: Array) -> Arra
         index = np.where(received > last, float(grid.size), np.minimum(index, grid.size - 1))
         distance = np.where(np.abs(received - grid.upper) <= rounding, 0.0, distance)
     if distance.max() > rounding:
-        raise EstimateError(
-            field.path,
-            "one of the values is none of its policy's outputs, so this policy has not released it",
-        )
+        raise not_released(field.path, "one of the values is none of its policy's outputs")
     return index
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from dpmesh.estimate.result import EstimateError
+from dpmesh.estimate.result import EstimateError, not_released
 from dpmesh.policy.descriptors import inside_of, is_map, is_wrapper, mark, oneof_of, scalar
 from dpmesh.policy.kinds.oneof import NOTHING
 from dpmesh.policy.plan import FieldPlan, Plan
@@ -121,10 +121,7 @@ def reader(descriptor: Descriptor, field: FieldPlan) -> Read:
             held = getattr(parent, name)
             if repeated and len(held) not in lengths:
                 times = f"0 to {field.repeats}" if public else str(field.repeats)
-                raise EstimateError(
-                    field.path,
-                    f"one of the messages does not hold it {times} times, so this policy has not released it",
-                )
+                raise not_released(field.path, f"one of the messages does not hold it {times} times")
             if not kind.elementwise:
                 yield from kind.received(held)
                 continue

@@ -277,7 +277,7 @@ class Reader:
             EstimateError: An unknown field, one that is no location, no places, places that it can't have released, or
                 cells that are too small or too many.
         """
-        heat_map.place(self._field(path))
+        heat_map.place_of(self._field(path))
         return self.accumulator(path, cell_km=cell_km).add(messages).heat_map(confidence=confidence)
 
     def histogram(

@@ -19,6 +19,16 @@ class EstimateError(DpmeshError):
         self.field = field
 
 
+def not_released(field: str, what: str) -> EstimateError:
+    """The error for values that no sender under the reader's policy can have released.
+
+    Args:
+        field: The field's path.
+        what: What shows it, as a clause.
+    """
+    return EstimateError(field, f"{what}, so this policy has not released it")
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """An estimate with a confidence interval, in the field's own units.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmesh.estimate import columns, spread
-from dpmesh.estimate.result import EstimateError
+from dpmesh.estimate.result import EstimateError, not_released
 from dpmesh.estimate.tally import Figures, Tally
 from dpmesh.policy.kinds.vector_mechanism import VectorMechanism
 from dpmesh.policy.plan import FieldPlan
@@ -153,10 +153,7 @@ def _blocks(field: FieldPlan, mechanism: VectorMechanism, vectors: Any) -> Itera
         received = np.array(rows)
         index = received / mechanism.step
         if not bool(np.all((np.abs(received) <= mechanism.reach) & (index == np.rint(index)))):
-            raise EstimateError(
-                field.path,
-                "one of the vectors is none of its policy's outputs, so this policy has not released it",
-            )
+            raise not_released(field.path, "one of the vectors is none of its policy's outputs")
         yield index.astype(np.int64)
 
 
@@ -166,8 +163,5 @@ def _row(field: FieldPlan, mechanism: VectorMechanism, vector: Sequence[float]) 
     except (TypeError, ValueError, OverflowError, IndexError):
         raise EstimateError(field.path, "one of the values is not a vector of numbers") from None
     if received.shape != (mechanism.dimension,):
-        raise EstimateError(
-            field.path,
-            f"one of the vectors has not {mechanism.dimension} coordinates, so this policy has not released it",
-        )
+        raise not_released(field.path, f"one of the vectors has not {mechanism.dimension} coordinates")
     return received

@@ -178,7 +178,7 @@ class Corridor:
         if not self._telemetry.listening:
             return
         record = self._record(None, method, direction, stream)
-        if self._observing:  # Transports let the message go all the same.
+        if self._observing:  # Transports let the message go anyway.
             record.settled(names.OBSERVED, 0.0, 0.0, ())
         else:
             record.refused(error)

@@ -112,7 +112,7 @@ class FlowTable:
     def lets_untyped_pass(self, method: str) -> bool:
         """Whether an object without a protobuf type may leave on a method that no loaded proto declares.
 
-        Such an object may carry a protected type all the same: objects of proto-plus and betterproto do, and so do
+        Such an object may carry a protected type nevertheless: objects of proto-plus and betterproto do, and so do
         bytes that the application has serialized itself. The first one on each method is logged.
         """
         passes = any(fnmatchcase(method, glob) for glob in self.mesh.grpc.pass_unjudged)

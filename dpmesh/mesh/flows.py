@@ -160,7 +160,7 @@ class Flow:
         """What `protect` gives for a single message, or None if that has to wait for the ledger.
 
         Raises:
-            DpmeshError: Nothing may leave. In observe mode the message leaves all the same.
+            DpmeshError: Nothing may leave. In observe mode the message leaves anyway.
         """
         try:
             kind = type(message)
@@ -195,7 +195,7 @@ class Flow:
             stream: The stream that the message is part of, made by `stream()`; None for a single message.
 
         Raises:
-            DpmeshError: Nothing may leave. In observe mode the message leaves all the same.
+            DpmeshError: Nothing may leave. In observe mode the message leaves anyway.
         """
         if stream is not None and self._direction == "response" and self._outdated():
             current = self._current()

@@ -114,7 +114,7 @@ class PricedMemos:
     Attributes:
         memos: The plan's.
         amounts: What each budget that pays is charged: (budget's index, ledger amount) pairs.
-        quotas: What each quota under those budgets is charged, whoever the consumer is.
+        quotas: What each quota under those budgets is charged, if it is for the consumer.
         loss: The epsilon and rho.
         label: Differs where other accounts pay, or other amounts, or for other answers.
     """
@@ -133,7 +133,7 @@ class PricedPlan:
     Attributes:
         plan: What is done to the message.
         amounts: For each of the plan's scopes, what each budget that pays for it is charged.
-        quotas: For each scope, what each quota under those budgets is charged, whoever the consumer is.
+        quotas: For each scope, what each quota under those budgets is charged, if it is for the consumer.
         losses: For each scope, the epsilon and rho of one instance. The epsilon of a mechanism that is not pure is
             that at the smallest budget's delta.
         mechanisms: The mechanisms' names, joined by commas, for metrics.

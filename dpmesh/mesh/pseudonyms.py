@@ -63,7 +63,7 @@ class Pseudonyms:
     """Makes pseudonyms: HMAC-SHA-256 (RFC 2104), cut to 16 bytes, under keys derived from the ledger's secret.
 
     Two consumers that compare what they received find no pseudonym in common, and neither does one consumer in two
-    epochs or namespaces. Whoever has the ledger's secret can make all keys again, those of past epochs too.
+    epochs or namespaces. The ledger's secret makes all keys again, those of past epochs too.
 
     Args:
         ledger: Holds the secret.

@@ -18,7 +18,7 @@ class Receipt(NamedTuple):
             types that can hold google.protobuf.Any or extensions, an equal copy where nothing is protected.
         decision: "released", "suppressed", "replayed", "observed", or "unprotected" if it has nothing to protect.
         epsilon: The loss of all owners together; for mechanisms that are not pure, at the smallest budget's delta.
-        rho: The same loss as zCDP.
+        rho: This loss as zCDP counts it.
     """
 
     message: Any

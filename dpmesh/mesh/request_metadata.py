@@ -80,7 +80,7 @@ class RequestMetadata:
     """Decides for one method.
 
     Args:
-        mesh: Its configuration names the keys that leave all the same.
+        mesh: Its configuration names further keys that leave.
         method: "/package.Service/Method".
         boundary: The method is a trust boundary, over which no trace goes on.
         dropped: Logs what does not leave.

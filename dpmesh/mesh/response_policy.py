@@ -35,8 +35,8 @@ class ResponsePolicy:
         streams: Its responses are a stream.
         observing: The mode is observe, in which nothing is withheld.
         by_consumer: It matters who receives the responses, for quotas or pseudonyms.
-        pass_metadata: The metadata keys that leave all the same, in lower case.
-        pass_details: Status details leave all the same.
+        pass_metadata: The metadata keys that leave anyway, in lower case.
+        pass_details: Status details leave anyway.
         dropped_keys: Logs the metadata keys that do not leave.
         intercepted_twice: Two of dpmesh's interceptors serve the method, and both would charge.
     """

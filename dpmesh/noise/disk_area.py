@@ -17,9 +17,9 @@ from dpmesh.noise.thresholds import ONE, logistic
 class DiskArea:
     """Ranks of cells, ordered by their distance from the true one: uniform over the `near` first, or over the rest.
 
-    A near rank comes with probability near E/(near E + cells - near), E = exp(epsilon), rounded down to a multiple of
-    2^-128. Whatever the orders of two cells, the ratio of an output's probabilities is at most E. With near = 1 it is
-    k-ary randomized response. Source: Du et al. 2024, "Numerical Estimation of Spatial Distributions under
+    One of the near ranks comes with probability near * E/(near * E + cells - near), E = exp(epsilon), rounded down to a
+    multiple of 2^-128. Whatever the orders of two cells, the ratio of an output's probabilities is at most E. With near
+    = 1 it is k-ary randomized response. Source: Du et al. 2024, "Numerical Estimation of Spatial Distributions under
     Differential Privacy" (arXiv:2412.06541), whose disk has one radius everywhere. Here it has equally many cells
     everywhere, so that the region's edge needs no special case.
 
@@ -43,7 +43,7 @@ class DiskArea:
         threshold = logistic(-epsilon, Fraction(cells - near, near))
         self.inside = Fraction(threshold, ONE)
         self._coin = Coins([threshold])
-        # A rank says nothing of the value: who knows the order of the cells finds the released one.
+        # What is drawn is a rank, which no value changes. The caller finds the released cell in the order of its cells.
         self.draws = Draws((DiskArea, cells, near, epsilon), self.block, "y = code")
 
     def block(self, count: int, stream: KeyStream | None = None) -> NDArray[np.int64]:

@@ -18,6 +18,17 @@ INTEGER_RANGES: dict[int, tuple[int, int]] = {
 }
 FLOAT_LIMITS: dict[int, float] = {F.TYPE_FLOAT: 3.4028234e38, F.TYPE_DOUBLE: 1.7976931348623157e308}
 
+
+def is_number(field: FieldDescriptor) -> bool:
+    """Whether the field holds an integer or a float, or repeated ones. Wrappers are messages."""
+    return field.type in INTEGER_RANGES or field.type in FLOAT_LIMITS
+
+
+def limits(field: FieldDescriptor) -> tuple[float, float]:
+    """The smallest and the largest finite number that a field of numbers holds."""
+    return INTEGER_RANGES.get(field.type) or (-FLOAT_LIMITS[field.type], FLOAT_LIMITS[field.type])
+
+
 _WRAPPERS = frozenset(
     f"google.protobuf.{name}Value"
     for name in ("Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes")

@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor, FileDescriptor, MethodDescrip
 from google.protobuf.descriptor_pool import DescriptorPool
 
 from dpmesh.errors import DpmeshError
-from dpmesh.policy import places
+from dpmesh.policy import overlay_paths
 from dpmesh.policy.descriptors import with_nested
 from dpmesh.policy.policy import Policy
 from dpmesh.v1 import privacy_pb2
@@ -101,7 +101,9 @@ def _overlaid(policy: Policy) -> set[str]:
     overlays = policy.rules.overlay
     names = {*overlays.fields, *overlays.oneofs, *overlays.messages}
     # A path goes on after the name of a field of the type.
-    return {beginning for name in names for beginning in places.prefixes(name)} | set(overlays.messages)
+    return {beginning for name in names for beginning in overlay_paths.prefixes(name)} | set(
+        overlays.messages
+    )
 
 
 def _has_rules(file: FileDescriptor, overlaid: set[str]) -> bool:

@@ -10,7 +10,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 
 from dpmesh import method_name
 from dpmesh.errors import ConfigError
-from dpmesh.policy import overlay_file, places
+from dpmesh.policy import overlay_file, overlay_paths
 from dpmesh.policy.compile.compiler import compile_message
 from dpmesh.policy.descriptors import extensions, is_map_entry
 from dpmesh.policy.diagnostics import Diagnostic, Severity
@@ -165,7 +165,7 @@ def takes_rules(section: str, name: str, pool: DescriptorPool) -> bool:
     """
     if section == "methods":
         return method_name.find(name, pool) is not None
-    return _is_full_name(section, name, pool) or places.leads_to_element(section, name, pool)
+    return _is_full_name(section, name, pool) or overlay_paths.leads_to_element(section, name, pool)
 
 
 def _is_full_name(section: str, name: str, pool: DescriptorPool) -> bool:

@@ -15,7 +15,7 @@ from typing_extensions import override
 from dpmesh import method_name
 from dpmesh.bounded import BoundedTable
 from dpmesh.errors import AnnotationError
-from dpmesh.policy import places
+from dpmesh.policy import overlay_paths
 from dpmesh.policy.descriptors import inside_of
 from dpmesh.v1 import policy_pb2, privacy_pb2
 
@@ -66,7 +66,7 @@ class Rulebook:
         self.digest = hashlib.sha256(b"dpmesh.v1.Policy\0" + canonical).hexdigest()
         # By the element's descriptor. What twins say is not kept: another module may bring one.
         self._resolved: BoundedTable[Any, ResolvedRule] = BoundedTable(_REMEMBERED)
-        self._beginnings = places.by_beginning(self.overlay)
+        self._beginnings = overlay_paths.by_beginning(self.overlay)
         self._placed: dict[Any, Rulebook] = {}
 
     def inside(self, field: FieldDescriptor) -> Rulebook:
@@ -81,7 +81,7 @@ class Rulebook:
         rules = ((name, getattr(self.overlay, section)[name]) for (section, _), name in place.ahead.items())
         return sorted(name for name, each in rules if _means_protection(each))
 
-    def _inside(self, field: FieldDescriptor, ahead: places.Ahead) -> Rulebook:
+    def _inside(self, field: FieldDescriptor, ahead: overlay_paths.Ahead) -> Rulebook:
         """The rules inside a field.
 
         Args:
@@ -172,7 +172,7 @@ class PlacedRulebook(Rulebook):
         ahead: What it was made with.
     """
 
-    def __init__(self, everywhere: Rulebook, message: str, ahead: places.Ahead) -> None:
+    def __init__(self, everywhere: Rulebook, message: str, ahead: overlay_paths.Ahead) -> None:
         self.overlay = everywhere.overlay
         self.digest = everywhere.digest
         self._everywhere = everywhere
@@ -181,7 +181,7 @@ class PlacedRulebook(Rulebook):
 
     @override
     def inside(self, field: FieldDescriptor) -> Rulebook:
-        ahead = places.entered(self.ahead, field.name) if self._is_here(field) else {}
+        ahead = overlay_paths.entered(self.ahead, field.name) if self._is_here(field) else {}
         return self._everywhere._inside(field, ahead)
 
     @override

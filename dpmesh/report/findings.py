@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
 from dpmesh import method_name
 from dpmesh.errors import AnnotationError
-from dpmesh.policy import Diagnostic, Plan, Policy, Severity, places
+from dpmesh.policy import Diagnostic, Plan, Policy, Severity, overlay_paths
 from dpmesh.policy.descriptors import is_map
 from dpmesh.policy.policy import SECTIONS, takes_rules
 from dpmesh.report.sources import SourceLocation, Sources
@@ -112,7 +112,7 @@ def _unresolved(section: str, name: str, sources: Sources) -> Diagnostic:
         )
     else:
         above = name.rpartition(".")[0]
-        place = places.message_at(above, sources.pool)
+        place = overlay_paths.message_at(above, sources.pool)
         names = [each for each in sources.source_locations if takes_rules(section, each, sources.pool)]
         if place is not None:
             elements = place.oneofs if section == "oneofs" else place.fields
@@ -181,7 +181,7 @@ def _messages(sources: Sources, policy: Policy) -> Iterator[Descriptor]:
     overlay = policy.rules.overlay
     names = set(overlay.messages)
     for name in {*overlay.fields, *overlay.oneofs, *overlay.messages}:
-        begin = places.beginning_of(name, sources.pool)
+        begin = overlay_paths.beginning_of(name, sources.pool)
         names.add(name.rpartition(".")[0] if begin is None else begin.full_name.rpartition(".")[0])
     for name in sorted(names - requested.keys()):
         try:

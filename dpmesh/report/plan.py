@@ -30,7 +30,7 @@ class FieldReport:
         epsilon: The most that one message loses through it, all its elements together; for the discrete Gaussian
             and for histograms without public keys at `delta`. Of a memoized field, what one
             unit loses in one epoch. None where nothing is noised.
-        rho: The same loss as zCDP.
+        rho: This loss as zCDP counts it.
         delta: The delta of the discrete Gaussian or of a histogram without public keys, else 0.
         elements: How many values of it one message shows.
         error: A number's worst-case standard deviation per element, in the field's own units; None if a float
@@ -67,7 +67,7 @@ class Payment:
         consumers: The globs of the consumers that a quota is for; empty if it is for all.
         unit: The path of the unit whose account pays; "" for the one account of all aggregates.
         epsilon: The part's loss, or None if it is not pure.
-        rho: The same loss as zCDP.
+        rho: This loss as zCDP counts it.
         share: The fraction of one window's budget that one message takes.
         messages: How many messages one window covers.
         seconds: How long one window lasts at the planner's rate; None if the window renews before it is spent.
@@ -91,7 +91,7 @@ class MemoizedReport:
     Attributes:
         seconds: How long an epoch lasts.
         epsilon: The loss.
-        rho: The same loss as zCDP.
+        rho: This loss as zCDP counts it.
         shares: The fraction of one window that this takes of each budget and quota that pays, by name.
     """
 
@@ -110,7 +110,7 @@ class MessageReport:
         protected: Whether it protects something itself, apart from what its Anys pack.
         refused: Why no message of this type can be released, or None.
         epsilon: The most that one message loses, each unit counted once; None when nothing is protected.
-        rho: The same loss as zCDP.
+        rho: This loss as zCDP counts it.
         fields: All fields that its plan names.
         payments: Which budgets and quotas pay.
         delta: The delta that `epsilon` holds at: 0 if the loss is pure, else the smallest delta of the budgets, and

@@ -188,3 +188,15 @@ def test_a_check_of_the_other_examples_finds_nothing(proto, capsys):
     path = EXAMPLES / proto
     assert findings(path, "--policy", path.parent / "policy.yaml") == 0
     assert "No findings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("proto", ["travel/booking.proto", "vehicle/val.proto"])
+def test_the_errors_in_the_document_are_what_plans_say(proto, capsys):
+    page = (EXAMPLES.parent / "docs" / "overlays.md").read_text()
+    (section,) = [part for part in page.split("\n## ") if f"dpmesh plan examples/{proto}" in part]
+    documented = re.findall(r"sd ([\d.]+(?:e\+\d+)?)", section)
+    path = EXAMPLES / proto
+    assert run(["plan", str(path), "--policy", str(path.parent / "policy.yaml")]) == 0
+    printed = set(re.findall(r"sd ([\d.]+(?:e\+\d+)?)", capsys.readouterr().out))
+    assert documented
+    assert set(documented) <= printed

@@ -18,6 +18,7 @@ from dpmesh.policy.descriptors import RESERVED_NAMES, extensions, inside_of, is_
 from dpmesh.policy.diagnostics import Diagnostics
 from dpmesh.policy.kinds.kind import FieldSite
 from dpmesh.policy.kinds.loss import epsilon_share
+from dpmesh.policy.kinds.noised import NoisedKind
 from dpmesh.policy.kinds.words import short_path
 
 # Fields of one plan, counted at every site where they occur: two fields of one type on each of many levels are few
@@ -214,7 +215,7 @@ class Walk:
         """A field whose rule chooses a kind: the kind adds it, messages and maps as well."""
         kind, rules = site.lookup.kind(field), site.lookup.field(field).rules
         assert kind is not None
-        if rules.length and not kind.takes_share:  # Kinds with noise look at it themselves.
+        if rules.length and not isinstance(kind, NoisedKind):  # Kinds with noise look at it themselves.
             text = f"{kind} shows no number of elements, so length has no effect"
             self.diagnostics.error(field.full_name, "length", text, "remove it")
         before = len(fragment.memoized)

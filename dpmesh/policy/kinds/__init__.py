@@ -1,1 +1,1 @@
-"""Field kinds: what each kind of field rule decides, one file a kind, found by its name in the schema."""
+"""Field kinds: what each kind of field rule decides, one file a kind, and the files that kinds share."""

@@ -11,8 +11,9 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from dpmesh.errors import ProtectionError
 from dpmesh.noise.numeric import MAX_SIZE
-from dpmesh.policy.descriptors import FLOAT_LIMITS, INTEGER_RANGES
+from dpmesh.policy.descriptors import INTEGER_RANGES
 from dpmesh.policy.diagnostics import BadRuleError
+from dpmesh.policy.kinds.checks import above_zero
 from dpmesh.policy.kinds.grid import Grid
 from dpmesh.v1 import privacy_pb2 as pb
 
@@ -31,12 +32,10 @@ def step_of(value: FieldDescriptor, rules: pb.Histogram, most: int) -> Any:
     Raises:
         BadRuleError: The contribution or the resolution is missing or out of range.
     """
-    contribution = rules.contribution
     if not rules.HasField("contribution"):
         fix = "set contribution, or lower and upper if the map is the unit's own"
         raise BadRuleError("contribution", "does not say how much one unit adds", fix)
-    if not (math.isfinite(contribution) and contribution > 0):
-        raise BadRuleError("contribution", f"must be a finite number above 0, not {contribution:g}")
+    contribution = above_zero(rules.contribution, "contribution")
     step = rules.resolution
     if value.type in INTEGER_RANGES:
         step = step if rules.HasField("resolution") else 1.0
@@ -45,9 +44,7 @@ def step_of(value: FieldDescriptor, rules: pb.Histogram, most: int) -> Any:
         return int(step)
     if not rules.HasField("resolution"):
         step = 2.0 ** math.floor(math.log2(contribution / _ROUNDING_PART / most))
-    if not (math.isfinite(step) and step > 0):
-        raise BadRuleError("resolution", f"must be a finite number above 0, not {step:g}")
-    return step
+    return above_zero(step, "resolution")
 
 
 def steps_of_contribution(contribution: float, step: Any, most: int, *, integral: bool) -> int:
@@ -74,11 +71,6 @@ def steps_of_contribution(contribution: float, step: Any, most: int, *, integral
     if steps > MAX_SIZE:
         raise BadRuleError("resolution", f"{step:g} is too fine for a contribution of {contribution:g}")
     return steps
-
-
-def limits(value: FieldDescriptor) -> tuple[float, float]:
-    """The smallest and the largest number that a field holds."""
-    return INTEGER_RANGES.get(value.type) or (-FLOAT_LIMITS[value.type], FLOAT_LIMITS[value.type])
 
 
 def indexer(grid: Grid) -> Callable[[Any], int]:

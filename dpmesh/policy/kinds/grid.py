@@ -9,8 +9,9 @@ from fractions import Fraction
 from google.protobuf.descriptor import FieldDescriptor
 
 from dpmesh.noise.numeric import NumericMechanism
-from dpmesh.policy.descriptors import FLOAT_LIMITS, INTEGER_RANGES, F, type_name
+from dpmesh.policy.descriptors import INTEGER_RANGES, F, limits, type_name
 from dpmesh.policy.diagnostics import BadRuleError
+from dpmesh.policy.kinds.checks import above_zero
 from dpmesh.v1 import privacy_pb2 as pb
 
 GRID_LIMIT = 2**40
@@ -117,8 +118,8 @@ def _default_step(rules: pb.Numeric, integral: bool) -> float:
 
 
 def _within(holder: FieldDescriptor, low: float, high: float) -> None:
-    limits = INTEGER_RANGES.get(holder.type) or (-FLOAT_LIMITS[holder.type], FLOAT_LIMITS[holder.type])
-    if low < limits[0] or high > limits[1]:
+    smallest, largest = limits(holder)
+    if low < smallest or high > largest:
         raise BadRuleError("bounds", f"lower and upper must fit {type_name(holder)}")
 
 
@@ -132,12 +133,15 @@ def steps_of(declared: float, grid: Grid) -> int:
     Raises:
         BadRuleError: It is not a finite number above 0.
     """
-    if not (math.isfinite(declared) and declared > 0):
-        raise BadRuleError("sensitivity", f"must be a finite number above 0, not {declared:g}")
-    exact = Fraction(declared) / Fraction(grid.step)
+    exact = Fraction(above_zero(declared, "sensitivity")) / Fraction(grid.step)
     rounding = Fraction(grid.size + 1, 2**50)
     steps = math.ceil(exact) if grid.integral else math.floor(exact + rounding) + 1
     return min(steps, grid.size)
+
+
+def outputs_fit(grid: Grid, mechanism: NumericMechanism, within: tuple[float, float]) -> bool:
+    """Whether all outputs of a mechanism lie within the limits of what holds them."""
+    return within[0] <= grid.value(mechanism.low) and grid.value(mechanism.high) <= within[1]
 
 
 def check_outputs(holder: FieldDescriptor, grid: Grid, mechanism: NumericMechanism) -> None:
@@ -146,9 +150,8 @@ def check_outputs(holder: FieldDescriptor, grid: Grid, mechanism: NumericMechani
     Raises:
         BadRuleError: The field can't hold all outputs.
     """
-    low, high = grid.value(mechanism.low), grid.value(mechanism.high)
-    limits = INTEGER_RANGES.get(holder.type) or (-FLOAT_LIMITS[holder.type], FLOAT_LIMITS[holder.type])
-    if low < limits[0] or high > limits[1]:
+    if not outputs_fit(grid, mechanism, limits(holder)):
+        low, high = grid.value(mechanism.low), grid.value(mechanism.high)
         raise BadRuleError(
             "output-range",
             f"unbiased outputs reach from {low:.6g} to {high:.6g}, which {type_name(holder)} can't hold",

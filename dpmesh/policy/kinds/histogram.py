@@ -22,11 +22,11 @@ from dpmesh.noise import numeric
 from dpmesh.noise.numeric import MAX_SIZE, NumericKind, NumericMechanism
 from dpmesh.policy.codegen.source import draw_function
 from dpmesh.policy.codegen.steps import Step
-from dpmesh.policy.descriptors import FLOAT_LIMITS, INTEGER_RANGES, F, is_map, type_name
+from dpmesh.policy.descriptors import INTEGER_RANGES, F, is_map, is_number, limits, type_name
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds import key_selection
-from dpmesh.policy.kinds.counts import indexer, limits, refusing_nan, step_of, steps_of_contribution
-from dpmesh.policy.kinds.grid import Grid, grid_of
+from dpmesh.policy.kinds.counts import indexer, refusing_nan, step_of, steps_of_contribution
+from dpmesh.policy.kinds.grid import Grid, grid_of, outputs_fit
 from dpmesh.policy.kinds.key_selection import SelectionPayload
 from dpmesh.policy.kinds.kind import ITEMS_LIMIT, Description, FieldSite
 from dpmesh.policy.kinds.loss import field_epsilon, split
@@ -152,7 +152,7 @@ def _value(site: FieldSite) -> FieldDescriptor:
         raise BadRuleError("kind-type", f"histogram does not fit {type_name(field)}", fix)
     assert field.message_type is not None
     value = field.message_type.fields_by_name["value"]
-    if value.type not in INTEGER_RANGES and value.type not in FLOAT_LIMITS:
+    if not is_number(value):
         raise BadRuleError("kind-type", f"histogram does not fit a map to {type_name(value)}", fix)
     if site.max_items:
         raise BadRuleError("max-items", "a histogram's keys decide how many leave", "remove max_items")
@@ -213,7 +213,7 @@ def _own(
     for in_range in (False, True):
         options = list(_options(grid, total, epsilon, len(keys), in_range))
         mechanism, cost, bounded = min(options, key=lambda option: option[0].worst_variance)
-        if in_range or _fits(value, grid, mechanism):
+        if in_range or outputs_fit(grid, mechanism, limits(value)):
             break
     return HistogramPayload(keys, NumericPayload(grid, mechanism, in_range), total if bounded else None), cost
 
@@ -266,11 +266,6 @@ def _aggregate(
     return HistogramPayload(keys, NumericPayload(grid, mechanism, in_range, refuses_nan=True)), Cost.pure(
         epsilon
     )
-
-
-def _fits(value: FieldDescriptor, grid: Grid, mechanism: NumericMechanism) -> bool:
-    low, high = limits(value)
-    return low <= grid.value(mechanism.low) and grid.value(mechanism.high) <= high
 
 
 def _all_keys(name: str, plan: FieldPlan) -> Step:

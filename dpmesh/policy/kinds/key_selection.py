@@ -14,9 +14,10 @@ from dpmesh.noise.numeric import MAX_SIZE
 from dpmesh.noise.partition_selection import PartitionSelection
 from dpmesh.policy.codegen.source import draw_function
 from dpmesh.policy.codegen.steps import Step
-from dpmesh.policy.descriptors import INTEGER_RANGES, type_name
+from dpmesh.policy.descriptors import INTEGER_RANGES, limits, type_name
 from dpmesh.policy.diagnostics import BadRuleError
-from dpmesh.policy.kinds.counts import indexer, limits, refusing_nan, step_of, steps_of_contribution
+from dpmesh.policy.kinds.checks import above_zero
+from dpmesh.policy.kinds.counts import indexer, refusing_nan, step_of, steps_of_contribution
 from dpmesh.policy.kinds.grid import Grid
 from dpmesh.policy.kinds.kind import Description
 from dpmesh.policy.kinds.words import number
@@ -82,9 +83,8 @@ def select(value: FieldDescriptor, rules: pb.Histogram, epsilon: Fraction) -> Se
 def _below(rules: pb.Histogram, step: Any) -> int:
     if not rules.HasField("threshold"):
         return 0
-    if not (math.isfinite(rules.threshold) and rules.threshold > 0):
-        raise BadRuleError("threshold", f"must be a finite number above 0, not {rules.threshold:g}")
-    return min(math.ceil(Fraction(rules.threshold) / Fraction(step)) - 1, MAX_SIZE)
+    threshold = above_zero(rules.threshold, "threshold")
+    return min(math.ceil(Fraction(threshold) / Fraction(step)) - 1, MAX_SIZE)
 
 
 def describe(payload: SelectionPayload) -> Description:

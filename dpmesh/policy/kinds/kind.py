@@ -125,7 +125,6 @@ class FieldKind(abc.ABC):
 
     Attributes:
         name: The kind's field in the schema's oneof `dpmesh.v1.FieldRules.kind`, and its name for people.
-        takes_share: It takes a part of its message's epsilon where its rule sets none of its own: see `needs_share`.
         passes: The field leaves as it is, with all that is in it.
         protects: It counts as a protected field: its value is noised, replaced or dropped.
         is_unit: The field holds the privacy unit's id. It is compiled before all other fields of its message.
@@ -135,7 +134,6 @@ class FieldKind(abc.ABC):
     """
 
     name: ClassVar[str]
-    takes_share: ClassVar[bool] = False
     passes: ClassVar[bool] = False
     protects: ClassVar[bool] = True
     is_unit: ClassVar[bool] = False
@@ -171,7 +169,7 @@ class FieldKind(abc.ABC):
 
     def needs_share(self, rules: Any) -> bool:
         """Whether a field with these rules takes a part of its message's epsilon."""
-        return self.takes_share and not rules.HasField("epsilon")
+        return False
 
     @abc.abstractmethod
     def describe(self, plan: FieldPlan) -> Description:

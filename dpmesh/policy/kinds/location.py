@@ -12,18 +12,18 @@ from google.protobuf.descriptor import FieldDescriptor
 from typing_extensions import override
 
 from dpmesh.noise.disk_area import DiskArea
-from dpmesh.policy.codegen import places
 from dpmesh.policy.codegen.steps import Step
 from dpmesh.policy.descriptors import (
-    FLOAT_LIMITS,
     INTEGER_RANGES,
     F,
     inside_of,
+    is_number,
     is_wrapper,
     oneof_of,
     type_name,
 )
 from dpmesh.policy.diagnostics import BadRuleError
+from dpmesh.policy.kinds import place_code
 from dpmesh.policy.kinds.cells import neighbourhoods
 from dpmesh.policy.kinds.kind import Description, FieldSite
 from dpmesh.policy.kinds.noised import NoisedKind
@@ -45,8 +45,8 @@ class LocationPayload:
     Attributes:
         region: Where it can be.
         law: What draws, from which cells, and what it loses.
-        latitude: The name of the field that holds it in the message.
-        longitude: The name of the other one.
+        latitude: The name of the field that holds the latitude in the message.
+        longitude: The name of the field that holds the longitude.
         unit: How many degrees a 1 in these fields means.
         integral: They hold integers.
         radius_km: Two places that far apart are what a budget pays for; None if it pays for the whole region.
@@ -108,9 +108,9 @@ class Location(NoisedKind):
     def step(self, site: FieldSite, plan: FieldPlan) -> Step:
         at: LocationPayload = plan.payload
         cell = _text_of_disk(at) if at.law.cells else _text_of_hexagons(at)
-        draw = places.drawing(at.region, at.unit, at.law.spacing, at.law.mechanism.draws, *cell)
+        draw = place_code.drawing(at.region, at.unit, at.law.spacing, at.law.mechanism.draws, *cell)
         items = plan.repeats if site.field.is_repeated else 0
-        return places.pairs(site.field, at.latitude, at.longitude, draw, items)
+        return place_code.pairs(site.field, at.latitude, at.longitude, draw, items)
 
     @override
     def describe(self, plan: FieldPlan) -> Description:
@@ -118,9 +118,7 @@ class Location(NoisedKind):
         law = at.law
         words = [f"cells {number(law.spacing)} km apart"]
         if law.cells:
-            words = [
-                f"one of {len(law.cells)} cells, {number(law.spacing)} km apart; ε the same at any distance"
-            ]
+            words = [f"one of {len(law.cells)} cells, {number(law.spacing)} km apart; no distance changes ε"]
         elif law.per_km is not None:
             charged = (
                 f", {number(float(law.epsilon))} over {number(at.radius_km)} km (charged)"
@@ -156,7 +154,7 @@ def _coordinates(site: FieldSite, rules: pb.Location) -> tuple[FieldDescriptor, 
         field = message.fields_by_name.get(name)
         if field is None:
             raise BadRuleError("location", f"{message.full_name} has no field {name}", f"name it in {role}")
-        if field.is_repeated or (field.type not in INTEGER_RANGES and field.type not in FLOAT_LIMITS):
+        if field.is_repeated or not is_number(field):
             raise BadRuleError("location", f"{name} is {type_name(field)}, and has to be one number")
         if field.type in INTEGER_RANGES and INTEGER_RANGES[field.type][0] == 0:
             raise BadRuleError(
@@ -230,8 +228,8 @@ def _text_of_hexagons(at: LocationPayload) -> tuple[str, dict[str, Any]]:
     latitude, longitude = (np.array([value]) for value in at.region.middle)
     q, r = (int(each[0]) for each in cells_at(*at.region.project(latitude, longitude), at.law.spacing))
     ranges, decode = at.region.cell_ranges(at.law.spacing), at.law.mechanism.draws.decode
-    text = places.hexagons(at.region, at.law.spacing, ranges, f"{q}, {r}", decode)
-    return text + places.written(at.unit, integral=at.integral), {}
+    text = place_code.hexagons(at.region, at.law.spacing, ranges, f"{q}, {r}", decode)
+    return text + place_code.written(at.unit, integral=at.integral), {}
 
 
 def _text_of_disk(at: LocationPayload) -> tuple[str, dict[str, Any]]:
@@ -241,7 +239,7 @@ def _text_of_disk(at: LocationPayload) -> tuple[str, dict[str, Any]]:
     orders = [array("H", row.tobytes()) for row in around.order]
     pairs = zip(at.law.cells.latitude.tolist(), at.law.cells.longitude.tolist(), strict=True)
     shown = tuple(
-        tuple(places.in_units(value, at.unit, integral=at.integral) for value in pair) for pair in pairs
+        tuple(place_code.in_units(value, at.unit, integral=at.integral) for value in pair) for pair in pairs
     )
     names = {
         "number_of": at.law.cells.numbers.get,
@@ -249,4 +247,4 @@ def _text_of_disk(at: LocationPayload) -> tuple[str, dict[str, Any]]:
         "orders": orders,
         "shown": shown,
     }
-    return places.disk(at.law.mechanism.draws.decode), names
+    return place_code.disk(at.law.mechanism.draws.decode), names

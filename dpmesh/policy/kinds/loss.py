@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.descriptor import Descriptor
 
-from dpmesh.accounting import AMOUNT, exact
+from dpmesh.accounting import AMOUNT, epsilon_delta_to_rho, exact
 from dpmesh.policy.descriptors import oneof_of
 from dpmesh.policy.diagnostics import BadRuleError
 
@@ -61,6 +61,28 @@ def field_epsilon(rules: Any, share: Fraction | None) -> Fraction:
             "epsilon", "has no epsilon", "set it here, or on the message to share it over its fields"
         )
     return share
+
+
+def gaussian_rho(epsilon: Fraction, rules: Any) -> Fraction:
+    """The rho of a discrete Gaussian that keeps an epsilon and the rule's delta.
+
+    Raises:
+        BadRuleError: The delta is missing or out of range.
+    """
+    if not 0 < rules.delta < 1:
+        raise BadRuleError("delta", "the discrete Gaussian needs a delta between 0 and 1", "1e-6 is usual")
+    return Fraction(epsilon_delta_to_rho(float(epsilon), rules.delta))
+
+
+def refuse_delta(rules: Any) -> None:
+    """Refuses a delta in a rule whose mechanism is pure.
+
+    Raises:
+        BadRuleError: It has one.
+    """
+    if rules.HasField("delta"):
+        fix = "remove it, or set the mechanism"
+        raise BadRuleError("delta", "only the discrete Gaussian uses delta", fix)
 
 
 def epsilon_share(message: Descriptor, lookup: RuleLookup) -> Fraction | None:

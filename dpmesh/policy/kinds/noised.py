@@ -26,8 +26,11 @@ class NoisedKind(FieldKind):
         aggregate_rule: The name of the rule that makes a value an aggregate.
     """
 
-    takes_share = True
     aggregate_rule: ClassVar[str] = "sensitivity"
+
+    @override
+    def needs_share(self, rules: Any) -> bool:
+        return not rules.HasField("epsilon")
 
     @override
     def add(self, fragment: Fragment, site: FieldSite, rules: Any) -> None:

@@ -10,16 +10,16 @@ from typing import NoReturn
 
 from typing_extensions import override
 
-from dpmesh.accounting import Cost, epsilon_delta_to_rho
+from dpmesh.accounting import Cost
 from dpmesh.errors import ProtectionError
 from dpmesh.noise import numeric
 from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy.codegen.steps import Transform
-from dpmesh.policy.descriptors import FLOAT_LIMITS, INTEGER_RANGES, scalar, type_name
+from dpmesh.policy.descriptors import is_number, scalar, type_name
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds.grid import Grid, check_outputs, grid_of, steps_of
 from dpmesh.policy.kinds.kind import Description, FieldSite
-from dpmesh.policy.kinds.loss import field_epsilon, split
+from dpmesh.policy.kinds.loss import field_epsilon, gaussian_rho, refuse_delta, split
 from dpmesh.policy.kinds.noised import NoisedKind
 from dpmesh.policy.kinds.words import number
 from dpmesh.policy.plan import FieldPlan, Model
@@ -81,7 +81,7 @@ class Numeric(NoisedKind):
     @override
     def plan(self, site: FieldSite, rules: pb.Numeric) -> FieldPlan:
         holder = scalar(site.field)
-        if holder.type not in INTEGER_RANGES and holder.type not in FLOAT_LIMITS:
+        if not is_number(holder):
             raise BadRuleError(
                 "kind-type", f"{self} does not fit {type_name(site.field)}", "use it on numbers"
             )
@@ -197,23 +197,14 @@ def _mechanism(
     total = field_epsilon(rules, site.share)
     each = split(total, repeats)
     if chosen == pb.Numeric.DISCRETE_GAUSSIAN:
-        rho = Fraction(epsilon_delta_to_rho(float(total), _delta(rules)))
+        rho = gaussian_rho(total, rules)
         gaussian = numeric.NumericKind.DISCRETE_GAUSSIAN
         mechanism = numeric.make(gaussian, grid.size, sensitivity, each, rho=rho / repeats, in_range=False)
         return mechanism, None, rho, Cost.gaussian(rho)
-    if rules.HasField("delta"):
-        raise BadRuleError(
-            "delta", "only the discrete Gaussian uses delta", "remove it, or set the mechanism"
-        )
+    refuse_delta(rules)
     if chosen == pb.Numeric.AUTO:
         kind = numeric.best(grid.size, sensitivity, each, in_range=in_range, local=local)
     else:
         kind = _MECHANISMS[chosen]
     mechanism = numeric.make(kind, grid.size, sensitivity, each, rho=None, in_range=in_range)
     return mechanism, total, None, Cost.pure(each).times(repeats)
-
-
-def _delta(rules: pb.Numeric) -> float:
-    if not 0 < rules.delta < 1:
-        raise BadRuleError("delta", "the discrete Gaussian needs a delta between 0 and 1", "1e-6 is usual")
-    return rules.delta

@@ -11,6 +11,7 @@ from dpmesh.noise.disk_area import DiskArea
 from dpmesh.noise.hexagonal import HexagonalGeometric
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds.cells import MEAN_SNAP, Cells, cells_of, neighbourhoods
+from dpmesh.policy.kinds.checks import above_zero
 from dpmesh.policy.kinds.loss import EPSILON_LIMIT, checked_epsilon, field_epsilon, split
 from dpmesh.policy.kinds.region import RADIUS_KM, Region
 from dpmesh.v1 import privacy_pb2 as pb
@@ -34,10 +35,10 @@ class PlaceLaw:
 
     Attributes:
         epsilon: What all elements of the field are charged together.
-        cost: The same, as budgets count it.
+        cost: What budgets count for that.
         spacing: The distance of the centres of neighbouring cells, in km.
         mechanism: What draws.
-        cells: Those that the disk area mechanism draws from; None for the other one.
+        cells: What the disk area mechanism draws from; None for the hexagonal geometric one.
         over_region: The loss between any two places, all elements together, at most.
         per_km: The loss per km of distance, all elements together; None for the disk area mechanism. It holds between
             places that are radius_km apart or further, and 4/3 cells more have to be counted where they are nearer.
@@ -103,10 +104,8 @@ def hexagonal_law(
         BadRuleError: The rule contradicts itself or what is possible.
         ValueError: The sampler can't draw so wide noise.
     """
-    if rules.HasField("epsilon_per_km") and not (
-        math.isfinite(rules.epsilon_per_km) and rules.epsilon_per_km > 0
-    ):
-        raise BadRuleError("epsilon", f"epsilon_per_km must be above 0, not {rules.epsilon_per_km:g}")
+    if rules.HasField("epsilon_per_km"):
+        above_zero(rules.epsilon_per_km, "epsilon", name="epsilon_per_km")
     spacing = _declared_spacing(rules, finest) or _default_spacing(rules, region, finest)
     steps_over = _steps_over(region, spacing)
     step_km = exact(spacing) * _SIN_60 / Fraction(region.stretch)
@@ -180,11 +179,10 @@ def _checked_over_region(total: Fraction) -> Fraction:
 def _declared_spacing(rules: pb.Location, finest: float) -> float | None:
     if not rules.HasField("resolution_km"):
         return None
-    if not (math.isfinite(rules.resolution_km) and rules.resolution_km > 0):
-        raise BadRuleError("resolution", f"resolution_km must be above 0, not {rules.resolution_km:g}")
-    if rules.resolution_km < finest:
-        raise _too_fine(rules.resolution_km, finest)
-    return rules.resolution_km
+    spacing = above_zero(rules.resolution_km, "resolution", name="resolution_km")
+    if spacing < finest:
+        raise _too_fine(spacing, finest)
+    return spacing
 
 
 def _too_fine(spacing: float, finest: float) -> BadRuleError:

@@ -18,7 +18,7 @@ from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy.codegen.steps import Step, Transform
 from dpmesh.policy.descriptors import INTEGER_RANGES, scalar, type_name
 from dpmesh.policy.diagnostics import BadRuleError
-from dpmesh.policy.kinds.grid import GRID_LIMIT, Grid
+from dpmesh.policy.kinds.grid import GRID_LIMIT, Grid, outputs_fit
 from dpmesh.policy.kinds.kind import Description, FieldSite
 from dpmesh.policy.kinds.loss import field_epsilon, split
 from dpmesh.policy.kinds.numeric import Numeric, NumericPayload
@@ -260,7 +260,7 @@ def _mechanism(
     for in_range in (False, True):
         kind = numeric.best(grid.size, sensitivity, epsilon, in_range=in_range, local=True)
         mechanism = numeric.make(kind, grid.size, sensitivity, epsilon, in_range=in_range)
-        if limits[0] <= grid.value(mechanism.low) and grid.value(mechanism.high) <= limits[1]:
+        if outputs_fit(grid, mechanism, limits):
             break
     return mechanism, in_range
 
@@ -281,7 +281,7 @@ def _nanoseconds(length: Duration) -> int:
 def _messages(field: FieldDescriptor, transform: Transform, plan: FieldPlan) -> Step:
     """Protects Timestamps or Durations, absent ones as if they were 0.
 
-    Seconds and nanoseconds that no valid message holds are added up all the same, so that they count as the time that
+    Seconds and nanoseconds that no valid message holds are added up as well, so that they count as the time that
     they mean. What is written is valid: a Timestamp counts its nanoseconds forward from its second, and a Duration has
     the same sign in both.
     """

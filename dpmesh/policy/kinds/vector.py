@@ -12,15 +12,16 @@ from google.protobuf.descriptor import FieldDescriptor
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from dpmesh.accounting import Cost, epsilon_delta_to_rho
+from dpmesh.accounting import Cost
 from dpmesh.errors import ProtectionError
 from dpmesh.noise.numeric import NumericKind
 from dpmesh.policy.codegen.steps import Step
 from dpmesh.policy.descriptors import FLOAT_LIMITS, F, type_name
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds import vector_mechanism
+from dpmesh.policy.kinds.checks import above_zero
 from dpmesh.policy.kinds.kind import ITEMS_LIMIT, Description, FieldSite
-from dpmesh.policy.kinds.loss import field_epsilon, split
+from dpmesh.policy.kinds.loss import field_epsilon, gaussian_rho, refuse_delta, split
 from dpmesh.policy.kinds.noised import NoisedKind
 from dpmesh.policy.kinds.vector_mechanism import Room, VectorMechanism
 from dpmesh.policy.kinds.words import number
@@ -116,11 +117,7 @@ def _room(field: FieldDescriptor, rules: pb.Vector) -> Room:
         )
     step = None
     if rules.HasField("resolution"):
-        if not (math.isfinite(rules.resolution) and rules.resolution > 0):
-            raise BadRuleError(
-                "resolution", f"must be a finite number above 0, not {rules.resolution:g}", "leave it out"
-            )
-        step = vector_mechanism.power_below(rules.resolution)
+        step = vector_mechanism.power_below(above_zero(rules.resolution, "resolution", fix="leave it out"))
     digits, smallest = _DIGITS[field.type]
     return Room(digits, FLOAT_LIMITS[field.type], smallest, step)
 
@@ -132,10 +129,7 @@ def _bound(rules: pb.Vector) -> float:
         raise BadRuleError(
             "bounds", "has no norm", "set l2_norm, linf_norm or l1_norm: the largest that vectors have"
         )
-    bound: float = getattr(rules, norm)
-    if not (math.isfinite(bound) and bound > 0):
-        raise BadRuleError("bounds", f"{norm} must be a finite number above 0, not {bound:g}")
-    return bound
+    return above_zero(getattr(rules, norm), "bounds", name=norm)
 
 
 def _check_length(site: FieldSite, rules: pb.Vector) -> None:
@@ -181,9 +175,7 @@ def _local(rules: pb.Vector, bound: float, epsilon: Fraction, room: Room) -> Vec
 
 def _aggregate(rules: pb.Vector, bound: float, epsilon: Fraction, room: Room) -> VectorMechanism:
     """The mechanism for an aggregate."""
-    sensitivity, chosen = rules.sensitivity, rules.mechanism
-    if not (math.isfinite(sensitivity) and sensitivity > 0):
-        raise BadRuleError("sensitivity", f"must be a finite number above 0, not {sensitivity:g}")
+    sensitivity, chosen = above_zero(rules.sensitivity, "sensitivity"), rules.mechanism
     if chosen in (pb.Vector.PRIV_UNIT_G, pb.Vector.COORDINATE_SAMPLING):
         raise BadRuleError(
             "mechanism",
@@ -193,19 +185,12 @@ def _aggregate(rules: pb.Vector, bound: float, epsilon: Fraction, room: Room) ->
     gaussian = chosen == pb.Vector.DISCRETE_GAUSSIAN or (chosen == pb.Vector.AUTO and rules.HasField("delta"))
     norm, dimension = rules.WhichOneof("norm"), rules.dimension
     if gaussian:
-        if not 0 < rules.delta < 1:
-            raise BadRuleError(
-                "delta", "the discrete Gaussian needs a delta between 0 and 1", "1e-6 is usual"
-            )
-        rho = Fraction(epsilon_delta_to_rho(float(epsilon), rules.delta))
+        rho = gaussian_rho(epsilon, rules)
         grown = dimension**0.5 if norm == "linf_norm" else 1.0
         return vector_mechanism.noised(
             dimension, bound, _times(sensitivity, grown), NumericKind.DISCRETE_GAUSSIAN, (epsilon, rho), room
         )
-    if rules.HasField("delta"):
-        raise BadRuleError(
-            "delta", "only the discrete Gaussian uses delta", "remove it, or set the mechanism"
-        )
+    refuse_delta(rules)
     grown = {"l1_norm": 1.0, "l2_norm": dimension**0.5, "linf_norm": float(dimension)}[str(norm)]
     return vector_mechanism.noised(
         dimension, bound, _times(sensitivity, grown), NumericKind.DISCRETE_LAPLACE, (epsilon, None), room

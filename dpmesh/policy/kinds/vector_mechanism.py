@@ -50,8 +50,8 @@ class VectorMechanism:
             norm count as clamped.
         worst_variance: The largest variance of a coordinate.
         worst_error: The largest expected squared distance of what leaves from what is held.
-        relative_error: The same in units of the declared norm: of the whole vector for l2_norm, of a coordinate for
-            linf_norm. None for an aggregate.
+        relative_error: The largest expected squared error, in units of the squared norm: of the whole vector for
+            l2_norm, of a coordinate for linf_norm. None for an aggregate.
     """
 
     name: str

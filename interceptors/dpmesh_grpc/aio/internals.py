@@ -60,7 +60,12 @@ def following_interceptors(continuation: Any) -> list[Any]:
 
 
 def followed_by(continuation: Any, last: Any) -> Any:
-    """A continuation that runs one more interceptor last, for one of which `following_interceptors` tells some."""
+    """The continuation of an interceptor, with one more interceptor after all that follow it.
+
+    Args:
+        continuation: One for which `following_interceptors` finds some.
+        last: The interceptor that runs last.
+    """
     following = continuation.args[0]
     return functools.partial(
         continuation.func, [*following, last], *continuation.args[1:], **continuation.keywords

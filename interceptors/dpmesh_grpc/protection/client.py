@@ -53,7 +53,7 @@ class Sender(ClientInterception):
                 return _done(arity.refused(refusal))
         flow = self._methods[details.method].request
         if following:
-            continuation = _cut_last(continuation, flow, arity)
+            continuation = _filtering_last(continuation, flow, arity)
         left = details.timeout
         if left is None or left > 0:
             try:
@@ -103,7 +103,7 @@ class Sender(ClientInterception):
                 raise refusal
         flow = self._methods[details.method].request
         if following:
-            continuation = _cut_last(continuation, flow, arity)
+            continuation = _filtering_last(continuation, flow, arity)
         stream = flow.stream()
         # Only sensitive flows lose compression, but on all of them each message is judged by its own type.
         metadata = stream_metadata(flow, details.metadata, _UNCOMPRESSED)
@@ -126,7 +126,7 @@ class Sender(ClientInterception):
         return None
 
 
-class _Last(ClientInterception):
+class _MetadataFilter(ClientInterception):
     """Drops what other interceptors have added to the metadata of one RPC, after all of them."""
 
     only_once = ""
@@ -149,9 +149,9 @@ class _Last(ClientInterception):
         return changed(details, details.timeout, LazyMetadata(*metadata))
 
 
-def _cut_last(continuation: Any, flow: Flow, arity: Arity) -> Any:
+def _filtering_last(continuation: Any, flow: Flow, arity: Arity) -> Any:
     """The continuation of an RPC whose metadata are looked at once more, after the interceptors that follow."""
-    return followed_by(continuation, interceptor(_Last(flow), arity))
+    return followed_by(continuation, interceptor(_MetadataFilter(flow), arity))
 
 
 def protects(interceptor: Any) -> bool:

@@ -43,3 +43,19 @@ def test_the_table_is_what_the_mechanisms_give(epsilon, cells):
 
 def test_the_table_has_four_rows():
     assert len(ROWS) == 4
+
+
+def test_up_to_how_many_values_a_plain_field_is_as_good():
+    values = range(2, 200)
+    for epsilon in (Fraction(1, 2), Fraction(1), Fraction(2), Fraction(4)):
+        plain = {k: categorical.make(k, epsilon).variance() for k in values}
+        subset = [k for k in values if categorical.make_subset(k, epsilon).size == 1]
+        report = [k for k in values if plain[k] <= categorical.make_hashing(epsilon).variance()]
+        assert subset[-1] == len(subset) + 1 == math.floor(2 * math.exp(epsilon) + 1)
+        assert abs(report[-1] - (3 * math.exp(epsilon) + 2)) < 1
+    thousand = (
+        categorical.make(1000, Fraction(1)).variance() / categorical.make_subset(1000, Fraction(1)).variance()
+    )
+    assert f"{thousand:.0f} times fewer" in PAGE
+    assert "2E + 1 values, which are 6 at epsilon 1" in PAGE
+    assert "3E + 2, which are 10" in PAGE

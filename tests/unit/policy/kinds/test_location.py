@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from tests.support.places import FIJI, SWITZERLAND, distance, packed, planned, s
 from tests.support.protos import compiled
 from tests.unit.noise import exact
 
+ROOT = Path(__file__).resolve().parents[4]
 HEXAGONAL = "mechanism: HEXAGONAL_GEOMETRIC"
 LOC = "(dpmesh.v1.field).location"
 # The mean of sqrt(A^2 + A B + B^2) for independent A and B with the exponential law of mean 1.
@@ -108,6 +111,24 @@ def test_the_mean_error_is_that_of_the_formula(epsilon, bounds):
     far = law.spacing * np.hypot(q + r / 2, r * math.sqrt(3) / 2)
     assert abs(far.mean() - mean) <= 5 * far.std() / math.sqrt(len(far))
     assert np.mean(far <= law.error_95) == pytest.approx(0.95, abs=5 * 0.0007 + 0.001)
+
+
+def test_the_table_in_the_document_is_what_plans_say():
+    page = (ROOT / "docs/kinds/location.md").read_text()
+    rows = re.findall(
+        r"^\| `(epsilon[^`]*)` \| ([\d.]+)(?: \(([\d.]+) over the region\))? \| ([\d.]+) km \| ([\d.]+) km \|$",
+        page,
+        re.MULTILINE,
+    )
+    assert len(rows) == 4
+    for rule, charged, over_region, mean_error, error_95 in rows:
+        law = places.law_of(planned(f"{rule} {SWITZERLAND}")[1])
+        assert round(float(law.epsilon), 1) == float(charged)
+        assert not over_region or round(law.over_region, 1) == float(over_region)
+        assert float(mean_error) == pytest.approx(law.mean_error, rel=0.01)
+        assert float(error_95) == pytest.approx(law.error_95, rel=0.01)
+    (across,) = re.findall(r"the bounds above, (\d+) km across", page)
+    assert float(across) == round(float(distance((45.8, 5.9), (47.9, 10.5))))
 
 
 def test_a_disk_gives_every_cell_one_of_two_probabilities():
@@ -424,12 +445,12 @@ BAD = {
     f"epsilon_per_km: 0.1 radius_km: 5 {SWITZERLAND}": "radius_km has no use",
     f"epsilon_per_km: 1 {SWITZERLAND}": "epsilon of 419.4 over the region",
     f"epsilon_per_km: 1 metric: GEO radius_km: 65 {SWITZERLAND}": "epsilon must be from",
-    f"epsilon_per_km: 0 {SWITZERLAND}": "epsilon_per_km must be above 0",
-    f"epsilon_per_km: nan {SWITZERLAND}": "epsilon_per_km must be above 0",
+    f"epsilon_per_km: 0 {SWITZERLAND}": "epsilon_per_km must be a finite number above 0",
+    f"epsilon_per_km: nan {SWITZERLAND}": "epsilon_per_km must be a finite number above 0",
     f"epsilon: 65 {SWITZERLAND}": "epsilon must be from",
     f"epsilon: 1 radius_km: -1 metric: GEO {SWITZERLAND}": "radius_km must be from",
     f"epsilon: 1 radius_km: 5 metric: GEO mechanism: DISK_AREA {SWITZERLAND}": "as much between near places",
-    f"epsilon: 1 resolution_km: 0 {SWITZERLAND}": "resolution_km must be above 0",
+    f"epsilon: 1 resolution_km: 0 {SWITZERLAND}": "resolution_km must be a finite number above 0",
     f"epsilon: 1 resolution_km: 1 {SWITZERLAND}": "DISK_AREA takes up to 1024",
     f"epsilon: 1 resolution_km: 1000 {SWITZERLAND}": "leaves one cell",
     f"epsilon: 1 resolution_km: 1e-12 {HEXAGONAL} {SWITZERLAND}": "can't tell cells apart",
@@ -499,7 +520,7 @@ def test_required_fields_that_would_not_leave_are_refused():
 def test_what_plan_prints():
     texts = {
         f"epsilon: 1 {SWITZERLAND}": (
-            "one of 913 cells, 10.24 km apart; ε the same at any distance; "
+            "one of 913 cells, 10.24 km apart; no distance changes ε; "
             "mean error at most 128.2 km, 95 % within 277.3 km"
         ),
         f"epsilon_per_km: 0.1 {SWITZERLAND}": (

@@ -19,7 +19,7 @@ from dpmesh.policy.kinds.kind import Description, FieldKind
 from dpmesh.policy.kinds.loss import field_epsilon
 from dpmesh.policy.kinds.noised import NoisedKind
 from dpmesh.policy.kinds.numeric import Numeric, NumericPayload
-from dpmesh.policy.kinds.registry import Unavailable, kind_of, registered
+from dpmesh.policy.kinds.registry import kind_of, registered
 from dpmesh.v1 import privacy_pb2 as pb
 from tests.support.protos import compiled
 
@@ -278,15 +278,6 @@ def test_a_kind_is_there_only_while_it_is_registered():
     assert type(Policy().plan(types.Visit.DESCRIPTOR).fields[1].kind) is time.Time
 
 
-def test_a_kind_without_a_file_is_refused():
-    types = compiled(VISIT)
-    with (
-        registered(Unavailable("time")),
-        pytest.raises(AnnotationError, match=r"time does not work yet .*kind-not-available"),
-    ):
-        Policy().plan(types.Visit.DESCRIPTOR)
-
-
 def test_a_kind_that_draws_noise_and_costs_nothing_is_refused():
     class Free(Time):
         def plan(self, site, rules):
@@ -314,7 +305,7 @@ def test_every_kind_of_the_schema_has_its_name(field):
     kind = kind_of(rules)
     assert isinstance(kind, FieldKind)
     assert str(kind) == kind.name == field.name
-    assert not kind.takes_share or "epsilon" in field.message_type.fields_by_name
+    assert not isinstance(kind, NoisedKind) or "epsilon" in field.message_type.fields_by_name
 
 
 def test_rules_without_a_kind_have_none():

@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import re
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -277,3 +279,18 @@ def test_bad_rules_are_refused_with_what_to_do():
     )
     assert "at most the range" in text(length, 'earliest: "0s" latest: "1s" resolution: {seconds: 2}')
     assert "2^40" in text(stamp, JANUARY + " resolution: {nanos: 1}")
+
+
+def test_the_table_in_the_document_is_what_plans_say():
+    page = (Path(__file__).resolve().parents[4] / "docs/kinds/time.md").read_text()
+    (heads,) = re.findall(r"^\| epsilon((?: \| [\d.]+)+) \|$", page, re.MULTILINE)
+    rows = re.findall(
+        r"^\| (?:whole range hidden|`(largest_shift[^`]*)`[^|]*)((?: \| [\d.,]+ h)+) \|$", page, re.MULTILINE
+    )
+    assert len(rows) == 3
+    for shift, cells in rows:
+        hours = [float(cell.replace(",", "")) for cell in re.findall(r"[\d.,]+(?= h)", cells)]
+        for epsilon, expected in zip(re.findall(r"[\d.]+", heads), hours, strict=True):
+            rule = f"{JANUARY} epsilon: {epsilon} {shift}"
+            field = field_of(f"google.protobuf.Timestamp at = 1 [{TIME} = {{{rule}}}];")
+            assert field.kind.describe(field).error / 3600 == pytest.approx(expected, rel=0.011)

@@ -1,4 +1,4 @@
-"""Places: overlays whose name is a path that begins at a field and leads into the messages in it.
+"""Overlay paths: names of overlays that begin with a field and lead into the messages in it.
 
 `google.type.Money.units` is the full name of a field: its rule holds for every Money. `acme.Order.price.units` begins
 with the full name of a field and goes on with the name of a field of its message type: its rule holds for the Money in

@@ -1,4 +1,4 @@
-"""The generated code of places: from a latitude and a longitude to those that leave."""
+"""Place code: the generated code from a latitude and a longitude to those that leave."""
 
 from __future__ import annotations
 
