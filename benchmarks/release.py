@@ -9,6 +9,7 @@ from collections.abc import Callable
 from google.protobuf.message import Message
 
 import dpmesh
+from benchmarks import all_kinds_pb2
 from benchmarks import telemetry_pb2 as pb
 from benchmarks.table import Row
 
@@ -38,17 +39,19 @@ def reading(device: str) -> pb.Reading:
     )
 
 
-def report(device: str) -> pb.Report:
+def report(device: str) -> all_kinds_pb2.Report:
     """A unit and 30 protected fields of all kinds."""
-    made = pb.Report(device=device, place={"latitude": 46.9, "longitude": 7.4}, vector=[8**-0.5] * 8)
-    for field in pb.Report.DESCRIPTOR.fields:
+    made = all_kinds_pb2.Report(
+        device=device, place={"latitude": 46.9, "longitude": 7.4}, vector=[8**-0.5] * 8
+    )
+    for field in all_kinds_pb2.Report.DESCRIPTOR.fields:
         if field.name.startswith(("number_", "count_")):
             setattr(made, field.name, 42)
         elif field.name.startswith("at_"):
             getattr(made, field.name).seconds = 1_780_000_000
     made.took.seconds = 90
     made.errors["a"] = 7
-    made.seen.append(pb.STATUS_IDLE)
+    made.seen.append(all_kinds_pb2.STAGE_IDLE)
     made.word.value = "umbrella"
     made.session, made.route, made.note = "s-1", "r-1", "on the way"
     return made

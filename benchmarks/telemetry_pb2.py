@@ -23,12 +23,9 @@ _sym_db = _symbol_database.Default()
 
 
 from dpmesh.v1 import privacy_pb2 as dpmesh_dot_v1_dot_privacy__pb2
-from dpmesh.v1 import report_pb2 as dpmesh_dot_v1_dot_report__pb2
-from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
-from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x65nchmarks/telemetry.proto\x12\x0f\x64pmesh.bench.v1\x1a\x17\x64pmesh/v1/privacy.proto\x1a\x16\x64pmesh/v1/report.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8e\x03\n\x07Reading\x12\x16\n\x06\x64\x65vice\x18\x01 \x01(\tB\x06\xf2\xe5\x19\x02\n\x00\x12-\n\x0btemperature\x18\x02 \x01(\x01\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00\x00\x44\xc0\x11\x00\x00\x00\x00\x00\x00^@\x12*\n\x08pressure\x18\x03 \x01(\x01\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00 \x8c@\x11\x00\x00\x00\x00\x00\x30\x91@\x12*\n\x08humidity\x18\x04 \x01(\x02\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00\x00Y@\x12*\n\x08\x61ltitude\x18\x05 \x01(\x05\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00@\x7f\xc0\x11\x00\x00\x00\x00\x00\x94\xc1@\x12.\n\nsatellites\x18\x06 \x01(\rB\x1a\xf2\xe5\x19\x16\x12\x14\t\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00\x00I@8\x01\x12/\n\x06status\x18\x07 \x01(\x0e\x32\x17.dpmesh.bench.v1.StatusB\x06\xf2\xe5\x19\x02\x1a\x00\x12\x18\n\x08\x63harging\x18\x08 \x01(\x08\x42\x06\xf2\xe5\x19\x02\x1a\x00\x12.\n\x04zone\x18\t \x01(\tB \xf2\xe5\x19\x1c\x1a\x1a\x12\x05north\x12\x04\x65\x61st\x12\x05south\x12\x04west:\r\xf2\xe5\x19\t\t\x00\x00\x00\x00\x00\x00\x10@\",\n\x05Place\x12\x10\n\x08latitude\x18\x01 \x01(\x01\x12\x11\n\tlongitude\x18\x02 \x01(\x01\"\xe4\x0c\n\x06Report\x12\x16\n\x06\x64\x65vice\x18\x01 \x01(\tB\x06\xf2\xe5\x19\x02\n\x00\x12*\n\x08number_1\x18\x02 \x01(\x01\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00\x00Y@\x12*\n\x08number_2\x18\x03 \x01(\x01\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00\x00i@\x12*\n\x08number_3\x18\x04 \x01(\x01\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00\xc0r@\x12*\n\x08number_4\x18\x05 \x01(\x01\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00\x00y@\x12*\n\x08number_5\x18\x06 \x01(\x01\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00@\x7f@\x12*\n\x08number_6\x18\x07 \x01(\x01\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00\xc0\x82@\x12*\n\x08number_7\x18\x08 \x01(\x01\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00\xe0\x85@\x12*\n\x08number_8\x18\t \x01(\x01\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00\x00\x89@\x12)\n\x07\x63ount_1\x18\n \x01(\x03\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00@\x8f@\x12)\n\x07\x63ount_2\x18\x0b \x01(\x03\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00@\x9f@\x12)\n\x07\x63ount_3\x18\x0c \x01(\x03\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00p\xa7@\x12)\n\x07\x63ount_4\x18\r \x01(\x03\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00@\xaf@\x12\x31\n\x08status_1\x18\x0e \x01(\x0e\x32\x17.dpmesh.bench.v1.StatusB\x06\xf2\xe5\x19\x02\x1a\x00\x12\x31\n\x08status_2\x18\x0f \x01(\x0e\x32\x17.dpmesh.bench.v1.StatusB\x06\xf2\xe5\x19\x02\x1a\x00\x12\x31\n\x08status_3\x18\x10 \x01(\x0e\x32\x17.dpmesh.bench.v1.StatusB\x06\xf2\xe5\x19\x02\x1a\x00\x12\x31\n\x08status_4\x18\x11 \x01(\x0e\x32\x17.dpmesh.bench.v1.StatusB\x06\xf2\xe5\x19\x02\x1a\x00\x12\x31\n\x08status_5\x18\x12 \x01(\x0e\x32\x17.dpmesh.bench.v1.StatusB\x06\xf2\xe5\x19\x02\x1a\x00\x12\x61\n\x04\x61t_1\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.TimestampB7\xf2\xe5\x19\x33*1\n\x14\x32\x30\x32\x36-01-01T00:00:00Z\x12\x14\x32\x30\x32\x37-01-01T00:00:00Z*\x03\x08\x90\x1c\x12\x61\n\x04\x61t_2\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.TimestampB7\xf2\xe5\x19\x33*1\n\x14\x32\x30\x32\x36-01-01T00:00:00Z\x12\x14\x32\x30\x32\x37-01-01T00:00:00Z*\x03\x08\x90\x1c\x12\x61\n\x04\x61t_3\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.TimestampB7\xf2\xe5\x19\x33*1\n\x14\x32\x30\x32\x36-01-01T00:00:00Z\x12\x14\x32\x30\x32\x37-01-01T00:00:00Z*\x03\x08\x90\x1c\x12:\n\x04took\x18\x16 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\xf2\xe5\x19\r*\x0b\n\x02\x30s\x12\x05\x33\x36\x30\x30s\x12Z\n\x05place\x18\x17 \x01(\x0b\x32\x16.dpmesh.bench.v1.PlaceB3\xf2\xe5\x19/\"-\t\x9a\x99\x99\x99\x99\x99\xb9?!fffff\xe6\x46@)33333\xf3G@1\x9a\x99\x99\x99\x99\x99\x17@9\x00\x00\x00\x00\x00\x00%@\x12!\n\x06vector\x18\x18 \x03(\x01\x42\x11\xf2\xe5\x19\r2\x0b\x11\x00\x00\x00\x00\x00\x00\xf0?\x18\x08\x12Y\n\x06\x65rrors\x18\x19 \x03(\x0b\x32#.dpmesh.bench.v1.Report.ErrorsEntryB$\xf2\xe5\x19 :\x1e\n\x01\x61\n\x01\x62\n\x01\x63\n\x01\x64\x39\x00\x00\x00\x00\x00\x00\x00\x00\x41\x00\x00\x00\x00\x00\x00Y@\x12/\n\x04seen\x18\x1a \x03(\x0e\x32\x17.dpmesh.bench.v1.StatusB\x08\xf2\xe5\x19\x04\x1a\x02\x18\x02\x12/\n\x04word\x18\x1b \x01(\x0b\x32\x19.dpmesh.v1.CategoryReportB\x06\xf2\xe5\x19\x02\x1a\x00\x12\x17\n\x07session\x18\x1c \x01(\tB\x06\xf2\xe5\x19\x02\x42\x00\x12\x15\n\x05route\x18\x1d \x01(\tB\x06\xf2\xe5\x19\x02\x42\x00\x12\x12\n\x02id\x18\x1e \x01(\tB\x06\xf2\xe5\x19\x02\x62\x00\x12\x14\n\x04note\x18\x1f \x01(\tB\x06\xf2\xe5\x19\x02J\x00\x1a-\n\x0b\x45rrorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01:\r\xf2\xe5\x19\t\t\x00\x00\x00\x00\x00\x00\x44@\"\x17\n\x03\x41\x63k\x12\x10\n\x08received\x18\x01 \x01(\x04*W\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATUS_IDLE\x10\x01\x12\x12\n\x0eSTATUS_RUNNING\x10\x02\x12\x10\n\x0cSTATUS_FAULT\x10\x03\x32\x84\x01\n\tTelemetry\x12\x38\n\x06Report\x12\x18.dpmesh.bench.v1.Reading\x1a\x14.dpmesh.bench.v1.Ack\x12=\n\tReportAll\x12\x18.dpmesh.bench.v1.Reading\x1a\x14.dpmesh.bench.v1.Ack(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x65nchmarks/telemetry.proto\x12\x0f\x64pmesh.bench.v1\x1a\x17\x64pmesh/v1/privacy.proto\"\x8e\x03\n\x07Reading\x12\x16\n\x06\x64\x65vice\x18\x01 \x01(\tB\x06\xf2\xe5\x19\x02\n\x00\x12-\n\x0btemperature\x18\x02 \x01(\x01\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00\x00\x44\xc0\x11\x00\x00\x00\x00\x00\x00^@\x12*\n\x08pressure\x18\x03 \x01(\x01\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00 \x8c@\x11\x00\x00\x00\x00\x00\x30\x91@\x12*\n\x08humidity\x18\x04 \x01(\x02\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00\x00Y@\x12*\n\x08\x61ltitude\x18\x05 \x01(\x05\x42\x18\xf2\xe5\x19\x14\x12\x12\t\x00\x00\x00\x00\x00@\x7f\xc0\x11\x00\x00\x00\x00\x00\x94\xc1@\x12.\n\nsatellites\x18\x06 \x01(\rB\x1a\xf2\xe5\x19\x16\x12\x14\t\x00\x00\x00\x00\x00\x00\x00\x00\x11\x00\x00\x00\x00\x00\x00I@8\x01\x12/\n\x06status\x18\x07 \x01(\x0e\x32\x17.dpmesh.bench.v1.StatusB\x06\xf2\xe5\x19\x02\x1a\x00\x12\x18\n\x08\x63harging\x18\x08 \x01(\x08\x42\x06\xf2\xe5\x19\x02\x1a\x00\x12.\n\x04zone\x18\t \x01(\tB \xf2\xe5\x19\x1c\x1a\x1a\x12\x05north\x12\x04\x65\x61st\x12\x05south\x12\x04west:\r\xf2\xe5\x19\t\t\x00\x00\x00\x00\x00\x00\x10@\"\x17\n\x03\x41\x63k\x12\x10\n\x08received\x18\x01 \x01(\x04*W\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATUS_IDLE\x10\x01\x12\x12\n\x0eSTATUS_RUNNING\x10\x02\x12\x10\n\x0cSTATUS_FAULT\x10\x03\x32\x84\x01\n\tTelemetry\x12\x38\n\x06Report\x12\x18.dpmesh.bench.v1.Reading\x1a\x14.dpmesh.bench.v1.Ack\x12=\n\tReportAll\x12\x18.dpmesh.bench.v1.Reading\x1a\x14.dpmesh.bench.v1.Ack(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,84 +52,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READING'].fields_by_name['zone']._serialized_options = b'\362\345\031\034\032\032\022\005north\022\004east\022\005south\022\004west'
   _globals['_READING']._loaded_options = None
   _globals['_READING']._serialized_options = b'\362\345\031\t\t\000\000\000\000\000\000\020@'
-  _globals['_REPORT_ERRORSENTRY']._loaded_options = None
-  _globals['_REPORT_ERRORSENTRY']._serialized_options = b'8\001'
-  _globals['_REPORT'].fields_by_name['device']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['device']._serialized_options = b'\362\345\031\002\n\000'
-  _globals['_REPORT'].fields_by_name['number_1']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['number_1']._serialized_options = b'\362\345\031\024\022\022\t\000\000\000\000\000\000\000\000\021\000\000\000\000\000\000Y@'
-  _globals['_REPORT'].fields_by_name['number_2']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['number_2']._serialized_options = b'\362\345\031\024\022\022\t\000\000\000\000\000\000\000\000\021\000\000\000\000\000\000i@'
-  _globals['_REPORT'].fields_by_name['number_3']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['number_3']._serialized_options = b'\362\345\031\024\022\022\t\000\000\000\000\000\000\000\000\021\000\000\000\000\000\300r@'
-  _globals['_REPORT'].fields_by_name['number_4']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['number_4']._serialized_options = b'\362\345\031\024\022\022\t\000\000\000\000\000\000\000\000\021\000\000\000\000\000\000y@'
-  _globals['_REPORT'].fields_by_name['number_5']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['number_5']._serialized_options = b'\362\345\031\024\022\022\t\000\000\000\000\000\000\000\000\021\000\000\000\000\000@\177@'
-  _globals['_REPORT'].fields_by_name['number_6']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['number_6']._serialized_options = b'\362\345\031\024\022\022\t\000\000\000\000\000\000\000\000\021\000\000\000\000\000\300\202@'
-  _globals['_REPORT'].fields_by_name['number_7']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['number_7']._serialized_options = b'\362\345\031\024\022\022\t\000\000\000\000\000\000\000\000\021\000\000\000\000\000\340\205@'
-  _globals['_REPORT'].fields_by_name['number_8']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['number_8']._serialized_options = b'\362\345\031\024\022\022\t\000\000\000\000\000\000\000\000\021\000\000\000\000\000\000\211@'
-  _globals['_REPORT'].fields_by_name['count_1']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['count_1']._serialized_options = b'\362\345\031\024\022\022\t\000\000\000\000\000\000\000\000\021\000\000\000\000\000@\217@'
-  _globals['_REPORT'].fields_by_name['count_2']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['count_2']._serialized_options = b'\362\345\031\024\022\022\t\000\000\000\000\000\000\000\000\021\000\000\000\000\000@\237@'
-  _globals['_REPORT'].fields_by_name['count_3']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['count_3']._serialized_options = b'\362\345\031\024\022\022\t\000\000\000\000\000\000\000\000\021\000\000\000\000\000p\247@'
-  _globals['_REPORT'].fields_by_name['count_4']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['count_4']._serialized_options = b'\362\345\031\024\022\022\t\000\000\000\000\000\000\000\000\021\000\000\000\000\000@\257@'
-  _globals['_REPORT'].fields_by_name['status_1']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['status_1']._serialized_options = b'\362\345\031\002\032\000'
-  _globals['_REPORT'].fields_by_name['status_2']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['status_2']._serialized_options = b'\362\345\031\002\032\000'
-  _globals['_REPORT'].fields_by_name['status_3']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['status_3']._serialized_options = b'\362\345\031\002\032\000'
-  _globals['_REPORT'].fields_by_name['status_4']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['status_4']._serialized_options = b'\362\345\031\002\032\000'
-  _globals['_REPORT'].fields_by_name['status_5']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['status_5']._serialized_options = b'\362\345\031\002\032\000'
-  _globals['_REPORT'].fields_by_name['at_1']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['at_1']._serialized_options = b'\362\345\0313*1\n\0242026-01-01T00:00:00Z\022\0242027-01-01T00:00:00Z*\003\010\220\034'
-  _globals['_REPORT'].fields_by_name['at_2']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['at_2']._serialized_options = b'\362\345\0313*1\n\0242026-01-01T00:00:00Z\022\0242027-01-01T00:00:00Z*\003\010\220\034'
-  _globals['_REPORT'].fields_by_name['at_3']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['at_3']._serialized_options = b'\362\345\0313*1\n\0242026-01-01T00:00:00Z\022\0242027-01-01T00:00:00Z*\003\010\220\034'
-  _globals['_REPORT'].fields_by_name['took']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['took']._serialized_options = b'\362\345\031\r*\013\n\0020s\022\0053600s'
-  _globals['_REPORT'].fields_by_name['place']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['place']._serialized_options = b'\362\345\031/\"-\t\232\231\231\231\231\231\271?!fffff\346F@)33333\363G@1\232\231\231\231\231\231\027@9\000\000\000\000\000\000%@'
-  _globals['_REPORT'].fields_by_name['vector']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['vector']._serialized_options = b'\362\345\031\r2\013\021\000\000\000\000\000\000\360?\030\010'
-  _globals['_REPORT'].fields_by_name['errors']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['errors']._serialized_options = b'\362\345\031 :\036\n\001a\n\001b\n\001c\n\001d9\000\000\000\000\000\000\000\000A\000\000\000\000\000\000Y@'
-  _globals['_REPORT'].fields_by_name['seen']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['seen']._serialized_options = b'\362\345\031\004\032\002\030\002'
-  _globals['_REPORT'].fields_by_name['word']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['word']._serialized_options = b'\362\345\031\002\032\000'
-  _globals['_REPORT'].fields_by_name['session']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['session']._serialized_options = b'\362\345\031\002B\000'
-  _globals['_REPORT'].fields_by_name['route']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['route']._serialized_options = b'\362\345\031\002B\000'
-  _globals['_REPORT'].fields_by_name['id']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['id']._serialized_options = b'\362\345\031\002b\000'
-  _globals['_REPORT'].fields_by_name['note']._loaded_options = None
-  _globals['_REPORT'].fields_by_name['note']._serialized_options = b'\362\345\031\002J\000'
-  _globals['_REPORT']._loaded_options = None
-  _globals['_REPORT']._serialized_options = b'\362\345\031\t\t\000\000\000\000\000\000D@'
-  _globals['_STATUS']._serialized_start=2272
-  _globals['_STATUS']._serialized_end=2359
-  _globals['_READING']._serialized_start=162
-  _globals['_READING']._serialized_end=560
-  _globals['_PLACE']._serialized_start=562
-  _globals['_PLACE']._serialized_end=606
-  _globals['_REPORT']._serialized_start=609
-  _globals['_REPORT']._serialized_end=2245
-  _globals['_REPORT_ERRORSENTRY']._serialized_start=2185
-  _globals['_REPORT_ERRORSENTRY']._serialized_end=2230
-  _globals['_ACK']._serialized_start=2247
-  _globals['_ACK']._serialized_end=2270
-  _globals['_TELEMETRY']._serialized_start=2362
-  _globals['_TELEMETRY']._serialized_end=2494
+  _globals['_STATUS']._serialized_start=498
+  _globals['_STATUS']._serialized_end=585
+  _globals['_READING']._serialized_start=73
+  _globals['_READING']._serialized_end=471
+  _globals['_ACK']._serialized_start=473
+  _globals['_ACK']._serialized_end=496
+  _globals['_TELEMETRY']._serialized_start=588
+  _globals['_TELEMETRY']._serialized_end=720
 # @@protoc_insertion_point(module_scope)
