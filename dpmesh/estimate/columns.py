@@ -75,7 +75,8 @@ def _of_iterable(path: str, values: Iterable[Any]) -> Iterator[NDArray[np.float6
         try:
             block = np.fromiter(map(float, itertools.islice(each, BLOCK)), np.float64)
         except (TypeError, ValueError, OverflowError):
-            raise EstimateError(path, "one of the values is not a number") from None
+            told = "one of the values is not a number; pass numbers, or the messages that were received"
+            raise EstimateError(path, told) from None
         if not block.size:
             return
         yield block

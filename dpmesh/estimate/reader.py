@@ -394,7 +394,7 @@ class Reader:
         read = read or paths.reader(self.plan.descriptor, field)
         for message in messages:
             if not isinstance(message, Message) or message.DESCRIPTOR.full_name != wanted:
-                raise EstimateError(field.path, f"one of the values is not a {wanted}, as the first is")
+                raise EstimateError(field.path, f"one of the values is no {wanted}, which this reader is for")
             if field.memo is not None or not self._blank(message):
                 yield from read(message)
 

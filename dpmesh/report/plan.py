@@ -259,8 +259,6 @@ class Planner:
 def _field(entry: FieldPlan) -> FieldReport:
     shown = entry.kind.describe(entry)
     epsilon, rho = _loss(entry)
-    # Its own number of elements, not that of messages around it.
-    public = entry.path in entry.public_lengths
     return FieldReport(
         path=entry.path,
         kind=str(entry.kind),
@@ -273,10 +271,18 @@ def _field(entry: FieldPlan) -> FieldReport:
         elements=entry.repeats * entry.instances,
         error=shown.error,
         truth=shown.truth,
-        output=shown.output + "; the number of elements as it is" * public + _memoized(entry),
+        output=shown.output + _lengths(entry) + _memoized(entry),
         low=shown.low,
         high=shown.high,
     )
+
+
+def _lengths(entry: FieldPlan) -> str:
+    """Which numbers of elements leave as they are, in words: the field's own, and those of messages around it."""
+    if not entry.mechanism_name:
+        return ""
+    names = ["elements" if path == entry.path else path for path in entry.public_lengths]
+    return "".join(f"; the number of {name} as it is" for name in names)
 
 
 def _memoized(entry: FieldPlan) -> str:

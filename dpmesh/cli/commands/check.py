@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from dpmesh.report.findings import CheckReport
 
 HELP = (
-    "Find what is wrong with annotations and overlays; exit code 1 if a message type could not be released."
+    "Find what is wrong with annotations and overlays; exit code 1 on errors. "
+    "Whether budgets pay for what is right is shown by dpmesh plan."
 )
 EPILOG = "Example: dpmesh check protos/acme/fleet.proto -I protos --policy policy.yaml"
 

@@ -203,9 +203,9 @@ def test_bad_input_names_the_field_and_never_the_value(reader, call, path, value
 
 
 def test_messages_of_another_type_are_refused(reader, protos, received):
-    with pytest.raises(EstimateError, match="is not a"):
+    with pytest.raises(EstimateError, match=r"is no \S*Report, which this reader is for"):
         reader.mean("speed", [*received, protos.Plain(speed=1)])
-    with pytest.raises(EstimateError, match="is not a"):
+    with pytest.raises(EstimateError, match=r"is no \S*Report, which this reader is for"):
         reader.mean("speed", [received[0], 1.0])
 
 
@@ -307,6 +307,16 @@ def test_memoized_answers_count_in_messages_that_left_without_other_values():
     assert reader.frequencies("open", [replayed] * 9)[True].n == 9
     with pytest.raises(EstimateError, match="there are no values"):
         reader.mean("people", [replayed])
+
+
+def test_messages_of_another_type_are_refused_with_the_type_that_is_read(reader, protos, received):
+    """A part of the message, say: the reader is for the whole."""
+    with pytest.raises(
+        EstimateError, match=r"^parts\[\].weight: one of the values is no \S*Report, which this reader is for"
+    ):
+        reader.mean("parts.weight", [message.parts[0] for message in received])
+    with pytest.raises(EstimateError, match="pass numbers, or the messages that were received"):
+        reader.mean("speed", [protos])
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

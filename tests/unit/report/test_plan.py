@@ -96,6 +96,16 @@ def test_the_epsilon_of_a_repeated_field_is_that_of_all_its_elements(report) -> 
     assert field.rho == pytest.approx(10 * 0.1 * math.tanh(0.05), abs=1e-7)
 
 
+def test_numbers_of_elements_that_are_public_are_shown(report) -> None:
+    """On what is in a batch as well: the batch itself has no line."""
+    rules = "numeric: {lower: 0 upper: 1 epsilon: 0.5} max_items: 2 length: PUBLIC"
+    row = f"message Row {{ repeated double v = 1 [(dpmesh.v1.field) = {{{rules}}}]; string note = 2; }}\n"
+    batch = "repeated Row rows = 2 [(dpmesh.v1.field) = {max_items: 4 length: PUBLIC}];\n"
+    _, values, note = report(UNIT + row + batch).fields
+    assert values.output.endswith("; the number of rows as it is; the number of elements as it is")
+    assert "number" not in note.output
+
+
 def test_fields_of_repeated_messages_count_every_instance(report) -> None:
     row = "message Row { double v = 1 [(dpmesh.v1.field).numeric = {lower: 0 upper: 1 epsilon: 0.5}]; }\n"
     found = report(UNIT + row + "repeated Row rows = 2 [(dpmesh.v1.field).max_items = 4];\n")
