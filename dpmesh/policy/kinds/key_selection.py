@@ -116,7 +116,8 @@ def selected_keys(name: str, full_name: str, payload: SelectionPayload) -> Step:
 
     def step_selected(source: Any, target: Any, _pseudonymise: Any) -> None:
         held, into = getattr(source, name), getattr(target, name)
-        for key in sorted(held):
+        # In proto2, a key that came over the wire and is no UTF-8 reads as bytes, and can't be sent.
+        for key in sorted(key for key in held if key.__class__ is not bytes):
             count = index(held[key]) - below
             if count > 0:
                 shown = draw(count)

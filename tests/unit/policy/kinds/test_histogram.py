@@ -315,6 +315,17 @@ def test_what_is_selected_does_not_depend_on_the_order_of_insertion():
     assert sorted(outs[0]) == sorted(names)
 
 
+def test_a_key_that_is_no_text_never_leaves_and_no_message_is_refused_for_it():
+    made = compiled(
+        f"message M {{ map<string, int64> m = 1 [{HIST} = {{contribution: 1 epsilon: 1 delta: 1e-6}}]; }}",
+        "proto2",
+    )
+    entry = b"\x0a\x02\xff\xfe\x10\xe8\x07"  # "\xff\xfe": 1000
+    message = made.M.FromString(b"\x0a" + bytes([len(entry)]) + entry)
+    message.m["a"] = 1000
+    assert list(Policy().plan(made.M.DESCRIPTOR).protect(message, alias).m) == ["a"]
+
+
 @pytest.mark.parametrize("number", [*INTEGERS, "double", "float"])
 def test_selected_counts_of_every_type_at_its_limits(number):
     kind = map_of(f"{OPEN} max_keys: 1 resolution: 1", f"map<int32, {number}>")

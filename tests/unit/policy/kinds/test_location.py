@@ -543,3 +543,13 @@ def test_the_loss_of_a_step_is_exact():
     loss = places.law_of(plan).mechanism.loss
     assert isinstance(places.law_of(plan).mechanism, HexagonalGeometric)
     assert (Fraction(3, 10) / loss).denominator == 1
+
+
+def test_geo_promises_nothing_of_near_places_outside_of_the_region():
+    """docs/kinds/location.md says so: 2 km on the other side of the Earth are the whole width of the region."""
+    types, plan = planned(f"epsilon: 1 radius_km: 5 metric: GEO {SWITZERLAND}")
+    found = []
+    for longitude in (-171.79, -171.81):
+        (out,) = scripted(plan, point(types, 10, longitude), [0])
+        found.append(out.at.longitude)
+    assert found == pytest.approx([5.9, 10.5], abs=0.01)
