@@ -12,7 +12,10 @@ import pytest
 
 import dpmesh
 from dpmesh import cli
+from dpmesh.errors import AnnotationError
+from dpmesh.policy import Policy
 from dpmesh.telemetry import names
+from tests.support.protos import compiled
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -84,6 +87,14 @@ def test_all_names_exist(page):
 def test_all_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!http)([^)#]+)", text_of(page))
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_the_readme_shows_the_error_that_check_prints():
+    """Two fields of its example share epsilon 2."""
+    rule = "(dpmesh.v1.field).numeric = {lower: 0 upper: 50 epsilon: 1}"
+    with pytest.raises(AnnotationError) as caught:
+        Policy().plan(compiled(f"message Reading {{ uint32 people = 3 [{rule}]; }}").Reading.DESCRIPTOR)
+    assert caught.value.text in text_of("README.md")
 
 
 def test_the_configuration_of_the_readme_is_one(tmp_path):
