@@ -133,6 +133,11 @@ class Location(NoisedKind):
         return Description("; ".join(words))
 
     @override
+    def hides_near_values_only(self, plan: FieldPlan) -> bool:
+        at: LocationPayload = plan.payload
+        return at.radius_km is not None and at.law.over_region > float(at.law.epsilon)
+
+    @override
     def as_place(self, plan: FieldPlan) -> LocationPayload:
         payload: LocationPayload = plan.payload
         return payload

@@ -61,6 +61,10 @@ class NoisedKind(FieldKind):
             )
         if plan.cost == Cost.ZERO:
             site.error("cost", f"{self} draws noise and costs nothing", "report this as a bug of dpmesh")
+        if self.hides_near_values_only(plan):
+            fragment.shows_presence.append(
+                f"{site.field.full_name} hides only values that are near each other"
+            )
         fragment.fields.append(plan)
         fragment.values += self.values(plan)
         if plan.memo is not None:
@@ -78,6 +82,10 @@ class NoisedKind(FieldKind):
         # A step of a kind's own may know nothing of it.
         own_step = type(self).step is not NoisedKind.step
         return field.is_repeated and not is_map(field) and self.elementwise and not own_step
+
+    def hides_near_values_only(self, plan: FieldPlan) -> bool:
+        """Whether values that are far apart can be told from each other, and so from what an absent one counts as."""
+        return False
 
     def values(self, plan: FieldPlan) -> int:
         """How many values of the field one message instance shows."""

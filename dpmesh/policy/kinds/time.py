@@ -139,6 +139,12 @@ class Time(Numeric):
         return replace(shown, output=words)
 
     @override
+    def hides_near_values_only(self, plan: FieldPlan) -> bool:
+        time: TimePayload = plan.payload
+        grid = time.ticks.grid
+        return time.shift is not None and time.shift < grid.size * grid.step * time.unit
+
+    @override
     def refuses(self, plan: FieldPlan) -> None:
         return None
 

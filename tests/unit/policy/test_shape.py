@@ -183,6 +183,33 @@ def test_what_would_tell_a_unit_that_is_there_from_one_that_is_not_is_refused(fi
         assert ("unit-nested", element) in errors(body + parts, root)
 
 
+YEAR = 'earliest: "2026-01-01T00:00:00Z" latest: "2027-01-01T00:00:00Z"'
+ALPS = "min_latitude: 45 max_latitude: 48 min_longitude: 5 max_longitude: 11"
+NEAR = {
+    "time": (
+        "google.protobuf.Timestamp",
+        f"time: {{{YEAR} epsilon: 1 largest_shift: {{seconds: %d}}}}",
+        60,
+        10**8,
+    ),
+    "place": ("P", f"location: {{{ALPS} epsilon: 1 metric: GEO radius_km: %d}}", 5, 2000),
+}
+
+
+@pytest.mark.parametrize("kind", NEAR)
+def test_a_value_that_is_hidden_from_near_ones_only_shows_that_it_is_there(kind):
+    """An absent time counts as 1970 and an absent place as the region's middle, which is far from most values."""
+    held, rule, small, large = NEAR[kind]
+    place = "message P { double latitude = 1; double longitude = 2; }"
+    for size, refused in ((small, True), (large, False)):
+        field = f"{held} at = 2 [(dpmesh.v1.field) = {{{rule % size}}}];"
+        choice = f"oneof o {{ option (dpmesh.v1.oneof).epsilon = 1; {field} bool b = 3 {SURE}; }}"
+        nested = f"message C {{ string id = 1 {HIDDEN}; {field} }}"
+        assert errors(f"message M {{ {choice} }} {place}") == [("oneof-choice", "M.at")] * refused
+        outer = f"message M {{ string id = 1 {UNIT}; C c = 2; }} {nested} {place}"
+        assert errors(outer) == [("unit-nested", "M.c")] * refused
+
+
 def test_the_number_of_inner_units_has_to_be_public():
     body = f"message M {{ string id = 1 {UNIT}; repeated C c = 2; }} message C {{ string id = 1 {HIDDEN}; }}"
     assert errors(body) == [("max-items", "M.c")]
