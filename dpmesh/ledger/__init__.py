@@ -9,13 +9,14 @@ from dpmesh.ledger.backends import inspect, open_admin, open_store
 from dpmesh.ledger.budget import Budget, Charge
 from dpmesh.ledger.ledger import Ledger
 from dpmesh.ledger.memory import MemoryStore
-from dpmesh.ledger.store import Account, Batch, Opened, Outcome, Store, account_hash
+from dpmesh.ledger.store import Account, Batch, EpochKey, Opened, Outcome, Store, account_hash
 
 __all__ = [
     "Account",
     "Batch",
     "Budget",
     "Charge",
+    "EpochKey",
     "Ledger",
     "LedgerAdmin",
     "MemoryStore",

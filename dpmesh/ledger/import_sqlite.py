@@ -24,6 +24,7 @@ _COLUMNS = {
     "chains": ("name", "seq", "hash", "pruned_seq", "pruned_hash"),
     "charges": ("day", "chain", "seq", "at", "body", "hash"),
     "spent": ("name", "until"),
+    "epochs": ("length", "number", "key"),
 }
 
 
@@ -93,7 +94,7 @@ async def _transfer(connection: sqlite3.Connection, source: Path, target: Postgr
             _set_moved(connection, source, None)
 
     try:
-        return await target.change(fill)
+        moved = await target.change(fill)
     except BaseException as error:
         # Opened again only if the target says that it has nothing, in a transaction that keeps others from filling it.
         try:
@@ -104,6 +105,8 @@ async def _transfer(connection: sqlite3.Connection, source: Path, target: Postgr
                 "import it again"
             ) from error
         raise
+    _erase_keys(connection)
+    return moved
 
 
 def _moved(connection: sqlite3.Connection) -> str | None:
@@ -134,6 +137,14 @@ def _set_moved(connection: sqlite3.Connection, source: Path, destination: str | 
         guard.reached(_progress(connection)[1])
 
 
+def _erase_keys(connection: sqlite3.Connection) -> None:
+    """Erases the keys of epochs from the file, which nobody would do any more when the epochs are over."""
+    connection.execute("PRAGMA secure_delete = FAST")
+    with sqlite_file.transaction(connection):
+        connection.execute("DELETE FROM epochs")
+    sqlite_file.empty_log(connection)
+
+
 def _progress(connection: sqlite3.Connection) -> tuple[bytes, int]:
     """The ledger's name and commits, moved or not."""
     name, commits = connection.execute("SELECT witness, commits FROM ledger").fetchone()
@@ -144,7 +155,7 @@ async def _usable(into: Any, name: bytes, destination: str) -> Moved | None:
     """What was transferred to the target before, if anything; ConfigError if it holds something else."""
     if (before := await _known(into, name)) is not None:
         return Moved(before["budgets"], before["accounts"], before["entries"], again=True)
-    for table in ("budgets", "accounts", "chains", "spent"):
+    for table in ("budgets", "accounts", "chains", "spent", "epochs"):
         if await into.fetchval(f"SELECT EXISTS (SELECT FROM dpmesh.{table})"):  # noqa: S608 - constants
             raise ConfigError(
                 f"--ledger: {destination} is in use already; import into one that was only migrated"
@@ -191,6 +202,7 @@ async def _fill(connection: sqlite3.Connection, into: Any, name: bytes, secret: 
             "FROM charges e JOIN chains c ON c.id = e.chain"
         ),
         "spent": connection.execute("SELECT name, until FROM spent"),
+        "epochs": connection.execute("SELECT length, number, key FROM epochs"),
     }
     counts = {table: await _copy(into, table, found) for table, found in rows.items()}
     moved = Moved(len(budgets), counts["accounts"], counts["charges"], again=False)

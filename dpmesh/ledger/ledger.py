@@ -17,9 +17,10 @@ from dpmesh.ledger import clock_rewind
 from dpmesh.ledger.admin import ahead_of_the_clock
 from dpmesh.ledger.budget import Budget, Charge, check_names, similar
 from dpmesh.ledger.commit_queue import CommitQueue
+from dpmesh.ledger.epoch_keys import EpochKeyQueue, EpochKeys
 from dpmesh.ledger.leases import Key, LeaseTable
 from dpmesh.ledger.redemptions import RedemptionQueue
-from dpmesh.ledger.store import Account, AccountId, Store, account_hash
+from dpmesh.ledger.store import Account, AccountId, EpochKey, Store, account_hash
 
 _T = TypeVar("_T")
 
@@ -36,9 +37,8 @@ class Ledger:
     is left of the leases, and never overspends. A charge whose commit times out, fails or is cancelled counts as spent.
 
     Any thread may call `spend` and `usage`. All other methods belong to the event loop that opened the ledger, but
-    `charge`, `redeemed` and `redeem_once` may be awaited in others
-    too. A forked child starts with no lease and may charge for
-    itself.
+    `charge`, `redeemed`, `redeem_once` and `hold_keys` may be awaited in others too. A forked child starts with no
+    lease and may charge for itself.
 
     Args:
         store: Where the debits are kept.
@@ -78,16 +78,17 @@ class Ledger:
         self._timeout = timeout
         self._leases = LeaseTable(self._clock)
         self._secret = b""
+        self._keys = EpochKeys()
         self._open = False
         self._owner_lock = threading.Lock()  # for `_loop` and what belongs to it
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._queue, self._redemptions = self._new_queues()
+        self._queue, self._redemptions, self._key_queue = self._new_queues()
         self.spend = self._leases.spend
         forks.register(self)
 
     @property
     def secret(self) -> bytes:
-        """32 bytes made with the ledger and as durable as it; they key account names and pseudonyms.
+        """32 bytes made with the ledger and as durable as it; they key account names.
 
         Raises:
             LedgerError: The ledger was never opened.
@@ -106,7 +107,8 @@ class Ledger:
         if self._open:
             return
         self._loop = asyncio.get_running_loop()
-        self._queue, self._redemptions = self._new_queues()
+        self._queue, self._redemptions, self._key_queue = self._new_queues()
+        self._keys.clear()
         try:
             opened = await self._store.open(self.budgets)
             self._leases.start(self.budgets, opened.windows)
@@ -168,6 +170,34 @@ class Ledger:
     def now(self) -> float:
         """Seconds since the epoch, by the ledger's clock; never before a window in force began."""
         return max(self._clock(), self._leases.latest_start())
+
+    def holds_keys(self, epochs: Sequence[float]) -> bool:
+        """Whether this process holds the keys of the epochs in force, for all of these lengths. Any thread may call it.
+
+        Args:
+            epochs: Lengths in seconds, 1 s at least.
+        """
+        return not epochs or self._keys.are_held(epochs, self.now())
+
+    async def hold_keys(self, epochs: Sequence[float]) -> None:
+        """Fetches the keys of the epochs in force that this process does not hold.
+
+        Args:
+            epochs: Lengths in seconds, 1 s at least.
+
+        Raises:
+            LedgerError: The ledger can't answer in time.
+        """
+        if not self.holds_keys(epochs):
+            await self._in_owner(lambda: self._fetch_keys(epochs), self._timeout)
+
+    def epoch_key(self, epoch: float) -> EpochKey:
+        """The key that this process fetched last for epochs of a length in seconds. Any thread may call it.
+
+        Raises:
+            LedgerError: None was fetched since the ledger was opened.
+        """
+        return self._keys.of(epoch)
 
     async def redeemed(self, names: Sequence[bytes]) -> list[bool]:
         """For each name, whether it is known that somebody redeemed it: false is no promise, it may be forgotten.
@@ -254,13 +284,15 @@ class Ledger:
         with self._owner_lock:
             if self._loop is None or self._loop.is_closed():
                 self._loop = loop
-                self._queue, self._redemptions = self._new_queues()
+                self._queue, self._redemptions, self._key_queue = self._new_queues()
             return self._loop
 
     async def _close(self) -> None:
         self._open = False
         credits = await self._queue.close()
         await self._redemptions.stop()
+        await self._key_queue.stop()
+        self._keys.clear()
         left = self._leases.clear()
         for starts, unspent in (*credits, *self._queue.to_credit([left, *self._leases.ended()])):
             if not await self._last_call(self._store.credit(starts, unspent), "return its unspent leases"):
@@ -306,6 +338,11 @@ class Ledger:
                 ", ".join(texts),
             )
 
+    async def _fetch_keys(self, epochs: Sequence[float]) -> None:
+        if not self._open:
+            raise LedgerError("the ledger is not open")
+        await asyncio.gather(*[self._key_queue.join(epoch) for epoch in epochs])
+
     async def _charge_durably(self, charges: Sequence[Charge]) -> None:
         sums = self._sums(charges)
         if sums:
@@ -338,7 +375,7 @@ class Ledger:
     def _account(self, key: Key) -> AccountId:
         return key[0], account_hash(self._secret, key[1])
 
-    def _new_queues(self) -> tuple[CommitQueue, RedemptionQueue]:
+    def _new_queues(self) -> tuple[CommitQueue, RedemptionQueue, EpochKeyQueue]:
         queue = CommitQueue(
             self._store,
             self.budgets,
@@ -349,7 +386,9 @@ class Ledger:
             monotonic=self._monotonic,
             timeout=self._timeout,
         )
-        return queue, RedemptionQueue(self._store, clock=self._clock, timeout=self._timeout)
+        redemptions = RedemptionQueue(self._store, clock=self._clock, timeout=self._timeout)
+        keys = EpochKeyQueue(self._store, self._keys, now=self.now, timeout=self._timeout)
+        return queue, redemptions, keys
 
     def _committed(self, seconds: float) -> None:
         if self.on_commit is not None:
@@ -359,6 +398,6 @@ class Ledger:
         """Forgets the leases, the waiting charges and the event loop: they are the parent's."""
         self._owner_lock = threading.Lock()
         self._loop = None
-        self._queue, self._redemptions = self._new_queues()
+        self._queue, self._redemptions, self._key_queue = self._new_queues()
         self._leases.after_fork_in_child()
         self._store.after_fork_in_child()

@@ -12,7 +12,19 @@ from typing_extensions import override
 from dpmesh.accounting import window_end
 from dpmesh.errors import LedgerError
 from dpmesh.ledger.budget import Budget, check_names, check_unchanged
-from dpmesh.ledger.store import SECRET_BYTES, Account, AccountId, Batch, Opened, Outcome, Store, decide
+from dpmesh.ledger.store import (
+    KEY_BYTES,
+    SECRET_BYTES,
+    Account,
+    AccountId,
+    Batch,
+    EpochKey,
+    Opened,
+    Outcome,
+    Store,
+    decide,
+    epoch_in_force,
+)
 
 
 class MemoryStore(Store):
@@ -28,6 +40,7 @@ class MemoryStore(Store):
         # A heap: redeemed names, by when they may be forgotten.
         self._forgettable: list[tuple[int, bytes]] = []
         self._now = 0
+        self._epoch_keys: dict[int, EpochKey] = {}  # by the epoch's length
         self._budgets: tuple[Budget, ...] = ()
         self._process = os.getpid()
 
@@ -82,6 +95,17 @@ class MemoryStore(Store):
     async def redeemed(self, names: Sequence[bytes]) -> list[bool]:
         self._check_process()
         return [name in self._redeemed for name in names]
+
+    @override
+    async def epoch_keys(self, now: int, lengths: Sequence[int]) -> list[EpochKey]:
+        self._check_process()
+        latest = max([now, *[self._windows[budget.name] * 1_000_000 for budget in self._budgets]])
+        for length in lengths:
+            stored = self._epoch_keys.get(length)
+            number = epoch_in_force(latest, length, None if stored is None else stored.number)
+            if stored is None or stored.number != number:
+                self._epoch_keys[length] = EpochKey(number, secrets.token_bytes(KEY_BYTES))
+        return [self._epoch_keys[length] for length in lengths]
 
     @override
     async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:

@@ -11,6 +11,7 @@ from dpmesh.ledger.budget import Budget
 
 ACCOUNT_BYTES = 16
 SECRET_BYTES = 32
+KEY_BYTES = 32
 NAME_BYTES = 32
 LAST_SECOND = 1 << 62
 """The latest time that a clock or a caller may give, in seconds since the epoch."""
@@ -64,6 +65,34 @@ class Account:
     def cap_at(self, now: float) -> int:
         """What may be debited in the window that holds `now`."""
         return self.cap + self.granted if self.holds(now) else self.cap
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EpochKey:
+    """What pseudonyms and memoized answers of one epoch depend on.
+
+    Attributes:
+        number: How many epochs of this length there were before, since 1970.
+        key: 32 random bytes, which no other epoch has, and no epoch of another length.
+    """
+
+    number: int
+    key: bytes = field(repr=False)
+
+
+def epoch_in_force(now: int, length: int, stored: int | None) -> int:
+    """The number of the epoch whose key is in force. If it is not the stored one, a fresh key takes its place.
+
+    A clock that goes back by less than an epoch goes on with the later epoch. If the stored one has not begun more than
+    an epoch later, a wrong clock had begun it: pseudonyms would link for as long as that clock was ahead.
+
+    Args:
+        now: Microseconds since 1970.
+        length: The length of an epoch, in microseconds.
+        stored: The number of the epoch whose key is stored, or None.
+    """
+    number = now // length
+    return stored if stored is not None and number <= stored <= number + 1 else number
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +203,8 @@ def decide(
 class Store(Protocol):
     """Where debits are kept. Every store passes tests/contract.
 
-    The ledger calls one method at a time, except `accounts`, `redeem_once`, `redeemed` and `ping`. If a method raises
-    LedgerError, it is unknown whether the call took effect, and the ledger counts it as spent.
+    The ledger calls one method at a time, except `accounts`, `redeem_once`, `redeemed`, `epoch_keys` and `ping`. If a
+    method raises LedgerError, it is unknown whether the call took effect, and the ledger counts it as spent.
 
     Attributes:
         clock: The store's own clock, in seconds since the epoch, which windows follow. None: the store has none, and
@@ -228,6 +257,24 @@ class Store(Protocol):
 
     async def redeemed(self, names: Sequence[bytes]) -> list[bool]:
         """For each name: whether it is known that somebody redeemed it. It may be forgotten, as `redeem_once` says.
+
+        Raises:
+            LedgerError: The store can't answer.
+        """
+
+    async def epoch_keys(self, now: int, lengths: Sequence[int]) -> list[EpochKey]:
+        """The key of the epoch in force, for each length. It is made if there is none, and durable.
+
+        There is one key for each length. When its epoch is over by `epoch_in_force`, a fresh one overwrites it, so that
+        nobody can find it in the store any more. All holders of the store get the same keys.
+
+        The time is the latest of the store's clock, or `now` if it has none, and of the beginnings of the windows that
+        budgets were ever charged in. So each answer of an epoch is paid for in a window that holds the epoch, if the
+        epoch's length divides the window's.
+
+        Args:
+            now: The holder's time, in microseconds since 1970.
+            lengths: The lengths of epochs, in microseconds, each one once.
 
         Raises:
             LedgerError: The store can't answer.

@@ -8,31 +8,37 @@ How it works: a unit's epoch is in one of these states.
     | charged | the charge                          | as if unpaid: after a crash here, the unit pays twice      |
     | paid    | the charge, and a name redeemed     | costs nothing for its memoized fields                     |
 
-No answer is stored. Each is drawn with bits that a keyed function gives for the unit, the epoch and the field, so
-that all replicas of a ledger give the same one, also after a restart.
+No answer is stored. Each is drawn with bits that a function keyed with the epoch's key gives for the unit and the
+field, so that all replicas of a ledger give the same one, also after a restart. The names that are redeemed depend on
+that key, too: whatever makes the ledger take another key, nobody gets answers under it that were not paid for. The
+ledger overwrites the key when the epoch is over, and then nobody can make the answers again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
 from dpmesh.bounded import BoundedTable
-from dpmesh.ledger import Charge, Ledger
+from dpmesh.ledger import Charge, EpochKey, Ledger
 from dpmesh.ledger.budget import consumer_key
 from dpmesh.mesh.pricing import PricedMemos, merged
 from dpmesh.noise.draws import Draws
 from dpmesh.noise.entropy import KeyStream
 from dpmesh.policy import Pseudonymise
 
+# Which answers, the unit's id or its digest, and the consumer.
+_Place = tuple[bytes, bytes, str]
 # What is charged once: the name that is redeemed once it is paid, and the charges.
 _Due = tuple[bytes, Sequence[Charge]]
 _Charging = Callable[[Sequence[Charge]], Awaitable[None]]
 
 _UNITS_KEPT = 4096
+_LONGEST_KEPT = 64  # of a longer id a digest is kept
 # After the end of its epoch a record is of use only to a replica whose clock is behind.
 _KEPT_SECONDS = 3600.0
 
@@ -41,17 +47,15 @@ class UnitEpoch:
     """One unit in one epoch: what it owes, and its answers.
 
     Attributes:
-        number: The epoch.
         until: The second from which nobody needs the record of what is paid.
         loss: The epsilon and rho of all answers.
         dues: What has to be paid once.
         paid: All of it is paid for, durably.
     """
 
-    __slots__ = ("_codes", "_key", "dues", "loss", "number", "paid", "until")
+    __slots__ = ("_codes", "_key", "dues", "loss", "paid", "until")
 
     def __init__(self, number: int, priced: PricedMemos, key: bytes, dues: Sequence[_Due]) -> None:
-        self.number = number
         self.until = (number + 1) * priced.memos.epoch + _KEPT_SECONDS
         self.loss = priced.loss
         self.dues = dues
@@ -89,17 +93,18 @@ class Answers:
     """The answers of all units, and who has paid.
 
     Args:
-        ledger: Takes the charges, and keeps the secret and the names of what is paid.
+        ledger: Takes the charges, and keeps the epochs' keys and the names of what is paid.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._units: BoundedTable[tuple[bytes, bytes, str], UnitEpoch] = BoundedTable(_UNITS_KEPT)
+        # For each length of epochs, the key of the last one, and its units.
+        self._epochs: dict[float, tuple[EpochKey, BoundedTable[_Place, UnitEpoch]]] = {}
         # Messages of one unit pay one after the other in each event loop, so that one pays and the others find it paid.
         self._paying: WeakValueDictionary[tuple[int, bytes], asyncio.Lock] = WeakValueDictionary()
 
     def of(self, priced: PricedMemos, content: Any, consumer: str) -> UnitEpoch:
-        """The epoch of a message's unit, by the ledger's time.
+        """The epoch of a message's unit, by the key that the ledger holds.
 
         Args:
             priced: The message's memoized fields, and who pays.
@@ -107,15 +112,22 @@ class Answers:
             consumer: Who receives it. With quotas each consumer pays for itself.
 
         Raises:
+            LedgerError: The ledger holds no key.
             ProtectionError: The unit's id is missing.
         """
         unit = priced.memos.unit(content)
         consumer = consumer if priced.quotas else ""
-        number = int(self._ledger.now() // priced.memos.epoch)
-        found = self._units.get((priced.label, unit, consumer))
-        # As a budget's window, a unit's epoch never moves back.
-        if found is None or found.number < number:
-            found = self._units[priced.label, unit, consumer] = self._begin(priced, unit, consumer, number)
+        # Its number is the store's. By this process's clock, which may be ahead, a table could be paid for in the
+        # window before the one that holds its epoch.
+        key = self._ledger.epoch_key(priced.memos.epoch)
+        held, units = self._epochs.get(priced.memos.epoch, (None, None))
+        if units is None or held is not key:
+            units = BoundedTable(_UNITS_KEPT)
+            self._epochs[priced.memos.epoch] = key, units
+        place = priced.label, _short(unit, key), consumer
+        found = units.get(place)
+        if found is None:
+            found = units[place] = _begin(priced, unit, consumer, key, self._ledger)
         return found
 
     async def pay(
@@ -144,7 +156,7 @@ class Answers:
                     # Only now: a record without its charge would let answers out that nobody paid for.
                     await self._record(unit_epoch, [name for name, _ in owed])
                     return total, True
-                unit_epoch.paid = True
+                _settle(unit_epoch)
         await charge(charges)
         return charges, False
 
@@ -160,22 +172,33 @@ class Answers:
     async def _record(self, unit_epoch: UnitEpoch, names: Sequence[bytes]) -> None:
         """Records that dues are paid. Another replica may have recorded it too, and then both have paid."""
         await asyncio.gather(*(self._ledger.redeem_once(name, unit_epoch.until) for name in names))
-        unit_epoch.paid = True
+        _settle(unit_epoch)
 
-    def _begin(self, priced: PricedMemos, unit: bytes, consumer: str, number: int) -> UnitEpoch:
-        label, budgets = priced.memos.label, self._ledger.budgets
-        charges = [(budget, unit, amount) for budget, amount in priced.amounts]
-        dues: list[_Due] = [(self._key(b"paid", priced, number, priced.label, b"", unit), charges)]
-        account = consumer_key(unit, consumer)
-        limits = [(quota, account, n) for quota, n in priced.quotas if budgets[quota].is_for(consumer)]
-        if limits:
-            dues.append(
-                (self._key(b"counted", priced, number, priced.label, consumer.encode(), unit), limits)
-            )
-        return UnitEpoch(number, priced, self._key(b"answers", priced, number, label, b"", unit), dues)
 
-    def _key(self, use: bytes, priced: PricedMemos, number: int, *parts: bytes) -> bytes:
-        """32 bytes that differ for each use, epoch and list of parts."""
-        head = b"dpmesh memoized %s %d %d" % (use, priced.memos.epoch * 1e6, number)
-        lengths = b"".join(b" %d" % len(part) for part in parts)
-        return hmac.digest(self._ledger.secret, b"".join((head, lengths, b"\0", *parts)), "sha256")
+def _settle(unit_epoch: UnitEpoch) -> None:
+    """Notes that all dues are paid, and forgets them: they name the unit."""
+    unit_epoch.paid, unit_epoch.dues = True, ()
+
+
+def _short(unit: bytes, key: EpochKey) -> bytes:
+    """A unit's id, or a keyed digest of a long one."""
+    if len(unit) <= _LONGEST_KEPT:
+        return unit
+    return hashlib.blake2b(unit, digest_size=32, key=key.key, person=b"dpmesh answers").digest()
+
+
+def _begin(priced: PricedMemos, unit: bytes, consumer: str, key: EpochKey, ledger: Ledger) -> UnitEpoch:
+    label, budgets = priced.memos.label, ledger.budgets
+    charges = [(budget, unit, amount) for budget, amount in priced.amounts]
+    dues: list[_Due] = [(_derived(key, b"paid", priced.label, b"", unit), charges)]
+    account = consumer_key(unit, consumer)
+    limits = [(quota, account, n) for quota, n in priced.quotas if budgets[quota].is_for(consumer)]
+    if limits:
+        dues.append((_derived(key, b"counted", priced.label, consumer.encode(), unit), limits))
+    return UnitEpoch(key.number, priced, _derived(key, b"answers", label, b"", unit), dues)
+
+
+def _derived(key: EpochKey, use: bytes, *parts: bytes) -> bytes:
+    """32 bytes that differ for each epoch, use and list of parts."""
+    lengths = b"".join(b" %d" % len(part) for part in parts)
+    return hmac.digest(key.key, b"".join((b"dpmesh memoized ", use, lengths, b"\0", *parts)), "sha256")

@@ -120,6 +120,8 @@ class Corridor:
             content = plan.snapshot(message)
             # Charge.
             charges, epsilon, rho = priced.bill(content, consumer)
+            if not self._ledger.holds_keys(self._epochs(priced, record)):
+                return priced, message, consumer, record
             pseudonymise = self._pseudonyms.to(consumer)
             if priced.memos is not None:
                 unit_epoch = self._answers.of(priced.memos, content, consumer)
@@ -198,10 +200,11 @@ class Corridor:
         if not self.is_open:
             raise NotOpenError
         if self._observing:
-            return await self._observe(priced, message, consumer)
+            return await self._observe(priced, message, consumer, record)
         plan = priced.plan
         # The caller may change its message while this one waits: what leaves is what was charged for.
         content = plan.snapshot(message)
+        await self._ledger.hold_keys(self._epochs(priced, record))
         charges, epsilon, rho = priced.bill(content, consumer)
         pseudonymise, unit_epoch = self._pseudonyms.to(consumer), self._unit_epoch(priced, content, consumer)
         if unit_epoch is not None:
@@ -217,6 +220,10 @@ class Corridor:
         if record is not None:
             record.cut(plan, content)
         return receipt, charges
+
+    def _epochs(self, priced: PricedPlan, record: Record | None) -> tuple[float, ...]:
+        """The lengths of the epochs whose keys a message needs, and what is recorded of it."""
+        return priced.epochs if record is None else priced.epochs + self._recording.epochs
 
     def _at_no_cost(
         self,
@@ -267,7 +274,7 @@ class Corridor:
             del refusal  # It holds this frame.
 
     async def _observe(
-        self, priced: PricedPlan, message: Message, consumer: str
+        self, priced: PricedPlan, message: Message, consumer: str, record: Record | None
     ) -> tuple[Receipt, Sequence[Charge]]:
         """Accounts for a message and lets it leave as it is, whatever happens."""
         plan = priced.plan
@@ -275,6 +282,7 @@ class Corridor:
         epsilon = rho = 0.0
         try:
             content = plan.snapshot(message)
+            await self._ledger.hold_keys(self._epochs(priced, record))
             charges, epsilon, rho = priced.bill(content, consumer)
             charges, epsilon, rho = await self._pay(
                 (charges, epsilon, rho), self._unit_epoch(priced, content, consumer)

@@ -42,7 +42,6 @@ class Mesh:
         policy: The rules.
         ledger: Where budgets live; the mesh opens and closes it.
         telemetry: Where spans and metrics go.
-        clock: Seconds since 1970, for the pseudonyms' epochs.
         mode: "enforce", or "observe": messages leave as they are, they are accounted for and traced only.
         grpc: What may leave although no rule protects it.
         monotonic: Seconds, for how long an exhausted account is refused from memory.
@@ -63,7 +62,6 @@ class Mesh:
         policy: Policy,
         ledger: Ledger,
         telemetry: Telemetry | None = None,
-        clock: Callable[[], float] = time.time,
         mode: Literal["enforce", "observe"] = "enforce",
         *,
         grpc: GrpcConfig = GrpcConfig(),  # noqa: B008 - it is immutable
@@ -80,7 +78,7 @@ class Mesh:
         self.observing = mode == "observe"
         self.has_quotas = any(budget.is_quota for budget in ledger.budgets)
         self._telemetry = telemetry or Telemetry()
-        pseudonyms = Pseudonyms(ledger, clock)
+        pseudonyms = Pseudonyms(ledger)
         self._recording = Recording(self._telemetry, ledger, pseudonyms.to(""))
         exhausted = ExhaustedCache(ledger, monotonic)
         self._corridor = Corridor(ledger, self._recording, pseudonyms, exhausted, observing=self.observing)

@@ -37,4 +37,4 @@ def open(
     # An empty path is a mistake, and must not count as no policy.
     overlays = settings.policy.file or None if policy is None else policy
     ledger = Ledger(open_store(settings.ledger.url), configuration.budgets(settings), clock=clock)
-    return Mesh(Policy(overlays), ledger, Telemetry(), clock, settings.mode, grpc=settings.grpc)
+    return Mesh(Policy(overlays), ledger, Telemetry(), settings.mode, grpc=settings.grpc)

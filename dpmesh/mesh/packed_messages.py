@@ -210,6 +210,7 @@ class _OpenedMessage:
             },
             bill=self._bill,
             opens=False,
+            epochs=tuple(sorted(frozenset[float]().union(*(plan.epochs for plan in plans)))),
         )
 
     def _open(self, unopened: _Unopened) -> None:

@@ -141,6 +141,7 @@ class PricedPlan:
         bill: Bills one message.
         opens: Messages can hold Anys: dpmesh.mesh.packed_messages opens each one and makes a PricedPlan for it.
         memos: What a unit pays for its memoized answers, beside what each message costs.
+        epochs: The lengths in seconds of the epochs whose keys its messages need.
     """
 
     plan: Plan
@@ -152,6 +153,7 @@ class PricedPlan:
     bill: Biller
     opens: bool = False
     memos: PricedMemos | None = None
+    epochs: tuple[float, ...] = ()
 
 
 class Pricing:
@@ -212,6 +214,7 @@ class Pricing:
             memos=None
             if plan.memos is None
             else self._price_memos(plan, plan.memos, paying, method, direction),
+            epochs=tuple(sorted(plan.epochs)),
         )
 
     def _price_memos(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
 
 from dpmesh.bounded import BoundedTable
-from dpmesh.ledger import Ledger
+from dpmesh.ledger import EpochKey, Ledger
 from dpmesh.policy import Pseudonymise
 
 _BYTES = 16
@@ -18,10 +17,10 @@ _CONSUMERS_KEPT = 1024
 
 
 class _Epoch:
-    """One epoch's key, and the pseudonyms of the ids seen last."""
+    """The key of one epoch, namespace and consumer, and the pseudonyms of the ids seen last."""
 
-    def __init__(self, number: float, key: bytes) -> None:
-        self.number = number
+    def __init__(self, epoch_key: EpochKey, key: bytes) -> None:
+        self.epoch_key = epoch_key
         self.key = key
         self.pseudonyms: BoundedTable[bytes, bytes] = BoundedTable(_PSEUDONYMS_KEPT)
 
@@ -37,42 +36,41 @@ class _Epoch:
 class _Consumer:
     """Makes the pseudonyms that one consumer receives."""
 
-    def __init__(self, ledger: Ledger, clock: Callable[[], float], name: str) -> None:
+    def __init__(self, ledger: Ledger, name: str) -> None:
         self._ledger = ledger
-        self._clock = clock
         self._name = name.encode()
         # The current epoch of each length, for each namespace. Policies that are swapped in may have others.
         self._epochs: BoundedTable[tuple[float, str], _Epoch] = BoundedTable(_NAMESPACES_KEPT)
 
     def pseudonymise(self, value: bytes, epoch: float, namespace: str = "") -> bytes:
         """The pseudonym, as of Pseudonymise."""
-        number = self._clock() // epoch
+        epoch_key = self._ledger.epoch_key(epoch)
         current = self._epochs.get((epoch, namespace))
-        if current is None or current.number != number:
-            key = self._key(epoch, number, namespace.encode())
-            current = self._epochs[epoch, namespace] = _Epoch(number, key)
+        if current is None or current.epoch_key is not epoch_key:
+            current = self._epochs[epoch, namespace] = _Epoch(
+                epoch_key, self._key(epoch_key, namespace.encode())
+            )
         return current.of(value)
 
-    def _key(self, epoch: float, number: float, namespace: bytes) -> bytes:
-        """The key of one epoch: equal for no two epochs, namespaces and consumers."""
-        label = b"dpmesh pseudonym %d %d %d " % (epoch * 1e6, number, len(namespace))
-        return hmac.digest(self._ledger.secret, label + namespace + self._name, "sha256")
+    def _key(self, epoch_key: EpochKey, namespace: bytes) -> bytes:
+        """A key that differs for each epoch, namespace and consumer."""
+        return hmac.digest(
+            epoch_key.key, b"dpmesh pseudonym %d " % len(namespace) + namespace + self._name, "sha256"
+        )
 
 
 class Pseudonyms:
-    """Makes pseudonyms: HMAC-SHA-256 (RFC 2104), cut to 16 bytes, under keys derived from the ledger's secret.
+    """Makes pseudonyms: HMAC-SHA-256 (RFC 2104), cut to 16 bytes, under keys derived from the epoch's key.
 
     Two consumers that compare what they received find no pseudonym in common, and neither does one consumer in two
-    epochs or namespaces. The ledger's secret makes all keys again, those of past epochs too.
+    epochs or namespaces. The ledger's store overwrites the key of an epoch that is over.
 
     Args:
-        ledger: Holds the secret.
-        clock: Seconds since 1970; tells which epoch it is.
+        ledger: Holds the keys of the epochs in force: await Ledger.hold_keys before pseudonyms are made.
     """
 
-    def __init__(self, ledger: Ledger, clock: Callable[[], float]) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._clock = clock
         self._consumers: BoundedTable[str, Pseudonymise] = BoundedTable(_CONSUMERS_KEPT)
 
     def to(self, consumer: str) -> Pseudonymise:
@@ -84,6 +82,6 @@ class Pseudonyms:
         try:
             return self._consumers[consumer]
         except KeyError:
-            made = _Consumer(self._ledger, self._clock, consumer).pseudonymise
+            made = _Consumer(self._ledger, consumer).pseudonymise
             self._consumers[consumer] = made
             return made

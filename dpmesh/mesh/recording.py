@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 from dpmesh import method_name
 from dpmesh.accounting import AMOUNT
-from dpmesh.errors import BudgetExhaustedError
-from dpmesh.ledger import Charge, Ledger
+from dpmesh.errors import BudgetExhaustedError, LedgerError
+from dpmesh.ledger import Budget, Charge, Ledger
 from dpmesh.mesh.pricing import PricedPlan
 from dpmesh.policy import Plan, Pseudonymise
 from dpmesh.telemetry import Telemetry, names, refused_status
@@ -39,6 +40,7 @@ class Recording:
     Attributes:
         telemetry: Where records go.
         labels: The label of each method in metrics.
+        epochs: The lengths in seconds of the epochs whose keys the ledger has to hold for the hashes of units.
     """
 
     def __init__(self, telemetry: Telemetry, ledger: Ledger, pseudonymise: Pseudonymise) -> None:
@@ -46,6 +48,7 @@ class Recording:
         self.labels = _Labels()
         self._ledger = ledger
         self._pseudonymise = pseudonymise
+        self.epochs = tuple(sorted({_hash_epoch(budget) for budget in ledger.budgets}))
 
     def cut(self, plan: Plan, content: Any, method: str) -> None:
         """Counts what was cut from the snapshot of a released message, where the number of elements is public."""
@@ -85,9 +88,15 @@ class Recording:
         # Only the unit of a quota's account is hashed: the consumer is in no span, not even as a hash.
         unit = budget.unit(account)
         if unit:
-            hashed = self._pseudonymise(b"dpmesh.unit\0" + unit, budget.window or _LIFETIME)
-            attributes[names.UNIT] = hashed[:8].hex()
+            with suppress(LedgerError):  # No key was fetched yet, where what is observed leaves all the same.
+                hashed = self._pseudonymise(b"dpmesh.unit\0" + unit, _hash_epoch(budget))
+                attributes[names.UNIT] = hashed[:8].hex()
         return attributes
+
+
+def _hash_epoch(budget: Budget) -> float:
+    """How long the hash of a unit stays the same in spans, in seconds."""
+    return min(budget.window or _LIFETIME, _LIFETIME)
 
 
 class ReleaseRecord:

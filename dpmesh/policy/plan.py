@@ -237,7 +237,17 @@ class Plan:
     @property
     def pseudonymises(self) -> bool:
         """Whether pseudonyms may leave, so that it matters who receives the messages."""
-        return self.anys is not None or any(field.kind.pseudonymises(field) for field in self.fields)
+        return self.anys is not None or any(
+            field.kind.pseudonym_epoch(field) is not None for field in self.fields
+        )
+
+    @property
+    def epochs(self) -> frozenset[float]:
+        """The lengths in seconds of the epochs of all pseudonyms and memoized answers: `build` needs their keys."""
+        lengths = {field.kind.pseudonym_epoch(field) for field in self.fields}
+        if self.memos is not None:
+            lengths.add(self.memos.epoch)
+        return frozenset(length for length in lengths if length is not None)
 
     def owners(self, message: Message) -> Sequence[tuple[int, bytes]]:
         """What `payers` gives for a message that is not changed meanwhile."""

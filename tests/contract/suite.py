@@ -493,6 +493,76 @@ class LedgerSuite:
         assert (account.window_start, account.spent, account.lifetime) == (1001 * DAY, 2 * TENTH, 5 * TENTH)
         await late.close()
 
+    # Keys of epochs
+
+    async def test_all_holders_have_one_key_for_each_length_until_its_epoch_ends(self, make, clock):
+        one, other = make(), make()
+        keys = []
+        for _ in range(2):
+            for holder in (one, other):
+                await holder.open()
+                assert not holder.holds_keys([3600.0, DAY])
+                await holder.hold_keys([3600.0, DAY])
+                assert holder.holds_keys([3600.0, DAY])
+                assert not holder.holds_keys([60.0])
+                keys.append(tuple(holder.epoch_key(epoch).key for epoch in (3600.0, DAY)))
+            await one.close()
+            await other.close()
+            with pytest.raises(LedgerError):
+                await one.hold_keys([3600.0])
+        assert len(set(keys)) == 1
+        assert len(set(keys[0])) == 2
+
+    async def test_the_key_of_an_epoch_that_is_over_is_nowhere(self, tmp_path, ledger, clock):
+        await ledger.hold_keys([3600.0, DAY])
+        hour, day = ledger.epoch_key(3600.0), ledger.epoch_key(DAY)
+        assert (hour.number, day.number) == (24_012, 1000)
+        clock.now += 3599
+        assert ledger.holds_keys([3600.0])
+        clock.now += 1
+        assert not ledger.holds_keys([3600.0])
+        assert ledger.holds_keys([DAY])
+        await ledger.hold_keys([3600.0, DAY])
+        following = ledger.epoch_key(3600.0)
+        assert following.number == 24_013
+        assert following.key != hour.key
+        assert ledger.epoch_key(DAY).key == day.key
+        await self.check_erased(tmp_path, hour.key, following.key)
+
+    async def check_erased(self, place: Path, erased: bytes, kept: bytes) -> None:
+        """Checks that only the second of two keys is in what a store keeps, as far as it promises that."""
+
+    async def test_a_clock_that_goes_back_a_little_goes_on_with_the_later_epoch(self, make, clock):
+        start, keys = clock.now, []
+        for back in (0.0, 1.0, 3599.0, 3601.0):
+            clock.now = start - back
+            ledger = make([])
+            await ledger.open()
+            await ledger.hold_keys([3600.0])
+            keys.append((ledger.epoch_key(3600.0).number, ledger.epoch_key(3600.0).key))
+            await ledger.close()
+        assert keys[0] == keys[1] == keys[2]
+        # A wrong clock had begun it: what it keyed would link for as long as that clock was ahead.
+        assert keys[3][0] == 24_010
+        assert keys[3][1] != keys[0][1]
+
+    async def test_an_epoch_never_lies_in_an_earlier_window_than_what_was_charged(self, make, clock):
+        ledger = make()
+        await ledger.open()
+        await ledger.charge([(0, b"a", 1)])
+        clock.now -= 3 * DAY
+        other = make()
+        await other.open()
+        for holder in (ledger, other):
+            await holder.hold_keys([3600.0])
+            assert holder.epoch_key(3600.0).number == 24_000
+        await ledger.close()
+        await other.close()
+
+    async def test_a_hundred_messages_at_once_fetch_a_key_once(self, ledger):
+        await asyncio.gather(*[ledger.hold_keys([3600.0, DAY]) for _ in range(100)])
+        assert ledger.holds_keys([3600.0, DAY])
+
     # Names that are spent once
 
     async def test_a_name_is_spent_once(self, ledger, clock):

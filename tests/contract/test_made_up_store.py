@@ -10,9 +10,9 @@ import pytest
 from dpmesh import Mesh, files
 from dpmesh.accounting import AMOUNT, window_end
 from dpmesh.errors import BudgetExhaustedError, LedgerError
-from dpmesh.ledger import Account, Ledger, Opened, Store
+from dpmesh.ledger import Account, EpochKey, Ledger, Opened, Store
 from dpmesh.ledger.budget import check_unchanged
-from dpmesh.ledger.store import decide
+from dpmesh.ledger.store import decide, epoch_in_force
 from dpmesh.policy import Policy
 from tests.contract.model import LedgerModel
 from tests.contract.suite import LedgerSuite, pure
@@ -28,6 +28,7 @@ class State:
     windows: dict = field(default_factory=dict)
     accounts: dict = field(default_factory=dict)
     redeemed: dict = field(default_factory=dict)
+    epoch_keys: dict = field(default_factory=dict)
     now: int = 0
 
 
@@ -103,6 +104,15 @@ class FileStore(Store):
     async def redeemed(self, names):
         with self._state() as state:
             return [name in state.redeemed for name in names]
+
+    async def epoch_keys(self, now, lengths):
+        with self._state() as state:
+            latest = max([now, *[state.windows[budget.name] * 1_000_000 for budget in self._budgets]])
+            for length in lengths:
+                stored, key = state.epoch_keys.get(length, (None, b""))
+                number = epoch_in_force(latest, length, stored)
+                state.epoch_keys[length] = number, key if number == stored else secrets.token_bytes(32)
+            return [EpochKey(*state.epoch_keys[length]) for length in lengths]
 
     async def accounts(self, budget, account):
         with self._state() as state:

@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from dpmesh import Mesh
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import BudgetExhaustedError
+from dpmesh.ledger import Ledger
 from dpmesh.ledger.postgres.admin import PostgresAdmin
 from dpmesh.ledger.postgres.store import PostgresStore
+from dpmesh.policy import Policy
 from tests.contract.model import LedgerModel
 from tests.contract.rewinds import FAR, RewindSuite
-from tests.contract.suite import DAY, TENTH, Clock, LedgerSuite
+from tests.contract.suite import DAY, TENTH, UNIT, Clock, LedgerSuite
+from tests.support.protos import compiled
 
 
 class DatabaseClock(Clock):
@@ -90,6 +94,26 @@ class TestPostgresLedger(InPostgres, LedgerSuite):
     @pytest.fixture
     def clock(self, tmp_path):
         return self.clock_of(tmp_path)
+
+    async def test_a_table_is_paid_for_in_the_window_of_its_epoch_by_a_holder_whose_clock_leads(
+        self, clock, tmp_path
+    ):
+        types = compiled(
+            """message Door { string id = 1 [(dpmesh.v1.field).unit = {}];
+            bool open = 2 [(dpmesh.v1.field) = {categorical: {epsilon: 0.5} memoize: {}}]; }"""
+        )
+        edge, holder = 1001.0 * DAY, Clock(0.0)
+        clock.now = edge - 0.5
+        store = PostgresStore(self.url(tmp_path), timeout=60.0, monotonic=holder)
+        costs = []
+        async with Mesh(Policy(), Ledger(store, [UNIT], timeout=60.0)) as mesh:
+            for lead, now in ((0.0, -0.5), (1.0, -0.5), (1.5, 0.5), (1.5, 0.6)):
+                holder.now, clock.now = lead, edge + now
+                costs.append((await mesh.release(types.Door(id="a", open=True))).epsilon)
+            (account,) = await mesh.ledger.accounts(unit=b"a")
+        # The holder's clock leads by a second in the second message, which still belongs to the day before.
+        assert costs == [1.0, 0.0, 1.0, 0.0]
+        assert (account.window_start, account.spent, account.lifetime) == (edge, AMOUNT, 2 * AMOUNT)
 
     async def test_time_is_what_the_latest_holder_saw(self, make, clock):
         """Time is what the database says, whatever a holder's clock does."""

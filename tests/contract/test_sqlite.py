@@ -4,6 +4,7 @@ import pytest
 
 from dpmesh.errors import LedgerError
 from dpmesh.ledger import open_admin
+from dpmesh.ledger.sqlite import store
 from dpmesh.ledger.sqlite.store import SQLiteStore
 from tests.contract.model import LedgerModel
 from tests.contract.rewinds import FAR, RewindSuite
@@ -19,7 +20,45 @@ class OnDisk:
 
 
 class TestSQLiteLedger(OnDisk, LedgerSuite):
-    pass
+    async def check_erased(self, place, erased, kept):
+        content = b"".join(file.read_bytes() for file in (place / "dir").iterdir())
+        assert kept in content
+        assert erased not in content
+
+    async def test_a_key_is_erased_once_nobody_reads_the_log_any_more(
+        self, make, clock, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(store, "_ERASE_AGAIN", 0.0)
+        ledger = make()
+        await ledger.open()
+        await ledger.hold_keys([3600.0])
+        old = ledger.epoch_key(3600.0).key
+        async with self.admin(tmp_path).view():
+            clock.now += 3600
+            await ledger.hold_keys([3600.0])
+            assert await ledger.redeemed([bytes(32)]) == [False]
+        await ledger.redeemed([bytes(32)])
+        await self.check_erased(tmp_path, old, ledger.epoch_key(3600.0).key)
+        await ledger.close()
+
+    async def test_a_change_that_fails_leaves_the_old_key(self, make, clock, monkeypatch):
+        ledger = make()
+        await ledger.open()
+        await ledger.hold_keys([3600.0])
+        old = ledger.epoch_key(3600.0)
+        clock.now += 3600
+        with monkeypatch.context() as patch:
+            patch.setattr("dpmesh.ledger.sqlite.queries.count_commit", lambda _: 1 // 0)
+            with pytest.raises(LedgerError, match="ZeroDivisionError"):
+                await ledger.hold_keys([3600.0])
+        assert not ledger.holds_keys([3600.0])
+        clock.now -= 3600
+        other = make()
+        await other.open()
+        await other.hold_keys([3600.0])
+        assert other.epoch_key(3600.0).key == old.key
+        await other.close()
+        await ledger.close()
 
 
 class TestSQLiteRewinds(OnDisk, RewindSuite):

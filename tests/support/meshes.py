@@ -68,4 +68,4 @@ def assembled(
     """
     settings = load(config)
     made = ledger(store or open_store(settings.ledger.url), budgets(settings), clock=clock)
-    return Mesh(Policy(policy), made, clock=clock, mode=settings.mode, grpc=settings.grpc, **parts)
+    return Mesh(Policy(policy), made, mode=settings.mode, grpc=settings.grpc, **parts)

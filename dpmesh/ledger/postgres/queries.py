@@ -11,6 +11,7 @@ from dpmesh.ledger.store import Account
 
 LOCK = 0x64706D657368  # "dpmesh": an advisory lock for all changes but charges
 REDEEMED = "SELECT name FROM dpmesh.spent WHERE name = ANY ($1::bytea[])"
+EPOCH_KEYS = "SELECT number, key FROM dpmesh.epoch_keys($1, $2)"
 HEAD = "SELECT seq, hash FROM dpmesh.chains WHERE name = $1"
 DEBIT = "SELECT * FROM dpmesh.debit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
 STATE = "SELECT * FROM dpmesh.state($1, $2, $3)"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-VERSION = 1
+VERSION = 2
 """The version of what the migrations make."""
 
 MIGRATIONS = (
     ("tables", "append_only", "clock", "prepare", "state", "debit", "credit", "probe", "spend_once"),
+    ("epoch_keys",),
 )
 """MIGRATIONS[n] brings a database from version n to n + 1, by these files of sql/ in one transaction."""
 

@@ -17,7 +17,7 @@ from dpmesh.ledger.budget import Budget, check_names, check_unchanged, stored_te
 from dpmesh.ledger.charge_log import ChainWriter, EntryKind, Head, Posting, encode, link
 from dpmesh.ledger.postgres import queries, schema
 from dpmesh.ledger.postgres.connection import Connection, check_url
-from dpmesh.ledger.store import Account, AccountId, Batch, Opened, Outcome, Store, decide
+from dpmesh.ledger.store import Account, AccountId, Batch, EpochKey, Opened, Outcome, Store, decide
 
 _TRIES = 20
 """How often a batch is decided anew because other holders were faster. Each time, one of them succeeded."""
@@ -106,6 +106,13 @@ class PostgresStore(Store):
 
         found = {bytes(row["name"]) for row in await self._reading.call(read)}
         return [name in found for name in names]
+
+    @override
+    async def epoch_keys(self, now: int, lengths: Sequence[int]) -> list[EpochKey]:
+        rows = await self._reading.call(
+            lambda connection: connection.fetch(queries.EPOCH_KEYS, self._rows, lengths)
+        )
+        return [EpochKey(row["number"], bytes(row["key"])) for row in rows]
 
     @override
     async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:

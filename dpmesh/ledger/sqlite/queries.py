@@ -12,7 +12,7 @@ from dpmesh.accounting import window_end, window_start
 from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.ledger.budget import Budget, stored_terms
 from dpmesh.ledger.charge_log import CHAIN_BYTES, ChainWriter, EntryKind, Head, Posting, begin, encode, link
-from dpmesh.ledger.store import Account
+from dpmesh.ledger.store import KEY_BYTES, Account, EpochKey, epoch_in_force
 
 _BUDGET_COLUMNS = "name, key, epsilon, delta, accounting, window, on_exhausted"
 
@@ -128,6 +128,25 @@ def redeemed(connection: sqlite3.Connection, names: Sequence[bytes]) -> list[boo
     """For each name, whether it was redeemed and is not forgotten."""
     find = "SELECT 1 FROM spent WHERE name = ?"
     return [connection.execute(find, (name,)).fetchone() is not None for name in names]
+
+
+def epoch_keys(
+    connection: sqlite3.Connection, now: int, lengths: Sequence[int]
+) -> tuple[list[EpochKey], bool]:
+    """The key of the epoch in force for each length, and whether one of them is fresh. All are in microseconds."""
+    keys, any_fresh = [], False
+    for length in lengths:
+        row = connection.execute("SELECT number, key FROM epochs WHERE length = ?", (length,)).fetchone()
+        number = epoch_in_force(now, length, row and row[0])
+        if row is None or row[0] != number:
+            row, any_fresh = (number, secrets.token_bytes(KEY_BYTES)), True
+            connection.execute(
+                "INSERT INTO epochs VALUES (?, ?, ?) "
+                "ON CONFLICT (length) DO UPDATE SET number = excluded.number, key = excluded.key",
+                (length, *row),
+            )
+        keys.append(EpochKey(*row))
+    return keys, any_fresh
 
 
 def read_budgets(connection: sqlite3.Connection) -> dict[int, Budget]:

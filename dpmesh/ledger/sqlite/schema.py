@@ -15,7 +15,7 @@ from dpmesh.ledger.charge_log import EntryKind, Posting
 from dpmesh.ledger.sqlite import access, queries, rollback_guard, wal
 from dpmesh.ledger.store import SECRET_BYTES
 
-VERSION = 3
+VERSION = 4
 """The version of the tables below. Older files are brought up to date when they are opened."""
 
 # STRICT came with SQLite 3.37. Before that a column takes any type, but dpmesh writes only the declared ones.
@@ -95,6 +95,14 @@ CREATE TABLE charges (
     PRIMARY KEY (chain, seq)
 ) {_STRICT};
 """
+# Since version 4: for each length of epochs in microseconds, the key of the epoch in force, and no other.
+EPOCHS = f"""
+CREATE TABLE epochs (
+    length INTEGER PRIMARY KEY CHECK (length > 0),
+    number INTEGER NOT NULL CHECK (number >= 0),
+    key    BLOB    NOT NULL CHECK (length(key) = 32)
+) {_STRICT};
+"""
 # Holders of an older version may have the file open when it is upgraded. They can't debit any more, because they give
 # no cap. This keeps them from returning leases, which would not be in the log.
 _NO_OLD_CREDITS = """
@@ -137,7 +145,10 @@ def connect(path: Path, busy: float) -> sqlite3.Connection:
         raise LedgerError(f"{path} is read-only: make it and its directory writable for this user")
     access.check(path)
     wal.check(path)
-    return sqlite_file.connect(path, "mode=rw", busy)
+    connection = sqlite_file.connect(path, "mode=rw", busy)
+    # What is overwritten or deleted in a page leaves zeros there, whoever writes the page.
+    connection.execute("PRAGMA secure_delete = FAST")
+    return connection
 
 
 def read_secret(connection: sqlite3.Connection, path: Path) -> bytes:
@@ -219,7 +230,7 @@ def _write_tables(path: Path) -> None:
 
 def create(connection: sqlite3.Connection, secret: bytes) -> None:
     """Makes all tables of a new ledger, within the transaction that is open."""
-    for tables in (BUDGETS, SPENT, ACCOUNTS, LOG):
+    for tables in (BUDGETS, SPENT, ACCOUNTS, LOG, EPOCHS):
         execute_all(connection, tables)
     connection.execute("INSERT INTO meta VALUES (1, ?, ?)", (VERSION, secret))
     connection.execute("INSERT INTO ledger VALUES (1, ?, 0, 0, NULL)", (secrets.token_bytes(16),))
@@ -239,6 +250,8 @@ def upgrade(connection: sqlite3.Connection) -> None:
             execute_all(connection, SPENT)
         if version < 3:
             _add_log(connection)
+        if version < 4:
+            execute_all(connection, EPOCHS)
         connection.execute("UPDATE meta SET schema_version = ?", (VERSION,))
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -24,7 +26,7 @@ from dpmesh.ledger.sqlite import access, queries, schema
 from dpmesh.ledger.sqlite.errors import explain
 from dpmesh.ledger.sqlite.file_watch import FileWatch
 from dpmesh.ledger.sqlite.rollback_guard import RollbackGuard
-from dpmesh.ledger.store import Account, AccountId, Batch, Opened, Outcome, Store, decide
+from dpmesh.ledger.store import Account, AccountId, Batch, EpochKey, Opened, Outcome, Store, decide
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ WHERE budget = :budget AND account = :account AND window_start >= :window AND li
     AND (window_start > :window OR debited + :amount >= 0)
 """
 
+_ERASE_AGAIN = 1.0  # seconds between two tries to empty the log while others read it
 _FORK_WAIT = 10.0  # seconds that a fork waits for the transaction under way
 
 
@@ -77,6 +80,7 @@ class SQLiteStore(Store):
         self._chain = ChainWriter()
         self._latest: dict[int, int] = {}  # by budget id: the latest window that this holder found
         self._failed = False  # whether the last write failed
+        self._erase_at = math.inf  # when to empty the log of keys of past epochs, by the monotonic clock
         self._watch = FileWatch(self.path)
         self._executor: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()  # held while SQLite works, and during a fork
@@ -105,6 +109,10 @@ class SQLiteStore(Store):
         return await self._run(self._redeemed, names)
 
     @override
+    async def epoch_keys(self, now: int, lengths: Sequence[int]) -> list[EpochKey]:
+        return await self._run(self._epoch_keys, now, lengths)
+
+    @override
     async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
         return await self._run(self._accounts, budget, account)
 
@@ -131,12 +139,14 @@ class SQLiteStore(Store):
         with self._lock:
             self._paused = False
             try:
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+                self._erase()
             except (sqlite3.Error, OSError) as error:
                 # After any error but a lock held elsewhere, connect anew: the fault may pass.
                 if not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
                     self._disconnect()
                 raise explain(error, self.path) from error
+            return result
 
     def _open(self, budgets: tuple[Budget, ...]) -> Opened:
         check_names(budgets)
@@ -321,6 +331,27 @@ class SQLiteStore(Store):
         connection = self._connect()
         self._windows(connection)
         return queries.redeemed(connection, names)
+
+    def _epoch_keys(self, now: int, lengths: Sequence[int]) -> list[EpochKey]:
+        with self._change() as change:
+            windows = self._windows(change.connection)
+            latest = max([now, *[windows[row] * 1_000_000 for row in self._rows]])
+            keys, any_fresh = queries.epoch_keys(change.connection, latest, lengths)
+            if any_fresh:
+                change.touch()
+        # Also where another process replaced a key, which may have ended before it emptied the log.
+        self._erase_at = 0.0
+        return keys
+
+    def _erase(self) -> None:
+        """Empties the log, which holds older pages with the keys of past epochs, as soon as nobody reads it."""
+        if time.monotonic() < self._erase_at or self._connection is None or self._rollback_guard is None:
+            return
+        self._erase_at = time.monotonic() + _ERASE_AGAIN
+        self._watch.check(self._rollback_guard)
+        with suppress(sqlite3.Error):  # What the call did is done; this is tried again.
+            if sqlite_file.empty_log(self._connection):
+                self._erase_at = math.inf
 
     def _ping(self) -> None:
         connection = self._connect()

@@ -183,9 +183,9 @@ class FieldKind(abc.ABC):
         """Which values make a release fail, and what to write in the rule instead; None where no value does."""
         return None
 
-    def pseudonymises(self, plan: FieldPlan) -> bool:
-        """Whether a pseudonym leaves, which differs from consumer to consumer."""
-        return False
+    def pseudonym_epoch(self, plan: FieldPlan) -> float | None:
+        """How long a pseudonym that leaves stays the same, in seconds; None where none leaves."""
+        return None
 
     def as_number(self, plan: FieldPlan) -> NumericPayload | None:
         """How an estimator reads what leaves as a number; None where it is no number."""

@@ -88,8 +88,8 @@ class Pseudonym(FieldKind):
         )
 
     @override
-    def pseudonymises(self, plan: FieldPlan) -> bool:
-        return True
+    def pseudonym_epoch(self, plan: FieldPlan) -> float | None:
+        return float(plan.payload.epoch)
 
 
 KIND = Pseudonym()

@@ -82,8 +82,8 @@ class Unit(FieldKind):
         return Description(words + (f", charged by {names}" if names else ""))
 
     @override
-    def pseudonymises(self, plan: FieldPlan) -> bool:
-        return bool(plan.payload.form == pb.Unit.PSEUDONYM)
+    def pseudonym_epoch(self, plan: FieldPlan) -> float | None:
+        return float(plan.payload.epoch) if plan.payload.form == pb.Unit.PSEUDONYM else None
 
 
 KIND = Unit()

@@ -96,6 +96,7 @@ async def test_units_have_answers_of_their_own_with_the_law_of_the_mechanism():
         priced = mesh.snapshot.billing.price(TYPES.Report)
         fields = [field for field in priced.plan.fields if field.memo is not None]
         answers, found = Answers(mesh.ledger), []
+        await mesh.ledger.hold_keys([DAY])
         for number in range(units):
             unit_epoch = answers.of(priced.memos, priced.plan.snapshot(report(f"N{number}")), "")
             tables = [

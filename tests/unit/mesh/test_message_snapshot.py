@@ -2,7 +2,6 @@
 
 import sys
 import threading
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -108,7 +107,7 @@ async def test_what_leaves_is_of_the_units_that_were_billed(one, two, way):
                 billed = [unit.decode() for unit in units]
                 assert set(owners(left)) == set(billed)
                 assert set(pseudonyms(left)) == {
-                    Pseudonyms(mesh.ledger, time.time).to("")(unit, 86_400.0).hex() for unit in units
+                    Pseudonyms(mesh.ledger).to("")(unit, 86_400.0).hex() for unit in units
                 }
                 seen.add(tuple(billed))
         stream.close()
@@ -126,9 +125,7 @@ async def test_a_message_that_is_changed_while_its_charge_waits_leaves_as_it_was
             mesh.ledger.before_charge = change
             left = (await mesh.release(message)).message
             assert set(owners(left)) == {"first"}
-            assert set(pseudonyms(left)) == {
-                Pseudonyms(mesh.ledger, time.time).to("")(b"first", 86_400.0).hex()
-            }
+            assert set(pseudonyms(left)) == {Pseudonyms(mesh.ledger).to("")(b"first", 86_400.0).hex()}
 
 
 async def test_what_leaves_unprotected_values_aside_is_of_the_same_moment():
@@ -143,9 +140,7 @@ async def test_what_leaves_unprotected_values_aside_is_of_the_same_moment():
                 receipt = await mesh.release(message)
                 assert receipt.decision == "suppressed"
                 left = receipt.message
-                assert (
-                    left.id == Pseudonyms(mesh.ledger, time.time).to("")(left.owner.encode(), 86_400.0).hex()
-                )
+                assert left.id == Pseudonyms(mesh.ledger).to("")(left.owner.encode(), 86_400.0).hex()
                 seen.add(left.owner)
         assert seen <= {"A", "B"}
 

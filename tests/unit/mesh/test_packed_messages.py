@@ -3,7 +3,6 @@
 import asyncio
 import random
 import threading
-import time
 
 import pytest
 from google.protobuf import any_pb2, descriptor_pool
@@ -414,10 +413,8 @@ async def test_a_message_that_another_thread_changes_is_read_once():
     thread.start()
     try:
         async with assembled(settings(epsilon=1e5)) as mesh:
-            names = {
-                Pseudonyms(mesh.ledger, time.time).to("")(unit, 86_400.0).hex(): unit
-                for unit in (b"N1", b"N2")
-            }
+            await mesh.ledger.hold_keys([86_400.0])
+            names = {Pseudonyms(mesh.ledger).to("")(unit, 86_400.0).hex(): unit for unit in (b"N1", b"N2")}
             for _ in range(300):
                 out = (await mesh.release(message)).message
                 assert names[opened(out.one, TYPES.Report).id] == mesh.ledger.bills[-1][0][1]

@@ -2,30 +2,44 @@
 
 import hashlib
 import hmac
-from types import SimpleNamespace
 
 import pytest
 
+from dpmesh.ledger import EpochKey
 from dpmesh.mesh.pseudonyms import Pseudonyms
 
-LEDGER = SimpleNamespace(secret=b"s" * 32)
+
+class Keys:
+    """A ledger that holds keys: by default one for each length of epochs."""
+
+    def __init__(self, seed=b"s"):
+        self._seed = seed
+        self._held = {}
+
+    def epoch_key(self, epoch):
+        return self._held.get(epoch) or self.put(epoch, 10)
+
+    def put(self, epoch, number):
+        key = hashlib.sha256(b"%s %d %d" % (self._seed, epoch, number)).digest()
+        self._held[epoch] = EpochKey(number, key)
+        return self._held[epoch]
 
 
 def test_an_id_has_one_pseudonym_for_each_epoch_and_length():
-    now = [1000.0]
-    of = Pseudonyms(LEDGER, lambda: now[0]).to("")
+    keys = Keys()
+    of = Pseudonyms(keys).to("")
     first, other = of(b"N1", 100.0), of(b"N1", 200.0)
     assert (of(b"N1", 100.0), of(b"N1", 200.0)) == (first, other)
     assert len({first, other, of(b"N2", 100.0)}) == 3
-    now[0] = 1100.0
+    keys.put(100.0, 11)
     assert of(b"N1", 100.0) != first
     assert of(b"N1", 200.0) == other
 
 
 def test_it_is_hmac_sha_256_under_a_key_of_the_epoch_the_namespace_and_the_consumer():
-    key = hmac.digest(LEDGER.secret, b"dpmesh pseudonym 100000000 10 5 tripsacme", "sha256")
+    key = hmac.digest(Keys().epoch_key(100.0).key, b"dpmesh pseudonym 5 tripsacme", "sha256")
     expected = hmac.new(key, b"N1", hashlib.sha256).digest()[:16]
-    assert Pseudonyms(LEDGER, lambda: 1000.0).to("acme")(b"N1", 100.0, "trips") == expected
+    assert Pseudonyms(Keys()).to("acme")(b"N1", 100.0, "trips") == expected
 
 
 @pytest.mark.parametrize(
@@ -40,7 +54,7 @@ def test_it_is_hmac_sha_256_under_a_key_of_the_epoch_the_namespace_and_the_consu
     ],
 )
 def test_consumers_and_namespaces_have_no_pseudonym_in_common(left, right):
-    pseudonyms = Pseudonyms(LEDGER, lambda: 1000.0)
+    pseudonyms = Pseudonyms(Keys())
     ids = [b"%d" % number for number in range(100)]
     mine, theirs = (
         {pseudonyms.to(consumer)(each, 100.0, namespace) for each in ids}
@@ -49,16 +63,13 @@ def test_consumers_and_namespaces_have_no_pseudonym_in_common(left, right):
     assert len(mine | theirs) == 200
 
 
-def test_replicas_with_one_secret_agree_and_ledgers_do_not():
-    made = [
-        Pseudonyms(SimpleNamespace(secret=secret * 32), lambda: 1000.0).to("acme")(b"N1", 100.0)
-        for secret in (b"s", b"s", b"t")
-    ]
+def test_replicas_with_one_ledger_agree_and_ledgers_do_not():
+    made = [Pseudonyms(Keys(seed)).to("acme")(b"N1", 100.0) for seed in (b"s", b"s", b"t")]
     assert made[0] == made[1] != made[2]
 
 
 def test_policies_consumers_and_long_ids_that_come_and_go_leave_nothing_behind():
-    pseudonyms = Pseudonyms(LEDGER, lambda: 1000.0)
+    pseudonyms = Pseudonyms(Keys())
     first = pseudonyms.to("")(b"N1", 1.0)
     view = pseudonyms.to("").__self__
     for length in range(1, 1000):

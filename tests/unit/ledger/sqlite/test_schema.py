@@ -9,7 +9,7 @@ import pytest
 from dpmesh import sqlite_file
 from dpmesh.ledger.sqlite import schema
 
-TABLES = "498bf84dcf932191d9644f9071d46ffa2f1c7cf9972f6e9f3becb4011cebbbe6"
+TABLES = "210e298806ab21c7345f8cb0c7097cdcd656c371ea14877cb75c4b5fb99d816f"
 
 
 @pytest.mark.skipif(sqlite3.sqlite_version_info < (3, 37), reason="tables are not STRICT before SQLite 3.37")
@@ -21,4 +21,4 @@ def test_a_new_ledger_has_the_tables_of_this_version():
             "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
         ).fetchall()
     digest = hashlib.sha256("\n".join(sql for (sql,) in rows).encode()).hexdigest()
-    assert (schema.VERSION, digest) == (3, TABLES)
+    assert (schema.VERSION, digest) == (4, TABLES)

@@ -113,7 +113,7 @@ async def test_every_commit_is_durable_and_the_checks_are_there(path):
             (tables,) = connection.execute(
                 "SELECT count(*) FROM pragma_table_list WHERE schema = 'main' AND strict"
             ).fetchone()
-            assert tables == 8
+            assert tables == 9
 
 
 async def test_several_who_make_one_file_at_once_share_it(path):
@@ -351,7 +351,7 @@ async def test_a_file_of_a_newer_version(path):
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("UPDATE meta SET schema_version = 7")
         connection.commit()
-    with pytest.raises(LedgerError, match=r"another version of dpmesh \(tables 7, this one knows 3\)"):
+    with pytest.raises(LedgerError, match=r"another version of dpmesh \(tables 7, this one knows 4\)"):
         await make(path).open()
 
 
