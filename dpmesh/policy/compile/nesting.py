@@ -150,7 +150,7 @@ def _elements(
         try:
             items = checked_items(items)
         except BadRuleError as bad:
-            site.error(bad.rule, bad.text, bad.fix)
+            site.bad_rule(bad)
     return items, inner
 
 

@@ -64,15 +64,11 @@ class Category(NoisedKind):
             total: The loss of all its values together.
             repeats: How many values it holds.
         """
-        return FieldPlan(
-            path=site.path,
-            name=site.field.full_name,
-            kind=self,
-            origin=site.origin,
+        return self.noised_plan(
+            site,
             model=Model.LOCAL,
             epsilon=total,
             repeats=repeats,
-            instances=site.instances,
             cost=Cost.pure(payload.mechanism.epsilon).times(repeats),
             mechanism_name=str(payload.mechanism.kind),
             payload=payload,

@@ -74,15 +74,11 @@ class Histogram(NoisedKind):
         else:
             payload, cost = _aggregate(value, keys, rules, epsilon)
             model = Model.CENTRAL
-        return FieldPlan(
-            path=site.path,
-            name=site.field.full_name,
-            kind=self,
-            origin=site.origin,
+        return self.noised_plan(
+            site,
             model=model,
             epsilon=epsilon,
             repeats=len(keys),
-            instances=site.instances,
             cost=cost,
             mechanism_name=str(payload.number.mechanism.kind),
             payload=payload,
@@ -92,15 +88,11 @@ class Histogram(NoisedKind):
         self, site: FieldSite, value: FieldDescriptor, rules: pb.Histogram, epsilon: Fraction
     ) -> FieldPlan:
         payload = key_selection.select(value, rules, epsilon)
-        return FieldPlan(
-            path=site.path,
-            name=site.field.full_name,
-            kind=self,
-            origin=site.origin,
+        return self.noised_plan(
+            site,
             model=Model.CENTRAL,
             epsilon=epsilon,
             delta=rules.delta,
-            instances=site.instances,
             cost=Cost.approximate(epsilon, Fraction(rules.delta)),
             mechanism_name=key_selection.MECHANISM_NAME,
             payload=payload,

@@ -65,6 +65,10 @@ class FieldSite:
         """Reports what keeps the field's message type from being released."""
         self.lookup.diagnostics.error(self.lookup.name(self.field), rule, text, fix)
 
+    def bad_rule(self, bad: BadRuleError) -> None:
+        """Reports what ended the compilation of the field."""
+        self.error(bad.rule, bad.text, bad.fix)
+
     def warn(self, rule: str, text: str, fix: str = "") -> None:
         """Reports what is worth a look."""
         self.lookup.diagnostics.warn(self.lookup.name(self.field), rule, text, fix)

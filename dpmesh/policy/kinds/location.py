@@ -90,15 +90,11 @@ class Location(NoisedKind):
             radius_km=rules.radius_km if rules.metric == pb.Location.GEO else None,
         )
         _warn(site, payload)
-        return FieldPlan(
-            path=site.path,
-            name=site.field.full_name,
-            kind=self,
-            origin=site.origin,
+        return self.noised_plan(
+            site,
             model=Model.LOCAL,
             epsilon=law.epsilon,
             repeats=repeats,
-            instances=site.instances,
             cost=law.cost,
             mechanism_name="hexagonal_geometric" if hexagonal else "disk_area",
             payload=payload,

@@ -51,9 +51,7 @@ def memoized(plan: FieldPlan, site: FieldSite, rules: pb.Memoize) -> FieldPlan:
         raise BadRuleError(
             _RULE, text, f"use a resolution that leaves at most {STATES_LIMIT}, or a smaller domain"
         )
-    epoch = epochs.seconds(rules)
-    if epochs.out_of_range(epoch):
-        raise BadRuleError("epoch", epochs.ALLOWED)
+    epoch = epochs.checked_seconds(rules)
     return replace(plan, memo=Memo(epoch, states), cost=plan.cost.times(states))
 
 

@@ -95,17 +95,13 @@ class Numeric(NoisedKind):
             check_outputs(holder, grid, mechanism)
         # An aggregate's sensitivity does not cover the jump from a number to the middle of the range.
         refuses_nan = rules.nan == pb.Numeric.REJECT or not local
-        return FieldPlan(
-            path=site.path,
-            name=site.field.full_name,
-            kind=self,
-            origin=site.origin,
+        return self.noised_plan(
+            site,
             model=Model.LOCAL if local else Model.CENTRAL,
             epsilon=epsilon,
             rho=rho,
             delta=rules.delta if rho is not None else 0.0,
             repeats=repeats,
-            instances=site.instances,
             cost=cost,
             mechanism_name=str(mechanism.kind),
             payload=NumericPayload(grid, mechanism, in_range, refuses_nan),

@@ -47,7 +47,7 @@ class Pseudonym(FieldKind):
         try:
             plan = self.plan(site, rules)
         except BadRuleError as bad:
-            site.error(bad.rule, bad.text, bad.fix)
+            site.bad_rule(bad)
             return
         text = "is linked within each epoch: a pseudonym is not differentially private"
         site.warn("pseudonym", text, "suppress it if the receiver need not count or join by it")
@@ -67,9 +67,7 @@ class Pseudonym(FieldKind):
             raise BadRuleError(
                 "kind-type", f"pseudonym does not fit {type_name(field)}", "string, bytes or integer"
             )
-        epoch = epochs.seconds(rules)
-        if epochs.out_of_range(epoch):
-            raise BadRuleError("epoch", epochs.ALLOWED)
+        epoch = epochs.checked_seconds(rules)
         return FieldPlan(
             site.path,
             field.full_name,

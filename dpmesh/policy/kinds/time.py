@@ -102,15 +102,11 @@ class Time(Numeric):
         each = split(epsilon, repeats)
         mechanism, in_range = _mechanism(grid, sensitivity, each, limits)
         ticks = NumericPayload(grid, mechanism, in_range)
-        return FieldPlan(
-            path=site.path,
-            name=site.field.full_name,
-            kind=self,
-            origin=site.origin,
+        return self.noised_plan(
+            site,
             model=Model.LOCAL,
             epsilon=epsilon,
             repeats=repeats,
-            instances=site.instances,
             cost=Cost.pure(each).times(repeats),
             mechanism_name=str(mechanism.kind),
             payload=TimePayload(_in_seconds(ticks) if message else ticks, ticks, unit, message, dated, shift),

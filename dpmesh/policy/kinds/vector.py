@@ -55,17 +55,13 @@ class Vector(NoisedKind):
         else:
             mechanism = _local(rules, bound, epsilon, room)
         rho = mechanism.rho
-        return FieldPlan(
-            path=site.path,
-            name=site.field.full_name,
-            kind=self,
-            origin=site.origin,
+        return self.noised_plan(
+            site,
             model=Model.CENTRAL if central else Model.LOCAL,
             epsilon=epsilon if rho is None else None,
             rho=rho,
             delta=rules.delta if rho is not None else 0.0,
             repeats=rules.dimension,
-            instances=site.instances,
             cost=Cost.pure(epsilon) if rho is None else Cost.gaussian(rho),
             mechanism_name=mechanism.name,
             payload=mechanism,
