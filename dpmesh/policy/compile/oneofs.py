@@ -10,7 +10,7 @@ from google.protobuf.descriptor import FieldDescriptor, OneofDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.accounting import Cost
-from dpmesh.policy.codegen import steps
+from dpmesh.policy.codegen import nested_steps, steps
 from dpmesh.policy.codegen.steps import Run
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.compile.rule_lookup import RuleLookup
@@ -47,12 +47,12 @@ def add(
     elif resolved.rules.public:
         fragment.shows_presence.append(f"the choice of {oneof.full_name} leaves as it is")
         runs = [(field.name, steps.run_all(part.steps)) for field, part in members if part.steps]
-        fragment.steps.append(steps.open_choice(oneof.name, runs))
+        fragment.steps.append(nested_steps.open_choice(oneof.name, runs))
         blank_runs = [
             (field.name, steps.run_all(part.blank_steps)) for field, part in members if part.blank_steps
         ]
         if blank_runs:
-            fragment.add_blank_steps([steps.open_choice(oneof.name, blank_runs)])
+            fragment.add_blank_steps([nested_steps.open_choice(oneof.name, blank_runs)])
     else:
         epsilon = _epsilon(oneof, resolved, site.share, lookup)
         if epsilon is None:
@@ -61,7 +61,7 @@ def add(
         names, path = [name for name, _ in runs], site.path + oneof.name
         plan = ONEOF.plan_choice(path, oneof.full_name, resolved.origin, names, epsilon, site.instances)
         blank = GetMessageClass(oneof.containing_type)()
-        fragment.steps.append(steps.choice(oneof.name, runs, plan.payload.mechanism.draws, blank))
+        fragment.steps.append(nested_steps.choice(oneof.name, runs, plan.payload.mechanism.draws, blank))
         fragment.local += plan.cost
         fragment.fields.append(plan)
 
