@@ -18,7 +18,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from typing_extensions import override
 
 from dpmesh.accounting import Cost
-from dpmesh.noise import numeric
+from dpmesh.noise import numeric, numeric_choice
 from dpmesh.noise.numeric import MAX_SIZE, NumericKind, NumericMechanism
 from dpmesh.policy.codegen.source import draw_function
 from dpmesh.policy.codegen.steps import Step
@@ -222,7 +222,7 @@ def _options(
 ) -> Iterable[tuple[NumericMechanism, Cost, bool]]:
     """Mechanisms that hide a unit's own map, what they cost, and whether they need the sum to be bounded."""
     each = split(epsilon, keys)
-    kind = numeric.best(grid.size, grid.size, each, in_range=in_range, local=True)
+    kind = numeric_choice.best(grid.size, grid.size, each, in_range=in_range, local=True)
     yield (
         numeric.make(kind, grid.size, grid.size, each, in_range=in_range),
         Cost.pure(each).times(keys),

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from dpmesh.accounting import Cost
 from dpmesh.errors import ProtectionError
-from dpmesh.noise import numeric
+from dpmesh.noise import numeric, numeric_choice
 from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy.codegen.steps import Transform
 from dpmesh.policy.descriptors import is_number, scalar, type_name
@@ -199,7 +199,7 @@ def _mechanism(
         return mechanism, None, rho, Cost.gaussian(rho)
     refuse_delta(rules)
     if chosen == pb.Numeric.AUTO:
-        kind = numeric.best(grid.size, sensitivity, each, in_range=in_range, local=local)
+        kind = numeric_choice.best(grid.size, sensitivity, each, in_range=in_range, local=local)
     else:
         kind = _MECHANISMS[chosen]
     mechanism = numeric.make(kind, grid.size, sensitivity, each, rho=None, in_range=in_range)

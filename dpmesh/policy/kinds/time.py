@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from typing_extensions import override
 
 from dpmesh.accounting import Cost
-from dpmesh.noise import numeric
+from dpmesh.noise import numeric, numeric_choice
 from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy.codegen.steps import Step, Transform
 from dpmesh.policy.descriptors import INTEGER_RANGES, scalar, type_name
@@ -260,7 +260,7 @@ def _mechanism(
 ) -> tuple[NumericMechanism, bool]:
     """The mechanism, and whether its outputs stay between the bounds: they do where the type can't hold others."""
     for in_range in (False, True):
-        kind = numeric.best(grid.size, sensitivity, epsilon, in_range=in_range, local=True)
+        kind = numeric_choice.best(grid.size, sensitivity, epsilon, in_range=in_range, local=True)
         mechanism = numeric.make(kind, grid.size, sensitivity, epsilon, in_range=in_range)
         if outputs_fit(grid, mechanism, limits):
             break
