@@ -29,12 +29,12 @@ from dpmesh.noise.piecewise import Piecewise
 MAX_SIZE = 1 << 40
 # Wang et al. 2019, section 3.3: below this epsilon the Hybrid mechanism is Duchi's alone.
 HYBRID_FROM = Fraction(61, 100)
-# Beyond so many scales lies less than 1e-17 of discrete Laplace noise, beyond so many sigma less than 1e-22
-# of discrete Gaussian noise. The output is clamped there, so that its range is public and finite; the mean
-# moves by less than 1e-17 scales.
+# Less than 1e-17 of discrete Laplace noise lies beyond so many scales, and less than 1e-22 of discrete Gaussian
+# noise beyond so many sigma. The output is clamped there, so that its range is public and finite. The mean moves
+# by less than 1e-17 scales.
 _LAPLACE_REACH = 40
 _GAUSSIAN_REACH = 10
-# Of each kind, how many mechanisms are kept by their parameters: fields and types with equal rules share one.
+# So many mechanisms of each kind are kept by their parameters. Fields and types with equal rules share one.
 KEPT = 1024
 
 

@@ -9,9 +9,9 @@ from functools import lru_cache
 from dpmesh.noise import checks, discrete_laplace, duchi, numeric, piecewise
 from dpmesh.noise.numeric import NumericKind
 
-# How far estimated variances are off at most, as a part of them, where epsilon is not too small for floats.
+# Estimated variances are off by at most this part of them, where epsilon is not too small for floats.
 _TOLERANCE, _FLOAT_EPSILON = 1e-3, Fraction(1, 1 << 40)
-# What rounding to the grid adds to a variance, at most.
+# Rounding to the grid adds at most so much to a variance.
 _ROUNDING = 0.25
 # The optimized Piecewise mechanism has less worst-case variance than all others between these two epsilons, on grids of
 # at least so many steps; below the first it has Duchi's law.

@@ -21,7 +21,7 @@ from dpmesh.policy.kinds.kind import Description, FieldSite
 from dpmesh.policy.kinds.noised import NoisedKind
 from dpmesh.policy.plan import FieldPlan, Model
 
-# How many reports people may imagine behind the error that `dpmesh plan` shows.
+# The error that `dpmesh plan` shows is that of a share estimated from so many reports.
 _REPORTS = 10_000
 
 

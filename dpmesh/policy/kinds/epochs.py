@@ -1,4 +1,4 @@
-"""Epochs: how long what the ledger's secret keys stays the same."""
+"""Epochs: how long pseudonyms and memoized answers stay equal."""
 
 from __future__ import annotations
 

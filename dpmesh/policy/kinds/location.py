@@ -34,7 +34,7 @@ from dpmesh.policy.plan import FieldPlan, Model
 from dpmesh.v1 import privacy_pb2 as pb
 
 _KM_PER_DEGREE = math.radians(RADIUS_KM)
-# Cells of less than so many of the field's own steps could not be told apart.
+# A cell is at least so many of the field's own steps wide, so that the field can tell cells apart.
 _STEPS_A_CELL = 4
 
 

@@ -44,7 +44,7 @@ _LIMITS = {
     _TIMESTAMP: (-62_135_596_800 * _SECOND, 253_402_300_800 * _SECOND - 1),
     _DURATION: (-315_576_000_000 * _SECOND, 315_576_000_000 * _SECOND),
 }
-# By default no step is longer than this part of the range.
+# By default the range of a Timestamp or Duration has at least so many steps.
 _CELLS = 10_000
 
 

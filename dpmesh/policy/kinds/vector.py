@@ -33,7 +33,7 @@ Array = NDArray[np.float64]
 _AGGREGATES = (pb.Vector.DISCRETE_GAUSSIAN, pb.Vector.DISCRETE_LAPLACE)
 # Of float and double: binary digits of their whole numbers, and the smallest number that has all of these digits.
 _DIGITS = {F.TYPE_FLOAT: (24, 2.0**-126), F.TYPE_DOUBLE: (52, 2.0**-1022)}
-# `plan` says how many reports bring the mean so near, as a part of the norm.
+# `dpmesh plan` says how many reports are needed for a mean that is off by at most this part of the norm.
 _NEAR = 0.1
 
 
