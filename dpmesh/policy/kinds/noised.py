@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -17,6 +18,7 @@ from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds import memoize
 from dpmesh.policy.kinds.kind import FieldKind, FieldSite
 from dpmesh.policy.plan import FieldPlan, Model
+from dpmesh.policy.sizes import Size, of_values
 
 
 class NoisedKind(FieldKind):
@@ -67,6 +69,7 @@ class NoisedKind(FieldKind):
             )
         fragment.fields.append(plan)
         fragment.values += self.values(plan)
+        fragment.size += self.size(site, plan)
         if plan.memo is not None:
             memoize.add(fragment, site, plan, self.transform(plan))
             return
@@ -90,6 +93,10 @@ class NoisedKind(FieldKind):
     def values(self, plan: FieldPlan) -> int:
         """How many values of the field one message instance shows."""
         return plan.repeats
+
+    def size_with(self, site: FieldSite, plan: FieldPlan, values: Iterable[Any]) -> Size:
+        """The size of a field each of whose values is one of these: see `sizes.of_values`."""
+        return of_values(site.field, values, 0 if site.public_length else plan.repeats, plan.repeats)
 
     def step(self, site: FieldSite, plan: FieldPlan) -> Step:
         """What writes the field of a protected message. Kinds on messages and maps override it."""

@@ -59,8 +59,9 @@ def test_every_rpc_with_its_request_and_response(dpmesh, fleet: Path) -> None:
     assert lines[3] == "tail unit pseudonym per 1 d annotation"
     assert lines[4].startswith("delay numeric optimized_piecewise 1 0.4621 sd 60.")
     assert lines[5] == "late categorical k_randomized_response 1 0.4621 true 73.1% one of 2 annotation"
+    assert lines[6] == "size on the wire: 34 to 45 bytes"
     assert (
-        lines[6]
+        lines[7]
         == "daily pays, account of tail: 50 % a message, 2 messages per window of 1 d; at 2/h it is spent after 1 h"
     )
     assert "response acme.v1.Ack: nothing to protect" in lines
@@ -131,7 +132,7 @@ def test_a_trust_boundary_is_named(dpmesh, fleet: Path, write) -> None:
 def test_sizes_are_named_and_compared(dpmesh, fleet: Path, write) -> None:
     text = "messages:\n  acme.v1.Report: {pad_to: [64, 256]}\n"
     out = dpmesh("plan", fleet, "--policy", write("policy.yaml", text)).out
-    assert "    size: one of 64, 256 bytes\n" in out
+    assert "    size on the wire: one of 64, 256 bytes\n" in out
     text = FLEET.replace("message Report {", "message Report { option (dpmesh.v1.message).pad_to = 64;")
     out = dpmesh("plan", write("padded.proto", text), "--against", fleet).out
     assert "  size: as long as it is -> always 64 bytes\n" in out
