@@ -13,10 +13,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from dpmesh.policy.descriptors import INTEGER_RANGES, F, is_wrapper
-
-# Protobuf's parsers refuse deeper messages.
-_DEEPEST = 100
+from dpmesh.policy.descriptors import DEEPEST, INTEGER_RANGES, F, is_wrapper
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +156,7 @@ def _most(
 ) -> tuple[int | None, str]:
     """The largest size of a public field, and which field has none."""
     inside = field.message_type
-    if field.is_repeated or field.type in (F.TYPE_STRING, F.TYPE_BYTES) or depth > _DEEPEST:
+    if field.is_repeated or field.type in (F.TYPE_STRING, F.TYPE_BYTES) or depth > DEEPEST:
         return None, path
     if inside is None:
         values: Iterable[Any] = INTEGER_RANGES.get(field.type) or (1,)

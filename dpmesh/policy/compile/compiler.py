@@ -203,7 +203,7 @@ def _open_plan(message: Descriptor, types: UnannotatedTypes, lookup: RuleLookup)
         protected=0,
         cost=Cost.ZERO,
         delta=0.0,
-        size=unbounded(fields[0].path),
+        size=unbounded(fields[0].path if fields else message.full_name),
         labels=tuple(sorted(labels)),
         messages=tuple(sorted(names)),
         anys=Anys(types.find, copied, copied, alone=True, extendable=types.extendable(message)),
