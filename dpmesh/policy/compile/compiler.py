@@ -45,7 +45,7 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
     diagnostics = lookup.diagnostics
     plan = None
     try:
-        if not is_protected(message, book):
+        if not _is_protected(message, book, lookup):
             _refuse_idle(message, lookup)
             if diagnostics.found or not is_strict(message, book):
                 if not diagnostics.has_errors and types.reaches(message):
@@ -63,6 +63,15 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
         diagnostics.unreadable(error)
         return None, diagnostics.found
     return plan, diagnostics.found
+
+
+def _is_protected(message: Descriptor, book: Rulebook, lookup: RuleLookup) -> bool:
+    """Whether to walk through a type: also where a rule can't be read, so that this hides no other error."""
+    try:
+        return is_protected(message, book)
+    except AnnotationError as error:
+        lookup.diagnostics.unreadable(error)
+        return True
 
 
 def _refuse_idle(message: Descriptor, lookup: RuleLookup) -> None:
