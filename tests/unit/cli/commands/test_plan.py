@@ -443,3 +443,17 @@ message Batch { repeated Row rows = 1; }
         "acme.v1.Batch: at most ε 0.5" in line and line.endswith("one of each unit in it") for line in lines
     )
     assert any("acme.v1.Row: at most ε 0.5" in line and line.endswith("per message") for line in lines)
+
+
+def test_a_size_without_a_bound_names_the_field(dpmesh, write) -> None:
+    noted = FLEET.replace(
+        "message Report {", "message Report { string note = 99 [(dpmesh.v1.field).public = {}];"
+    )
+    proto = write("noted.proto", noted)
+    assert "size on the wire: 34 bytes or more, unbounded because of note\n" in dpmesh("plan", proto).out
+    messages = json.loads(dpmesh("plan", proto, "--json").out)["messages"]
+    (report,) = (each for each in messages if each["message"] == "acme.v1.Report")
+    assert report["size"] == {"smallest": 34, "largest": None, "unbounded": "note"}
+    padded = write("policy.yaml", "messages:\n  acme.v1.Report: {pad_to: [64, 256]}\n")
+    longer = "one of 64, 256 bytes; longer ones, which are possible because of note, are refused\n"
+    assert f"size on the wire: {longer}" in dpmesh("plan", proto, "--policy", padded).out
