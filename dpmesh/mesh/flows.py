@@ -280,7 +280,8 @@ class Flow:
             del failed  # It holds this frame.
 
     def _observed(self, message: Any, error: DpmeshError) -> Any:
-        log.warning("observe mode: a message of %s would have been refused: %s", self.method, str(error))
+        if self._mesh.observed is not None:
+            self._mesh.observed.note(log, self.method, error)
         return message
 
     def _internal_error(self, kind: str) -> ProtectionError:

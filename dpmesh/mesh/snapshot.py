@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import final
 
@@ -77,6 +78,11 @@ class PolicySnapshot:
         declared = find_any_spelling(method)
         return declared is not None and self.policy.is_trust_boundary(declared)
 
+    def _with_nearest(self, name: str) -> str:
+        """A name that no loaded proto has, and the nearest one that there is."""
+        close = difflib.get_close_matches(name, loaded_types.names(self.policy), n=1)
+        return f"{name} (did you mean {close[0]}?)" if close else name
+
     def compile_loaded(self) -> list[Plan]:
         """Compiles every loaded type that can reach a rule, and reads every method's rules: a bad rule fails now.
 
@@ -90,7 +96,7 @@ class PolicySnapshot:
         unresolved = self.policy.unresolved_overlays()
         if unresolved:
             raise ConfigError(
-                f"policy: no loaded proto has {', '.join(unresolved)}; "
+                f"policy: no loaded proto has {', '.join(map(self._with_nearest, unresolved))}; "
                 "correct the name, or import its _pb2 module first"
             )
         plans = [self.policy.plan(message) for message in loaded_types.message_types(self.policy)]

@@ -96,8 +96,8 @@ def _message(
         console.print(_table(report.fields))
     if report.refused:
         console.print(Text.assemble("    ", ("refused", "red"), f": {report.refused}"), soft_wrap=True)
-    if report.pad_to and before is None:
-        console.print(f"    size: {_sizes(report.pad_to)}", soft_wrap=True)
+    if report.size is not None and before is None:
+        console.print(f"    size on the wire: {_size(report)}", soft_wrap=True)
     budgets = {budget.name: budget for budget in plan.budgets}
     for payment in report.payments:
         console.print("    " + _payment(payment, budgets[payment.budget], plan.rate), soft_wrap=True)
@@ -105,6 +105,23 @@ def _message(
         console.print("    " + _memoized(report.memoized), soft_wrap=True)
     if len(report.payments) > 1:
         _first(console, plan.rate, report)
+
+
+def _size(report: MessageReport) -> str:
+    """How long a message is; with pad_to, also which messages are refused."""
+    size = report.size
+    assert size is not None
+    why = f"because of {size.unbounded}"
+    if report.pad_to:
+        longer = "" if size.largest is not None else f"; longer ones, which are possible {why}, are refused"
+        return _sizes(report.pad_to) + longer
+    if size.largest is None:
+        return f"{size.smallest} bytes or more, unbounded {why}"
+    return (
+        f"{size.smallest} to {size.largest} bytes"
+        if size.smallest < size.largest
+        else f"{size.largest} bytes"
+    )
 
 
 def _sizes(pad_to: Sequence[int]) -> str:

@@ -16,6 +16,7 @@ from dpmesh.policy.descriptors import inside_of, is_map, oneof_of, type_name
 from dpmesh.policy.diagnostics import BadRuleError, Diagnostics
 from dpmesh.policy.kinds.kind import FieldSite, checked_items
 from dpmesh.policy.kinds.words import short_path
+from dpmesh.policy.sizes import entries, nested, unbounded
 
 if TYPE_CHECKING:
     from dpmesh.policy.compile.walk import Walk
@@ -68,6 +69,7 @@ def _single(
             fragment.steps.append(steps.require_set(field))
         fragment.values += 1 + inner.values
     fragment.steps.append(nested_steps.child(name, steps.run_all(inner.steps), when_set=when_set))
+    fragment.size += nested(field, inner.size, 0 if when_set else 1)
     fragment.add_nested(inner, 1, into_child(name))
 
 
@@ -96,6 +98,8 @@ def _repeated(
     blank = GetMessageClass(inside)()
     run = steps.run_all(inner.steps)
     fragment.steps.append(nested_steps.children(name, run, items, blank, fill=fill))
+    size = nested(field, inner.size, items if fill else 0, items)
+    fragment.size += size if items else unbounded(site.path)
     fragment.add_nested(inner, max(items, 1), over_elements(name, items))
 
 
@@ -117,6 +121,7 @@ def _map(walk: Walk, fragment: Fragment, site: FieldSite, inside: Descriptor, st
     if site.public_length:
         _show_number(fragment, site, inner)
     fragment.steps.append(nested_steps.entries(name, steps.run_all(inner.steps), items))
+    fragment.size += entries(field, inner.size, items, site.path)
     fragment.add_nested(inner, max(items, 1), over_entries(name, items))
 
 

@@ -18,6 +18,7 @@ from dpmesh.policy.diagnostics import BadRuleError, Diagnostics
 from dpmesh.policy.kinds.loss import checked_epsilon
 from dpmesh.policy.kinds.oneof import KIND as ONEOF
 from dpmesh.policy.rulebook import ResolvedRule
+from dpmesh.policy.sizes import NOTHING, Size, nested, of_values, one_of
 
 if TYPE_CHECKING:
     from dpmesh.policy.compile.walk import MessageSite
@@ -35,6 +36,8 @@ def add(
     """Adds a oneof, whose members are compiled already, to the fragment of its message, which stands at a site."""
     resolved = lookup.oneof(oneof)
     fragment.add_oneof([part for _, part in members])
+    hidden = any(lookup.changes(field) for field, _ in members) and not resolved.rules.public
+    fragment.size += one_of(_size(field, part, hidden=hidden) for field, part in members)
     if resolved.rules.public and resolved.rules.HasField("epsilon"):
         lookup.diagnostics.error(
             oneof.full_name, "oneof-choice", "is public and has an epsilon", "choose one of the two"
@@ -64,6 +67,13 @@ def add(
         fragment.steps.append(nested_steps.choice(oneof.name, runs, plan.payload.mechanism.draws, blank))
         fragment.local += plan.cost
         fragment.fields.append(plan)
+
+
+def _size(field: FieldDescriptor, part: Fragment, *, hidden: bool) -> Size:
+    """The size of a member that leaves. One that is suppressed leaves empty where the choice is hidden."""
+    if part.steps or not hidden:
+        return part.size
+    return of_values(field, [field.default_value]) if field.message_type is None else nested(field, NOTHING)
 
 
 def refuse_idle(oneof: OneofDescriptor, resolved: ResolvedRule, lookup: RuleLookup) -> None:

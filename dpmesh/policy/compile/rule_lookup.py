@@ -17,9 +17,10 @@ from dpmesh.policy.kinds.registry import kind_of
 from dpmesh.policy.rulebook import UNANNOTATED, ResolvedRule, Rulebook
 from dpmesh.v1 import privacy_pb2 as pb
 
+# What stands for rules that can't be read. Nothing is released by it, and fields report nothing more.
 _EMPTY: tuple[tuple[type, Any], ...] = (
     (Descriptor, pb.MessageRules()),
-    (FieldDescriptor, pb.FieldRules()),
+    (FieldDescriptor, pb.FieldRules(suppress=pb.Suppress())),
     (OneofDescriptor, pb.OneofRules()),
 )
 

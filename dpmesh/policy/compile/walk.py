@@ -96,8 +96,14 @@ class Walk:
             AnnotationError: The plan would be too large.
         """
         fragment = Fragment()
-        rules = lookup.message(message).rules
-        if stack and rules.pad_to:
+        resolved = lookup.message(message)
+        rules = resolved.rules
+        if resolved.path and rules.pad_to:
+            text = (
+                "has a pad_to, which is for messages that leave by themselves and not for those in one place"
+            )
+            self.diagnostics.error(resolved.path, "pad-to", text, f"set pad_to on {stack[0]}")
+        elif stack and rules.pad_to:
             text = f"its pad_to has no effect where it stands inside {stack[-1]}"
             self.diagnostics.warn(message.full_name, "pad-to", text, f"set pad_to on {stack[0]} too")
         self.labels.update(rules.labels)

@@ -31,9 +31,10 @@ from dpmesh.policy.kinds.key_selection import SelectionPayload
 from dpmesh.policy.kinds.kind import ITEMS_LIMIT, Description, FieldSite
 from dpmesh.policy.kinds.loss import field_epsilon, split
 from dpmesh.policy.kinds.noised import NoisedKind
-from dpmesh.policy.kinds.numeric import NumericPayload
+from dpmesh.policy.kinds.numeric import NumericPayload, encoded_ends
 from dpmesh.policy.kinds.words import number
 from dpmesh.policy.plan import FieldPlan, Model
+from dpmesh.policy.sizes import Size, of_map, unbounded
 from dpmesh.v1 import privacy_pb2 as pb
 
 _BOOLS = {"false": False, "true": True}
@@ -103,6 +104,13 @@ class Histogram(NoisedKind):
         if isinstance(plan.payload, SelectionPayload):
             return key_selection.selected_keys(site.field.name, plan.name, plan.payload)
         return _all_keys(site.field.name, plan)
+
+    @override
+    def size(self, site: FieldSite, plan: FieldPlan) -> Size:
+        if isinstance(plan.payload, SelectionPayload):
+            return unbounded(plan.path)
+        payload: HistogramPayload = plan.payload
+        return of_map(site.field, payload.keys, encoded_ends(_value(site), payload.number))
 
     @override
     def describe(self, plan: FieldPlan) -> Description:

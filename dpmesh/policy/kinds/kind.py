@@ -17,6 +17,7 @@ from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.descriptors import is_map
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.plan import FieldPlan
+from dpmesh.policy.sizes import Size, unbounded
 from dpmesh.v1 import privacy_pb2 as pb
 
 if TYPE_CHECKING:
@@ -178,6 +179,10 @@ class FieldKind(abc.ABC):
     @abc.abstractmethod
     def describe(self, plan: FieldPlan) -> Description:
         """Says to people what leaves."""
+
+    def size(self, site: FieldSite, plan: FieldPlan) -> Size:
+        """How many bytes the field takes, its tag included, in a message that a budget has paid for."""
+        return unbounded(plan.path)
 
     def states(self, plan: FieldPlan) -> int | None:
         """How many values the field can have, as indexes from 0; None for kinds whose answers can't be memoized."""

@@ -31,6 +31,7 @@ from dpmesh.policy.kinds.place_law import PlaceLaw, disk_law, hexagonal_law
 from dpmesh.policy.kinds.region import RADIUS_KM, Region, cells_at, region_of
 from dpmesh.policy.kinds.words import number
 from dpmesh.policy.plan import FieldPlan, Model
+from dpmesh.policy.sizes import NOTHING, Size, nested, of_values, shortest_and_longest
 from dpmesh.v1 import privacy_pb2 as pb
 
 _KM_PER_DEGREE = math.radians(RADIUS_KM)
@@ -107,6 +108,19 @@ class Location(NoisedKind):
         draw = place_code.drawing(at.region, at.unit, at.law.spacing, at.law.mechanism.draws, *cell)
         items = plan.repeats if site.field.is_repeated else 0
         return place_code.pairs(site.field, at.latitude, at.longitude, draw, items)
+
+    @override
+    def size(self, site: FieldSite, plan: FieldPlan) -> Size:
+        at: LocationPayload = plan.payload
+        message, region = inside_of(site.field), at.region
+        assert message is not None
+        sides = (region.west, region.east) if region.west < region.east else (-180.0, 180.0)
+        inner = NOTHING
+        for name, ends in ((at.latitude, (region.south, region.north)), (at.longitude, sides)):
+            field = message.fields_by_name[name]
+            low, high = (place_code.in_units(end, at.unit, integral=at.integral) for end in ends)
+            inner += of_values(field, shortest_and_longest(field, low, high))
+        return nested(site.field, inner, plan.repeats, plan.repeats)
 
     @override
     def describe(self, plan: FieldPlan) -> Description:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds import memoize
 from dpmesh.policy.kinds.kind import FieldKind, FieldSite
 from dpmesh.policy.plan import FieldPlan, Model
+from dpmesh.policy.sizes import Size, of_values
 
 
 class NoisedKind(FieldKind):
@@ -65,6 +67,7 @@ class NoisedKind(FieldKind):
             )
         fragment.fields.append(plan)
         fragment.values += self.values(plan)
+        fragment.size += self.size(site, plan)
         if plan.memo is not None:
             memoize.add(fragment, site, plan, self.transform(plan))
             return
@@ -118,6 +121,10 @@ class NoisedKind(FieldKind):
     def values(self, plan: FieldPlan) -> int:
         """How many values of the field one message instance shows."""
         return plan.repeats
+
+    def size_with(self, site: FieldSite, plan: FieldPlan, values: Iterable[Any]) -> Size:
+        """The size of a field each of whose values is one of these: see `sizes.of_values`."""
+        return of_values(site.field, values, 0 if site.public_length else plan.repeats, plan.repeats)
 
     def step(self, site: FieldSite, plan: FieldPlan) -> Step:
         """What writes the field of a protected message. Kinds on messages and maps override it."""

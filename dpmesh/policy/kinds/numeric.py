@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NoReturn
 
+from google.protobuf.descriptor import FieldDescriptor
 from typing_extensions import override
 
 from dpmesh.accounting import Cost
@@ -23,6 +24,7 @@ from dpmesh.policy.kinds.loss import field_epsilon, gaussian_rho, refuse_delta, 
 from dpmesh.policy.kinds.noised import NoisedKind
 from dpmesh.policy.kinds.words import number
 from dpmesh.policy.plan import FieldPlan, Model
+from dpmesh.policy.sizes import Size, shortest_and_longest
 from dpmesh.v1 import privacy_pb2 as pb
 
 _MECHANISMS = {
@@ -133,6 +135,10 @@ out = {lower} + y * {step}
         return Transform(draws, text, {"refuse@": _refusal(plan.name)} if plan.payload.refuses_nan else {})
 
     @override
+    def size(self, site: FieldSite, plan: FieldPlan) -> Size:
+        return self.size_with(site, plan, encoded_ends(scalar(site.field), plan.payload))
+
+    @override
     def describe(self, plan: FieldPlan) -> Description:
         low, high = plan.payload.outputs
         words = f"{number(low)} to {number(high)}"
@@ -157,6 +163,11 @@ out = {lower} + y * {step}
 
 
 KIND = Numeric()
+
+
+def encoded_ends(holder: FieldDescriptor, payload: NumericPayload) -> list[float]:
+    """Those outputs that are encoded shortest and longest."""
+    return shortest_and_longest(holder, *payload.outputs, payload.grid.step)
 
 
 def _literal(grid: Grid, value: float) -> str:

@@ -18,6 +18,7 @@ from dpmesh.policy.kinds import epochs, ids
 from dpmesh.policy.kinds.kind import Description, FieldKind, FieldSite
 from dpmesh.policy.kinds.words import duration
 from dpmesh.policy.plan import FieldPlan, Pseudonymise
+from dpmesh.policy.sizes import Size, of_values
 from dpmesh.v1 import privacy_pb2 as pb
 
 
@@ -57,6 +58,7 @@ class Pseudonym(FieldKind):
             )
         fragment.fields.append(plan)
         fragment.values += plan.repeats
+        fragment.size += self.size(site, plan)
         fragment.shows_presence.append(f"{site.field.full_name} leaves as a pseudonym")
         fragment.add_step(_step(site.field, plan))
 
@@ -77,6 +79,10 @@ class Pseudonym(FieldKind):
             instances=site.instances,
             payload=PseudonymPayload(epoch, rules.namespace or field.full_name),
         )
+
+    @override
+    def size(self, site: FieldSite, plan: FieldPlan) -> Size:
+        return of_values(site.field, ids.encoded_ends(scalar(site.field)), plan.repeats, plan.repeats)
 
     @override
     def describe(self, plan: FieldPlan) -> Description:

@@ -16,7 +16,7 @@ from dpmesh.accounting import Cost
 from dpmesh.noise import numeric, numeric_choice
 from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy.codegen.steps import Step, Transform
-from dpmesh.policy.descriptors import INTEGER_RANGES, scalar, type_name
+from dpmesh.policy.descriptors import INTEGER_RANGES, inside_of, scalar, type_name
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds.grid import GRID_LIMIT, Grid, outputs_fit
 from dpmesh.policy.kinds.kind import Description, FieldSite
@@ -24,6 +24,7 @@ from dpmesh.policy.kinds.loss import field_epsilon, split
 from dpmesh.policy.kinds.numeric import Numeric, NumericPayload
 from dpmesh.policy.kinds.words import number
 from dpmesh.policy.plan import FieldPlan, Model
+from dpmesh.policy.sizes import Size, nested, of_values, shortest_and_longest
 from dpmesh.v1 import privacy_pb2 as pb
 
 # All times and lengths below are integers of nanoseconds, unless a name says otherwise.
@@ -121,6 +122,23 @@ class Time(Numeric):
     @override
     def transform(self, plan: FieldPlan) -> Transform:
         return super().transform(replace(plan, payload=plan.payload.ticks))
+
+    @override
+    def size(self, site: FieldSite, plan: FieldPlan) -> Size:
+        ticks: NumericPayload = plan.payload.ticks
+        if not plan.payload.message:
+            return super().size(site, replace(plan, payload=ticks))
+        holder = inside_of(site.field)
+        assert holder is not None
+        low, high = (int(end) for end in ticks.outputs)
+        seconds = holder.fields_by_name["seconds"]
+        inner = of_values(seconds, shortest_and_longest(seconds, low // _SECOND, -(-high // _SECOND)))
+        if low % _SECOND or int(ticks.grid.step) % _SECOND:
+            # Of a Duration below 0, they are below 0 too.
+            least = 1 - _SECOND if plan.payload.message == _DURATION and low < 0 else 0
+            nanos = holder.fields_by_name["nanos"]
+            inner += of_values(nanos, shortest_and_longest(nanos, least, _SECOND - 1))
+        return nested(site.field, inner, plan.repeats, plan.repeats)
 
     @override
     def describe(self, plan: FieldPlan) -> Description:

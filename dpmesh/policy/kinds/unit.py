@@ -20,6 +20,7 @@ from dpmesh.policy.kinds import epochs, ids
 from dpmesh.policy.kinds.kind import Description, FieldKind, FieldSite
 from dpmesh.policy.kinds.words import duration
 from dpmesh.policy.plan import FieldPlan, Pseudonymise
+from dpmesh.policy.sizes import of_values, public
 from dpmesh.v1 import privacy_pb2 as pb
 
 
@@ -67,6 +68,8 @@ class Unit(FieldKind):
             fragment.add_step(_step(site, rules, read, canonical))
         except BadRuleError as bad:
             site.bad_rule(bad)
+        raw = rules.form == pb.Unit.RAW
+        fragment.size += public(field, site.path) if raw else of_values(field, ids.encoded_ends(field))
         fragment.shows_presence.append(
             f"{field.full_name} leaves" + (" as it is" if rules.form else " as a pseudonym")
         )

@@ -26,6 +26,7 @@ from dpmesh.policy.kinds.noised import NoisedKind
 from dpmesh.policy.kinds.vector_mechanism import Room, VectorMechanism
 from dpmesh.policy.kinds.words import number
 from dpmesh.policy.plan import FieldPlan, Model
+from dpmesh.policy.sizes import Size
 from dpmesh.v1 import privacy_pb2 as pb
 
 Array = NDArray[np.float64]
@@ -76,6 +77,10 @@ class Vector(NoisedKind):
             getattr(target, name).extend(release(read(getattr(source, name))).tolist())
 
         return vector
+
+    @override
+    def size(self, site: FieldSite, plan: FieldPlan) -> Size:
+        return self.size_with(site, plan, [0.0])
 
     @override
     def describe(self, plan: FieldPlan) -> Description:

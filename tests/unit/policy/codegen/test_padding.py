@@ -94,3 +94,17 @@ BOOL = "bool b = %d [(dpmesh.v1.field).categorical = {epsilon: 1}];"
 def test_sizes_that_make_no_sense_are_refused(body):
     found = Policy().diagnostics(compiled(f"message M {{ {body} }}").M.DESCRIPTOR)
     assert [d.rule for d in found if d.severity is Severity.ERROR] == ["pad-to"]
+
+
+NOTE = "string note = 2 [(dpmesh.v1.field).public = {}];"
+ID = "string id = 3 [(dpmesh.v1.field).pseudonym = {}];"
+
+
+@pytest.mark.parametrize(("body", "needed"), [(BOOL % 1, 6), (BOOL % 1 + ID, 40), (BOOL % 1 + ID + NOTE, 38)])
+def test_sizes_that_can_not_hold_the_longest_message_are_refused(body, needed):
+    """Of a message with a public note, only the shortest length is known."""
+    for last in (needed - 1, needed):
+        found = Policy().diagnostics(compiled(f"message M {{ {RULE % last} {body} }}").M.DESCRIPTOR)
+        errors = [d for d in found if d.severity is Severity.ERROR]
+        assert [d.rule for d in errors] == ["pad-to"] * (last < needed)
+        assert all(f"{needed} bytes" in d.text for d in errors)
