@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dpmesh.estimate import columns, numbers, spread
-from dpmesh.estimate.inverse import weights_of
+from dpmesh.estimate import numbers, spread
+from dpmesh.estimate.inverse import Shares, weights_of
 from dpmesh.estimate.output_laws import Cumulative, cumulative
 from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.estimate.tally import Figures, Tally
@@ -53,7 +53,7 @@ class Distribution:
     shares: tuple[Estimate, ...]
     n: int
     confidence: float
-    _margin: _Margin = field(repr=False)
+    _found: Shares = field(repr=False)
 
     def below(self, number: float) -> Estimate:
         """The share of numbers below a number, within a bin by linear interpolation."""
@@ -91,7 +91,7 @@ class Distribution:
         """The share below each place, and half the width of its interval."""
         edges = np.array(self.edges)
         parts = np.clip((places[:, np.newaxis] - edges[:-1]) / np.diff(edges), 0.0, 1.0)
-        return parts @ np.array([share.value for share in self.shares]), self._margin(parts.T)
+        return self._found.sums(parts.T)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,36 +119,6 @@ class _Inverse:
         return math.sqrt(max(0.0, variance.max(initial=0.0)))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Margin:
-    """Half the width of the interval of sums of shares.
-
-    The variance is that of the sample, or what the mechanism has for senders with these shares, if that is more: a
-    small sample may not show it.
-
-    Attributes:
-        inverse: What was turned around.
-        counts: Of each received bin.
-        shares: Of the receiver's bins.
-        z: How many standard deviations it takes.
-    """
-
-    inverse: _Inverse
-    counts: Array
-    shares: Array
-    z: float
-
-    def __call__(self, parts: Array) -> Array:
-        """Of sums with these parts of each share, shape (bins, sums)."""
-        n, law, weights = self.counts.sum(), self.inverse.law, self.inverse.weights @ parts
-        received = self.counts / n
-        sample = received @ weights**2 - (received @ weights) ** 2
-        held = np.maximum(self.shares, 0.0)
-        known = held / held.sum() @ (law.T @ weights**2 - (law.T @ weights) ** 2)
-        variance = np.maximum(np.maximum(sample, 0.0) * (n / max(n - 1, 1)), known)
-        return np.asarray(self.z * np.sqrt(variance / n), np.float64)
-
-
 def tally(plan: FieldPlan, bins: Bins) -> Tally:
     """Counts received numbers by bins of what is received, and adds them up as `numbers.tally` does.
 
@@ -173,8 +143,8 @@ def tally(plan: FieldPlan, bins: Bins) -> Tally:
 
     def count(values: Any) -> Figures:
         found, counts = numbers.Sums(), np.zeros(len(inverse.law), np.int64)
-        for received in columns.numbers(plan.path, values):
-            index = numbers.positions(plan, number, received)
+        for received in numbers.received(plan, values):
+            index = numbers.positions(plan.path, number, received)
             found = found.with_block(index, number.grid.size)
             counts += np.bincount(np.searchsorted(inverse.last, index), minlength=len(counts))
         return found.figures() | {"received": counts.tolist()}
@@ -206,18 +176,12 @@ def distribution_of(
         ValueError: The confidence is not between 0 and 1.
     """
     (n,), counts = figures["n"], np.array(figures["received"], np.float64)
-    z = spread.normal(confidence)
+    spread.checked(confidence)
     if not n:
         raise EstimateError(plan.path, "there are no values")
     inverse = _inverse(plan.path, numbers.as_number(plan), tuple(setting["edges"]))
-    shares = counts / n @ inverse.weights
-    margin = _Margin(inverse, counts, shares, spread.student(confidence, n - 1) if n > 1 else z)
-    margins = margin(np.eye(len(shares)))
-    found = [
-        Estimate(float(share), float(share - width), float(share + width), n, confidence, per_place)
-        for share, width in zip(shares, margins, strict=True)
-    ]
-    return Distribution(inverse.edges, tuple(found), n, confidence, margin)
+    found = Shares(inverse.weights, inverse.law, counts, confidence)
+    return Distribution(inverse.edges, tuple(found.estimates(per_place=per_place)), n, confidence, found)
 
 
 @lru_cache(maxsize=64)

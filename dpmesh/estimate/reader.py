@@ -67,7 +67,7 @@ class Reader:
         digests: str | Iterable[str] = (),
     ) -> None:
         rules = policy if isinstance(policy, Policy) else Policy(policy)
-        self.plan = message_type if isinstance(message_type, Plan) else _compile(message_type, rules)
+        self.plan = message_type if isinstance(message_type, Plan) else paths.plan_of(message_type, rules)
         # A plan does not hold the overlays that it was compiled from.
         known = {self.plan.version} if isinstance(message_type, Plan) else {self.plan.version, rules.digest}
         if not ({digests} if isinstance(digests, str) else set(digests)) <= known:
@@ -290,7 +290,7 @@ class Reader:
 
         Args:
             path: The field.
-            messages: What was received.
+            messages: What was received. They are read one by one.
             confidence: How often each interval, by itself, holds the sum of what the senders held, as clamped to the
                 grid.
 
@@ -301,9 +301,8 @@ class Reader:
             EstimateError: An unknown field, one that is no histogram, no messages, or a map that this policy can't have
                 released.
         """
-        field = self._field(path)
-        read = paths.holders(self.plan.descriptor, field)
-        return histograms.estimate(field, self._read(field, messages, read), checked(confidence))
+        histograms.histogram_of(self._field(path))
+        return self.accumulator(path).add(messages).histogram(confidence=confidence)
 
     def value(self, path: str, value: float | Message, *, confidence: float = 0.95) -> Estimate:
         """One noisy number, such as an aggregate of the central model, and the interval its noise gives.
@@ -387,21 +386,11 @@ class Reader:
         whole = bool(first) and isinstance(first[0], Message) and not supports.is_report(first[0])
         return self._read(field, rest) if whole else rest
 
-    def _read(
-        self, field: FieldPlan, messages: Iterable[Any], read: paths.Read | None = None
-    ) -> Iterable[Any]:
+    def _read(self, field: FieldPlan, messages: Iterable[Any]) -> Iterable[Any]:
         wanted = self.plan.descriptor.full_name
-        read = read or paths.reader(self.plan.descriptor, field)
+        read = paths.reader(self.plan.descriptor, field)
         for message in messages:
             if not isinstance(message, Message) or message.DESCRIPTOR.full_name != wanted:
                 raise EstimateError(field.path, f"one of the values is no {wanted}, which this reader is for")
             if field.memo is not None or not self._blank(message):
                 yield from read(message)
-
-
-def _compile(message_type: type[Message] | Descriptor, rules: Policy) -> Plan:
-    descriptor: Any = message_type if isinstance(message_type, Descriptor) else message_type.DESCRIPTOR
-    plan = rules.plan(descriptor)
-    if plan is None or plan.is_open:
-        raise EstimateError(descriptor.full_name, "nothing of it is protected: nothing to estimate")
-    return plan
