@@ -136,18 +136,25 @@ class Accumulator:
             return replace(places.scaled(places.n), per_place=default != 0 and self._may_be_absent)
         return absence.sum_of_held(self._field.path, places, default, held, confidence)
 
-    def distribution(self, *, confidence: float = 0.95) -> Distribution:
+    def distribution(self, *, held: Held | None = None, confidence: float = 0.95) -> Distribution:
         """The share of each bin of a numeric field; see `Reader.distribution` for arguments and errors."""
         numbers.as_number(self._field)
         if not self.has_bins:
             raise EstimateError(self._field.path, "has no bins: give bins to Reader.accumulator")
+        self._check_held(held)
         return distribution.distribution_of(
-            self._field, self._figures, self._tally.setting, confidence, per_place=self._may_be_absent
+            self._field,
+            self._figures,
+            self._tally.setting,
+            confidence,
+            per_place=held is None and self._may_be_absent,
+            held=held,
+            default=self._default,
         )
 
-    def quantile(self, q: float, *, confidence: float = 0.95) -> Estimate:
+    def quantile(self, q: float, *, held: Held | None = None, confidence: float = 0.95) -> Estimate:
         """The number below which a part q of all numbers lies; see `Reader.quantile` for arguments and errors."""
-        return self.distribution(confidence=confidence).quantile(q)
+        return self.distribution(held=held, confidence=confidence).quantile(q)
 
     def mean_vector(self, *, confidence: float = 0.95) -> VectorEstimate:
         """The mean of a vector field, unbiased; see `Reader.mean_vector` for arguments and errors."""
@@ -192,6 +199,11 @@ class Accumulator:
     def _may_be_absent(self) -> bool:
         return paths.may_be_absent(self._plan, self._field)
 
+    @property
+    def _default(self) -> float:
+        """What fills the place of an absent number."""
+        return float(paths.default(self._plan.descriptor, self._field))
+
     def _check_held(self, held: Held | None) -> None:
         if held is not None and not self._may_be_absent:
             raise EstimateError(self._field.path, "is never absent, so leave held out")
@@ -202,8 +214,7 @@ class Accumulator:
         self._check_held(held)
         needed = absence.confidence_of_places(held, confidence)
         places = numbers.mean_of(self._field.path, number, numbers.sums_of(self._figures), needed)
-        grid = number.grid
-        return places, grid.value(grid.index(float(paths.default(self._plan.descriptor, self._field))))
+        return places, number.grid.value(number.grid.index(self._default))
 
 
 def category_of(field: FieldPlan) -> CategoricalPayload:
