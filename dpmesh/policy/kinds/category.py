@@ -10,7 +10,6 @@ from fractions import Fraction
 from typing import Any
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
-from typing_extensions import override
 
 from dpmesh.accounting import Cost
 from dpmesh.noise.categorical import CategoricalMechanism
@@ -73,11 +72,6 @@ class Category(NoisedKind):
             mechanism_name=str(payload.mechanism.kind),
             payload=payload,
         )
-
-    @override
-    def as_category(self, plan: FieldPlan) -> CategoricalPayload:
-        payload: CategoricalPayload = plan.payload
-        return payload
 
     def described(self, plan: FieldPlan, output: str) -> Description:
         """What `dpmesh plan` shows, with the error of what the receiver learns.

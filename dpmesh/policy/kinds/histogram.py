@@ -126,20 +126,6 @@ class Histogram(NoisedKind):
         selects = isinstance(plan.payload, SelectionPayload)
         return ("NaN", "send 0 instead") if selects or plan.payload.number.refuses_nan else None
 
-    @override
-    def as_number(self, plan: FieldPlan) -> NumericPayload | None:
-        return None if isinstance(plan.payload, SelectionPayload) else plan.payload.number
-
-    @override
-    def as_histogram(self, plan: FieldPlan) -> HistogramPayload | SelectionPayload:
-        payload: HistogramPayload | SelectionPayload = plan.payload
-        return payload
-
-    @override
-    def received(self, value: Any) -> Iterable[Any]:
-        numbers: Iterable[Any] = value.values()
-        return numbers
-
 
 KIND = Histogram()
 

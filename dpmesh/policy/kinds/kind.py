@@ -22,12 +22,6 @@ from dpmesh.v1 import privacy_pb2 as pb
 
 if TYPE_CHECKING:
     from dpmesh.policy.compile.rule_lookup import RuleLookup
-    from dpmesh.policy.kinds.category import CategoricalPayload
-    from dpmesh.policy.kinds.histogram import HistogramPayload
-    from dpmesh.policy.kinds.key_selection import SelectionPayload
-    from dpmesh.policy.kinds.location import LocationPayload
-    from dpmesh.policy.kinds.numeric import NumericPayload
-    from dpmesh.policy.kinds.vector_mechanism import VectorMechanism
 
 
 # Repeated fields are filled up to max_items in every message.
@@ -196,25 +190,12 @@ class FieldKind(abc.ABC):
         """Whether a pseudonym leaves, which differs from consumer to consumer."""
         return False
 
-    def as_number(self, plan: FieldPlan) -> NumericPayload | None:
-        """How an estimator reads what leaves as a number; None where it is no number."""
-        return None
+    def reading(self, plan: FieldPlan) -> Any:
+        """How estimators read what leaves: a payload of numbers, categories, places, vectors or histograms.
 
-    def as_category(self, plan: FieldPlan) -> CategoricalPayload | None:
-        """How an estimator reads what leaves as a category; None where it is no category."""
-        return None
-
-    def as_vector(self, plan: FieldPlan) -> VectorMechanism | None:
-        """How an estimator reads what leaves as a vector; None where it is no vector."""
-        return None
-
-    def as_place(self, plan: FieldPlan) -> LocationPayload | None:
-        """How an estimator reads what leaves as a place; None where it is no place."""
-        return None
-
-    def as_histogram(self, plan: FieldPlan) -> HistogramPayload | SelectionPayload | None:
-        """How an estimator reads what leaves as a histogram; None where it is none."""
-        return None
+        By default this is the plan's payload. What is none of these has no estimates.
+        """
+        return plan.payload
 
     def received(self, value: Any) -> Iterable[Any]:
         """The numbers or categories in one received value: of a kind that is not elementwise, or of a message."""

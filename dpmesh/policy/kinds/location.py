@@ -147,11 +147,6 @@ class Location(NoisedKind):
         at: LocationPayload = plan.payload
         return at.radius_km is not None and at.law.over_region > float(at.law.epsilon)
 
-    @override
-    def as_place(self, plan: FieldPlan) -> LocationPayload:
-        payload: LocationPayload = plan.payload
-        return payload
-
 
 KIND = Location()
 

@@ -150,16 +150,10 @@ out = {lower} + y * {step}
 
     @override
     def states(self, plan: FieldPlan) -> int | None:
-        payload = plan.payload
-        # Kinds that derive from this one have payloads of their own.
-        if not isinstance(payload, NumericPayload) or plan.epsilon is None or plan.model is Model.CENTRAL:
+        if plan.epsilon is None or plan.model is Model.CENTRAL:
             return None
-        return payload.grid.size + 1
-
-    @override
-    def as_number(self, plan: FieldPlan) -> NumericPayload:
-        payload: NumericPayload = plan.payload
-        return payload
+        states: int = plan.payload.grid.size + 1
+        return states
 
 
 KIND = Numeric()

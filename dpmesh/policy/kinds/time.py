@@ -163,7 +163,11 @@ class Time(Numeric):
         return None
 
     @override
-    def as_number(self, plan: FieldPlan) -> NumericPayload:
+    def states(self, plan: FieldPlan) -> None:
+        return None
+
+    @override
+    def reading(self, plan: FieldPlan) -> NumericPayload:
         payload: NumericPayload = plan.payload.number
         return payload
 

@@ -99,11 +99,6 @@ class Vector(NoisedKind):
         return "NaN and other lengths", "nothing: an aggregate's sensitivity does not cover them"
 
     @override
-    def as_vector(self, plan: FieldPlan) -> VectorMechanism:
-        mechanism: VectorMechanism = plan.payload
-        return mechanism
-
-    @override
     def received(self, value: Any) -> Iterable[Any]:
         return (value,) if len(value) else ()
 

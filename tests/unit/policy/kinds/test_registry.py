@@ -171,7 +171,7 @@ class Location(NoisedKind):
     def describe(self, plan):
         return Description("a point, with noise", error=plan.payload.deviation)
 
-    def as_number(self, plan):
+    def reading(self, plan):
         return plan.payload
 
     def received(self, value):
@@ -237,7 +237,7 @@ class Histogram(NoisedKind):
         keys, number = plan.payload
         return Description(f"{len(keys)} counts, with noise", error=number.deviation)
 
-    def as_number(self, plan):
+    def reading(self, plan):
         return plan.payload[1]
 
     def received(self, value):
