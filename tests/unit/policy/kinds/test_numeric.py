@@ -64,7 +64,9 @@ def test_the_page_says_how_many_points_leave_and_from_which_epsilon_on():
     rule = "lower: 0 upper: 100 mechanism: OPTIMIZED_PIECEWISE epsilon:"
     one, eight = (len(planned(f"{rule} {epsilon}").payload.mechanism.outputs) for epsilon in (1, 8))
     assert f"({one} at an epsilon of 1, {eight} at 8)" in PAGE
-    found = [planned(f"lower: 0 upper: 100 epsilon: {epsilon}").mechanism_name for epsilon in (0.18, 0.19, 12)]
+    found = [
+        planned(f"lower: 0 upper: 100 epsilon: {epsilon}").mechanism_name for epsilon in (0.18, 0.19, 12)
+    ]
     assert found == ["duchi", "optimized_piecewise", "optimized_piecewise"]
     assert "for an epsilon below 0.19 or above 12" in PAGE
 
