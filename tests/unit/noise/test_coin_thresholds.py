@@ -6,14 +6,16 @@ seen by no statistical test, and one of a hundredth only by a large one.
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from dpmesh.noise.coins import Coins
+from dpmesh.noise.discrete_laplace import DiscreteLaplace
 from dpmesh.noise.disk_area import DiskArea
 from dpmesh.noise.duchi import Duchi
 from dpmesh.noise.entropy import KeyStream
 from dpmesh.noise.geometric import digits
-from dpmesh.noise.hexagonal import _PADDING, HexagonalGeometric
+from dpmesh.noise.hexagonal import _PADDING, HexagonalGeometric, _geometric
 from dpmesh.noise.local_hashing import LocalHashing
 from dpmesh.noise.optimized_piecewise import OptimizedPiecewise
 from dpmesh.noise.piecewise import Piecewise
@@ -85,3 +87,35 @@ def test_codes_of_priv_unit_are_uniform_in_both_parts():
     for code in {0, top // 2, top - 1, top, (top + mechanism.directions) // 2, mechanism.directions - 1}:
         share = p / top if code < top else (1 - p) / (mechanism.directions - top)
         assert abs(drawn.count(code) - share * count) <= 6 * (share * count) ** 0.5
+
+
+class Words(KeyStream):
+    """A stream that answers with given integers, and fails when there are none left."""
+
+    def __init__(self, *words: int) -> None:
+        super().__init__()
+        self.words_left = list(words)
+
+    def integer(self, bits: int) -> int:
+        assert bits == 128
+        return self.words_left.pop(0)
+
+
+def test_a_carry_goes_on_while_a_word_is_below_its_threshold():
+    """A second carry comes once in 5e8 draws, so only given words show that its threshold is that of the first."""
+    law = DiscreteLaplace(Fraction(100))
+    draws, last = np.zeros(3, np.int64), digits(law.scale)[0]
+    carries = np.array([0, 1, 1], np.int8)
+    law._count_carries(carries, draws, -1, Words(last - 1, 0, last, last))
+    assert draws.tolist() == [0, -2, 0]
+    none = np.zeros((1, 3), bool)
+    heads = np.concatenate([carries[np.newaxis].astype(bool), none])
+    assert _geometric(heads, last, Words(last - 1, 0, last, last)).tolist() == [0, 6, 2]
+
+
+def test_piecewise_rounds_by_a_uniform_part():
+    """The largest of 20,000 parts is above 0.99 of a step but once in 1e30."""
+    mechanism = Piecewise(6, Fraction(1))
+    codes = mechanism.block(20_000, KeyStream())
+    parts = ~codes[codes < 0] & ((1 << mechanism.shift) - 1)
+    assert parts.max() > 0.99 * (1 << mechanism.shift)

@@ -11,6 +11,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.accounting import AMOUNT, Cost
 from dpmesh.errors import AnnotationError, ProtectionError
+from dpmesh.noise import partition_selection
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
 from dpmesh.noise.thresholds import ONE
 from dpmesh.policy import Model, Policy
@@ -339,6 +340,15 @@ def test_selected_counts_of_every_type_at_its_limits(number):
         assert dict(protect(kind, {1: -math.inf, 2: -5.0})) == {}
         with pytest.raises(ProtectionError, match="NaN"):
             protect(kind, {1: math.nan})
+
+
+@pytest.mark.parametrize(("declared", "resolution", "steps"), [("double", "0.5", 8), ("int64", "2", 6)])
+def test_without_keys_rounding_adds_a_step_for_each_key_of_a_unit(declared, resolution, steps):
+    """2 in steps of 0.5 are 4 of them, and 4 keys may add one each; 5 in steps of 2 are up to 3, and 4 keys add 3."""
+    contribution = 5 if declared == "int64" else 2
+    rule = f"contribution: {contribution} epsilon: 1 delta: 1e-6 max_keys: 4 resolution: {resolution}"
+    law = field_of(rule, f"map<string, {declared}>").payload.law
+    assert law is partition_selection.make(Fraction(1), steps, Fraction(1e-6))
 
 
 def test_a_key_below_the_threshold_never_leaves():
