@@ -397,3 +397,11 @@ def test_the_documented_errors(epsilon):
     for row, start in enumerate(("| with `keys` |", "| without |", "| a key leaves half of the time from |")):
         (line,) = [line for line in page.splitlines() if line.startswith(start)]
         assert float(line.split("|")[2 + list(TABLE).index(epsilon)]) == TABLE[epsilon][row]
+
+
+def test_the_documented_error_of_a_map_whose_sum_is_bounded():
+    """sqrt(2) times a scale of twice the contribution over epsilon."""
+    keys = ", ".join(f'"k{number}"' for number in range(20))
+    field = field_of(f"keys: [{keys}] lower: 0 upper: 1000 contribution: 1000 epsilon: 1")
+    assert field.kind.describe(field).error == pytest.approx(2.83 * 1000, rel=0.001)
+    assert "2.83 contribution/epsilon" in (ROOT / "docs/kinds/histogram.md").read_text()
