@@ -26,8 +26,9 @@ _EMPTY: tuple[tuple[type, Any], ...] = (
 
 
 # Increased whenever an equal rule gets another law, such as another mechanism for AUTO: reports under two laws must not
-# look as if they were of one. Since 2, AUTO takes the optimized Piecewise mechanism.
-LAWS = 2
+# look as if they were of one. Since 2, AUTO takes the optimized Piecewise mechanism. Since 3, a place outside of a
+# region counts as the nearest one in it.
+LAWS = 3
 
 
 class RuleLookup:
