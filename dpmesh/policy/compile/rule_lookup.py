@@ -25,8 +25,9 @@ _EMPTY: tuple[tuple[type, Any], ...] = (
 
 
 # Increased whenever an equal rule gets another law, such as another mechanism for AUTO: reports under two laws must not
-# look as if they were of one. Since 2, AUTO takes the optimized Piecewise mechanism.
-LAWS = 2
+# look as if they were of one. Since 2, AUTO takes the optimized Piecewise mechanism; since 3, PRIV_UNIT_G has fewer
+# directions for vectors of up to 16 coordinates.
+LAWS = 3
 
 
 class RuleLookup:
