@@ -74,7 +74,8 @@ def writing_seconds(message: Message, count: int) -> float:
 
     async def protected() -> Message:
         async with dpmesh.open(CONFIG) as mesh:
-            return (await mesh.release(message)).message
+            held: Message = (await mesh.release(message)).message
+            return held
 
     source = asyncio.run(protected())
     fields = source.DESCRIPTOR.fields
