@@ -22,8 +22,8 @@ from dpmesh.policy.diagnostics import BadRuleError
 
 Array = NDArray[np.float64]
 
-# What a pool of vectors holds at most, in bytes of randomness, which fit a processor's cache, and in vectors.
-_POOL_BYTES, _POOL_ROWS = 1 << 18, 1 << 8
+# What a pool of vectors holds at most, in bytes of randomness, and in vectors.
+_POOL_BYTES, _POOL_ROWS = 1 << 20, 1 << 8
 # Grid steps between 0 and the norm of a sampled coordinate, by default, where the field can hold them.
 _SAMPLED_HALVES = [1 << bits for bits in (12, 10, 8, 6, 4)]
 # Grid steps between 0 and the largest coordinate of a direction, by default.
