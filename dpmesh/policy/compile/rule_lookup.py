@@ -27,7 +27,7 @@ _EMPTY: tuple[tuple[type, Any], ...] = (
 
 # Increased whenever an equal rule gets another law, such as another mechanism for AUTO: reports under two laws must not
 # look as if they were of one. Since 2, AUTO takes the optimized Piecewise mechanism. Since 3, a place outside of a
-# region counts as the nearest one in it.
+# region counts as the nearest one in it, and PRIV_UNIT_G has fewer directions for vectors of up to 16 coordinates.
 LAWS = 3
 
 

@@ -265,7 +265,7 @@ def _all_keys(name: str, plan: FieldPlan) -> Step:
         index = refusing_nan(index, plan.name)
 
     def indexes(held: Mapping[Any, Any]) -> Iterable[int]:
-        return (index(held.get(key, 0)) for key in keys)
+        return [index(held.get(key, 0)) for key in keys]
 
     def cut(held: Mapping[Any, Any]) -> Iterable[int]:
         left = total or 0

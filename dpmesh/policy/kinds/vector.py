@@ -206,9 +206,10 @@ def _local_reader(plan: FieldPlan) -> Callable[[Any], Array]:
 
     def read(values: Any) -> Array:
         if len(values) == dimension:
-            held = np.array(values[:], np.float64)
-            if math.isfinite(float(np.abs(held).max())):
-                return held
+            numbers = values[:]
+            # Numbers that are finite may have an infinite length.
+            if math.isfinite(math.hypot(*numbers)) or all(map(math.isfinite, numbers)):
+                return np.array(numbers, np.float64)
         return np.zeros(dimension)
 
     return read
