@@ -76,6 +76,7 @@ async def in_slots(
     reader = asyncio.ensure_future(read())
     reader.add_done_callback(_noticed)
     try:
+        await asyncio.sleep(0)  # A message that is there at once leaves at the first slot.
         while not (reader.done() and waiting.empty()):
             given = not waiting.empty()
             try:

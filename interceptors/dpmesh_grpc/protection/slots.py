@@ -226,16 +226,20 @@ class PacedSender:
     async def _send(self, message: Any, answer: asyncio.Future[Any] | None, turn: Turn) -> None:
         """One RPC."""
         _TURN.set(turn)
-        response, error = None, None
+        response: Any = None
+        error: BaseException | None = None
         try:
             response = await self._call(message, timeout=self._timeout)
-        except (grpc.aio.AioRpcError, DpmeshError) as failed:
+        except Exception as failed:
             error = failed
-        except asyncio.CancelledError:
-            turn.over.set()
-            if answer is not None:
-                answer.cancel()
-            raise
+        except asyncio.CancelledError as cancelled:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                turn.over.set()
+                if answer is not None:
+                    answer.cancel()
+                raise
+            error = cancelled  # gRPC has cancelled the RPC: its channel closes.
         finally:
             await turn.end()
         if turn.refusal is not None:
@@ -245,11 +249,11 @@ class PacedSender:
         elif not answer.done():
             answer.set_result(response) if error is None else answer.set_exception(error)
 
-    def _report(self, error: Any) -> None:
+    def _report(self, error: BaseException | None) -> None:
         """Logs the first failure of a cover, which nobody waits for."""
         if error is not None and not self._failed:
             self._failed = True
-            why = error.code().name if isinstance(error, grpc.aio.AioRpcError) else str(error)
+            why = error.code().name if isinstance(error, grpc.aio.AioRpcError) else type(error).__name__
             log.warning("%s: a cover was not sent, or its RPC failed: %s", self._method, why)
 
     def _closed(self) -> ProtectionError:

@@ -133,12 +133,29 @@ async def test_a_refused_message_ends_its_stream_at_its_slot(rigged, clock):
     _, stub, received = await rigged()
     with slot_cover(COVER):
         call = stub.ReportAll(stream(BAD))
-    await clock.pass_until(1.0)
-    assert is_protected(await received.get())  # A cover: it was released before the stream was read.
-    assert not call.done()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await passing(clock, [2], call)
+        await passing(clock, [1], call)
     assert (rig.status(caught.value).info.reason, received.empty()) == ("MISSING_UNIT", True)
+
+
+@pytest.mark.parametrize("then", ["suppress", "reject"])
+async def test_an_exhausted_budget_leaves_no_gap_in_a_stream_or_ends_it_at_a_slot(rigged, clock, then):
+    budget = {"name": "station", "epsilon": 1, "accounting": "pure", "window": "24h", "on_exhausted": then}
+    _, stub, received = await rigged(budget=[budget])
+    with slot_cover(COVER):
+        call = stub.ReportAll(stream(*[reading()] * 3))
+    await clock.pass_until(1.0)
+    assert len((await received.get()).levels) == 4
+    if then == "suppress":
+        for number in (2, 3):
+            await clock.pass_until(float(number))
+            assert len((await received.get()).levels) == 0
+        await passing(clock, itertools.count(4), call)
+    else:
+        assert not call.done()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await passing(clock, [2], call)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_single_requests_share_the_slots_with_covers(rigged, clock):
@@ -218,6 +235,18 @@ async def test_an_exhausted_budget_refuses_requests_and_covers(rigged, clock, ca
     passing.cancel()
     assert received.empty()
     assert "a cover was not sent, or its RPC failed: RESOURCE_EXHAUSTED" in caplog.text
+
+
+async def test_on_a_closed_channel_requests_fail(rigged, clock):
+    mesh, stub, received = await rigged()
+    async with PacedSender(mesh, stub.channel, PREFIX + "Report", COVER) as sender:
+        sending = asyncio.create_task(sender.send(reading()))
+        await stub.channel.close()
+        task = asyncio.create_task(_pass(clock, itertools.count(1)))
+        with pytest.raises(Exception, match=r"[Cc]losed"):
+            await sending
+    task.cancel()
+    assert received.empty()
 
 
 @pytest.mark.parametrize(
