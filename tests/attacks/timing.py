@@ -136,7 +136,7 @@ async def findings(count: int) -> list[Finding]:
         Finding(
             "timing: a unit sends one message or three",
             None,
-            "not promised: when and how often a unit sends is not hidden",
+            "not promised: without `send_slot`, when and how often a unit sends is not hidden",
             await counted(120, protected=True),
             await counted(120, protected=False),
         ),
