@@ -10,8 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from dpmesh import method_name
 from dpmesh.errors import AnnotationError
 from dpmesh.policy.diagnostics import Diagnostic, Severity
-from dpmesh.policy.kinds.noised import NoisedKind
-from dpmesh.policy.plan import FieldPlan, Model, Plan
+from dpmesh.policy.plan import Model, Plan
 
 # Timers of event loops are exact to about a millisecond.
 SHORTEST = 0.01
@@ -44,27 +43,30 @@ def checked(method: MethodDescriptor, slot: Duration, plan: Plan | None) -> floa
 
 
 def telltales(method: MethodDescriptor, plan: Plan) -> Iterator[Diagnostic]:
-    """A warning about the fields by which a cover can be told from other requests, if there are some."""
-    paths = [field.path for field in plan.fields if _shows_cover(field)]
-    if paths or plan.anys is not None:
+    """A warning about what tells a cover from other requests, if anything does."""
+    reasons = list(_reasons(plan))
+    if reasons:
         yield Diagnostic(
             Severity.WARNING,
             "slot-cover",
             method_name.name_of(method),
-            f"a cover can be told from other requests by {', '.join(paths) or 'what their Anys pack'}",
-            "suppress them, or give the cover what all requests of a stream or sender hold there",
+            f"a cover can be told from other requests: {'; '.join(reasons)}",
+            "protect or suppress it, or give the cover what all requests of a stream or sender hold there",
         )
 
 
-def _shows_cover(field: FieldPlan) -> bool:
-    """Whether a field may show that it is absent, or that it holds what it held in other covers."""
-    kind = field.kind
-    linked = kind.pseudonymises(field) and not kind.is_unit
-    far = isinstance(kind, NoisedKind) and kind.hides_near_values_only(field)
-    return (
-        kind.passes
-        or linked
-        or far
-        or field.model is Model.CENTRAL
-        or bool(field.public_lengths or field.memo)
+def _reasons(plan: Plan) -> Iterator[str]:
+    """What tells whether something is there, in words."""
+    # A cover names the unit of its stream or sender, but not how many there are.
+    units = tuple(f"{field.name} leaves" for field in plan.fields if field.kind.is_unit)
+    yield from (words for words in plan.shows_presence if not words.startswith(units))
+    yield from (
+        f"the number of {scope.path} is shown" for scope in plan.scopes if {"[", "{"} & set(scope.path)
     )
+    for field in plan.fields:
+        if field.memo is not None:
+            yield f"{field.name} repeats its answers"
+        if field.model is Model.CENTRAL:
+            yield f"{field.name} is an aggregate, whose noise does not hide its absence"
+    if plan.anys is not None:
+        yield "Anys leave only where they were there"

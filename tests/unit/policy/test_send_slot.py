@@ -25,7 +25,11 @@ TYPES = compiled(
       repeated double part = 6 [(dpmesh.v1.field) = {numeric: {lower: 0 upper: 9 epsilon: 1}
         max_items: 4 length: PUBLIC}];
       google.protobuf.Duration age = 7 [(dpmesh.v1.field).time = {earliest: "0s" latest: "90s" epsilon: 1
-        largest_shift: {seconds: 5}}]; }
+        largest_shift: {seconds: 5}}]; string free = 8;
+      oneof side { option (dpmesh.v1.oneof).public = true;
+        bool left = 9 [(dpmesh.v1.field).categorical = {epsilon: 1}];
+        bool right = 10 [(dpmesh.v1.field).categorical = {epsilon: 1}]; } }
+    message Batch { repeated Step steps = 1; }
     message Ack { string text = 1; }
     service Steps {
       rpc Send(Step) returns (Ack); rpc SendAll(stream Step) returns (Ack); rpc Watch(Step) returns (stream Ack);
@@ -73,4 +77,14 @@ def test_by_what_a_cover_can_be_told():
     assert told["Send"] == []
     (warning,) = told["Drive"]
     assert (warning.rule, warning.element) == ("slot-cover", PREFIX + "Drive")
-    assert "by load, route, trip, up, part, age" in warning.text
+    names = [
+        f"{TYPES.package}.Trip.{field}"
+        for field in ("load", "route", "trip", "up", "part", "age", "free", "side")
+    ]
+    assert [name for name in names if name not in warning.text] == []
+    assert "Trip.id" not in warning.text
+
+
+def test_the_number_of_units_tells_a_cover():
+    (warning,) = send_slot.telltales(method("SendAll"), Policy().plan(TYPES.Batch.DESCRIPTOR))
+    assert "the number of steps[].id is shown" in warning.text
