@@ -12,7 +12,7 @@ from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from dpmesh import method_name
 from dpmesh.errors import AnnotationError
 from dpmesh.ledger import Budget
-from dpmesh.policy import Diagnostic, Plan, Policy, Severity, overlay_paths
+from dpmesh.policy import Diagnostic, Plan, Policy, Severity, overlay_paths, send_slot
 from dpmesh.policy.descriptors import is_map
 from dpmesh.policy.policy import SECTIONS, takes_rules
 from dpmesh.report.sources import SourceLocation, Sources
@@ -78,6 +78,7 @@ def _diagnostics(sources: Sources, policy: Policy) -> Iterator[Diagnostic]:
     for service in sources.services():
         yield from _unreadable(book.method, service.methods)
         for method in service.methods:
+            yield from _slots(policy, method)
             yield from _spellings(policy, method)
             for direction, message in (("request", method.input_type), ("response", method.output_type)):
                 yield from _anys(requested, policy, method, direction, message)
@@ -183,6 +184,20 @@ def _unreadable(read_rule: Callable[[Any], object], elements: Iterable[Any]) -> 
             read_rule(element)
         except AnnotationError as error:
             yield Diagnostic(Severity.ERROR, error.rule, error.element, error.text, error.fix)
+
+
+def _slots(policy: Policy, method: MethodDescriptor) -> Iterator[Diagnostic]:
+    """What is wrong with the slots in which a method's requests leave; bad rules are found elsewhere."""
+    try:
+        if policy.send_slot(method) is None:
+            return
+    except AnnotationError as error:
+        if error.rule == "send-slot":
+            yield Diagnostic(Severity.ERROR, error.rule, error.element, error.text, error.fix)
+        return
+    plan = policy.plan(method.input_type)
+    if plan is not None:
+        yield from send_slot.telltales(method, plan)
 
 
 def _spellings(policy: Policy, method: MethodDescriptor) -> Iterator[Diagnostic]:

@@ -183,6 +183,13 @@ class Planner:
         except AnnotationError:
             return False
 
+    def send_slot(self, method: MethodDescriptor) -> float | None:
+        """The seconds between two slots; None where there are none, or rules are bad, which others report."""
+        try:
+            return self._policy.send_slot(method)
+        except AnnotationError:
+            return None
+
     def report(self, message: Descriptor, method: str = "", direction: str = "request") -> MessageReport:
         """Everything about one message type.
 

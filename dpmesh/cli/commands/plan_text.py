@@ -42,6 +42,9 @@ def write(plan: PlanReport) -> None:
     for rpc in plan.rpcs:
         boundary = ": a trust boundary, over which no trace goes on" * rpc.trust_boundary
         console.print(Text.assemble((rpc.method, "bold"), boundary), soft_wrap=True)
+        if rpc.send_slot is not None:
+            a_day = f"{86_400 / rpc.send_slot:,.0f} messages a day, covers included"
+            console.print(f"  requests leave in slots, one each {duration(rpc.send_slot)}: {a_day}")
         for direction, streams in (("request", rpc.client_streaming), ("response", rpc.server_streaming)):
             report = plan.of(rpc, direction)
             role = direction + (" stream" if streams else "")

@@ -155,6 +155,7 @@ def _plan(message: Descriptor, fragment: Fragment, lookup: RuleLookup, walk: Wal
         ownerless=(fragment.local, fragment.central),
         anys=Anys(together(fragment.anys), build, build_blank) if fragment.anys else None,
         count_cut=_count_cut(fragment.cuts) if fragment.cuts else None,
+        shows_presence=tuple(fragment.shows_presence),
         pad_to=pad_to,
         memos=_memos(fragment, builder, unit, lookup.version()),
         source=source.text,

@@ -113,6 +113,7 @@ def test_json(dpmesh, fleet: Path) -> None:
         "client_streaming": True,
         "server_streaming": False,
         "trust_boundary": False,
+        "send_slot": None,
     }
     messages = {entry["message"]: entry for entry in document["messages"]}
     assert sorted(messages) == ["acme.v1.Ack", "acme.v1.Mean", "acme.v1.Report"]
@@ -127,6 +128,13 @@ def test_a_trust_boundary_is_named(dpmesh, fleet: Path, write) -> None:
     out = dpmesh("plan", fleet, "--policy", policy).out
     assert "/acme.v1.Fleet/Push: a trust boundary, over which no trace goes on\n" in out
     assert "/acme.v1.Fleet/Echo\n" in out
+
+
+def test_slots_are_named(dpmesh, fleet: Path, write) -> None:
+    policy = write("policy.yaml", "methods:\n  /acme.v1.Fleet/Push: {send_slot: 0.5s}\n")
+    out = dpmesh("plan", fleet, "--policy", policy).out
+    assert "  requests leave in slots, one each 0.5 s: 172,800 messages a day, covers included\n" in out
+    assert out.count("slots") == 1
 
 
 def test_sizes_are_named_and_compared(dpmesh, fleet: Path, write) -> None:
