@@ -46,7 +46,8 @@ test: $(VENV)/.test  ## unit, contract, small statistical and integration tests
 		tests/integration tests/statistical tests/attacks tests/contract tests/unit
 
 stat: $(VENV)/.test  ## the statistical tests at full size
-	$(BIN)/python -m pytest tests/statistical tests/integration/identity/test_linkage.py tests/integration/grpc/test_memoize_epsilon.py --full
+	$(BIN)/python -m pytest tests/statistical tests/integration/identity/test_linkage.py tests/integration/grpc/test_memoize_epsilon.py \
+		tests/integration/grpc/test_hostile_rules.py --full
 
 attacks: $(VENV)/.test  ## what attackers gain, beside what the policy allows and without protection
 	$(BIN)/python -m tests.attacks

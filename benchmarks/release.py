@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -68,6 +69,42 @@ async def dpmesh_seconds(message: Message, count: int) -> float:
         return (time.perf_counter() - start) / count
 
 
+def writing_seconds(message: Message, count: int) -> float:
+    """Seconds per message of copying the fields of a protected message to a new one, in plain Python."""
+
+    async def protected() -> Message:
+        async with dpmesh.open(CONFIG) as mesh:
+            held: Message = (await mesh.release(message)).message
+            return held
+
+    source = asyncio.run(protected())
+    fields = source.DESCRIPTOR.fields
+
+    def write(held: Any, into: Any, name: str) -> None:
+        setattr(into, name, getattr(held, name))
+
+    plain = [field.name for field in fields if field.message_type is None and not field.is_repeated]
+    nested = [
+        (field.name, [inner.name for inner in field.message_type.fields])
+        for field in fields
+        if field.message_type is not None and not field.is_repeated
+    ]
+    repeated = [field.name for field in fields if field.is_repeated]
+
+    def copy() -> None:
+        target = type(source)()
+        for name in plain:
+            write(source, target, name)
+        for name, inner in nested:
+            held, into = getattr(source, name), getattr(target, name)
+            for one in inner:
+                write(held, into, one)
+        for name in repeated:
+            getattr(target, name).MergeFrom(getattr(source, name))
+
+    return _per_call(copy, count)
+
+
 def _per_call(run: Callable[[], object], count: int) -> float:
     run()
     start = time.perf_counter()
@@ -124,10 +161,11 @@ def diffprivlib_seconds(count: int) -> float:
 
 def rows() -> list[Row]:
     """Measures, interleaved, and keeps the best of three of each: noise of the machine only adds."""
-    ours, many, opendp, diffprivlib = [], [], [], []
+    ours, many, writes, opendp, diffprivlib = [], [], [], [], []
     for _ in range(3):
         ours.append(asyncio.run(dpmesh_seconds(reading("sensor-7"), 50_000)))
         many.append(asyncio.run(dpmesh_seconds(report("robot-7"), 10_000)))
+        writes.append(writing_seconds(report("robot-7"), 10_000))
         opendp.append(opendp_seconds(1_000))
         diffprivlib.append(diffprivlib_seconds(2_000))
     best, same = min(ours), "the same fields by"
@@ -136,4 +174,5 @@ def rows() -> list[Row]:
         Row(f"{same} OpenDP's scalar mechanisms", min(opendp) / best, "times dpmesh's time", "at least 40"),
         Row(f"{same} diffprivlib's mechanisms", min(diffprivlib) / best, "times dpmesh's time", "at least 5"),
         Row("mesh.release, 30 protected fields of all kinds", 1 / min(many), "messages/s", "at least 20,000"),
+        Row("  of which copying the 30 fields in plain Python", min(writes) / min(many), "of its time", ""),
     ]

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.table import Row, show
 from benchmarks.variances import hybrid_variance, least_worst_variance, piecewise_variance
-from dpmesh.noise import numeric
+from dpmesh.noise import numeric, numeric_choice
 
 SIZE = 10_000
 # Epsilon, how far the linear program's outputs reach, and its inputs and outputs: finer ones change the third digit.
@@ -39,7 +39,7 @@ def _numbers() -> Iterator[Row]:
         yield Row("  Hybrid's beside it", float(hybrid.max()) / least, "times", "")
         for in_range in (False, True):
             exact = Fraction(str(epsilon))
-            kind = numeric.best(SIZE, SIZE, exact, in_range=in_range, local=True)
+            kind = numeric_choice.best(SIZE, SIZE, exact, in_range=in_range, local=True)
             mechanism = numeric.make(kind, SIZE, SIZE, exact, in_range=in_range)
             output = "IN_RANGE" if in_range else "UNBIASED"
             worst = mechanism.worst_variance / scale

@@ -14,6 +14,7 @@ from dpmesh.cli.console import UNUSABLE, say, say_help
 COMMANDS = {
     "check": "Find what is wrong with annotations and overlays, with file and line.",
     "plan": "Show what leaves with each RPC, at what loss and error, and how long budgets last.",
+    "estimate": "Estimate from recorded protected messages what their senders held, with intervals.",
     "protos": "Print the include path of dpmesh's .proto files.",
     "budget": "Show what is spent and what is left, as the ledger has it; export it; grant more.",
     "ledger": "Make a ledger's tables, check and show its charge log, and move it.",

@@ -6,7 +6,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
-from dpmesh.estimate import absence, distribution, frequencies, heat_map, numbers, paths, supports, vectors
+from dpmesh.estimate import (
+    absence,
+    distribution,
+    frequencies,
+    heat_map,
+    histograms,
+    numbers,
+    paths,
+    supports,
+    vectors,
+)
 from dpmesh.estimate.absence import Held
 from dpmesh.estimate.distribution import Bins, Distribution
 from dpmesh.estimate.heat_map import HeatMap
@@ -14,6 +24,10 @@ from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.estimate.tally import Tally, added
 from dpmesh.estimate.vectors import VectorEstimate
 from dpmesh.policy.kinds.category import CategoricalPayload
+from dpmesh.policy.kinds.histogram import HistogramPayload
+from dpmesh.policy.kinds.key_selection import SelectionPayload
+from dpmesh.policy.kinds.location import LocationPayload
+from dpmesh.policy.kinds.vector_mechanism import VectorMechanism
 from dpmesh.policy.plan import FieldPlan, Plan
 
 _FORMAT = 1
@@ -58,6 +72,11 @@ class Accumulator:
     def n(self) -> int:
         """How many values have been added."""
         return self._figures["n"][0]
+
+    @property
+    def has_bins(self) -> bool:
+        """Whether it tells the distribution of a numeric field."""
+        return "received" in self._figures
 
     def add(self, values: Any) -> Self:
         """Adds values: all that the field's method of Reader takes, messages and columns too.
@@ -117,18 +136,25 @@ class Accumulator:
             return replace(places.scaled(places.n), per_place=default != 0 and self._may_be_absent)
         return absence.sum_of_held(self._field.path, places, default, held, confidence)
 
-    def distribution(self, *, confidence: float = 0.95) -> Distribution:
+    def distribution(self, *, held: Held | None = None, confidence: float = 0.95) -> Distribution:
         """The share of each bin of a numeric field; see `Reader.distribution` for arguments and errors."""
         numbers.as_number(self._field)
-        if "received" not in self._figures:
+        if not self.has_bins:
             raise EstimateError(self._field.path, "has no bins: give bins to Reader.accumulator")
+        self._check_held(held)
         return distribution.distribution_of(
-            self._field, self._figures, self._tally.setting, confidence, per_place=self._may_be_absent
+            self._field,
+            self._figures,
+            self._tally.setting,
+            confidence,
+            per_place=held is None and self._may_be_absent,
+            held=held,
+            default=self._default,
         )
 
-    def quantile(self, q: float, *, confidence: float = 0.95) -> Estimate:
+    def quantile(self, q: float, *, held: Held | None = None, confidence: float = 0.95) -> Estimate:
         """The number below which a part q of all numbers lies; see `Reader.quantile` for arguments and errors."""
-        return self.distribution(confidence=confidence).quantile(q)
+        return self.distribution(held=held, confidence=confidence).quantile(q)
 
     def mean_vector(self, *, confidence: float = 0.95) -> VectorEstimate:
         """The mean of a vector field, unbiased; see `Reader.mean_vector` for arguments and errors."""
@@ -139,6 +165,10 @@ class Accumulator:
         """How many places lie in each cell; see `Reader.heat_map` for arguments and errors."""
         heat_map.place_of(self._field)
         return heat_map.heat_map_of(self._field, self._figures, self._tally.setting, confidence)
+
+    def histogram(self, *, confidence: float = 0.95) -> dict[Any, Estimate]:
+        """The sum of each key's value; see `Reader.histogram` for arguments and errors."""
+        return histograms.estimate(self._field, self._figures, confidence)
 
     def frequencies(
         self, *, held: Held | None = None, project: bool = False, confidence: float = 0.95
@@ -169,17 +199,22 @@ class Accumulator:
     def _may_be_absent(self) -> bool:
         return paths.may_be_absent(self._plan, self._field)
 
+    @property
+    def _default(self) -> float:
+        """What fills the place of an absent number."""
+        return float(paths.default(self._plan.descriptor, self._field))
+
     def _check_held(self, held: Held | None) -> None:
         if held is not None and not self._may_be_absent:
             raise EstimateError(self._field.path, "is never absent, so leave held out")
 
     def _places(self, held: Held | None, confidence: float) -> tuple[Estimate, float]:
         """The mean over all places, and what an absent value counts as."""
-        grid = numbers.as_number(self._field).grid
+        number = numbers.as_number(self._field)
         self._check_held(held)
         needed = absence.confidence_of_places(held, confidence)
-        places = numbers.mean_of(self._field, numbers.sums_of(self._figures), needed)
-        return places, grid.value(grid.index(float(paths.default(self._plan.descriptor, self._field))))
+        places = numbers.mean_of(self._field.path, number, numbers.sums_of(self._figures), needed)
+        return places, number.grid.value(number.grid.index(self._default))
 
 
 def category_of(field: FieldPlan) -> CategoricalPayload:
@@ -188,8 +223,8 @@ def category_of(field: FieldPlan) -> CategoricalPayload:
     Raises:
         EstimateError: It leaves as something else.
     """
-    category = field.kind.as_category(field)
-    if category is None:
+    category = field.kind.reading(field)
+    if not isinstance(category, CategoricalPayload):
         raise EstimateError(field.path, f"is {field.kind}, not categorical: it has no frequencies")
     return category
 
@@ -207,22 +242,24 @@ def make(
     Raises:
         EstimateError: There are candidates, a cell_km or bins that don't fit, or no candidates where they are needed.
     """
-    path, kind = field.path, field.kind
-    if cell_km is not None and kind.as_place(field) is None:
+    path, kind, reading = field.path, field.kind, field.kind.reading(field)
+    if cell_km is not None and not isinstance(reading, LocationPayload):
         raise EstimateError(path, "is no location, so leave cell_km out")
     if bins is not None:
         return Accumulator(plan, field, distribution.tally(field, bins), read)
-    category = kind.as_category(field)
-    if category is not None:
-        if category.domain and candidates is not None:
+    if isinstance(reading, CategoricalPayload):
+        if reading.domain and candidates is not None:
             raise EstimateError(path, "has a domain of its own, so leave candidates out")
-        members = category.domain or supports.checked_candidates(path, candidates)
-        tally = supports.tally(path, members, category.mechanism, category.labels)
+        members = reading.domain or supports.checked_candidates(path, candidates)
+        tally = supports.tally(path, members, reading.mechanism, reading.labels)
         return Accumulator(plan, field, tally, read, members)
     if candidates is not None:
         raise EstimateError(path, f"is {kind}, not categorical, so leave candidates out")
-    if kind.as_vector(field) is not None:
+    if isinstance(reading, VectorMechanism):
         return Accumulator(plan, field, vectors.tally(field), read)
-    if kind.as_place(field) is not None:
+    if isinstance(reading, LocationPayload):
         return Accumulator(plan, field, heat_map.tally(field, cell_km), read)
+    if isinstance(reading, (HistogramPayload, SelectionPayload)):
+        key = paths.key_type(plan.descriptor, field)
+        return Accumulator(plan, field, histograms.tally(field, key), read)
     return Accumulator(plan, field, numbers.tally(field), read)

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dpmesh.estimate import columns, numbers, spread
-from dpmesh.estimate.inverse import weights_of
+from dpmesh.estimate import absence, numbers, spread
+from dpmesh.estimate.absence import Held
+from dpmesh.estimate.inverse import Shares, weights_of
 from dpmesh.estimate.output_laws import Cumulative, cumulative
 from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.estimate.tally import Figures, Tally
@@ -53,14 +54,13 @@ class Distribution:
     shares: tuple[Estimate, ...]
     n: int
     confidence: float
-    _margin: _Margin = field(repr=False)
+    _found: Shares = field(repr=False)
+    _absent: _Absent | None = field(repr=False, default=None)
 
     def below(self, number: float) -> Estimate:
         """The share of numbers below a number, within a bin by linear interpolation."""
-        (value,), (margin,) = self._below(np.array([float(number)]))
-        return replace(
-            self.shares[0], value=float(value), low=float(value - margin), high=float(value + margin)
-        )
+        (value,), (low,), (high,) = self._below(np.array([float(number)]))
+        return replace(self.shares[0], value=float(value), low=float(low), high=float(high))
 
     def quantile(self, q: float) -> Estimate:
         """The number below which a part q of all numbers lies, such as the median for 0.5.
@@ -75,23 +75,52 @@ class Distribution:
         places = np.unique(
             np.concatenate([np.linspace(a, b, _PLACES) for a, b in itertools.pairwise(self.edges)])
         )
-        values, margins = self._below(places)
+        values, low_ends, high_ends = self._below(places)
         # Single shares may be below 0, so q may be reached at several places: their middle stands for them.
         reached = values >= q
         reached[0], reached[-1] = False, True
         first, last = int(np.argmax(reached)), len(places) - int(np.argmin(reached[::-1]))
-        covered = np.flatnonzero(np.abs(values - q) <= margins).tolist()
+        covered = np.flatnonzero((low_ends <= q) & (q <= high_ends)).tolist()
         # One place more on each side, because the interval ends between two.
         low = max(min(first, *covered, first) - 1, 0)
         high = min(max(last, *covered, last) + 1, len(places) - 1)
         value = (places[first] + places[last]) / 2
         return replace(self.shares[0], value=float(value), low=float(places[low]), high=float(places[high]))
 
-    def _below(self, places: Array) -> tuple[Array, Array]:
-        """The share below each place, and half the width of its interval."""
+    def _below(self, places: Array) -> tuple[Array, Array, Array]:
+        """The share below each place, and both ends of its interval."""
         edges = np.array(self.edges)
         parts = np.clip((places[:, np.newaxis] - edges[:-1]) / np.diff(edges), 0.0, 1.0)
-        return parts @ np.array([share.value for share in self.shares]), self._margin(parts.T)
+        if self._absent is None:
+            sums, margins = self._found.sums(parts.T)
+            return sums, sums - margins, sums + margins
+        found = self._absent.cleared(self._found.estimates(parts.T), parts.T)
+        values, low, high = np.array([(each.value, each.low, each.high) for each in found]).T
+        return values, low, high
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Absent:
+    """What takes absent values out of sums of shares.
+
+    Attributes:
+        path: The field, for errors.
+        expected: The mean share of each bin that reports of absent values give, shape (bins,).
+        held: The share of places that hold a value.
+        confidence: Of each interval by itself.
+    """
+
+    path: str
+    expected: Array
+    held: Held
+    confidence: float
+
+    def cleared(self, sums: list[Estimate], parts: Array) -> list[Estimate]:
+        """The sums over the held values, from those over all places, with these parts of each share: (bins, sums)."""
+        return [
+            absence.mean_of_held(self.path, each, absent, self.held, self.confidence)
+            for each, absent in zip(sums, (self.expected @ parts).tolist(), strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,36 +148,6 @@ class _Inverse:
         return math.sqrt(max(0.0, variance.max(initial=0.0)))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Margin:
-    """Half the width of the interval of sums of shares.
-
-    The variance is that of the sample, or what the mechanism has for senders with these shares, if that is more: a
-    small sample may not show it.
-
-    Attributes:
-        inverse: What was turned around.
-        counts: Of each received bin.
-        shares: Of the receiver's bins.
-        z: How many standard deviations it takes.
-    """
-
-    inverse: _Inverse
-    counts: Array
-    shares: Array
-    z: float
-
-    def __call__(self, parts: Array) -> Array:
-        """Of sums with these parts of each share, shape (bins, sums)."""
-        n, law, weights = self.counts.sum(), self.inverse.law, self.inverse.weights @ parts
-        received = self.counts / n
-        sample = received @ weights**2 - (received @ weights) ** 2
-        held = np.maximum(self.shares, 0.0)
-        known = held / held.sum() @ (law.T @ weights**2 - (law.T @ weights) ** 2)
-        variance = np.maximum(np.maximum(sample, 0.0) * (n / max(n - 1, 1)), known)
-        return np.asarray(self.z * np.sqrt(variance / n), np.float64)
-
-
 def tally(plan: FieldPlan, bins: Bins) -> Tally:
     """Counts received numbers by bins of what is received, and adds them up as `numbers.tally` does.
 
@@ -173,8 +172,8 @@ def tally(plan: FieldPlan, bins: Bins) -> Tally:
 
     def count(values: Any) -> Figures:
         found, counts = numbers.Sums(), np.zeros(len(inverse.law), np.int64)
-        for received in columns.numbers(plan.path, values):
-            index = numbers.positions(plan, number, received)
+        for received in numbers.received(plan, values):
+            index = numbers.positions(plan.path, number, received)
             found = found.with_block(index, number.grid.size)
             counts += np.bincount(np.searchsorted(inverse.last, index), minlength=len(counts))
         return found.figures() | {"received": counts.tolist()}
@@ -184,7 +183,14 @@ def tally(plan: FieldPlan, bins: Bins) -> Tally:
 
 
 def distribution_of(
-    plan: FieldPlan, figures: Figures, setting: Any, confidence: float, *, per_place: bool = False
+    plan: FieldPlan,
+    figures: Figures,
+    setting: Any,
+    confidence: float,
+    *,
+    per_place: bool = False,
+    held: Held | None = None,
+    default: float = 0.0,
 ) -> Distribution:
     """Takes the noise out of the counts of received numbers.
 
@@ -200,24 +206,32 @@ def distribution_of(
         setting: The tally's setting.
         confidence: Of each interval by itself.
         per_place: What the estimates say of themselves.
+        held: The share of places that hold a value; the shares are those of held values then.
+        default: What an absent value counts as.
 
     Raises:
         EstimateError: There are no values.
         ValueError: The confidence is not between 0 and 1.
     """
     (n,), counts = figures["n"], np.array(figures["received"], np.float64)
-    z = spread.normal(confidence)
+    needed = absence.confidence_of_places(held, confidence)
     if not n:
         raise EstimateError(plan.path, "there are no values")
     inverse = _inverse(plan.path, numbers.as_number(plan), tuple(setting["edges"]))
-    shares = counts / n @ inverse.weights
-    margin = _Margin(inverse, counts, shares, spread.student(confidence, n - 1) if n > 1 else z)
-    margins = margin(np.eye(len(shares)))
-    found = [
-        Estimate(float(share), float(share - width), float(share + width), n, confidence, per_place)
-        for share, width in zip(shares, margins, strict=True)
-    ]
-    return Distribution(inverse.edges, tuple(found), n, confidence, margin)
+    found, absent = Shares(inverse.weights, inverse.law, counts, needed), None
+    shares = found.estimates(per_place=per_place)
+    if held is not None:
+        absent = _Absent(plan.path, _of_one(plan, inverse, default), held, confidence)
+        shares = absent.cleared(shares, np.eye(len(shares)))
+    return Distribution(inverse.edges, tuple(shares), n, confidence, found, absent)
+
+
+def _of_one(plan: FieldPlan, inverse: _Inverse, value: float) -> Array:
+    """The mean share of each bin that reports of one number give, shape (bins,)."""
+    number = numbers.as_number(plan)
+    index = np.array([number.grid.index(value)], np.float64)
+    below = cumulative(number.mechanism, number.grid.size)(index, inverse.last)
+    return np.asarray(np.diff(below, axis=0, prepend=0.0, append=1.0)[:, 0] @ inverse.weights, np.float64)
 
 
 @lru_cache(maxsize=64)

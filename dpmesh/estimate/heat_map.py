@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dpmesh.estimate import spread
-from dpmesh.estimate.inverse import weights_of
+from dpmesh.estimate.inverse import Shares, weights_of
 from dpmesh.estimate.result import Estimate, EstimateError, not_released
 from dpmesh.estimate.tally import Figures, Tally
 from dpmesh.noise.disk_area import DiskArea
@@ -134,9 +134,9 @@ def heat_map_of(field: FieldPlan, figures: Figures, cell_km: float | None, confi
     if not n:
         raise EstimateError(field.path, "there are no values")
     counts = np.array(figures["cells"], np.float64)
-    shares = _estimates(inverse.weights, inverse.law, counts, confidence)
-    mean = _estimates(inverse.weights @ _middles(at, cells), inverse.law, counts, confidence)
-    places = zip(cells.latitude.tolist(), cells.longitude.tolist(), shares, strict=True)
+    found = Shares(inverse.weights, inverse.law, counts, confidence)
+    mean = found.estimates(_middles(at, cells))
+    places = zip(cells.latitude.tolist(), cells.longitude.tolist(), found.estimates(), strict=True)
     shown = tuple(HeatCell(north, east, share, share.scaled(n)) for north, east, share in places)
     return HeatMap(shown, cells.spacing, mean[0], mean[1])
 
@@ -147,8 +147,8 @@ def place_of(field: FieldPlan) -> LocationPayload:
     Raises:
         EstimateError: It leaves as something else.
     """
-    at = field.kind.as_place(field)
-    if at is None:
+    at = field.kind.reading(field)
+    if not isinstance(at, LocationPayload):
         raise EstimateError(field.path, f"is {field.kind}, not location: it has no heat map")
     return at
 
@@ -196,25 +196,6 @@ def _received_numbers(
     if not bool((apart <= _slack(at)).all()):
         raise not_released(path, "one of the places is no cell's centre")
     return numbers
-
-
-def _estimates(weights: Array, law: Array, counts: Array, confidence: float) -> list[Estimate]:
-    """The means of weights over what was received, shape (received, figures), with intervals.
-
-    The variance is that of the sample, or the least that the mechanism has for places anywhere, if that is more: a
-    small sample may not show it.
-    """
-    n = counts.sum()
-    shares = counts / n
-    means = shares @ weights
-    variance = np.maximum(shares @ weights**2 - means**2, 0) * (n / max(n - 1, 1))
-    least = (law.T @ weights**2 - (law.T @ weights) ** 2).min(axis=0)
-    z = spread.student(confidence, int(n) - 1) if n > 1 else spread.normal(confidence)
-    margins = z * np.sqrt(np.maximum(variance, least) / n)
-    return [
-        Estimate(float(mean), float(mean - margin), float(mean + margin), int(n), confidence)
-        for mean, margin in zip(means, margins, strict=True)
-    ]
 
 
 @lru_cache(maxsize=16)

@@ -1,75 +1,137 @@
-"""Histograms: the sum of each key's value over noisy maps."""
+"""Histograms: the sum of each key's value over noisy maps, in memory that grows with the keys only."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dpmesh.estimate import numbers
+from dpmesh.estimate import columns, numbers
 from dpmesh.estimate.laws import Laplace, law_of
 from dpmesh.estimate.result import Estimate, EstimateError, not_released
+from dpmesh.estimate.spread import checked
+from dpmesh.estimate.tally import Figures, Tally, powers
 from dpmesh.noise.thresholds import ONE
 from dpmesh.policy.kinds.histogram import HistogramPayload
 from dpmesh.policy.kinds.key_selection import SelectionPayload
+from dpmesh.policy.kinds.numeric import NumericPayload
 from dpmesh.policy.plan import FieldPlan, Model
 
 _FLOAT32 = 2.0**-23
+# The figures of each public key, as in `numbers.Sums`.
+_SUMS = ("total", "squares", "first", "last")
 
 
-def estimate(field: FieldPlan, maps: Iterable[Any], confidence: float) -> dict[Any, Estimate]:
-    """The sum of each key's value.
+def histogram_of(field: FieldPlan) -> HistogramPayload | SelectionPayload:
+    """How a field leaves as a histogram.
+
+    Raises:
+        EstimateError: It leaves as something else.
+    """
+    histogram = field.kind.reading(field)
+    if not isinstance(histogram, (HistogramPayload, SelectionPayload)):
+        raise EstimateError(field.path, f"is {field.kind}, no histogram: nothing to sum by key")
+    return histogram
+
+
+def tally(field: FieldPlan, key: type) -> Tally:
+    """Adds up the numbers of each key, in grid steps.
 
     Where the rule names keys, maps without any are no reports: messages leave this way under on_exhausted = "suppress".
     Where it names none, they can't be told from reports of maps of which no key passed, and count as such.
 
     Args:
         field: A histogram.
-        maps: What was received.
-        confidence: Of each interval by itself, between 0 and 1.
+        key: The Python type of its keys.
 
     Raises:
-        EstimateError: The field is no histogram, there are no maps, or one that this policy can't have released.
+        EstimateError: The field is no histogram.
     """
-    histogram = field.kind.as_histogram(field)
-    if histogram is None:
-        raise EstimateError(field.path, f"is {field.kind}, no histogram: nothing to sum by key")
+    histogram = histogram_of(field)
     if isinstance(histogram, SelectionPayload):
-        return _selected_keys(field, histogram, list(maps), confidence)
-    return _public_keys(field, histogram, [held for held in maps if len(held)], confidence)
+        return Tally(
+            {"n": 1}, lambda maps: _count_selected(field.path, histogram, key, maps), None, key, per_key=2
+        )
+    lengths = {"n": 1, **dict.fromkeys(_SUMS, len(histogram.keys))}
+    return Tally(lengths, lambda maps: _count_public(field.path, histogram, maps))
 
 
-def _public_keys(
-    field: FieldPlan, histogram: HistogramPayload, maps: Sequence[Any], confidence: float
-) -> dict[Any, Estimate]:
-    keys = set(histogram.keys)
-    if not maps:
+def estimate(field: FieldPlan, figures: Figures, confidence: float) -> dict[Any, Estimate]:
+    """The sum of each key's value.
+
+    Args:
+        field: A histogram.
+        figures: What its tally has counted.
+        confidence: Of each interval by itself.
+
+    Raises:
+        EstimateError: The field is no histogram, or there are no maps.
+        ValueError: The confidence is not between 0 and 1.
+    """
+    histogram = histogram_of(field)
+    checked(confidence)
+    if not figures["n"][0]:
         raise EstimateError(field.path, "there are no maps")
-    if any(len(held) != len(keys) or held.keys() - keys for held in maps):
-        raise not_released(field.path, "one of the maps does not hold its public keys")
+    if isinstance(histogram, SelectionPayload):
+        return _selected_keys(histogram, figures, confidence)
     law = law_of(histogram.number.mechanism) if field.model is Model.CENTRAL else None
     assert law is None or isinstance(law, Laplace)
-    found = {}
-    for key in histogram.keys:
-        values = [held[key] for held in maps]
+    found, (n,) = {}, figures["n"]
+    for key, *sums in zip(histogram.keys, *(figures[name] for name in _SUMS), strict=True):
+        of_key = numbers.Sums(n, *sums)
         if law is None:
-            found[key] = numbers.mean(field, values, confidence).scaled(len(maps))
+            found[key] = numbers.mean_of(field.path, histogram.number, of_key, confidence).scaled(n)
         else:
-            found[key] = _sum(field, values, law, confidence)
+            found[key] = _sum(histogram.number, of_key, law, confidence)
     return found
 
 
-def _sum(field: FieldPlan, values: Sequence[float], law: Laplace, confidence: float) -> Estimate:
+def _count_public(path: str, histogram: HistogramPayload, maps: Iterable[Any]) -> Figures:
+    keys, number, each, n = histogram.keys, histogram.number, iter(maps), 0
+    known, sums = set(keys), [np.zeros(len(keys), object) for _ in _SUMS]
+    while block := list(itertools.islice(each, max(1, columns.BLOCK // len(keys)))):
+        values: list[Any] = []
+        for held in filter(len, map(partial(_map, path), block)):
+            if len(held) != len(keys) or held.keys() - known:
+                raise not_released(path, "one of the maps does not hold its public keys")
+            values.extend(held[key] for key in keys)
+        if not values:
+            continue
+        index = _indexes(path, number, values).reshape(-1, len(keys))
+        n += len(index)
+        ends = np.count_nonzero(index <= 0, axis=0), np.count_nonzero(index >= number.grid.size, axis=0)
+        for total, of_block in zip(sums, (*powers(index), *ends), strict=True):
+            total += of_block
+    return {"n": [n], **{name: [int(x) for x in total] for name, total in zip(_SUMS, sums, strict=True)}}
+
+
+def _indexes(path: str, number: NumericPayload, values: list[Any]) -> NDArray[np.int64]:
+    blocks = (numbers.positions(path, number, block) for block in columns.numbers(path, values))
+    return np.concatenate(list(blocks)).astype(np.int64)
+
+
+def _map(path: str, held: Any) -> Mapping[Any, Any]:
+    if not isinstance(held, Mapping):
+        raise EstimateError(
+            path, "one of the values is no map; pass maps, or the messages that were received"
+        )
+    return held
+
+
+def _sum(number: NumericPayload, found: numbers.Sums, law: Laplace, confidence: float) -> Estimate:
     """The sum of aggregates with independent discrete Laplace noise.
 
     An output at an end of the range has less noise than the law says, so its interval is too wide, not too narrow.
     """
-    number = numbers.as_number(field)
-    grid, at = number.grid, numbers.indexes(field, values)
-    n, total = len(values), float(np.sum(at))
+    grid, n = number.grid, found.n
+    total = float(numbers.moments(number, found)[0] * n)
     margin = float(law.margin_of_sum(n, confidence))
     # Of one value the clamp at an end only moves the output towards the truth.
     inside = min(max(total, number.mechanism.low), number.mechanism.high) if n == 1 else total
@@ -85,9 +147,20 @@ def _sum(field: FieldPlan, values: Sequence[float], law: Laplace, confidence: fl
     )
 
 
-def _selected_keys(
-    field: FieldPlan, selection: SelectionPayload, maps: Sequence[Any], confidence: float
-) -> dict[Any, Estimate]:
+def _count_selected(path: str, selection: SelectionPayload, key: type, maps: Iterable[Any]) -> Figures:
+    """The number of maps that show a key, and the sum of its counts less the law's middle."""
+    n, shown = 0, dict[str, list[int]]()
+    for n, held in enumerate(map(partial(_map, path), maps), 1):  # noqa: B007 - The last number is how many there are.
+        for name, value in held.items():
+            if type(name) is not key:
+                raise not_released(path, "one of the keys is none that the map's type can have")
+            figure = shown.setdefault(json.dumps(name), [0, 0])
+            figure[0] += 1
+            figure[1] += _count(path, selection, value) + selection.below - selection.law.middle
+    return {"n": [n], **shown}
+
+
+def _selected_keys(selection: SelectionPayload, figures: Figures, confidence: float) -> dict[Any, Estimate]:
     """The sums of all keys that any map shows.
 
     With J the noise (see `PartitionSelection`), a key that shows y had the count y - middle + J, and one that is
@@ -95,33 +168,28 @@ def _selected_keys(
     small, a quarter where J is too large, and half where a large count is missing. The sum of the intervals fails at
     most as often as all maps together (Bonferroni).
     """
-    if not maps:
-        raise EstimateError(field.path, "there are no maps")
-    law, grid, below = selection.law, selection.grid, selection.below
-    part = int(ONE * (1 - confidence) / (4 * len(maps)))
+    law, grid, (n,) = selection.law, selection.grid, figures["n"]
+    part = int(ONE * (1 - confidence) / (4 * n))
     first = bisect_right(law.thresholds, part) + 1
     last = bisect_left(law.thresholds, ONE - part) + 1
-    unseen = bisect_left(law.thresholds, ONE - 2 * part) + below
-    shown: dict[Any, list[int]] = {}
-    for held in maps:
-        for key, value in held.items():
-            shown.setdefault(key, []).append(_count(field, selection, value) + below - law.middle)
-    rounding = 0.0 if grid.integral and grid.step == 1 else len(maps) / 2
+    unseen = bisect_left(law.thresholds, ONE - 2 * part) + selection.below
+    rounding = 0.0 if grid.integral and grid.step == 1 else n / 2
+    shown = {json.loads(name): figure for name, figure in figures.items() if name != "n"}
     found = {}
     for key in sorted(shown):
-        counts, missing = shown[key], len(maps) - len(shown[key])
-        value = sum(counts) + len(counts) * law.mean
-        low = sum(max(count + first, below + 1) for count in counts) - rounding
-        high = sum(counts) + len(counts) * last + missing * unseen + rounding
-        found[key] = Estimate(value * grid.step, low * grid.step, high * grid.step, len(maps), confidence)
+        times, total = shown[key]
+        value = total + times * law.mean
+        low = total + times * first - rounding
+        high = total + times * last + (n - times) * unseen + rounding
+        found[key] = Estimate(value * grid.step, low * grid.step, high * grid.step, n, confidence)
     return found
 
 
-def _count(field: FieldPlan, selection: SelectionPayload, value: float) -> int:
+def _count(path: str, selection: SelectionPayload, value: float) -> int:
     """The index, less what `threshold` takes, of a value that was shown."""
     grid, law = selection.grid, selection.law
     at = value / grid.step if math.isfinite(value) else -1.0
     index = round(at)
     if abs(at - index) > max(1e-6, _FLOAT32 * abs(at)) or not law.middle <= index - selection.below:
-        raise not_released(field.path, "one of the values is none of its policy's outputs")
+        raise not_released(path, "one of the values is none of its policy's outputs")
     return index - selection.below

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import lru_cache
@@ -17,7 +17,10 @@ from dpmesh.estimate.result import Estimate, EstimateError, not_released
 from dpmesh.estimate.tally import Figures, Tally
 from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy.kinds.grid import Grid
+from dpmesh.policy.kinds.histogram import HistogramPayload
+from dpmesh.policy.kinds.key_selection import SelectionPayload
 from dpmesh.policy.kinds.numeric import NumericPayload
+from dpmesh.policy.kinds.time import TimePayload
 from dpmesh.policy.plan import FieldPlan
 
 Array = NDArray[np.float64]
@@ -37,10 +40,12 @@ def as_number(field: FieldPlan) -> NumericPayload:
     Raises:
         EstimateError: It leaves as something else.
     """
-    number = field.kind.as_number(field)
-    if number is None:
-        raise EstimateError(field.path, f"is {field.kind}, not numeric: nothing to estimate a number from")
-    return number
+    number = field.kind.reading(field)
+    if isinstance(number, NumericPayload):
+        return number
+    if isinstance(number, (HistogramPayload, SelectionPayload)):
+        raise EstimateError(field.path, "is histogram, whose numbers belong to different keys: use histogram")
+    raise EstimateError(field.path, f"is {field.kind}, not numeric: nothing to estimate a number from")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,30 +91,37 @@ def tally(field: FieldPlan) -> Tally:
     Raises:
         EstimateError: The field does not leave as a number.
     """
-    as_number(field)
-    return Tally(LENGTHS, lambda values: sums(field, values).figures())
+    number = as_number(field)
+
+    def count(values: Any) -> Figures:
+        found = Sums()
+        for block in received(field, values):
+            found = found.with_block(positions(field.path, number, block), number.grid.size)
+        return found.figures()
+
+    return Tally(LENGTHS, count)
+
+
+def received(field: FieldPlan, values: Any) -> Iterator[Array]:
+    """Blocks of received numbers in the field's own units; times and lengths of time too, for a field of kind time.
+
+    Raises:
+        EstimateError: As for `columns.numbers`.
+    """
+    return columns.numbers(field.path, values, clock_of(field))
+
+
+def clock_of(field: FieldPlan) -> columns.Clock | None:
+    """How times become the numbers of a field of kind time; None for other fields."""
+    time = field.payload
+    if not isinstance(time, TimePayload):
+        return None
+    return columns.Clock(time.dated, 1 if time.message else time.unit / 1e9)
 
 
 def sums_of(figures: Figures) -> Sums:
     """The sums that a tally of numbers has counted."""
     return Sums(**{entry.name: figures[entry.name][0] for entry in fields(Sums)})
-
-
-def sums(field: FieldPlan, values: Any) -> Sums:
-    """Adds up received numbers, a block at a time.
-
-    Args:
-        field: A numeric field.
-        values: A column or any iterable of numbers.
-
-    Raises:
-        EstimateError: One is not a number, or one that this policy can't have released: outside of its outputs, or
-            between the points of its grid.
-    """
-    number, found = as_number(field), Sums()
-    for received in columns.numbers(field.path, values):
-        found = found.with_block(positions(field, number, received), number.grid.size)
-    return found
 
 
 def _powers(index: Array) -> tuple[int, int]:
@@ -120,11 +132,11 @@ def _powers(index: Array) -> tuple[int, int]:
     return sum(exact), sum(each * each for each in exact)
 
 
-def positions(field: FieldPlan, number: NumericPayload, received: Array) -> Array:
+def positions(path: str, number: NumericPayload, received: Array) -> Array:
     """The grid indexes that were released: whole numbers.
 
     Args:
-        field: The field, for errors.
+        path: The field, for errors.
         number: How it leaves.
         received: A block of numbers in the field's own units, at least one.
 
@@ -140,7 +152,7 @@ def positions(field: FieldPlan, number: NumericPayload, received: Array) -> Arra
     slack = rounding + grid.step / 2
     # The least and the largest of numbers with a NaN are NaN.
     if not (received.min() >= low - slack and received.max() <= high + slack):
-        raise not_released(field.path, f"one of the values lies outside of {low:.6g} to {high:.6g}")
+        raise not_released(path, f"one of the values lies outside of {low:.6g} to {high:.6g}")
     index = _nearest(number, (received - grid.lower) / grid.step)
     distance = np.abs(received - (grid.lower + index * grid.step))
     if number.in_range and grid.value(grid.size) > grid.upper:
@@ -149,7 +161,7 @@ def positions(field: FieldPlan, number: NumericPayload, received: Array) -> Arra
         index = np.where(received > last, float(grid.size), np.minimum(index, grid.size - 1))
         distance = np.where(np.abs(received - grid.upper) <= rounding, 0.0, distance)
     if distance.max() > rounding:
-        raise not_released(field.path, "one of the values is none of its policy's outputs")
+        raise not_released(path, "one of the values is none of its policy's outputs")
     return index
 
 
@@ -189,10 +201,10 @@ def indexes(field: FieldPlan, values: Iterable[float]) -> Array:
     Of the optimized Piecewise mechanism IN_RANGE, all outputs are moved away from the middle.
 
     Raises:
-        EstimateError: No values, or as for `sums`.
+        EstimateError: No values, or values that this policy can't have released.
     """
     number = as_number(field)
-    blocks = [positions(field, number, received) for received in columns.numbers(field.path, values)]
+    blocks = [positions(field.path, number, block) for block in received(field, values)]
     if not blocks:
         raise EstimateError(field.path, "there are no values")
     size, mechanism, index = number.grid.size, number.mechanism, np.concatenate(blocks)
@@ -202,7 +214,7 @@ def indexes(field: FieldPlan, values: Iterable[float]) -> Array:
     return np.where(index >= size, mechanism.unbiased_high, index)
 
 
-def _moments(number: NumericPayload, found: Sums) -> tuple[float, float]:
+def moments(number: NumericPayload, found: Sums) -> tuple[Fraction, float]:
     """The mean of what `indexes` gives, and its variance in the sample; of one number the variance is 0."""
     size, mechanism = number.grid.size, number.mechanism
     total, squares = Fraction(found.total), Fraction(found.squares)
@@ -213,19 +225,10 @@ def _moments(number: NumericPayload, found: Sums) -> tuple[float, float]:
     middle = total / found.n
     variance = (squares - total * middle) / max(1, found.n - 1)
     stretched = Fraction(size, 2) + (middle - Fraction(size, 2)) * Fraction(mechanism.stretch)
-    return float(stretched), float(variance) * mechanism.stretch**2
+    return stretched, float(variance) * mechanism.stretch**2
 
 
-def mean(field: FieldPlan, values: Any, confidence: float) -> Estimate:
-    """The mean of what the senders held, from what they released: see `mean_of`.
-
-    Raises:
-        EstimateError: As for `sums` and `mean_of`.
-    """
-    return mean_of(field, sums(field, values), confidence)
-
-
-def mean_of(field: FieldPlan, found: Sums, confidence: float) -> Estimate:
+def mean_of(path: str, number: NumericPayload, found: Sums, confidence: float) -> Estimate:
     """The mean of what the senders held, from the sums of what they released.
 
     The interval counts at least the variance that the mechanism is known to have, however many values there are:
@@ -233,15 +236,21 @@ def mean_of(field: FieldPlan, found: Sums, confidence: float) -> Estimate:
     values sent (clamped and rounded to the grid), and, if these are a random sample large enough to show how they
     spread, that of the population.
 
+    Args:
+        path: The field, for errors.
+        number: How it leaves.
+        found: The sums.
+        confidence: Between 0 and 1.
+
     Raises:
         EstimateError: No values, or their mean is one that this policy's outputs can't have.
     """
-    number, n = as_number(field), found.n
-    grid, mechanism = number.grid, number.mechanism
+    grid, mechanism, n = number.grid, number.mechanism, found.n
     if not n:
-        raise EstimateError(field.path, "there are no values")
-    middle, variance = _moments(number, found)
-    _refuse_impossible(field, grid, mechanism, middle, n)
+        raise EstimateError(path, "there are no values")
+    mean, variance = moments(number, found)
+    middle = float(mean)
+    _refuse_impossible(path, grid, mechanism, middle, n)
     law = spread.two_points(mechanism, grid.size)
     if law is not None:
         middle, low, high = spread.from_ends(law, found.last, n, spread.checked(confidence))
@@ -257,9 +266,7 @@ def mean_of(field: FieldPlan, found: Sums, confidence: float) -> Estimate:
     )
 
 
-def _refuse_impossible(
-    field: FieldPlan, grid: Grid, mechanism: NumericMechanism, middle: float, n: int
-) -> None:
+def _refuse_impossible(path: str, grid: Grid, mechanism: NumericMechanism, middle: float, n: int) -> None:
     """Refuses a mean so far outside of the range that it occurs once in 10^10 samples of this policy.
 
     By Bernstein's inequality: with variances up to v, and outputs up to r from their mean, the mean of n of them is
@@ -271,5 +278,5 @@ def _refuse_impossible(
     beyond = part + math.sqrt(part * part - 2 * _REFUSED * mechanism.worst_variance / n)
     if not -beyond <= middle <= grid.size + beyond:
         raise EstimateError(
-            field.path, "the values' mean is not one that this policy gives: another policy has released them"
+            path, "the values' mean is not one that this policy gives: another policy has released them"
         )

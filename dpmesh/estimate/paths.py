@@ -9,11 +9,25 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from dpmesh.estimate.result import EstimateError, not_released
+from dpmesh.policy import Policy
 from dpmesh.policy.descriptors import inside_of, is_map, is_wrapper, mark, oneof_of, scalar
 from dpmesh.policy.kinds.oneof import NOTHING
 from dpmesh.policy.plan import FieldPlan, Plan
 
 Read = Callable[[Message], Iterator[Any]]
+
+
+def plan_of(message_type: type[Message] | Descriptor, rules: Policy) -> Plan:
+    """The plan of a message type.
+
+    Raises:
+        EstimateError: Nothing of it is protected.
+    """
+    descriptor: Any = message_type if isinstance(message_type, Descriptor) else message_type.DESCRIPTOR
+    plan = rules.plan(descriptor)
+    if plan is None or plan.is_open:
+        raise EstimateError(descriptor.full_name, "nothing of it is protected: nothing to estimate")
+    return plan
 
 
 def plain(path: str) -> str:
@@ -165,11 +179,12 @@ def blank(plan: Plan) -> Callable[[Message], bool]:
     return lacks_all
 
 
-def holders(descriptor: Descriptor, field: FieldPlan) -> Read:
-    """What reads a field as a whole, such as a map, out of every message within a received message that has it."""
-    *above, last = walk(descriptor, field)
-    parents, name = _children(above), last.name
-    return lambda message: (getattr(parent, name) for parent in parents(message))
+def key_type(descriptor: Descriptor, field: FieldPlan) -> type:
+    """The Python type of the keys of a field that is a map."""
+    last = walk(descriptor, field)[-1]
+    assert last.message_type is not None
+    kind = last.message_type.fields_by_name["key"].type
+    return {FieldDescriptor.TYPE_STRING: str, FieldDescriptor.TYPE_BOOL: bool}.get(kind, int)
 
 
 def _is_boxed(field: FieldDescriptor) -> bool:

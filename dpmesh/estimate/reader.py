@@ -67,7 +67,7 @@ class Reader:
         digests: str | Iterable[str] = (),
     ) -> None:
         rules = policy if isinstance(policy, Policy) else Policy(policy)
-        self.plan = message_type if isinstance(message_type, Plan) else _compile(message_type, rules)
+        self.plan = message_type if isinstance(message_type, Plan) else paths.plan_of(message_type, rules)
         # A plan does not hold the overlays that it was compiled from.
         known = {self.plan.version} if isinstance(message_type, Plan) else {self.plan.version, rules.digest}
         if not ({digests} if isinstance(digests, str) else set(digests)) <= known:
@@ -96,8 +96,7 @@ class Reader:
             bins: As for `distribution`. Without bins only means and sums of a numeric field are kept.
 
         Raises:
-            EstimateError: An unknown field; candidates, a cell_km or bins that don't fit; or no candidates where they
-                are needed.
+            EstimateError: An unknown field; candidates, a cell_km or bins that don't fit; or candidates are missing.
         """
         return accumulator.make(self.plan, self._field(path), self._values, candidates, cell_km, bins)
 
@@ -119,9 +118,6 @@ class Reader:
                 half the chance to fail that `confidence` leaves. With it the mean is that of the values that are
                 held: their clamped values, without what fills the other places.
             confidence: How often the interval holds the mean of what the senders held, clamped to the bounds.
-
-        Returns:
-            The mean and its interval; see `numbers.mean`.
 
         Raises:
             EstimateError: An unknown field, one that is not numeric, no values, or values that it can't have; or
@@ -145,50 +141,64 @@ class Reader:
         return self.accumulator(path).add(values).sum(held=held, confidence=confidence)
 
     def distribution(
-        self, path: str, values: Values, *, bins: Bins = "auto", confidence: float = 0.95
+        self,
+        path: str,
+        values: Values,
+        *,
+        bins: Bins = "auto",
+        held: Held | None = None,
+        confidence: float = 0.95,
     ) -> Distribution:
         """The share of each bin of a numeric field.
 
         Noise hides on which side of an edge a number near it was. So the shares are unbiased, and their intervals hold,
-        if numbers are spread evenly within each bin; what they do between bins does not matter. The narrower the bins,
-        the less depends on that, and the wider the intervals. Where values may be absent, an absent one counts as the
-        default that fills its place: see `mean`.
+        if numbers are spread evenly within each bin; what they do between bins does not matter. Where values may be
+        absent, an absent one counts as the default that fills its place: see `mean`.
 
         Args:
             path: The field.
             values: What was received: numbers in the field's units, messages that hold it, or a column.
             bins: How many equal bins the range has; "auto" for as many as are told apart well, 2 to 20; or their edges,
                 which increase from at most the lower bound to at least the upper one.
+            held: The share of places that hold a value: see `mean`. The shares are those of held values then.
             confidence: How often each interval, by itself, holds its share.
 
         Raises:
             EstimateError: An unknown field, one that is not numeric, no values, or values that it can't have; or bins
-                so narrow that the noise blurs them beyond what can be undone. Mechanisms of few outputs tell few bins:
-                Duchi none, the optimized Piecewise mechanism 5 at an epsilon of 1, and 13 at 4.
+                so narrow that the noise blurs them beyond what can be undone; or as for `mean` on `held`.
         """
         numbers.as_number(self._field(path))
-        return self.accumulator(path, bins=bins).add(values).distribution(confidence=confidence)
+        found = self.accumulator(path, bins=bins).add(values)
+        return found.distribution(held=held, confidence=confidence)
 
     def quantile(
-        self, path: str, values: Values, q: float, *, bins: Bins = "auto", confidence: float = 0.95
+        self,
+        path: str,
+        values: Values,
+        q: float,
+        *,
+        bins: Bins = "auto",
+        held: Held | None = None,
+        confidence: float = 0.95,
     ) -> Estimate:
         """The number below which a part q of all numbers lies, such as the median for 0.5.
 
-        It is read off `distribution`, by linear interpolation within a bin, and has the same limits. For several
-        quantiles of the same values, ask the distribution: `distribution(...).quantile(q)`.
+        It is read off `distribution`, by linear interpolation within a bin. For several quantiles of these values, ask
+        the distribution: `distribution(...).quantile(q)`.
 
         Args:
             path: The field.
             values: As for `distribution`.
             q: Between 0 and 1.
             bins: As for `distribution`.
+            held: As for `distribution`.
             confidence: How often the interval holds the quantile.
 
         Raises:
             EstimateError: As for `distribution`.
             ValueError: q or the confidence is not between 0 and 1.
         """
-        return self.distribution(path, values, bins=bins, confidence=confidence).quantile(q)
+        return self.distribution(path, values, bins=bins, held=held, confidence=confidence).quantile(q)
 
     def mean_vector(
         self, path: str, values: Iterable[Sequence[float]] | Iterable[Message], *, confidence: float = 0.95
@@ -232,7 +242,6 @@ class Reader:
                 subsets leave, and CategoryReports or pairs of a seed and a hash where these do. Or a numpy array of
                 whole numbers, with a row for each list or pair.
             candidates: The texts whose shares are wanted, for a field of CategoryReports, and only for such a one.
-                Their number only costs time.
             held: The share of places that hold a value: see `mean`. The shares are those of held values then.
             project: Move the shares to the nearest ones that can be, and cut the intervals to 0 and 1. These stay as
                 honest as they were: see `frequencies.projected`.
@@ -270,9 +279,6 @@ class Reader:
                 By default some 40 cells cover the region.
             confidence: How often each interval, by itself, holds its figure.
 
-        Returns:
-            Shares and counts by cell, and the mean position; see `heat_map.heat_map`.
-
         Raises:
             EstimateError: An unknown field, one that is no location, no places, places that it can't have released, or
                 cells that are too small or too many.
@@ -290,7 +296,7 @@ class Reader:
 
         Args:
             path: The field.
-            messages: What was received.
+            messages: What was received. They are read one by one.
             confidence: How often each interval, by itself, holds the sum of what the senders held, as clamped to the
                 grid.
 
@@ -301,9 +307,8 @@ class Reader:
             EstimateError: An unknown field, one that is no histogram, no messages, or a map that this policy can't have
                 released.
         """
-        field = self._field(path)
-        read = paths.holders(self.plan.descriptor, field)
-        return histograms.estimate(field, self._read(field, messages, read), checked(confidence))
+        histograms.histogram_of(self._field(path))
+        return self.accumulator(path).add(messages).histogram(confidence=confidence)
 
     def value(self, path: str, value: float | Message, *, confidence: float = 0.95) -> Estimate:
         """One noisy number, such as an aggregate of the central model, and the interval its noise gives.
@@ -312,7 +317,6 @@ class Reader:
             path: A numeric field whose mechanism is discrete Laplace or discrete Gaussian.
             value: What was received: the number, or a message that holds it once.
             confidence: How often, at least, the interval holds the number before noise as clamped.
-                (It ends on grid points, and covers the rounding to the grid.)
 
         Raises:
             EstimateError: An unknown field, one with another mechanism, or a value that it can't have.
@@ -320,8 +324,7 @@ class Reader:
         field, law, index, at = self._single(path, value)
         grid = numbers.as_number(field).grid
         exact = grid.integral and grid.step == 1
-        # The clamp at the ends of a field IN_RANGE only moves outputs towards the truth, so the law's margin
-        # around what was received holds there as well.
+        # The clamp IN_RANGE only moves outputs towards the truth, so the law's margin holds there as well.
         margin = (law.margin(checked(confidence)) + (0 if exact else 0.5)) * grid.step
         return Estimate(grid.value(0) + index * grid.step, at - margin, at + margin, 1, confidence)
 
@@ -372,10 +375,9 @@ class Reader:
         return field, law, float(numbers.indexes(field, received)[0]), float(received[0])
 
     def _field(self, path: str) -> FieldPlan:
-        found = self._fields.get(path)
-        if found is None:
-            found = self._fields[path] = paths.find(self.plan, path)
-        return found
+        if path not in self._fields:
+            self._fields[path] = paths.find(self.plan, path)
+        return self._fields[path]
 
     def _values(self, field: FieldPlan, values: Iterable[Any]) -> Iterable[Any]:
         """Numbers and columns as they are; messages are read."""
@@ -387,21 +389,11 @@ class Reader:
         whole = bool(first) and isinstance(first[0], Message) and not supports.is_report(first[0])
         return self._read(field, rest) if whole else rest
 
-    def _read(
-        self, field: FieldPlan, messages: Iterable[Any], read: paths.Read | None = None
-    ) -> Iterable[Any]:
+    def _read(self, field: FieldPlan, messages: Iterable[Any]) -> Iterable[Any]:
         wanted = self.plan.descriptor.full_name
-        read = read or paths.reader(self.plan.descriptor, field)
+        read = paths.reader(self.plan.descriptor, field)
         for message in messages:
             if not isinstance(message, Message) or message.DESCRIPTOR.full_name != wanted:
                 raise EstimateError(field.path, f"one of the values is no {wanted}, which this reader is for")
             if field.memo is not None or not self._blank(message):
                 yield from read(message)
-
-
-def _compile(message_type: type[Message] | Descriptor, rules: Policy) -> Plan:
-    descriptor: Any = message_type if isinstance(message_type, Descriptor) else message_type.DESCRIPTOR
-    plan = rules.plan(descriptor)
-    if plan is None or plan.is_open:
-        raise EstimateError(descriptor.full_name, "nothing of it is protected: nothing to estimate")
-    return plan

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -71,10 +73,9 @@ def count(
     found = columns.chunks(values)
     seen, n = np.zeros(len(domain), np.int64), 0
     for chunk in [values] if found is None else map(_members, found):
-        reports = by_number(chunk, labels) if labels else chunk
-        of_chunk, length = _count(path, reports, domain, mechanism)
-        seen += np.array(of_chunk, np.int64)
-        n += length
+        for of_chunk, length in _counts(path, chunk, domain, mechanism, labels or {}):
+            seen += np.array(of_chunk, np.int64)
+            n += length
     return seen.tolist(), n
 
 
@@ -85,17 +86,58 @@ def _members(column: NDArray[Any]) -> Any:
     return [each.tolist() if isinstance(each, np.ndarray) else each for each in column.tolist()]
 
 
-def _count(
-    path: str, reports: Any, domain: Sequence[Any], mechanism: CategoricalMechanism
-) -> tuple[list[int], int]:
+def _counts(
+    path: str, reports: Any, domain: Sequence[Any], mechanism: CategoricalMechanism, labels: Mapping[Any, str]
+) -> Iterator[tuple[list[int], int]]:
+    """The counts of parts of the reports, and how many these are."""
     if mechanism.kind is CategoricalKind.OPTIMIZED_LOCAL_HASHING:
-        return _of_hashes(path, reports, domain, mechanism.size)
+        yield _of_hashes(path, reports, domain, mechanism.size)
+        return
+    size = mechanism.size if mechanism.kind is CategoricalKind.SUBSET_SELECTION else None
     if is_array(reports):
-        length = mechanism.size if mechanism.kind is CategoricalKind.SUBSET_SELECTION else None
-        return _of_array(path, cast(NDArray[Any], reports), domain, length)
-    if mechanism.kind is CategoricalKind.SUBSET_SELECTION:
-        return _of_subsets(path, reports, domain, mechanism.size)
-    return _of_values(path, reports, domain)
+        yield _of_array(path, cast(NDArray[Any], reports), domain, size)
+        return
+    each = iter(reports)
+    while block := list(itertools.islice(each, _REPORTS)):
+        found = _numbers(block, domain, size)
+        if found is not None:
+            yield _of_array(path, found, domain, size, ordered=False)
+            continue
+        members = by_number(block, labels) if labels else block
+        yield _of_values(path, members, domain) if size is None else _of_subsets(path, members, domain, size)
+
+
+def _numbers(block: list[Any], domain: Sequence[Any], size: int | None) -> NDArray[Any] | None:
+    """Reports as an array of whole numbers; None if they are something else, or not all of one length and different.
+
+    Args:
+        block: Values, or subsets with `size` different values.
+        domain: All values.
+        size: The length of each subset, or None for single values.
+    """
+    if not _is_small(domain):
+        return None
+    try:
+        if size is not None and set(map(len, block)) != {size}:
+            return None
+        # Bytes are made several times faster than other arrays.
+        small = min(domain) >= 0 and max(domain) < 256
+        made, form = (bytes, np.uint8) if small else (partial(array, "q"), np.int64)
+        packed = made(block) if size is None else b"".join(map(made, block))
+        found: NDArray[Any] = np.frombuffer(packed, form)
+        # Subsets that are arrays give their memory.
+        if found.size != len(block) * (size or 1):
+            return None
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if size is None:
+        return found
+    rows = found.reshape(-1, size)
+    if not np.all(rows[:, 1:] > rows[:, :-1]):
+        ordered = np.sort(rows, axis=1)
+        if not np.all(ordered[:, 1:] > ordered[:, :-1]):
+            return None
+    return rows
 
 
 def by_number(values: Iterable[Any], labels: Mapping[Any, str]) -> Iterable[Any]:
@@ -147,20 +189,35 @@ def _of_subsets(
     return [counts[category] for category in domain], n
 
 
+def _is_small(domain: Sequence[Any]) -> bool:
+    """Whether a table of the domain's values, all of them whole numbers, is small."""
+    return all(isinstance(value, int) and abs(value) <= _LARGEST for value in domain)
+
+
 def is_array(values: Any) -> bool:
     """Whether received values are an array of whole numbers."""
     return isinstance(values, np.ndarray) and values.dtype.kind in "iub"
 
 
 def _of_array(
-    path: str, values: NDArray[Any], domain: Sequence[Any], length: int | None
+    path: str, values: NDArray[Any], domain: Sequence[Any], length: int | None, *, ordered: bool = True
 ) -> tuple[list[int], int]:
-    """Counts values, or subsets of a length in their rows, which have the domain's order as they were released."""
+    """Counts values, or subsets of a length in their rows.
+
+    Rows have the domain's order, as they were released. With `ordered` this is checked; otherwise the caller has
+    checked that the values of each row are different.
+    """
     if not values.ndim or values.shape[1:] != (() if length is None else (length,)):
         raise EstimateError(path, "the values are an array of another shape than this policy releases")
-    if not all(isinstance(value, int) and abs(value) <= _LARGEST for value in domain):
+    if not _is_small(domain):
         raise EstimateError(path, "has a domain that arrays are not counted for; pass a list")
     first, last = int(min(domain)), int(max(domain))
+    if values.dtype == np.uint8 and not ordered:
+        counts = np.bincount(values.ravel(), minlength=256)
+        seen = counts[np.array(domain, np.int64)]
+        if seen.sum() != values.size:
+            raise _foreign(path)
+        return seen.tolist(), len(values)
     if len(values) and not first <= int(values.min()) <= int(values.max()) <= last:
         raise _foreign(path)
     index_of = np.full(last - first + 1, -1)
@@ -169,15 +226,15 @@ def _of_array(
     rows = -(-_REPORTS // (length or 1))
     for start in range(0, len(values), rows):
         indexes = index_of[values[start : start + rows].astype(np.int64) - first]
-        seen += _in_block(path, indexes, len(domain))
+        seen += _in_block(path, indexes, len(domain), ordered=ordered)
     return seen.tolist(), len(values)
 
 
-def _in_block(path: str, indexes: NDArray[np.int64], k: int) -> NDArray[np.int64]:
-    """How often each index of 0..k-1 occurs; in two dimensions each row must increase."""
+def _in_block(path: str, indexes: NDArray[np.int64], k: int, *, ordered: bool) -> NDArray[np.int64]:
+    """How often each index of 0..k-1 occurs; in two dimensions each row must increase if `ordered`."""
     if np.any(indexes < 0):
         raise _foreign(path)
-    if indexes.ndim == 2 and not np.all(indexes[:, 1:] > indexes[:, :-1]):
+    if ordered and indexes.ndim == 2 and not np.all(indexes[:, 1:] > indexes[:, :-1]):
         raise EstimateError(path, "one of the rows is not a subset in the order of the domain")
     return np.bincount(indexes.ravel(), minlength=k)
 

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from dpmesh.estimate import columns, spread
 from dpmesh.estimate.result import EstimateError, not_released
-from dpmesh.estimate.tally import Figures, Tally
+from dpmesh.estimate.tally import Figures, Tally, powers
 from dpmesh.policy.kinds.vector_mechanism import VectorMechanism
 from dpmesh.policy.plan import FieldPlan
 
 Array = NDArray[np.float64]
 
-# So many vectors are in work at a time; and the largest 64-bit integer.
-_BLOCK, _LARGEST = 64, (1 << 63) - 1
+# So many vectors are in work at a time.
+_BLOCK = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ def tally(field: FieldPlan) -> Tally:
         total, squares = (np.zeros(mechanism.dimension, object) for _ in range(2))
         for block in _blocks(field, mechanism, vectors):
             n += len(block)
-            of_block, of_squares = _powers(block)
+            of_block, of_squares = powers(block)
             total += of_block
             squares += of_squares
         return {"n": [n], "total": _integers(total), "squares": _integers(squares)}
@@ -123,22 +123,14 @@ def mechanism_of(field: FieldPlan) -> VectorMechanism:
     Raises:
         EstimateError: It leaves as something else.
     """
-    mechanism = field.kind.as_vector(field)
-    if mechanism is None:
+    mechanism = field.kind.reading(field)
+    if not isinstance(mechanism, VectorMechanism):
         raise EstimateError(field.path, f"is {field.kind}, not a vector: it has no mean vector")
     return mechanism
 
 
 def _integers(figures: NDArray[Any]) -> list[int]:
     return [int(each) for each in figures]
-
-
-def _powers(block: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The exact sum of each coordinate of a block, and of its squares."""
-    if np.abs(block).max(initial=0) ** 2 <= _LARGEST // _BLOCK:
-        return block.sum(axis=0).astype(object), (block * block).sum(axis=0).astype(object)
-    exact = block.astype(object)
-    return exact.sum(axis=0), (exact * exact).sum(axis=0)
 
 
 def _blocks(field: FieldPlan, mechanism: VectorMechanism, vectors: Any) -> Iterator[NDArray[np.int64]]:

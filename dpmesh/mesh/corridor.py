@@ -24,6 +24,7 @@ from dpmesh.errors import BudgetExhaustedError, DpmeshError, NotOpenError, Prote
 from dpmesh.ledger import Charge, Ledger
 from dpmesh.mesh.answers import Answering, Answers, UnitEpoch
 from dpmesh.mesh.exhausted import ExhaustedCache
+from dpmesh.mesh.observed import ObservedRefusals
 from dpmesh.mesh.packed_messages import open_anys
 from dpmesh.mesh.pricing import Bill, PricedPlan
 from dpmesh.mesh.pseudonyms import Pseudonyms
@@ -54,15 +55,14 @@ class Corridor:
         recording: Recording,
         pseudonyms: Pseudonyms,
         exhausted: ExhaustedCache,
-        *,
-        observing: bool,
+        observed: ObservedRefusals | None,
     ) -> None:
         self._ledger = ledger
         self._telemetry = recording.telemetry
         self._recording = recording
         self._pseudonyms = pseudonyms
         self._exhausted = exhausted
-        self._observing = observing
+        self._observed = observed
         self._answers = Answers(ledger)
         self._replaying = {budget.name for budget in ledger.budgets if budget.on_exhausted == "replay"}
         self._suppressing = {budget.name for budget in ledger.budgets if budget.on_exhausted == "suppress"}
@@ -73,7 +73,7 @@ class Corridor:
     def open(self) -> None:
         """Lets messages leave."""
         self.is_open = True
-        self._enforcing = not self._observing
+        self._enforcing = self._observed is None
 
     def close(self) -> None:
         """Refuses all messages from now on."""
@@ -110,7 +110,7 @@ class Corridor:
         if priced.opens:
             priced, copied = open_anys(snapshot.billing, priced, message, method, direction)
             if priced is None:
-                return Receipt(message if self._observing else copied, names.UNPROTECTED, 0.0, 0.0)
+                return Receipt(message if self._observed is not None else copied, names.UNPROTECTED, 0.0, 0.0)
         record = self._record(priced, method, direction, stream) if self._telemetry.listening else None
         if not self._enforcing:
             return priced, message, consumer, record
@@ -180,7 +180,8 @@ class Corridor:
         if not self._telemetry.listening:
             return
         record = self._record(None, method, direction, stream)
-        if self._observing:  # Transports let the message go anyway.
+        if self._observed is not None:  # Transports let the message go anyway.
+            record.observed_refusal()
             record.settled(names.OBSERVED, 0.0, 0.0, ())
         else:
             record.refused(error)
@@ -199,8 +200,8 @@ class Corridor:
         """Charges for a checked message and samples; the receipt, and what was charged."""
         if not self.is_open:
             raise NotOpenError
-        if self._observing:
-            return await self._observe(priced, message, consumer, record)
+        if self._observed is not None:
+            return await self._observe(self._observed, priced, message, consumer, record)
         plan = priced.plan
         # The caller may change its message while this one waits: what leaves is what was charged for.
         content = plan.snapshot(message)
@@ -274,7 +275,12 @@ class Corridor:
             del refusal  # It holds this frame.
 
     async def _observe(
-        self, priced: PricedPlan, message: Message, consumer: str, record: Record | None
+        self,
+        observed: ObservedRefusals,
+        priced: PricedPlan,
+        message: Message,
+        consumer: str,
+        record: Record | None,
     ) -> tuple[Receipt, Sequence[Charge]]:
         """Accounts for a message and lets it leave as it is, whatever happens."""
         plan = priced.plan
@@ -288,9 +294,9 @@ class Corridor:
                 (charges, epsilon, rho), self._unit_epoch(priced, content, consumer)
             )
         except Exception as error:
-            # Any exception but our own may quote a value.
-            why = str(error) if isinstance(error, DpmeshError) else type(error).__name__
-            log.warning("observe mode: %s would have been refused: %s", plan.descriptor.full_name, why)
+            observed.note(log, plan.descriptor.full_name, error)
+            if record is not None:
+                record.observed_refusal()
         return make_receipt((message, names.OBSERVED, epsilon, rho)), charges
 
 

@@ -58,6 +58,7 @@ class Flow:
             declared type, or it can hold google.protobuf.Any or extensions. Each message is judged by its own type in
             any case.
         request_metadata: What may leave of the metadata of the method's requests.
+        send_slot: The seconds between two slots, in which alone messages leave; None where they leave at once.
         by_consumer: It matters who receives the messages: quotas count them, or pseudonyms may be in them.
     """
 
@@ -75,6 +76,8 @@ class Flow:
         self.method = method
         self.snapshot = snapshot
         self.protected = None if declared is None else _protected(snapshot, declared)
+        slotted = direction == "request" and not table.mesh.observing
+        self.send_slot = snapshot.send_slot(method) if slotted else None
         self.by_consumer = table.mesh.has_quotas or _by_consumer(snapshot, self.protected, declared)
         self._table = table
         self._mesh = table.mesh
@@ -163,6 +166,8 @@ class Flow:
             DpmeshError: Nothing may leave. In observe mode the message leaves anyway.
         """
         try:
+            if self.send_slot is not None:
+                self._refuse_outside_slot(None)
             kind = type(message)
             needs = self._needs_release.get(kind)
             if needs is None:
@@ -187,12 +192,15 @@ class Flow:
         # Raised outside of the handler, so that the original is not even its context.
         raise self._internal_error(failed)
 
-    async def protect(self, message: Any, stream: ReleaseStream | None = None) -> Any:
+    async def protect(
+        self, message: Any, stream: ReleaseStream | None = None, *, in_slot: bool = False
+    ) -> Any:
         """What may leave instead of `message`: without waiting if a held lease pays for it, or else once it is charged.
 
         Args:
             message: What the application wants to send.
             stream: The stream that the message is part of, made by `stream()`; None for a single message.
+            in_slot: What is given leaves in a slot of its own. Where `send_slot` is set, all else is refused.
 
         Raises:
             DpmeshError: Nothing may leave. In observe mode the message leaves anyway.
@@ -204,6 +212,8 @@ class Flow:
             finally:  # A third policy may protect nothing, but it must not let out what this one withholds.
                 self._other_protected[0] |= current.sensitive()
         try:
+            if self.send_slot is not None and not in_slot:
+                self._refuse_outside_slot(stream)
             kind = type(message)
             if not (self._needs_release.get(kind) or self._check(kind, stream)):
                 return message
@@ -241,6 +251,19 @@ class Flow:
             raise error
         finally:
             del error  # It holds this frame, and so the message.
+
+    def _refuse_outside_slot(self, stream: ReleaseStream | None) -> None:
+        how = (
+            "send it through dpmesh_grpc.PacedSender"
+            if stream is None
+            else "begin the RPC within dpmesh_grpc.slot_cover"
+        )
+        error = ProtectionError("SEND_SLOT", self.method, f"its requests leave in slots (send_slot): {how}")
+        self._record(error, stream)
+        try:
+            raise error
+        finally:
+            del error  # It holds this frame.
 
     def record_refused_rpc(self, refusal: Refusal) -> None:
         """Records that an RPC is refused as a whole, before any message of this direction."""
@@ -280,7 +303,8 @@ class Flow:
             del failed  # It holds this frame.
 
     def _observed(self, message: Any, error: DpmeshError) -> Any:
-        log.warning("observe mode: a message of %s would have been refused: %s", self.method, str(error))
+        if self._mesh.observed is not None:
+            self._mesh.observed.note(log, self.method, error)
         return message
 
     def _internal_error(self, kind: str) -> ProtectionError:

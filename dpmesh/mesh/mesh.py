@@ -18,6 +18,7 @@ from dpmesh.ledger import Ledger
 from dpmesh.mesh import swapping
 from dpmesh.mesh.corridor import Corridor
 from dpmesh.mesh.exhausted import ExhaustedCache
+from dpmesh.mesh.observed import ObservedRefusals
 from dpmesh.mesh.pseudonyms import Pseudonyms
 from dpmesh.mesh.receipt import Direction, Receipt
 from dpmesh.mesh.recording import Recording, StreamRecord
@@ -51,6 +52,7 @@ class Mesh:
         ledger: Where budgets live.
         grpc: What may leave although no rule protects it.
         observing: The mode is observe.
+        observed: Logs what is refused in other modes; None if the mode is not observe.
         has_quotas: Some budget has quotas, so that it matters who the consumer of a message is.
 
     Raises:
@@ -81,7 +83,8 @@ class Mesh:
         pseudonyms = Pseudonyms(ledger)
         self._recording = Recording(self._telemetry, ledger, pseudonyms.to(""))
         exhausted = ExhaustedCache(ledger, monotonic)
-        self._corridor = Corridor(ledger, self._recording, pseudonyms, exhausted, observing=self.observing)
+        self.observed = ObservedRefusals() if self.observing else None
+        self._corridor = Corridor(ledger, self._recording, pseudonyms, exhausted, self.observed)
         self._swapping = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._refreshing: asyncio.TimerHandle | None = None

@@ -20,7 +20,8 @@ from dpmesh.mesh.billing import BillingTable
 from dpmesh.mesh.pricing import Bill, Biller, PricedPlan, merged
 from dpmesh.policy import AROUND, Plan, Pseudonymise
 from dpmesh.policy.codegen.steps import drop_extensions
-from dpmesh.policy.compile.anys import DEEPEST, Find, Found, find_types, is_any
+from dpmesh.policy.compile.anys import Find, Found, find_types, is_any
+from dpmesh.policy.descriptors import DEEPEST
 from dpmesh.telemetry import names
 from dpmesh.v1 import privacy_pb2 as pb
 

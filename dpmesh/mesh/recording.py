@@ -55,7 +55,12 @@ class Recording:
         if plan.count_cut is not None and self.telemetry.metering:
             count = plan.count_cut(content)
             if count:
-                self.telemetry.cut(self.labels[method], count)
+                self.telemetry.count(names.ITEMS_CUT, self.labels[method], count)
+
+    def observed_refusal(self, method: str) -> None:
+        """Counts a message that would be refused in another mode than observe."""
+        if self.telemetry.metering:
+            self.telemetry.count(names.OBSERVED_REFUSALS, self.labels[method], 1)
 
     def state(self, charges: Sequence[Charge]) -> str:
         """Whether one of the budgets that a release charged is low: one of the names' states."""
@@ -114,6 +119,10 @@ class ReleaseRecord:
     def cut(self, plan: Plan, content: Any) -> None:
         """Counts what was cut from a snapshot."""
         self._recording.cut(plan, content, self._method)
+
+    def observed_refusal(self) -> None:
+        """Counts the message as one that would be refused in another mode than observe."""
+        self._recording.observed_refusal(self._method)
 
     def settled(self, decision: str, epsilon: float, rho: float, charges: Sequence[Charge]) -> None:
         """Records a release that was not refused; the decision is one of the names'."""
@@ -202,6 +211,10 @@ class StreamRecord:
     def cut(self, plan: Plan, content: Any) -> None:
         """Counts what was cut from the current message's snapshot."""
         self._recording.cut(plan, content, self._method)
+
+    def observed_refusal(self) -> None:
+        """Counts the current message as one that would be refused in another mode than observe."""
+        self._recording.observed_refusal(self._method)
 
     def settled(self, decision: str, epsilon: float, rho: float, charges: Sequence[Charge]) -> None:
         """Records that the current message was not refused."""

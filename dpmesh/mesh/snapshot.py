@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import final
 
@@ -77,6 +78,20 @@ class PolicySnapshot:
         declared = find_any_spelling(method)
         return declared is not None and self.policy.is_trust_boundary(declared)
 
+    def send_slot(self, method: str) -> float | None:
+        """The seconds between two slots in which a method's requests leave; None where they leave at once.
+
+        Raises:
+            AnnotationError: The method's rules are bad, or those of its requests.
+        """
+        declared = find_any_spelling(method)
+        return None if declared is None else self.policy.send_slot(declared)
+
+    def _with_nearest(self, name: str) -> str:
+        """A name that no loaded proto has, and the nearest one that there is."""
+        close = difflib.get_close_matches(name, loaded_types.names(self.policy), n=1)
+        return f"{name} (did you mean {close[0]}?)" if close else name
+
     def compile_loaded(self) -> list[Plan]:
         """Compiles every loaded type that can reach a rule, and reads every method's rules: a bad rule fails now.
 
@@ -90,10 +105,10 @@ class PolicySnapshot:
         unresolved = self.policy.unresolved_overlays()
         if unresolved:
             raise ConfigError(
-                f"policy: no loaded proto has {', '.join(unresolved)}; "
+                f"policy: no loaded proto has {', '.join(map(self._with_nearest, unresolved))}; "
                 "correct the name, or import its _pb2 module first"
             )
         plans = [self.policy.plan(message) for message in loaded_types.message_types(self.policy)]
         for method in loaded_types.methods():
-            self.policy.requires(method)
+            self.policy.send_slot(method)
         return [plan for plan in plans if plan is not None]

@@ -16,6 +16,9 @@ from dpmesh.ledger import Budget
 from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.policy import FieldPlan, Plan, Policy, loaded_types
 from dpmesh.policy.codegen.source import draw_function
+from dpmesh.policy.kinds.category import CategoricalPayload
+from dpmesh.policy.kinds.histogram import HistogramPayload
+from dpmesh.policy.kinds.numeric import NumericPayload
 from dpmesh.policy.kinds.vector_mechanism import VectorMechanism
 from dpmesh.v1 import policy_pb2
 
@@ -82,20 +85,21 @@ def self_test(plan: Plan) -> None:
         raise _failed(plan.descriptor.full_name, "costs something else than its scopes together")
     total = plan.cost if plan.memos is None else plan.cost + plan.memos.cost
     for field in plan.fields:
-        if (vector := field.kind.as_vector(field)) is not None:
-            _test_vector(plan, field, vector)
+        reading = field.kind.reading(field)
+        if isinstance(reading, VectorMechanism):
+            _test_vector(plan, field, reading)
             continue
-        number, category = field.kind.as_number(field), field.kind.as_category(field)
-        if number is not None:
+        if isinstance(reading, (NumericPayload, HistogramPayload)):
+            number = reading.number if isinstance(reading, HistogramPayload) else reading
             draws, last = number.mechanism.draws, number.grid.size
             allows = range(number.mechanism.low, number.mechanism.high + 1).__contains__
             # Of a kind that is not elementwise, one draw's epsilon may be that of all elements together.
             draws_paid = field.repeats if field.kind.elementwise else 1
             drawn = _cost(number.mechanism.epsilon, number.mechanism.rho, draws_paid)
-        elif category is not None:
-            draws, last = category.mechanism.draws, category.mechanism.k - 1
-            allows = category.mechanism.allows
-            drawn = _cost(category.mechanism.epsilon, None, field.repeats)
+        elif isinstance(reading, CategoricalPayload):
+            draws, last = reading.mechanism.draws, reading.mechanism.k - 1
+            allows = reading.mechanism.allows
+            drawn = _cost(reading.mechanism.epsilon, None, field.repeats)
         else:
             continue
         if not _is_covered(drawn, field.cost) or not _is_covered(field.cost, total):

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from dpmesh.noise import checks, numeric, uniform
+from dpmesh.noise import checks, numeric, numeric_choice, uniform
 from dpmesh.noise.draws import Draws
 from dpmesh.noise.entropy import KeyStream
 
@@ -49,7 +49,7 @@ class CoordinateSampling:
         checks.integer("count", count, 1, dimension)
         self.dimension, self.epsilon, self.half, self.count = dimension, epsilon, half, count
         size, part = 2 * half, epsilon / count
-        kind = numeric.best(size, size, part, in_range=False, local=True)
+        kind = numeric_choice.best(size, size, part, in_range=False, local=True)
         self.mechanism = numeric.make(kind, size, size, part)
 
     def columns(self) -> Sequence[Draws]:

@@ -16,7 +16,7 @@ from textwrap import indent
 import numpy as np
 from numpy.typing import NDArray
 
-from dpmesh.noise import checks, discrete_gaussian, discrete_laplace, duchi, piecewise, thresholds
+from dpmesh.noise import checks, discrete_gaussian, discrete_laplace, thresholds
 from dpmesh.noise.coins import Coins
 from dpmesh.noise.discrete_gaussian import DiscreteGaussian
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
@@ -29,20 +29,13 @@ from dpmesh.noise.piecewise import Piecewise
 MAX_SIZE = 1 << 40
 # Wang et al. 2019, section 3.3: below this epsilon the Hybrid mechanism is Duchi's alone.
 HYBRID_FROM = Fraction(61, 100)
-# Beyond so many scales lies less than 1e-17 of discrete Laplace noise, beyond so many sigma less than 1e-22
-# of discrete Gaussian noise. The output is clamped there, so that its range is public and finite; the mean
-# moves by less than 1e-17 scales.
+# Less than 1e-17 of discrete Laplace noise lies beyond so many scales, and less than 1e-22 of discrete Gaussian
+# noise beyond so many sigma. The output is clamped there, so that its range is public and finite. The mean moves
+# by less than 1e-17 scales.
 _LAPLACE_REACH = 40
 _GAUSSIAN_REACH = 10
-# Of each kind, how many mechanisms are kept by their parameters: fields and types with equal rules share one.
-_KEPT = 1024
-# How far estimated variances are off at most, as a part of them, where epsilon is not too small for floats.
-_TOLERANCE, _FLOAT_EPSILON = 1e-3, Fraction(1, 1 << 40)
-# What rounding to the grid adds to a variance, at most.
-_ROUNDING = 0.25
-# The optimized Piecewise mechanism has less worst-case variance than all others between these two epsilons, on grids of
-# at least so many steps; below the first it has Duchi's law.
-_OPTIMIZED_FROM, _OPTIMIZED_TO, _OPTIMIZED_SIZE = Fraction(3, 16), 12, 1 << 12
+# So many mechanisms of each kind are kept by their parameters. Fields and types with equal rules share one.
+KEPT = 1024
 
 
 class NumericKind(enum.StrEnum):
@@ -146,79 +139,6 @@ def make(
     return _piecewise(size, epsilon) if kind is NumericKind.PIECEWISE else _hybrid(size, epsilon)
 
 
-def best(size: int, sensitivity: int, epsilon: Fraction, in_range: bool, local: bool) -> NumericKind:
-    """The mechanism with the smallest worst-case variance.
-
-    Args:
-        size: The grid's last index.
-        sensitivity: How far a unit can move the index.
-        epsilon: Above 0 and at most 64.
-        in_range: Whether outputs must lie in 0..size.
-        local: Whether the value is the unit's own. For an aggregate the answer is always discrete Laplace.
-
-    Raises:
-        ValueError: An argument is out of range.
-        TypeError: A number is not exact.
-    """
-    checks.integer("size", size, 1, MAX_SIZE)
-    checks.integer("sensitivity", sensitivity, 1, MAX_SIZE)
-    checks.epsilon(epsilon)
-    return _best(size, sensitivity, epsilon, in_range) if local else NumericKind.DISCRETE_LAPLACE
-
-
-@lru_cache(_KEPT)
-def _best(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> NumericKind:
-    """The mechanism with the smallest worst-case variance. Only those that come close to it are made."""
-    fine = sensitivity >= size >= _OPTIMIZED_SIZE
-    if fine and _OPTIMIZED_FROM <= epsilon <= _OPTIMIZED_TO:
-        return NumericKind.OPTIMIZED_PIECEWISE
-    bounds = _worst_variances(size, sensitivity, epsilon, in_range)
-    least = min(high for _, high in bounds.values())
-    near = [kind for kind, (low, _) in bounds.items() if low <= least]
-    if len(near) == 1:
-        return near[0]
-
-    def worst(kind: NumericKind) -> float:
-        try:
-            return make(kind, size, sensitivity, epsilon, in_range=in_range).worst_variance
-        except ValueError:
-            return math.inf  # its noise does not fit 64 bits
-
-    return min(near, key=worst)
-
-
-def _worst_variances(
-    size: int, sensitivity: int, epsilon: Fraction, in_range: bool
-) -> dict[NumericKind, tuple[float, float]]:
-    """Between which bounds the worst variance of each mechanism lies, without making one."""
-    unknown = 0.0, math.inf
-    optimized = {NumericKind.OPTIMIZED_PIECEWISE: unknown} if epsilon >= _OPTIMIZED_FROM else {}
-    found = optimized | {NumericKind.DISCRETE_LAPLACE: unknown, NumericKind.DUCHI: unknown}
-    hybrid = not in_range and epsilon > HYBRID_FROM
-    if hybrid:
-        found |= {NumericKind.PIECEWISE: unknown, NumericKind.HYBRID: unknown}
-    if epsilon < _FLOAT_EPSILON:
-        return found
-    scale = padded(Fraction(sensitivity) / epsilon)
-    if discrete_laplace.MIN_SCALE <= scale <= discrete_laplace.MAX_SCALE:
-        found[NumericKind.DISCRETE_LAPLACE] = (_laplace_variance(size, scale, in_range)(size // 2),) * 2
-    loss, places = float(epsilon), (size // 2, 0)
-    middle, end = (duchi.estimated_variance(size, loss, x) for x in places)
-    found[NumericKind.DUCHI] = _around([middle])
-    parts = [piecewise.estimated_variance(size, loss, x) for x in places] if hybrid else [None]
-    if (first := parts[0]) is not None and (last := parts[-1]) is not None:
-        found[NumericKind.PIECEWISE] = _around([first, last])
-        share = math.exp(-loss / 2)
-        mixed = [share * middle + (1 - share) * first, share * end + (1 - share) * last]
-        found[NumericKind.HYBRID] = _around(mixed)
-    return found
-
-
-def _around(variances: list[float]) -> tuple[float, float]:
-    worst = max(variances)
-    return worst * (1 - _TOLERANCE), worst * (1 + _TOLERANCE) + _ROUNDING
-
-
 def padded(scale: Fraction) -> Fraction:
     """The scale, or squared scale, enlarged by 2^-60 of itself.
 
@@ -233,7 +153,7 @@ def _refuse(in_range: bool, kind: NumericKind) -> None:
         raise ValueError(f"{kind} has no outputs in range; use optimized_piecewise")
 
 
-@lru_cache(_KEPT)
+@lru_cache(KEPT)
 def _laplace(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> NumericMechanism:
     scale = padded(Fraction(sensitivity) / epsilon)
     law = DiscreteLaplace(scale)
@@ -250,14 +170,15 @@ def _laplace(size: int, sensitivity: int, epsilon: Fraction, in_range: bool) -> 
         draws=draws,
         low=-reach,
         high=size + reach,
-        variance=_laplace_variance(size, scale, in_range),
+        variance=laplace_variance(size, scale, in_range),
         worst_at=lambda: (size // 2,),
         unbiased_low=-tail if in_range else None,
         unbiased_high=size + tail if in_range else None,
     )
 
 
-def _laplace_variance(size: int, scale: Fraction, in_range: bool) -> Callable[[int], float]:
+def laplace_variance(size: int, scale: Fraction, in_range: bool) -> Callable[[int], float]:
+    """What maps an index 0..size to the variance of its unbiased estimate from discrete Laplace noise."""
     rate, full = 1 / float(scale), discrete_laplace.variance(scale)
 
     def variance(x: int) -> float:
@@ -269,7 +190,7 @@ def _laplace_variance(size: int, scale: Fraction, in_range: bool) -> Callable[[i
     return variance
 
 
-@lru_cache(_KEPT)
+@lru_cache(KEPT)
 def _gaussian(size: int, sensitivity: int, rho: Fraction) -> NumericMechanism:
     sigma2 = padded(Fraction(sensitivity) ** 2 / (2 * rho))
     law = DiscreteGaussian(sigma2)
@@ -288,56 +209,48 @@ def _gaussian(size: int, sensitivity: int, rho: Fraction) -> NumericMechanism:
     )
 
 
-@lru_cache(_KEPT)
+@lru_cache(KEPT)
 def _duchi(size: int, epsilon: Fraction, in_range: bool) -> NumericMechanism:
     law = Duchi(size, epsilon, in_range=in_range)
-    return NumericMechanism(
-        kind=NumericKind.DUCHI,
-        epsilon=epsilon,
-        rho=None,
-        draws=law.draws,
-        low=law.low,
-        high=law.high,
-        variance=law.variance,
-        worst_at=lambda: (size // 2,),
-        unbiased_low=float(-law.margin) if in_range else None,
-        unbiased_high=float(size + law.margin) if in_range else None,
-    )
+    made = _bounded(NumericKind.DUCHI, epsilon, law, lambda: (size // 2,))
+    if not in_range:
+        return made
+    return replace(made, unbiased_low=float(-law.margin), unbiased_high=float(size + law.margin))
 
 
-@lru_cache(_KEPT)
+@lru_cache(KEPT)
 def _optimized(size: int, epsilon: Fraction, in_range: bool) -> NumericMechanism:
     law = OptimizedPiecewise(size, epsilon, in_range=in_range)
-    return NumericMechanism(
-        kind=NumericKind.OPTIMIZED_PIECEWISE,
-        epsilon=epsilon,
-        rho=None,
-        draws=law.draws,
-        low=law.low,
-        high=law.high,
-        variance=law.variance,
-        worst_at=law.worst_at,
-        stretch=law.stretch,
-        outputs=law.outputs,
-    )
+    made = _bounded(NumericKind.OPTIMIZED_PIECEWISE, epsilon, law, law.worst_at)
+    return replace(made, stretch=law.stretch, outputs=law.outputs)
 
 
-@lru_cache(_KEPT)
+@lru_cache(KEPT)
 def _piecewise(size: int, epsilon: Fraction) -> NumericMechanism:
     law = Piecewise(size, epsilon)
+    return _bounded(NumericKind.PIECEWISE, epsilon, law, lambda: (0, size // 2))
+
+
+def _bounded(
+    kind: NumericKind,
+    epsilon: Fraction,
+    law: Duchi | OptimizedPiecewise | Piecewise,
+    worst_at: Callable[[], Iterable[int]],
+) -> NumericMechanism:
+    """The mechanism of a law that has a smallest and a largest output."""
     return NumericMechanism(
-        kind=NumericKind.PIECEWISE,
+        kind=kind,
         epsilon=epsilon,
         rho=None,
         draws=law.draws,
         low=law.low,
         high=law.high,
         variance=law.variance,
-        worst_at=lambda: (0, size // 2),
+        worst_at=worst_at,
     )
 
 
-@lru_cache(_KEPT)
+@lru_cache(KEPT)
 def _hybrid(size: int, epsilon: Fraction) -> NumericMechanism:
     """Piecewise with probability 1 - exp(-epsilon/2), else Duchi: a coin that knows nothing of the value."""
     ends = _duchi(size, epsilon, in_range=False)

@@ -9,6 +9,9 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto
 
 F = FieldDescriptor
 
+# How deep messages can be nested, and how deep Anys: the limit of protobuf's own parsers.
+DEEPEST = 100
+
 # Inclusive ranges of what a field can hold.
 INTEGER_RANGES: dict[int, tuple[int, int]] = {
     **dict.fromkeys((F.TYPE_INT32, F.TYPE_SINT32, F.TYPE_SFIXED32), (-(2**31), 2**31 - 1)),

@@ -11,6 +11,7 @@ from google.protobuf.descriptor import Descriptor, FileDescriptor, MethodDescrip
 from google.protobuf.descriptor_pool import DescriptorPool
 
 from dpmesh.errors import DpmeshError
+from dpmesh.method_name import name_of
 from dpmesh.policy import overlay_paths
 from dpmesh.policy.descriptors import with_nested
 from dpmesh.policy.policy import Policy
@@ -58,6 +59,21 @@ def message_types(policy: Policy) -> Iterator[Descriptor]:
     for key, file in files.items():
         if key in reached:
             yield from with_nested(file.message_types_by_name.values())
+
+
+def names(policy: Policy) -> list[str]:
+    """The names of all elements of loaded files that can take a rule.
+
+    Args:
+        policy: Whose overlays to look for.
+    """
+    found = [name_of(method) for method in methods()]
+    for file in _files(policy).values():
+        for message in with_nested(file.message_types_by_name.values()):
+            found.append(message.full_name)
+            found += [field.full_name for field in message.fields]
+            found += [oneof.full_name for oneof in message.oneofs]
+    return found
 
 
 def methods() -> Iterator[MethodDescriptor]:

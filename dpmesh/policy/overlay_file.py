@@ -95,11 +95,15 @@ _EXPECTED = {
 
 
 class _Reader:
-    """Reads a document into a message; arguments as for `parse`. The first mistake raises an error that says where."""
+    """Reads a document into a message; arguments as for `parse`.
+
+    The first mistake raises an error that says where; entries that set nothing are named together.
+    """
 
     def __init__(self, source: str, locate: Locate) -> None:
         self._source = source
         self._locate = locate
+        self._empty: list[str] = []
 
     def top(self, document: Any, policy: policy_pb2.Policy) -> None:
         if document is None:
@@ -107,6 +111,8 @@ class _Reader:
         if not isinstance(document, dict):
             self._refuse((), "the top level must be a mapping with keys such as 'fields'")
         self._message(document, policy, ())
+        if self._empty:
+            raise ConfigError("\n".join(self._empty))
 
     def _message(self, document: Any, message: Message, path: Keys) -> None:
         if not isinstance(document, dict):
@@ -152,14 +158,15 @@ class _Reader:
             if not isinstance(name, str):
                 self._refuse(at, "must be a full name")
             if value is None:
-                self._refuse(at, _SETS_NOTHING)
+                self._empty.append(self._mistake(at, _SETS_NOTHING))
+                continue
             try:
                 rules = entries[name]
             except ValueError:
                 self._refuse(path, "has a name that is not valid Unicode")
             self._message(value, rules, at)
             if says_nothing(rules):
-                self._refuse(at, _SETS_NOTHING)
+                self._empty.append(self._mistake(at, _SETS_NOTHING))
 
     def _scalar(self, value: Any, field: Any, message: Message, path: Keys) -> None:
         """Reads one value with protobuf's rules for JSON; a list of one stands for an element."""
@@ -191,10 +198,11 @@ class _Reader:
         self._refuse(path, f"is not known here{_close(path[-1], names)} (known: {known})")
 
     def _refuse(self, path: Keys, text: str) -> NoReturn:
+        raise ConfigError(self._mistake(path, text))
+
+    def _mistake(self, path: Keys, text: str) -> str:
         where = " ".join(str(part) if isinstance(part, str) else f"[{part}]" for part in path)
-        raise ConfigError(
-            f"policy file {self._source}{self._locate(path)}: {where + ': ' if where else ''}{text}"
-        )
+        return f"policy file {self._source}{self._locate(path)}: {where + ': ' if where else ''}{text}"
 
 
 def _no_value(field: Any) -> str:

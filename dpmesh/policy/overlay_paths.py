@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 
-from dpmesh.policy.descriptors import inside_of, is_map_entry
+from dpmesh.errors import ConfigError
+from dpmesh.policy.descriptors import DEEPEST, inside_of, is_map_entry
 from dpmesh.v1 import policy_pb2
 
 # What is left of the paths that lead into a message, each with the name of its overlay, by section. What is left is
@@ -22,6 +23,8 @@ Ahead = Mapping[tuple[str, str], str]
 
 # The sections of a policy file in which a path can stand.
 _SECTIONS = ("fields", "messages", "oneofs")
+# How much of a name that is too long errors show, in characters.
+_SHOWN = 80
 
 
 def by_beginning(overlay: policy_pb2.Policy) -> dict[str, dict[tuple[str, str], str]]:
@@ -29,10 +32,17 @@ def by_beginning(overlay: policy_pb2.Policy) -> dict[str, dict[tuple[str, str], 
 
     Args:
         overlay: The policy. It can't tell which of its names are paths, so this splits them at every dot.
+
+    Raises:
+        ConfigError: A name has so many parts that no message is as deep.
     """
     beginnings: dict[str, dict[tuple[str, str], str]] = {}
     for section in _SECTIONS:
         for name in getattr(overlay, section):
+            if name.count(".") >= DEEPEST:
+                shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+                text = f"policy: {section} has a name with more than {DEEPEST} parts, {shown}"
+                raise ConfigError(f"{text}; protobuf's parsers refuse messages as deep, so shorten it")
             for beginning in prefixes(name):
                 rest = name[len(beginning) + 1 :]
                 beginnings.setdefault(beginning, {})[section, rest] = name
@@ -47,13 +57,13 @@ def prefixes(name: str) -> Iterator[str]:
     return (".".join(parts[:count]) for count in range(1, len(parts)))
 
 
-def entered(ahead: Ahead, field: str) -> dict[tuple[str, str], str]:
-    """What is left of paths, once they went through a field of that name."""
-    inside: dict[tuple[str, str], str] = {}
+def entered(ahead: Ahead) -> dict[str, dict[tuple[str, str], str]]:
+    """For each field through which paths go: what is left of them behind it."""
+    inside: dict[str, dict[tuple[str, str], str]] = {}
     for (section, rest), name in ahead.items():
         head, _, tail = rest.partition(".")
-        if head == field and (tail or section == "messages"):
-            inside[section, tail] = name
+        if tail or section == "messages":
+            inside.setdefault(head, {})[section, tail] = name
     return inside
 
 

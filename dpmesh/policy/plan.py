@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from dpmesh.accounting import Cost
 from dpmesh.policy.compile.anys import Find
+from dpmesh.policy.sizes import Size
 
 if TYPE_CHECKING:
     from dpmesh.noise.draws import Draws
@@ -201,6 +202,8 @@ class Plan:
             message of the type can hold one. `cost` counts nothing of what Anys pack.
         count_cut: Counts what is cut from those fields of a snapshot whose number of elements is public; None where
             there are no such fields. How much is cut from other fields is data.
+        shows_presence: What leaves only where it was there, or where its message was, in words; so do its units.
+        size: How long messages are when they are encoded, before padding, where a budget has paid.
         pad_to: The sizes in bytes, one of which each protected message has; empty where it is as long as it is.
         memos: The memoized fields, if there are any. `cost` and `scopes` count nothing of them, and `build` needs an
             Answering for them.
@@ -220,11 +223,13 @@ class Plan:
     protected: int
     cost: Cost
     delta: float
+    size: Size
     labels: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
     ownerless: tuple[Cost, Cost] = (Cost.ZERO, Cost.ZERO)
     anys: Anys | None = None
     count_cut: Callable[[Any], int] | None = None
+    shows_presence: tuple[str, ...] = ()
     pad_to: tuple[int, ...] = ()
     source: str = ""
     memos: Memos | None = None

@@ -10,7 +10,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 
 from dpmesh import method_name
 from dpmesh.errors import ConfigError
-from dpmesh.policy import overlay_file, overlay_paths
+from dpmesh.policy import overlay_file, overlay_paths, send_slot
 from dpmesh.policy.compile.compiler import compile_message
 from dpmesh.policy.descriptors import extensions, is_map_entry
 from dpmesh.policy.diagnostics import Diagnostic, Severity
@@ -75,6 +75,17 @@ class Policy:
     def is_trust_boundary(self, method: MethodDescriptor) -> bool:
         """Whether senders cut the trace of this method's requests off."""
         return bool(self.rules.method(method).rules.trust_boundary)
+
+    def send_slot(self, method: MethodDescriptor) -> float | None:
+        """The seconds between two slots in which this method's requests leave; None where they leave at once.
+
+        Raises:
+            AnnotationError: The method's rules are bad, or those of its requests.
+        """
+        rules = self.rules.method(method).rules
+        if not rules.HasField("send_slot"):
+            return None
+        return send_slot.checked(method, rules.send_slot, self.plan(method.input_type))
 
     def labels(self, method: str, pool: DescriptorPool | None = None) -> frozenset[str]:
         """The labels of a method; none if no proto has it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -97,7 +98,9 @@ class Rulebook:
             return self
         # One for each of these, so that a type that holds itself leads to no more than finitely many.
         key = inside.full_name, frozenset(ahead.items())
-        return self._placed.setdefault(key, PlacedRulebook(self, inside.full_name, ahead))
+        if key not in self._placed:
+            self._placed[key] = PlacedRulebook(self, inside.full_name, ahead)
+        return self._placed[key]
 
     def field(self, field: FieldDescriptor) -> ResolvedRule:
         """The FieldRules of a field."""
@@ -178,10 +181,11 @@ class PlacedRulebook(Rulebook):
         self._everywhere = everywhere
         self._message = message
         self.ahead = ahead
+        self._entered = overlay_paths.entered(ahead)
 
     @override
     def inside(self, field: FieldDescriptor) -> Rulebook:
-        ahead = overlay_paths.entered(self.ahead, field.name) if self._is_here(field) else {}
+        ahead = self._entered.get(field.name, {}) if self._is_here(field) else {}
         return self._everywhere._inside(field, ahead)
 
     @override
@@ -221,7 +225,8 @@ class PlacedRulebook(Rulebook):
             return everywhere
         rules = getattr(self.overlay, section)[path]
         _refuse_unusable(rules, path)
-        _refuse_dropped(everywhere.rules, rules, path)
+        # Padding is for messages that leave by themselves, which those in one place do not.
+        _refuse_dropped(everywhere.rules, rules, path, _PROTECTIVE - {"pad_to"})
         return ResolvedRule(rules, PATH_OVERLAY, path)
 
 
@@ -253,7 +258,7 @@ def _means_protection(rules: Message) -> bool:
     """Whether a rule of a field, message or oneof would be a mistake where it has no effect."""
     if isinstance(rules, privacy_pb2.FieldRules):
         return not rules.HasField("public")
-    if isinstance(rules, privacy_pb2.MessageRules) and rules.unannotated != privacy_pb2.MessageRules.PASS:
+    if isinstance(rules, privacy_pb2.MessageRules) and (rules.pad_to or rules.unannotated):
         return True
     return isinstance(rules, (privacy_pb2.MessageRules, privacy_pb2.OneofRules)) and rules.HasField("epsilon")
 
@@ -285,12 +290,14 @@ def _refuse_uninterpreted(options: Any, name: str) -> None:
 
 # What an overlay has to set if the annotation sets it: without it, the element would be open, or no budget that chooses
 # by labels would pay.
-_PROTECTIVE = {"kind", "unannotated", "require", "trust_boundary", "labels", "pad_to"}
+_PROTECTIVE = frozenset({"kind", "unannotated", "require", "trust_boundary", "labels", "pad_to", "send_slot"})
 
 
-def _refuse_dropped(annotation: Message, overlay: Message, name: str) -> None:
-    """Refuses an overlay that would remove part of the annotation by saying nothing about it."""
-    dropped = sorted((_settings(annotation) & _PROTECTIVE) - _settings(overlay))
+def _refuse_dropped(
+    annotation: Message, overlay: Message, name: str, protective: Set[str] = _PROTECTIVE
+) -> None:
+    """Refuses an overlay that would remove a protective part of the annotation by saying nothing about it."""
+    dropped = sorted((_settings(annotation) & protective) - _settings(overlay))
     if dropped:
         raise AnnotationError(
             "overlay-drops",

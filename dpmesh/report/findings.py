@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
 from dpmesh import method_name
 from dpmesh.errors import AnnotationError
-from dpmesh.policy import Diagnostic, Plan, Policy, Severity, overlay_paths
+from dpmesh.ledger import Budget
+from dpmesh.policy import Diagnostic, Plan, Policy, Severity, overlay_paths, send_slot
 from dpmesh.policy.descriptors import is_map
 from dpmesh.policy.policy import SECTIONS, takes_rules
 from dpmesh.report.sources import SourceLocation, Sources
@@ -77,9 +78,40 @@ def _diagnostics(sources: Sources, policy: Policy) -> Iterator[Diagnostic]:
     for service in sources.services():
         yield from _unreadable(book.method, service.methods)
         for method in service.methods:
+            yield from _slots(policy, method)
             yield from _spellings(policy, method)
             for direction, message in (("request", method.input_type), ("response", method.output_type)):
                 yield from _anys(requested, policy, method, direction, message)
+
+
+def _unseen(sources: Sources, policy: Policy, budgets: Sequence[Budget]) -> Iterator[Diagnostic]:
+    """Message types whose messages look alike with and without values, where a budget lets them leave without."""
+    lenient = [budget for budget in budgets if budget.on_exhausted != "reject"]
+    for message in _messages(sources, policy) if lenient else ():
+        plan = _plan(message, policy)
+        noised = (
+            [] if plan is None else [each for each in plan.fields if each.mechanism_name and not each.memo]
+        )
+        if plan is None or not noised or not all(_is_plain(message, each.path) for each in noised):
+            continue
+        owners = {"unit" if scope.path else "global" for scope in plan.scopes}
+        for budget in lenient:
+            chosen = replace(budget.match, methods=(), directions=(), labels=())
+            if budget.owner in owners and chosen.fits("", plan.messages, "", ()):
+                yield Diagnostic(
+                    Severity.WARNING,
+                    "unseen",
+                    message.full_name,
+                    f"has only plain fields with noise, so receivers take the zeros that leave under on_exhausted = "
+                    f'"{budget.on_exhausted}" of budget {budget.name} for values',
+                    "make one protected field optional, which costs nothing",
+                )
+
+
+def _is_plain(message: Descriptor, path: str) -> bool:
+    """Whether a path names a field in which a zero can't be told from no value."""
+    field = message.fields_by_name.get(path)
+    return field is not None and not field.is_repeated and not field.has_presence
 
 
 def _anys(
@@ -152,6 +184,20 @@ def _unreadable(read_rule: Callable[[Any], object], elements: Iterable[Any]) -> 
             read_rule(element)
         except AnnotationError as error:
             yield Diagnostic(Severity.ERROR, error.rule, error.element, error.text, error.fix)
+
+
+def _slots(policy: Policy, method: MethodDescriptor) -> Iterator[Diagnostic]:
+    """What is wrong with the slots in which a method's requests leave; bad rules are found elsewhere."""
+    try:
+        if policy.send_slot(method) is None:
+            return
+    except AnnotationError as error:
+        if error.rule == "send-slot":
+            yield Diagnostic(Severity.ERROR, error.rule, error.element, error.text, error.fix)
+        return
+    plan = policy.plan(method.input_type)
+    if plan is not None:
+        yield from send_slot.telltales(method, plan)
 
 
 def _spellings(policy: Policy, method: MethodDescriptor) -> Iterator[Diagnostic]:
@@ -237,13 +283,19 @@ class CheckReport:
         return f"{counts} {self.unprotected}".rstrip()
 
 
-def check(sources: Sources, policy: Policy, overlays: Mapping[str, SourceLocation]) -> CheckReport:
+def check(
+    sources: Sources,
+    policy: Policy,
+    overlays: Mapping[str, SourceLocation],
+    budgets: Sequence[Budget] = (),
+) -> CheckReport:
     """Examines the message types of the files that were asked for, and those that the policy names.
 
     Args:
         sources: The descriptors.
         policy: The rules.
         overlays: Where the policy's entries are written, by the names that they overlay.
+        budgets: What pays, quotas included.
     """
 
     def location(element: str) -> SourceLocation:
@@ -256,7 +308,9 @@ def check(sources: Sources, policy: Policy, overlays: Mapping[str, SourceLocatio
         if not takes_rules(section, name, sources.pool)
     ]
     policy = _without(policy, [entry.element for entry in unresolved])
-    diagnostics = dict.fromkeys((*unresolved, *_diagnostics(sources, policy)))
+    diagnostics = dict.fromkeys(
+        (*unresolved, *_diagnostics(sources, policy), *_unseen(sources, policy, budgets))
+    )
     findings = [
         Finding(at, entry.severity, entry.rule, entry.element, entry.text, entry.fix)
         for at, entry in (*((location(entry.element), entry) for entry in diagnostics), *sources.duplicates)

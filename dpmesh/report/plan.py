@@ -15,6 +15,7 @@ from dpmesh.mesh.billing import BillingTable
 from dpmesh.mesh.pricing import PricedPlan
 from dpmesh.policy import FieldPlan, Plan, Policy
 from dpmesh.policy.kinds.words import duration, number
+from dpmesh.policy.sizes import Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,7 @@ class MessageReport:
         delta: The delta that `epsilon` holds at: 0 if the loss is pure, else the smallest delta of the budgets, and
             what histograms without public keys add.
         pad_to: The sizes in bytes, one of which each message has; empty where it is as long as it is.
+        size: How many bytes a message takes before padding, where a budget has paid; None when nothing is protected.
         memoized: What its memoized fields cost, beside `epsilon`; None without such fields.
     """
 
@@ -129,6 +131,7 @@ class MessageReport:
     delta: float = 0.0
     pad_to: tuple[int, ...] = ()
     memoized: MemoizedReport | None = None
+    size: Size | None = None
 
     @property
     def tightest(self) -> Payment | None:
@@ -180,6 +183,13 @@ class Planner:
         except AnnotationError:
             return False
 
+    def send_slot(self, method: MethodDescriptor) -> float | None:
+        """The seconds between two slots; None where there are none, or rules are bad, which others report."""
+        try:
+            return self._policy.send_slot(method)
+        except AnnotationError:
+            return None
+
     def report(self, message: Descriptor, method: str = "", direction: str = "request") -> MessageReport:
         """Everything about one message type.
 
@@ -213,6 +223,7 @@ class Planner:
             self._delta(plan),
             plan.pad_to,
             self._memoized(priced),
+            plan.size,
         )
 
     def _memoized(self, priced: PricedPlan) -> MemoizedReport | None:

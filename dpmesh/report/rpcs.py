@@ -84,6 +84,7 @@ class Rpc:
         client_streaming: The request is a stream.
         server_streaming: The response is a stream.
         trust_boundary: No trace goes on over its requests.
+        send_slot: The seconds between two slots, in which alone its requests leave; None where they leave at once.
     """
 
     method: str
@@ -92,6 +93,7 @@ class Rpc:
     client_streaming: bool
     server_streaming: bool
     trust_boundary: bool
+    send_slot: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,7 @@ def rpcs(sources: Sources, planner: Planner) -> tuple[Rpc, ...]:
             method.client_streaming,
             method.server_streaming,
             planner.is_trust_boundary(method),
+            planner.send_slot(method),
         )
         for service in sources.services()
         for method in service.methods

@@ -44,6 +44,13 @@ class Series:
         self.times = 0.0
 
 
+# The counters whose only label is the method, with their units and descriptions.
+_COUNTS = {
+    names.ITEMS_CUT: ("{item}", "Elements beyond max_items, of fields whose length is public"),
+    names.OBSERVED_REFUSALS: ("{message}", "Messages that observe mode let pass, and that would be refused"),
+}
+
+
 class Meters:
     """The instruments of one meter provider.
 
@@ -55,8 +62,8 @@ class Meters:
         from opentelemetry.metrics import Observation
 
         self._series: dict[tuple[str, str, str, str], Series] = {}
-        # By method.
-        self._cut: dict[str, int] = {}
+        # By metric and method.
+        self._counts: dict[str, dict[str, int]] = {name: {} for name in _COUNTS}
         self._lock = threading.Lock()
         self._observation = Observation
         self._context = no_span()  # So that no exemplar links a measurement to a trace.
@@ -84,12 +91,10 @@ class Meters:
             unit="1",
             description="Privacy loss (epsilon) of what was released",
         )
-        meter.create_observable_counter(
-            names.ITEMS_CUT,
-            callbacks=[self._observe_cut],
-            unit="{item}",
-            description="Elements beyond max_items, of fields whose length is public",
-        )
+        for name, (unit, description) in _COUNTS.items():
+            meter.create_observable_counter(
+                name, callbacks=[self._counts_of(name)], unit=unit, description=description
+            )
         forks.register(self)
 
     def add(self, key: tuple[str, str, str, str], count: int, epsilon: float, seconds: float) -> None:
@@ -108,10 +113,11 @@ class Meters:
         if sampled:
             self._record_release(seconds, series.labels, self._context)
 
-    def cut(self, method: str, count: int) -> None:
-        """Counts elements that were cut."""
+    def count(self, name: str, method: str, count: int) -> None:
+        """Adds to one of the metrics that only have a method."""
         with self._lock:
-            self._cut[method] = self._cut.get(method, 0) + count
+            counts = self._counts[name]
+            counts[method] = counts.get(method, 0) + count
 
     def ledger(self, seconds: float) -> None:
         """Records how long one durable write took."""
@@ -121,14 +127,18 @@ class Meters:
         """Starts from zero, because the parent exports its own counts."""
         self._lock = threading.Lock()
         self._series = {}
-        self._cut = {}
+        self._counts = {name: {} for name in _COUNTS}
 
-    def _observe_cut(self, _: CallbackOptions) -> Iterable[Observation]:
-        with self._lock:
-            read = list(self._cut.items())
-        return [
-            self._observation(count, {names.LABEL_METHOD: method}, self._context) for method, count in read
-        ]
+    def _counts_of(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def observe(_: CallbackOptions) -> Iterable[Observation]:
+            with self._lock:
+                read = list(self._counts[name].items())
+            return [
+                self._observation(count, {names.LABEL_METHOD: method}, self._context)
+                for method, count in read
+            ]
+
+        return observe
 
     def _observer(
         self, value: Callable[[Series], float]

@@ -100,11 +100,11 @@ class Telemetry:
         if shared is not None:
             shared.add((method, mechanisms, decision, budget), count, epsilon, seconds)
 
-    def cut(self, method: str, count: int) -> None:
-        """Counts elements that were cut from fields whose number of elements is public; the method as for `add`."""
+    def count(self, name: str, method: str, count: int) -> None:
+        """Adds to names.ITEMS_CUT or names.OBSERVED_REFUSALS; the method as for `add`."""
         shared = self._meters
         if shared is not None:
-            shared.cut(method, count)
+            shared.count(name, method, count)
 
     def ledger(self, seconds: float) -> None:
         """Records how long one durable write to the ledger took, in seconds."""

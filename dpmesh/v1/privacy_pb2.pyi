@@ -84,14 +84,16 @@ class MessageRules(_message.Message):
     def __init__(self, epsilon: _Optional[float] = ..., unannotated: _Optional[_Union[MessageRules.Unannotated, str]] = ..., labels: _Optional[_Iterable[str]] = ..., pad_to: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class MethodRules(_message.Message):
-    __slots__ = ("require", "labels", "trust_boundary")
+    __slots__ = ("require", "labels", "send_slot", "trust_boundary")
     REQUIRE_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    SEND_SLOT_FIELD_NUMBER: _ClassVar[int]
     TRUST_BOUNDARY_FIELD_NUMBER: _ClassVar[int]
     require: bool
     labels: _containers.RepeatedScalarFieldContainer[str]
+    send_slot: _duration_pb2.Duration
     trust_boundary: bool
-    def __init__(self, require: bool = ..., labels: _Optional[_Iterable[str]] = ..., trust_boundary: bool = ...) -> None: ...
+    def __init__(self, require: bool = ..., labels: _Optional[_Iterable[str]] = ..., send_slot: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., trust_boundary: bool = ...) -> None: ...
 
 class OneofRules(_message.Message):
     __slots__ = ("epsilon", "public")

@@ -15,6 +15,7 @@ from dpmesh_grpc.protection.server import aio_server_interceptors
 if TYPE_CHECKING:
     from dpmesh_grpc.health import report_health, serve
     from dpmesh_grpc.issuer.source import IssuerSource
+    from dpmesh_grpc.protection.slots import PacedSender, slot_cover
     from dpmesh_grpc.rotation.channel import rotating_channel
     from dpmesh_grpc.rotation.peer_expiry import peer_interceptor
     from dpmesh_grpc.rotation.server_credentials import rotating_server_credentials, server_options
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IssuerSource",
+    "PacedSender",
     "aio_client_interceptors",
     "aio_server_interceptors",
     "check_channel",
@@ -33,6 +35,7 @@ __all__ = [
     "rotating_server_credentials",
     "serve",
     "server_options",
+    "slot_cover",
     "token_interceptor",
     "token_interceptors",
     "token_request",
@@ -40,6 +43,7 @@ __all__ = [
 
 _HOMES = {
     "IssuerSource": "issuer.source",
+    "PacedSender": "protection.slots",
     "issuer_keys": "tokens",
     "peer_interceptor": "rotation.peer_expiry",
     "report_health": "health",
@@ -47,6 +51,7 @@ _HOMES = {
     "rotating_server_credentials": "rotation.server_credentials",
     "serve": "health",
     "server_options": "rotation.server_credentials",
+    "slot_cover": "protection.slots",
     "token_interceptor": "tokens",
     "token_interceptors": "tokens",
     "token_request": "tokens",

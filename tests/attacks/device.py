@@ -79,12 +79,18 @@ def _rows(path: Path) -> tuple:
     return (tuple(columns), *columns)
 
 
-async def past_pseudonyms(*, has_ledger: bool) -> Guessed:
-    """Finds whose a receiver's pseudonyms of a past day are, by making those of all known ids again."""
+async def pseudonyms_made_again(*, has_ledger: bool, over: bool) -> Guessed:
+    """Finds whose a receiver's pseudonyms of a day are, by making those of all known ids again with a stolen ledger.
+
+    Args:
+        has_ledger: The ledger is the sender's, not another one.
+        over: The ledger is stolen days later, and its thief sets the clock back to that day.
+    """
     with TemporaryDirectory() as folder:
         shown = await _pseudonyms(Path(folder) / "ledger.db", 1.0)
         at = Path(folder) / ("ledger.db" if has_ledger else "another.db")
-        await _pseudonyms(at, 5 * DAY)
+        if over:
+            await _pseudonyms(at, 5 * DAY)
         again = dict(zip(await _pseudonyms(at, 1.0), IDS, strict=True))
     hits = sum(again.get(name, IDS[0]) == id_ for name, id_ in zip(shown, IDS, strict=True))
     return Guessed(hits, UNITS, UNITS)
@@ -104,21 +110,28 @@ async def findings(count: int) -> list[Finding]:
             seen.append(await files_after(world))
     kept = [[outbox_after(world) for _ in range(200)] for world in WORLDS]
     claim = "no value and no noise is stored (unprotected: the device keeps what it sends)"
-    with_ledger = await past_pseudonyms(has_ledger=True)
+    same_day = await pseudonyms_made_again(has_ledger=True, over=False)
     return [
         Finding("a stolen device: its ledger's files", 0.0, claim, told_apart(*stolen), told_apart(*kept)),
         Finding(
             "a stolen receiver, and another device's ledger: past pseudonyms of 100 known ids",
             0.0,
-            "each ledger has a secret of its own (unprotected: the sender's own ledger)",
-            await past_pseudonyms(has_ledger=False),
-            with_ledger,
+            "each ledger has keys of its own (unprotected: the sender's own ledger, on the same day)",
+            await pseudonyms_made_again(has_ledger=False, over=True),
+            same_day,
         ),
         Finding(
             "a stolen receiver and the sender's ledger: past pseudonyms of 100 known ids",
+            0.0,
+            "the ledger overwrites the key of an epoch that is over (unprotected: on the same day)",
+            await pseudonyms_made_again(has_ledger=True, over=True),
+            same_day,
+        ),
+        Finding(
+            "a stolen receiver and the sender's ledger: pseudonyms of the same day of 100 known ids",
             None,
-            "not promised: the ledger's secret makes the pseudonyms of all epochs",
-            with_ledger,
-            with_ledger,
+            "not promised: the ledger holds the key of the epoch in force",
+            same_day,
+            same_day,
         ),
     ]

@@ -5,7 +5,7 @@ blind guessing, 1 is certainty. The advantage of an attacker who has to find one
 less 1/n.
 
 Sources of what a loss of epsilon allows, E = exp(epsilon):
-- two worlds: at most (E-1)/(E+1) for pure differential privacy (Kairouz, Oh, Viswanath 2015, theorem 1, delta = 0);
+- two worlds: at most (E-1+2 delta)/(E+1) (Kairouz, Oh, Viswanath 2015, theorem 1);
 - one of n: an output that is likeliest under one of them is at least 1/E times as likely under each other one, so at most
   E/(E+n-1) of all guesses are right (Alvim et al. 2011, "On the relation between differential privacy and quantitative
   information flow");
@@ -83,9 +83,9 @@ class Guessed:
         return low - 1 / self.candidates, high - 1 / self.candidates
 
 
-def between_two(epsilon: float) -> float:
-    """The most that a loss of epsilon allows an attacker between two worlds."""
-    return math.tanh(epsilon / 2)
+def between_two(epsilon: float, delta: float = 0.0) -> float:
+    """The most that a loss of epsilon and delta allows an attacker between two worlds."""
+    return math.tanh(epsilon / 2) + 2 * delta / (math.exp(epsilon) + 1)
 
 
 def among(candidates: int, epsilon: float) -> float:

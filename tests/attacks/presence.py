@@ -10,6 +10,7 @@ from tests.attacks.outcomes import Distinguished, Finding, between_two
 from tests.attacks.worlds import CAT, ENFORCE, HIDDEN, ITEMS, NUM, OBSERVE, config, received
 from tests.support.protos import compiled
 
+LENGTH = "(dpmesh.v1.field).length"
 TYPES = compiled(
     f"""message Filled {{ string id = 1 {HIDDEN};
       optional double load = 2 [{NUM} = {{lower: 0 upper: 100 epsilon: 1}}];
@@ -30,6 +31,8 @@ TYPES = compiled(
       int64 steps = 2 [{NUM} = {{lower: 0 upper: 10000 epsilon: 1 output: IN_RANGE}}];
       string town = 3 [(dpmesh.v1.field).public = {{}}]; }}
     message Phone {{ string id = 1 {HIDDEN}; repeated Contact seen = 2 [{ITEMS} = 3]; }}
+    message Batch {{ string id = 1 {HIDDEN};
+      repeated double list = 2 [{NUM} = {{lower: 0 upper: 100 epsilon: 1}}, {ITEMS} = 3, {LENGTH} = PUBLIC]; }}
     message Contact {{ string id = 1 {HIDDEN}; optional bool sick = 2 [{CAT} = {{epsilon: 0.5}}]; }}"""
 )
 FULL = TYPES.Filled(
@@ -125,6 +128,22 @@ ROWS = (
         length,
         0.0,
         "all messages are equally long",
+    ),
+    (
+        "length: three numbers or one, `length: PUBLIC` set",
+        TYPES.Batch(id="d", list=[0.0, 0.0, 0.0]),
+        TYPES.Batch(id="d", list=[0.0]),
+        everything,
+        None,
+        "not promised: the rule makes the number of elements public",
+    ),
+    (
+        "length: three numbers of 0 or of 100, `length: PUBLIC` set",
+        TYPES.Batch(id="d", list=[0.0, 0.0, 0.0]),
+        TYPES.Batch(id="d", list=[100.0, 100.0, 100.0]),
+        everything,
+        1.0,
+        "epsilon 1 of the three numbers together",
     ),
     (
         "membership: a healthy contact was met or not",

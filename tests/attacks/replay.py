@@ -13,6 +13,7 @@ from tests.support.protos import compiled
 
 EPSILON = 0.5
 NOW = 1000.0
+DAY = 86_400.0
 TYPES = compiled(
     f"""message Memoized {{ string id = 1 [{UNIT} = {{form: RAW}}];
       bool sick = 2 [(dpmesh.v1.field) = {{categorical: {{epsilon: {EPSILON}}} memoize: {{}}}}]; }}"""
@@ -47,8 +48,14 @@ async def by_asking(count: int, mode: str) -> Distinguished:
     return told_apart(*worlds)
 
 
-async def with_the_ledger(count: int, mode: str) -> Distinguished:
-    """Tells victims' values apart by recorded answers, and the answers that the stolen ledger gives to both values."""
+async def with_the_ledger(count: int, mode: str, *, over: bool) -> Distinguished:
+    """Tells victims' values apart by recorded answers, and the answers that the stolen ledger gives to both values.
+
+    Args:
+        count: Victims in either world.
+        mode: ENFORCE or OBSERVE.
+        over: The ledger is stolen days later, and its thief sets the clock back to that day.
+    """
     worlds = []
     for sick in (True, False):
         with TemporaryDirectory() as folder:
@@ -56,6 +63,9 @@ async def with_the_ledger(count: int, mode: str) -> Distinguished:
             async with dpmesh.open(settings, clock=lambda: NOW) as mesh:
                 recorded = [await answer(mesh, f"unit-{unit}", sick) for unit in range(count)]
             assert (Path(folder) / "ledger.db").exists()
+            if over:
+                async with dpmesh.open(settings, clock=lambda: NOW + 5 * DAY) as mesh:
+                    await answer(mesh, "unit", sick)
             async with dpmesh.open(settings, clock=lambda: NOW) as mesh:
                 worlds.append(
                     [((said, *await both(mesh, f"unit-{unit}")),) for unit, said in enumerate(recorded)]
@@ -74,10 +84,17 @@ async def findings(count: int) -> list[Finding]:
             await by_asking(200, OBSERVE),
         ),
         Finding(
-            "replay: recorded answers and the sender's stolen ledger",
+            "replay: recorded answers of a past day and the sender's stolen ledger",
+            between_two(EPSILON),
+            "epsilon 0.5 of the answer: the ledger overwrites the key of an epoch that is over",
+            await with_the_ledger(min(count, 200), ENFORCE, over=True),
+            await with_the_ledger(140, OBSERVE, over=True),
+        ),
+        Finding(
+            "replay: recorded answers and the sender's stolen ledger, on the same day",
             None,
-            "not promised: the ledger's secret makes all memoized answers",
-            await with_the_ledger(min(count, 200), ENFORCE),
-            await with_the_ledger(140, OBSERVE),
+            "not promised: the ledger holds the key of the epoch in force",
+            await with_the_ledger(min(count, 200), ENFORCE, over=False),
+            await with_the_ledger(140, OBSERVE, over=False),
         ),
     ]

@@ -11,12 +11,14 @@ from tests.attacks import (
     device,
     errors,
     flights,
+    histograms,
     linkage,
     low_bits,
     metadata,
     places,
     presence,
     replay,
+    times,
     timing,
 )
 from tests.attacks.outcomes import Finding
@@ -42,6 +44,8 @@ ATTACKS = {
     "places": Attack(places.findings, 4000, 200),
     "flights": Attack(flights.findings, 10_000, 0),
     "presence": Attack(presence.findings, 10_000, 500),
+    "histograms": Attack(histograms.findings, 10_000, 500),
+    "times": Attack(times.findings, 10_000, 500),
     "timing": Attack(timing.findings, 1000, 0),
     "low_bits": Attack(low_bits.findings, 4000, 300),
     "metadata": Attack(metadata.findings, 240, 0),

@@ -11,31 +11,8 @@ import math
 import numpy as np
 import pytest
 
-from dpmesh.estimate import Reader
 from dpmesh.estimate.distribution import _inverse, distribution_of, tally
-from tests.support.protos import compiled
-
-HELD = np.array([0.45, 0.0, 0.35, 0.2])
-EDGES = (0.0, 20.0, 50.0, 70.0, 100.0)
-RULES = [
-    "epsilon: 2",
-    "epsilon: 2 output: IN_RANGE",
-    "epsilon: 8",
-    "epsilon: 2 mechanism: PIECEWISE",
-    "epsilon: 2 mechanism: HYBRID",
-    "epsilon: 4 mechanism: DISCRETE_LAPLACE",
-    "epsilon: 4 mechanism: DISCRETE_LAPLACE output: IN_RANGE",
-    "epsilon: 1 sensitivity: 1 resolution: 0.5",
-    "epsilon: 1 sensitivity: 4 resolution: 0.5 delta: 1e-6 mechanism: DISCRETE_GAUSSIAN",
-]
-
-
-def numeric(rule: str) -> Reader:
-    return Reader(
-        compiled(
-            f"message M {{ double x = 1 [(dpmesh.v1.field).numeric = {{lower: 0 upper: 100 {rule}}}]; }}"
-        ).M
-    )
+from tests.unit.estimate.test_distribution import EDGES, HELD, RULES, numeric
 
 
 def figures(received) -> dict[str, list[int]]:

@@ -28,7 +28,8 @@ def drawn(name, epsilon, count):
     if name == "selected":
         law = field.payload.law
         return law.block(count, KeyStream()) - (law.middle - law.mean), law.variance
-    number = field.kind.as_number(field)
+    reading = field.kind.reading(field)
+    number = getattr(reading, "number", reading)
     return number.mechanism.draws.block(count, KeyStream()), number.mechanism.worst_variance
 
 

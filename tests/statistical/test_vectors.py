@@ -88,6 +88,20 @@ def test_a_few_thousand_directions(epsilon):
     assert abs(total.mean() - mechanism.variance(HELD).sum()) < 5 * total.std() / math.sqrt(2000)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("epsilon", ["1", "4"])
+@pytest.mark.parametrize("vector", [np.eye(8)[0], np.full(8, 8**-0.5), np.eye(8)[1] / 3])
+def test_mean_and_error_of_few_dimensions(epsilon, vector):
+    """Frames are drawn ahead here: 6 standard errors of each mean (2e-9), and 1.5 % of the error (5 standard errors)."""
+    mechanism = vector_mechanism.directions(8, 1.0, False, Fraction(epsilon), ROOM)
+    errors = outputs(mechanism, 40_000, vector) - vector
+    off = np.abs(errors.mean(axis=0)) / np.sqrt(mechanism.variance(vector) / 40_000)
+    total = (errors**2).sum(axis=1)
+    assert 5 * total.std() / 200 / total.mean() < 0.015
+    assert off.max() < 6
+    assert abs(total.mean() / mechanism.variance(vector).sum() - 1) < 0.015
+
+
 @pytest.mark.parametrize("epsilon", ["0.5", "4", "16"])
 def test_places_are_as_probable_as_the_threshold_says(epsilon):
     """The upper part, and chi-square over places in both parts: p >= 1e-7 each.

@@ -47,14 +47,17 @@ def check(
     from dpmesh.policy import Policy
     from dpmesh.report import findings
 
-    path = inputs.policy_file(policy_file, configuration.load(inputs.config_file(config_file)))
+    settings = configuration.load(inputs.config_file(config_file))
+    budgets = configuration.budgets(settings)
+    path = inputs.policy_file(policy_file, settings)
     policy = Policy(path)
     try:
         sources = inputs.load(protos, includes, descriptor_sets, reflect)
     except CompileError as error:
         report = findings.CheckReport(error.findings)
     else:
-        report = findings.check(sources, policy, source_locations.of_overlays(path) if path else {})
+        overlays = source_locations.of_overlays(path) if path else {}
+        report = findings.check(sources, policy, overlays, budgets)
     _WRITERS[Format.JSON if as_json else style](report)
     raise typer.Exit(FOUND if report.errors else OK)
 

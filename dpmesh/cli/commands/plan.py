@@ -14,7 +14,6 @@ from dpmesh.cli.console import FOUND, OK, InputError, print_json
 from dpmesh.cli.options import inputs
 
 if TYPE_CHECKING:
-    from dpmesh.policy import Policy
     from dpmesh.report.sources import Sources
 
 HELP = (
@@ -69,8 +68,7 @@ def plan(
     budgets = tuple(configuration.budgets(settings))
     policy_path = inputs.policy_file(policy_file, settings)
     sources = inputs.load(protos, includes, descriptor_sets, reflect)
-    _refuse_duplicates(sources)
-    planner = Planner(_policy(policy_path, sources), budgets, per_second)
+    planner = Planner(inputs.policy(policy_path, sources), budgets, per_second)
     changed = None
     if against is not None:
         is_policy = against.suffix in (".yaml", ".yml", ".json")
@@ -97,23 +95,6 @@ def _per_second(rate: str) -> float:
             f"--rate {rate!r}: write a number above 0 and a unit, such as 10/s, 1/m, 30/h or 200/d"
         )
     return count / _SECONDS[match[2]]
-
-
-def _refuse_duplicates(sources: Sources) -> None:
-    """Refuses annotations that are set twice: the plan would show only the last of them."""
-    for location, duplicate in sources.duplicates:
-        raise InputError(f"{location}: {duplicate.error()}")
-
-
-def _policy(path: Path | None, sources: Sources) -> Policy:
-    """The policy to plan with. An overlay that names no element of the sources is an error."""
-    from dpmesh.policy import Policy
-
-    policy = Policy(path)
-    unresolved = policy.unresolved_overlays(sources.pool)
-    if unresolved:
-        raise InputError(f"{path}: no proto has {', '.join(unresolved)}; dpmesh check says where")
-    return policy
 
 
 def _old_sources(path: Path, new: Sources, beside: Sequence[Path]) -> Sources:

@@ -42,6 +42,9 @@ def write(plan: PlanReport) -> None:
     for rpc in plan.rpcs:
         boundary = ": a trust boundary, over which no trace goes on" * rpc.trust_boundary
         console.print(Text.assemble((rpc.method, "bold"), boundary), soft_wrap=True)
+        if rpc.send_slot is not None:
+            a_day = f"{86_400 / rpc.send_slot:,.0f} messages a day, covers included"
+            console.print(f"  requests leave in slots, one each {duration(rpc.send_slot)}: {a_day}")
         for direction, streams in (("request", rpc.client_streaming), ("response", rpc.server_streaming)):
             report = plan.of(rpc, direction)
             role = direction + (" stream" if streams else "")
@@ -96,8 +99,8 @@ def _message(
         console.print(_table(report.fields))
     if report.refused:
         console.print(Text.assemble("    ", ("refused", "red"), f": {report.refused}"), soft_wrap=True)
-    if report.pad_to and before is None:
-        console.print(f"    size: {_sizes(report.pad_to)}", soft_wrap=True)
+    if report.size is not None and before is None:
+        console.print(f"    size on the wire: {_size(report)}", soft_wrap=True)
     budgets = {budget.name: budget for budget in plan.budgets}
     for payment in report.payments:
         console.print("    " + _payment(payment, budgets[payment.budget], plan.rate), soft_wrap=True)
@@ -105,6 +108,23 @@ def _message(
         console.print("    " + _memoized(report.memoized), soft_wrap=True)
     if len(report.payments) > 1:
         _first(console, plan.rate, report)
+
+
+def _size(report: MessageReport) -> str:
+    """How long a message is; with pad_to, also which messages are refused."""
+    size = report.size
+    assert size is not None
+    why = f"because of {size.unbounded}"
+    if report.pad_to:
+        longer = "" if size.largest is not None else f"; longer ones, which are possible {why}, are refused"
+        return _sizes(report.pad_to) + longer
+    if size.largest is None:
+        return f"{size.smallest} bytes or more, unbounded {why}"
+    return (
+        f"{size.smallest} to {size.largest} bytes"
+        if size.smallest < size.largest
+        else f"{size.largest} bytes"
+    )
 
 
 def _sizes(pad_to: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ from dpmesh.cli.console import InputError
 
 if TYPE_CHECKING:
     from dpmesh.config import Config
+    from dpmesh.policy import Policy
     from dpmesh.report.sources import Sources
 
 Protos = Annotated[
@@ -106,3 +107,21 @@ def policy_file(given: Path | None, settings: Config) -> Path | None:
         return given
     path, here = Path(settings.policy.file), Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def policy(path: Path | None, sources: Sources) -> Policy:
+    """The policy of the sources, with the overlays of a file.
+
+    Raises:
+        InputError: An annotation is set twice, of which only the last one would count; or an overlay names no element
+            of the sources.
+    """
+    from dpmesh.policy import Policy
+
+    for location, duplicate in sources.duplicates:
+        raise InputError(f"{location}: {duplicate.error()}")
+    found = Policy(path)
+    unresolved = found.unresolved_overlays(sources.pool)
+    if unresolved:
+        raise InputError(f"{path}: no proto has {', '.join(unresolved)}; dpmesh check says where")
+    return found

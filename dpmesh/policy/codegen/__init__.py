@@ -22,5 +22,5 @@ in this package and in `dpmesh.policy.kinds`: nothing in them is from outside bu
 are identifiers or quoted. They define no functions and hold no comprehensions. No text depends on a value that is
 protected, and no source, traceback or error holds one.
 
-`source` keeps texts and compiles them, `steps` makes them.
+`source` keeps texts and compiles them. `steps` and `nested_steps` make them.
 """

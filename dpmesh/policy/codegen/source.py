@@ -104,7 +104,7 @@ def function(name: str, arguments: str, body: str, result: str, global_names: di
         result: What it returns.
         global_names: What the statements refer to besides.
     """
-    # textwrap.indent gives the same, and takes twice as long.
+    # textwrap.indent takes twice as long.
     lines = [f"    {line}\n" if line else "\n" for line in body.split("\n")]
     text = f"def {name}({arguments}):\n{''.join(lines)}    return {result}\n"
     source = _current.get()

@@ -18,10 +18,12 @@ from google.protobuf.message import Message
 
 from dpmesh.errors import ProtectionError
 from dpmesh.noise.draws import Draws, joint
-from dpmesh.policy.codegen.source import draw_function, drawing_function, function
+from dpmesh.policy.codegen.source import drawing_function, function
 from dpmesh.policy.descriptors import F, is_map, is_wrapper, may_extend, scalar
 from dpmesh.policy.plan import Build, Pseudonymise
 
+# Of a random id.
+_ID_BYTES = 16
 # In the names that a transform's text refers to: what tells it from others in the same function.
 _MARK = "@"
 
@@ -194,9 +196,6 @@ def copier(new: type[Message]) -> Callable[[Any], Message]:
     return new.__deepcopy__
 
 
-_ID_BYTES = 16
-
-
 def single(field: FieldDescriptor, transform: Transform) -> Step:
     """Applies a transform to a field that is always emitted, whether it was set or not."""
     name = field.name
@@ -328,74 +327,3 @@ def _copied(field: FieldDescriptor) -> Step:
 
         return optional
     return name, Transform(None, "out = value", {})
-
-
-def child(name: str, run: Run, *, when_set: bool) -> Step:
-    """A message in a message: always emitted, or only when it was set."""
-
-    def step(source: Any, target: Any, pseudonymise: Pseudonymise) -> None:
-        if when_set and not source.HasField(name):
-            return
-        into = getattr(target, name)
-        into.SetInParent()
-        run(getattr(source, name), into, pseudonymise)
-
-    return step
-
-
-def children(name: str, run: Run, items: int, blank: Message, *, fill: bool) -> Step:
-    """A repeated message: cut at `items` (0: as many as there are), and filled up with protected defaults."""
-
-    def step(source: Any, target: Any, pseudonymise: Pseudonymise) -> None:
-        elements = getattr(source, name)
-        into = getattr(target, name)
-        shown = elements[:items] if items else elements
-        for element in shown:
-            run(element, into.add(), pseudonymise)
-        if fill:
-            for _ in range(items - len(shown)):
-                run(blank, into.add(), pseudonymise)
-
-    return step
-
-
-def entries(name: str, run: Run, items: int) -> Step:
-    """A map of messages: cut at `items` in order of key (0: as many as there are)."""
-
-    def step(source: Any, target: Any, pseudonymise: Pseudonymise) -> None:
-        held = getattr(source, name)
-        into = getattr(target, name)
-        for key in sorted(held)[: items or None]:
-            run(held[key], into[key], pseudonymise)
-
-    return step
-
-
-def choice(oneof_name: str, members: Sequence[tuple[str, Run]], draws: Draws, blank: Message) -> Step:
-    """A oneof whose choice is randomized: the drawn member leaves.
-
-    A member that was drawn but not set leaves with the protected output of its defaults.
-    """
-    positions = {name: position for position, (name, _) in enumerate(members)}
-    runs = [run for _, run in members]
-    nothing, draw = len(runs), draw_function(draws)
-
-    def step(source: Any, target: Any, pseudonymise: Pseudonymise) -> None:
-        actual = positions.get(source.WhichOneof(oneof_name), nothing)
-        drawn = draw(actual)
-        if drawn != nothing:
-            runs[drawn](source if drawn == actual else blank, target, pseudonymise)
-
-    return step
-
-
-def open_choice(oneof_name: str, members: Sequence[tuple[str, Run]]) -> Step:
-    """A oneof whose choice is public: the member that is set leaves, protected."""
-    runs = dict(members)
-
-    def step(source: Any, target: Any, pseudonymise: Pseudonymise) -> None:
-        name = source.WhichOneof(oneof_name)
-        if name in runs:
-            runs[name](source, target, pseudonymise)
-
-    return step

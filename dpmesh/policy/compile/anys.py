@@ -15,8 +15,6 @@ from dpmesh.policy.descriptors import inside_of, is_map, is_map_entry
 from dpmesh.policy.rulebook import Rulebook
 
 ANY = "google.protobuf.Any"
-# How deep messages can be nested, and how deep Anys: the limit of protobuf's own parsers.
-DEEPEST = 100
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 

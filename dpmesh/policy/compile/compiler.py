@@ -25,6 +25,7 @@ from dpmesh.policy.kinds import memoize
 from dpmesh.policy.kinds.any import KIND as ANY
 from dpmesh.policy.plan import Anys, Build, Memos, Plan, Pseudonymise, Scope
 from dpmesh.policy.rulebook import Rulebook
+from dpmesh.policy.sizes import Size, unbounded
 
 # The longest message that pad_to may ask for, in bytes: far above gRPC's usual limit of 4 MiB.
 _SIZE_LIMIT = 2**26
@@ -44,7 +45,7 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
     diagnostics = lookup.diagnostics
     plan = None
     try:
-        if not is_protected(message, book):
+        if not _is_protected(message, book, lookup):
             _refuse_idle(message, lookup)
             if diagnostics.found or not is_strict(message, book):
                 if not diagnostics.has_errors and types.reaches(message):
@@ -54,7 +55,7 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
         with Source(message.full_name) as source:
             walk = Walk(diagnostics, types)
             fragment = walk.message(message, lookup, "", 1, ())
-            _check_pad_to(message, lookup)
+            _check_pad_to(message, fragment.size, lookup)
             memoize.check(fragment, diagnostics)
             if not diagnostics.has_errors:
                 plan = _plan(message, fragment, lookup, walk, source)
@@ -62,6 +63,15 @@ def compile_message(message: Descriptor, book: Rulebook) -> tuple[Plan | None, l
         diagnostics.unreadable(error)
         return None, diagnostics.found
     return plan, diagnostics.found
+
+
+def _is_protected(message: Descriptor, book: Rulebook, lookup: RuleLookup) -> bool:
+    """Whether to walk through a type: also where a rule can't be read, so that this hides no other error."""
+    try:
+        return is_protected(message, book)
+    except AnnotationError as error:
+        lookup.diagnostics.unreadable(error)
+        return True
 
 
 def _refuse_idle(message: Descriptor, lookup: RuleLookup) -> None:
@@ -84,8 +94,8 @@ def _refuse_idle(message: Descriptor, lookup: RuleLookup) -> None:
             )
 
 
-def _check_pad_to(message: Descriptor, lookup: RuleLookup) -> None:
-    """Refuses sizes that make no sense, and a type that uses the field of the padding."""
+def _check_pad_to(message: Descriptor, size: Size, lookup: RuleLookup) -> None:
+    """Refuses sizes that make no sense or are too small, and a type that uses the field of the padding."""
     sizes = list(lookup.message(message).rules.pad_to)
     if not sizes:
         return
@@ -93,6 +103,13 @@ def _check_pad_to(message: Descriptor, lookup: RuleLookup) -> None:
     if sizes != sorted(set(sizes)) or not padding.LEAST <= sizes[0] <= sizes[-1] <= _SIZE_LIMIT:
         text = f"pad_to must be ascending sizes from {padding.LEAST} to {_SIZE_LIMIT} bytes"
         diagnostics.error(name, "pad-to", text, "such as pad_to: [256, 1024]")
+        return
+    # A longer message would be refused at its release, after it was charged.
+    needed = (size.smallest if size.largest is None else size.largest) + padding.LEAST
+    if needed > sizes[-1]:
+        verb = "can be" if size.largest is not None else "is at least"
+        text = f"{verb} {needed} bytes long with its padding, and the largest size of pad_to is {sizes[-1]}"
+        diagnostics.error(name, "pad-to", text, f"make the last size {needed} or more")
     if padding.FIELD in message.fields_by_number:
         text = f"has a field of its own with the number {padding.FIELD}, which holds the padding of pad_to"
         diagnostics.error(name, "pad-to", text, "give the field another number, or remove pad_to")
@@ -132,11 +149,13 @@ def _plan(message: Descriptor, fragment: Fragment, lookup: RuleLookup, walk: Wal
         protected=sum(field.kind.protects for field in fragment.fields),
         cost=sum((scope.cost for scope in scopes), Cost.ZERO),
         delta=sum(field.delta * field.instances for field in noised),
+        size=fragment.size,
         labels=tuple(sorted(walk.labels)),
         messages=tuple(sorted(walk.messages)),
         ownerless=(fragment.local, fragment.central),
         anys=Anys(together(fragment.anys), build, build_blank) if fragment.anys else None,
         count_cut=_count_cut(fragment.cuts) if fragment.cuts else None,
+        shows_presence=tuple(fragment.shows_presence),
         pad_to=pad_to,
         memos=_memos(fragment, builder, unit, lookup.version()),
         source=source.text,
@@ -194,6 +213,7 @@ def _open_plan(message: Descriptor, types: UnannotatedTypes, lookup: RuleLookup)
         protected=0,
         cost=Cost.ZERO,
         delta=0.0,
+        size=unbounded(fields[0].path if fields else message.full_name),
         labels=tuple(sorted(labels)),
         messages=tuple(sorted(names)),
         anys=Anys(types.find, copied, copied, alone=True, extendable=types.extendable(message)),

@@ -14,6 +14,7 @@ from dpmesh.policy.codegen.steps import Step, passed
 from dpmesh.policy.compile.anys import Find, owned_by, within
 from dpmesh.policy.descriptors import is_map
 from dpmesh.policy.plan import FieldPlan
+from dpmesh.policy.sizes import NOTHING, Size
 
 # From a message to every instance of something within it.
 Enter = Callable[[Any], Iterable[Any]]
@@ -59,6 +60,7 @@ class Fragment:
         shows_presence: What in it leaves only where the message was there, in words.
         cuts: What counts the elements that are cut from fields whose number of elements is public.
         values: How many values and messages it holds, even where nothing was set.
+        size: How long it is when it is encoded, with all noise that it can have.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -77,6 +79,7 @@ class Fragment:
     shows_presence: list[str] = field(default_factory=list)
     cuts: list[CountCut] = field(default_factory=list)
     values: int = 0
+    size: Size = NOTHING
 
     @property
     def scoped(self) -> bool:

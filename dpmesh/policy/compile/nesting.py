@@ -10,12 +10,13 @@ from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.accounting import Cost
 from dpmesh.errors import AnnotationError
-from dpmesh.policy.codegen import steps
+from dpmesh.policy.codegen import nested_steps, steps
 from dpmesh.policy.compile.fragment import Fragment, cut_from, into_child, over_elements, over_entries
 from dpmesh.policy.descriptors import inside_of, is_map, oneof_of, type_name
 from dpmesh.policy.diagnostics import BadRuleError, Diagnostics
 from dpmesh.policy.kinds.kind import FieldSite, checked_items
 from dpmesh.policy.kinds.words import short_path
+from dpmesh.policy.sizes import entries, nested, unbounded
 
 if TYPE_CHECKING:
     from dpmesh.policy.compile.walk import Walk
@@ -67,7 +68,8 @@ def _single(
         if inner.central != Cost.ZERO:
             fragment.steps.append(steps.require_set(field))
         fragment.values += 1 + inner.values
-    fragment.steps.append(steps.child(name, steps.run_all(inner.steps), when_set=when_set))
+    fragment.steps.append(nested_steps.child(name, steps.run_all(inner.steps), when_set=when_set))
+    fragment.size += nested(field, inner.size, 0 if when_set else 1)
     fragment.add_nested(inner, 1, into_child(name))
 
 
@@ -95,7 +97,9 @@ def _repeated(
         fragment.values += walk.checked_values(field.full_name, items * (1 + inner.values))
     blank = GetMessageClass(inside)()
     run = steps.run_all(inner.steps)
-    fragment.steps.append(steps.children(name, run, items, blank, fill=fill))
+    fragment.steps.append(nested_steps.children(name, run, items, blank, fill=fill))
+    size = nested(field, inner.size, items if fill else 0, items)
+    fragment.size += size if items else unbounded(site.path)
     fragment.add_nested(inner, max(items, 1), over_elements(name, items))
 
 
@@ -116,7 +120,8 @@ def _map(walk: Walk, fragment: Fragment, site: FieldSite, inside: Descriptor, st
     fragment.shows_presence.append(f"the keys of {field.full_name} leave as they are")
     if site.public_length:
         _show_number(fragment, site, inner)
-    fragment.steps.append(steps.entries(name, steps.run_all(inner.steps), items))
+    fragment.steps.append(nested_steps.entries(name, steps.run_all(inner.steps), items))
+    fragment.size += entries(field, inner.size, items, site.path)
     fragment.add_nested(inner, max(items, 1), over_entries(name, items))
 
 
@@ -150,7 +155,7 @@ def _elements(
         try:
             items = checked_items(items)
         except BadRuleError as bad:
-            site.error(bad.rule, bad.text, bad.fix)
+            site.bad_rule(bad)
     return items, inner
 
 

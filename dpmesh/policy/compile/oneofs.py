@@ -10,7 +10,7 @@ from google.protobuf.descriptor import FieldDescriptor, OneofDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.accounting import Cost
-from dpmesh.policy.codegen import steps
+from dpmesh.policy.codegen import nested_steps, steps
 from dpmesh.policy.codegen.steps import Run
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.compile.rule_lookup import RuleLookup
@@ -18,6 +18,7 @@ from dpmesh.policy.diagnostics import BadRuleError, Diagnostics
 from dpmesh.policy.kinds.loss import checked_epsilon
 from dpmesh.policy.kinds.oneof import KIND as ONEOF
 from dpmesh.policy.rulebook import ResolvedRule
+from dpmesh.policy.sizes import NOTHING, Size, nested, of_values, one_of
 
 if TYPE_CHECKING:
     from dpmesh.policy.compile.walk import MessageSite
@@ -35,6 +36,8 @@ def add(
     """Adds a oneof, whose members are compiled already, to the fragment of its message, which stands at a site."""
     resolved = lookup.oneof(oneof)
     fragment.add_oneof([part for _, part in members])
+    hidden = any(lookup.changes(field) for field, _ in members) and not resolved.rules.public
+    fragment.size += one_of(_size(field, part, hidden=hidden) for field, part in members)
     if resolved.rules.public and resolved.rules.HasField("epsilon"):
         lookup.diagnostics.error(
             oneof.full_name, "oneof-choice", "is public and has an epsilon", "choose one of the two"
@@ -47,12 +50,12 @@ def add(
     elif resolved.rules.public:
         fragment.shows_presence.append(f"the choice of {oneof.full_name} leaves as it is")
         runs = [(field.name, steps.run_all(part.steps)) for field, part in members if part.steps]
-        fragment.steps.append(steps.open_choice(oneof.name, runs))
+        fragment.steps.append(nested_steps.open_choice(oneof.name, runs))
         blank_runs = [
             (field.name, steps.run_all(part.blank_steps)) for field, part in members if part.blank_steps
         ]
         if blank_runs:
-            fragment.add_blank_steps([steps.open_choice(oneof.name, blank_runs)])
+            fragment.add_blank_steps([nested_steps.open_choice(oneof.name, blank_runs)])
     else:
         epsilon = _epsilon(oneof, resolved, site.share, lookup)
         if epsilon is None:
@@ -61,9 +64,16 @@ def add(
         names, path = [name for name, _ in runs], site.path + oneof.name
         plan = ONEOF.plan_choice(path, oneof.full_name, resolved.origin, names, epsilon, site.instances)
         blank = GetMessageClass(oneof.containing_type)()
-        fragment.steps.append(steps.choice(oneof.name, runs, plan.payload.mechanism.draws, blank))
+        fragment.steps.append(nested_steps.choice(oneof.name, runs, plan.payload.mechanism.draws, blank))
         fragment.local += plan.cost
         fragment.fields.append(plan)
+
+
+def _size(field: FieldDescriptor, part: Fragment, *, hidden: bool) -> Size:
+    """The size of a member that leaves. One that is suppressed leaves empty where the choice is hidden."""
+    if part.steps or not hidden:
+        return part.size
+    return of_values(field, [field.default_value]) if field.message_type is None else nested(field, NOTHING)
 
 
 def refuse_idle(oneof: OneofDescriptor, resolved: ResolvedRule, lookup: RuleLookup) -> None:

@@ -17,16 +17,18 @@ from dpmesh.policy.kinds.registry import kind_of
 from dpmesh.policy.rulebook import UNANNOTATED, ResolvedRule, Rulebook
 from dpmesh.v1 import privacy_pb2 as pb
 
+# What stands for rules that can't be read. Nothing is released by it, and fields report nothing more.
 _EMPTY: tuple[tuple[type, Any], ...] = (
     (Descriptor, pb.MessageRules()),
-    (FieldDescriptor, pb.FieldRules()),
+    (FieldDescriptor, pb.FieldRules(suppress=pb.Suppress())),
     (OneofDescriptor, pb.OneofRules()),
 )
 
 
 # Increased whenever an equal rule gets another law, such as another mechanism for AUTO: reports under two laws must not
-# look as if they were of one. Since 2, AUTO takes the optimized Piecewise mechanism.
-LAWS = 2
+# look as if they were of one. Since 2, AUTO takes the optimized Piecewise mechanism. Since 3, a place outside of a
+# region counts as the nearest one in it, and PRIV_UNIT_G has fewer directions for vectors of up to 16 coordinates.
+LAWS = 3
 
 
 class RuleLookup:

@@ -13,6 +13,7 @@ from dpmesh.policy.kinds.kind import FieldSite
 from dpmesh.policy.kinds.public import KIND as PUBLIC
 from dpmesh.policy.kinds.suppress import KIND as SUPPRESS
 from dpmesh.policy.rulebook import UNANNOTATED
+from dpmesh.policy.sizes import unbounded
 from dpmesh.v1 import privacy_pb2 as pb
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def _any(walk: Walk, fragment: Fragment, site: FieldSite, rule: int) -> None:
         text = "is required, so its message can't be sent where the Any is dropped"
         site.error("required", text, "make it optional")
     fragment.add_copy(field)
+    fragment.size += unbounded(site.path)
     fragment.anys.append(anys.directly(field, rule))
     fragment.fields.append(ANY.plan_any(site.path, field, rule, walk.diagnostics))
 

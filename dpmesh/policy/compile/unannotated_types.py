@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from dpmesh.errors import ProtectionError
-from dpmesh.policy.compile.anys import ANY, DEEPEST, Found, contents_of, is_any
-from dpmesh.policy.descriptors import extensions, inside_of, mark
+from dpmesh.policy.compile.anys import ANY, Found, contents_of, is_any
+from dpmesh.policy.descriptors import DEEPEST, extensions, inside_of, mark
 from dpmesh.policy.kinds.kind import FieldKind
 from dpmesh.policy.kinds.registry import kind_of
 from dpmesh.policy.rulebook import Rulebook

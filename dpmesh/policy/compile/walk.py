@@ -14,11 +14,10 @@ from dpmesh.policy.compile import nesting, oneofs, unannotated
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.compile.rule_lookup import RuleLookup
 from dpmesh.policy.compile.unannotated_types import UnannotatedTypes
-from dpmesh.policy.descriptors import RESERVED_NAMES, extensions, inside_of, is_report, oneof_of
+from dpmesh.policy.descriptors import RESERVED_NAMES, extensions, inside_of, is_report, oneof_of, type_name
 from dpmesh.policy.diagnostics import Diagnostics
 from dpmesh.policy.kinds.kind import FieldSite
 from dpmesh.policy.kinds.loss import epsilon_share
-from dpmesh.policy.kinds.noised import NoisedKind
 from dpmesh.policy.kinds.words import short_path
 
 # Fields of one plan, counted at every site where they occur: two fields of one type on each of many levels are few
@@ -97,8 +96,14 @@ class Walk:
             AnnotationError: The plan would be too large.
         """
         fragment = Fragment()
-        rules = lookup.message(message).rules
-        if stack and rules.pad_to:
+        resolved = lookup.message(message)
+        rules = resolved.rules
+        if resolved.path and rules.pad_to:
+            text = (
+                "has a pad_to, which is for messages that leave by themselves and not for those in one place"
+            )
+            self.diagnostics.error(resolved.path, "pad-to", text, f"set pad_to on {stack[0]}")
+        elif stack and rules.pad_to:
             text = f"its pad_to has no effect where it stands inside {stack[-1]}"
             self.diagnostics.warn(message.full_name, "pad-to", text, f"set pad_to on {stack[0]} too")
         self.labels.update(rules.labels)
@@ -215,12 +220,15 @@ class Walk:
         """A field whose rule chooses a kind: the kind adds it, messages and maps as well."""
         kind, rules = site.lookup.kind(field), site.lookup.field(field).rules
         assert kind is not None
-        if rules.length and not isinstance(kind, NoisedKind):  # Kinds with noise look at it themselves.
-            text = f"{kind} shows no number of elements, so length has no effect"
-            self.diagnostics.error(field.full_name, "length", text, "remove it")
-        before = len(fragment.memoized)
+        before = len(fragment.fields)
         kind.add(fragment, self._site(field, site, owned=owned), getattr(rules, kind.name))
-        if rules.HasField("memoize") and len(fragment.memoized) == before and not self.diagnostics.has_errors:
+        added = fragment.fields[before:]
+        if not added and self.diagnostics.has_errors:
+            return  # The kind reported what is wrong.
+        if rules.length and not any(plan.public_lengths for plan in added):
+            text = f"{kind} on {type_name(field)} shows no number of elements, so length has no effect"
+            self.diagnostics.error(field.full_name, "length", text, "remove it")
+        if rules.HasField("memoize") and not any(plan.memo for plan in added):
             self._refuse_memoize(field)
 
     def _refuse_memoize(self, field: FieldDescriptor) -> None:

@@ -17,6 +17,7 @@ from dpmesh.policy.kinds.kind import Description, FieldSite
 from dpmesh.policy.kinds.loss import field_epsilon, split
 from dpmesh.policy.kinds.subset import KIND as SUBSET
 from dpmesh.policy.plan import FieldPlan
+from dpmesh.policy.sizes import Size
 from dpmesh.v1 import privacy_pb2 as pb
 
 
@@ -54,6 +55,10 @@ class Categorical(Category):
     @override
     def transform(self, plan: FieldPlan) -> Transform:
         return transform_of(plan.payload.domain, plan.payload.mechanism, "out = values@[y]")
+
+    @override
+    def size(self, site: FieldSite, plan: FieldPlan) -> Size:
+        return self.size_with(site, plan, plan.payload.domain)
 
     @override
     def describe(self, plan: FieldPlan) -> Description:

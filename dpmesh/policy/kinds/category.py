@@ -10,7 +10,6 @@ from fractions import Fraction
 from typing import Any
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
-from typing_extensions import override
 
 from dpmesh.accounting import Cost
 from dpmesh.noise.categorical import CategoricalMechanism
@@ -21,7 +20,7 @@ from dpmesh.policy.kinds.kind import Description, FieldSite
 from dpmesh.policy.kinds.noised import NoisedKind
 from dpmesh.policy.plan import FieldPlan, Model
 
-# How many reports people may imagine behind the error that `dpmesh plan` shows.
+# The error that `dpmesh plan` shows is that of a share estimated from so many reports.
 _REPORTS = 10_000
 
 
@@ -64,24 +63,15 @@ class Category(NoisedKind):
             total: The loss of all its values together.
             repeats: How many values it holds.
         """
-        return FieldPlan(
-            path=site.path,
-            name=site.field.full_name,
-            kind=self,
-            origin=site.origin,
+        return self.noised_plan(
+            site,
             model=Model.LOCAL,
             epsilon=total,
             repeats=repeats,
-            instances=site.instances,
             cost=Cost.pure(payload.mechanism.epsilon).times(repeats),
             mechanism_name=str(payload.mechanism.kind),
             payload=payload,
         )
-
-    @override
-    def as_category(self, plan: FieldPlan) -> CategoricalPayload:
-        payload: CategoricalPayload = plan.payload
-        return payload
 
     def described(self, plan: FieldPlan, output: str) -> Description:
         """What `dpmesh plan` shows, with the error of what the receiver learns.

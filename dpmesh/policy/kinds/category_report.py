@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from google.protobuf.message_factory import GetMessageClass
 from typing_extensions import override
 
 from dpmesh.noise import categorical
 from dpmesh.noise.local_hashing import fingerprint
 from dpmesh.policy.codegen.steps import Step, Transform
+from dpmesh.policy.descriptors import inside_of
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds.category import CategoricalPayload, Category
 from dpmesh.policy.kinds.kind import Description, FieldSite
 from dpmesh.policy.kinds.loss import field_epsilon, split
 from dpmesh.policy.plan import FieldPlan, Pseudonymise
+from dpmesh.policy.sizes import Size
 from dpmesh.v1 import privacy_pb2 as pb
 
 
@@ -65,6 +68,14 @@ class CategoryReportKind(Category):
             report.SetInParent()
 
         return single
+
+    @override
+    def size(self, site: FieldSite, plan: FieldPlan) -> Size:
+        last, inside = plan.payload.mechanism.size - 1, inside_of(site.field)
+        assert inside is not None
+        new: Any = GetMessageClass(inside)
+        reports = [new(seed=seed, hash=hash) for seed, hash in ((0, 0), (1, last))]
+        return self.size_with(site, plan, reports)
 
     @override
     def describe(self, plan: FieldPlan) -> Description:

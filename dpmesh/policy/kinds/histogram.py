@@ -18,7 +18,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from typing_extensions import override
 
 from dpmesh.accounting import Cost
-from dpmesh.noise import numeric
+from dpmesh.noise import numeric, numeric_choice
 from dpmesh.noise.numeric import MAX_SIZE, NumericKind, NumericMechanism
 from dpmesh.policy.codegen.source import draw_function
 from dpmesh.policy.codegen.steps import Step
@@ -31,9 +31,10 @@ from dpmesh.policy.kinds.key_selection import SelectionPayload
 from dpmesh.policy.kinds.kind import ITEMS_LIMIT, Description, FieldSite
 from dpmesh.policy.kinds.loss import field_epsilon, split
 from dpmesh.policy.kinds.noised import NoisedKind
-from dpmesh.policy.kinds.numeric import NumericPayload
+from dpmesh.policy.kinds.numeric import NumericPayload, encoded_ends
 from dpmesh.policy.kinds.words import number
 from dpmesh.policy.plan import FieldPlan, Model
+from dpmesh.policy.sizes import Size, of_map, unbounded
 from dpmesh.v1 import privacy_pb2 as pb
 
 _BOOLS = {"false": False, "true": True}
@@ -74,15 +75,11 @@ class Histogram(NoisedKind):
         else:
             payload, cost = _aggregate(value, keys, rules, epsilon)
             model = Model.CENTRAL
-        return FieldPlan(
-            path=site.path,
-            name=site.field.full_name,
-            kind=self,
-            origin=site.origin,
+        return self.noised_plan(
+            site,
             model=model,
             epsilon=epsilon,
             repeats=len(keys),
-            instances=site.instances,
             cost=cost,
             mechanism_name=str(payload.number.mechanism.kind),
             payload=payload,
@@ -92,15 +89,11 @@ class Histogram(NoisedKind):
         self, site: FieldSite, value: FieldDescriptor, rules: pb.Histogram, epsilon: Fraction
     ) -> FieldPlan:
         payload = key_selection.select(value, rules, epsilon)
-        return FieldPlan(
-            path=site.path,
-            name=site.field.full_name,
-            kind=self,
-            origin=site.origin,
+        return self.noised_plan(
+            site,
             model=Model.CENTRAL,
             epsilon=epsilon,
             delta=rules.delta,
-            instances=site.instances,
             cost=Cost.approximate(epsilon, Fraction(rules.delta)),
             mechanism_name=key_selection.MECHANISM_NAME,
             payload=payload,
@@ -111,6 +104,13 @@ class Histogram(NoisedKind):
         if isinstance(plan.payload, SelectionPayload):
             return key_selection.selected_keys(site.field.name, plan.name, plan.payload)
         return _all_keys(site.field.name, plan)
+
+    @override
+    def size(self, site: FieldSite, plan: FieldPlan) -> Size:
+        if isinstance(plan.payload, SelectionPayload):
+            return unbounded(plan.path)
+        payload: HistogramPayload = plan.payload
+        return of_map(site.field, payload.keys, encoded_ends(_value(site), payload.number))
 
     @override
     def describe(self, plan: FieldPlan) -> Description:
@@ -125,20 +125,6 @@ class Histogram(NoisedKind):
     def refuses(self, plan: FieldPlan) -> tuple[str, str] | None:
         selects = isinstance(plan.payload, SelectionPayload)
         return ("NaN", "send 0 instead") if selects or plan.payload.number.refuses_nan else None
-
-    @override
-    def as_number(self, plan: FieldPlan) -> NumericPayload | None:
-        return None if isinstance(plan.payload, SelectionPayload) else plan.payload.number
-
-    @override
-    def as_histogram(self, plan: FieldPlan) -> HistogramPayload | SelectionPayload:
-        payload: HistogramPayload | SelectionPayload = plan.payload
-        return payload
-
-    @override
-    def received(self, value: Any) -> Iterable[Any]:
-        numbers: Iterable[Any] = value.values()
-        return numbers
 
 
 KIND = Histogram()
@@ -230,7 +216,7 @@ def _options(
 ) -> Iterable[tuple[NumericMechanism, Cost, bool]]:
     """Mechanisms that hide a unit's own map, what they cost, and whether they need the sum to be bounded."""
     each = split(epsilon, keys)
-    kind = numeric.best(grid.size, grid.size, each, in_range=in_range, local=True)
+    kind = numeric_choice.best(grid.size, grid.size, each, in_range=in_range, local=True)
     yield (
         numeric.make(kind, grid.size, grid.size, each, in_range=in_range),
         Cost.pure(each).times(keys),
@@ -279,7 +265,7 @@ def _all_keys(name: str, plan: FieldPlan) -> Step:
         index = refusing_nan(index, plan.name)
 
     def indexes(held: Mapping[Any, Any]) -> Iterable[int]:
-        return (index(held.get(key, 0)) for key in keys)
+        return [index(held.get(key, 0)) for key in keys]
 
     def cut(held: Mapping[Any, Any]) -> Iterable[int]:
         left = total or 0

@@ -17,6 +17,13 @@ def is_short(field: FieldDescriptor) -> bool:
     return INTEGER_RANGES.get(field.type, (0, 2**63))[1] < 2**33
 
 
+def encoded_ends(field: FieldDescriptor) -> list[str | bytes | int]:
+    """Those pseudonyms in a field's type that are encoded shortest and longest."""
+    if field.type == F.TYPE_STRING:
+        return ["0" * 32]
+    return [bytes(16)] if field.type == F.TYPE_BYTES else [1, INTEGER_RANGES[field.type][1]]
+
+
 def in_type(field: FieldDescriptor, pseudonym: str) -> str:
     """The expression of a pseudonym in a field's type: hex digits, bytes, or as many low bits as fit above 0.
 

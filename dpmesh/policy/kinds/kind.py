@@ -17,16 +17,11 @@ from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.descriptors import is_map
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.plan import FieldPlan
+from dpmesh.policy.sizes import Size, unbounded
 from dpmesh.v1 import privacy_pb2 as pb
 
 if TYPE_CHECKING:
     from dpmesh.policy.compile.rule_lookup import RuleLookup
-    from dpmesh.policy.kinds.category import CategoricalPayload
-    from dpmesh.policy.kinds.histogram import HistogramPayload
-    from dpmesh.policy.kinds.key_selection import SelectionPayload
-    from dpmesh.policy.kinds.location import LocationPayload
-    from dpmesh.policy.kinds.numeric import NumericPayload
-    from dpmesh.policy.kinds.vector_mechanism import VectorMechanism
 
 
 # Repeated fields are filled up to max_items in every message.
@@ -64,6 +59,10 @@ class FieldSite:
     def error(self, rule: str, text: str, fix: str = "") -> None:
         """Reports what keeps the field's message type from being released."""
         self.lookup.diagnostics.error(self.lookup.name(self.field), rule, text, fix)
+
+    def bad_rule(self, bad: BadRuleError) -> None:
+        """Reports what ended the compilation of the field."""
+        self.error(bad.rule, bad.text, bad.fix)
 
     def warn(self, rule: str, text: str, fix: str = "") -> None:
         """Reports what is worth a look."""
@@ -175,6 +174,10 @@ class FieldKind(abc.ABC):
     def describe(self, plan: FieldPlan) -> Description:
         """Says to people what leaves."""
 
+    def size(self, site: FieldSite, plan: FieldPlan) -> Size:
+        """How many bytes the field takes, its tag included, in a message that a budget has paid for."""
+        return unbounded(plan.path)
+
     def states(self, plan: FieldPlan) -> int | None:
         """How many values the field can have, as indexes from 0; None for kinds whose answers can't be memoized."""
         return None
@@ -187,25 +190,12 @@ class FieldKind(abc.ABC):
         """How long a pseudonym that leaves stays the same, in seconds; None where none leaves."""
         return None
 
-    def as_number(self, plan: FieldPlan) -> NumericPayload | None:
-        """How an estimator reads what leaves as a number; None where it is no number."""
-        return None
+    def reading(self, plan: FieldPlan) -> Any:
+        """How estimators read what leaves: a payload of numbers, categories, places, vectors or histograms.
 
-    def as_category(self, plan: FieldPlan) -> CategoricalPayload | None:
-        """How an estimator reads what leaves as a category; None where it is no category."""
-        return None
-
-    def as_vector(self, plan: FieldPlan) -> VectorMechanism | None:
-        """How an estimator reads what leaves as a vector; None where it is no vector."""
-        return None
-
-    def as_place(self, plan: FieldPlan) -> LocationPayload | None:
-        """How an estimator reads what leaves as a place; None where it is no place."""
-        return None
-
-    def as_histogram(self, plan: FieldPlan) -> HistogramPayload | SelectionPayload | None:
-        """How an estimator reads what leaves as a histogram; None where it is none."""
-        return None
+        By default this is the plan's payload. What is none of these has no estimates.
+        """
+        return plan.payload
 
     def received(self, value: Any) -> Iterable[Any]:
         """The numbers or categories in one received value: of a kind that is not elementwise, or of a message."""

@@ -31,10 +31,11 @@ from dpmesh.policy.kinds.place_law import PlaceLaw, disk_law, hexagonal_law
 from dpmesh.policy.kinds.region import RADIUS_KM, Region, cells_at, region_of
 from dpmesh.policy.kinds.words import number
 from dpmesh.policy.plan import FieldPlan, Model
+from dpmesh.policy.sizes import NOTHING, Size, nested, of_values, shortest_and_longest
 from dpmesh.v1 import privacy_pb2 as pb
 
 _KM_PER_DEGREE = math.radians(RADIUS_KM)
-# Cells of less than so many of the field's own steps could not be told apart.
+# A cell is at least so many of the field's own steps wide, so that the field can tell cells apart.
 _STEPS_A_CELL = 4
 
 
@@ -90,15 +91,11 @@ class Location(NoisedKind):
             radius_km=rules.radius_km if rules.metric == pb.Location.GEO else None,
         )
         _warn(site, payload)
-        return FieldPlan(
-            path=site.path,
-            name=site.field.full_name,
-            kind=self,
-            origin=site.origin,
+        return self.noised_plan(
+            site,
             model=Model.LOCAL,
             epsilon=law.epsilon,
             repeats=repeats,
-            instances=site.instances,
             cost=law.cost,
             mechanism_name="hexagonal_geometric" if hexagonal else "disk_area",
             payload=payload,
@@ -111,6 +108,19 @@ class Location(NoisedKind):
         draw = place_code.drawing(at.region, at.unit, at.law.spacing, at.law.mechanism.draws, *cell)
         items = plan.repeats if site.field.is_repeated else 0
         return place_code.pairs(site.field, at.latitude, at.longitude, draw, items)
+
+    @override
+    def size(self, site: FieldSite, plan: FieldPlan) -> Size:
+        at: LocationPayload = plan.payload
+        message, region = inside_of(site.field), at.region
+        assert message is not None
+        sides = (region.west, region.east) if region.west < region.east else (-180.0, 180.0)
+        inner = NOTHING
+        for name, ends in ((at.latitude, (region.south, region.north)), (at.longitude, sides)):
+            field = message.fields_by_name[name]
+            low, high = (place_code.in_units(end, at.unit, integral=at.integral) for end in ends)
+            inner += of_values(field, shortest_and_longest(field, low, high))
+        return nested(site.field, inner, plan.repeats, plan.repeats)
 
     @override
     def describe(self, plan: FieldPlan) -> Description:
@@ -136,11 +146,6 @@ class Location(NoisedKind):
     def hides_near_values_only(self, plan: FieldPlan) -> bool:
         at: LocationPayload = plan.payload
         return at.radius_km is not None and at.law.over_region > float(at.law.epsilon)
-
-    @override
-    def as_place(self, plan: FieldPlan) -> LocationPayload:
-        payload: LocationPayload = plan.payload
-        return payload
 
 
 KIND = Location()

@@ -51,9 +51,7 @@ def memoized(plan: FieldPlan, site: FieldSite, rules: pb.Memoize) -> FieldPlan:
         raise BadRuleError(
             _RULE, text, f"use a resolution that leaves at most {STATES_LIMIT}, or a smaller domain"
         )
-    epoch = epochs.seconds(rules)
-    if epochs.out_of_range(epoch):
-        raise BadRuleError("epoch", epochs.ALLOWED)
+    epoch = epochs.checked_seconds(rules)
     return replace(plan, memo=Memo(epoch, states), cost=plan.cost.times(states))
 
 
@@ -97,7 +95,10 @@ def _recall(plan: FieldPlan, draws: Draws) -> Any:
 def label_of(plan: FieldPlan) -> str:
     """Tells a field's answers from all others of its message, and from those under another law."""
     assert plan.memo is not None
-    return f"{plan.path} {plan.mechanism_name} {plan.epsilon} {plan.memo.states}"
+    category, number = plan.kind.as_category(plan), plan.kind.as_number(plan)
+    # The rules do not say which values an enum has, or which grid a field's type gives.
+    values = category.domain if category is not None else None if number is None else number.grid
+    return f"{plan.path} {plan.mechanism_name} {plan.epsilon} {plan.memo.states} {values}"
 
 
 def check(fragment: Fragment, diagnostics: Diagnostics) -> None:

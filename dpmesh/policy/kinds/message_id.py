@@ -9,8 +9,10 @@ from typing_extensions import override
 from dpmesh.policy.codegen import steps
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.descriptors import F, type_name
+from dpmesh.policy.kinds import ids
 from dpmesh.policy.kinds.kind import Description, FieldKind, FieldSite
 from dpmesh.policy.plan import FieldPlan
+from dpmesh.policy.sizes import of_values
 
 
 class MessageId(FieldKind):
@@ -27,6 +29,7 @@ class MessageId(FieldKind):
             return
         fragment.add_step(steps.random_id(field))
         fragment.values += 1
+        fragment.size += of_values(field, ids.encoded_ends(field))
         super().add(fragment, site, rules)
 
     @override

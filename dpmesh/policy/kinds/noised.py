@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any, ClassVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -12,11 +14,12 @@ from dpmesh.accounting import Cost
 from dpmesh.policy.codegen import steps
 from dpmesh.policy.codegen.steps import Step, Transform
 from dpmesh.policy.compile.fragment import Fragment, cut_from
-from dpmesh.policy.descriptors import is_map, oneof_of, type_name
+from dpmesh.policy.descriptors import is_map, oneof_of
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds import memoize
 from dpmesh.policy.kinds.kind import FieldKind, FieldSite
 from dpmesh.policy.plan import FieldPlan, Model
+from dpmesh.policy.sizes import Size, of_values
 
 
 class NoisedKind(FieldKind):
@@ -39,7 +42,7 @@ class NoisedKind(FieldKind):
             if site.memoize is not None:
                 plan = memoize.memoized(plan, site, site.memoize)
         except BadRuleError as bad:
-            site.error(bad.rule, bad.text, bad.fix)
+            site.bad_rule(bad)
             return
         except ValueError as error:
             # The samplers have limits of their own, which only extreme resolutions and epsilons reach.
@@ -50,10 +53,7 @@ class NoisedKind(FieldKind):
             text = "has numbers so large, or so near to each other, that its noise can't be computed"
             site.error("bounds", text, "use a norm, bounds or a region of usual size")
             return
-        if site.public_length:
-            if not self._takes_length(site.field):
-                text = f"{plan.kind} on {type_name(site.field)} shows no number of elements, so length has no effect"
-                site.error("length", text, "remove it")
+        if site.public_length and self._takes_length(site.field):
             plan = dataclasses.replace(plan, public_lengths=(site.path,))
             fragment.cuts.append(cut_from(site.field.name, plan.repeats))
             fragment.shows_presence.append(
@@ -67,6 +67,7 @@ class NoisedKind(FieldKind):
             )
         fragment.fields.append(plan)
         fragment.values += self.values(plan)
+        fragment.size += self.size(site, plan)
         if plan.memo is not None:
             memoize.add(fragment, site, plan, self.transform(plan))
             return
@@ -76,6 +77,36 @@ class NoisedKind(FieldKind):
         else:
             fragment.local += plan.cost
         fragment.steps.append(self.step(site, plan))
+
+    def noised_plan(
+        self,
+        site: FieldSite,
+        *,
+        model: Model,
+        epsilon: Fraction | None,
+        cost: Cost,
+        mechanism_name: str,
+        payload: Any,
+        repeats: int = 1,
+        rho: Fraction | None = None,
+        delta: float = 0.0,
+    ) -> FieldPlan:
+        """The plan of a field of this kind; `dpmesh.policy.plan.FieldPlan` explains the arguments."""
+        return FieldPlan(
+            path=site.path,
+            name=site.field.full_name,
+            kind=self,
+            origin=site.origin,
+            model=model,
+            epsilon=epsilon,
+            rho=rho,
+            delta=delta,
+            repeats=repeats,
+            instances=site.instances,
+            cost=cost,
+            mechanism_name=mechanism_name,
+            payload=payload,
+        )
 
     def _takes_length(self, field: FieldDescriptor) -> bool:
         """Whether the number of a field's elements may be public."""
@@ -90,6 +121,10 @@ class NoisedKind(FieldKind):
     def values(self, plan: FieldPlan) -> int:
         """How many values of the field one message instance shows."""
         return plan.repeats
+
+    def size_with(self, site: FieldSite, plan: FieldPlan, values: Iterable[Any]) -> Size:
+        """The size of a field each of whose values is one of these: see `sizes.of_values`."""
+        return of_values(site.field, values, 0 if site.public_length else plan.repeats, plan.repeats)
 
     def step(self, site: FieldSite, plan: FieldPlan) -> Step:
         """What writes the field of a protected message. Kinds on messages and maps override it."""

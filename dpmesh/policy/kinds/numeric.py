@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NoReturn
 
+from google.protobuf.descriptor import FieldDescriptor
 from typing_extensions import override
 
 from dpmesh.accounting import Cost
 from dpmesh.errors import ProtectionError
-from dpmesh.noise import numeric
+from dpmesh.noise import numeric, numeric_choice
 from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy.codegen.steps import Transform
 from dpmesh.policy.descriptors import is_number, scalar, type_name
@@ -23,6 +24,7 @@ from dpmesh.policy.kinds.loss import field_epsilon, gaussian_rho, refuse_delta, 
 from dpmesh.policy.kinds.noised import NoisedKind
 from dpmesh.policy.kinds.words import number
 from dpmesh.policy.plan import FieldPlan, Model
+from dpmesh.policy.sizes import Size, shortest_and_longest
 from dpmesh.v1 import privacy_pb2 as pb
 
 _MECHANISMS = {
@@ -95,17 +97,13 @@ class Numeric(NoisedKind):
             check_outputs(holder, grid, mechanism)
         # An aggregate's sensitivity does not cover the jump from a number to the middle of the range.
         refuses_nan = rules.nan == pb.Numeric.REJECT or not local
-        return FieldPlan(
-            path=site.path,
-            name=site.field.full_name,
-            kind=self,
-            origin=site.origin,
+        return self.noised_plan(
+            site,
             model=Model.LOCAL if local else Model.CENTRAL,
             epsilon=epsilon,
             rho=rho,
             delta=rules.delta if rho is not None else 0.0,
             repeats=repeats,
-            instances=site.instances,
             cost=cost,
             mechanism_name=str(mechanism.kind),
             payload=NumericPayload(grid, mechanism, in_range, refuses_nan),
@@ -137,6 +135,10 @@ out = {lower} + y * {step}
         return Transform(draws, text, {"refuse@": _refusal(plan.name)} if plan.payload.refuses_nan else {})
 
     @override
+    def size(self, site: FieldSite, plan: FieldPlan) -> Size:
+        return self.size_with(site, plan, encoded_ends(scalar(site.field), plan.payload))
+
+    @override
     def describe(self, plan: FieldPlan) -> Description:
         low, high = plan.payload.outputs
         words = f"{number(low)} to {number(high)}"
@@ -148,19 +150,18 @@ out = {lower} + y * {step}
 
     @override
     def states(self, plan: FieldPlan) -> int | None:
-        payload = plan.payload
-        # Kinds that derive from this one have payloads of their own.
-        if not isinstance(payload, NumericPayload) or plan.epsilon is None or plan.model is Model.CENTRAL:
+        if plan.epsilon is None or plan.model is Model.CENTRAL:
             return None
-        return payload.grid.size + 1
-
-    @override
-    def as_number(self, plan: FieldPlan) -> NumericPayload:
-        payload: NumericPayload = plan.payload
-        return payload
+        states: int = plan.payload.grid.size + 1
+        return states
 
 
 KIND = Numeric()
+
+
+def encoded_ends(holder: FieldDescriptor, payload: NumericPayload) -> list[float]:
+    """Those outputs that are encoded shortest and longest."""
+    return shortest_and_longest(holder, *payload.outputs, payload.grid.step)
 
 
 def _literal(grid: Grid, value: float) -> str:
@@ -203,7 +204,7 @@ def _mechanism(
         return mechanism, None, rho, Cost.gaussian(rho)
     refuse_delta(rules)
     if chosen == pb.Numeric.AUTO:
-        kind = numeric.best(grid.size, sensitivity, each, in_range=in_range, local=local)
+        kind = numeric_choice.best(grid.size, sensitivity, each, in_range=in_range, local=local)
     else:
         kind = _MECHANISMS[chosen]
     mechanism = numeric.make(kind, grid.size, sensitivity, each, rho=None, in_range=in_range)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,22 +47,33 @@ def drawing(
 
 
 def _clamped(region: Region, unit: float) -> str:
-    """Degrees within the bounds, longitudes counted from the middle. What is no place counts as the middle."""
+    """Degrees of the nearest place in the region, longitudes from its middle. What is no place counts as the middle."""
     in_degrees = "" if unit == 1 else f"    lat, lon = lat * {unit!r}, lon * {unit!r}\n"
     latitude, _ = region.middle
     return f"""\
 if lat == lat and lon - lon == 0:
 {in_degrees}    lon = (lon - {region.longitude!r} + 180.0) % 360.0 - 180.0
+{textwrap.indent(_nearest(region), "    ")}
+else:
+    lat, lon = {latitude!r}, 0.0"""
+
+
+def _nearest(region: Region) -> str:
+    """The nearest place in the region, longitudes from its middle: see `Region.clamp`."""
+    width = region.half_width
+    return f"""\
+if {-width!r} <= lon <= {width!r}:
     if lat < {region.south!r}:
         lat = {region.south!r}
     elif lat > {region.north!r}:
         lat = {region.north!r}
-    if lon < {-region.half_width!r}:
-        lon = {-region.half_width!r}
-    elif lon > {region.half_width!r}:
-        lon = {region.half_width!r}
 else:
-    lat, lon = {latitude!r}, 0.0"""
+    a = min(max(lat, -90.0), 90.0) * {math.pi / 180!r}
+    b = (abs(lon) - {width!r}) * {math.pi / 180!r}
+    lat = atan2(sin(a), cos(a) * cos(b)) * {180 / math.pi!r}
+    if not {region.south!r} <= lat <= {region.north!r}:
+        lat = {region.south!r} if (lat - {region.middle[0]!r}) % 360.0 > 180.0 else {region.north!r}
+    lon = {width!r} if lon > 0.0 else {-width!r}"""
 
 
 def _cell(region: Region, spacing: float) -> str:
@@ -89,7 +101,7 @@ def hexagons(
     """From a cell to the place of another one, for noise on the whole lattice.
 
     Args:
-        region: Where places can be. What the noise takes out of it leaves as the nearest latitude and longitude in it.
+        region: Where places can be. What the noise takes out of it leaves as the nearest place in it.
         spacing: The distance of the centres of neighbouring cells, in km.
         ranges: The least and the largest i, j and i + j, which decide what any two places lose.
         middle: The cell that any other one counts as, which there is none of: "i, j".
@@ -119,14 +131,7 @@ g = {math.cos(phi0)!r} * c - {math.sin(phi0)!r} * b
 s = a * s
 lat = atan2({math.sin(phi0)!r} * c + {math.cos(phi0)!r} * b, hypot(g, s)) * {180 / math.pi!r}
 lon = atan2(s, g) * {180 / math.pi!r}
-if lat < {region.south!r}:
-    lat = {region.south!r}
-elif lat > {region.north!r}:
-    lat = {region.north!r}
-if lon < {-region.half_width!r}:
-    lon = {-region.half_width!r}
-elif lon > {region.half_width!r}:
-    lon = {region.half_width!r}
+{_nearest(region)}
 lon += {region.longitude!r}
 {_turned(region)}"""
 

@@ -18,6 +18,7 @@ from dpmesh.policy.kinds import epochs, ids
 from dpmesh.policy.kinds.kind import Description, FieldKind, FieldSite
 from dpmesh.policy.kinds.words import duration
 from dpmesh.policy.plan import FieldPlan, Pseudonymise
+from dpmesh.policy.sizes import Size, of_values
 from dpmesh.v1 import privacy_pb2 as pb
 
 
@@ -47,7 +48,7 @@ class Pseudonym(FieldKind):
         try:
             plan = self.plan(site, rules)
         except BadRuleError as bad:
-            site.error(bad.rule, bad.text, bad.fix)
+            site.bad_rule(bad)
             return
         text = "is linked within each epoch: a pseudonym is not differentially private"
         site.warn("pseudonym", text, "suppress it if the receiver need not count or join by it")
@@ -57,6 +58,7 @@ class Pseudonym(FieldKind):
             )
         fragment.fields.append(plan)
         fragment.values += plan.repeats
+        fragment.size += self.size(site, plan)
         fragment.shows_presence.append(f"{site.field.full_name} leaves as a pseudonym")
         fragment.add_step(_step(site.field, plan))
 
@@ -67,9 +69,7 @@ class Pseudonym(FieldKind):
             raise BadRuleError(
                 "kind-type", f"pseudonym does not fit {type_name(field)}", "string, bytes or integer"
             )
-        epoch = epochs.seconds(rules)
-        if epochs.out_of_range(epoch):
-            raise BadRuleError("epoch", epochs.ALLOWED)
+        epoch = epochs.checked_seconds(rules)
         return FieldPlan(
             site.path,
             field.full_name,
@@ -79,6 +79,10 @@ class Pseudonym(FieldKind):
             instances=site.instances,
             payload=PseudonymPayload(epoch, rules.namespace or field.full_name),
         )
+
+    @override
+    def size(self, site: FieldSite, plan: FieldPlan) -> Size:
+        return of_values(site.field, ids.encoded_ends(scalar(site.field)), plan.repeats, plan.repeats)
 
     @override
     def describe(self, plan: FieldPlan) -> Description:

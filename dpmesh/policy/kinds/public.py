@@ -9,6 +9,7 @@ from typing_extensions import override
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.kinds.kind import Description, FieldKind, FieldSite
 from dpmesh.policy.plan import FieldPlan
+from dpmesh.policy.sizes import public
 from dpmesh.v1 import privacy_pb2 as pb
 
 
@@ -33,6 +34,7 @@ class Public(FieldKind):
     def copy(self, fragment: Fragment, site: FieldSite) -> None:
         """Adds the field without a check: for fields without a rule, too."""
         fragment.add_copy(site.field)
+        fragment.size += public(site.field, site.path)
         fragment.fields.append(self.plan(site, pb.Public()))
 
     @override

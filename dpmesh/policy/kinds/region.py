@@ -90,7 +90,7 @@ class Region:
         return _project(math.radians(self.latitude), phi, turned)
 
     def place(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """The latitude and longitude of points of the plane, clamped to the bounds.
+        """The latitude and longitude of points of the plane; of points outside of the region, the nearest place in it.
 
         Points off the map, further than the antipode of the centre, count as the nearest on it.
         """
@@ -106,13 +106,29 @@ class Region:
         return self.clamp(latitude, turned)
 
     def clamp(self, latitude: Array, turned: Array) -> tuple[Array, Array]:
-        """Places within the bounds, from latitudes and longitudes that are counted from the centre's."""
+        """The places of the region that are nearest on the sphere.
+
+        Of the places at one latitude, the one with the nearest longitude is the nearest. So the place found lies on the
+        same meridian, or on that edge of the region whose meridian is nearer. There, the cosine of the distance is
+        sin(p) sin(q) + cos(p) cos(q) cos(b), for the latitudes p and q and the difference b of longitudes. As a
+        function of q, that is a cosine about atan2(sin(p), cos(p) cos(b)). The latter lies beyond 90 degrees if the way
+        leads over a pole.
+
+        Args:
+            latitude: In degrees; beyond a pole, it counts as the pole.
+            turned: Longitudes from the middle, -180 to 180 degrees.
+        """
+        phi = np.radians(np.clip(latitude, -90, 90))
+        over = np.radians(np.maximum(np.abs(turned) - self.half_width, 0))
+        best = np.degrees(np.arctan2(np.sin(phi), np.cos(phi) * np.cos(over)))
+        edge = np.where((best - self.middle[0]) % 360 > 180, self.south, self.north)
+        on_meridian = np.where((self.south <= best) & (best <= self.north), best, edge)
+        clamped: Array = np.where(over > 0, on_meridian, np.clip(latitude, self.south, self.north))
         longitude = self.longitude + np.clip(turned, -self.half_width, self.half_width)
         if self.west < self.east:
             longitude = np.clip(longitude, self.west, self.east)
         else:
             longitude = (longitude + 180) % 360 - 180
-        clamped: Array = np.clip(latitude, self.south, self.north)
         return clamped, longitude
 
     def samples(self, count: int) -> tuple[Array, Array]:

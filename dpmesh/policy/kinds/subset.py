@@ -22,6 +22,7 @@ from dpmesh.policy.kinds.category import (
 from dpmesh.policy.kinds.kind import Description, FieldSite
 from dpmesh.policy.kinds.loss import field_epsilon
 from dpmesh.policy.plan import FieldPlan, Pseudonymise
+from dpmesh.policy.sizes import Size, of_widths, width_in
 from dpmesh.v1 import privacy_pb2 as pb
 
 
@@ -87,6 +88,12 @@ class Subset(Category):
             getattr(target, name).extend(protect(held[0] if held else filler))
 
         return plain
+
+    @override
+    def size(self, site: FieldSite, plan: FieldPlan) -> Size:
+        field, count = site.field, plan.payload.mechanism.size
+        widths = sorted(width_in(field, value) for value in plan.payload.domain)
+        return Size(of_widths(field, widths[:count]), of_widths(field, widths[-count:]))
 
     @override
     def describe(self, plan: FieldPlan) -> Description:

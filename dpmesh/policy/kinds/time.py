@@ -13,10 +13,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from typing_extensions import override
 
 from dpmesh.accounting import Cost
-from dpmesh.noise import numeric
+from dpmesh.noise import numeric, numeric_choice
 from dpmesh.noise.numeric import NumericMechanism
 from dpmesh.policy.codegen.steps import Step, Transform
-from dpmesh.policy.descriptors import INTEGER_RANGES, scalar, type_name
+from dpmesh.policy.descriptors import INTEGER_RANGES, inside_of, scalar, type_name
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds.grid import GRID_LIMIT, Grid, outputs_fit
 from dpmesh.policy.kinds.kind import Description, FieldSite
@@ -24,6 +24,7 @@ from dpmesh.policy.kinds.loss import field_epsilon, split
 from dpmesh.policy.kinds.numeric import Numeric, NumericPayload
 from dpmesh.policy.kinds.words import number
 from dpmesh.policy.plan import FieldPlan, Model
+from dpmesh.policy.sizes import Size, nested, of_values, shortest_and_longest
 from dpmesh.v1 import privacy_pb2 as pb
 
 # All times and lengths below are integers of nanoseconds, unless a name says otherwise.
@@ -44,7 +45,7 @@ _LIMITS = {
     _TIMESTAMP: (-62_135_596_800 * _SECOND, 253_402_300_800 * _SECOND - 1),
     _DURATION: (-315_576_000_000 * _SECOND, 315_576_000_000 * _SECOND),
 }
-# By default no step is longer than this part of the range.
+# By default the range of a Timestamp or Duration has at least so many steps.
 _CELLS = 10_000
 
 
@@ -102,15 +103,11 @@ class Time(Numeric):
         each = split(epsilon, repeats)
         mechanism, in_range = _mechanism(grid, sensitivity, each, limits)
         ticks = NumericPayload(grid, mechanism, in_range)
-        return FieldPlan(
-            path=site.path,
-            name=site.field.full_name,
-            kind=self,
-            origin=site.origin,
+        return self.noised_plan(
+            site,
             model=Model.LOCAL,
             epsilon=epsilon,
             repeats=repeats,
-            instances=site.instances,
             cost=Cost.pure(each).times(repeats),
             mechanism_name=str(mechanism.kind),
             payload=TimePayload(_in_seconds(ticks) if message else ticks, ticks, unit, message, dated, shift),
@@ -125,6 +122,23 @@ class Time(Numeric):
     @override
     def transform(self, plan: FieldPlan) -> Transform:
         return super().transform(replace(plan, payload=plan.payload.ticks))
+
+    @override
+    def size(self, site: FieldSite, plan: FieldPlan) -> Size:
+        ticks: NumericPayload = plan.payload.ticks
+        if not plan.payload.message:
+            return super().size(site, replace(plan, payload=ticks))
+        holder = inside_of(site.field)
+        assert holder is not None
+        low, high = (int(end) for end in ticks.outputs)
+        seconds = holder.fields_by_name["seconds"]
+        inner = of_values(seconds, shortest_and_longest(seconds, low // _SECOND, -(-high // _SECOND)))
+        if low % _SECOND or int(ticks.grid.step) % _SECOND:
+            # Of a Duration below 0, they are below 0 too.
+            least = 1 - _SECOND if plan.payload.message == _DURATION and low < 0 else 0
+            nanos = holder.fields_by_name["nanos"]
+            inner += of_values(nanos, shortest_and_longest(nanos, least, _SECOND - 1))
+        return nested(site.field, inner, plan.repeats, plan.repeats)
 
     @override
     def describe(self, plan: FieldPlan) -> Description:
@@ -149,7 +163,11 @@ class Time(Numeric):
         return None
 
     @override
-    def as_number(self, plan: FieldPlan) -> NumericPayload:
+    def states(self, plan: FieldPlan) -> None:
+        return None
+
+    @override
+    def reading(self, plan: FieldPlan) -> NumericPayload:
         payload: NumericPayload = plan.payload.number
         return payload
 
@@ -264,7 +282,7 @@ def _mechanism(
 ) -> tuple[NumericMechanism, bool]:
     """The mechanism, and whether its outputs stay between the bounds: they do where the type can't hold others."""
     for in_range in (False, True):
-        kind = numeric.best(grid.size, sensitivity, epsilon, in_range=in_range, local=True)
+        kind = numeric_choice.best(grid.size, sensitivity, epsilon, in_range=in_range, local=True)
         mechanism = numeric.make(kind, grid.size, sensitivity, epsilon, in_range=in_range)
         if outputs_fit(grid, mechanism, limits):
             break

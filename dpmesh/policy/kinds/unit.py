@@ -15,10 +15,12 @@ from dpmesh.policy.codegen.source import function
 from dpmesh.policy.codegen.steps import Step, Transform, passed
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.descriptors import INTEGER_RANGES, F, oneof_of, type_name
+from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds import epochs, ids
 from dpmesh.policy.kinds.kind import Description, FieldKind, FieldSite
 from dpmesh.policy.kinds.words import duration
 from dpmesh.policy.plan import FieldPlan, Pseudonymise
+from dpmesh.policy.sizes import of_values, public
 from dpmesh.v1 import privacy_pb2 as pb
 
 
@@ -62,7 +64,12 @@ class Unit(FieldKind):
         if rules.form == pb.Unit.SUPPRESSED:
             _suppress(fragment, site, read, canonical)
             return
-        fragment.add_step(_step(site, rules, read, canonical))
+        try:
+            fragment.add_step(_step(site, rules, read, canonical))
+        except BadRuleError as bad:
+            site.bad_rule(bad)
+        raw = rules.form == pb.Unit.RAW
+        fragment.size += public(field, site.path) if raw else of_values(field, ids.encoded_ends(field))
         fragment.shows_presence.append(
             f"{field.full_name} leaves" + (" as it is" if rules.form else " as a pseudonym")
         )
@@ -103,9 +110,7 @@ def _step(site: FieldSite, rules: pb.Unit, read: Read, canonical: Canonical) -> 
     if rules.form == pb.Unit.RAW:
         site.warn("unit-raw", "the unit's id leaves as it is", "form: PSEUDONYM hides it")
         return passed(field)
-    epoch = epochs.seconds(rules)
-    if epochs.out_of_range(epoch):
-        site.error("epoch", epochs.ALLOWED)
+    epoch = epochs.checked_seconds(rules)
     if ids.is_short(field):
         site.warn("unit-collision", "32-bit pseudonyms of different units collide", "use a string or int64")
     return _pseudonym(field, read, canonical, epoch)

@@ -26,6 +26,7 @@ from dpmesh.policy.kinds.noised import NoisedKind
 from dpmesh.policy.kinds.vector_mechanism import Room, VectorMechanism
 from dpmesh.policy.kinds.words import number
 from dpmesh.policy.plan import FieldPlan, Model
+from dpmesh.policy.sizes import Size
 from dpmesh.v1 import privacy_pb2 as pb
 
 Array = NDArray[np.float64]
@@ -33,7 +34,7 @@ Array = NDArray[np.float64]
 _AGGREGATES = (pb.Vector.DISCRETE_GAUSSIAN, pb.Vector.DISCRETE_LAPLACE)
 # Of float and double: binary digits of their whole numbers, and the smallest number that has all of these digits.
 _DIGITS = {F.TYPE_FLOAT: (24, 2.0**-126), F.TYPE_DOUBLE: (52, 2.0**-1022)}
-# `plan` says how many reports bring the mean so near, as a part of the norm.
+# `dpmesh plan` says how many reports are needed for a mean that is off by at most this part of the norm.
 _NEAR = 0.1
 
 
@@ -55,17 +56,13 @@ class Vector(NoisedKind):
         else:
             mechanism = _local(rules, bound, epsilon, room)
         rho = mechanism.rho
-        return FieldPlan(
-            path=site.path,
-            name=site.field.full_name,
-            kind=self,
-            origin=site.origin,
+        return self.noised_plan(
+            site,
             model=Model.CENTRAL if central else Model.LOCAL,
             epsilon=epsilon if rho is None else None,
             rho=rho,
             delta=rules.delta if rho is not None else 0.0,
             repeats=rules.dimension,
-            instances=site.instances,
             cost=Cost.pure(epsilon) if rho is None else Cost.gaussian(rho),
             mechanism_name=mechanism.name,
             payload=mechanism,
@@ -82,6 +79,10 @@ class Vector(NoisedKind):
         return vector
 
     @override
+    def size(self, site: FieldSite, plan: FieldPlan) -> Size:
+        return self.size_with(site, plan, [0.0])
+
+    @override
     def describe(self, plan: FieldPlan) -> Description:
         mechanism: VectorMechanism = plan.payload
         reach, length = mechanism.reach, math.sqrt(mechanism.worst_error)
@@ -96,11 +97,6 @@ class Vector(NoisedKind):
         if plan.model is Model.LOCAL:
             return None
         return "NaN and other lengths", "nothing: an aggregate's sensitivity does not cover them"
-
-    @override
-    def as_vector(self, plan: FieldPlan) -> VectorMechanism:
-        mechanism: VectorMechanism = plan.payload
-        return mechanism
 
     @override
     def received(self, value: Any) -> Iterable[Any]:
@@ -210,9 +206,10 @@ def _local_reader(plan: FieldPlan) -> Callable[[Any], Array]:
 
     def read(values: Any) -> Array:
         if len(values) == dimension:
-            held = np.array(values[:], np.float64)
-            if math.isfinite(float(np.abs(held).max())):
-                return held
+            numbers = values[:]
+            # Numbers that are finite may have an infinite length.
+            if math.isfinite(math.hypot(*numbers)) or all(map(math.isfinite, numbers)):
+                return np.array(numbers, np.float64)
         return np.zeros(dimension)
 
     return read

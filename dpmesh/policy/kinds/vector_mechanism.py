@@ -154,6 +154,8 @@ def directions(dimension: int, radius: float, cube: bool, epsilon: Fraction, roo
 
 def _in_ball(x: Array, radius: float) -> Array:
     """A vector in units of the radius, scaled down to a length of 1 if it is longer; nothing overflows."""
+    if math.hypot(*x.tolist()) <= radius:
+        return x / radius
     largest = float(np.abs(x).max())
     scaled = x / max(largest, radius)
     length = math.sqrt(float(scaled @ scaled))

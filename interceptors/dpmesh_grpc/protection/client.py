@@ -6,6 +6,8 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable
+from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -17,11 +19,13 @@ from dpmesh.mesh.flow_table import FlowTable
 from dpmesh.mesh.flows import Flow
 from dpmesh.mesh.mesh import Mesh
 from dpmesh.mesh.refusals import Category, Refusal
+from dpmesh.mesh.slots import Slots, in_slots
 from dpmesh.mesh.stream import ReleaseStream
 from dpmesh_grpc import status
 from dpmesh_grpc.aio.arities import Arity, ArityInterceptor, ClientInterception, changed, interceptor
 from dpmesh_grpc.aio.calls import StreamRefusal
 from dpmesh_grpc.aio.internals import COMPRESSION_KEY, LazyMetadata, followed_by, following_interceptors
+from dpmesh_grpc.protection.slots import Turn, current_cover, take_turn
 
 log = logging.getLogger("dpmesh.grpc")
 
@@ -55,6 +59,9 @@ class Sender(ClientInterception):
         if following:
             continuation = _filtering_last(continuation, flow, arity)
         left = details.timeout
+        turn = None if flow.send_slot is None else take_turn(flow.method)
+        if turn is not None:
+            return self._send_in_turn(flow, continuation, details, request, arity, turn)
         if left is None or left > 0:
             try:
                 # This does not wait, so that the deadline need not be watched.
@@ -64,6 +71,20 @@ class Sender(ClientInterception):
             if protected is not None:
                 return self._send(flow, continuation, details, request, protected, left)
         return self._send_later(flow, continuation, details, request, arity)
+
+    async def _send_in_turn(
+        self, flow: Flow, continuation: Any, details: Any, request: Any, arity: Arity, turn: Turn
+    ) -> Any:
+        """Releases the request, and lets the RPC begin at its slot."""
+        try:
+            async with asyncio.timeout(details.timeout):
+                released, protected = await turn.protect(flow, request)
+        except DpmeshError as error:
+            return _refused(arity, error)
+        except TimeoutError:
+            return arity.refused(status.deadline())
+        await turn.end()
+        return await self._send(flow, continuation, details, released, protected, details.timeout)
 
     async def _send_later(
         self, flow: Flow, continuation: Any, details: Any, request: Any, arity: Arity
@@ -110,7 +131,7 @@ class Sender(ClientInterception):
         if metadata is not details.metadata:
             details = changed(details, details.timeout, LazyMetadata(*metadata))
         end = StreamRefusal()
-        call = await continuation(details, _released(flow, stream, requests, end))
+        call = await continuation(details, _released(flow, stream, requests, end, current_cover()))
         end.call = call
         return arity.guarded(call, end)
 
@@ -196,13 +217,27 @@ async def _in_time(flow: Flow, request: Any, seconds: float) -> tuple[Any, float
 
 
 async def _released(
-    flow: Flow, stream: ReleaseStream, requests: AsyncIterable[Any] | Iterable[Any], end: StreamRefusal
+    flow: Flow,
+    stream: ReleaseStream,
+    requests: AsyncIterable[Any] | Iterable[Any],
+    end: StreamRefusal,
+    cover: Any,
 ) -> AsyncIterator[Any]:
     """The stream of protected requests; the first refusal ends it."""
     passes = flow.passes
+    given = requests if isinstance(requests, AsyncIterable) else _each(requests)
     try:
-        async for request in requests if isinstance(requests, AsyncIterable) else _each(requests):
-            yield request if passes(type(request)) else await flow.protect(request, stream)
+        if flow.send_slot is None:
+            async for request in given:
+                yield request if passes(type(request)) else await flow.protect(request, stream)
+        elif cover is None:
+            async for request in given:
+                await flow.protect(request, stream)  # Refuses it.
+        else:
+            protect = partial(flow.protect, stream=stream, in_slot=True)
+            async with aclosing(in_slots(Slots(flow.send_slot), given, cover, protect)) as slotted:
+                async for protected in slotted:
+                    yield protected
     except DpmeshError as error:
         failure = status.refusal(error)
         end.refuse(failure)

@@ -15,25 +15,19 @@ p and q have to be off together, by 4.8 standard errors of ln(p / q). A bound be
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
 
-import grpc
 import pytest
-from scipy.stats import beta
 
-import dpmesh
 from dpmesh.noise.local_hashing import fingerprint
-from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors
+from tests.support.empirical import lower_bound, send_often
 from tests.support.protos import compiled
 from tests.unit.noise.test_local_hashing import H
 
-ALPHA = 2e-4
 EPSILON = 1.0
 FLOOR = 0.9
 # Each message has as many fields of either kind, each with a loss of its own: 80,000 values of a world.
 MESSAGES, FIELDS = 20_000, 4
-METHOD = "/test.Categories/Report"
 COLORS = 16
 HASHES = 4
 CAT = "(dpmesh.v1.field).categorical"
@@ -53,8 +47,7 @@ TYPES = compiled(
             for n, name in enumerate(PAGE_FIELDS, 11)
         )
     } }}
-    enum Color {{ {" ".join(f"COLOR_{number} = {number};" for number in range(COLORS))} }}
-    message Ack {{ int32 n = 1; }}"""
+    enum Color {{ {" ".join(f"COLOR_{number} = {number};" for number in range(COLORS))} }}"""
 )
 WORLDS = tuple(
     {name: [color] for name in COLOR_FIELDS} | {name: {"value": page} for name in PAGE_FIELDS}
@@ -66,30 +59,14 @@ async def received(world: dict, config: dict) -> tuple[list, list]:
     """Sends the messages of one world over a real channel; returns the subsets and the reports that the handler got."""
     subsets, reports = [], []
 
-    async def report(requests, context):
-        async for request in requests:
-            subsets.extend(tuple(getattr(request, name)) for name in COLOR_FIELDS)
-            pages = [getattr(request, name) for name in PAGE_FIELDS]
-            assert not any(page.value for page in pages)
-            reports.extend((page.seed, page.hash) for page in pages)
-        return TYPES.Ack(n=len(reports))
+    def take(message):
+        subsets.extend(tuple(getattr(message, name)) for name in COLOR_FIELDS)
+        pages = [getattr(message, name) for name in PAGE_FIELDS]
+        assert not any(page.value for page in pages)
+        reports.extend((page.seed, page.hash) for page in pages)
 
-    handler = grpc.stream_unary_rpc_method_handler(
-        report, request_deserializer=TYPES.M.FromString, response_serializer=TYPES.Ack.SerializeToString
-    )
-    async with dpmesh.open(config) as mesh:
-        server = grpc.aio.server(interceptors=aio_server_interceptors(mesh))
-        handlers = grpc.method_handlers_generic_handler("test.Categories", {"Report": handler})
-        server.add_generic_rpc_handlers((handlers,))
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        target = f"127.0.0.1:{port}"
-        async with grpc.aio.insecure_channel(target, interceptors=aio_client_interceptors(mesh)) as channel:
-            call = channel.stream_unary(METHOD, TYPES.M.SerializeToString, TYPES.Ack.FromString)
-            message = TYPES.M(id="device", **world)
-            ack = await call(message for _ in range(MESSAGES))
-        await server.stop(None)
-    assert ack.n == MESSAGES * FIELDS
+    await send_often(TYPES.M(id="device", **world), MESSAGES, config, take)
+    assert len(reports) == MESSAGES * FIELDS
     return subsets, reports
 
 
@@ -102,16 +79,9 @@ def worlds(tmp_path_factory) -> Sequence[tuple[list, list]]:
     return [asyncio.run(received(world, config)) for world in WORLDS]
 
 
-def lower_bound(hits: int, misses: int, n: int, m: int) -> float:
-    """The Clopper-Pearson lower bound on epsilon of an event with so many hits in either world."""
-    p = beta.ppf(ALPHA / 2, hits, n - hits + 1)
-    q = beta.ppf(1 - ALPHA / 2, misses + 1, m - misses)
-    return math.log(p / q)
-
-
 def test_subsets(worlds):
     hits, misses = (sum(4 in color and 1 not in color for color in colors) for colors, _ in worlds)
-    bound = lower_bound(hits, misses, MESSAGES * FIELDS, MESSAGES * FIELDS)
+    bound = lower_bound((hits, MESSAGES * FIELDS), (misses, MESSAGES * FIELDS))
     assert bound <= EPSILON, "more is lost than was promised"
     assert bound >= FLOOR * EPSILON, "more noise was added than was promised"
 
@@ -127,7 +97,6 @@ def test_reports(worlds):
             if (own := H(seed, "/clinic", HASHES)) != H(seed, "/", HASHES)
         ]
         counts.append((sum(told), len(told)))
-    (hits, n), (misses, m) = counts
-    bound = lower_bound(hits, misses, n, m)
+    bound = lower_bound(*counts)
     assert bound <= EPSILON, "more is lost than was promised"
     assert bound >= FLOOR * EPSILON, "more noise was added than was promised"

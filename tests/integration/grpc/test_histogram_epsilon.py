@@ -11,24 +11,19 @@ be off together. A bound below 0.9 epsilon is below 1e-6: its expectation lies 5
 """
 
 import asyncio
-import math
 
-import grpc
 import pytest
-from scipy.stats import beta
 
-import dpmesh
-from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors
+from tests.support.empirical import lower_bound, send_often
 from tests.support.protos import compiled
 
-ALPHA, MESSAGES, BATCH, EPSILON = 2e-4, 80_000, 50, 1.0
+MESSAGES, BATCH, EPSILON = 80_000, 50, 1.0
 HIST = "(dpmesh.v1.field).histogram"
 TYPES = compiled(
     f"""message M {{ string id = 1 [(dpmesh.v1.field).unit = {{form: SUPPRESSED}}];
     map<string, int64> counts = 2 [{HIST} = {{keys: ["a", "b", "c"] contribution: 2 epsilon: 1}}];
     map<string, uint32> own = 3 [{HIST} = {{keys: ["a", "b"] lower: 0 upper: 10 epsilon: 1}}]; }}
-    message Batch {{ repeated M each = 1 [(dpmesh.v1.field).max_items = 50]; }}
-    message Ack {{ int32 n = 1; }}"""
+    message Batch {{ repeated M each = 1 [(dpmesh.v1.field).max_items = 50]; }}"""
 )
 WORLDS = (
     {"counts": {"a": 11, "b": 11, "secret": 1}, "own": {"a": 10, "b": 10}},
@@ -44,31 +39,14 @@ async def hits(world: dict, config: dict) -> dict[str, int]:
     """Sends the messages of one world over a real channel; returns how often the handler saw each event."""
     seen = dict.fromkeys(EVENTS, 0)
 
-    async def report(requests, context):
-        async for batch in requests:
-            for message in batch.each:
-                assert len(message.counts) == 3
-                for name, event in EVENTS.items():
-                    seen[name] += event(message)
-        return TYPES.Ack()
+    def take(batch):
+        for message in batch.each:
+            assert len(message.counts) == 3
+            for name, event in EVENTS.items():
+                seen[name] += event(message)
 
-    handler = grpc.stream_unary_rpc_method_handler(
-        report, request_deserializer=TYPES.Batch.FromString, response_serializer=TYPES.Ack.SerializeToString
-    )
-    async with dpmesh.open(config) as mesh:
-        server = grpc.aio.server(interceptors=aio_server_interceptors(mesh))
-        generic = grpc.method_handlers_generic_handler("test.Maps", {"Report": handler})
-        server.add_generic_rpc_handlers((generic,))
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        interceptors = aio_client_interceptors(mesh)
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", interceptors=interceptors) as channel:
-            call = channel.stream_unary(
-                "/test.Maps/Report", TYPES.Batch.SerializeToString, TYPES.Ack.FromString
-            )
-            batch = TYPES.Batch(each=[TYPES.M(id="device", **world)] * BATCH)
-            await call(batch for _ in range(MESSAGES // BATCH))
-        await server.stop(None)
+    batch = TYPES.Batch(each=[TYPES.M(id="device", **world)] * BATCH)
+    await send_often(batch, MESSAGES // BATCH, config, take)
     return seen
 
 
@@ -87,8 +65,6 @@ def worlds(tmp_path_factory) -> list[dict[str, int]]:
 @pytest.mark.parametrize("name", EVENTS)
 def test_the_worst_pair_shows_epsilon_and_no_more(worlds, name):
     first, second = (world[name] for world in worlds)
-    p = beta.ppf(ALPHA / 2, first, MESSAGES - first + 1)
-    q = beta.ppf(1 - ALPHA / 2, second + 1, MESSAGES - second)
-    bound = math.log(p / q)
+    bound = lower_bound((first, MESSAGES), (second, MESSAGES))
     assert bound <= EPSILON, "more is lost than was promised"
     assert bound >= 0.9 * EPSILON, "more noise was added than was promised"

@@ -9,18 +9,15 @@ False alarms: a bound above epsilon is at most ALPHA = 2e-4 for any law, and bel
 be off together. A bound below 0.9 epsilon is below 1e-6: its expectation lies 5 standard errors above.
 """
 
-import math
+import asyncio
 
-import grpc
 import numpy as np
 import pytest
-from scipy.stats import beta
 
-import dpmesh
-from dpmesh_grpc import aio_client_interceptors, aio_server_interceptors
+from tests.support.empirical import lower_bound, send_often
 from tests.support.protos import compiled
 
-ALPHA, MESSAGES, BATCH, EPSILON = 2e-4, 60_000, 50, 1.0
+MESSAGES, BATCH, EPSILON = 60_000, 50, 1.0
 TIME = "(dpmesh.v1.field).time"
 DAY, FIRST = 86_400, 1_767_225_600
 BOUNDS = 'earliest: "2026-01-01T00:00:00Z" latest: "2026-01-31T00:00:00Z" epsilon: 1'
@@ -29,8 +26,7 @@ TYPES = compiled(
     google.protobuf.Timestamp at = 2 [{TIME} = {{{BOUNDS}}}];
     google.protobuf.Duration took = 3 [{TIME} = {{earliest: "0s" latest: "5s" epsilon: 1}}];
     int64 within = 4 [{TIME} = {{{BOUNDS} step: HOUR largest_shift: {{seconds: 7200}}}}]; }}
-    message Batch {{ repeated M each = 1 [(dpmesh.v1.field).max_items = 50]; }}
-    message Ack {{ int32 n = 1; }}"""
+    message Batch {{ repeated M each = 1 [(dpmesh.v1.field).max_items = 50]; }}"""
 )
 MIDDLE = FIRST // 3600 + 360
 WORLDS = (
@@ -43,38 +39,19 @@ async def received(world: dict, config: dict) -> np.ndarray:
     """Sends the messages of one world over a real channel; returns what the handler got."""
     got = []
 
-    async def report(requests, context):
-        async for batch in requests:
-            for message in batch.each:
-                took = message.took.seconds + message.took.nanos / 1e9
-                got.append((message.at.seconds, took, message.within))
-        return TYPES.Ack(n=len(got))
+    def take(batch):
+        for message in batch.each:
+            took = message.took.seconds + message.took.nanos / 1e9
+            got.append((message.at.seconds, took, message.within))
 
-    handler = grpc.stream_unary_rpc_method_handler(
-        report, request_deserializer=TYPES.Batch.FromString, response_serializer=TYPES.Ack.SerializeToString
-    )
-    async with dpmesh.open(config) as mesh:
-        server = grpc.aio.server(interceptors=aio_server_interceptors(mesh))
-        generic = grpc.method_handlers_generic_handler("test.Times", {"Report": handler})
-        server.add_generic_rpc_handlers((generic,))
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        interceptors = aio_client_interceptors(mesh)
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", interceptors=interceptors) as channel:
-            call = channel.stream_unary(
-                "/test.Times/Report", TYPES.Batch.SerializeToString, TYPES.Ack.FromString
-            )
-            batch = TYPES.Batch(each=[TYPES.M(id="device", **world)] * BATCH)
-            await call(batch for _ in range(MESSAGES // BATCH))
-        await server.stop(None)
+    batch = TYPES.Batch(each=[TYPES.M(id="device", **world)] * BATCH)
+    await send_often(batch, MESSAGES // BATCH, config, take)
     assert len(got) == MESSAGES
     return np.array(got, dtype=float)
 
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory) -> list[np.ndarray]:
-    import asyncio
-
     config = {
         "ledger": {"url": f"sqlite:///{tmp_path_factory.mktemp('ledger')}/ledger.db"},
         "budget": [{"name": "b", "epsilon": 1e7, "accounting": "pure", "window": "lifetime"}],
@@ -87,8 +64,6 @@ def worlds(tmp_path_factory) -> list[np.ndarray]:
 )
 def test_the_worst_pair_shows_epsilon_and_no_more(worlds, column, upper):
     hits, misses = (int((world[:, column] >= upper).sum()) for world in worlds)
-    p = beta.ppf(ALPHA / 2, hits, MESSAGES - hits + 1)
-    q = beta.ppf(1 - ALPHA / 2, misses + 1, MESSAGES - misses)
-    bound = math.log(p / q)
+    bound = lower_bound((hits, MESSAGES), (misses, MESSAGES))
     assert bound <= EPSILON, "more is lost than was promised"
     assert bound >= 0.9 * EPSILON, "more noise was added than was promised"

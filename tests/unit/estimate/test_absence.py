@@ -7,6 +7,7 @@ import math
 import pytest
 
 from dpmesh.estimate import Estimate, EstimateError, Reader, absence
+from dpmesh.policy import Policy
 from tests.support.protos import compiled
 
 # At this epsilon little noise is left. What is estimated is what the formulas say, within six standard errors (a false
@@ -255,3 +256,24 @@ def test_a_unit_inside_of_a_unit_is_filled_where_it_is_absent_and_its_estimates_
     )
     assert reader.frequencies(f"{path}spouse.sick", received)[True].per_place
     assert not reader.frequencies(f"{path}on", received)[True].per_place
+
+
+def test_covers_are_taken_out_by_a_field_that_says_what_is_one():
+    """The example of docs/wire.md. False alarm: once in 10^9, from the intervals' confidence."""
+    protos = compiled(
+        """message Position {
+          string device = 1 [(dpmesh.v1.field).unit = {}];
+          bool driving = 2 [(dpmesh.v1.field).categorical = {epsilon: 4}];
+          optional double speed = 3 [(dpmesh.v1.field).numeric = {lower: 0 upper: 200 epsilon: 4}]; }"""
+    )
+    sent = [protos.Position(device="d7", driving=True, speed=120)] * 1500
+    covers = [protos.Position(device="d7")] * 4500
+    plan = Policy().plan(protos.Position.DESCRIPTOR)
+    messages = [plan.protect(message, alias) for message in sent + covers]
+    reader, sure = Reader(protos.Position), 1 - 1e-9
+    held = reader.frequencies("driving", messages, confidence=1 - 5e-10)[True]
+    assert held.covers(0.25)
+    assert reader.mean("speed", messages, confidence=sure).covers(30)
+    driven = reader.mean("speed", messages, held=held, confidence=sure)
+    assert driven.covers(120)
+    assert driven.margin < 60

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -86,7 +88,7 @@ def test_categories(reader, column):
 
 
 def test_vectors(reader):
-    mechanism = reader.plan.fields[-1].kind.as_vector(reader.plan.fields[-1])
+    mechanism = reader.plan.fields[-1].kind.reading(reader.plan.fields[-1])
     vector = mechanism.release(np.array([0.5, -0.5])).tolist()
     expected = reader.mean_vector("step", [vector] * 70)
     for column in (
@@ -136,3 +138,68 @@ def test_columns_of_vectors_have_their_length(reader):
         reader.mean_vector("step", np.zeros((4, 3)))
     with pytest.raises(EstimateError, match="not a vector"):
         reader.mean_vector("step", np.zeros(4))
+
+
+TIMES = """
+message Report {
+  string unit = 1 [(dpmesh.v1.field).unit = {}];
+  google.protobuf.Timestamp at = 2 [(dpmesh.v1.field).time = {
+    earliest: "2026-01-01T00:00:00Z" latest: "2026-01-02T00:00:00Z" resolution: {seconds: 60} epsilon: 4}];
+  int64 minutes = 3 [(dpmesh.v1.field).time = {
+    earliest: "0s" latest: "3600s" step: MINUTE epsilon: 4}];
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def times():
+    types = compiled(TIMES)
+    reader = Reader(types.Report)
+    report = types.Report(unit="u", minutes=20)
+    report.at.FromJsonString("2026-01-01T08:00:00Z")
+    return reader, [reader.plan.protect(report, lambda *_: bytes(16)) for _ in range(50)]
+
+
+def test_points_in_time(times):
+    reader, messages = times
+    expected = reader.mean("at", messages)
+    seconds = [message.at.seconds for message in messages]
+    dates = [datetime.fromtimestamp(each, UTC) for each in seconds]
+    column = np.array(seconds, "datetime64[s]")
+    for values in (
+        dates,
+        np.array(dates, object),
+        column,
+        column.astype("datetime64[ns]"),
+        column.astype("datetime64[5s]") if all(each % 5 == 0 for each in seconds) else column,
+        pa.array(dates, pa.timestamp("us", "UTC")),
+        pa.array([None, *dates], pa.timestamp("ms")),
+    ):
+        assert reader.mean("at", values) == expected
+    assert (
+        reader.distribution("at", column, bins=2).shares == reader.distribution("at", messages, bins=2).shares
+    )
+
+
+def test_lengths_of_time_in_the_steps_of_an_integer(times):
+    reader, messages = times
+    minutes = [message.minutes for message in messages]
+    expected = reader.mean("minutes", messages)
+    assert reader.mean("minutes", np.array(minutes, "timedelta64[m]").astype("timedelta64[ms]")) == expected
+    assert reader.mean("minutes", [timedelta(minutes=each) for each in minutes]) == expected
+    assert reader.mean("minutes", minutes) == expected
+
+
+def test_times_of_another_kind_are_refused(reader, times):
+    other, _ = times
+    lengths, dates = np.array([1], "timedelta64[s]"), np.array([1], "datetime64[s]")
+    for asked, path, values, says in [
+        (other, "at", lengths, "something else than points in time"),
+        (other, "minutes", dates, "something else than lengths of time"),
+        (other, "at", np.array(["NaT"], "datetime64[s]"), "lies outside"),
+        (other, "at", [datetime(2026, 1, 1)], "is not a number"),
+        (other, "at", [timedelta(seconds=3)], "is not a number"),
+        (reader, "speed", dates, "something else than numbers"),
+    ]:
+        with pytest.raises(EstimateError, match=f"{path}: .*{says}"):
+            asked.mean(path, values)

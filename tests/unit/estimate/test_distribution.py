@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpmesh.estimate import EstimateError, Reader
+from dpmesh.estimate import Estimate, EstimateError, Reader, distribution
 from dpmesh.estimate.distribution import _inverse
 from dpmesh.estimate.output_laws import cumulative
 from dpmesh.policy.codegen.source import draw_function
@@ -187,3 +187,53 @@ message Visit {
         reader.accumulator("seen", bins=6).add(visits).distribution().shares
         == reader.distribution("seen", visits, bins=6).shares
     )
+
+
+def test_what_absent_values_add_is_taken_out_exactly():
+    """From the expected counts of 10^12 places, of which 30 % hold a value: spread evenly in two of four bins."""
+    types = compiled(
+        """message M { string id = 1 [(dpmesh.v1.field).unit = {}];
+        optional double x = 2 [(dpmesh.v1.field).numeric = {lower: -10 upper: 30 epsilon: 4}]; }"""
+    )
+    reader = Reader(types.M)
+    field, bins = reader.plan.fields[-1], (-10, 0, 10, 20, 30)
+    found = distribution.tally(field, bins)
+    inverse = _inverse(field.path, field.payload, tuple(map(float, bins)))
+    truth = np.array([0.25, 0.0, 0.75, 0.0])
+    grid, law = field.payload.grid, cumulative(field.payload.mechanism, field.payload.grid.size)
+    absent = np.diff(law(np.array([grid.index(0.0)]), inverse.last)[:, 0], prepend=0, append=1)
+    counts = np.rint(1e12 * (0.3 * inverse.law @ truth + 0.7 * absent)).astype(int).tolist()
+    figures = {**found.nothing(), "n": [sum(counts)], "received": counts}
+    shares = distribution.distribution_of(field, figures, found.setting, 0.95, held=0.3).shares
+    assert [share.value for share in shares] == pytest.approx(truth, abs=1e-8)
+
+
+def test_a_distribution_of_held_values():
+    """3,000 places, every third of which holds 20: intervals that fail once in 10^9."""
+    types = compiled(
+        """message M { string id = 1 [(dpmesh.v1.field).unit = {}];
+        optional double x = 2 [(dpmesh.v1.field).numeric = {lower: 0 upper: 30 epsilon: 6}]; }"""
+    )
+    reader = Reader(types.M)
+    held = [types.M(id="u", x=20) if number % 3 == 0 else types.M(id="u") for number in range(3000)]
+    messages = [reader.plan.protect(message, lambda *_: bytes(16)) for message in held]
+    edges = (0, 10, 18, 22, 30)
+    places = reader.distribution("x", messages, bins=edges, confidence=1 - 1e-9)
+    assert places.shares[0].per_place
+    assert places.shares[0].value > 0.5
+    share = Estimate(1 / 3, 0.3, 0.36, 100, 1 - 1e-10)
+    for known in (1 / 3, share):
+        found = reader.distribution("x", messages, bins=edges, held=known, confidence=1 - 1e-9)
+        assert not found.shares[0].per_place
+        assert found.confidence == found.shares[0].confidence == 1 - 1e-9
+        assert found.shares[2].covers(1)
+        assert found.shares[0].covers(0)
+        assert found.shares[2].low > 0.5
+        assert found.below(18).covers(0)
+        assert 18 <= found.quantile(0.5).value <= 22
+    accumulator = reader.accumulator("x", bins=edges).add(messages)
+    assert accumulator.quantile(0.5, held=1 / 3) == reader.quantile(
+        "x", messages, 0.5, bins=edges, held=1 / 3
+    )
+    with pytest.raises(EstimateError, match="held is the share"):
+        accumulator.distribution(held=2)

@@ -1,6 +1,8 @@
 """The sum of each key over noisy maps, with intervals that hold."""
 
+import json
 import math
+import tracemalloc
 from functools import cache
 
 import numpy as np
@@ -98,9 +100,57 @@ def test_maps_in_nested_messages_add_up():
     assert found["north"].covers(4000)
 
 
-def test_mean_reads_all_values_of_all_maps():
-    mean = Reader(TYPES.Day).mean("visits", released(DAY, 300), confidence=ALMOST_SURE)
-    assert (mean.n, mean.covers(43 / 3)) == (900, True)
+@pytest.mark.parametrize("call", ["mean", "sum", "distribution"])
+def test_numbers_of_different_keys_are_not_mixed(call):
+    reader = Reader(TYPES.Day)
+    with pytest.raises(EstimateError, match="visits: is histogram, .*: use histogram"):
+        getattr(reader, call)("visits", released(DAY, 3))
+    with pytest.raises(EstimateError, match="use histogram"):
+        reader.accumulator("visits", bins=3)
+    with pytest.raises(EstimateError, match="use histogram"):
+        reader.accumulator("visits").mean()
+
+
+@pytest.mark.parametrize(
+    ("message", "path"),
+    [
+        (DAY, "visits"),
+        (DAY, "sums"),
+        (TYPES.Own(id="u", m={"a": 6}), "m"),
+        (TYPES.Open(m={"a": 90, "n": 40}), "m"),
+    ],
+)
+def test_parts_that_are_merged_give_exactly_the_answer_of_all(message, path):
+    reader, messages = Reader(type(message)), released(message, 40)
+    expected = reader.histogram(path, messages)
+    merged = reader.accumulator(path).add(messages[30:])
+    merged.merge(json.loads(json.dumps(reader.accumulator(path).add(messages[:30]).to_dict())))
+    assert (merged.n, merged.histogram()) == (40, expected)
+    assert reader.histogram(path, [dict(getattr(each, path)) for each in messages]) == expected
+
+
+def test_stored_keys_of_another_form_are_refused():
+    reader = Reader(TYPES.Open)
+    state = reader.accumulator("m").add([TYPES.Open(m={"a": 30})]).to_dict()
+    assert list(state["figures"]) == ["n", '"a"']
+    for name, figure in [("a", [1, 2]), ("5", [1, 2]), ('"b"', [1]), (' "b"', [1, 2]), ("[" * 9999, [1, 2])]:
+        changed = {**state, "figures": {**state["figures"], name: figure}}
+        with pytest.raises(EstimateError, match="figures that no accumulator of it has"):
+            reader.accumulator("m").merge(changed)
+    with pytest.raises(EstimateError, match="is no map"):
+        reader.accumulator("m").add([3])
+    with pytest.raises(EstimateError, match="one of the keys"):
+        reader.accumulator("m").add([{3: 30}])
+
+
+def test_memory_does_not_grow_with_the_maps():
+    reader, (day,) = Reader(TYPES.Day), released(DAY, 1)
+    reader.accumulator("visits").add([day])
+    tracemalloc.start()
+    found = reader.accumulator("visits").add(day for _ in range(20_000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (found.n, peak < 2_000_000) == (20_000, True)
 
 
 def test_what_this_policy_has_not_released_is_refused():
@@ -160,6 +210,6 @@ def test_counts_that_no_threshold_lets_pass_are_refused():
         reader.histogram("m", [TYPES.Open(m={"a": 3})])
     with pytest.raises(EstimateError, match="none of its policy's outputs"):
         Reader(TYPES.Floor).histogram("m", [TYPES.Floor(m={"a": math.nan})])
-    with pytest.raises(EstimateError, match="is histogram, not numeric"):
+    with pytest.raises(EstimateError, match="is histogram, .*: use histogram"):
         reader.mean("m", [TYPES.Open(m={"a": 30})])
     assert reader.histogram("m", [TYPES.Open()]) == {}

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 
 from dpmesh.estimate import EstimateError
-from dpmesh.estimate.numbers import indexes, mean
+from dpmesh.estimate.numbers import as_number, indexes, mean_of, sums_of, tally
 from dpmesh.noise import numeric
 from dpmesh.noise.optimized_piecewise import OptimizedPiecewise
 from dpmesh.policy import FieldPlan, Grid, Model
 from dpmesh.policy.codegen.source import draw_function
 from dpmesh.policy.kinds.numeric import KIND, NumericPayload
+
+
+def mean(field, values, confidence):
+    return mean_of(field.path, as_number(field), sums_of(tally(field).count(values)), confidence)
 
 
 def field(grid: Grid, mechanism: numeric.NumericMechanism) -> FieldPlan:

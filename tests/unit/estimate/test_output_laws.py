@@ -16,20 +16,10 @@ from dpmesh.estimate.output_laws import cumulative
 from dpmesh.noise import numeric
 from dpmesh.noise.numeric import NumericKind
 from dpmesh.policy.codegen.source import draw_function
+from tests.unit.estimate.test_spread import EVERY
 
 DRAWS = 10_000
 FARTHEST = math.sqrt(math.log(2 / 1e-9) / (2 * DRAWS))
-EVERY = [
-    (NumericKind.DISCRETE_LAPLACE, False),
-    (NumericKind.DISCRETE_LAPLACE, True),
-    (NumericKind.DISCRETE_GAUSSIAN, False),
-    (NumericKind.DUCHI, False),
-    (NumericKind.DUCHI, True),
-    (NumericKind.PIECEWISE, False),
-    (NumericKind.HYBRID, False),
-    (NumericKind.OPTIMIZED_PIECEWISE, False),
-    (NumericKind.OPTIMIZED_PIECEWISE, True),
-]
 
 
 @pytest.mark.parametrize(("kind", "in_range"), EVERY)

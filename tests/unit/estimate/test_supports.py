@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from fractions import Fraction
 
 import numpy as np
@@ -197,3 +198,29 @@ def test_reports_that_no_noise_explains_are_refused(reader):
     report = Policy().plan(TYPES.M.DESCRIPTOR).protect(TYPES.M(page={"value": "/"}), alias).page
     with pytest.raises(EstimateError, match="another policy"):
         reader.frequencies("page", [report] * 1000, candidates=PAGES)
+
+
+@pytest.mark.parametrize(
+    "domain", [tuple(range(6)), (250, 3, 0, 7, 255, 9), (-5, 70_000, 3, 1, 2, 300), (-2, 3, 40, 7, 9, 1)]
+)
+def test_lists_of_numbers_are_counted_as_one_by_one(domain):
+    """By one path or another: numbers below 256, other numbers, and in any order within a subset."""
+    chance = random.Random(7)
+    mechanism = categorical.make(6, Fraction(1))
+    values = [chance.choice(domain) for _ in range(20_000)]
+    expected = [values.count(value) for value in domain]
+    assert count("x", values, domain, mechanism) == (expected, 20_000)
+    assert count("x", iter(values), domain, mechanism) == (expected, 20_000)
+    subset = categorical.make_subset(6, Fraction(1, 2))
+    subsets = [tuple(chance.sample(domain, subset.size)) for _ in range(9_000)]
+    expected = [sum(value in each for each in subsets) for value in domain]
+    for form in (tuple, list, set, np.array):
+        assert count("x", list(map(form, subsets)), domain, subset) == (expected, 9_000)
+    for foreign in (8, 256, 1 << 70, "8", None, 0.5):
+        with pytest.raises(EstimateError, match="not one of its categories"):
+            count("x", [*values, foreign], domain, mechanism)
+        with pytest.raises(EstimateError, match="not one of its categories"):
+            count("x", [*subsets, (*subsets[0][1:], foreign)], domain, subset)
+    for wrong in (subsets[0][1:], (*subsets[0][1:], subsets[0][1])):
+        with pytest.raises(EstimateError, match="different categories"):
+            count("x", [*subsets, wrong], domain, subset)

@@ -310,3 +310,21 @@ async def test_what_is_cut_from_a_message_that_holds_an_any_is_counted_too(sdk):
     scope = reader.get_metrics_data().resource_metrics[0].scope_metrics[0]
     (cut,) = [metric for metric in scope.metrics if metric.name == "dpmesh.items.cut"]
     assert [point.value for point in cut.data.data_points] == [3]
+
+
+async def test_observe_mode_logs_a_reason_once_and_counts_all_messages(sdk, caplog):
+    _, reader = sdk
+    settings = {"mode": "observe", "ledger": {"url": "memory:"}, "budget": [BUDGET | {"epsilon": 2.0}]}
+    async with dpmesh.open(settings) as mesh:
+        for _ in range(4):
+            assert (
+                await mesh.release(HOLDER.Holder(id="N1", on=[True]), method=METHOD)
+            ).decision == "observed"
+        for _ in range(3):
+            await mesh.release(HOLDER.Holder(on=[True]), method=METHOD)
+    scope = reader.get_metrics_data().resource_metrics[0].scope_metrics[0]
+    (found,) = [metric for metric in scope.metrics if metric.name == "dpmesh.observed.refusals"]
+    (point,) = found.data.data_points
+    told = [text for text in caplog.messages if "would have been refused" in text]
+    assert len(told) == 2
+    assert (dict(point.attributes), point.value) == ({"method": METHOD}, 2 + 3)

@@ -104,6 +104,12 @@ def misspelled():
     return policy
 
 
+def nearly():
+    policy = overlay(0)
+    policy.fields[f"{TYPES.package}.Report.moore"].suppress.SetInParent()
+    return policy
+
+
 @pytest.mark.parametrize(
     ("policy", "error", "text"),
     [
@@ -111,6 +117,7 @@ def misspelled():
         pytest.param(overlay(0, 60), AnnotationError, "over-budget", id="costly"),
         pytest.param(without_unit(), AnnotationError, "no-budget", id="nobody-pays"),
         pytest.param(misspelled(), ConfigError, r"no loaded proto has acme\.Nothing\.here", id="misspelled"),
+        pytest.param(nearly(), ConfigError, r"did you mean \S+\.Report\.more\?", id="nearly"),
         pytest.param("no/such/file.yaml", ConfigError, "file.yaml", id="no-file"),
         pytest.param("", ConfigError, "read", id="empty-path"),
         pytest.param(None, ConfigError, "None is no policy", id="none"),

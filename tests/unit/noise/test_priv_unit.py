@@ -22,10 +22,10 @@ def places(law):
     return p / law.top, (1 - p) / (law.directions - law.top)
 
 
-def selected(law, x, phases):
+def selected(law, x, rotations):
     """All directions that one draw can release, in the order of their places, in a form that can be compared."""
     return [
-        np.rint(law.release(x, ([code], phases))[:8] * 1e6).astype(int).tobytes()
+        np.rint(law.release(x, ([code], rotations))[:8] * 1e6).astype(int).tobytes()
         for code in range(law.directions)
     ]
 
@@ -43,16 +43,17 @@ def test_no_two_places_differ_by_more_than_epsilon(epsilon):
         assert loss >= claim - mpmath.mpf(10) ** -30
 
 
-def test_the_whole_law_of_opposite_vectors_differs_by_epsilon_and_no_more():
-    """Given a rotation, all 1,024 directions are enumerated under both vectors, and under one between them."""
-    law = PrivUnit(400, Fraction(2))
-    _, phases = law.block(1, KeyStream(KEY))[0]
-    x = np.zeros(400)
+@pytest.mark.parametrize("dimension", [8, 400])
+def test_the_whole_law_of_opposite_vectors_differs_by_epsilon_and_no_more(dimension):
+    """Given a rotation, all directions are enumerated under both vectors, and under one between them."""
+    law = PrivUnit(dimension, Fraction(2))
+    _, rotations = law.block(1, KeyStream(KEY))[0]
+    x = np.zeros(dimension)
     x[:2] = 0.6, 0.8
     laws = []
     for held in (x, -x, np.roll(x, 7) / 2):
         high, low = places(law)
-        orders = selected(law, held, phases)
+        orders = selected(law, held, rotations)
         assert len(set(orders)) == law.directions
         laws.append({row: high if place < law.top else low for place, row in enumerate(orders)})
         assert sum(laws[-1].values()) == 1
@@ -63,43 +64,50 @@ def test_the_whole_law_of_opposite_vectors_differs_by_epsilon_and_no_more():
     assert float(max(ratios)) == pytest.approx(math.exp(2))
 
 
-def test_the_upper_part_is_what_lies_nearest():
-    law = PrivUnit(400, Fraction(4))
-    _, phases = law.block(1, KeyStream(KEY))[0]
-    x = np.full(400, 1 / 20)
-    cosines = [float(law.release(x, ([code], phases)) @ x) for code in range(law.directions)]
+@pytest.mark.parametrize("dimension", [8, 400])
+def test_the_upper_part_is_what_lies_nearest(dimension):
+    law = PrivUnit(dimension, Fraction(4))
+    _, rotations = law.block(1, KeyStream(KEY))[0]
+    x = np.full(dimension, dimension**-0.5)
+    cosines = [float(law.release(x, ([code], rotations)) @ x) for code in range(law.directions)]
     assert min(cosines[: law.top]) >= max(cosines[law.top :])
     # Opposite directions cancel.
     assert sum(cosines) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_vector_and_its_length_make_no_difference_to_what_is_drawn():
-    law = PrivUnit(5, Fraction(1))
+    law = PrivUnit(400, Fraction(1))
     (codes, phases), *_ = law.block(3, KeyStream(KEY))
     assert len(codes) == law.copies == 1
     assert phases.shape == (1, 3, law.directions // 4)
     assert phases.dtype == np.uint8
+    law = PrivUnit(5, Fraction(1))
+    (codes, frames), *_ = law.block(3, KeyStream(KEY))
+    assert len(codes) == law.copies == 1
+    assert frames.shape == (1, law.directions // 2, 6)
 
 
+@pytest.mark.parametrize("dimension", [8, 400])
 @pytest.mark.parametrize("bad", [float("nan"), 1e200])
-def test_even_arithmetic_that_fails_selects_each_direction_at_one_place(bad):
+def test_even_arithmetic_that_fails_selects_each_direction_at_one_place(bad, dimension):
     """The proof needs a permutation and nothing else."""
-    law = PrivUnit(400, Fraction(1))
-    _, phases = law.block(1, KeyStream(KEY))[0]
-    x = np.zeros(400)
+    law = PrivUnit(dimension, Fraction(1))
+    _, rotations = law.block(1, KeyStream(KEY))[0]
+    x = np.zeros(dimension)
     x[3] = bad
     with np.errstate(all="ignore"):
-        assert len(set(selected(law, x, phases))) == law.directions
+        assert len(set(selected(law, x, rotations))) == law.directions
 
 
 @pytest.mark.parametrize("epsilon", ["0.5", "1.0", "2.0", "4.0", "8.0"])
-def test_the_error_is_within_one_percent_of_the_optimum(epsilon, vectors):
+def test_the_error_is_at_most_one_percent_above_the_optimum(epsilon, vectors):
+    """The optimum for many dimensions. In few, and with few directions, the error may be a little smaller."""
     case = next(case for case in vectors("privunitg.json")["cases"] if case["epsilon"] == epsilon)
     for dimension in (16, 256, 3000):
         law = make(dimension, Fraction(epsilon))
         optimum = dimension * float(case["mse_per_dimension"])
-        assert law.squared_error(1.0) == pytest.approx(optimum, rel=0.01)
-        assert law.worst_error == pytest.approx(optimum, rel=0.01)
+        assert 0.985 < law.squared_error(1.0) / optimum < 1.01
+        assert 0.985 < law.worst_error / optimum < 1.01
 
 
 @pytest.mark.parametrize("epsilon", [10, 12, 16, 20])

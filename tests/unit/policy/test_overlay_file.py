@@ -375,3 +375,14 @@ def test_an_overlay_that_leaves_out_labels_is_refused() -> None:
         Policy(overlays).plan(types.M.DESCRIPTOR)
     overlays.messages[types.M.DESCRIPTOR.full_name].labels.append("health")
     assert Policy(overlays).plan(types.M.DESCRIPTOR).labels == ("health",)
+
+
+def test_entries_that_set_nothing_are_named_together() -> None:
+    document = {"fields": {"a.B.c": {}, "a.B.d": {"suppress": {}}, "a.B.e": None}, "oneofs": {"a.B.o": {}}}
+    with pytest.raises(ConfigError) as caught:
+        parse(document, "test")
+    assert [line.split(":")[1] for line in str(caught.value).splitlines()] == [
+        " fields a.B.c",
+        " fields a.B.e",
+        " oneofs a.B.o",
+    ]

@@ -288,3 +288,26 @@ def test_a_struct_without_a_rule_follows_its_message_and_a_finding_says_what_it_
     assert not dropped.values
     with pytest.raises(AnnotationError, match="rejects"):
         under("REJECT").plan(types.M.DESCRIPTOR)
+
+
+@pytest.mark.parametrize("others", [{}, {"Order.price.units": NOISED}, {"Order.price": {"public": {}}}])
+def test_pad_to_in_one_place_is_refused_because_nothing_leaves_by_itself_there(others):
+    with pytest.raises(AnnotationError) as caught:
+        plan_of("Order", fields=others, messages={"Order.price": {"pad_to": [64]}})
+    assert caught.value.element == f"{SHOP_TYPES.package}.Order.price"
+
+
+def test_a_rule_by_path_need_not_repeat_a_pad_to():
+    everywhere = {"Money": {"pad_to": [64]}, "Order.price": {"epsilon": 2}}
+    plan = plan_of("Order", fields={"Order.price.units": NOISED}, messages=everywhere)
+    assert not plan.pad_to
+
+
+def test_a_path_deeper_than_messages_can_be_is_refused_before_anything_is_compiled():
+    """Each beginning of a path is looked up, so thousands of endless ones took minutes."""
+    long = f"{SHOP_TYPES.package}.Node" + ".child" * 3000
+    rules = {f"{long[: -6 * drop]}.worth.units": NOISED for drop in range(1, 1000)}
+    with pytest.raises(ConfigError, match="more than 100 parts") as caught:
+        Policy(parse({"fields": rules}, "test"))
+    assert len(str(caught.value)) < 300
+    policy_of(fields={"Node.child" + ".child" * 95 + ".value": {"suppress": {}}})

@@ -45,6 +45,29 @@ def test_a_proto_without_annotations_has_no_findings(write: Write) -> None:
     assert _check([write("reading.proto", READING)]) == []
 
 
+SLOTS = """syntax = "proto3";
+package acme;
+import "dpmesh/v1/privacy.proto";
+message Step {
+  bool up = 1 [(dpmesh.v1.field).categorical = {epsilon: 1}];
+  string route = 2 [(dpmesh.v1.field).public = {}];
+}
+message Ack {}
+service Steps {
+  rpc Send(Step) returns (Ack) { option (dpmesh.v1.method).send_slot = {seconds: 1}; }
+  rpc Late(Step) returns (Ack) { option (dpmesh.v1.method).send_slot = {seconds: -1}; }
+}
+"""
+
+
+def test_slots_that_can_not_be_and_those_whose_covers_show(write: Write) -> None:
+    found = [(each.rule, each.severity, each.element) for each in _check([write("steps.proto", SLOTS)])]
+    assert found == [
+        ("slot-cover", Severity.WARNING, "/acme.Steps/Send"),
+        ("send-slot", Severity.ERROR, "/acme.Steps/Late"),
+    ]
+
+
 PLACES = """syntax = "proto3";
 package acme;
 message Money { int64 units = 1; int32 nanos = 2; }

@@ -32,7 +32,7 @@ def test_what_is_exported(listening):
     assert telemetry.metering
     telemetry.add(*KEY, 1, 2.0, 0.003)
     telemetry.ledger(0.001)
-    telemetry.cut("/a.B/C", 3)
+    telemetry.count("dpmesh.items.cut", "/a.B/C", 3)
     (resource,) = reader.get_metrics_data().resource_metrics
     (scope,) = resource.scope_metrics
     assert scope.scope.name == "dpmesh"

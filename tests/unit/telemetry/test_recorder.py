@@ -30,7 +30,7 @@ def test_the_names_are_the_contract():
         dpmesh.budget.cap dpmesh.budget.state dpmesh.policy.version dpmesh.unit
         released refused replayed observed ok low exhausted
         dpmesh.privacy.loss dpmesh.releases dpmesh.release.duration dpmesh.ledger.duration dpmesh.identity.age
-        dpmesh.items.cut
+        dpmesh.items.cut dpmesh.observed.refusals
         method mechanism decision budget"""
     assert set(promised.split()) <= spelled
 

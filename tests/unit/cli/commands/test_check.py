@@ -248,3 +248,47 @@ def test_an_overlay_that_rules_nothing_is_refused_by_check_and_plan(
         assert (ran.code, ran.out) == (2, "")
         assert words in ran.err
         assert len(ran.err.splitlines()) == 1
+
+
+BUDGET = '[[budget]]\nname = "day"\nkey = "unit"\nepsilon = %s\naccounting = "pure"\non_exhausted = "%s"\n'
+
+
+@pytest.mark.parametrize("how", ["suppress", "replay"])
+def test_messages_that_look_alike_without_values_are_named(dpmesh, write, how: str) -> None:
+    write("dpmesh.toml", BUDGET % (4, how))
+    ran = dpmesh("check", write("report.proto", GOOD))
+    assert ran.code == 0
+    assert "warning [unseen] acme.Report: has only plain fields with noise" in ran.out
+    assert "budget day" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("config", "proto"),
+    [
+        (BUDGET % (4, "reject"), GOOD),
+        (BUDGET % (4, "suppress"), GOOD.replace("double", "optional double")),
+        ((BUDGET % (4, "suppress")).replace('"unit"', '"global"'), GOOD),
+        (BUDGET % (4, "suppress") + 'messages = ["other.*"]\n', GOOD),
+    ],
+)
+def test_messages_that_tell_it_are_not(dpmesh, write, config: str, proto: str) -> None:
+    write("dpmesh.toml", config)
+    assert dpmesh("check", write("report.proto", proto)).out == "No findings in 1 message type.\n"
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (BUDGET % (-1, "reject"), "epsilon"),
+        (
+            BUDGET % (4, "reject") + '[[quota]]\nname = "q"\nunder = "dya"\nepsilon = 1\n',
+            "no budget has this name",
+        ),
+        (BUDGET % (4, "reject") + '[[quota]]\nname = "q"\nunder = "day"\nepsilon = 9\n', "day"),
+    ],
+)
+def test_a_budget_that_is_none_is_an_error(dpmesh, write, config: str, text: str) -> None:
+    write("dpmesh.toml", config)
+    ran = dpmesh("check", write("report.proto", GOOD))
+    assert ran.code == 2
+    assert text in ran.err

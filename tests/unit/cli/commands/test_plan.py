@@ -59,8 +59,9 @@ def test_every_rpc_with_its_request_and_response(dpmesh, fleet: Path) -> None:
     assert lines[3] == "tail unit pseudonym per 1 d annotation"
     assert lines[4].startswith("delay numeric optimized_piecewise 1 0.4621 sd 60.")
     assert lines[5] == "late categorical k_randomized_response 1 0.4621 true 73.1% one of 2 annotation"
+    assert lines[6] == "size on the wire: 34 to 45 bytes"
     assert (
-        lines[6]
+        lines[7]
         == "daily pays, account of tail: 50 % a message, 2 messages per window of 1 d; at 2/h it is spent after 1 h"
     )
     assert "response acme.v1.Ack: nothing to protect" in lines
@@ -112,6 +113,7 @@ def test_json(dpmesh, fleet: Path) -> None:
         "client_streaming": True,
         "server_streaming": False,
         "trust_boundary": False,
+        "send_slot": None,
     }
     messages = {entry["message"]: entry for entry in document["messages"]}
     assert sorted(messages) == ["acme.v1.Ack", "acme.v1.Mean", "acme.v1.Report"]
@@ -128,10 +130,17 @@ def test_a_trust_boundary_is_named(dpmesh, fleet: Path, write) -> None:
     assert "/acme.v1.Fleet/Echo\n" in out
 
 
+def test_slots_are_named(dpmesh, fleet: Path, write) -> None:
+    policy = write("policy.yaml", "methods:\n  /acme.v1.Fleet/Push: {send_slot: 0.5s}\n")
+    out = dpmesh("plan", fleet, "--policy", policy).out
+    assert "  requests leave in slots, one each 0.5 s: 172,800 messages a day, covers included\n" in out
+    assert out.count("slots") == 1
+
+
 def test_sizes_are_named_and_compared(dpmesh, fleet: Path, write) -> None:
     text = "messages:\n  acme.v1.Report: {pad_to: [64, 256]}\n"
     out = dpmesh("plan", fleet, "--policy", write("policy.yaml", text)).out
-    assert "    size: one of 64, 256 bytes\n" in out
+    assert "    size on the wire: one of 64, 256 bytes\n" in out
     text = FLEET.replace("message Report {", "message Report { option (dpmesh.v1.message).pad_to = 64;")
     out = dpmesh("plan", write("padded.proto", text), "--against", fleet).out
     assert "  size: as long as it is -> always 64 bytes\n" in out
@@ -442,3 +451,17 @@ message Batch { repeated Row rows = 1; }
         "acme.v1.Batch: at most ε 0.5" in line and line.endswith("one of each unit in it") for line in lines
     )
     assert any("acme.v1.Row: at most ε 0.5" in line and line.endswith("per message") for line in lines)
+
+
+def test_a_size_without_a_bound_names_the_field(dpmesh, write) -> None:
+    noted = FLEET.replace(
+        "message Report {", "message Report { string note = 99 [(dpmesh.v1.field).public = {}];"
+    )
+    proto = write("noted.proto", noted)
+    assert "size on the wire: 34 bytes or more, unbounded because of note\n" in dpmesh("plan", proto).out
+    messages = json.loads(dpmesh("plan", proto, "--json").out)["messages"]
+    (report,) = (each for each in messages if each["message"] == "acme.v1.Report")
+    assert report["size"] == {"smallest": 34, "largest": None, "unbounded": "note"}
+    padded = write("policy.yaml", "messages:\n  acme.v1.Report: {pad_to: [64, 256]}\n")
+    longer = "one of 64, 256 bytes; longer ones, which are possible because of note, are refused\n"
+    assert f"size on the wire: {longer}" in dpmesh("plan", proto, "--policy", padded).out

@@ -23,9 +23,9 @@ def protected(note, build=PLAN.protect):
     return build(TYPES.M(on=True, note=note), lambda unit, epoch: unit)
 
 
-@pytest.mark.parametrize("around", [4, 128, 2**14, 2**21], ids=lambda around: f"around {around}")
-def test_every_size_is_reached_with_bytes_that_every_parser_skips(around):
-    for size in range(max(LEAST, around - 140), around + 140):
+@pytest.mark.parametrize(("around", "within"), [(4, 140), (128, 140), (2**14, 140), (2**21, 20)])
+def test_every_size_is_reached_with_bytes_that_every_parser_skips(around, within):
+    for size in range(max(LEAST, around - within), around + within):
         added = padding(size)
         assert len(added) == size
         message = TYPES.Old()
@@ -94,3 +94,17 @@ BOOL = "bool b = %d [(dpmesh.v1.field).categorical = {epsilon: 1}];"
 def test_sizes_that_make_no_sense_are_refused(body):
     found = Policy().diagnostics(compiled(f"message M {{ {body} }}").M.DESCRIPTOR)
     assert [d.rule for d in found if d.severity is Severity.ERROR] == ["pad-to"]
+
+
+NOTE = "string note = 2 [(dpmesh.v1.field).public = {}];"
+ID = "string id = 3 [(dpmesh.v1.field).pseudonym = {}];"
+
+
+@pytest.mark.parametrize(("body", "needed"), [(BOOL % 1, 6), (BOOL % 1 + ID, 40), (BOOL % 1 + ID + NOTE, 38)])
+def test_sizes_that_can_not_hold_the_longest_message_are_refused(body, needed):
+    """Of a message with a public note, only the shortest length is known."""
+    for last in (needed - 1, needed):
+        found = Policy().diagnostics(compiled(f"message M {{ {RULE % last} {body} }}").M.DESCRIPTOR)
+        errors = [d for d in found if d.severity is Severity.ERROR]
+        assert [d.rule for d in errors] == ["pad-to"] * (last < needed)
+        assert all(f"{needed} bytes" in d.text for d in errors)

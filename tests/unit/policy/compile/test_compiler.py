@@ -509,3 +509,15 @@ def test_values_beside_a_deeper_unit_are_found_and_refused_where_their_presence_
     assert (error.rule, error.element.rpartition(".")[2]) == ("unit-deeper", "Row")
     findings = Policy().diagnostics(compiled(body).Row.DESCRIPTOR)
     assert [(f.severity, f.rule) for f in findings] == [(Severity.WARNING, "unit-deeper")]
+
+
+def test_a_rule_that_can_not_be_read_hides_no_other_error():
+    body = """message M { bool a = 1 [(dpmesh.v1.field) = {}]; bool b = 2 [(dpmesh.v1.field).numeric = {epsilon: 1}];
+        string c = 3 [(dpmesh.v1.field) = {}]; bool d = 4 [(dpmesh.v1.field).categorical = {epsilon: -1}]; }"""
+    found = Policy().diagnostics(compiled(body).M.DESCRIPTOR)
+    assert {(entry.element[-1], entry.rule) for entry in found} == {
+        ("a", "empty-rule"),
+        ("b", "kind-type"),
+        ("c", "empty-rule"),
+        ("d", "epsilon"),
+    }

@@ -11,6 +11,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.accounting import AMOUNT, Cost
 from dpmesh.errors import AnnotationError, ProtectionError
+from dpmesh.noise import partition_selection
 from dpmesh.noise.discrete_laplace import DiscreteLaplace
 from dpmesh.noise.thresholds import ONE
 from dpmesh.policy import Model, Policy
@@ -298,7 +299,6 @@ def test_without_keys_those_leave_that_many_units_share():
         out = protect(kind, held)
         assert list(out) == ["many"]
         assert abs(out["many"] - 500) <= 15
-    assert field.kind.as_number(field) is None
     assert field.kind.refuses(field)[0] == "NaN"
 
 
@@ -339,6 +339,15 @@ def test_selected_counts_of_every_type_at_its_limits(number):
         assert dict(protect(kind, {1: -math.inf, 2: -5.0})) == {}
         with pytest.raises(ProtectionError, match="NaN"):
             protect(kind, {1: math.nan})
+
+
+@pytest.mark.parametrize(("declared", "resolution", "steps"), [("double", "0.5", 8), ("int64", "2", 6)])
+def test_without_keys_rounding_adds_a_step_for_each_key_of_a_unit(declared, resolution, steps):
+    """2 in steps of 0.5 are 4 of them, and 4 keys may add one each; 5 in steps of 2 are up to 3, and 4 keys add 3."""
+    contribution = 5 if declared == "int64" else 2
+    rule = f"contribution: {contribution} epsilon: 1 delta: 1e-6 max_keys: 4 resolution: {resolution}"
+    law = field_of(rule, f"map<string, {declared}>").payload.law
+    assert law is partition_selection.make(Fraction(1), steps, Fraction(1e-6))
 
 
 def test_a_key_below_the_threshold_never_leaves():
@@ -387,3 +396,11 @@ def test_the_documented_errors(epsilon):
     for row, start in enumerate(("| with `keys` |", "| without |", "| a key leaves half of the time from |")):
         (line,) = [line for line in page.splitlines() if line.startswith(start)]
         assert float(line.split("|")[2 + list(TABLE).index(epsilon)]) == TABLE[epsilon][row]
+
+
+def test_the_documented_error_of_a_map_whose_sum_is_bounded():
+    """sqrt(2) times a scale of twice the contribution over epsilon."""
+    keys = ", ".join(f'"k{number}"' for number in range(20))
+    field = field_of(f"keys: [{keys}] lower: 0 upper: 1000 contribution: 1000 epsilon: 1")
+    assert field.kind.describe(field).error == pytest.approx(2.83 * 1000, rel=0.001)
+    assert "2.83 contribution/epsilon" in (ROOT / "docs/kinds/histogram.md").read_text()

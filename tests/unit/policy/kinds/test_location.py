@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from google.protobuf.message_factory import GetMessageClass
 from google.type import latlng_pb2
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import dpmesh
 from dpmesh.accounting import AMOUNT
@@ -267,7 +270,9 @@ ODD = {
     "a latitude beyond 90": ((91, 8), (47.9, 8)),
     "a latitude without end": ((-math.inf, 8), (45.8, 8)),
     "a longitude beyond 180": ((46, 368), (46, 8)),
-    "a longitude outside of the region": ((46, -10), (46, 5.9)),
+    # The way north of the parallel is the shorter one: atan2(sin(46), cos(46) cos(15.9)) is the latitude at its end.
+    "a longitude outside of the region": ((46, -10), (47.115824657075, 5.9)),
+    "the other side of a pole": ((60, -171.9), (47.9, 10.5)),
     "no latitude": ((math.nan, 8), MIDDLE),
     "no longitude": ((46, math.nan), MIDDLE),
     "a longitude without end": ((46, math.inf), MIDDLE),
@@ -553,3 +558,25 @@ def test_geo_promises_nothing_of_near_places_outside_of_the_region():
         (out,) = scripted(plan, point(types, 10, longitude), [0])
         found.append(out.at.longitude)
     assert found == pytest.approx([5.9, 10.5], abs=0.01)
+
+
+@pytest.mark.parametrize("mechanism", ["DISK_AREA", "HEXAGONAL_GEOMETRIC"])
+@pytest.mark.parametrize("name", places.REGIONS)
+@given(latitude=st.floats(-90, 90), longitude=st.floats(-180, 180))
+@settings(max_examples=30, deadline=None)
+def test_without_noise_a_place_leaves_as_a_cell_next_to_the_nearest_of_the_region(
+    name, mechanism, latitude, longitude
+):
+    """Across the antimeridian and over the poles; to within two cells, because a centre may lie outside, too."""
+    types, plan = plan_of(name, mechanism)
+    region, spacing = plan.fields[1].payload.region, places.law_of(plan).spacing
+    (out,) = scripted(plan, point(types, latitude, longitude), [0])
+    shown = distance((latitude, longitude), (out.at.latitude, out.at.longitude))
+    assert (
+        shown <= distance((latitude, longitude), region.samples(20_000)).min() + 2 * spacing * region.stretch
+    )
+
+
+@lru_cache
+def plan_of(name, mechanism):
+    return planned(f"epsilon: 2 mechanism: {mechanism} {places.REGIONS[name]}")

@@ -158,3 +158,13 @@ def test_choices_that_leave_where_a_budget_is_exhausted_are_replayed_too():
     replayed = compiled_plan.memos.build(compiled_plan.snapshot(message), FirstCodes())
     assert (blank.x, blank.u, blank.b) == ("x", "u", False)
     assert (replayed.x, replayed.u, replayed.b) == ("x", "u", True)
+
+
+def test_answers_are_for_the_values_of_an_enum_and_not_only_for_their_number():
+    labels = {
+        plan(f"E e = 2 [{CAT % ('', '')}];", f"enum E {{ A = 0; B = 1; {last}; }}").memos.label.rpartition(
+            b"\0"
+        )[2]
+        for last in ("C = 2", "D = 5")
+    }
+    assert len(labels) == 2

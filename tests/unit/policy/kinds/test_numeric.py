@@ -60,6 +60,17 @@ def test_auto_takes_optimized_piecewise_for_a_units_own_number(epsilon, output):
     assert field.payload.mechanism is chosen.payload.mechanism
 
 
+def test_the_page_says_how_many_points_leave_and_from_which_epsilon_on():
+    rule = "lower: 0 upper: 100 mechanism: OPTIMIZED_PIECEWISE epsilon:"
+    one, eight = (len(planned(f"{rule} {epsilon}").payload.mechanism.outputs) for epsilon in (1, 8))
+    assert f"({one} at an epsilon of 1, {eight} at 8)" in PAGE
+    found = [
+        planned(f"lower: 0 upper: 100 epsilon: {epsilon}").mechanism_name for epsilon in (0.18, 0.19, 12)
+    ]
+    assert found == ["duchi", "optimized_piecewise", "optimized_piecewise"]
+    assert "for an epsilon below 0.19 or above 12" in PAGE
+
+
 def test_auto_takes_laplace_for_aggregates():
     assert planned("lower: 0 upper: 100 epsilon: 1 sensitivity: 1").mechanism_name == "discrete_laplace"
     assert planned("lower: 0 upper: 100 epsilon: 0.1").mechanism_name == "duchi"

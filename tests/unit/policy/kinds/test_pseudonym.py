@@ -7,7 +7,7 @@ import pytest
 from dpmesh.errors import AnnotationError
 from dpmesh.policy import Policy
 from dpmesh.report.plan import Planner
-from tests.support.protos import compiled
+from tests.support.protos import ROOT, compiled
 
 P = "(dpmesh.v1.field).pseudonym"
 
@@ -157,3 +157,11 @@ def test_in_a_public_oneof_the_member_that_is_set_leaves():
 
 def protect_only(message):
     return Policy().plan(message.DESCRIPTOR).protect(message, alias)
+
+
+def test_the_page_says_how_likely_equal_pseudonyms_are():
+    """Of n random pseudonyms, any two are equal with a chance of at most n^2/2 over their number."""
+    page = (ROOT / "docs/kinds/pseudonym.md").read_text()
+    assert 1e12 / 2 / 2**128 < 1.5e-27
+    assert 1e12 / 2 / 2**63 < 5.5e-8
+    assert "1.5e-27 for strings and bytes, and 5.5e-8 in 64-bit integers" in page

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from dpmesh.policy.diagnostics import BadRuleError
 from dpmesh.policy.kinds.region import cells_at, centres, region_of
@@ -95,6 +97,29 @@ def test_curved_edges_lie_within_the_ranges_of_small_cells(bounds):
         for found, (low, high) in zip((q, r, q + r), region.cell_ranges(spacing), strict=True):
             assert low <= found.min()
             assert found.max() <= high
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_place_outside_counts_as_the_nearest_one(data):
+    """Nothing of the region is nearer to a place than what it counts as, wherever both are."""
+    south = data.draw(st.floats(-90, 89))
+    north = data.draw(st.floats(south + 0.5, 90))
+    west, width = data.draw(st.floats(-180, 180)), data.draw(st.floats(0.5, 359.5))
+    rules = rule(south, north, west, (west + width + 180) % 360 - 180)
+    try:
+        region = region_of(rules)
+    except BadRuleError:
+        assume(False)  # Too large for the map.
+    latitude, turned = np.array([data.draw(st.floats(-90, 90))]), np.array([data.draw(st.floats(-180, 180))])
+    found = region.clamp(latitude, turned)
+    assert south <= found[0] <= north
+    assert abs((found[1] - region.longitude + 180) % 360 - 180) <= region.half_width + 1e-9
+    place = latitude, turned + region.longitude
+    nearest = distance(place, region.samples(5000)).min()
+    assert distance(place, found) <= nearest + 1e-4
+    inside = abs(turned[0]) <= region.half_width and south <= latitude[0] <= north
+    assert not inside or distance(place, found) < 1e-4
 
 
 def test_a_places_cell_has_the_nearest_centre():

@@ -12,7 +12,7 @@ from dpmesh.accounting import AMOUNT, Cost
 from dpmesh.errors import AnnotationError, BudgetExhaustedError
 from dpmesh.estimate import EstimateError, Reader
 from dpmesh.noise import numeric
-from dpmesh.policy import FieldPlan, Grid, Model, Policy
+from dpmesh.policy import Grid, Model, Policy
 from dpmesh.policy.codegen.source import draw_function
 from dpmesh.policy.kinds import time
 from dpmesh.policy.kinds.kind import Description, FieldKind
@@ -149,14 +149,10 @@ class Location(NoisedKind):
         epsilon = field_epsilon(rules, site.share)
         grid = Grid(-180.0, 180.0, 0.1, 3600, False)
         laplace = numeric.make(numeric.NumericKind.DISCRETE_LAPLACE, grid.size, grid.size, epsilon / 2)
-        return FieldPlan(
-            path=site.path,
-            name=site.field.full_name,
-            kind=self,
-            origin=site.origin,
+        return self.noised_plan(
+            site,
             model=Model.LOCAL,
             epsilon=epsilon,
-            instances=site.instances,
             cost=Cost.pure(epsilon),
             mechanism_name=str(laplace.kind),
             payload=NumericPayload(grid, laplace),
@@ -175,7 +171,7 @@ class Location(NoisedKind):
     def describe(self, plan):
         return Description("a point, with noise", error=plan.payload.deviation)
 
-    def as_number(self, plan):
+    def reading(self, plan):
         return plan.payload
 
     def received(self, value):
@@ -217,11 +213,8 @@ class Histogram(NoisedKind):
         laplace = numeric.make(
             numeric.NumericKind.DISCRETE_LAPLACE, grid.size, int(rules.contribution), epsilon
         )
-        return FieldPlan(
-            path=site.path,
-            name=site.field.full_name,
-            kind=self,
-            origin=site.origin,
+        return self.noised_plan(
+            site,
             model=Model.CENTRAL,
             epsilon=epsilon,
             cost=Cost.pure(epsilon),
@@ -244,7 +237,7 @@ class Histogram(NoisedKind):
         keys, number = plan.payload
         return Description(f"{len(keys)} counts, with noise", error=number.deviation)
 
-    def as_number(self, plan):
+    def reading(self, plan):
         return plan.payload[1]
 
     def received(self, value):

@@ -289,3 +289,16 @@ def test_the_errors_in_the_document_are_those_of_the_mechanism():
         ]
         assert errors == [round(math.sqrt(law.worst_error), 2) for law in laws]
         assert reports == math.ceil(laws[-1].worst_error * 100)
+
+
+def test_the_document_says_how_far_from_the_best_many_draws_are():
+    """The optimum is dimension/m^2 with m = phi(m) (p/q - (1-p)/(1-q)), q = 1 - Phi(m) (Asi, Feldman, Talwar 2022)."""
+    m, grown = 4.561345, math.exp(16)
+    q = math.erfc(m / math.sqrt(2)) / 2
+    p = grown * q / (grown * q + 1 - q)
+    assert math.exp(-m * m / 2) / math.sqrt(2 * math.pi) * (p / q - (1 - p) / (1 - q)) == pytest.approx(
+        m, rel=1e-5
+    )
+    for dimension in (16, 64, 256):
+        law = vector_mechanism.directions(dimension, 1.0, False, Fraction(16), DOUBLE)
+        assert law.worst_error / (dimension / m**2) == pytest.approx(1.39, abs=0.005)
