@@ -95,9 +95,9 @@ def _recall(plan: FieldPlan, draws: Draws) -> Any:
 def label_of(plan: FieldPlan) -> str:
     """Tells a field's answers from all others of its message, and from those under another law."""
     assert plan.memo is not None
-    category, number = plan.kind.as_category(plan), plan.kind.as_number(plan)
+    reading = plan.kind.reading(plan)
     # The rules do not say which values an enum has, or which grid a field's type gives.
-    values = category.domain if category is not None else None if number is None else number.grid
+    values = reading.domain if hasattr(reading, "domain") else reading.grid
     return f"{plan.path} {plan.mechanism_name} {plan.epsilon} {plan.memo.states} {values}"
 
 
