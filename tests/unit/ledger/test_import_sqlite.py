@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -94,6 +95,20 @@ async def test_everything_goes_along(source, target):
     await ledger.close()
     async with open_admin(target).view() as view:
         assert await verify(view, mark) == []
+
+
+async def test_keys_of_epochs_go_along_and_leave_the_file(source, target):
+    keys = []
+    for url in (source, target):
+        if url == target:
+            await transfer(source, target)
+        ledger = await opened(url)
+        await ledger.hold_keys([1e9])
+        keys.append(ledger.epoch_key(1e9).key)
+        await ledger.close()
+    assert keys[0] == keys[1]
+    folder = Path(source.removeprefix("sqlite:///")).parent
+    assert keys[0] not in b"".join(file.read_bytes() for file in folder.iterdir() if file.is_file())
 
 
 async def test_new_budgets_get_numbers_of_their_own(source, target):

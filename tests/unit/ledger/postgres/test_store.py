@@ -111,6 +111,7 @@ async def holders_url(postgres, url):
         f"GRANT SELECT, INSERT ON dpmesh.charges TO {name}",
         f"GRANT SELECT, UPDATE ON dpmesh.clock TO {name}",
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON dpmesh.spent TO {name}",
+        f"GRANT SELECT, INSERT, UPDATE ON dpmesh.epochs TO {name}",
     )
     yield url.replace("postgres@", f"{name}@")
     await execute(postgres, url, f"DROP OWNED BY {name}", f"DROP ROLE {name}")
@@ -465,6 +466,32 @@ async def test_a_part_of_the_log_that_is_there_is_good_whatever_the_clock_shows(
     await ledger.open()
     await ledger.charge([(0, b"b", 1)])
     await ledger.close()
+    await whole(url)
+
+
+async def test_a_holder_gets_the_keys_of_epochs_with_the_rights_of_the_manual(holders_url):
+    async with opened(holders_url) as ledger:
+        await ledger.hold_keys([1.0, 86_400.0])
+        assert ledger.epoch_key(1.0).key != ledger.epoch_key(86_400.0).key
+
+
+async def test_a_ledger_of_version_1_gets_keys_of_epochs_and_keeps_what_is_spent(postgres, url):
+    async with opened(url) as ledger:
+        await ledger.charge([(0, b"a", 1)])
+    await execute(
+        postgres,
+        url,
+        "DROP FUNCTION dpmesh.epoch_keys",
+        "DROP TABLE dpmesh.epochs",
+        "UPDATE dpmesh.ledger SET version = 1",
+    )
+    with pytest.raises(LedgerError, match="dpmesh ledger migrate"):
+        async with opened(url):
+            pass
+    assert await PostgresAdmin(url).migrate() == (1, VERSION)
+    async with opened(url) as ledger:
+        await ledger.hold_keys([86_400.0])
+        assert len(await ledger.accounts(unit=b"a")) == 1
     await whole(url)
 
 
