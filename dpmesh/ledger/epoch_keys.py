@@ -38,10 +38,10 @@ class EpochKeys:
         Raises:
             LedgerError: There was none.
         """
-        held = self._held.get(epoch)
-        if held is None:
-            raise LedgerError("the key of an epoch was not fetched from the ledger")
-        return held[0]
+        try:
+            return self._held[epoch][0]
+        except KeyError:
+            raise LedgerError("the key of an epoch was not fetched from the ledger") from None
 
     def put(self, epoch: float, key: EpochKey) -> None:
         """Holds a key, instead of the one for epochs of this length that was held before."""

@@ -121,12 +121,16 @@ class LeaseTable:
 
     Args:
         clock: Seconds since the epoch. It may jump; windows here never move back.
+
+    Attributes:
+        latest_start: When the latest of all windows in force began, in seconds since the epoch.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._windows: dict[int, _Window] = {}
+        self.latest_start = 0
         # The leases of windows that ended, which can't be spent any more: (all windows' starts, budget, leases).
         self._ended: list[tuple[tuple[int, ...], int, dict[bytes, Lease]]] = []
 
@@ -136,6 +140,7 @@ class LeaseTable:
         windows = {index: _Window(budget, start) for index, (budget, start) in enumerate(pairs)}
         with self._lock:
             self._windows, self._ended = windows, []
+            self.latest_start = max(starts, default=0)
 
     def spend(self, charges: Sequence[Charge]) -> bool:
         """Pays for all charges from leases, or for none. The hot path: no I/O, one lock.
@@ -255,11 +260,6 @@ class LeaseTable:
                 found.append((starts, left))
         return found
 
-    def latest_start(self) -> float:
-        """When the latest of all windows in force began, in seconds since the epoch."""
-        with self._lock:
-            return max((window.start for window in self._windows.values()), default=0)
-
     def any_left(self) -> bool:
         """Whether anything is left of any lease."""
         with self._lock:
@@ -320,3 +320,4 @@ class LeaseTable:
             starts = self._starts()
             self._ended += [(starts, index, leases) for leases in (window.in_use, window.idle) if leases]
             window.begin(start)
+            self.latest_start = max(self.latest_start, start)

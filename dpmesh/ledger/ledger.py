@@ -20,7 +20,7 @@ from dpmesh.ledger.commit_queue import CommitQueue
 from dpmesh.ledger.epoch_keys import EpochKeyQueue, EpochKeys
 from dpmesh.ledger.leases import Key, LeaseTable
 from dpmesh.ledger.redemptions import RedemptionQueue
-from dpmesh.ledger.store import Account, AccountId, EpochKey, Store, account_hash
+from dpmesh.ledger.store import Account, AccountId, Store, account_hash
 
 _T = TypeVar("_T")
 
@@ -53,6 +53,8 @@ class Ledger:
         on_commit: If set, called with the seconds that each commit took.
         spend: Pays for all charges from the leases that this process holds, or for none; returns whether it did. If
             not, `charge` may still find it in the budget. It is LeaseTable.spend, and no method here, for speed.
+        epoch_key: The key that this process fetched last for epochs of a length in seconds. It is EpochKeys.of, for
+            speed, too.
 
     Raises:
         ConfigError: Two budgets share a name, or the timeout is not a positive number.
@@ -84,6 +86,7 @@ class Ledger:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queue, self._redemptions, self._key_queue = self._new_queues()
         self.spend = self._leases.spend
+        self.epoch_key = self._keys.of
         forks.register(self)
 
     @property
@@ -169,7 +172,7 @@ class Ledger:
 
     def now(self) -> float:
         """Seconds since the epoch, by the ledger's clock; never before a window in force began."""
-        return max(self._clock(), self._leases.latest_start())
+        return max(self._clock(), self._leases.latest_start)
 
     def holds_keys(self, epochs: Sequence[float]) -> bool:
         """Whether this process holds the keys of the epochs in force, for all of these lengths. Any thread may call it.
@@ -177,7 +180,10 @@ class Ledger:
         Args:
             epochs: Lengths in seconds, 1 s at least.
         """
-        return not epochs or self._keys.are_held(epochs, self.now())
+        if not epochs:
+            return True
+        now, latest = self._clock(), self._leases.latest_start
+        return self._keys.are_held(epochs, latest if latest > now else now)
 
     async def hold_keys(self, epochs: Sequence[float]) -> None:
         """Fetches the keys of the epochs in force that this process does not hold.
@@ -190,14 +196,6 @@ class Ledger:
         """
         if not self.holds_keys(epochs):
             await self._in_owner(lambda: self._fetch_keys(epochs), self._timeout)
-
-    def epoch_key(self, epoch: float) -> EpochKey:
-        """The key that this process fetched last for epochs of a length in seconds. Any thread may call it.
-
-        Raises:
-            LedgerError: None was fetched since the ledger was opened.
-        """
-        return self._keys.of(epoch)
 
     async def redeemed(self, names: Sequence[bytes]) -> list[bool]:
         """For each name, whether it is known that somebody redeemed it: false is no promise, it may be forgotten.

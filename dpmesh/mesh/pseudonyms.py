@@ -37,14 +37,14 @@ class _Consumer:
     """Makes the pseudonyms that one consumer receives."""
 
     def __init__(self, ledger: Ledger, name: str) -> None:
-        self._ledger = ledger
+        self._epoch_key = ledger.epoch_key
         self._name = name.encode()
         # The current epoch of each length, for each namespace. Policies that are swapped in may have others.
         self._epochs: BoundedTable[tuple[float, str], _Epoch] = BoundedTable(_NAMESPACES_KEPT)
 
     def pseudonymise(self, value: bytes, epoch: float, namespace: str = "") -> bytes:
         """The pseudonym, as of Pseudonymise."""
-        epoch_key = self._ledger.epoch_key(epoch)
+        epoch_key = self._epoch_key(epoch)
         current = self._epochs.get((epoch, namespace))
         if current is None or current.epoch_key is not epoch_key:
             current = self._epochs[epoch, namespace] = _Epoch(

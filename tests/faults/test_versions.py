@@ -180,11 +180,11 @@ def test_tables_of_a_newer_version_are_not_opened(postgres, make_ledger, tmp_pat
     path = tmp_path / "ledger.db"
     asyncio.run(_use(f"sqlite:///{path}"))
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("UPDATE meta SET schema_version = 4")
+        connection.execute("UPDATE meta SET schema_version = 5")
     kept = path.read_bytes()
     for call in (opened(f"sqlite:///{path}"), open_admin(f"sqlite:///{path}").migrate()):
         with pytest.raises(
-            LedgerError, match=r"another version of dpmesh \(tables 4, this one knows 3\): use that"
+            LedgerError, match=r"another version of dpmesh \(tables 5, this one knows 4\): use that"
         ):
             asyncio.run(call)
     assert path.read_bytes() == kept
@@ -273,7 +273,7 @@ def test_a_newer_migration_under_holders_at_work(crew, postgres, make_ledger, ne
 @pytest.mark.parametrize(
     ("newer", "older", "refused"),
     [
-        ("UPDATE meta SET schema_version = 4", "UPDATE meta SET schema_version = 3", False),
+        ("UPDATE meta SET schema_version = 5", "UPDATE meta SET schema_version = 4", False),
         ("ALTER TABLE accounts RENAME TO accounts_4", "ALTER TABLE accounts_4 RENAME TO accounts", True),
         (
             "ALTER TABLE charges RENAME COLUMN body TO entry",
@@ -294,7 +294,7 @@ def test_newer_tables_under_holders_of_an_sqlite_file(crew, tmp_path, newer, old
     url = f"sqlite:///{path}"
     crew.start(*[Work(url, seed=i, timeout=40.0) for i in range(3)])
     crew.wait_released()
-    _execute(path, "UPDATE meta SET schema_version = 4", newer)
+    _execute(path, "UPDATE meta SET schema_version = 5", newer)
     changed = time.monotonic()
     with pytest.raises(LedgerError, match=r"not a dpmesh ledger|use that version"):
         asyncio.run(opened(url))
@@ -306,7 +306,7 @@ def test_newer_tables_under_holders_of_an_sqlite_file(crew, tmp_path, newer, old
         )
     else:
         crew.wait_released()
-    _execute(path, older, "UPDATE meta SET schema_version = 3")
+    _execute(path, older, "UPDATE meta SET schema_version = 4")
     served = crew.wait_released()
     crew.stop()
     tally = check(url, crew.holders)
