@@ -142,7 +142,7 @@ def test_migrate_makes_a_ledger_once(dpmesh) -> None:
     assert stat.S_IMODE(Path("ledger.db").stat().st_mode) == 0o600
     assert dpmesh("ledger", "migrate", "--ledger", URL)[:2] == (0, "tables: version 4, up to date\n")
     ran = dpmesh("ledger", "migrate", "--ledger", URL, "--json")
-    assert json.loads(ran.out) == {"before": 3, "after": 3}
+    assert json.loads(ran.out) == {"before": 4, "after": 4}
 
 
 def test_migrate_keeps_what_is_spent(dpmesh, ledger: None) -> None:
