@@ -28,6 +28,7 @@ from dpmesh.config.model import (
     budgets,
     seconds,
 )
+from dpmesh.config.with_policy import with_policy
 
 __all__ = [
     "DEFAULT_BUDGETS",
@@ -40,4 +41,5 @@ __all__ = [
     "budgets",
     "load",
     "seconds",
+    "with_policy",
 ]

@@ -46,7 +46,7 @@ def load(
         config = msgspec.convert(document, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{name}: {explain(str(error), document)}") from None
-    _check_names(config, name)
+    check_names(config, name)
     _check_metadata(config, name)
     if config.policy.file:
         policy = msgspec.structs.replace(config.policy, file=str(base / config.policy.file))
@@ -118,7 +118,16 @@ def _check_metadata(config: Config, source: str) -> None:
             )
 
 
-def _check_names(config: Config, source: str) -> None:
+def check_names(config: Config, source: str) -> None:
+    """Checks the names of budgets and quotas, and that each quota is under one of the budgets.
+
+    Args:
+        config: Its budgets and quotas.
+        source: What to call it in errors.
+
+    Raises:
+        ConfigError: A name is malformed or taken, or a quota's budget does not exist.
+    """
     entries = [("budget", entry.name) for entry in config.budget]
     entries += [("quota", entry.name) for entry in config.quota]
     names = [name for _, name in entries]

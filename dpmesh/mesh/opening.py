@@ -26,7 +26,8 @@ def open(
     Args:
         config: dpmesh.toml's path, or its content as a mapping. None: annotations as the policy, a SQLite ledger in
             the working directory's .dpmesh/, and a daily budget of epsilon 8 per unit and 8 for aggregates.
-        policy: Overlays, as a file's path or a message; wins over the configuration's [policy] file.
+        policy: The policy, as a file's path or a message; wins over the configuration's [policy] file. Its budgets,
+            quotas and mode, if it has any, replace those of the configuration.
         clock: Seconds since 1970, for the budgets' windows and the pseudonyms' epochs; for simulations and tests. On
             PostgreSQL windows follow the database's clock instead.
 
@@ -36,5 +37,7 @@ def open(
     settings = configuration.load(config)
     # An empty path is a mistake, and must not count as no policy.
     overlays = settings.policy.file or None if policy is None else policy
+    rules = Policy(overlays)
+    settings = configuration.with_policy(settings, rules.document)
     ledger = Ledger(open_store(settings.ledger.url), configuration.budgets(settings), clock=clock)
-    return Mesh(Policy(overlays), ledger, Telemetry(), settings.mode, grpc=settings.grpc)
+    return Mesh(rules, ledger, Telemetry(), settings.mode, grpc=settings.grpc)

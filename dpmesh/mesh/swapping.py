@@ -38,12 +38,27 @@ def prepare(
     """
     if policy is None:  # To Policy, it means no overlays.
         raise ConfigError("policy: None is no policy; allowed: Policy() for annotations alone")
-    snapshot = PolicySnapshot(policy if isinstance(policy, Policy) else Policy(policy), budgets)
+    rules = policy if isinstance(policy, Policy) else Policy(policy)
+    _refuse_other_terms(rules.document, before.policy.document)
+    snapshot = PolicySnapshot(rules, budgets)
     plans = [*snapshot.compile_loaded(), *_prices(snapshot, before)]
     for plan in {plan.version: plan for plan in plans}.values():
         self_test(plan)
     snapshot.has_rules()  # Looks through all loaded types once, which the event loop need not wait for.
     return snapshot
+
+
+def _refuse_other_terms(document: policy_pb2.Policy, before: policy_pb2.Policy) -> None:
+    """Refuses a policy with other budgets, quotas or mode: the ledger and the mode are those that the mesh opened with.
+
+    Raises:
+        ConfigError: One of them differs.
+    """
+    for name in ("budgets", "quotas", "mode"):
+        if getattr(document, name) != getattr(before, name):
+            raise ConfigError(
+                f"policy: {name}: they differ from those in force, and a swap can't change them; start anew with it"
+            )
 
 
 def _prices(snapshot: PolicySnapshot, before: PolicySnapshot) -> Iterator[Plan]:

@@ -141,7 +141,10 @@ class _Reader:
             if not isinstance(value, list):
                 self._refuse(path, "must be a list, such as [a, b]")
             for index, item in enumerate(value):
-                self._scalar([item], field, message, (*path, index))
+                if field.message_type is not None:
+                    self._message(item, getattr(message, field.name).add(), (*path, index))
+                else:
+                    self._scalar([item], field, message, (*path, index))
         elif field.message_type is not None and field.message_type.full_name != _DURATION:
             inner = getattr(message, field.name)
             inner.SetInParent()

@@ -49,6 +49,11 @@ class Policy:
         """What names this policy on the wire: SHA-256 of its overlays, in hex."""
         return self.rules.digest
 
+    @property
+    def document(self) -> policy_pb2.Policy:
+        """The whole document: overlays, budgets, quotas and mode. It must not be changed."""
+        return self.rules.overlay
+
     def plan(self, message: Descriptor) -> Plan | None:
         """The plan of a message type, or None when nothing of it can ever be protected.
 

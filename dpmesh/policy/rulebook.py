@@ -63,7 +63,7 @@ class Rulebook:
         self.overlay = policy_pb2.Policy()
         if overlay is not None:
             self.overlay.CopyFrom(overlay)
-        canonical = self.overlay.SerializeToString(deterministic=True)
+        canonical = _rules_alone(self.overlay).SerializeToString(deterministic=True)
         self.digest = hashlib.sha256(b"dpmesh.v1.Policy\0" + canonical).hexdigest()
         # By the element's descriptor. What twins say is not kept: another module may bring one.
         self._resolved: BoundedTable[Any, ResolvedRule] = BoundedTable(_REMEMBERED)
@@ -161,6 +161,15 @@ class Rulebook:
             return ResolvedRule(annotation, UNANNOTATED)
         _refuse_unusable(annotation, name)
         return ResolvedRule(annotation, ANNOTATION)
+
+
+def _rules_alone(policy: policy_pb2.Policy) -> policy_pb2.Policy:
+    """A policy without what has no influence on the values that leave."""
+    rules = policy_pb2.Policy()
+    rules.CopyFrom(policy)
+    for name in ("version", "epoch", "mode", "budgets", "quotas"):
+        rules.ClearField(name)
+    return rules
 
 
 class PlacedRulebook(Rulebook):

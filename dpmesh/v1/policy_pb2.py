@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from dpmesh.v1 import privacy_pb2 as dpmesh_dot_v1_dot_privacy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64pmesh/v1/policy.proto\x12\tdpmesh.v1\x1a\x17\x64pmesh/v1/privacy.proto\"\xf9\x03\n\x06Policy\x12\x0f\n\x07version\x18\x01 \x01(\t\x12-\n\x06\x66ields\x18\x02 \x03(\x0b\x32\x1d.dpmesh.v1.Policy.FieldsEntry\x12\x31\n\x08messages\x18\x03 \x03(\x0b\x32\x1f.dpmesh.v1.Policy.MessagesEntry\x12/\n\x07methods\x18\x04 \x03(\x0b\x32\x1e.dpmesh.v1.Policy.MethodsEntry\x12-\n\x06oneofs\x18\x05 \x03(\x0b\x32\x1d.dpmesh.v1.Policy.OneofsEntry\x1a\x44\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.dpmesh.v1.FieldRules:\x02\x38\x01\x1aH\n\rMessagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.dpmesh.v1.MessageRules:\x02\x38\x01\x1a\x46\n\x0cMethodsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.dpmesh.v1.MethodRules:\x02\x38\x01\x1a\x44\n\x0bOneofsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.dpmesh.v1.OneofRules:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64pmesh/v1/policy.proto\x12\tdpmesh.v1\x1a\x17\x64pmesh/v1/privacy.proto\"\xed\x04\n\x06Policy\x12\x0f\n\x07version\x18\x01 \x01(\t\x12-\n\x06\x66ields\x18\x02 \x03(\x0b\x32\x1d.dpmesh.v1.Policy.FieldsEntry\x12\x31\n\x08messages\x18\x03 \x03(\x0b\x32\x1f.dpmesh.v1.Policy.MessagesEntry\x12/\n\x07methods\x18\x04 \x03(\x0b\x32\x1e.dpmesh.v1.Policy.MethodsEntry\x12-\n\x06oneofs\x18\x05 \x03(\x0b\x32\x1d.dpmesh.v1.Policy.OneofsEntry\x12\r\n\x05\x65poch\x18\x06 \x01(\x04\x12\x1d\n\x04mode\x18\x07 \x01(\x0e\x32\x0f.dpmesh.v1.Mode\x12\"\n\x07\x62udgets\x18\x08 \x03(\x0b\x32\x11.dpmesh.v1.Budget\x12 \n\x06quotas\x18\t \x03(\x0b\x32\x10.dpmesh.v1.Quota\x1a\x44\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.dpmesh.v1.FieldRules:\x02\x38\x01\x1aH\n\rMessagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.dpmesh.v1.MessageRules:\x02\x38\x01\x1a\x46\n\x0cMethodsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.dpmesh.v1.MethodRules:\x02\x38\x01\x1a\x44\n\x0bOneofsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.dpmesh.v1.OneofRules:\x02\x38\x01\"\xdd\x02\n\x06\x42udget\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07\x65psilon\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x03key\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x12\n\x05\x64\x65lta\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x1c\n\x0fthreshold_delta\x18\x05 \x01(\x01H\x03\x88\x01\x01\x12\x17\n\naccounting\x18\x06 \x01(\tH\x04\x88\x01\x01\x12\x13\n\x06window\x18\x07 \x01(\tH\x05\x88\x01\x01\x12\x19\n\x0con_exhausted\x18\x08 \x01(\tH\x06\x88\x01\x01\x12\x0f\n\x07methods\x18\t \x03(\t\x12\x10\n\x08messages\x18\n \x03(\t\x12\x12\n\ndirections\x18\x0b \x03(\t\x12\x0e\n\x06labels\x18\x0c \x03(\tB\n\n\x08_epsilonB\x06\n\x04_keyB\x08\n\x06_deltaB\x12\n\x10_threshold_deltaB\r\n\x0b_accountingB\t\n\x07_windowB\x0f\n\r_on_exhausted\"\xcc\x01\n\x05Quota\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05under\x18\x02 \x01(\t\x12\x14\n\x07\x65psilon\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tconsumers\x18\x04 \x03(\t\x12\x0f\n\x07methods\x18\x05 \x03(\t\x12\x10\n\x08messages\x18\x06 \x03(\t\x12\x12\n\ndirections\x18\x07 \x03(\t\x12\x0e\n\x06labels\x18\x08 \x03(\t\x12\x19\n\x0con_exhausted\x18\t \x01(\tH\x01\x88\x01\x01\x42\n\n\x08_epsilonB\x0f\n\r_on_exhausted*6\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x45NFORCE\x10\x01\x12\x0b\n\x07OBSERVE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,14 +40,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POLICY_METHODSENTRY']._serialized_options = b'8\001'
   _globals['_POLICY_ONEOFSENTRY']._loaded_options = None
   _globals['_POLICY_ONEOFSENTRY']._serialized_options = b'8\001'
+  _globals['_MODE']._serialized_start=1245
+  _globals['_MODE']._serialized_end=1299
   _globals['_POLICY']._serialized_start=63
-  _globals['_POLICY']._serialized_end=568
-  _globals['_POLICY_FIELDSENTRY']._serialized_start=284
-  _globals['_POLICY_FIELDSENTRY']._serialized_end=352
-  _globals['_POLICY_MESSAGESENTRY']._serialized_start=354
-  _globals['_POLICY_MESSAGESENTRY']._serialized_end=426
-  _globals['_POLICY_METHODSENTRY']._serialized_start=428
-  _globals['_POLICY_METHODSENTRY']._serialized_end=498
-  _globals['_POLICY_ONEOFSENTRY']._serialized_start=500
-  _globals['_POLICY_ONEOFSENTRY']._serialized_end=568
+  _globals['_POLICY']._serialized_end=684
+  _globals['_POLICY_FIELDSENTRY']._serialized_start=400
+  _globals['_POLICY_FIELDSENTRY']._serialized_end=468
+  _globals['_POLICY_MESSAGESENTRY']._serialized_start=470
+  _globals['_POLICY_MESSAGESENTRY']._serialized_end=542
+  _globals['_POLICY_METHODSENTRY']._serialized_start=544
+  _globals['_POLICY_METHODSENTRY']._serialized_end=614
+  _globals['_POLICY_ONEOFSENTRY']._serialized_start=616
+  _globals['_POLICY_ONEOFSENTRY']._serialized_end=684
+  _globals['_BUDGET']._serialized_start=687
+  _globals['_BUDGET']._serialized_end=1036
+  _globals['_QUOTA']._serialized_start=1039
+  _globals['_QUOTA']._serialized_end=1243
 # @@protoc_insertion_point(module_scope)

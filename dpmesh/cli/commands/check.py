@@ -48,9 +48,9 @@ def check(
     from dpmesh.report import findings
 
     settings = configuration.load(inputs.config_file(config_file))
-    budgets = configuration.budgets(settings)
     path = inputs.policy_file(policy_file, settings)
     policy = Policy(path)
+    budgets = configuration.budgets(configuration.with_policy(settings, policy.document))
     try:
         sources = inputs.load(protos, includes, descriptor_sets, reflect)
     except CompileError as error:

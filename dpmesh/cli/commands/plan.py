@@ -65,15 +65,18 @@ def plan(
     per_second = _per_second(rate)
     path = inputs.config_file(config_file)
     settings = configuration.load(path)
-    budgets = tuple(configuration.budgets(settings))
     policy_path = inputs.policy_file(policy_file, settings)
     sources = inputs.load(protos, includes, descriptor_sets, reflect)
-    planner = Planner(inputs.policy(policy_path, sources), budgets, per_second)
+    policy = inputs.policy(policy_path, sources)
+    budgets = tuple(configuration.budgets(configuration.with_policy(settings, policy.document)))
+    planner = Planner(policy, budgets, per_second)
     changed = None
     if against is not None:
         is_policy = against.suffix in (".yaml", ".yml", ".json")
         old_sources = sources if is_policy else _old_sources(against, sources, includes or protos or ())
-        old_planner = Planner(Policy(against if is_policy else policy_path), budgets, per_second)
+        old = Policy(against) if is_policy else policy
+        old_budgets = configuration.budgets(configuration.with_policy(settings, old.document))
+        old_planner = Planner(old, old_budgets, per_second)
         changed = changes(old_sources, old_planner, sources, planner)
     report = PlanReport(
         rate, str(path) if path else None, budgets, rpcs(sources, planner), reports(sources, planner), changed
