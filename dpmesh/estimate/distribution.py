@@ -65,7 +65,9 @@ class Distribution:
     def quantile(self, q: float) -> Estimate:
         """The number below which a part q of all numbers lies, such as the median for 0.5.
 
-        The interval has all numbers for which `below` has an interval that holds q.
+        The value is found by linear interpolation within a bin. The interval has all bins in which a number lies for
+        which `below` has an interval that holds q. It has them whole, because where in a bin the senders' numbers are
+        is not known.
 
         Raises:
             ValueError: q is not between 0 and 1.
@@ -85,7 +87,10 @@ class Distribution:
         low = max(min(first, *covered, first) - 1, 0)
         high = min(max(last, *covered, last) + 1, len(places) - 1)
         value = (places[first] + places[last]) / 2
-        return replace(self.shares[0], value=float(value), low=float(places[low]), high=float(places[high]))
+        edges = np.array(self.edges)
+        low_edge = edges[np.searchsorted(edges, places[low], side="right") - 1]
+        high_edge = edges[np.searchsorted(edges, places[high], side="left")]
+        return replace(self.shares[0], value=float(value), low=float(low_edge), high=float(high_edge))
 
     def _below(self, places: Array) -> tuple[Array, Array, Array]:
         """The share below each place, and both ends of its interval."""

@@ -183,8 +183,8 @@ class Reader:
     ) -> Estimate:
         """The number below which a part q of all numbers lies, such as the median for 0.5.
 
-        It is read off `distribution`, by linear interpolation within a bin. For several quantiles of these values, ask
-        the distribution: `distribution(...).quantile(q)`.
+        It is read off `distribution`, by linear interpolation within a bin; its interval ends at edges of bins. For
+        several quantiles of these values, ask the distribution: `distribution(...).quantile(q)`.
 
         Args:
             path: The field.

@@ -79,6 +79,20 @@ def test_reports_tell_what_senders_held(rule):
     assert found.below(101).value == pytest.approx(1, abs=1e-6)
 
 
+def test_the_interval_of_a_quantile_holds_numbers_at_any_place_of_their_bin():
+    """All numbers are at one end of a bin, where interpolation puts few of them."""
+    reader = numeric("epsilon: 8")
+    field = reader.plan.fields[0]
+    grid, draw = field.payload.grid, draw_function(field.payload.mechanism.draws)
+    received = np.array([grid.value(draw(grid.index(56.0))) for _ in range(4000)])
+    found = reader.distribution("x", received, bins=EDGES, confidence=1 - 1e-7)
+    for q in (0.1, 0.5, 0.9):
+        quantile = found.quantile(q)
+        assert quantile.covers(56)
+        assert {quantile.low, quantile.high} <= set(EDGES)
+    assert found.quantile(0.9).value > 60
+
+
 def test_parts_merge_and_tell_the_mean_too():
     reader = numeric("epsilon: 4 mechanism: DISCRETE_LAPLACE")
     values = np.arange(-20.0, 130.0, 0.5)
