@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh import method_name
@@ -131,8 +130,8 @@ def _test_vector(plan: Plan, field: FieldPlan, vector: VectorMechanism) -> None:
     ):
         raise _failed(field.name, "draws more than it pays for")
     for edge in (0.0, vector.reach):
-        left = vector.release(np.full(vector.dimension, edge))
-        if not (left.shape == (vector.dimension,) and bool(np.all(np.abs(left) <= vector.reach))):
+        left = vector.release([edge] * vector.dimension)
+        if not (len(left) == vector.dimension and all(abs(each) <= vector.reach for each in left)):
             raise _failed(field.name, "draws a value outside of its mechanism's range")
 
 

@@ -79,6 +79,7 @@ class PrivUnit:
         top: How many form the upper part.
         threshold: p, in units of 2^-128.
         scale: What the coordinates of a unit direction are multiplied with.
+        framed: Whether the rotations are drawn ahead as matrices, for vectors of few coordinates.
     """
 
     __slots__ = (
@@ -86,13 +87,13 @@ class PrivUnit:
         "_axis",
         "_coin",
         "_fourier",
-        "_framed",
         "_half",
         "_side",
         "copies",
         "dimension",
         "directions",
         "epsilon",
+        "framed",
         "scale",
         "threshold",
         "top",
@@ -113,7 +114,7 @@ class PrivUnit:
         # E[y_i^2] of one draw, where x is the unit vector i, and where it has no part in it.
         self._along = square / cosine**2
         self._side = (real - square) / (real - 1) / cosine**2
-        self._framed = dimension <= _LONGEST_FRAMED and self._half <= _MOST_FRAMED
+        self.framed = dimension <= _LONGEST_FRAMED and self._half <= _MOST_FRAMED
         self._axis = np.arange(self._half)
         # A row of the Fourier matrix, times the scale and what the transforms of `_select` leave out.
         size = self.scale * self._half ** (-_ROUNDS / 2)
@@ -128,7 +129,7 @@ class PrivUnit:
 
         Returns:
             An array of `count` tuples: the codes, a list of `copies` integers, and the rotations. These are columns of
-            matrices, shape (copies, D, dimension + 1), or phases, bytes of the shape (copies, 3, D/2).
+            matrices times `scale`, shape (copies, D, dimension + 1), or phases, bytes of the shape (copies, 3, D/2).
         """
         draws = count * self.copies
         upper = self._coin.toss(draws, stream)[0]
@@ -136,8 +137,8 @@ class PrivUnit:
         rest = uniform.below(self.directions - self.top, draws, stream)
         codes = np.where(upper, first, self.top + rest).reshape(count, self.copies).tolist()
         rotations: NDArray[Any]
-        if self._framed:
-            rotations = frames.uniform(draws, 2 * self._half, self.dimension + 1, stream)
+        if self.framed:
+            rotations = self.scale * frames.uniform(draws, 2 * self._half, self.dimension + 1, stream)
             rotations = rotations.reshape(count, self.copies, 2 * self._half, self.dimension + 1)
         else:
             rotations = np.empty((count, self.copies, _ROUNDS, self._half), np.uint8)
@@ -148,7 +149,7 @@ class PrivUnit:
 
     def row_bytes(self) -> int:
         """How much memory one release takes ahead of time."""
-        if self._framed:
+        if self.framed:
             return self.copies * 2 * self._half * (self.dimension + 1) * np.dtype(np.float64).itemsize
         return self.copies * _ROUNDS * self._half
 
@@ -162,20 +163,37 @@ class PrivUnit:
         Returns:
             Of shape (dimension,), no coordinate above `scale` in absolute value, but for rounding.
         """
-        lifted = np.zeros(self.dimension + 1 if self._framed else 2 * self._half)
+        if self.framed:
+            return np.array(self.release_framed(x.tolist(), drawn))
+        lifted = np.zeros(2 * self._half)
         lifted[: self.dimension] = x
         lifted[self.dimension] = math.sqrt(max(0.0, 1 - float(x.dot(x))))
-        select = self._select_framed if self._framed else self._select
         codes, rotations = drawn
         if self.copies == 1:
-            return select(lifted, codes[0], rotations[0])
-        directions = [select(lifted, code, rotation) for code, rotation in zip(codes, rotations, strict=True)]
+            return self._select(lifted, codes[0], rotations[0])
+        directions = [
+            self._select(lifted, code, rotation) for code, rotation in zip(codes, rotations, strict=True)
+        ]
         return np.asarray(sum(directions) / self.copies)
 
-    def _select_framed(self, lifted: Array, code: int, frame: Array) -> Array:
+    def release_framed(self, x: list[float], drawn: tuple[list[int], NDArray[Any]]) -> list[float]:
+        """What `release` gives, as a list, where `framed` is true. An array of few numbers takes longer to make."""
+        length = math.hypot(*x)
+        lifted = np.array([*x, math.sqrt(max(0.0, 1 - length * length))])
+        codes, rotations = drawn
+        if self.copies == 1:
+            return self._select_framed(lifted, codes[0], rotations[0])
+        directions = [
+            self._select_framed(lifted, code, frame) for code, frame in zip(codes, rotations, strict=True)
+        ]
+        return [sum(each) / self.copies for each in zip(*directions, strict=True)]
+
+    def _select_framed(self, lifted: Array, code: int, frame: Array) -> list[float]:
         """The coordinates of the direction at the place `code`, times the scale."""
         axis, minus = self._at(frame.dot(lifted), code)
-        return frame[axis, :-1] * (-self.scale if minus else self.scale)
+        coordinates: list[float] = frame[axis].tolist()
+        coordinates.pop()
+        return [-each for each in coordinates] if minus else coordinates
 
     def _select(self, lifted: Array, code: int, rows: NDArray[np.uint8]) -> Array:
         """The coordinates of the direction at the place `code`, times the scale."""
@@ -197,7 +215,7 @@ class PrivUnit:
     def _at(self, cosines: Array, code: int) -> tuple[int, bool]:
         """The direction at the place `code`: its axis, and whether it is the negative one."""
         # Of a direction and its opposite, only the one on x's side can be in the upper part: fewer than half are.
-        order = np.abs(cosines).argpartition(-self.top)
+        order = abs(cosines).argpartition(-self.top)
         if code < 2 * self.top:
             opposite, place = divmod(code, self.top)
             axis = order[place - self.top]

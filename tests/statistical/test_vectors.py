@@ -40,7 +40,7 @@ def made(name, epsilon):
 
 
 def outputs(mechanism, count, vector=HELD):
-    return np.array([mechanism.release(vector) for _ in range(count)])
+    return np.array([mechanism.release(np.asarray(vector).tolist()) for _ in range(count)])
 
 
 def is_wrong(values, mechanism, vector=HELD):
@@ -201,7 +201,7 @@ def test_intervals_hold_as_often_as_they_say(name, epsilon):
         vectors = random.uniform(-0.25, 0.25, (100, 16)) + np.linspace(-0.1, 0.3, 16)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         held = vectors / np.maximum(1, lengths) if name == "directions" else vectors
-        released = [field.payload.release(vector) for vector in vectors]
+        released = [field.payload.release(np.asarray(vector).tolist()) for vector in vectors]
         covered += int(reader.mean_vector("v", released).covers(held.mean(axis=0)).sum())
     assert covered / 6400 > 0.93
     assert covered / 6400 < (1 if name == "coordinates" else 0.97)

@@ -74,7 +74,7 @@ class Vector(NoisedKind):
         read = _aggregate_reader(plan) if plan.model is Model.CENTRAL else _local_reader(plan)
 
         def vector(source: Any, target: Any, _pseudonymise: Any) -> None:
-            getattr(target, name).extend(release(read(getattr(source, name))).tolist())
+            getattr(target, name).extend(release(read(getattr(source, name))))
 
         return vector
 
@@ -200,31 +200,31 @@ def _times(sensitivity: float, grown: float) -> float:
     return math.nextafter(sensitivity * math.nextafter(grown, math.inf), math.inf)
 
 
-def _local_reader(plan: FieldPlan) -> Callable[[Any], Array]:
+def _local_reader(plan: FieldPlan) -> Callable[[Any], list[float]]:
     """Reads a unit's own vector: the zero vector stands for one of another length, or with NaN or infinity in it."""
     dimension = plan.payload.dimension
 
-    def read(values: Any) -> Array:
+    def read(values: Any) -> list[float]:
         if len(values) == dimension:
-            numbers = values[:]
+            numbers: list[float] = values[:]
             # Numbers that are finite may have an infinite length.
             if math.isfinite(math.hypot(*numbers)) or all(map(math.isfinite, numbers)):
-                return np.array(numbers, np.float64)
-        return np.zeros(dimension)
+                return numbers
+        return [0.0] * dimension
 
     return read
 
 
-def _aggregate_reader(plan: FieldPlan) -> Callable[[Any], Array]:
+def _aggregate_reader(plan: FieldPlan) -> Callable[[Any], list[float]]:
     """Reads an aggregate. Its sensitivity does not cover the jump to another vector, so what is none is refused."""
     dimension, name = plan.payload.dimension, plan.name
 
-    def read(values: Any) -> Array:
+    def read(values: Any) -> list[float]:
         if len(values) != dimension:
             text = f"has not {dimension} elements, and is an aggregate: fill it up"
             raise ProtectionError("MISSING_AGGREGATE", name, text)
-        held = np.array(values[:], np.float64)
-        if np.isnan(held).any():
+        held: list[float] = values[:]
+        if any(map(math.isnan, held)):
             raise ProtectionError("NOT_A_NUMBER", name, "holds a NaN, which is refused")
         return held
 

@@ -45,7 +45,7 @@ class VectorMechanism:
         rho: The discrete Gaussian's zCDP loss, else None.
         step: All coordinates that leave are multiples of it; a power of two.
         reach: The largest absolute coordinate that leaves.
-        release: Maps finite coordinates, shape (dimension,), to what leaves.
+        release: Maps a list of `dimension` finite coordinates to what leaves.
         variance: Maps coordinates of what is held, any shape, to the variance of what leaves of each. Those beyond the
             norm count as clamped.
         worst_variance: The largest variance of a coordinate.
@@ -60,7 +60,7 @@ class VectorMechanism:
     rho: Fraction | None
     step: float
     reach: float
-    release: Callable[[Array], Array]
+    release: Callable[[list[float]], list[float]]
     variance: Callable[[Array], Array]
     worst_variance: float
     worst_error: float
@@ -133,9 +133,22 @@ def directions(dimension: int, radius: float, cube: bool, epsilon: Fraction, roo
     edge = radius / math.sqrt(dimension)
     worst = float(law.variance(np.array([0.0, edge / radius if cube else 1.0])).max())
 
-    def release(x: Array) -> Array:
-        unit = np.clip(x, -edge, edge) / radius if cube else _in_ball(x, radius)
-        return np.rint(law.release(unit, take()) * factor) * step
+    def small(x: list[float]) -> list[float]:
+        if cube:
+            unit = [min(max(each, -edge), edge) / radius for each in x]
+        elif math.hypot(*x) <= radius:
+            unit = [each / radius for each in x]
+        else:
+            unit = _shortened(np.array(x), radius).tolist()
+        return [round(each * factor) * step for each in law.release_framed(unit, take())]
+
+    def large(x: list[float]) -> list[float]:
+        held = np.array(x)
+        if cube:
+            unit = np.clip(held, -edge, edge) / radius
+        else:
+            unit = held / radius if math.hypot(*x) <= radius else _shortened(held, radius)
+        return (np.rint(law.release(unit, take()) * factor) * step).tolist()  # type: ignore[no-any-return]
 
     return VectorMechanism(
         "priv_unit_g",
@@ -144,7 +157,7 @@ def directions(dimension: int, radius: float, cube: bool, epsilon: Fraction, roo
         None,
         step,
         reach,
-        release,
+        small if law.framed else large,
         lambda x: law.variance(np.clip(x / radius, -1, 1)) * radius**2,
         worst * radius**2,
         law.worst_error * radius**2,
@@ -152,14 +165,11 @@ def directions(dimension: int, radius: float, cube: bool, epsilon: Fraction, roo
     )
 
 
-def _in_ball(x: Array, radius: float) -> Array:
-    """A vector in units of the radius, scaled down to a length of 1 if it is longer; nothing overflows."""
-    if math.hypot(*x.tolist()) <= radius:
-        return x / radius
-    largest = float(np.abs(x).max())
-    scaled = x / max(largest, radius)
+def _shortened(x: Array, radius: float) -> Array:
+    """A vector that is longer than the radius, scaled down to a length of 1 at most; nothing overflows."""
+    scaled = x / max(float(np.abs(x).max()), radius)
     length = math.sqrt(float(scaled @ scaled))
-    return scaled / length if largest > radius or length > 1 else scaled
+    return np.asarray(scaled / length)
 
 
 def coordinates(dimension: int, bound: float, epsilon: Fraction, room: Room) -> VectorMechanism:
@@ -204,19 +214,19 @@ def coordinates(dimension: int, bound: float, epsilon: Fraction, room: Room) -> 
 
 def _sampling(
     law: CoordinateSampling, bound: float, grid_step: float, shown: float
-) -> Callable[[Array], Array]:
+) -> Callable[[list[float]], list[float]]:
     pool = joint(law.columns())
     draw = function("draw", "x, code", law.mechanism.draws.decode, "y", {})
     half, count, dimension = law.half, law.count, law.dimension
 
-    def release(x: Array) -> Array:
+    def release(x: list[float]) -> list[float]:
         try:
             codes = pool.pop()
         except IndexError:
             codes = pool.refill()
-        out = np.zeros(dimension)
+        out = [0.0] * dimension
         for coordinate, code in zip(law.chosen(codes), codes[count:], strict=True):
-            value = min(max(float(x[coordinate]), -bound), bound)
+            value = min(max(x[coordinate], -bound), bound)
             index = min(max(half + round(value / grid_step), 0), 2 * half)
             out[coordinate] = (draw(index, code) - half) * shown
         return out
@@ -278,9 +288,9 @@ def noised(
     )
     take = _pooled(_rows(block, dimension), 8 * dimension)
 
-    def release(x: Array) -> Array:
+    def release(x: list[float]) -> list[float]:
         index = np.rint(np.clip(x, -bound, bound) / step)
-        shown: Array = np.clip(index + take(), low, high) * step
+        shown: list[float] = (np.clip(index + take(), low, high) * step).tolist()
         return shown
 
     return VectorMechanism(

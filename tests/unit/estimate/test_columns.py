@@ -89,7 +89,7 @@ def test_categories(reader, column):
 
 def test_vectors(reader):
     mechanism = reader.plan.fields[-1].kind.reading(reader.plan.fields[-1])
-    vector = mechanism.release(np.array([0.5, -0.5])).tolist()
+    vector = mechanism.release([0.5, -0.5])
     expected = reader.mean_vector("step", [vector] * 70)
     for column in (
         np.array([vector] * 70, np.float32),

@@ -289,7 +289,7 @@ def test_a_self_test_draws_vectors_too():
     self_test(plan)
     field = next(field for field in plan.fields if field.mechanism_name)
     short = replace(field.payload, release=lambda x: x[1:])
-    far = replace(field.payload, release=lambda x: x + 2 * field.payload.reach)
+    far = replace(field.payload, release=lambda x: [2 * field.payload.reach] * len(x))
     costly = replace(field.payload, epsilon=2 * field.epsilon)
     for payload, text in (
         (short, "outside of its mechanism's range"),

@@ -59,7 +59,7 @@ def held(kind, vector):
         field = kind.DESCRIPTOR.fields_by_name["v"]
 
     KIND.step(Site, replace(field, payload=spied))(kind(v=vector), kind(), None)
-    return seen[0].tolist()
+    return seen[0]
 
 
 @pytest.mark.parametrize(
