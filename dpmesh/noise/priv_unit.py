@@ -179,7 +179,7 @@ class PrivUnit:
     def release_framed(self, x: list[float], drawn: tuple[list[int], NDArray[Any]]) -> list[float]:
         """What `release` gives, as a list, where `framed` is true. An array of few numbers takes longer to make."""
         length = math.hypot(*x)
-        lifted = np.array([*x, math.sqrt(max(0.0, 1 - length * length))])
+        lifted = [*x, math.sqrt(max(0.0, 1 - length * length))]
         codes, rotations = drawn
         if self.copies == 1:
             return self._select_framed(lifted, codes[0], rotations[0])
@@ -188,9 +188,11 @@ class PrivUnit:
         ]
         return [sum(each) / self.copies for each in zip(*directions, strict=True)]
 
-    def _select_framed(self, lifted: Array, code: int, frame: Array) -> list[float]:
+    def _select_framed(self, lifted: list[float], code: int, frame: Array) -> list[float]:
         """The coordinates of the direction at the place `code`, times the scale."""
-        axis, minus = self._at(frame.dot(lifted), code)
+        cosines = frame.dot(lifted).tolist()
+        sizes = list(map(abs, cosines))
+        axis, minus = self._at(cosines, sorted(range(len(sizes)), key=sizes.__getitem__), code)
         coordinates: list[float] = frame[axis].tolist()
         coordinates.pop()
         return [-each for each in coordinates] if minus else coordinates
@@ -200,7 +202,8 @@ class PrivUnit:
         point, phases = lifted.view(np.complex128), _ROOTS.take(rows)
         for phase in phases:
             point = np.fft.fft(phase * point)
-        axis, minus = self._at(point.view(np.float64), code)
+        cosines = point.view(np.float64)
+        axis, minus = self._at(cosines, np.abs(cosines).argpartition(-self.top), code)
         at, imaginary = divmod(axis, 2)
         # The inverse of the rounds, on conjugates: there the inverse of a transform is a transform. That of one axis is
         # a row of the Fourier matrix.
@@ -212,10 +215,17 @@ class PrivUnit:
         coordinates: Array = np.conj(phases[0] * row).view(np.float64)[: self.dimension]
         return -coordinates if minus else coordinates
 
-    def _at(self, cosines: Array, code: int) -> tuple[int, bool]:
-        """The direction at the place `code`: its axis, and whether it is the negative one."""
-        # Of a direction and its opposite, only the one on x's side can be in the upper part: fewer than half are.
-        order = abs(cosines).argpartition(-self.top)
+    def _at(
+        self, cosines: Array | list[float], order: NDArray[np.intp] | list[int], code: int
+    ) -> tuple[int, bool]:
+        """The direction at the place `code`: its axis, and whether it is the negative one.
+
+        Args:
+            cosines: Those of all axes with x, times any number above 0.
+            order: A permutation of the axes in which those of the `top` largest absolute cosines come last. Of a
+                direction and its opposite, only the one on x's side can be in the upper part: fewer than half are.
+            code: The place.
+        """
         if code < 2 * self.top:
             opposite, place = divmod(code, self.top)
             axis = order[place - self.top]
