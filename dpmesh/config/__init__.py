@@ -26,6 +26,7 @@ from dpmesh.config.model import (
     PolicyConfig,
     QuotaConfig,
     budgets,
+    poll_seconds,
     seconds,
 )
 from dpmesh.config.with_policy import with_policy
@@ -40,6 +41,7 @@ __all__ = [
     "QuotaConfig",
     "budgets",
     "load",
+    "poll_seconds",
     "seconds",
     "with_policy",
 ]

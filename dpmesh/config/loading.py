@@ -13,7 +13,7 @@ import msgspec
 
 from dpmesh.config.environment import override
 from dpmesh.config.explain import explain
-from dpmesh.config.model import BAGGAGE_KEYS, Config, budgets
+from dpmesh.config.model import BAGGAGE_KEYS, Config, budgets, poll_seconds
 from dpmesh.config.redaction import quoted
 from dpmesh.errors import ConfigError
 from dpmesh.ledger.backends import relative_file, sqlite_url
@@ -29,7 +29,7 @@ def load(
         environment: Variables that override it; os.environ when absent.
 
     Returns:
-        The configuration, with the paths of the policy file and of an SQLite ledger made absolute.
+        The configuration, with the paths of policy files and of an SQLite ledger made absolute.
 
     Raises:
         ConfigError: The file can't be read, a key or a value is wrong, or `budgets` refuses a budget. The text names
@@ -48,11 +48,18 @@ def load(
         raise ConfigError(f"{name}: {explain(str(error), document)}") from None
     check_names(config, name)
     _check_metadata(config, name)
-    if config.policy.file:
-        policy = msgspec.structs.replace(config.policy, file=str(base / config.policy.file))
-        config = msgspec.structs.replace(config, policy=policy)
+    if config.policy.file and config.policy.source:
+        raise ConfigError(
+            f"{name}: policy.file stands beside policy.source; file is read at start, source is followed: choose one"
+        )
+    for key in ("file", "source"):
+        path = getattr(config.policy, key)
+        if path:
+            policy = msgspec.structs.replace(config.policy, **{key: str(base / path)})
+            config = msgspec.structs.replace(config, policy=policy)
     try:
         budgets(config)
+        poll_seconds(config)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
     ledger = msgspec.structs.replace(config.ledger, url=_absolute_url(config.ledger.url, base))

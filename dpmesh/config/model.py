@@ -29,10 +29,18 @@ class LedgerConfig(_Section, frozen=True):
 
 
 class PolicyConfig(_Section, frozen=True):
-    """[policy]: overlays for protos that can't be edited; a path relative to the configuration file."""
+    """[policy]: where the policy is; paths relative to the configuration file.
+
+    Attributes:
+        file: A policy file, which is read at start.
+        source: A policy file that is followed: another content replaces the policy in force.
+        poll: How long to wait between two looks at the source.
+    """
 
     # A variable that is passed on but not set is empty. It must not remove the policy that the file names.
     file: Annotated[str, msgspec.Meta(min_length=1)] = ""
+    source: Annotated[str, msgspec.Meta(min_length=1)] = ""
+    poll: str = "10s"
 
 
 class GrpcConfig(_Section, frozen=True):
@@ -82,6 +90,8 @@ class QuotaConfig(_Section, frozen=True):
     labels: tuple[str, ...] = ()
     on_exhausted: Literal["reject", "suppress", "replay"] | None = None
 
+
+_SHORTEST_POLL = 0.1
 
 # The budgets without a configuration: one a day for each unit, and one a day for all aggregates.
 DEFAULT_BUDGETS = (
@@ -170,6 +180,23 @@ def _quota(entry: QuotaConfig, budget: Budget) -> Budget:
 
 def _match(entry: BudgetConfig | QuotaConfig) -> Match:
     return Match(entry.methods, entry.messages, entry.directions, entry.labels)
+
+
+def poll_seconds(config: Config) -> float:
+    """The time between two looks at the policy's source, in seconds.
+
+    Raises:
+        ConfigError: It is no length of time, or shorter than 0.1 s.
+    """
+    try:
+        length = seconds(config.policy.poll, "policy.poll")
+    except ConfigError:
+        length = None
+    if length is None or length < _SHORTEST_POLL:
+        raise ConfigError(
+            f'policy.poll: {quoted(config.policy.poll)}: allowed: a length from "0.1s" on, such as "10s" or "5m"'
+        )
+    return length
 
 
 def seconds(window: str, key: str) -> float | None:

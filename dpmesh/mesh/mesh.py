@@ -18,6 +18,7 @@ from dpmesh.ledger import Ledger
 from dpmesh.mesh import swapping
 from dpmesh.mesh.corridor import Corridor
 from dpmesh.mesh.exhausted import ExhaustedCache
+from dpmesh.mesh.follower import PolicyFollower
 from dpmesh.mesh.observed import ObservedRefusals
 from dpmesh.mesh.pseudonyms import Pseudonyms
 from dpmesh.mesh.receipt import Direction, Receipt
@@ -46,6 +47,7 @@ class Mesh:
         mode: "enforce", or "observe": messages leave as they are, they are accounted for and traced only.
         grpc: What may leave although no rule protects it.
         monotonic: Seconds, for how long an exhausted account is refused from memory.
+        follower: Looks for other policies while the mesh is open; None: only `swap` replaces the policy.
 
     Attributes:
         snapshot: The policy in force, with everything that follows from it. `swap` replaces it.
@@ -68,6 +70,7 @@ class Mesh:
         *,
         grpc: GrpcConfig = GrpcConfig(),  # noqa: B008 - it is immutable
         monotonic: Callable[[], float] = time.monotonic,
+        follower: PolicyFollower | None = None,
     ) -> None:
         for name, part, kind in (("policy", policy, Policy), ("ledger", ledger, Ledger)):
             if not isinstance(part, kind):
@@ -85,6 +88,7 @@ class Mesh:
         exhausted = ExhaustedCache(ledger, monotonic)
         self.observed = ObservedRefusals() if self.observing else None
         self._corridor = Corridor(ledger, self._recording, pseudonyms, exhausted, self.observed)
+        self._follower = follower
         self._swapping = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._refreshing: asyncio.TimerHandle | None = None
@@ -111,6 +115,8 @@ class Mesh:
         self._loop = asyncio.get_running_loop()  # The lock belongs to it.
         self._corridor.open()
         self._refresh()
+        if self._follower is not None:
+            self._follower.start(self.swap)
         if self.observing:
             log.warning(
                 "dpmesh is in observe mode: messages leave UNPROTECTED, they are accounted and traced only"
@@ -121,6 +127,8 @@ class Mesh:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Returns unspent leases and closes the ledger; what is released later is refused."""
+        if self._follower is not None:
+            await self._follower.stop()
         self._corridor.close()
         if self._refreshing is not None:
             self._refreshing.cancel()
@@ -174,6 +182,11 @@ class Mesh:
     def policy_digest(self) -> str:
         """Names the policy on the wire (metadata key dpmesh-policy)."""
         return self.snapshot.digest
+
+    @property
+    def policy_refused(self) -> str:
+        """Why the policy of `[policy] source` is not the one in force; "" if it is, or if no source is followed."""
+        return "" if self._follower is None else self._follower.refused
 
     # -- releases -----------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from dpmesh import config as configuration
 from dpmesh.ledger import Ledger, open_store
+from dpmesh.mesh.follower import PolicyFollower
 from dpmesh.mesh.mesh import Mesh
 from dpmesh.policy import Policy
 from dpmesh.telemetry import Telemetry
@@ -26,7 +27,7 @@ def open(
     Args:
         config: dpmesh.toml's path, or its content as a mapping. None: annotations as the policy, a SQLite ledger in
             the working directory's .dpmesh/, and a daily budget of epsilon 8 per unit and 8 for aggregates.
-        policy: The policy, as a file's path or a message; wins over the configuration's [policy] file. Its budgets,
+        policy: The policy, as a file's path or a message; wins over the configuration's [policy] section. Its budgets,
             quotas and mode, if it has any, replace those of the configuration.
         clock: Seconds since 1970, for the budgets' windows and the pseudonyms' epochs; for simulations and tests. On
             PostgreSQL windows follow the database's clock instead.
@@ -35,9 +36,13 @@ def open(
         ConfigError: The configuration or the policy file is wrong.
     """
     settings = configuration.load(config)
+    follower = None
+    if policy is None and settings.policy.source:
+        follower = PolicyFollower(settings.policy.source, configuration.poll_seconds(settings))
+        policy = follower.read()
     # An empty path is a mistake, and must not count as no policy.
     overlays = settings.policy.file or None if policy is None else policy
     rules = Policy(overlays)
     settings = configuration.with_policy(settings, rules.document)
     ledger = Ledger(open_store(settings.ledger.url), configuration.budgets(settings), clock=clock)
-    return Mesh(rules, ledger, Telemetry(), settings.mode, grpc=settings.grpc)
+    return Mesh(rules, ledger, Telemetry(), settings.mode, grpc=settings.grpc, follower=follower)

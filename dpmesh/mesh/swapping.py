@@ -38,6 +38,7 @@ def prepare(
     if policy is None:  # To Policy, it means no overlays.
         raise ConfigError("policy: None is no policy; allowed: Policy() for annotations alone")
     rules = policy if isinstance(policy, Policy) else Policy(policy)
+    _refuse_older(rules.document, before.policy.document)
     _refuse_other_terms(rules.document, before.policy.document)
     snapshot = PolicySnapshot(rules, budgets)
     plans = [*snapshot.compile_loaded(), *_prices(snapshot, before)]
@@ -45,6 +46,21 @@ def prepare(
         self_test(plan)
     snapshot.has_rules()  # Looks through all loaded types once, which the event loop need not wait for.
     return snapshot
+
+
+def _refuse_older(document: policy_pb2.Policy, before: policy_pb2.Policy) -> None:
+    """Refuses a policy that was published before the one in force, or beside it under one epoch.
+
+    Raises:
+        ConfigError: It was.
+    """
+    if document.epoch < before.epoch or (
+        document.epoch and document.epoch == before.epoch and document != before
+    ):
+        raise ConfigError(
+            f"policy: epoch: {document.epoch} is not larger than {before.epoch}, which is in force; "
+            "publish it under a new epoch, older rules too"
+        )
 
 
 def _refuse_other_terms(document: policy_pb2.Policy, before: policy_pb2.Policy) -> None:

@@ -17,6 +17,9 @@ from dpmesh.policy.descriptors import is_map
 from dpmesh.policy.rulebook import says_nothing
 from dpmesh.v1 import policy_pb2
 
+LARGEST_FILE = 16 << 20
+"""In bytes."""
+
 # Keys and list indexes from the top of a policy file.
 Keys = tuple[str | int, ...]
 # From a path to ":line:column", or to "" where that is not known.
@@ -36,17 +39,40 @@ def load(path: str | Path) -> policy_pb2.Policy:
         ConfigError: The file is missing, is empty, is not YAML or JSON, has a key or value that the schema does not
             have, or has an entry that sets nothing. The text names the line and the key.
     """
-    path = Path(path)
+    return parsed(content(path), str(path))
+
+
+def content(path: str | Path) -> bytes:
+    """The bytes of a policy file.
+
+    Raises:
+        ConfigError: The file can't be read, or is larger than any policy is.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"policy file {path}: can't be read ({_reason(error)})") from None
-    document, locate = _read(text, str(path))
-    return parse(document, str(path), locate)
+        with Path(path).open("rb") as file:
+            found = file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"policy file {path}: can't be read ({error.strerror or 'unknown error'})"
+        ) from None
+    if len(found) > LARGEST_FILE:
+        raise ConfigError(f"policy file {path}: is larger than {LARGEST_FILE >> 20} MiB, which no policy is")
+    return found
 
 
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return (error.strerror or "unknown error") if isinstance(error, OSError) else "not UTF-8"
+def parsed(content: bytes, source: str) -> policy_pb2.Policy:
+    """Reads the bytes of a policy file; errors as for `load`.
+
+    Args:
+        content: YAML or JSON in UTF-8.
+        source: What to call it in errors.
+    """
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"policy file {source}: can't be read (not UTF-8)") from None
+    document, locate = _read(text, source)
+    return parse(document, source, locate)
 
 
 def parse(document: Any, source: str, locate: Locate = lambda _: "") -> policy_pb2.Policy:

@@ -103,9 +103,10 @@ def config_file(given: Path | None) -> Path | None:
 
 def policy_file(given: Path | None, settings: Config) -> Path | None:
     """The given policy file, or the configuration's, relative to the working directory if it is inside."""
-    if given is not None or not settings.policy.file:
+    configured = settings.policy.source or settings.policy.file
+    if given is not None or not configured:
         return given
-    path, here = Path(settings.policy.file), Path.cwd()
+    path, here = Path(configured), Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 

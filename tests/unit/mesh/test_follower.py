@@ -1,0 +1,177 @@
+"""Following a policy file: edits are taken or refused while the mesh is open."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+import dpmesh
+from dpmesh.errors import ConfigError
+from tests.support.mutual_tls import until
+from tests.support.protos import compiled
+
+TYPES = compiled(
+    """message Report { string id = 1 [(dpmesh.v1.field).unit = {}];
+    double a = 2 [(dpmesh.v1.field).numeric = {lower: 0 upper: 1 epsilon: 1 output: IN_RANGE}]; }"""
+)
+NAME = TYPES.Report.DESCRIPTOR.full_name
+BUDGET = {"name": "unit", "epsilon": 1000.0, "accounting": "pure", "window": "24h"}
+
+
+def policy(epsilon=1.0, more=""):
+    rule = f"{{numeric: {{lower: 0, upper: 1, epsilon: {epsilon}, output: IN_RANGE}}}}"
+    return f"{more}fields:\n  {NAME}.a: {rule}\n"
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "policy.yaml"
+    path.write_text(policy())
+    return path
+
+
+def settings(followed, **more):
+    return {
+        "ledger": {"url": "memory:"},
+        "budget": [BUDGET],
+        "policy": {"source": str(followed), "poll": "0.1s", **more},
+    }
+
+
+def replace(file, text):
+    other = file.with_suffix(".new")
+    other.write_text(text)
+    other.replace(file)
+
+
+async def cost(mesh):
+    return (await mesh.release(TYPES.Report(id="a", a=1))).epsilon
+
+
+async def test_an_edit_is_taken_while_the_mesh_is_open(file):
+    async with dpmesh.open(settings(file)) as mesh:
+        assert await cost(mesh) == 1
+        before = mesh.snapshot
+        replace(file, policy(0.25))
+        await until(lambda: mesh.snapshot is not before)
+        assert (await cost(mesh), mesh.policy_refused) == (0.25, "")
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "dpmesh policy"]
+    before = mesh.snapshot
+    replace(file, policy(2))
+    await asyncio.sleep(0.3)
+    assert mesh.snapshot is before
+
+
+async def test_a_link_that_leads_to_another_file_is_an_edit(tmp_path, file):
+    link = tmp_path / "link.yaml"
+    link.symlink_to(file)
+    async with dpmesh.open(settings(link)) as mesh:
+        other = tmp_path / "other.yaml"
+        other.write_text(policy(0.5))
+        new = tmp_path / "new"
+        new.symlink_to(other)
+        new.replace(link)
+        await until(lambda: mesh.policy.document.fields[f"{NAME}.a"].numeric.epsilon == 0.5)
+
+
+BAD = {
+    "fields: {": "not YAML or JSON",
+    "": "is empty",
+    "colour: blue": "colour: is not known here",
+    "fields: {acme.No.such: {public: {}}}": "no loaded proto has acme.No.such",
+    policy(-1): "epsilon",
+    policy(more="mode: OBSERVE\n"): "mode: they differ from those in force",
+    policy(more="budgets: [{name: unit, epsilon: 9, delta: 1e-6}]\n"): "budgets: they differ",
+    "version: " + "a" * (17 << 20): "is larger than 16 MiB",
+}
+
+
+@pytest.mark.parametrize("text", BAD, ids=range(len(BAD)))
+async def test_whatever_is_wrong_with_an_edit_the_policy_in_force_stays(file, caplog, text):
+    async with dpmesh.open(settings(file)) as mesh:
+        before = mesh.snapshot
+        replace(file, text)
+        await until(lambda: mesh.policy_refused)
+        assert BAD[text] in mesh.policy_refused
+        assert mesh.snapshot is before
+        assert await cost(mesh) == 1
+        await asyncio.sleep(0.3)
+        assert sum("the policy in force stays" in record.message for record in caplog.records) == 1
+        replace(file, policy(0.5))
+        await until(lambda: mesh.snapshot is not before)
+        assert (await cost(mesh), mesh.policy_refused) == (0.5, "")
+
+
+async def test_a_file_that_is_gone_is_tried_again(file, caplog):
+    caplog.set_level(logging.INFO)
+    async with dpmesh.open(settings(file)) as mesh:
+        before = mesh.snapshot
+        file.unlink()
+        await until(lambda: mesh.policy_refused)
+        assert "can't be read (No such file or directory)" in mesh.policy_refused
+        assert await cost(mesh) == 1
+        file.write_text(policy())
+        await until(lambda: not mesh.policy_refused)
+        assert mesh.snapshot is before
+        assert f"the policy of {file} is in force" in caplog.text
+
+
+async def test_a_policy_that_was_published_before_is_refused(file):
+    file.write_text(policy(1, "epoch: 5\n"))
+    async with dpmesh.open(settings(file)) as mesh:
+        for more in ("epoch: 4\n", "epoch: 5\n", ""):
+            replace(file, policy(0.5, more))
+            await until(lambda: mesh.policy_refused)
+            assert "is not larger than 5" in mesh.policy_refused
+            assert await cost(mesh) == 1
+            replace(file, policy(1, "epoch: 5\n"))
+            await until(lambda: not mesh.policy_refused)
+        replace(file, policy(0.5, "epoch: 6\n"))
+        await until(lambda: mesh.policy.document.epoch == 6)
+        assert await cost(mesh) == 0.5
+
+
+async def test_an_error_of_dpmesh_itself_does_not_end_following_and_quotes_nothing(file):
+    async with dpmesh.open(settings(file)) as mesh:
+        swap, failed = mesh.swap, []
+
+        async def failing(document):
+            if not failed:
+                failed.append(document)
+                raise RuntimeError("41.77777777")
+            await swap(document)
+
+        await mesh._follower.stop()
+        mesh._follower.start(failing)
+        replace(file, policy(0.5))
+        await until(lambda: mesh.policy_refused)
+        assert "RuntimeError in dpmesh" in mesh.policy_refused
+        assert "41.7" not in mesh.policy_refused
+        await until(lambda: "cut off" in mesh.policy_refused)
+        replace(file, policy(0.25))
+        await until(lambda: not mesh.policy_refused)
+        assert await cost(mesh) == 0.25
+
+
+def test_a_mesh_does_not_start_without_its_policy(file):
+    file.unlink()
+    with pytest.raises(ConfigError, match="can't be read"):
+        dpmesh.open(settings(file))
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"poll": "0.01s"}, "policy.poll: '0.01s': allowed: a length from \"0.1s\" on"),
+        ({"poll": "lifetime"}, "policy.poll: 'lifetime': allowed"),
+        ({"poll": "soon"}, "policy.poll: 'soon': allowed"),
+        ({"file": "policy.yaml"}, "policy.file stands beside policy.source"),
+        ({"source": ""}, "policy.source"),
+    ],
+)
+def test_mistakes_in_the_configuration_are_named(file, more, text):
+    with pytest.raises(ConfigError) as caught:
+        dpmesh.open(settings(file, **more))
+    assert text in str(caught.value)
