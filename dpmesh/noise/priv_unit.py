@@ -164,38 +164,49 @@ class PrivUnit:
             Of shape (dimension,), no coordinate above `scale` in absolute value, but for rounding.
         """
         if self.framed:
-            return np.array(self.release_framed(x.tolist(), drawn))
-        lifted = np.zeros(2 * self._half)
-        lifted[: self.dimension] = x
-        lifted[self.dimension] = math.sqrt(max(0.0, 1 - float(x.dot(x))))
+            lifted = [*x.tolist(), math.sqrt(max(0.0, 1 - float(x.dot(x))))]
+            return np.array(self.release_framed(lifted, drawn, 1.0))
+        point = np.zeros(2 * self._half)
+        point[: self.dimension] = x
+        point[self.dimension] = math.sqrt(max(0.0, 1 - float(x.dot(x))))
         codes, rotations = drawn
         if self.copies == 1:
-            return self._select(lifted, codes[0], rotations[0])
+            return self._select(point, codes[0], rotations[0])
         directions = [
-            self._select(lifted, code, rotation) for code, rotation in zip(codes, rotations, strict=True)
+            self._select(point, code, rotation) for code, rotation in zip(codes, rotations, strict=True)
         ]
         return np.asarray(sum(directions) / self.copies)
 
-    def release_framed(self, x: list[float], drawn: tuple[list[int], NDArray[Any]]) -> list[float]:
-        """What `release` gives, as a list, where `framed` is true. An array of few numbers takes longer to make."""
-        length = math.hypot(*x)
-        lifted = [*x, math.sqrt(max(0.0, 1 - length * length))]
+    def release_framed(
+        self, lifted: list[float], drawn: tuple[list[int], NDArray[Any]], factor: float
+    ) -> list[float]:
+        """What `release` gives, where `framed` is true. Lists of few numbers take less time than arrays.
+
+        Args:
+            lifted: x and sqrt(1 - |x|^2), both times any number above 0.
+            drawn: As for `release`.
+            factor: What the coordinates are multiplied with.
+        """
         codes, rotations = drawn
         if self.copies == 1:
-            return self._select_framed(lifted, codes[0], rotations[0])
+            return self._select_framed(lifted, codes[0], rotations[0], factor)
+        factor /= self.copies
         directions = [
-            self._select_framed(lifted, code, frame) for code, frame in zip(codes, rotations, strict=True)
+            self._select_framed(lifted, code, frame, factor)
+            for code, frame in zip(codes, rotations, strict=True)
         ]
-        return [sum(each) / self.copies for each in zip(*directions, strict=True)]
+        return list(map(sum, zip(*directions, strict=True)))
 
-    def _select_framed(self, lifted: list[float], code: int, frame: Array) -> list[float]:
-        """The coordinates of the direction at the place `code`, times the scale."""
+    def _select_framed(self, lifted: list[float], code: int, frame: Array, factor: float) -> list[float]:
+        """The coordinates of the direction at the place `code`, times the scale and the factor."""
         cosines = frame.dot(lifted).tolist()
         sizes = list(map(abs, cosines))
         axis, minus = self._at(cosines, sorted(range(len(sizes)), key=sizes.__getitem__), code)
+        if minus:
+            factor = -factor
         coordinates: list[float] = frame[axis].tolist()
         coordinates.pop()
-        return [-each for each in coordinates] if minus else coordinates
+        return [each * factor for each in coordinates]
 
     def _select(self, lifted: Array, code: int, rows: NDArray[np.uint8]) -> Array:
         """The coordinates of the direction at the place `code`, times the scale."""

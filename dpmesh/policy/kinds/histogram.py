@@ -264,22 +264,23 @@ def _all_keys(name: str, plan: FieldPlan) -> Step:
     if payload.number.refuses_nan and not grid.integral:
         index = refusing_nan(index, plan.name)
 
-    def indexes(held: Mapping[Any, Any]) -> Iterable[int]:
-        return [index(held.get(key, 0)) for key in keys]
-
     def cut(held: Mapping[Any, Any]) -> Iterable[int]:
         left = total or 0
-        for found in indexes(held):
+        for found in [index(held.get(key, 0)) for key in keys]:
             shown = min(found, left)
             left -= shown
             yield shown
 
-    read = indexes if total is None else cut
-
-    def step_all(source: Any, target: Any, _pseudonymise: Any) -> None:
+    def step_cut(source: Any, target: Any, _pseudonymise: Any) -> None:
         into = getattr(target, name)
-        for key, found in zip(keys, read(getattr(source, name)), strict=True):
+        for key, found in zip(keys, cut(getattr(source, name)), strict=True):
             out = lower + draw(found) * step
             into[key] = out if out < top else top
 
-    return step_all
+    def step_all(source: Any, target: Any, _pseudonymise: Any) -> None:
+        held, into = getattr(source, name), getattr(target, name)
+        for key in keys:
+            out = lower + draw(index(held.get(key, 0))) * step
+            into[key] = out if out < top else top
+
+    return step_all if total is None else step_cut

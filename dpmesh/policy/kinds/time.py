@@ -317,13 +317,16 @@ def _messages(field: FieldDescriptor, transform: Transform, plan: FieldPlan) -> 
         seconds, nanos = divmod(protect(time.seconds * _SECOND + time.nanos), _SECOND)
         if signed and seconds < 0 and nanos:
             seconds, nanos = seconds + 1, nanos - _SECOND
-        into.seconds = seconds
+        into.seconds = seconds  # Which sets a message, even to 0.
         into.nanos = nanos
 
     def single(source: Any, target: Any, _pseudonymise: Any) -> None:
-        into = getattr(target, name)
-        into.SetInParent()
-        write(getattr(source, name), into)
+        write(getattr(source, name), getattr(target, name))
+
+    def moment(source: Any, target: Any, _pseudonymise: Any) -> None:
+        """What `single` does with a Timestamp, in fewer steps."""
+        time, into = getattr(source, name), getattr(target, name)
+        into.seconds, into.nanos = divmod(protect(time.seconds * _SECOND + time.nanos), _SECOND)
 
     blank = Duration()
 
@@ -334,4 +337,6 @@ def _messages(field: FieldDescriptor, transform: Transform, plan: FieldPlan) -> 
         for time in times:
             write(time, into.add())
 
-    return repeated if field.is_repeated else single
+    if field.is_repeated:
+        return repeated
+    return single if signed else moment

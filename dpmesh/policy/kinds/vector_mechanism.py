@@ -135,12 +135,14 @@ def directions(dimension: int, radius: float, cube: bool, epsilon: Fraction, roo
 
     def small(x: list[float]) -> list[float]:
         if cube:
-            unit = [min(max(each, -edge), edge) / radius for each in x]
-        elif math.hypot(*x) <= radius:
-            unit = [each / radius for each in x]
+            x = [min(max(each, -edge), edge) for each in x]
+        length = math.hypot(*x) / radius
+        if length > 1 and not cube:  # The corner of a cube is further out by rounding alone.
+            lifted = [*_shortened(np.array(x), radius).tolist(), 0.0]
         else:
-            unit = _shortened(np.array(x), radius).tolist()
-        return [round(each * factor) * step for each in law.release_framed(unit, take())]
+            lifted = [each / radius for each in x] if radius != 1 else x[:]
+            lifted.append(math.sqrt(max(0.0, 1 - length * length)))
+        return [round(each) * step for each in law.release_framed(lifted, take(), factor)]
 
     def large(x: list[float]) -> list[float]:
         held = np.array(x)
