@@ -1,0 +1,80 @@
+"""`dpmesh policy`: compares policies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dpmesh.cli.app import require_command
+from dpmesh.cli.console import FOUND, OK, print_json, stdout
+from dpmesh.cli.options import inputs
+
+if TYPE_CHECKING:
+    from dpmesh.config import Config
+    from dpmesh.report.policy_order import Comparison, Terms
+    from dpmesh.report.sources import Sources
+
+app = typer.Typer(
+    add_completion=False,
+    help="Compare policies.",
+    epilog="Example: dpmesh policy diff old.yaml new.yaml protos/acme/fleet.proto",
+)
+
+
+app.callback(invoke_without_command=True)(require_command)
+
+
+@app.command(epilog="Example: dpmesh policy diff old.yaml new.yaml protos/acme/fleet.proto -I protos")
+def diff(
+    old: Annotated[Path, typer.Argument(help="The policy file that holds.", show_default=False)],
+    new: Annotated[Path, typer.Argument(help="The policy file that shall replace it.", show_default=False)],
+    protos: inputs.Protos = None,
+    includes: inputs.Includes = None,
+    descriptor_sets: inputs.DescriptorSets = None,
+    reflect: inputs.Reflect = "",
+    config_file: inputs.ConfigFile = None,
+    as_json: inputs.AsJson = False,
+) -> None:
+    """Say of each difference between two policies whether it is looser; exit code 1 if one is.
+
+    Tighter: no promise gets weaker. Other: no promise gets weaker, but values have another law, or messages another
+    cost. Looser: a promise gets weaker, or nobody can tell. Budgets that a policy does not have are those of the
+    configuration.
+    """
+    from dpmesh import config as configuration
+    from dpmesh.report import policy_order
+
+    settings = configuration.load(inputs.config_file(config_file))
+    sources = inputs.load(protos, includes, descriptor_sets, reflect)
+    found = policy_order.compare(_terms(old, settings, sources), _terms(new, settings, sources), sources)
+    if as_json:
+        print_json(found.document())
+    else:
+        _write(found)
+    raise typer.Exit(FOUND if found.order is policy_order.Order.LOOSER else OK)
+
+
+def _terms(path: Path, settings: Config, sources: Sources) -> Terms:
+    from dpmesh import config as configuration
+    from dpmesh.report.policy_order import Terms
+
+    policy = inputs.policy(path, sources)
+    settings = configuration.with_policy(settings, policy.document)
+    return Terms(policy, tuple(configuration.budgets(settings)), settings.mode)
+
+
+_COLOURS = {"looser": "red", "other": "yellow", "tighter": "green", "equal": "green"}
+
+
+def _write(found: Comparison) -> None:
+    from rich.text import Text
+
+    console = stdout()
+    for each in found.differences:
+        order = Text(f"{each.order:<8}", _COLOURS[each.order])
+        console.print(Text.assemble(order, (f"{each.element}: ", "bold"), each.text), soft_wrap=True)
+    count = len(found.differences)
+    summary = f"{count} difference{'' if count == 1 else 's'}: the new policy is {found.order}"
+    console.print(Text(summary, _COLOURS[found.order]), soft_wrap=True)

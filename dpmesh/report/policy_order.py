@@ -1,0 +1,350 @@
+"""The order of two policies: whether the step from one to the other weakens a guarantee.
+
+A difference is LOOSER unless it is known to weaken nothing. Rules are compared as they hold for the elements of the
+given protos, annotations included. Then the plans that come of them are compared, because the epsilon of a field may
+depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf.message import Message
+
+from dpmesh import method_name
+from dpmesh.accounting import Cost
+from dpmesh.errors import AnnotationError
+from dpmesh.ledger import Budget
+from dpmesh.policy import Plan, Policy, overlay_paths
+from dpmesh.policy.policy import SECTIONS
+from dpmesh.report.sources import Sources
+from dpmesh.v1 import privacy_pb2 as pb
+
+
+class Order(enum.StrEnum):
+    """What a difference does.
+
+    EQUAL: there is none. TIGHTER: it weakens nothing. OTHER: no promise gets weaker, but what leaves has another law
+    or another cost, which receivers and budgets have to know. LOOSER: it weakens a promise, or can't be judged.
+    """
+
+    EQUAL = "equal"
+    TIGHTER = "tighter"
+    OTHER = "other"
+    LOOSER = "looser"
+
+
+_RANK = list(Order)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Difference:
+    """One difference between two policies.
+
+    Attributes:
+        element: The full name of a field, message, oneof or method; "budget NAME", "quota NAME" or "mode".
+        order: What it does.
+        text: Both sides, in words.
+    """
+
+    element: str
+    order: Order
+    text: str
+
+
+class Terms(NamedTuple):
+    """All that one policy decides.
+
+    Attributes:
+        policy: The rules.
+        budgets: What pays under it, quotas included.
+        mode: "enforce" or "observe".
+    """
+
+    policy: Policy
+    budgets: Sequence[Budget]
+    mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All differences between two policies, the worst first."""
+
+    differences: tuple[Difference, ...]
+
+    @property
+    def order(self) -> Order:
+        """What all of them do together."""
+        return max((each.order for each in self.differences), key=_RANK.index, default=Order.EQUAL)
+
+    def document(self) -> dict[str, Any]:
+        """The comparison as JSON."""
+        listed = [
+            {"element": each.element, "order": str(each.order), "text": each.text}
+            for each in self.differences
+        ]
+        return {"order": str(self.order), "differences": listed}
+
+
+def compare(old: Terms, new: Terms, sources: Sources) -> Comparison:
+    """Compares two policies on the types and methods of some protos.
+
+    Args:
+        old: What holds.
+        new: What shall replace it.
+        sources: The protos. What an overlay says of other types can't be judged.
+    """
+    found = {
+        *_unjudged(old.policy, new.policy, sources),
+        *_types(old.policy, new.policy, sources.messages()),
+        *_methods(old.policy, new.policy, (m for service in sources.services() for m in service.methods)),
+        *_budgets(old.budgets, new.budgets),
+    }
+    if old.mode != new.mode:
+        order = Order.TIGHTER if new.mode == "enforce" else Order.LOOSER
+        found.add(Difference("mode", order, f"{old.mode} -> {new.mode}"))
+    return Comparison(tuple(sorted(found, key=lambda each: (-_RANK.index(each.order), each))))
+
+
+def _unjudged(old: Policy, new: Policy, sources: Sources) -> Iterator[Difference]:
+    """Overlays that changed, and of which the protos show no effect."""
+    known = {message.full_name for message in sources.messages()}
+    known |= {field.full_name for message in sources.messages() for field in message.fields}
+    known |= {oneof.full_name for message in sources.messages() for oneof in message.oneofs}
+    known |= {method_name.name_of(method) for service in sources.services() for method in service.methods}
+    for section in SECTIONS:
+        before, after = getattr(old.document, section), getattr(new.document, section)
+        for name in sorted({*before, *after}):
+            if name in known or (name in before and name in after and before[name] == after[name]):
+                continue
+            placed = section != "methods" and overlay_paths.leads_to_element(section, name, sources.pool)
+            why = "holds in one place only" if placed else "is about none of the given files"
+            yield Difference(name, Order.LOOSER, f"changed, and {why}: it can't be judged")
+
+
+def _types(old: Policy, new: Policy, messages: Iterable[Descriptor]) -> Iterator[Difference]:
+    if old.digest == new.digest:
+        return
+    for message in messages:
+        try:
+            plans = old.plan(message), new.plan(message)
+        except AnnotationError as error:
+            yield Difference(
+                error.element, Order.LOOSER, f"can't be judged, because a rule is bad: {error.text}"
+            )
+            continue
+        if _version(plans[0]) == _version(plans[1]):
+            continue
+        judged = [*_rules(old, new, message)]
+        looser = {each.element for each in judged if each.order is Order.LOOSER}
+        yield from judged
+        yield from (each for each in _costs(message, *plans) if each.element not in looser)
+
+
+def _rules(old: Policy, new: Policy, message: Descriptor) -> Iterator[Difference]:
+    """What differs between the rules of a message type, its fields and its oneofs."""
+    yield from _judged(old.rules.message(message), new.rules.message(message), message.full_name, _message)
+    for field in message.fields:
+        yield from _judged(old.rules.field(field), new.rules.field(field), field.full_name, _field)
+    for oneof in message.oneofs:
+        yield from _judged(old.rules.oneof(oneof), new.rules.oneof(oneof), oneof.full_name, _oneof)
+
+
+def _version(plan: Plan | None) -> str:
+    return "" if plan is None else plan.version
+
+
+def _judged(old: Any, new: Any, element: str, judge: Any) -> Iterator[Difference]:
+    if old.rules != new.rules:
+        yield from (Difference(element, order, text) for order, text in judge(old.rules, new.rules))
+
+
+def _costs(message: Descriptor, old: Plan | None, new: Plan | None) -> Iterator[Difference]:
+    """Fields that cost more than before, by whatever rule."""
+    before = {} if old is None else {field.path: field.cost for field in old.fields}
+    for field in () if new is None else new.fields:
+        cost = before.get(field.path)
+        if cost is not None and not _is_at_most(field.cost, cost):
+            text = f"an epsilon of {_epsilon(cost)} -> {_epsilon(field.cost)} in {message.full_name}"
+            yield Difference(field.name, Order.LOOSER, text)
+
+
+def _is_at_most(part: Cost, whole: Cost) -> bool:
+    if whole.epsilon is not None and (part.epsilon is None or part.epsilon > whole.epsilon):
+        return False
+    return part.rho <= whole.rho and part.delta <= whole.delta
+
+
+def _epsilon(cost: Cost) -> str:
+    return f"rho {cost.rho / 1e9:g}" if cost.epsilon is None else f"{cost.epsilon / 1e9:g}"
+
+
+_Judged = Iterator[tuple[Order, str]]
+
+
+def _message(old: pb.MessageRules, new: pb.MessageRules) -> _Judged:
+    changed = _changed(old, new)
+    if "epsilon" in changed:
+        yield _epsilons(old, new)
+    if "unannotated" in changed:
+        words = pb.MessageRules.Unannotated.Name
+        text = f"unannotated {words(old.unannotated)} -> {words(new.unannotated)}"
+        if old.unannotated != new.unannotated:
+            tighter = old.unannotated == pb.MessageRules.PASS and new.unannotated == pb.MessageRules.SUPPRESS
+            opened = new.unannotated == pb.MessageRules.PASS
+            yield Order.LOOSER if opened else Order.TIGHTER if tighter else Order.OTHER, text
+    yield from _rest(changed - {"epsilon", "unannotated"})
+
+
+def _oneof(old: pb.OneofRules, new: pb.OneofRules) -> _Judged:
+    changed = _changed(old, new)
+    if "epsilon" in changed:
+        yield _epsilons(old, new)
+    yield from _rest(changed - {"epsilon"})
+
+
+# How much of a value leaves: nothing, a value with noise, what links, all.
+_SHOWN = {"suppress": 0, "message_id": 0, "pseudonym": 2, "unit": 2, "public": 3, None: 3}
+_NOISED = 1
+# What changes the law of a unit's own number, and not its epsilon.
+_LAW = {"lower", "upper", "mechanism", "resolution", "output"}
+
+
+def _field(old: pb.FieldRules, new: pb.FieldRules) -> _Judged:
+    before, after = old.WhichOneof("kind"), new.WhichOneof("kind")
+    others = _changed(old, new) - {before, after}
+    yield from _rest(others)
+    if before == after:
+        if before is not None:
+            yield from _same_kind(before, getattr(old, before), getattr(new, before))
+        return
+    text = f"{before or 'no rule'} -> {after or 'no rule'}"
+    shown = _SHOWN.get(before, _NOISED), _SHOWN.get(after, _NOISED)
+    if "unit" in (before, after) or shown[1] >= shown[0]:
+        yield Order.LOOSER, text
+    else:
+        # Noise in place of what left as it is has a cost that there was not.
+        yield Order.TIGHTER if shown[1] == 0 else Order.OTHER, text
+
+
+def _same_kind(kind: str, old: Any, new: Any) -> _Judged:
+    changed = _changed(old, new)
+    if "epsilon" in changed:
+        yield _epsilons(old, new)
+        changed -= {"epsilon"}
+    if kind == "numeric" and changed and changed <= _LAW and not old.HasField("sensitivity"):
+        yield Order.OTHER, f"another law at that epsilon: {', '.join(sorted(changed))} changed"
+        return
+    if (
+        kind in ("pseudonym", "unit")
+        and "epoch" in changed
+        and old.HasField("epoch")
+        and new.HasField("epoch")
+    ):
+        lengths = old.epoch.ToTimedelta(), new.epoch.ToTimedelta()
+        shorter = lengths[1] < lengths[0]
+        yield Order.TIGHTER if shorter else Order.LOOSER, f"epoch {lengths[0]} -> {lengths[1]}"
+        changed -= {"epoch"}
+    yield from _rest(changed)
+
+
+def _epsilons(old: Any, new: Any) -> tuple[Order, str]:
+    if not (old.HasField("epsilon") and new.HasField("epsilon")):
+        text = f"epsilon {old.epsilon if old.HasField('epsilon') else 'unset'} -> "
+        return (
+            Order.LOOSER,
+            text + f"{new.epsilon if new.HasField('epsilon') else 'unset'}: it can't be judged",
+        )
+    order = Order.TIGHTER if new.epsilon < old.epsilon else Order.LOOSER
+    return order, f"epsilon {old.epsilon:g} -> {new.epsilon:g}"
+
+
+def _rest(changed: set[str]) -> _Judged:
+    if changed:
+        yield Order.LOOSER, f"{', '.join(sorted(changed))} changed: it can't be judged"
+
+
+def _changed(old: Message, new: Message) -> set[str]:
+    """The names of the fields that differ; an explicit default differs from an unset field."""
+    before = {field.name: value for field, value in old.ListFields()}
+    after = {field.name: value for field, value in new.ListFields()}
+    return {
+        name
+        for name in {*before, *after}
+        if name not in before or name not in after or before[name] != after[name]
+    }
+
+
+def _methods(old: Policy, new: Policy, methods: Iterable[MethodDescriptor]) -> Iterator[Difference]:
+    for method in methods:
+        try:
+            rules = old.rules.method(method).rules, new.rules.method(method).rules
+        except AnnotationError as error:
+            yield Difference(
+                error.element, Order.LOOSER, f"can't be judged, because a rule is bad: {error.text}"
+            )
+            continue
+        name, changed = method_name.name_of(method), _changed(*rules)
+        for flag in ("require", "trust_boundary"):
+            values = bool(getattr(rules[0], flag)), bool(getattr(rules[1], flag))
+            if values[0] != values[1]:
+                text = f"{flag} {values[0]} -> {values[1]}".lower()
+                yield Difference(name, Order.TIGHTER if values[1] else Order.LOOSER, text)
+        if "send_slot" in changed and not rules[0].HasField("send_slot"):
+            changed -= {"send_slot"}
+            yield Difference(name, Order.OTHER, "send_slot is set: covers cost as much as requests")
+        for order, text in _rest(changed - {"require", "trust_boundary"}):
+            yield Difference(name, order, text)
+
+
+def _budgets(old: Sequence[Budget], new: Sequence[Budget]) -> Iterator[Difference]:
+    before, after = {each.name: each for each in old}, {each.name: each for each in new}
+    for name in sorted({*before, *after}):
+        kind = (before.get(name) or after[name]).kind
+        if name not in after:
+            yield Difference(f"{kind} {name}", Order.LOOSER, "is dropped")
+        elif name not in before:
+            yield Difference(f"{kind} {name}", Order.TIGHTER, "is new")
+        else:
+            for order, text in _budget(before[name], after[name]):
+                yield Difference(f"{kind} {name}", order, text)
+
+
+# From the one that lets least leave.
+_EXHAUSTED = ("reject", "suppress", "replay")
+
+
+def _budget(old: Budget, new: Budget) -> _Judged:
+    for key in ("key", "accounting", "under"):
+        if getattr(old, key) != getattr(new, key):
+            yield Order.LOOSER, f"{key} {getattr(old, key)} -> {getattr(new, key)}: it can't be judged"
+    for key in ("epsilon", "delta", "threshold_delta"):
+        caps = getattr(old, key), getattr(new, key)
+        if caps[0] != caps[1]:
+            yield Order.TIGHTER if caps[1] < caps[0] else Order.LOOSER, f"{key} {caps[0]:g} -> {caps[1]:g}"
+    if old.window != new.window:
+        words = ["lifetime" if each is None else f"{each:g} s" for each in (old.window, new.window)]
+        longer = new.window is None or (old.window is not None and new.window > old.window)
+        yield Order.TIGHTER if longer else Order.LOOSER, f"window {words[0]} -> {words[1]}"
+    if old.on_exhausted != new.on_exhausted:
+        stricter = _EXHAUSTED.index(new.on_exhausted) < _EXHAUSTED.index(old.on_exhausted)
+        text = f"on_exhausted {old.on_exhausted} -> {new.on_exhausted}"
+        yield Order.TIGHTER if stricter else Order.LOOSER, text
+    for key, lists in (
+        *(
+            (key, (getattr(old.match, key), getattr(new.match, key)))
+            for key in ("methods", "messages", "directions", "labels")
+        ),
+        ("consumers", (old.consumers, new.consumers)),
+    ):
+        if lists[0] != lists[1]:
+            wider = not lists[1] or (set(lists[0]) < set(lists[1]) and bool(lists[0]))
+            yield Order.TIGHTER if wider else Order.LOOSER, f"{key} {_list(lists[0])} -> {_list(lists[1])}"
+
+
+def _list(globs: Sequence[str]) -> str:
+    return ", ".join(globs) or "all"

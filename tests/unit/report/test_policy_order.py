@@ -1,0 +1,219 @@
+"""The order of two policies: what weakens a promise is looser, and what is not known to weaken none is looser, too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+from google.protobuf import descriptor_pool
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpmesh.accounting import Accounting
+from dpmesh.errors import AnnotationError
+from dpmesh.ledger import Budget
+from dpmesh.ledger.budget import Match
+from dpmesh.policy import Policy
+from dpmesh.policy.overlay_file import parse
+from dpmesh.report.policy_order import Order, Terms, compare
+from dpmesh.report.sources import Sources
+from tests.support.protos import compiled
+
+TYPES = compiled(
+    """message Pair { double x = 1; double y = 2; }
+    message Report {
+      option (dpmesh.v1.message) = {epsilon: 4};
+      string id = 1 [(dpmesh.v1.field).unit = {epoch: {seconds: 86400}}];
+      double a = 2 [(dpmesh.v1.field).numeric = {lower: 0 upper: 1 epsilon: 1}];
+      double b = 3 [(dpmesh.v1.field).numeric = {lower: 0 upper: 1}];
+      double c = 4 [(dpmesh.v1.field).numeric = {lower: 0 upper: 1}];
+      string note = 5 [(dpmesh.v1.field).public = {}];
+      string session = 6 [(dpmesh.v1.field).pseudonym = {epoch: {seconds: 86400}}];
+      string secret = 7 [(dpmesh.v1.field).suppress = {}];
+      string open = 8;
+      Pair pair = 9;
+      oneof choice { bool yes = 10 [(dpmesh.v1.field).public = {}]; }
+    }
+    service Reports { rpc Send(Report) returns (Pair); }"""
+)
+REPORT = TYPES.Report.DESCRIPTOR.full_name
+SEND = f"/{TYPES.package}.Reports/Send"
+SOURCES = Sources(descriptor_pool.Default(), (TYPES.Report.DESCRIPTOR.file,), {})
+BUDGET = Budget("day", epsilon=8.0, delta=0.0, accounting=Accounting.PURE)
+
+
+def terms(fields=None, budgets=(BUDGET,), mode="enforce", **sections):
+    document = {"fields": {f"{REPORT}.{name}": rule for name, rule in (fields or {}).items()}, **sections}
+    return Terms(Policy(parse({key: value for key, value in document.items() if value}, "p")), budgets, mode)
+
+
+def number(epsilon=1.0, upper=1, **more):
+    return {
+        "numeric": {"lower": 0, "upper": upper, **({} if epsilon is None else {"epsilon": epsilon}), **more}
+    }
+
+
+def found(old, new):
+    return {
+        (each.element.removeprefix(REPORT + "."), each.order)
+        for each in compare(old, new, SOURCES).differences
+    }
+
+
+PLAIN = terms()
+SIDES = [
+    # What gets tighter or other, and the elements that are looser on the way back.
+    (terms({"a": number(1)}), terms({"a": number(0.5)}), Order.TIGHTER),
+    (PLAIN, terms({"note": {"suppress": {}}}), Order.TIGHTER),
+    (PLAIN, terms({"session": {"suppress": {}}}), Order.TIGHTER),
+    (terms({"note": {"pseudonym": {}}}), terms({"note": {"suppress": {}}}), Order.TIGHTER),
+    (PLAIN, terms({"note": {"pseudonym": {}}}), Order.OTHER),
+    (PLAIN, terms({"a": {"suppress": {}}}), Order.TIGHTER),
+    (PLAIN, terms({"session": {"pseudonym": {"epoch": "3600s"}}}), Order.TIGHTER),
+    (PLAIN, terms({"id": {"unit": {"epoch": "3600s"}}}), Order.TIGHTER),
+    (PLAIN, terms(messages={REPORT: {"epsilon": 3}}), Order.TIGHTER),
+    (PLAIN, terms(messages={REPORT: {"epsilon": 4, "unannotated": "SUPPRESS"}}), Order.TIGHTER),
+    (
+        terms({"open": {"suppress": {}}, "pair": {"suppress": {}}}),
+        terms(
+            {"open": {"suppress": {}}, "pair": {"suppress": {}}},
+            messages={REPORT: {"epsilon": 4, "unannotated": "REJECT"}},
+        ),
+        Order.OTHER,
+    ),
+    (PLAIN, terms(methods={SEND: {"require": True}}), Order.TIGHTER),
+    (PLAIN, terms(methods={SEND: {"trust_boundary": True}}), Order.TIGHTER),
+    (PLAIN, terms(methods={SEND: {"send_slot": "1s"}}), Order.OTHER),
+    (terms(mode="observe"), PLAIN, Order.TIGHTER),
+    (PLAIN, terms(budgets=(replace(BUDGET, epsilon=4.0),)), Order.TIGHTER),
+    (PLAIN, terms(budgets=(replace(BUDGET, window=172800.0),)), Order.TIGHTER),
+    (PLAIN, terms(budgets=(replace(BUDGET, window=None),)), Order.TIGHTER),
+    (terms(budgets=(replace(BUDGET, on_exhausted="replay"),)), PLAIN, Order.TIGHTER),
+    (terms(budgets=(replace(BUDGET, match=Match(methods=("/a.B/*",))),)), PLAIN, Order.TIGHTER),
+    (PLAIN, terms(budgets=(BUDGET, replace(BUDGET, name="week"))), Order.TIGHTER),
+    (
+        PLAIN,
+        terms(
+            budgets=(
+                BUDGET,
+                replace(BUDGET, name="partner", key="unit/consumer", epsilon=1.0, under="day"),
+            )
+        ),
+        Order.TIGHTER,
+    ),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "order"), SIDES, ids=range(len(SIDES)))
+def test_the_way_back_is_looser(old, new, order):
+    assert compare(old, new, SOURCES).order is order
+    assert compare(new, old, SOURCES).order is Order.LOOSER
+    assert compare(old, old, SOURCES).order is compare(new, new, SOURCES).order is Order.EQUAL
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (PLAIN, terms({"a": number(1, upper=2)})),
+        (PLAIN, terms({"a": number(1, output="IN_RANGE")})),
+        (
+            terms({"a": number(1, mechanism="PIECEWISE")}),
+            terms({"a": number(1, mechanism="DISCRETE_LAPLACE")}),
+        ),
+    ],
+)
+def test_another_law_at_that_epsilon_is_other_both_ways(old, new):
+    assert compare(old, new, SOURCES).order is compare(new, old, SOURCES).order is Order.OTHER
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "element"),
+    [
+        # The message's epsilon goes to fewer fields, or to another one.
+        (PLAIN, terms({"b": {"suppress": {}}}), "c"),
+        (PLAIN, terms({"a": number(None)}), "a"),
+        (PLAIN, terms({"secret": {"public": {}}}), "secret"),
+        (PLAIN, terms({"id": {"unit": {"form": "RAW", "epoch": "86400s"}}}), "id"),
+        (PLAIN, terms({"id": {"public": {}}}), "id"),
+        (PLAIN, terms({"a": number(1, sensitivity=0.1)}), "a"),
+        (terms({"a": number(1, sensitivity=1)}), terms({"a": number(1, sensitivity=0.5)}), "a"),
+        (PLAIN, terms({"session": {"pseudonym": {"epoch": "86400s", "namespace": "x"}}}), "session"),
+        (PLAIN, terms({"pair.x": number()}), "pair.x"),
+        (PLAIN, terms({"a": number(-1)}), "a"),
+    ],
+)
+def test_what_is_not_known_to_weaken_nothing_is_looser(old, new, element):
+    assert (element, Order.LOOSER) in found(old, new)
+
+
+def test_overlays_of_other_types_are_looser_if_they_changed():
+    other = {"acme.other.Thing.x": {"suppress": {}}}
+    assert (
+        compare(terms(), Terms(Policy(parse({"fields": other}, "p")), (BUDGET,), "enforce"), SOURCES).order
+        is Order.LOOSER
+    )
+    same = Terms(Policy(parse({"fields": other}, "p")), (BUDGET,), "enforce")
+    assert compare(same, same, SOURCES).order is Order.EQUAL
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        replace(BUDGET, key="global"),
+        replace(BUDGET, accounting=Accounting.ZCDP, delta=1e-6),
+        replace(BUDGET, epsilon=9.0),
+        replace(BUDGET, window=3600.0),
+        replace(BUDGET, match=Match(messages=("a.*",))),
+        replace(BUDGET, name="renamed"),
+    ],
+)
+def test_budgets_that_admit_more_or_can_not_be_judged_are_looser(budget):
+    assert compare(PLAIN, terms(budgets=(budget,)), SOURCES).order is Order.LOOSER
+
+
+_EPSILONS = st.sampled_from([None, 0.25, 0.5, 1.0])
+_RULES = st.one_of(
+    st.builds(number, _EPSILONS, st.sampled_from([1, 2])),
+    st.sampled_from([{"suppress": {}}, {"public": {}}]),
+)
+_POLICIES = st.builds(
+    terms,
+    st.dictionaries(st.sampled_from("abc"), _RULES),
+    budgets=st.sampled_from([(BUDGET,), (replace(BUDGET, epsilon=4.0),), (replace(BUDGET, window=None),)]),
+    messages=st.sampled_from(
+        [{}, {REPORT: {"epsilon": 2}}, {REPORT: {"epsilon": 6, "unannotated": "SUPPRESS"}}]
+    ),
+)
+
+
+def costs(side):
+    """For each number of the message, the epsilon that it loses: none if suppressed, no limit if it leaves as it is."""
+    plan = side.policy.plan(TYPES.Report.DESCRIPTOR)
+    lost = {field.path: Fraction(field.cost.epsilon) for field in plan.fields if field.mechanism_name}
+    kinds = {
+        name: side.policy.rules.field(TYPES.Report.DESCRIPTOR.fields_by_name[name]).rules for name in "abc"
+    }
+    return {
+        name: float("inf") if rule.WhichOneof("kind") == "public" else lost.get(name, 0)
+        for name, rule in kinds.items()
+    }, plan.cost.epsilon
+
+
+@settings(max_examples=150, deadline=None)
+@given(_POLICIES, _POLICIES)
+def test_of_random_pairs_none_that_is_not_looser_loses_more(old, new):
+    order = compare(old, new, SOURCES).order
+    try:
+        before, after = costs(old), costs(new)
+    except AnnotationError:
+        assert order in (Order.LOOSER, Order.EQUAL)
+        return
+    if order is Order.LOOSER:
+        return
+    assert all(after[0][name] <= before[0][name] for name in "abc")
+    assert new.budgets[0].cap <= old.budgets[0].cap
+    if order is not Order.OTHER:
+        assert after[1] <= before[1]
+    if order is Order.TIGHTER:
+        assert compare(new, old, SOURCES).order is Order.LOOSER
