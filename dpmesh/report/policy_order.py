@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
@@ -20,6 +21,7 @@ from dpmesh.accounting import Cost
 from dpmesh.errors import AnnotationError
 from dpmesh.ledger import Budget
 from dpmesh.policy import Plan, Policy, overlay_paths
+from dpmesh.policy.descriptors import oneof_of
 from dpmesh.policy.policy import SECTIONS
 from dpmesh.report.sources import Sources
 from dpmesh.v1 import privacy_pb2 as pb
@@ -148,10 +150,17 @@ def _types(old: Policy, new: Policy, messages: Iterable[Descriptor]) -> Iterator
 def _rules(old: Policy, new: Policy, message: Descriptor) -> Iterator[Difference]:
     """What differs between the rules of a message type, its fields and its oneofs."""
     yield from _judged(old.rules.message(message), new.rules.message(message), message.full_name, _message)
+    hidden = _hides_others(old, message), _hides_others(new, message)
     for field in message.fields:
-        yield from _judged(old.rules.field(field), new.rules.field(field), field.full_name, _field)
+        judge = partial(_field, hidden=hidden, choice=oneof_of(field) is not None)
+        yield from _judged(old.rules.field(field), new.rules.field(field), field.full_name, judge)
     for oneof in message.oneofs:
         yield from _judged(old.rules.oneof(oneof), new.rules.oneof(oneof), oneof.full_name, _oneof)
+
+
+def _hides_others(policy: Policy, message: Descriptor) -> bool:
+    """Whether fields without a rule do not leave."""
+    return bool(policy.rules.message(message).rules.unannotated != pb.MessageRules.PASS)
 
 
 def _version(plan: Plan | None) -> str:
@@ -208,13 +217,27 @@ def _oneof(old: pb.OneofRules, new: pb.OneofRules) -> _Judged:
 
 
 # How much of a value leaves: nothing, a value with noise, what links, all.
-_SHOWN = {"suppress": 0, "message_id": 0, "pseudonym": 2, "unit": 2, "public": 3, None: 3}
+_SHOWN = {"suppress": 0, "message_id": 0, "pseudonym": 2, "unit": 2, "public": 3}
 _NOISED = 1
 # What changes the law of a unit's own number, and not its epsilon.
 _LAW = {"lower", "upper", "mechanism", "resolution", "output"}
 
 
-def _field(old: pb.FieldRules, new: pb.FieldRules) -> _Judged:
+def _shown(kind: str | None, hidden: bool) -> int:
+    if kind is None:
+        return _SHOWN["suppress" if hidden else "public"]
+    return _SHOWN.get(kind, _NOISED)
+
+
+def _field(old: pb.FieldRules, new: pb.FieldRules, *, hidden: tuple[bool, bool], choice: bool) -> _Judged:
+    """Judges the rules of a field.
+
+    Args:
+        old: What holds.
+        new: What shall replace it.
+        hidden: Under each of the two policies, whether fields without a rule do not leave.
+        choice: The field is a member of a oneof, whose choice may show by it.
+    """
     before, after = old.WhichOneof("kind"), new.WhichOneof("kind")
     others = _changed(old, new) - {before, after}
     yield from _rest(others)
@@ -223,8 +246,8 @@ def _field(old: pb.FieldRules, new: pb.FieldRules) -> _Judged:
             yield from _same_kind(before, getattr(old, before), getattr(new, before))
         return
     text = f"{before or 'no rule'} -> {after or 'no rule'}"
-    shown = _SHOWN.get(before, _NOISED), _SHOWN.get(after, _NOISED)
-    if "unit" in (before, after) or shown[1] >= shown[0]:
+    shown = _shown(before, hidden[0]), _shown(after, hidden[1])
+    if choice or "unit" in (before, after) or shown[1] >= shown[0]:
         yield Order.LOOSER, text
     else:
         # Noise in place of what left as it is has a cost that there was not.
@@ -308,9 +331,13 @@ def _budgets(old: Sequence[Budget], new: Sequence[Budget]) -> Iterator[Differenc
         if name not in after:
             yield Difference(f"{kind} {name}", Order.LOOSER, "is dropped")
         elif name not in before:
-            yield Difference(f"{kind} {name}", Order.TIGHTER, "is new")
+            if kind == "quota" or _pays_for_all(old, after[name].owner):
+                yield Difference(f"{kind} {name}", Order.TIGHTER, "is new")
+            else:
+                text = "is new, and may pay for messages that were refused, because no budget paid for them"
+                yield Difference(f"{kind} {name}", Order.LOOSER, text)
         else:
-            for order, text in _budget(before[name], after[name]):
+            for order, text in _budget(before[name], after[name], _pays_for_all(old, before[name].owner)):
                 yield Difference(f"{kind} {name}", order, text)
 
 
@@ -318,7 +345,19 @@ def _budgets(old: Sequence[Budget], new: Sequence[Budget]) -> Iterator[Differenc
 _EXHAUSTED = ("reject", "suppress", "replay")
 
 
-def _budget(old: Budget, new: Budget) -> _Judged:
+def _pays_for_all(budgets: Sequence[Budget], owner: str) -> bool:
+    """Whether some budget pays for all messages of an owner, so that another one admits none that was refused."""
+    return any(not each.is_quota and each.owner == owner and each.match.everything for each in budgets)
+
+
+def _budget(old: Budget, new: Budget, all_paid: bool) -> _Judged:
+    """Judges a budget or quota.
+
+    Args:
+        old: What holds.
+        new: What shall replace it.
+        all_paid: Some budget paid for all messages of its owner.
+    """
     for key in ("key", "accounting", "under"):
         if getattr(old, key) != getattr(new, key):
             yield Order.LOOSER, f"{key} {getattr(old, key)} -> {getattr(new, key)}: it can't be judged"
@@ -343,7 +382,8 @@ def _budget(old: Budget, new: Budget) -> _Judged:
     ):
         if lists[0] != lists[1]:
             wider = not lists[1] or (set(lists[0]) < set(lists[1]) and bool(lists[0]))
-            yield Order.TIGHTER if wider else Order.LOOSER, f"{key} {_list(lists[0])} -> {_list(lists[1])}"
+            tighter = wider and (all_paid or old.is_quota)
+            yield Order.TIGHTER if tighter else Order.LOOSER, f"{key} {_list(lists[0])} -> {_list(lists[1])}"
 
 
 def _list(globs: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ TYPES = compiled(
       string secret = 7 [(dpmesh.v1.field).suppress = {}];
       string open = 8;
       Pair pair = 9;
-      oneof choice { bool yes = 10 [(dpmesh.v1.field).public = {}]; }
+      oneof choice { bool yes = 10 [(dpmesh.v1.field).public = {}]; bool no = 11 [(dpmesh.v1.field).public = {}]; }
     }
     service Reports { rpc Send(Report) returns (Pair); }"""
 )
@@ -62,6 +62,8 @@ def found(old, new):
 
 
 PLAIN = terms()
+HIDES = {REPORT: {"epsilon": 4, "unannotated": "SUPPRESS"}}
+HIDING = terms(messages=HIDES)
 SIDES = [
     # What gets tighter or other, and the elements that are looser on the way back.
     (terms({"a": number(1)}), terms({"a": number(0.5)}), Order.TIGHTER),
@@ -90,7 +92,11 @@ SIDES = [
     (PLAIN, terms(budgets=(replace(BUDGET, window=172800.0),)), Order.TIGHTER),
     (PLAIN, terms(budgets=(replace(BUDGET, window=None),)), Order.TIGHTER),
     (terms(budgets=(replace(BUDGET, on_exhausted="replay"),)), PLAIN, Order.TIGHTER),
-    (terms(budgets=(replace(BUDGET, match=Match(methods=("/a.B/*",))),)), PLAIN, Order.TIGHTER),
+    (
+        terms(budgets=(BUDGET, replace(BUDGET, name="b", match=Match(methods=("/a.B/*",))))),
+        terms(budgets=(BUDGET, replace(BUDGET, name="b"))),
+        Order.TIGHTER,
+    ),
     (PLAIN, terms(budgets=(BUDGET, replace(BUDGET, name="week"))), Order.TIGHTER),
     (
         PLAIN,
@@ -140,6 +146,10 @@ def test_another_law_at_that_epsilon_is_other_both_ways(old, new):
         (terms({"a": number(1, sensitivity=1)}), terms({"a": number(1, sensitivity=0.5)}), "a"),
         (PLAIN, terms({"session": {"pseudonym": {"epoch": "86400s", "namespace": "x"}}}), "session"),
         (PLAIN, terms({"pair.x": number()}), "pair.x"),
+        (PLAIN, terms({"yes": {"suppress": {}}}), "yes"),
+        # What had no rule did not leave.
+        (HIDING, terms({"open": {"pseudonym": {}}}, messages=HIDES), "open"),
+        (HIDING, terms({"open": {"public": {}}}, messages=HIDES), "open"),
         (PLAIN, terms({"a": number(-1)}), "a"),
     ],
 )
@@ -170,6 +180,17 @@ def test_overlays_of_other_types_are_looser_if_they_changed():
 )
 def test_budgets_that_admit_more_or_can_not_be_judged_are_looser(budget):
     assert compare(PLAIN, terms(budgets=(budget,)), SOURCES).order is Order.LOOSER
+
+
+def test_a_budget_that_may_pay_for_what_was_refused_is_looser():
+    part = replace(BUDGET, match=Match(methods=("/a.B/*",)))
+    for old, new in (
+        ((BUDGET,), (BUDGET, replace(BUDGET, name="all", key="global"))),
+        ((part,), (part, replace(BUDGET, name="more"))),
+        ((part,), (replace(part, match=Match(methods=("/a.B/*", "/a.C/*"))),)),
+        ((part,), (BUDGET,)),
+    ):
+        assert compare(terms(budgets=old), terms(budgets=new), SOURCES).order is Order.LOOSER
 
 
 _EPSILONS = st.sampled_from([None, 0.25, 0.5, 1.0])
