@@ -146,7 +146,7 @@ def test_another_law_at_that_epsilon_is_other_both_ways(old, new):
         (terms({"a": number(1, sensitivity=1)}), terms({"a": number(1, sensitivity=0.5)}), "a"),
         (PLAIN, terms({"session": {"pseudonym": {"epoch": "86400s", "namespace": "x"}}}), "session"),
         (PLAIN, terms({"pair.x": number()}), "pair.x"),
-        (PLAIN, terms({"yes": {"suppress": {}}}), "yes"),
+        (PLAIN, terms({"yes": {"suppress": {}}, "no": {"suppress": {}}}), "yes"),
         # What had no rule did not leave.
         (HIDING, terms({"open": {"pseudonym": {}}}, messages=HIDES), "open"),
         (HIDING, terms({"open": {"public": {}}}, messages=HIDES), "open"),
