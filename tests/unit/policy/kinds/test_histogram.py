@@ -294,11 +294,13 @@ def test_without_keys_those_leave_that_many_units_share():
     assert field.cost == Cost.approximate(Fraction(1), Fraction(1e-6))
     described = field.kind.describe(field)
     assert (described.output, described.low) == ("keys of about 14 and more, 14 at least", 14)
+    # At this delta, one of the 6,000 keys that one unit adds leaves in one of 10^11 runs.
+    kind = map_of(OPEN.replace("1e-6", "1e-15"), "map<string, uint32>")
     held = {"many": 500, "alone": 1, "none": 0, **{f"u{number}": 1 for number in range(300)}}
     for _ in range(20):
         out = protect(kind, held)
         assert list(out) == ["many"]
-        assert abs(out["many"] - 500) <= 15
+        assert abs(out["many"] - 500) <= 40
     assert field.kind.refuses(field)[0] == "NaN"
 
 
