@@ -59,8 +59,8 @@ def test_wrong_input(dpmesh, files) -> None:
     for arguments, text in (
         ((old, "none.yaml", proto), "none.yaml: can't be read"),
         ((old, new), "give .proto files"),
-        ((old,), "Missing argument 'new'"),
+        ((old,), "missing argument 'new'"),
     ):
         ran = dpmesh("policy", "diff", *arguments)
         assert ran.code == 2
-        assert text in ran.err
+        assert text.lower() in ran.err.lower()  # Versions of typer differ in the case of arguments.
