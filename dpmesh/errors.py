@@ -37,7 +37,7 @@ class ProtectionError(DpmeshError):
 
     Attributes:
         reason: UPPER_SNAKE_CASE, one of MISSING_UNIT, MISSING_AGGREGATE, NOT_A_NUMBER, WRONG_TYPE, UNANNOTATED,
-            NOT_JUDGED, SIZE, SEND_SLOT, SLOT_QUEUE_FULL, SLOT_SENDER_CLOSED, INTERNAL.
+            NOT_JUDGED, SIZE, SEND_SLOT, SLOT_COVER, SLOT_QUEUE_FULL, SLOT_SENDER_CLOSED, INTERNAL.
         field: The field's full name, or the message's or method's where no field is to blame.
     """
 

@@ -252,6 +252,18 @@ class Flow:
         finally:
             del error  # It holds this frame, and so the message.
 
+    def check_cover(self, cover: Any, stream: ReleaseStream | None = None) -> None:
+        """Refuses a cover that can't be released, as PolicySnapshot.check_cover does, and records that.
+
+        Raises:
+            ProtectionError: It is refused.
+        """
+        try:
+            self.snapshot.check_cover(self.method, cover)
+        except DpmeshError as error:
+            self._record(error, stream)
+            raise
+
     def _refuse_outside_slot(self, stream: ReleaseStream | None) -> None:
         how = (
             "send it through dpmesh_grpc.PacedSender"

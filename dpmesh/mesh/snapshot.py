@@ -6,7 +6,10 @@ import difflib
 from collections.abc import Sequence
 from typing import final
 
-from dpmesh.errors import ConfigError
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from dpmesh.errors import ConfigError, DpmeshError, ProtectionError
 from dpmesh.ledger import Budget
 from dpmesh.mesh.billing import BillingTable, descriptor_of
 from dpmesh.method_name import find_any_spelling
@@ -86,6 +89,32 @@ class PolicySnapshot:
         """
         declared = find_any_spelling(method)
         return None if declared is None else self.policy.send_slot(declared)
+
+    def check_cover(self, method: str, cover: Message) -> None:
+        """Refuses a cover that can't be released: requests alone would leave, and show where there are none.
+
+        Nothing is charged.
+
+        Args:
+            method: Whose requests leave in slots.
+            cover: What is to leave in slots without a request.
+
+        Raises:
+            ProtectionError: Its release would fail.
+        """
+        declared, plan = find_any_spelling(method), self.policy.plan(descriptor_of(type(cover)))
+        if declared is None or plan is None or type(cover) is not GetMessageClass(declared.input_type):
+            why = "it is no request of the method"
+        else:
+            try:
+                plan.rehearse(cover)
+            except DpmeshError as error:
+                why = str(error)
+            except Exception as error:  # Its text may quote a value.
+                why = type(error).__name__
+            else:
+                return
+        raise ProtectionError("SLOT_COVER", method, f"its cover can't be released: {why}")
 
     def _with_nearest(self, name: str) -> str:
         """A name that no loaded proto has, and the nearest one that there is."""

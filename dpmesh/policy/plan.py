@@ -12,6 +12,8 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from dpmesh.accounting import Cost
+from dpmesh.errors import ProtectionError
+from dpmesh.noise.entropy import KeyStream
 from dpmesh.policy.compile.anys import Find
 from dpmesh.policy.sizes import Size
 
@@ -262,6 +264,28 @@ class Plan:
         """What `build` makes of a message that is not changed meanwhile. This does not change it either."""
         return self.build(self.snapshot(message), pseudonymise)
 
+    def rehearse(self, message: Message) -> None:
+        """Does what a release does, but for what Anys pack, and throws away what it gives: nothing is charged.
+
+        Raises:
+            ProtectionError: The message can't be protected.
+        """
+        content = self.snapshot(message)
+        self.payers(content)
+        if self.anys is None and not self.build(content, _Rehearsal()).IsInitialized():
+            raise ProtectionError("INTERNAL", self.descriptor.full_name, "lacks a required field")
+
     def blank(self, message: Message, pseudonymise: Pseudonymise) -> Message:
         """What `build_blank` makes of a message that is not changed meanwhile."""
         return self.build_blank(self.snapshot(message), pseudonymise)
+
+
+class _Rehearsal:
+    """An Answering whose pseudonyms and answers are nobody's."""
+
+    def __call__(self, value: bytes, epoch: float, namespace: str = "", /) -> bytes:
+        return bytes(16)
+
+    def codes(self, label: str, draws: Draws, states: int) -> Sequence[int]:
+        codes: Sequence[int] = draws.block(states, KeyStream()).tolist()
+        return codes

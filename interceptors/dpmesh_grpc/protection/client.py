@@ -234,6 +234,7 @@ async def _released(
             async for request in given:
                 await flow.protect(request, stream)  # Refuses it.
         else:
+            flow.check_cover(cover, stream)
             protect = partial(flow.protect, stream=stream, in_slot=True)
             async with aclosing(in_slots(Slots(flow.send_slot), given, cover, protect)) as slotted:
                 async for protected in slotted:

@@ -78,8 +78,9 @@ class Turn:
             What was released, and what leaves instead of it.
 
         Raises:
-            DpmeshError: The cover was refused, too.
+            DpmeshError: The cover was refused, too, or can't be released at all.
         """
+        flow.check_cover(self._cover)
         try:
             return request, await flow.protect(request, in_slot=True)
         except DpmeshError as error:
@@ -157,7 +158,14 @@ class PacedSender:
         self._open = self._failed = False
 
     async def __aenter__(self) -> PacedSender:
+        """Begins.
+
+        Raises:
+            ProtectionError: The cover can't be released.
+        """
         slot = None if self._mesh.observing else self._mesh.snapshot.send_slot(self._method)
+        if slot is not None:
+            self._mesh.snapshot.check_cover(self._method, self._cover)
         self._open = True
         if slot is not None:
             self._slots = Slots(slot)

@@ -12,7 +12,7 @@ from stations import stations_pb2 as pb
 from stations.rig import BAD, PREFIX, is_protected, reading, stream
 
 from dpmesh.errors import ConfigError, ProtectionError
-from dpmesh.v1 import policy_pb2
+from dpmesh.v1 import policy_pb2, privacy_pb2
 from dpmesh_grpc import PacedSender, slot_cover
 from tests.support.slot_clock import SlotClock
 
@@ -219,6 +219,52 @@ async def test_left_by_an_exception_it_ends_at_once(rigged):
     with pytest.raises((ProtectionError, asyncio.CancelledError)):
         await sending
     assert received.empty()
+
+
+@pytest.mark.parametrize("cover", [pb.Reading(), pb.Reading(station="s1", exact=float("nan"))])
+async def test_a_cover_that_cannot_be_released_is_refused_early(rigged, clock, cover):
+    """If only covers were refused, slots with a request would be told from those without one."""
+    mesh, stub, received = await rigged()
+    with pytest.raises(ProtectionError, match="SLOT_COVER"):
+        async with PacedSender(mesh, stub.channel, PREFIX + "Report", cover):
+            pass
+    with slot_cover(cover):
+        call = stub.ReportAll(stream(reading()))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asyncio.wait_for(call, 5)
+    assert rig.status(caught.value).info.reason == "SLOT_COVER"
+    assert received.empty()
+
+
+async def test_a_stream_with_a_cover_of_another_type_is_refused(rigged, clock):
+    _, stub, received = await rigged()
+    with slot_cover(pb.Plain()):
+        call = stub.ReportAll(stream(reading()))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asyncio.wait_for(call, 5)
+    assert (rig.status(caught.value).info.reason, received.empty()) == ("SLOT_COVER", True)
+
+
+async def test_under_a_policy_that_refuses_the_cover_requests_do_not_leave_either(rigged, clock):
+    mesh, stub, received = await rigged()
+    lenient = slotted()
+    exact = lenient.fields["dpmesh.test.stations.v1.Reading.exact"].numeric
+    exact.lower, exact.upper, exact.output = 0, 1, privacy_pb2.Numeric.IN_RANGE
+    await mesh.swap(lenient)
+    cover = pb.Reading(station="s1", exact=float("nan"))
+    async with PacedSender(mesh, stub.channel, PREFIX + "Report", cover) as sender:
+        await clock.pass_until(1.0)
+        await received.get()
+        await mesh.swap(slotted())  # A NaN is refused.
+        sending = asyncio.create_task(sender.send(reading()))
+        await clock.pass_until(2.0)
+        await received.get()  # What was released under the policy before.
+        passing = asyncio.create_task(_pass(clock, itertools.count(3)))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(sending, 5)
+        assert rig.status(caught.value).info.reason == "SLOT_COVER"
+        assert received.empty()
+    passing.cancel()
 
 
 async def test_an_exhausted_budget_refuses_requests_and_covers(rigged, clock, caplog):
