@@ -6,8 +6,7 @@ import itertools
 import json
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -98,7 +97,7 @@ def _count_public(path: str, histogram: HistogramPayload, maps: Iterable[Any]) -
     known, sums = set(keys), [np.zeros(len(keys), object) for _ in _SUMS]
     while block := list(itertools.islice(each, max(1, columns.BLOCK // len(keys)))):
         values: list[Any] = []
-        for held in filter(len, map(partial(_map, path), block)):
+        for held in filter(len, _maps(path, block)):
             if len(held) != len(keys) or held.keys() - known:
                 raise not_released(path, "one of the maps does not hold its public keys")
             values.extend(held[key] for key in keys)
@@ -117,12 +116,33 @@ def _indexes(path: str, number: NumericPayload, values: list[Any]) -> NDArray[np
     return np.concatenate(list(blocks)).astype(np.int64)
 
 
-def _map(path: str, held: Any) -> Mapping[Any, Any]:
-    if not isinstance(held, Mapping):
-        raise EstimateError(
-            path, "one of the values is no map; pass maps, or the messages that were received"
-        )
+def _maps(path: str, values: Iterable[Any]) -> Iterator[Mapping[Any, Any]]:
+    """The maps; those in a column of Arrow as Python's, without its nulls."""
+    for value in values:
+        held = value.as_py() if hasattr(value, "as_py") else value
+        if held is None and held is not value:
+            continue
+        if isinstance(held, list):
+            held = _of_pairs(path, held)
+        if not isinstance(held, Mapping):
+            raise _no_map(path)
+        # In a column of structs, a key that a map does not hold is null.
+        yield held if held is value else {key: each for key, each in held.items() if each is not None}
+
+
+def _of_pairs(path: str, pairs: list[Any]) -> dict[Any, Any]:
+    """A map, which Arrow gives as a list of keys and values."""
+    try:
+        held = dict(pairs)
+    except (TypeError, ValueError):
+        raise _no_map(path) from None
+    if len(held) < len(pairs):
+        raise not_released(path, "one of the maps holds a key twice")
     return held
+
+
+def _no_map(path: str) -> EstimateError:
+    return EstimateError(path, "one of the values is no map; pass maps, or the messages that were received")
 
 
 def _sum(number: NumericPayload, found: numbers.Sums, law: Laplace, confidence: float) -> Estimate:
@@ -150,7 +170,7 @@ def _sum(number: NumericPayload, found: numbers.Sums, law: Laplace, confidence: 
 def _count_selected(path: str, selection: SelectionPayload, key: type, maps: Iterable[Any]) -> Figures:
     """The number of maps that show a key, and the sum of its counts less the law's middle."""
     n, shown = 0, dict[str, list[int]]()
-    for n, held in enumerate(map(partial(_map, path), maps), 1):  # noqa: B007 - The last number is how many there are.
+    for n, held in enumerate(_maps(path, maps), 1):  # noqa: B007 - The last number is how many there are.
         for name, value in held.items():
             if type(name) is not key:
                 raise not_released(path, "one of the keys is none that the map's type can have")
@@ -188,7 +208,10 @@ def _selected_keys(selection: SelectionPayload, figures: Figures, confidence: fl
 def _count(path: str, selection: SelectionPayload, value: float) -> int:
     """The index, less what `threshold` takes, of a value that was shown."""
     grid, law = selection.grid, selection.law
-    at = value / grid.step if math.isfinite(value) else -1.0
+    try:
+        at = value / grid.step if math.isfinite(value) else -1.0
+    except (TypeError, ValueError, OverflowError):
+        raise EstimateError(path, "one of the values is not a number") from None
     index = round(at)
     if abs(at - index) > max(1e-6, _FLOAT32 * abs(at)) or not law.middle <= index - selection.below:
         raise not_released(path, "one of the values is none of its policy's outputs")

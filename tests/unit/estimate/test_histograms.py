@@ -6,6 +6,7 @@ import tracemalloc
 from functools import cache
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from dpmesh.estimate import EstimateError, Reader
@@ -213,3 +214,29 @@ def test_counts_that_no_threshold_lets_pass_are_refused():
     with pytest.raises(EstimateError, match="is histogram, .*: use histogram"):
         reader.mean("m", [TYPES.Open(m={"a": 30})])
     assert reader.histogram("m", [TYPES.Open()]) == {}
+
+
+@pytest.mark.parametrize("message", [TYPES.Own(id="u", m={"a": 9}), TYPES.Open(m={"a": 40})])
+@pytest.mark.parametrize("form", [pa.map_(pa.string(), pa.int64()), None], ids=["map", "struct"])
+def test_columns_of_maps_give_what_their_messages_give(message, form):
+    maps = [dict(noisy.m) for noisy in released(message, 50)]
+    column = pa.array([*maps, None] if form is None else [*map(list, map(dict.items, maps)), None], form)
+    reader = Reader(type(message))
+    assert reader.histogram("m", column) == reader.histogram("m", maps)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [{"a": "secret", "b": "x"}],
+        pa.array([{"a": "secret", "b": "x"}]),
+        pa.array(["secret"]),
+        pa.array([["secret"]]),
+        pa.array([[("a", 1), ("a", 2), ("b", 1)]], pa.map_(pa.string(), pa.int64())),
+    ],
+)
+@pytest.mark.parametrize("kind", [TYPES.Own, TYPES.Open])
+def test_columns_of_something_else_are_refused(kind, values):
+    with pytest.raises(EstimateError) as caught:
+        Reader(kind).histogram("m", values)
+    assert "secret" not in str(caught.value)
