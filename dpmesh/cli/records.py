@@ -14,8 +14,10 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from dpmesh.cli.console import InputError
+from dpmesh.policy.codegen import padding
 
 JSON, COLUMNS = frozenset({".json", ".jsonl", ".ndjson"}), frozenset({".parquet", ".arrow", ".feather"})
 """How the names of files end that are no length-delimited protobuf."""
@@ -58,9 +60,16 @@ def _delimited(file: IO[bytes], kind: type[Message], path: Path) -> Iterator[Mes
             message = kind.FromString(content)
         except (DecodeError, UnicodeDecodeError):
             raise _other_type(path, number, kind) from None
-        if content and not message.ListFields():
+        # The zeros of a message take no room: it may be nothing but padding.
+        if content and not message.ListFields() and _unknown_fields(message) != {padding.FIELD}:
             raise _other_type(path, number, kind)
         yield message
+
+
+def _unknown_fields(message: Message) -> set[int]:
+    """The numbers of the fields that are set, and that the message's type does not declare."""
+    fields = UnknownFieldSet(message)
+    return {fields[at].field_number for at in range(len(fields))}
 
 
 def _length(file: IO[bytes], path: Path, number: int) -> int | None:
@@ -129,6 +138,8 @@ def columns(path: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
             wanted = [name for name in fields if name in names]
             if not wanted:
                 raise InputError(f"{path}: has no column of the fields {', '.join(fields)}")
+            if twice := [name for name in wanted if names.count(name) > 1]:
+                raise InputError(f"{path}: has several columns of the field {twice[0]}")
             for batch in batches(columns=wanted):
                 count += batch.num_rows
                 yield {name: batch.column(name) for name in wanted}

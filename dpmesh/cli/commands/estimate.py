@@ -153,6 +153,21 @@ def _reader(sources: Sources, policy: Policy, name: str) -> Reader:
 
 
 def _add(summary: Summary, path: Path, reader: Reader) -> None:
+    from dpmesh.errors import DpmeshError
+
+    try:
+        _read(summary, path, reader)
+    except (InputError, DpmeshError, OSError):
+        raise
+    except Exception as error:
+        failed = type(error).__name__
+    else:
+        return
+    # Raised outside of the handler: the text of an unexpected exception may quote a value.
+    raise InputError(f"{path}: can't be read ({failed})")
+
+
+def _read(summary: Summary, path: Path, reader: Reader) -> None:
     from dpmesh.cli import records
 
     if path.suffix in records.COLUMNS:

@@ -251,6 +251,39 @@ def test_a_missing_file(dpmesh, types, proto):
         list(records.columns(Path("missing.parquet"), ["speed"]))
 
 
+def test_a_message_that_holds_nothing_but_padding_is_one(workplace):
+    """A protected message may hold zeros alone, which take no room."""
+    kind = compiled(
+        "message M { option (dpmesh.v1.message) = {pad_to: 32}; int32 a = 1 [(dpmesh.v1.field).numeric = "
+        "{lower: 0 upper: 1 epsilon: 1 output: IN_RANGE}]; }"
+    ).M
+    plan = Reader(kind).plan
+    sent = [plan.protect(kind(), lambda *_: bytes(16)) for _ in range(40)]
+    assert min(len(message.ListFields()) for message in sent) == 0
+    Path("padded.binpb").write_bytes(delimited(sent))
+    assert sum(map(len, records.messages(Path("padded.binpb"), kind.DESCRIPTOR))) == 40
+
+
+def test_an_unexpected_exception_is_told_without_its_text(dpmesh, types, binary, proto, monkeypatch):
+    def fail(*_):
+        raise KeyError("secret")
+
+    monkeypatch.setattr(records, "messages", fail)
+    ran = dpmesh(
+        "estimate", binary, "--proto", proto, "--type", f"{types.package}.Report", "--field", "speed"
+    )
+    assert (ran.code, ran.out) == (2, "")
+    assert "reports.binpb: can't be read (KeyError)" in ran.err
+    assert "secret" not in ran.err
+
+
+def test_two_columns_of_one_name(workplace):
+    table = pa.Table.from_arrays([pa.array([1.0]), pa.array([2.0])], ["speed", "speed"])
+    pa.parquet.write_table(table, "twice.parquet")
+    with pytest.raises(InputError, match="several columns of the field speed"):
+        list(records.columns(Path("twice.parquet"), ["speed"]))
+
+
 def test_files_are_read_some_records_at_a_time(types, received):
     Path("many.binpb").write_bytes(delimited(received) * 20)
     sizes = [len(batch) for batch in records.messages(Path("many.binpb"), types.Report.DESCRIPTOR)]
