@@ -141,26 +141,36 @@ def _types(old: Policy, new: Policy, messages: Iterable[Descriptor]) -> Iterator
             continue
         if _version(plans[0]) == _version(plans[1]):
             continue
-        judged = [*_rules(old, new, message)]
+        judged = [*_rules(old, new, message, plans)]
         looser = {each.element for each in judged if each.order is Order.LOOSER}
         yield from judged
-        yield from (each for each in _costs(message, *plans) if each.element not in looser)
+        worse = *_costs(message, *plans), *_opened(message, *plans)
+        yield from (each for each in worse if each.element not in looser)
 
 
-def _rules(old: Policy, new: Policy, message: Descriptor) -> Iterator[Difference]:
+def _rules(
+    old: Policy, new: Policy, message: Descriptor, plans: tuple[Plan | None, Plan | None]
+) -> Iterator[Difference]:
     """What differs between the rules of a message type, its fields and its oneofs."""
     yield from _judged(old.rules.message(message), new.rules.message(message), message.full_name, _message)
-    hidden = _hides_others(old, message), _hides_others(new, message)
+    leaving = _leaving(plans[0]), _leaving(plans[1])
     for field in message.fields:
-        judge = partial(_field, hidden=hidden, choice=oneof_of(field) is not None)
+        kinds = [None if each is None else each.get(field.full_name, _INSIDE) for each in leaving]
+        shown = _shown(kinds[0]), _shown(kinds[1])
+        judge = partial(_field, shown=shown, choice=oneof_of(field) is not None)
         yield from _judged(old.rules.field(field), new.rules.field(field), field.full_name, judge)
     for oneof in message.oneofs:
         yield from _judged(old.rules.oneof(oneof), new.rules.oneof(oneof), oneof.full_name, _oneof)
 
 
-def _hides_others(policy: Policy, message: Descriptor) -> bool:
-    """Whether fields without a rule do not leave."""
-    return bool(policy.rules.message(message).rules.unannotated != pb.MessageRules.PASS)
+def _leaving(plan: Plan | None) -> dict[str, str] | None:
+    """How the fields of a message itself leave: by full name, the name of the kind. None: all as they are.
+
+    A field that is not in it leaves by the rules of the messages that it holds.
+    """
+    if plan is None:
+        return None
+    return {field.name: field.kind.name for field in plan.fields if "." not in field.path}
 
 
 def _version(plan: Plan | None) -> str:
@@ -174,12 +184,25 @@ def _judged(old: Any, new: Any, element: str, judge: Any) -> Iterator[Difference
 
 def _costs(message: Descriptor, old: Plan | None, new: Plan | None) -> Iterator[Difference]:
     """Fields that cost more than before, by whatever rule."""
-    before = {} if old is None else {field.path: field.cost for field in old.fields}
+    # What left as it was lost more than any noise does.
+    before = {} if old is None else {field.path: field.cost for field in old.fields if not field.kind.passes}
     for field in () if new is None else new.fields:
         cost = before.get(field.path)
         if cost is not None and not _is_at_most(field.cost, cost):
             text = f"an epsilon of {_epsilon(cost)} -> {_epsilon(field.cost)} in {message.full_name}"
             yield Difference(field.name, Order.LOOSER, text)
+
+
+def _opened(message: Descriptor, old: Plan | None, new: Plan | None) -> Iterator[Difference]:
+    """Fields that did not leave, and of which parts leave now, because what they hold got rules of its own."""
+    dropped = {} if old is None else {f.path: f.name for f in old.fields if _shown(f.kind.name) == 0}
+    for field in () if new is None else new.fields:
+        parts = field.path.split(".")
+        for length in range(1, len(parts)):
+            name = dropped.get(".".join(parts[:length]))
+            if name is not None and _shown(field.kind.name) != 0:
+                text = f"did not leave -> {field.path} leaves in {message.full_name}, by the rules inside"
+                yield Difference(name, Order.LOOSER, text)
 
 
 def _is_at_most(part: Cost, whole: Cost) -> bool:
@@ -216,26 +239,30 @@ def _oneof(old: pb.OneofRules, new: pb.OneofRules) -> _Judged:
     yield from _rest(changed - {"epsilon"})
 
 
-# How much of a value leaves: nothing, a value with noise, what links, all.
+# How much of a value leaves: nothing, a value with noise, what links, all. Of _INSIDE nothing is known.
 _SHOWN = {"suppress": 0, "message_id": 0, "pseudonym": 2, "unit": 2, "public": 3}
 _NOISED = 1
+_INSIDE = "any"
 # What changes the law of a unit's own number, and not its epsilon.
 _LAW = {"lower", "upper", "mechanism", "resolution", "output"}
 
 
-def _shown(kind: str | None, hidden: bool) -> int:
-    if kind is None:
-        return _SHOWN["suppress" if hidden else "public"]
-    return _SHOWN.get(kind, _NOISED)
+def _shown(kind: str | None) -> int | None:
+    """How much leaves of a field by its kind in a plan; None if only the rules of what it holds can tell."""
+    if kind == _INSIDE:
+        return None
+    return _SHOWN.get(kind or "public", _NOISED)
 
 
-def _field(old: pb.FieldRules, new: pb.FieldRules, *, hidden: tuple[bool, bool], choice: bool) -> _Judged:
+def _field(
+    old: pb.FieldRules, new: pb.FieldRules, *, shown: tuple[int | None, int | None], choice: bool
+) -> _Judged:
     """Judges the rules of a field.
 
     Args:
         old: What holds.
         new: What shall replace it.
-        hidden: Under each of the two policies, whether fields without a rule do not leave.
+        shown: How much leaves under each of the two policies; None if that is not known.
         choice: The field is a member of a oneof, whose choice may show by it.
     """
     before, after = old.WhichOneof("kind"), new.WhichOneof("kind")
@@ -246,8 +273,14 @@ def _field(old: pb.FieldRules, new: pb.FieldRules, *, hidden: tuple[bool, bool],
             yield from _same_kind(before, getattr(old, before), getattr(new, before))
         return
     text = f"{before or 'no rule'} -> {after or 'no rule'}"
-    shown = _shown(before, hidden[0]), _shown(after, hidden[1])
-    if choice or "unit" in (before, after) or shown[1] >= shown[0]:
+    if choice or "unit" in (before, after):
+        yield Order.LOOSER, text
+    elif shown[1] != 0 and None in shown:
+        yield (
+            Order.LOOSER,
+            f"{text}: the rules of the messages in it differ from its own, and can't be judged",
+        )
+    elif shown[0] is not None and (shown[1] or 0) >= shown[0]:
         yield Order.LOOSER, text
     else:
         # Noise in place of what left as it is has a cost that there was not.

@@ -22,6 +22,31 @@ from tests.support.protos import compiled
 
 TYPES = compiled(
     """message Pair { double x = 1; double y = 2; }
+    message Shown {
+      double latitude = 1 [(dpmesh.v1.field).public = {}];
+      double longitude = 2 [(dpmesh.v1.field).public = {}];
+      double load = 3 [(dpmesh.v1.field).numeric = {lower: 0 upper: 1 epsilon: 1}];
+    }
+    message Hidden {
+      double latitude = 1 [(dpmesh.v1.field).suppress = {}];
+      double longitude = 2 [(dpmesh.v1.field).suppress = {}];
+    }
+    message Trip {
+      Shown start = 1;
+      Hidden end = 2;
+      google.protobuf.Timestamp at = 3;
+      google.protobuf.Any more = 4;
+      double gauss = 5 [(dpmesh.v1.field).numeric = {lower: 0 upper: 1 delta: 1e-6 mechanism: DISCRETE_GAUSSIAN}];
+      double share = 6 [(dpmesh.v1.field).numeric = {lower: 0 upper: 1}];
+      option (dpmesh.v1.message) = {epsilon: 2};
+    }
+    message Bare { double x = 1; }
+    message Open { double x = 1 [(dpmesh.v1.field).public = {}]; double y = 2; }
+    message Closed {
+      option (dpmesh.v1.message) = {unannotated: SUPPRESS};
+      Open open = 1;
+      int64 at = 2 [(dpmesh.v1.field).numeric = {lower: 0 upper: 9 epsilon: 1}];
+    }
     message Report {
       option (dpmesh.v1.message) = {epsilon: 4};
       string id = 1 [(dpmesh.v1.field).unit = {epoch: {seconds: 86400}}];
@@ -61,6 +86,26 @@ def found(old, new):
     }
 
 
+def trip(fields=None, **rules):
+    """Policies for Trip, where fields without a rule do not leave unless `rules` says otherwise."""
+    name = f"{TYPES.package}.Trip"
+    rules = {"epsilon": 2, "unannotated": "SUPPRESS", **rules}
+    document = {"messages": {name: rules}}
+    if fields:
+        document["fields"] = {f"{name}.{key}": rule for key, rule in fields.items()}
+    return Terms(Policy(parse(document, "p")), (BUDGET,), "enforce")
+
+
+PLACE = {
+    "location": {
+        "min_latitude": 0,
+        "max_latitude": 1,
+        "min_longitude": 0,
+        "max_longitude": 1,
+        "epsilon": 0.5,
+    }
+}
+SEEN = {"time": {"earliest": "2026-01-01T00:00:00Z", "latest": "2026-02-01T00:00:00Z", "epsilon": 1}}
 PLAIN = terms()
 HIDES = {REPORT: {"epsilon": 4, "unannotated": "SUPPRESS"}}
 HIDING = terms(messages=HIDES)
@@ -72,6 +117,10 @@ SIDES = [
     (terms({"note": {"pseudonym": {}}}), terms({"note": {"suppress": {}}}), Order.TIGHTER),
     (PLAIN, terms({"note": {"pseudonym": {}}}), Order.OTHER),
     (PLAIN, terms({"a": {"suppress": {}}}), Order.TIGHTER),
+    (PLAIN, terms({"note": {"categorical": {"domain": ["a", "b"], "epsilon": 7}}}), Order.OTHER),
+    (trip(unannotated="PASS"), trip({"at": SEEN}, unannotated="PASS"), Order.OTHER),
+    (trip(), trip({"start": {"suppress": {}}}), Order.TIGHTER),
+    (trip(), trip({"more": {"suppress": {}}}), Order.TIGHTER),
     (PLAIN, terms({"session": {"pseudonym": {"epoch": "3600s"}}}), Order.TIGHTER),
     (PLAIN, terms({"id": {"unit": {"epoch": "3600s"}}}), Order.TIGHTER),
     (PLAIN, terms(messages={REPORT: {"epsilon": 3}}), Order.TIGHTER),
@@ -151,10 +200,62 @@ def test_another_law_at_that_epsilon_is_other_both_ways(old, new):
         (HIDING, terms({"open": {"pseudonym": {}}}, messages=HIDES), "open"),
         (HIDING, terms({"open": {"public": {}}}, messages=HIDES), "open"),
         (PLAIN, terms({"a": number(-1)}), "a"),
+        (PLAIN, terms({"id": {"suppress": {}}}), "id"),
+        (PLAIN, terms({"a": {"categorical": {"domain": ["0", "1"], "epsilon": 0.5}}}), "a"),
+        (terms({"a": number(1, sensitivity=1)}), terms({"a": number(1, 2, sensitivity=1)}), "a"),
     ],
 )
 def test_what_is_not_known_to_weaken_nothing_is_looser(old, new, element):
     assert (element, Order.LOOSER) in found(old, new)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field"),
+    [
+        # Without a rule of its own, a message leaves by the rules inside it, even where `unannotated` hides.
+        (trip({"start": PLACE}), trip(), "start"),
+        (trip({"start": {"public": {}}}), trip(), "start"),
+        (trip(unannotated="PASS"), trip({"end": PLACE}, unannotated="PASS"), "end"),
+        (trip(), trip({"end": PLACE}), "end"),
+        (trip({"more": {"suppress": {}}}), trip(), "more"),
+        # A Gaussian has no pure epsilon, but a larger part of the message's is a larger rho.
+        (trip(), trip({"share": {"suppress": {}}}), "gauss"),
+    ],
+)
+def test_what_leaves_is_read_from_the_plans(old, new, field):
+    looser = {each.element for each in compare(old, new, SOURCES).differences if each.order is Order.LOOSER}
+    assert f"{TYPES.package}.Trip.{field}" in looser
+
+
+@pytest.mark.parametrize("rule", [number(), {"suppress": {}}])
+def test_the_first_rule_inside_a_hidden_message_lets_its_other_fields_leave(rule):
+    new = Terms(Policy(parse({"fields": {f"{TYPES.package}.Open.y": rule}}, "p")), (BUDGET,), "enforce")
+    differences = compare(PLAIN, new, SOURCES).differences
+    assert f"{TYPES.package}.Closed.open" in {
+        each.element for each in differences if each.order is Order.LOOSER
+    }
+    assert f"{TYPES.package}.Open.y" not in {
+        each.element for each in differences if each.order is Order.LOOSER
+    }
+
+
+def test_noise_of_another_kind_is_looser():
+    seen = {"time": {"earliest": "0s", "latest": "9s", "step": "SECOND", "epsilon": 0.5}}
+    new = Terms(Policy(parse({"fields": {f"{TYPES.package}.Closed.at": seen}}, "p")), (BUDGET,), "enforce")
+    assert new.policy.plan(TYPES.Closed.DESCRIPTOR) is not None
+    assert compare(PLAIN, new, SOURCES).order is Order.LOOSER
+
+
+def test_noise_on_a_type_that_had_no_rules_is_other():
+    bare = {"fields": {f"{TYPES.package}.Bare.x": number()}}
+    new = Terms(Policy(parse(bare, "p")), (BUDGET,), "enforce")
+    assert compare(PLAIN, new, SOURCES).order is Order.OTHER
+    assert compare(new, PLAIN, SOURCES).order is Order.LOOSER
+
+
+def test_an_overlay_by_path_that_changed_is_looser():
+    sides = [terms({"pair.x": number(epsilon)}) for epsilon in (1, 0.5)]
+    assert ("pair.x", Order.LOOSER) in found(*sides)
 
 
 def test_overlays_of_other_types_are_looser_if_they_changed():
