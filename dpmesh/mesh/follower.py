@@ -48,8 +48,8 @@ class PolicyFollower:
         Raises:
             ConfigError: The file can't be read, or is no policy.
         """
-        self._content = overlay_file.content(self._path)
-        return overlay_file.parsed(self._content, str(self._path))
+        self._content = overlay_file.read_bytes(self._path)
+        return overlay_file.parse_bytes(self._content, str(self._path))
 
     def start(self, swap: Callable[[policy_pb2.Policy], Awaitable[None]]) -> None:
         """Begins to look, in the running event loop.
@@ -76,7 +76,7 @@ class PolicyFollower:
 
     async def _look(self, swap: Callable[[policy_pb2.Policy], Awaitable[None]]) -> None:
         try:
-            content = await asyncio.to_thread(overlay_file.content, self._path)
+            content = await asyncio.to_thread(overlay_file.read_bytes, self._path)
         except DpmeshError as error:
             self._say(str(error))
             return
@@ -84,7 +84,7 @@ class PolicyFollower:
             self._unfit = "its swap was cut off"
             self._content = content
             try:
-                await swap(await asyncio.to_thread(overlay_file.parsed, content, str(self._path)))
+                await swap(await asyncio.to_thread(overlay_file.parse_bytes, content, str(self._path)))
             except DpmeshError as error:
                 self._unfit = str(error)
             else:
