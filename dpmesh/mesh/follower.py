@@ -71,8 +71,8 @@ class PolicyFollower:
             await asyncio.sleep(self._seconds * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311
             try:
                 await self._look(swap)
-            except Exception as error:  # The task has to go on, and the text may quote anything.
-                self._say(f"{type(error).__name__} in dpmesh while it looked; report this as a bug")
+            except Exception as error:  # The task has to go on.
+                self._say(_bug(error, "looked at its policy"))
 
     async def _look(self, swap: Callable[[policy_pb2.Policy], Awaitable[None]]) -> None:
         try:
@@ -87,6 +87,8 @@ class PolicyFollower:
                 await swap(await asyncio.to_thread(overlay_file.parse_bytes, content, str(self._path)))
             except DpmeshError as error:
                 self._unfit = str(error)
+            except Exception as error:
+                self._unfit = _bug(error, "swapped its policy")
             else:
                 self._unfit = ""
         self._say(self._unfit)
@@ -97,3 +99,8 @@ class PolicyFollower:
         elif self.refused and not refused:
             log.info("the policy of %s is in force", self._path)
         self.refused = refused
+
+
+def _bug(error: Exception, doing: str) -> str:
+    """What people are told of an exception that is not dpmesh's own: its text may quote anything."""
+    return f"{type(error).__name__} in dpmesh while it {doing}; report this as a bug"

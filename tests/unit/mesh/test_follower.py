@@ -133,7 +133,7 @@ async def test_a_policy_that_was_published_before_is_refused(file):
         assert await cost(mesh) == 0.5
 
 
-async def test_an_error_of_dpmesh_itself_does_not_end_following_and_quotes_nothing(file):
+async def test_an_error_of_dpmesh_itself_does_not_end_following_and_quotes_nothing(file, caplog):
     async with dpmesh.open(settings(file)) as mesh:
         swap, failed = mesh.swap, []
 
@@ -148,8 +148,11 @@ async def test_an_error_of_dpmesh_itself_does_not_end_following_and_quotes_nothi
         replace(file, policy(0.5))
         await until(lambda: mesh.policy_refused)
         assert "RuntimeError in dpmesh" in mesh.policy_refused
-        assert "41.7" not in mesh.policy_refused
-        await until(lambda: "cut off" in mesh.policy_refused)
+        assert "41.7" not in mesh.policy_refused + caplog.text
+        first = mesh.policy_refused
+        await asyncio.sleep(0.3)
+        assert mesh.policy_refused == first
+        assert sum("the policy in force stays" in record.message for record in caplog.records) == 1
         replace(file, policy(0.25))
         await until(lambda: not mesh.policy_refused)
         assert await cost(mesh) == 0.25
