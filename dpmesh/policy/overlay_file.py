@@ -18,7 +18,7 @@ from dpmesh.policy.rulebook import says_nothing
 from dpmesh.v1 import policy_pb2
 
 LARGEST_FILE = 16 << 20
-"""In bytes."""
+"""The largest policy file, in bytes."""
 
 # Keys and list indexes from the top of a policy file.
 Keys = tuple[str | int, ...]

@@ -197,7 +197,7 @@ def _slots(policy: Policy, method: MethodDescriptor) -> Iterator[Diagnostic]:
         return
     plan = policy.plan(method.input_type)
     if plan is not None:
-        yield from send_slot.telltales(method, plan)
+        yield from send_slot.cover_warnings(method, plan)
 
 
 def _spellings(policy: Policy, method: MethodDescriptor) -> Iterator[Diagnostic]:
