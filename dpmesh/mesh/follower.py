@@ -16,6 +16,8 @@ log = logging.getLogger("dpmesh")
 
 # Each wait is up to this part shorter or longer, so that a fleet does not ask all at once.
 _JITTER = 0.1
+# Two reads this many seconds apart have to give one content: half of a file that is being written can be a policy, too.
+_SETTLED = 0.05
 
 
 class PolicyFollower:
@@ -76,9 +78,11 @@ class PolicyFollower:
 
     async def _look(self, swap: Callable[[policy_pb2.Policy], Awaitable[None]]) -> None:
         try:
-            content = await asyncio.to_thread(overlay_file.read_bytes, self._path)
+            content = await self._settled()
         except DpmeshError as error:
             self._say(str(error))
+            return
+        if content is None:
             return
         if content != self._content:
             self._unfit = "its swap was cut off"
@@ -92,6 +96,19 @@ class PolicyFollower:
             else:
                 self._unfit = ""
         self._say(self._unfit)
+
+    async def _settled(self) -> bytes | None:
+        """The file's content; None if it is another one than before, and still changes.
+
+        Raises:
+            ConfigError: The file can't be read.
+        """
+        content = await asyncio.to_thread(overlay_file.read_bytes, self._path)
+        if content != self._content:
+            await asyncio.sleep(_SETTLED)
+            if content != await asyncio.to_thread(overlay_file.read_bytes, self._path):
+                return None
+        return content
 
     def _say(self, refused: str) -> None:
         if refused and refused != self.refused:
