@@ -20,7 +20,7 @@ from dpmesh.cli.console import InputError
 from dpmesh.policy.codegen import padding
 
 JSON, COLUMNS = frozenset({".json", ".jsonl", ".ndjson"}), frozenset({".parquet", ".arrow", ".feather"})
-"""How the names of files end that are no length-delimited protobuf."""
+"""The suffixes of files that hold JSON lines or columns. All other files are length-delimited protobuf."""
 
 MOST_BYTES = 64 * 1024 * 1024
 """The largest record."""

@@ -83,8 +83,8 @@ class EpochKey:
 def epoch_in_force(now: int, length: int, stored: int | None) -> int:
     """The number of the epoch whose key is in force. If it is not the stored one, a fresh key takes its place.
 
-    A clock that goes back by less than an epoch goes on with the later epoch. If the stored one has not begun more than
-    an epoch later, a wrong clock had begun it: pseudonyms would link for as long as that clock was ahead.
+    After a clock that goes back into the epoch before, the later epoch goes on. If the stored epoch is further ahead, a
+    wrong clock had begun it. With its key, pseudonyms would link for as long as that clock was ahead.
 
     Args:
         now: Microseconds since 1970.

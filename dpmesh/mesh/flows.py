@@ -166,13 +166,7 @@ class Flow:
             DpmeshError: Nothing may leave. In observe mode the message leaves anyway.
         """
         try:
-            if self.send_slot is not None:
-                self._refuse_outside_slot(None)
-            kind = type(message)
-            needs = self._needs_release.get(kind)
-            if needs is None:
-                needs = self._check(kind, None)
-            if not needs:
+            if not self._is_to_be_released(message, None, in_slot=False):
                 return message
             receipt = self._mesh.release_now(
                 message,
@@ -212,10 +206,7 @@ class Flow:
             finally:  # A third policy may protect nothing, but it must not let out what this one withholds.
                 self._other_protected[0] |= current.sensitive()
         try:
-            if self.send_slot is not None and not in_slot:
-                self._refuse_outside_slot(stream)
-            kind = type(message)
-            if not (self._needs_release.get(kind) or self._check(kind, stream)):
+            if not self._is_to_be_released(message, stream, in_slot=in_slot):
                 return message
             if stream is not None:
                 return (await stream.release(message)).message
@@ -235,6 +226,19 @@ class Flow:
         else:
             return receipt.message
         raise self._internal_error(failed)
+
+    def _is_to_be_released(self, message: Any, stream: ReleaseStream | None, *, in_slot: bool) -> bool:
+        """Whether a message has to be released; otherwise it may leave as it is.
+
+        Raises:
+            DpmeshError: It is refused, as `needs_release` says or because it would leave outside of a slot. The refusal
+                is recorded.
+        """
+        if self.send_slot is not None and not in_slot:
+            self._refuse_outside_slot(stream)
+        kind = type(message)
+        needs = self._needs_release.get(kind)
+        return self._check(kind, stream) if needs is None else needs
 
     def refuse_intercepted_twice(self, message: Any, stream: ReleaseStream | None) -> None:
         """Refuses a message that a second of dpmesh's interceptors would protect too, unless it needs no protection.

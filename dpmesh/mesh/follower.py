@@ -16,6 +16,8 @@ log = logging.getLogger("dpmesh")
 
 # Each wait is up to this part shorter or longer, so that a fleet does not ask all at once.
 _JITTER = 0.1
+# Two reads this many seconds apart have to give one content: half of a file that is being written can be a policy, too.
+_SETTLED = 0.05
 
 
 class PolicyFollower:
@@ -48,8 +50,8 @@ class PolicyFollower:
         Raises:
             ConfigError: The file can't be read, or is no policy.
         """
-        self._content = overlay_file.content(self._path)
-        return overlay_file.parsed(self._content, str(self._path))
+        self._content = overlay_file.read_bytes(self._path)
+        return overlay_file.parse_bytes(self._content, str(self._path))
 
     def start(self, swap: Callable[[policy_pb2.Policy], Awaitable[None]]) -> None:
         """Begins to look, in the running event loop.
@@ -71,25 +73,42 @@ class PolicyFollower:
             await asyncio.sleep(self._seconds * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311
             try:
                 await self._look(swap)
-            except Exception as error:  # The task has to go on, and the text may quote anything.
-                self._say(f"{type(error).__name__} in dpmesh while it looked; report this as a bug")
+            except Exception as error:  # The task has to go on.
+                self._say(_bug(error, "looked at its policy"))
 
     async def _look(self, swap: Callable[[policy_pb2.Policy], Awaitable[None]]) -> None:
         try:
-            content = await asyncio.to_thread(overlay_file.content, self._path)
+            content = await self._settled()
         except DpmeshError as error:
             self._say(str(error))
+            return
+        if content is None:
             return
         if content != self._content:
             self._unfit = "its swap was cut off"
             self._content = content
             try:
-                await swap(await asyncio.to_thread(overlay_file.parsed, content, str(self._path)))
+                await swap(await asyncio.to_thread(overlay_file.parse_bytes, content, str(self._path)))
             except DpmeshError as error:
                 self._unfit = str(error)
+            except Exception as error:
+                self._unfit = _bug(error, "swapped its policy")
             else:
                 self._unfit = ""
         self._say(self._unfit)
+
+    async def _settled(self) -> bytes | None:
+        """The file's content; None if it is another one than before, and still changes.
+
+        Raises:
+            ConfigError: The file can't be read.
+        """
+        content = await asyncio.to_thread(overlay_file.read_bytes, self._path)
+        if content != self._content:
+            await asyncio.sleep(_SETTLED)
+            if content != await asyncio.to_thread(overlay_file.read_bytes, self._path):
+                return None
+        return content
 
     def _say(self, refused: str) -> None:
         if refused and refused != self.refused:
@@ -97,3 +116,8 @@ class PolicyFollower:
         elif self.refused and not refused:
             log.info("the policy of %s is in force", self._path)
         self.refused = refused
+
+
+def _bug(error: Exception, doing: str) -> str:
+    """What people are told of an exception that is not dpmesh's own: its text may quote anything."""
+    return f"{type(error).__name__} in dpmesh while it {doing}; report this as a bug"

@@ -54,7 +54,7 @@ class Mesh:
         ledger: Where budgets live.
         grpc: What may leave although no rule protects it.
         observing: The mode is observe.
-        observed: Logs what is refused in other modes; None if the mode is not observe.
+        observed: Logs what enforce mode would refuse; None if the mode is not observe.
         has_quotas: Some budget has quotas, so that it matters who the consumer of a message is.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import Any
 
 from dpmesh.errors import DpmeshError
 
-# What leaves later than this part of a slot after its beginning waits for another slot.
+# What is later than its slot's beginning by more than this part of a slot waits for the next slot.
 _LATE = 0.25
 
 

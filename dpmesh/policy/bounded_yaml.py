@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
+from dpmesh.policy.descriptors import DEEPEST
+
 MOST_NODES = 1_000_000
 """Values of a document, each alias counted as all that it stands for."""
-DEEPEST = 100
-"""How deeply values may be nested; a policy has fewer than ten levels."""
 
 
 class BoundsError(Exception):

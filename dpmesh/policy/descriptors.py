@@ -9,7 +9,7 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto
 
 F = FieldDescriptor
 
-# How deep messages can be nested, and how deep Anys: the limit of protobuf's own parsers.
+# How deep messages, Anys and the values of policy files can be nested: the limit of protobuf's own parsers.
 DEEPEST = 100
 
 # Inclusive ranges of what a field can hold.

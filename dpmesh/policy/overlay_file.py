@@ -18,7 +18,7 @@ from dpmesh.policy.rulebook import says_nothing
 from dpmesh.v1 import policy_pb2
 
 LARGEST_FILE = 16 << 20
-"""In bytes."""
+"""The largest policy file, in bytes."""
 
 # Keys and list indexes from the top of a policy file.
 Keys = tuple[str | int, ...]
@@ -39,10 +39,28 @@ def load(path: str | Path) -> policy_pb2.Policy:
         ConfigError: The file is missing, is empty, is not YAML or JSON, has a key or value that the schema does not
             have, or has an entry that sets nothing. The text names the line and the key.
     """
-    return parsed(content(path), str(path))
+    return parse_bytes(read_bytes(path), str(path))
 
 
-def content(path: str | Path) -> bytes:
+def load_for_check(path: str | Path) -> tuple[policy_pb2.Policy, tuple[str, ...]]:
+    """Reads a policy file in which entries may set nothing, so that a linter reports them among its other findings.
+
+    Args:
+        path: As for `load`.
+
+    Returns:
+        The policy without the entries that set nothing, and the names of those.
+
+    Raises:
+        ConfigError: As for `load`, but for entries that set nothing.
+    """
+    policy = policy_pb2.Policy()
+    document, locate = _read(read_bytes(path), str(path))
+    empty = _Reader(str(path), locate).top(document, policy)
+    return policy, tuple(str(keys[-1]) for keys in empty)
+
+
+def read_bytes(path: str | Path) -> bytes:
     """The bytes of a policy file.
 
     Raises:
@@ -60,18 +78,14 @@ def content(path: str | Path) -> bytes:
     return found
 
 
-def parsed(content: bytes, source: str) -> policy_pb2.Policy:
-    """Reads the bytes of a policy file; errors as for `load`.
+def parse_bytes(content: bytes, source: str) -> policy_pb2.Policy:
+    """Turns the bytes of a policy file into a Policy; errors as for `load`.
 
     Args:
         content: YAML or JSON in UTF-8.
         source: What to call it in errors.
     """
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        raise ConfigError(f"policy file {source}: can't be read (not UTF-8)") from None
-    document, locate = _read(text, source)
+    document, locate = _read(content, source)
     return parse(document, source, locate)
 
 
@@ -86,8 +100,10 @@ def parse(document: Any, source: str, locate: Locate = lambda _: "") -> policy_p
     Raises:
         ConfigError: It does not fit the schema, or has an entry that sets nothing.
     """
-    policy = policy_pb2.Policy()
-    _Reader(source, locate).top(document, policy)
+    policy, reader = policy_pb2.Policy(), _Reader(source, locate)
+    empty = reader.top(document, policy)
+    if empty:
+        raise ConfigError("\n".join(reader.mistake(keys, _SETS_NOTHING) for keys in empty))
     return policy
 
 
@@ -121,24 +137,21 @@ _EXPECTED = {
 
 
 class _Reader:
-    """Reads a document into a message; arguments as for `parse`.
-
-    The first mistake raises an error that says where; entries that set nothing are named together.
-    """
+    """Reads a document into a message; arguments as for `parse`. The first mistake raises an error that says where."""
 
     def __init__(self, source: str, locate: Locate) -> None:
         self._source = source
         self._locate = locate
-        self._empty: list[str] = []
+        self._empty: list[Keys] = []
 
-    def top(self, document: Any, policy: policy_pb2.Policy) -> None:
+    def top(self, document: Any, policy: policy_pb2.Policy) -> list[Keys]:
+        """Reads a whole document, and returns where the entries are that set nothing. The policy lacks them."""
         if document is None:
             self._refuse((), "is empty, so it protects nothing; write {} if that is meant")
         if not isinstance(document, dict):
             self._refuse((), "the top level must be a mapping with keys such as 'fields'")
         self._message(document, policy, ())
-        if self._empty:
-            raise ConfigError("\n".join(self._empty))
+        return self._empty
 
     def _message(self, document: Any, message: Message, path: Keys) -> None:
         if not isinstance(document, dict):
@@ -187,7 +200,7 @@ class _Reader:
             if not isinstance(name, str):
                 self._refuse(at, "must be a full name")
             if value is None:
-                self._empty.append(self._mistake(at, _SETS_NOTHING))
+                self._empty.append(at)
                 continue
             try:
                 rules = entries[name]
@@ -195,7 +208,8 @@ class _Reader:
                 self._refuse(path, "has a name that is not valid Unicode")
             self._message(value, rules, at)
             if says_nothing(rules):
-                self._empty.append(self._mistake(at, _SETS_NOTHING))
+                del entries[name]
+                self._empty.append(at)
 
     def _scalar(self, value: Any, field: Any, message: Message, path: Keys) -> None:
         """Reads one value with protobuf's rules for JSON; a list of one stands for an element."""
@@ -227,9 +241,10 @@ class _Reader:
         self._refuse(path, f"is not known here{_close(path[-1], names)} (known: {known})")
 
     def _refuse(self, path: Keys, text: str) -> NoReturn:
-        raise ConfigError(self._mistake(path, text))
+        raise ConfigError(self.mistake(path, text))
 
-    def _mistake(self, path: Keys, text: str) -> str:
+    def mistake(self, path: Keys, text: str) -> str:
+        """The text of an error: the source, where in it, and what is wrong."""
         where = " ".join(str(part) if isinstance(part, str) else f"[{part}]" for part in path)
         return f"policy file {self._source}{self._locate(path)}: {where + ': ' if where else ''}{text}"
 
@@ -251,8 +266,8 @@ def _close(word: Any, known: Iterable[str]) -> str:
     return f"; did you mean {names[close[0]]}?" if close else ""
 
 
-def _read(text: str, source: str) -> tuple[Any, Locate]:
-    """The document in a text of YAML, of which JSON is a part, and where its keys and elements stand."""
+def _read(content: bytes, source: str) -> tuple[Any, Locate]:
+    """The document in a file of YAML, of which JSON is a part, and where its keys and elements stand."""
     import yaml
 
     from dpmesh.policy.bounded_yaml import BoundedLoader, BoundsError
@@ -274,9 +289,11 @@ def _read(text: str, source: str) -> tuple[Any, Locate]:
             return super().construct_mapping(node, deep=deep)
 
     try:
-        loader = Loader(text)
+        loader = Loader(content.decode())
         root = loader.get_single_node()
         document = None if root is None else loader.construct_document(root)
+    except UnicodeDecodeError:
+        raise ConfigError(f"policy file {source}: can't be read (not UTF-8)") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""

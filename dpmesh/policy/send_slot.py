@@ -13,8 +13,8 @@ from dpmesh.policy.diagnostics import Diagnostic, Severity
 from dpmesh.policy.plan import Model, Plan
 
 # Timers of event loops are exact to about a millisecond.
-SHORTEST = 0.01
-LONGEST = 86_400.0
+_SHORTEST = 0.01
+_LONGEST = 86_400.0
 
 
 def checked(method: MethodDescriptor, slot: Duration, plan: Plan | None) -> float:
@@ -30,7 +30,7 @@ def checked(method: MethodDescriptor, slot: Duration, plan: Plan | None) -> floa
     """
     seconds = slot.seconds + slot.nanos / 1e9
     name = method_name.name_of(method)
-    if not SHORTEST <= seconds <= LONGEST:
+    if not _SHORTEST <= seconds <= _LONGEST:
         text = f"send_slot is {seconds:g} s"
         raise AnnotationError("send-slot", name, text, "a length from 0.01s to 86400s, such as 1s")
     if method.server_streaming and not method.client_streaming:
@@ -42,8 +42,8 @@ def checked(method: MethodDescriptor, slot: Duration, plan: Plan | None) -> floa
     return seconds
 
 
-def telltales(method: MethodDescriptor, plan: Plan) -> Iterator[Diagnostic]:
-    """A warning about what tells a cover from other requests, if anything does."""
+def cover_warnings(method: MethodDescriptor, plan: Plan) -> Iterator[Diagnostic]:
+    """Warns of what tells a cover from other requests, if anything does."""
     reasons = list(_reasons(plan))
     if reasons:
         yield Diagnostic(

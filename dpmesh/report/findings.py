@@ -197,7 +197,7 @@ def _slots(policy: Policy, method: MethodDescriptor) -> Iterator[Diagnostic]:
         return
     plan = policy.plan(method.input_type)
     if plan is not None:
-        yield from send_slot.telltales(method, plan)
+        yield from send_slot.cover_warnings(method, plan)
 
 
 def _spellings(policy: Policy, method: MethodDescriptor) -> Iterator[Diagnostic]:
@@ -283,11 +283,26 @@ class CheckReport:
         return f"{counts} {self.unprotected}".rstrip()
 
 
+def of_empty_entries(names: Iterable[str], overlays: Mapping[str, SourceLocation]) -> list[Finding]:
+    """The findings on entries of a policy file that set nothing.
+
+    Args:
+        names: What the entries overlay.
+        overlays: Where they are written, by these names.
+    """
+    text, fix = "has an overlay that sets nothing", "say what it should do, or remove it"
+    return [
+        Finding(overlays.get(name) or SourceLocation(name), Severity.ERROR, "empty-rule", name, text, fix)
+        for name in names
+    ]
+
+
 def check(
     sources: Sources,
     policy: Policy,
     overlays: Mapping[str, SourceLocation],
     budgets: Sequence[Budget] = (),
+    empty: Sequence[str] = (),
 ) -> CheckReport:
     """Examines the message types of the files that were asked for, and those that the policy names.
 
@@ -296,10 +311,12 @@ def check(
         policy: The rules.
         overlays: Where the policy's entries are written, by the names that they overlay.
         budgets: What pays, quotas included.
+        empty: The names of the policy's entries that set nothing, which `policy` lacks.
     """
+    decisive = {name: at for name, at in overlays.items() if name not in empty}
 
     def location(element: str) -> SourceLocation:
-        return overlays.get(element) or sources.source_locations.get(element) or SourceLocation(element)
+        return decisive.get(element) or sources.source_locations.get(element) or SourceLocation(element)
 
     unresolved = [
         _unresolved(section, name, sources)
@@ -311,7 +328,7 @@ def check(
     diagnostics = dict.fromkeys(
         (*unresolved, *_diagnostics(sources, policy), *_unseen(sources, policy, budgets))
     )
-    findings = [
+    findings = of_empty_entries(empty, overlays) + [
         Finding(at, entry.severity, entry.rule, entry.element, entry.text, entry.fix)
         for at, entry in (*((location(entry.element), entry) for entry in diagnostics), *sources.duplicates)
     ]

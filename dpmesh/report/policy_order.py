@@ -7,7 +7,6 @@ depend on its neighbours.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,39 +22,10 @@ from dpmesh.ledger import Budget
 from dpmesh.policy import Plan, Policy, overlay_paths
 from dpmesh.policy.descriptors import oneof_of
 from dpmesh.policy.policy import SECTIONS
+from dpmesh.report import budget_order
+from dpmesh.report.difference import RANK, Difference, Judged, Order
 from dpmesh.report.sources import Sources
 from dpmesh.v1 import privacy_pb2 as pb
-
-
-class Order(enum.StrEnum):
-    """What a difference does.
-
-    EQUAL: there is none. TIGHTER: it weakens nothing. OTHER: no promise gets weaker, but what leaves has another law
-    or another cost, which receivers and budgets have to know. LOOSER: it weakens a promise, or can't be judged.
-    """
-
-    EQUAL = "equal"
-    TIGHTER = "tighter"
-    OTHER = "other"
-    LOOSER = "looser"
-
-
-_RANK = list(Order)
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Difference:
-    """One difference between two policies.
-
-    Attributes:
-        element: The full name of a field, message, oneof or method; "budget NAME", "quota NAME" or "mode".
-        order: What it does.
-        text: Both sides, in words.
-    """
-
-    element: str
-    order: Order
-    text: str
 
 
 class Terms(NamedTuple):
@@ -81,7 +51,7 @@ class Comparison:
     @property
     def order(self) -> Order:
         """What all of them do together."""
-        return max((each.order for each in self.differences), key=_RANK.index, default=Order.EQUAL)
+        return max((each.order for each in self.differences), key=RANK.index, default=Order.EQUAL)
 
     def document(self) -> dict[str, Any]:
         """The comparison as JSON."""
@@ -104,12 +74,12 @@ def compare(old: Terms, new: Terms, sources: Sources) -> Comparison:
         *_unjudged(old.policy, new.policy, sources),
         *_types(old.policy, new.policy, sources.messages()),
         *_methods(old.policy, new.policy, (m for service in sources.services() for m in service.methods)),
-        *_budgets(old.budgets, new.budgets),
+        *budget_order.differences(old.budgets, new.budgets),
     }
     if old.mode != new.mode:
         order = Order.TIGHTER if new.mode == "enforce" else Order.LOOSER
         found.add(Difference("mode", order, f"{old.mode} -> {new.mode}"))
-    return Comparison(tuple(sorted(found, key=lambda each: (-_RANK.index(each.order), each))))
+    return Comparison(tuple(sorted(found, key=lambda each: (-RANK.index(each.order), each))))
 
 
 def _unjudged(old: Policy, new: Policy, sources: Sources) -> Iterator[Difference]:
@@ -215,10 +185,7 @@ def _epsilon(cost: Cost) -> str:
     return f"rho {cost.rho / 1e9:g}" if cost.epsilon is None else f"{cost.epsilon / 1e9:g}"
 
 
-_Judged = Iterator[tuple[Order, str]]
-
-
-def _message(old: pb.MessageRules, new: pb.MessageRules) -> _Judged:
+def _message(old: pb.MessageRules, new: pb.MessageRules) -> Judged:
     changed = _changed(old, new)
     if "epsilon" in changed:
         yield _epsilons(old, new)
@@ -232,7 +199,7 @@ def _message(old: pb.MessageRules, new: pb.MessageRules) -> _Judged:
     yield from _rest(changed - {"epsilon", "unannotated"})
 
 
-def _oneof(old: pb.OneofRules, new: pb.OneofRules) -> _Judged:
+def _oneof(old: pb.OneofRules, new: pb.OneofRules) -> Judged:
     changed = _changed(old, new)
     if "epsilon" in changed:
         yield _epsilons(old, new)
@@ -256,7 +223,7 @@ def _shown(kind: str | None) -> int | None:
 
 def _field(
     old: pb.FieldRules, new: pb.FieldRules, *, shown: tuple[int | None, int | None], choice: bool
-) -> _Judged:
+) -> Judged:
     """Judges the rules of a field.
 
     Args:
@@ -287,7 +254,7 @@ def _field(
         yield Order.TIGHTER if shown[1] == 0 else Order.OTHER, text
 
 
-def _same_kind(kind: str, old: Any, new: Any) -> _Judged:
+def _same_kind(kind: str, old: Any, new: Any) -> Judged:
     changed = _changed(old, new)
     if "epsilon" in changed:
         yield _epsilons(old, new)
@@ -319,7 +286,7 @@ def _epsilons(old: Any, new: Any) -> tuple[Order, str]:
     return order, f"epsilon {old.epsilon:g} -> {new.epsilon:g}"
 
 
-def _rest(changed: set[str]) -> _Judged:
+def _rest(changed: set[str]) -> Judged:
     if changed:
         yield Order.LOOSER, f"{', '.join(sorted(changed))} changed: it can't be judged"
 
@@ -355,69 +322,3 @@ def _methods(old: Policy, new: Policy, methods: Iterable[MethodDescriptor]) -> I
             yield Difference(name, Order.OTHER, "send_slot is set: covers cost as much as requests")
         for order, text in _rest(changed - {"require", "trust_boundary"}):
             yield Difference(name, order, text)
-
-
-def _budgets(old: Sequence[Budget], new: Sequence[Budget]) -> Iterator[Difference]:
-    before, after = {each.name: each for each in old}, {each.name: each for each in new}
-    for name in sorted({*before, *after}):
-        kind = (before.get(name) or after[name]).kind
-        if name not in after:
-            yield Difference(f"{kind} {name}", Order.LOOSER, "is dropped")
-        elif name not in before:
-            if kind == "quota" or _pays_for_all(old, after[name].owner):
-                yield Difference(f"{kind} {name}", Order.TIGHTER, "is new")
-            else:
-                text = "is new, and may pay for messages that were refused, because no budget paid for them"
-                yield Difference(f"{kind} {name}", Order.LOOSER, text)
-        else:
-            for order, text in _budget(before[name], after[name], _pays_for_all(old, before[name].owner)):
-                yield Difference(f"{kind} {name}", order, text)
-
-
-# From the one that lets least leave.
-_EXHAUSTED = ("reject", "suppress", "replay")
-
-
-def _pays_for_all(budgets: Sequence[Budget], owner: str) -> bool:
-    """Whether some budget pays for all messages of an owner, so that another one admits none that was refused."""
-    return any(not each.is_quota and each.owner == owner and each.match.everything for each in budgets)
-
-
-def _budget(old: Budget, new: Budget, all_paid: bool) -> _Judged:
-    """Judges a budget or quota.
-
-    Args:
-        old: What holds.
-        new: What shall replace it.
-        all_paid: Some budget paid for all messages of its owner.
-    """
-    for key in ("key", "accounting", "under"):
-        if getattr(old, key) != getattr(new, key):
-            yield Order.LOOSER, f"{key} {getattr(old, key)} -> {getattr(new, key)}: it can't be judged"
-    for key in ("epsilon", "delta", "threshold_delta"):
-        caps = getattr(old, key), getattr(new, key)
-        if caps[0] != caps[1]:
-            yield Order.TIGHTER if caps[1] < caps[0] else Order.LOOSER, f"{key} {caps[0]:g} -> {caps[1]:g}"
-    if old.window != new.window:
-        words = ["lifetime" if each is None else f"{each:g} s" for each in (old.window, new.window)]
-        longer = new.window is None or (old.window is not None and new.window > old.window)
-        yield Order.TIGHTER if longer else Order.LOOSER, f"window {words[0]} -> {words[1]}"
-    if old.on_exhausted != new.on_exhausted:
-        stricter = _EXHAUSTED.index(new.on_exhausted) < _EXHAUSTED.index(old.on_exhausted)
-        text = f"on_exhausted {old.on_exhausted} -> {new.on_exhausted}"
-        yield Order.TIGHTER if stricter else Order.LOOSER, text
-    for key, lists in (
-        *(
-            (key, (getattr(old.match, key), getattr(new.match, key)))
-            for key in ("methods", "messages", "directions", "labels")
-        ),
-        ("consumers", (old.consumers, new.consumers)),
-    ):
-        if lists[0] != lists[1]:
-            wider = not lists[1] or (set(lists[0]) < set(lists[1]) and bool(lists[0]))
-            tighter = wider and (all_paid or old.is_quota)
-            yield Order.TIGHTER if tighter else Order.LOOSER, f"{key} {_list(lists[0])} -> {_list(lists[1])}"
-
-
-def _list(globs: Sequence[str]) -> str:
-    return ", ".join(globs) or "all"

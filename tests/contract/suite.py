@@ -559,9 +559,17 @@ class LedgerSuite:
         await ledger.close()
         await other.close()
 
-    async def test_a_hundred_messages_at_once_fetch_a_key_once(self, ledger):
+    async def test_a_hundred_messages_at_once_fetch_keys_by_one_call(self, ledger, monkeypatch):
+        fetch, fetched = ledger._store.epoch_keys, []
+
+        async def counted(now, lengths):
+            fetched.append(sorted(lengths))
+            return await fetch(now, lengths)
+
+        monkeypatch.setattr(ledger._store, "epoch_keys", counted)
         await asyncio.gather(*[ledger.hold_keys([3600.0, DAY]) for _ in range(100)])
         assert ledger.holds_keys([3600.0, DAY])
+        assert fetched == [[3600 * 1_000_000, int(DAY) * 1_000_000]]
 
     # Names that are spent once
 

@@ -23,7 +23,7 @@ PAGES = [
     "CONTRIBUTING.md",
     *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md"))),
 ]
-GROUPS = ("budget", "identity", "ledger")
+GROUPS = ("budget", "identity", "ledger", "policy")
 COMMAND = re.compile(r"(?:\$ |`|&& )dpmesh ([a-z]+)(?: ([a-z]+))?([^`\n#&]*)")
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HELP = (
     "Find what is wrong with annotations and overlays; exit code 1 on errors. "
-    "Whether budgets pay for what is right is shown by dpmesh plan."
+    "dpmesh plan shows whether budgets pay for what leaves."
 )
 EPILOG = "Example: dpmesh check protos/acme/fleet.proto -I protos --policy policy.yaml"
 
@@ -44,20 +44,21 @@ def check(
     from dpmesh import config as configuration
     from dpmesh.cli.descriptors import source_locations
     from dpmesh.cli.descriptors.protoc import CompileError
-    from dpmesh.policy import Policy
+    from dpmesh.policy import Policy, overlay_file
     from dpmesh.report import findings
 
     settings = configuration.load(inputs.config_file(config_file))
     path = inputs.policy_file(policy_file, settings)
-    policy = Policy(path)
+    document, empty = overlay_file.load_for_check(path) if path else (None, ())
+    policy = Policy(document)
     budgets = configuration.budgets(configuration.with_policy(settings, policy.document))
+    overlays = source_locations.of_overlays(path) if path else {}
     try:
         sources = inputs.load(protos, includes, descriptor_sets, reflect)
     except CompileError as error:
-        report = findings.CheckReport(error.findings)
+        report = findings.CheckReport([*error.findings, *findings.of_empty_entries(empty, overlays)])
     else:
-        overlays = source_locations.of_overlays(path) if path else {}
-        report = findings.check(sources, policy, overlays, budgets)
+        report = findings.check(sources, policy, overlays, budgets, empty)
     _WRITERS[Format.JSON if as_json else style](report)
     raise typer.Exit(FOUND if report.errors else OK)
 

@@ -45,6 +45,7 @@ def diff(
     """
     from dpmesh import config as configuration
     from dpmesh.report import policy_order
+    from dpmesh.report.difference import Order
 
     settings = configuration.load(inputs.config_file(config_file))
     sources = inputs.load(protos, includes, descriptor_sets, reflect)
@@ -53,7 +54,7 @@ def diff(
         print_json(found.document())
     else:
         _write(found)
-    raise typer.Exit(FOUND if found.order is policy_order.Order.LOOSER else OK)
+    raise typer.Exit(FOUND if found.order is Order.LOOSER else OK)
 
 
 def _terms(path: Path, settings: Config, sources: Sources) -> Terms:

@@ -1,4 +1,4 @@
-"""The options that say what check and plan examine, and what they load from them."""
+"""The options of commands that load protos, policies and configurations, and how these are loaded."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ PolicyFile = Annotated[
     typer.Option(
         "--policy",
         metavar="FILE",
-        help="Overlays in YAML or JSON; by default those of the configuration.",
+        help="The policy in YAML or JSON; by default that of the configuration.",
         show_default=False,
     ),
 ]

@@ -14,7 +14,15 @@ from dpmesh.policy.compile import nesting, oneofs, unannotated
 from dpmesh.policy.compile.fragment import Fragment
 from dpmesh.policy.compile.rule_lookup import RuleLookup
 from dpmesh.policy.compile.unannotated_types import UnannotatedTypes
-from dpmesh.policy.descriptors import RESERVED_NAMES, extensions, inside_of, is_report, oneof_of, type_name
+from dpmesh.policy.descriptors import (
+    DEEPEST,
+    RESERVED_NAMES,
+    extensions,
+    inside_of,
+    is_report,
+    oneof_of,
+    type_name,
+)
 from dpmesh.policy.diagnostics import Diagnostics
 from dpmesh.policy.kinds.kind import FieldSite
 from dpmesh.policy.kinds.loss import epsilon_share
@@ -23,8 +31,6 @@ from dpmesh.policy.kinds.words import short_path
 # Fields of one plan, counted at every site where they occur: two fields of one type on each of many levels are few
 # lines of a .proto file, and more sites than a process can compile.
 SITES_LIMIT = 5_000
-# Protobuf's parsers refuse deeper messages.
-DEPTH_LIMIT = 100
 # What a message holds once everything that is missing is filled in: about what fits into gRPC's limit of 4 MiB.
 VALUES_LIMIT = 500_000
 
@@ -118,8 +124,8 @@ class Walk:
             rules.unannotated,
             owned or bool(units),
         )
-        if len(site.stack) > DEPTH_LIMIT:
-            text = f"stands more than {DEPTH_LIMIT} messages deep, at {short_path(path)}"
+        if len(site.stack) > DEEPEST:
+            text = f"stands more than {DEEPEST} messages deep, at {short_path(path)}"
             raise AnnotationError("size", message.full_name, text, "suppress a field above it")
         self._check_names(message, units)
         if units:

@@ -231,7 +231,7 @@ async def test_a_cover_that_cannot_be_released_is_refused_early(rigged, clock, c
     with slot_cover(cover):
         call = stub.ReportAll(stream(reading()))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await asyncio.wait_for(call, 5)
+        await asyncio.wait_for(call, 60)
     assert rig.status(caught.value).info.reason == "SLOT_COVER"
     assert received.empty()
 
@@ -241,7 +241,7 @@ async def test_a_stream_with_a_cover_of_another_type_is_refused(rigged, clock):
     with slot_cover(pb.Plain()):
         call = stub.ReportAll(stream(reading()))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await asyncio.wait_for(call, 5)
+        await asyncio.wait_for(call, 60)
     assert (rig.status(caught.value).info.reason, received.empty()) == ("SLOT_COVER", True)
 
 
@@ -261,7 +261,7 @@ async def test_under_a_policy_that_refuses_the_cover_requests_do_not_leave_eithe
         await received.get()  # What was released under the policy before.
         passing = asyncio.create_task(_pass(clock, itertools.count(3)))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await asyncio.wait_for(sending, 5)
+            await asyncio.wait_for(sending, 60)
         assert rig.status(caught.value).info.reason == "SLOT_COVER"
         assert received.empty()
     passing.cancel()

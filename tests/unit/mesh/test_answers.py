@@ -278,6 +278,15 @@ async def test_each_consumer_pays_its_own_quota_and_the_budget_pays_once():
         assert await charged(mesh) == {"day": [FIRST + 5 * LATER], "each": [FIRST + LATER] * 3}
 
 
+async def test_a_quota_is_paid_for_each_consumer_and_unit_however_their_names_are_cut():
+    """The names that say what is paid are of the consumer and the unit: "ab" and "c" are not "a" and "bc"."""
+    quota = {"quota": [{"name": "each", "under": "day", "epsilon": 50.0}]}
+    async with dpmesh.open(settings(**quota), clock=lambda: NOON) as mesh:
+        for consumer, unit in (("ab", "c"), ("a", "bc")):
+            await mesh.release(report(unit), consumer=consumer)
+        assert await charged(mesh) == {"day": [FIRST] * 2, "each": [FIRST] * 2}
+
+
 async def test_a_stream_replays_as_single_messages_do():
     async with dpmesh.open(settings(), clock=lambda: NOON) as mesh:
         stream = mesh.stream()

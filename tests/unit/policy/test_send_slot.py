@@ -71,7 +71,7 @@ def test_what_can_have_no_slots(name, seconds, monkeypatch):
 
 def test_by_what_a_cover_can_be_told():
     told = {
-        name: list(send_slot.telltales(method(name), slotted(name).plan(method(name).input_type)))
+        name: list(send_slot.cover_warnings(method(name), slotted(name).plan(method(name).input_type)))
         for name in ("Send", "Drive")
     }
     assert told["Send"] == []
@@ -86,5 +86,5 @@ def test_by_what_a_cover_can_be_told():
 
 
 def test_the_number_of_units_tells_a_cover():
-    (warning,) = send_slot.telltales(method("SendAll"), Policy().plan(TYPES.Batch.DESCRIPTOR))
+    (warning,) = send_slot.cover_warnings(method("SendAll"), Policy().plan(TYPES.Batch.DESCRIPTOR))
     assert "the number of steps[].id is shown" in warning.text

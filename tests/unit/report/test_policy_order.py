@@ -16,7 +16,8 @@ from dpmesh.ledger import Budget
 from dpmesh.ledger.budget import Match
 from dpmesh.policy import Policy
 from dpmesh.policy.overlay_file import parse
-from dpmesh.report.policy_order import Order, Terms, compare
+from dpmesh.report.difference import Order
+from dpmesh.report.policy_order import Terms, compare
 from dpmesh.report.sources import Sources
 from tests.support.protos import compiled
 

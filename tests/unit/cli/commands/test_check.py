@@ -234,10 +234,9 @@ def test_policy_wins_over_the_configurations(dpmesh, write) -> None:
             "policy.yaml:2:22: fields acme.Report.tail suppress: has no",
         ),
         ("fields:\n  acme.Report.tail: {supress: {}}\n", "did you mean suppress?"),
-        ("fields:\n  acme.Report.tail: {}\n", "policy.yaml:2:3: fields acme.Report.tail: sets nothing"),
     ],
 )
-def test_an_overlay_that_rules_nothing_is_refused_by_check_and_plan(
+def test_an_overlay_that_can_not_be_read_is_refused_by_check_and_plan(
     dpmesh, write, policy: str, words: str
 ) -> None:
     write("report.proto", GOOD)
@@ -248,6 +247,38 @@ def test_an_overlay_that_rules_nothing_is_refused_by_check_and_plan(
         assert (ran.code, ran.out) == (2, "")
         assert words in ran.err
         assert len(ran.err.splitlines()) == 1
+
+
+EMPTY = "fields:\n  acme.Report.tail: {}\n  acme.Report.delay:\nmessages:\n  acme.Report: {labels: []}\n"
+
+
+def test_overlays_that_set_nothing_are_findings_among_the_others(dpmesh, write) -> None:
+    write("policy.yaml", EMPTY)
+    ran = dpmesh("check", write("report.proto", BAD), "--policy", "policy.yaml")
+    assert ran.code == 1
+    lines = [line for line in ran.out.splitlines() if " error " in line]
+    for start in (
+        "policy.yaml:2:3: error [empty-rule] acme.Report.tail: has an overlay that sets nothing",
+        "policy.yaml:3:3: error [empty-rule] acme.Report.delay:",
+        "policy.yaml:5:3: error [empty-rule] acme.Report:",
+        "report.proto:6:3: error [epsilon] acme.Report.delay:",
+    ):
+        assert sum(line.startswith(start) for line in lines) == 1, ran.out
+
+
+def test_overlays_that_set_nothing_are_found_where_protos_do_not_compile(dpmesh, write) -> None:
+    write("policy.yaml", EMPTY)
+    ran = dpmesh("check", write("report.proto", "message {"), "--policy", "policy.yaml")
+    assert ran.code == 1
+    assert ran.out.count("[empty-rule]") == 3
+    assert ran.out.splitlines()[-1].startswith("4 errors")
+
+
+def test_overlays_that_set_nothing_are_refused_by_plan(dpmesh, write) -> None:
+    write("policy.yaml", EMPTY)
+    ran = dpmesh("plan", write("report.proto", GOOD), "--policy", "policy.yaml")
+    assert (ran.code, ran.out) == (2, "")
+    assert "policy.yaml:2:3: fields acme.Report.tail: sets nothing" in ran.err
 
 
 BUDGET = '[[budget]]\nname = "day"\nkey = "unit"\nepsilon = %s\naccounting = "pure"\non_exhausted = "%s"\n'
