@@ -8,7 +8,7 @@ import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from dpmesh.errors import DpmeshError
+from dpmesh.errors import ConfigError, DpmeshError
 from dpmesh.policy import overlay_file
 from dpmesh.v1 import policy_pb2
 
@@ -16,8 +16,8 @@ log = logging.getLogger("dpmesh")
 
 # Each wait is up to this part shorter or longer, so that a fleet does not ask all at once.
 _JITTER = 0.1
-# Two reads this many seconds apart have to give one content: half of a file that is being written can be a policy, too.
-_SETTLED = 0.05
+# What ends a document in YAML.
+_END = "..."
 
 
 class PolicyFollower:
@@ -50,8 +50,8 @@ class PolicyFollower:
         Raises:
             ConfigError: The file can't be read, or is no policy.
         """
-        self._content = overlay_file.read_bytes(self._path)
-        return overlay_file.parse_bytes(self._content, str(self._path))
+        self._content = _read(self._path)
+        return _parse(self._content, self._path)
 
     def start(self, swap: Callable[[policy_pb2.Policy], Awaitable[None]]) -> None:
         """Begins to look, in the running event loop.
@@ -78,37 +78,23 @@ class PolicyFollower:
 
     async def _look(self, swap: Callable[[policy_pb2.Policy], Awaitable[None]]) -> None:
         try:
-            content = await self._settled()
+            content = await asyncio.to_thread(_read, self._path)
         except DpmeshError as error:
             self._say(str(error))
-            return
-        if content is None:
             return
         if content != self._content:
             self._unfit = "its swap was cut off"
             self._content = content
             try:
-                await swap(await asyncio.to_thread(overlay_file.parse_bytes, content, str(self._path)))
+                await swap(await asyncio.to_thread(_parse, content, self._path))
             except DpmeshError as error:
                 self._unfit = str(error)
             except Exception as error:
                 self._unfit = _bug(error, "swapped its policy")
+                self._content = None  # The next look tries again: it may have been want of memory.
             else:
                 self._unfit = ""
         self._say(self._unfit)
-
-    async def _settled(self) -> bytes | None:
-        """The file's content; None if it is another one than before, and still changes.
-
-        Raises:
-            ConfigError: The file can't be read.
-        """
-        content = await asyncio.to_thread(overlay_file.read_bytes, self._path)
-        if content != self._content:
-            await asyncio.sleep(_SETTLED)
-            if content != await asyncio.to_thread(overlay_file.read_bytes, self._path):
-                return None
-        return content
 
     def _say(self, refused: str) -> None:
         if refused and refused != self.refused:
@@ -116,6 +102,36 @@ class PolicyFollower:
         elif self.refused and not refused:
             log.info("the policy of %s is in force", self._path)
         self.refused = refused
+
+
+def _read(path: Path) -> bytes:
+    """The content of a policy file.
+
+    Raises:
+        ConfigError: It can't be read, or is no file: a named pipe may never answer.
+    """
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"policy file {path}: is no regular file, and can't be followed")
+    return overlay_file.read_bytes(path)
+
+
+def _parse(content: bytes, path: Path) -> policy_pb2.Policy:
+    """The policy in a content that is whole.
+
+    A writer may be in the middle of the file, or have died there, and a part of a policy is a policy with fewer rules.
+
+    Raises:
+        ConfigError: It may be a part of a policy, or it is none.
+    """
+    lines = content.decode(errors="replace").splitlines()
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    # A text in braces has its end in itself.
+    if last.rstrip() != _END and not content.lstrip().startswith(b"{"):
+        raise ConfigError(
+            f"policy file {path}: does not end with a line of three dots ({_END}), YAML's end of a document. "
+            "Without it, a part of a file that is being written can't be told from the whole: add it"
+        )
+    return overlay_file.parse_bytes(content, str(path))
 
 
 def _bug(error: Exception, doing: str) -> str:
