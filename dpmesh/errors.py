@@ -14,6 +14,10 @@ class ConfigError(DpmeshError):
     """A wrong key or value in the configuration; the text names both and says what is allowed."""
 
 
+class PolicyUnavailableError(DpmeshError):
+    """A source of policies does not answer, so nobody knows whether there is a newer policy."""
+
+
 class AnnotationError(DpmeshError):
     """A bad annotation or overlay, found before any message is released.
 

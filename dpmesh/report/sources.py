@@ -10,6 +10,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 
 from dpmesh.policy import Diagnostic
 from dpmesh.policy.descriptors import with_nested
+from dpmesh.rollout.policy_order import Elements
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -58,3 +59,7 @@ class Sources:
         """All services of the files, in order."""
         for file in self.files:
             yield from file.services_by_name.values()
+
+    def elements(self) -> Elements:
+        """What policies are compared on: all message types and methods of the files."""
+        return Elements.of_files(self.files, self.pool)

@@ -13,8 +13,8 @@ from dpmesh.cli.options import inputs
 
 if TYPE_CHECKING:
     from dpmesh.config import Config
-    from dpmesh.report.policy_order import Comparison, Terms
     from dpmesh.report.sources import Sources
+    from dpmesh.rollout.policy_order import Comparison, Terms
 
 app = typer.Typer(
     add_completion=False,
@@ -44,12 +44,14 @@ def diff(
     configuration.
     """
     from dpmesh import config as configuration
-    from dpmesh.report import policy_order
-    from dpmesh.report.difference import Order
+    from dpmesh.rollout import policy_order
+    from dpmesh.rollout.difference import Order
 
     settings = configuration.load(inputs.config_file(config_file))
     sources = inputs.load(protos, includes, descriptor_sets, reflect)
-    found = policy_order.compare(_terms(old, settings, sources), _terms(new, settings, sources), sources)
+    found = policy_order.compare(
+        _terms(old, settings, sources), _terms(new, settings, sources), sources.elements()
+    )
     if as_json:
         print_json(found.document())
     else:
@@ -59,7 +61,7 @@ def diff(
 
 def _terms(path: Path, settings: Config, sources: Sources) -> Terms:
     from dpmesh import config as configuration
-    from dpmesh.report.policy_order import Terms
+    from dpmesh.rollout.policy_order import Terms
 
     policy = inputs.policy(path, sources)
     settings = configuration.with_policy(settings, policy.document)

@@ -12,20 +12,52 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import Descriptor, FileDescriptor, MethodDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 
 from dpmesh import method_name
 from dpmesh.accounting import Cost
 from dpmesh.errors import AnnotationError
 from dpmesh.ledger import Budget
-from dpmesh.policy import Plan, Policy, overlay_paths
-from dpmesh.policy.descriptors import oneof_of
+from dpmesh.policy import Plan, Policy, loaded_types, overlay_paths
+from dpmesh.policy.descriptors import oneof_of, with_nested
 from dpmesh.policy.policy import SECTIONS
-from dpmesh.report import budget_order
-from dpmesh.report.difference import RANK, Difference, Judged, Order
-from dpmesh.report.sources import Sources
+from dpmesh.rollout import budget_order
+from dpmesh.rollout.difference import RANK, Difference, Judged, Order
 from dpmesh.v1 import privacy_pb2 as pb
+
+
+class Elements(NamedTuple):
+    """What two policies are compared on.
+
+    Attributes:
+        messages: Message types, nested ones too.
+        methods: Methods.
+        pool: Where the files of these types are, imports included.
+    """
+
+    messages: Sequence[Descriptor]
+    methods: Sequence[MethodDescriptor]
+    pool: DescriptorPool
+
+    @classmethod
+    def of_files(cls, files: Sequence[FileDescriptor], pool: DescriptorPool) -> Elements:
+        """All message types and methods of some files."""
+        messages = [each for file in files for each in with_nested(file.message_types_by_name.values())]
+        services = [each for file in files for each in file.services_by_name.values()]
+        return cls(messages, [method for service in services for method in service.methods], pool)
+
+    @classmethod
+    def loaded(cls, *policies: Policy) -> Elements:
+        """What this process has loaded, and a rule of one of the policies may be about."""
+        messages = {message for policy in policies for message in loaded_types.message_types(policy)}
+        return cls(
+            sorted(messages, key=lambda message: message.full_name),
+            tuple(loaded_types.methods()),
+            descriptor_pool.Default(),
+        )
 
 
 class Terms(NamedTuple):
@@ -62,18 +94,18 @@ class Comparison:
         return {"order": str(self.order), "differences": listed}
 
 
-def compare(old: Terms, new: Terms, sources: Sources) -> Comparison:
-    """Compares two policies on the types and methods of some protos.
+def compare(old: Terms, new: Terms, elements: Elements) -> Comparison:
+    """Compares two policies on some message types and methods.
 
     Args:
         old: What holds.
         new: What shall replace it.
-        sources: The protos. What an overlay says of other types can't be judged.
+        elements: The types and methods. What an overlay says of others can't be judged.
     """
     found = {
-        *_unjudged(old.policy, new.policy, sources),
-        *_types(old.policy, new.policy, sources.messages()),
-        *_methods(old.policy, new.policy, (m for service in sources.services() for m in service.methods)),
+        *_unjudged(old.policy, new.policy, elements),
+        *_types(old.policy, new.policy, elements.messages),
+        *_methods(old.policy, new.policy, elements.methods),
         *budget_order.differences(old.budgets, new.budgets),
     }
     if old.mode != new.mode:
@@ -82,18 +114,18 @@ def compare(old: Terms, new: Terms, sources: Sources) -> Comparison:
     return Comparison(tuple(sorted(found, key=lambda each: (-RANK.index(each.order), each))))
 
 
-def _unjudged(old: Policy, new: Policy, sources: Sources) -> Iterator[Difference]:
+def _unjudged(old: Policy, new: Policy, elements: Elements) -> Iterator[Difference]:
     """Overlays that changed, and of which the protos show no effect."""
-    known = {message.full_name for message in sources.messages()}
-    known |= {field.full_name for message in sources.messages() for field in message.fields}
-    known |= {oneof.full_name for message in sources.messages() for oneof in message.oneofs}
-    known |= {method_name.name_of(method) for service in sources.services() for method in service.methods}
+    known = {message.full_name for message in elements.messages}
+    known |= {field.full_name for message in elements.messages for field in message.fields}
+    known |= {oneof.full_name for message in elements.messages for oneof in message.oneofs}
+    known |= {method_name.name_of(method) for method in elements.methods}
     for section in SECTIONS:
         before, after = getattr(old.document, section), getattr(new.document, section)
         for name in sorted({*before, *after}):
             if name in known or (name in before and name in after and before[name] == after[name]):
                 continue
-            placed = section != "methods" and overlay_paths.leads_to_element(section, name, sources.pool)
+            placed = section != "methods" and overlay_paths.leads_to_element(section, name, elements.pool)
             why = "holds in one place only" if placed else "is about none of the given files"
             yield Difference(name, Order.LOOSER, f"changed, and {why}: it can't be judged")
 

@@ -16,9 +16,8 @@ from dpmesh.ledger import Budget
 from dpmesh.ledger.budget import Match
 from dpmesh.policy import Policy
 from dpmesh.policy.overlay_file import parse
-from dpmesh.report.difference import Order
-from dpmesh.report.policy_order import Terms, compare
-from dpmesh.report.sources import Sources
+from dpmesh.rollout.difference import Order
+from dpmesh.rollout.policy_order import Elements, Terms, compare
 from tests.support.protos import compiled
 
 TYPES = compiled(
@@ -65,7 +64,7 @@ TYPES = compiled(
 )
 REPORT = TYPES.Report.DESCRIPTOR.full_name
 SEND = f"/{TYPES.package}.Reports/Send"
-SOURCES = Sources(descriptor_pool.Default(), (TYPES.Report.DESCRIPTOR.file,), {})
+ELEMENTS = Elements.of_files([TYPES.Report.DESCRIPTOR.file], descriptor_pool.Default())
 BUDGET = Budget("day", epsilon=8.0, delta=0.0, accounting=Accounting.PURE)
 
 
@@ -83,7 +82,7 @@ def number(epsilon=1.0, upper=1, **more):
 def found(old, new):
     return {
         (each.element.removeprefix(REPORT + "."), each.order)
-        for each in compare(old, new, SOURCES).differences
+        for each in compare(old, new, ELEMENTS).differences
     }
 
 
@@ -163,9 +162,9 @@ SIDES = [
 
 @pytest.mark.parametrize(("old", "new", "order"), SIDES, ids=range(len(SIDES)))
 def test_the_way_back_is_looser(old, new, order):
-    assert compare(old, new, SOURCES).order is order
-    assert compare(new, old, SOURCES).order is Order.LOOSER
-    assert compare(old, old, SOURCES).order is compare(new, new, SOURCES).order is Order.EQUAL
+    assert compare(old, new, ELEMENTS).order is order
+    assert compare(new, old, ELEMENTS).order is Order.LOOSER
+    assert compare(old, old, ELEMENTS).order is compare(new, new, ELEMENTS).order is Order.EQUAL
 
 
 @pytest.mark.parametrize(
@@ -180,7 +179,7 @@ def test_the_way_back_is_looser(old, new, order):
     ],
 )
 def test_another_law_at_that_epsilon_is_other_both_ways(old, new):
-    assert compare(old, new, SOURCES).order is compare(new, old, SOURCES).order is Order.OTHER
+    assert compare(old, new, ELEMENTS).order is compare(new, old, ELEMENTS).order is Order.OTHER
 
 
 @pytest.mark.parametrize(
@@ -224,14 +223,14 @@ def test_what_is_not_known_to_weaken_nothing_is_looser(old, new, element):
     ],
 )
 def test_what_leaves_is_read_from_the_plans(old, new, field):
-    looser = {each.element for each in compare(old, new, SOURCES).differences if each.order is Order.LOOSER}
+    looser = {each.element for each in compare(old, new, ELEMENTS).differences if each.order is Order.LOOSER}
     assert f"{TYPES.package}.Trip.{field}" in looser
 
 
 @pytest.mark.parametrize("rule", [number(), {"suppress": {}}])
 def test_the_first_rule_inside_a_hidden_message_lets_its_other_fields_leave(rule):
     new = Terms(Policy(parse({"fields": {f"{TYPES.package}.Open.y": rule}}, "p")), (BUDGET,), "enforce")
-    differences = compare(PLAIN, new, SOURCES).differences
+    differences = compare(PLAIN, new, ELEMENTS).differences
     assert f"{TYPES.package}.Closed.open" in {
         each.element for each in differences if each.order is Order.LOOSER
     }
@@ -244,14 +243,14 @@ def test_noise_of_another_kind_is_looser():
     seen = {"time": {"earliest": "0s", "latest": "9s", "step": "SECOND", "epsilon": 0.5}}
     new = Terms(Policy(parse({"fields": {f"{TYPES.package}.Closed.at": seen}}, "p")), (BUDGET,), "enforce")
     assert new.policy.plan(TYPES.Closed.DESCRIPTOR) is not None
-    assert compare(PLAIN, new, SOURCES).order is Order.LOOSER
+    assert compare(PLAIN, new, ELEMENTS).order is Order.LOOSER
 
 
 def test_noise_on_a_type_that_had_no_rules_is_other():
     bare = {"fields": {f"{TYPES.package}.Bare.x": number()}}
     new = Terms(Policy(parse(bare, "p")), (BUDGET,), "enforce")
-    assert compare(PLAIN, new, SOURCES).order is Order.OTHER
-    assert compare(new, PLAIN, SOURCES).order is Order.LOOSER
+    assert compare(PLAIN, new, ELEMENTS).order is Order.OTHER
+    assert compare(new, PLAIN, ELEMENTS).order is Order.LOOSER
 
 
 def test_an_overlay_by_path_that_changed_is_looser():
@@ -262,11 +261,11 @@ def test_an_overlay_by_path_that_changed_is_looser():
 def test_overlays_of_other_types_are_looser_if_they_changed():
     other = {"acme.other.Thing.x": {"suppress": {}}}
     assert (
-        compare(terms(), Terms(Policy(parse({"fields": other}, "p")), (BUDGET,), "enforce"), SOURCES).order
+        compare(terms(), Terms(Policy(parse({"fields": other}, "p")), (BUDGET,), "enforce"), ELEMENTS).order
         is Order.LOOSER
     )
     same = Terms(Policy(parse({"fields": other}, "p")), (BUDGET,), "enforce")
-    assert compare(same, same, SOURCES).order is Order.EQUAL
+    assert compare(same, same, ELEMENTS).order is Order.EQUAL
 
 
 @pytest.mark.parametrize(
@@ -281,7 +280,7 @@ def test_overlays_of_other_types_are_looser_if_they_changed():
     ],
 )
 def test_budgets_that_admit_more_or_can_not_be_judged_are_looser(budget):
-    assert compare(PLAIN, terms(budgets=(budget,)), SOURCES).order is Order.LOOSER
+    assert compare(PLAIN, terms(budgets=(budget,)), ELEMENTS).order is Order.LOOSER
 
 
 def test_a_budget_that_may_pay_for_what_was_refused_is_looser():
@@ -292,7 +291,7 @@ def test_a_budget_that_may_pay_for_what_was_refused_is_looser():
         ((part,), (replace(part, match=Match(methods=("/a.B/*", "/a.C/*"))),)),
         ((part,), (BUDGET,)),
     ):
-        assert compare(terms(budgets=old), terms(budgets=new), SOURCES).order is Order.LOOSER
+        assert compare(terms(budgets=old), terms(budgets=new), ELEMENTS).order is Order.LOOSER
 
 
 _EPSILONS = st.sampled_from([None, 0.25, 0.5, 1.0])
@@ -326,7 +325,7 @@ def costs(side):
 @settings(max_examples=150, deadline=None)
 @given(_POLICIES, _POLICIES)
 def test_of_random_pairs_none_that_is_not_looser_loses_more(old, new):
-    order = compare(old, new, SOURCES).order
+    order = compare(old, new, ELEMENTS).order
     try:
         before, after = costs(old), costs(new)
     except AnnotationError:
@@ -339,4 +338,4 @@ def test_of_random_pairs_none_that_is_not_looser_loses_more(old, new):
     if order is not Order.OTHER:
         assert after[1] <= before[1]
     if order is Order.TIGHTER:
-        assert compare(new, old, SOURCES).order is Order.LOOSER
+        assert compare(new, old, ELEMENTS).order is Order.LOOSER

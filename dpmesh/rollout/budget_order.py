@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from dpmesh.ledger import Budget
-from dpmesh.report.difference import Difference, Judged, Order
+from dpmesh.rollout.difference import Difference, Judged, Order
 
 
 def differences(old: Sequence[Budget], new: Sequence[Budget]) -> Iterator[Difference]:
