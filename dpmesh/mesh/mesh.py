@@ -107,6 +107,7 @@ class Mesh:
             ConfigError: The policy names something that no loaded proto has, a budget contradicts the ledger's, or
                 another mesh has the ledger open.
             LedgerError: The ledger can't be opened.
+            DpmeshError: The policy to begin with can't be kept.
         """
         if self.ledger.on_commit not in (None, self._committed):
             raise ConfigError(
@@ -114,6 +115,8 @@ class Mesh:
             )
         self.snapshot.compile_loaded()
         self._flush = configure_from_environment()  # Bad variables fail before anything is open.
+        if self._follower is not None:
+            await asyncio.to_thread(self._follower.begin)
         await self.ledger.open()
         self.ledger.on_commit = self._committed
         self._swapping = asyncio.Lock()
@@ -221,16 +224,19 @@ class Mesh:
             else:
                 await self._replace(offer.document, keep)
 
-        def state_changed(state: State) -> None:
+        def note(state: State) -> None:
             self._corridor.expire(state is State.EXPIRED)
             self._recording.policy_state = {names.POLICY_STATE: state.value}
+
+        def state_changed(state: State) -> None:
+            note(state)
             telemetry.happened(state.value, self.policy.document.epoch)
 
         def tried(outcome: Outcome) -> None:
             telemetry.happened(names.TAKEN if outcome.taken else names.REFUSED, outcome.epoch)
 
         follower.on_state, follower.on_outcome = state_changed, tried
-        state_changed(follower.state)
+        note(follower.state)
         follower.start(take)
 
     # -- releases -----------------------------------------------------------------------------------------------------

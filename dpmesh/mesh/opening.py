@@ -17,6 +17,7 @@ from dpmesh.mesh.mesh import Mesh
 from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.policy import Policy
 from dpmesh.rollout import sources
+from dpmesh.rollout.source import Offer
 from dpmesh.telemetry import Telemetry
 from dpmesh.v1 import policy_pb2
 
@@ -59,17 +60,19 @@ def _followed(settings: Config) -> tuple[PolicyFollower, Policy]:
     source, freshness = sources.open_source(settings)
     floor = Policy(settings.policy.file) if settings.policy.file else None
     try:
-        offers = [Policy(offer.document) for offer in source.first()]
+        offers: list[Offer | None] = [*source.first()]
     except ConfigError as error:
         if floor is None:
             raise
         log.error("policy: %s is used: %s", settings.policy.file, error)  # noqa: TRY400 - a trace is no help
         offers = []
+    rules = [Policy(offer.document) for offer in offers if offer is not None]
     if floor is not None:
-        offers = [offer for offer in offers if offer.document.epoch >= floor.document.epoch]
-        offers.append(floor)
-    follower = PolicyFollower(source, configuration.poll_seconds(settings), freshness)
-    return follower, next((offer for offer in offers if _fits(offer, settings)), offers[0])
+        kept = [at for at, policy in enumerate(rules) if policy.document.epoch >= floor.document.epoch]
+        offers, rules = [*[offers[at] for at in kept], None], [*[rules[at] for at in kept], floor]
+    chosen = next((at for at, policy in enumerate(rules) if _fits(policy, settings)), 0)
+    follower = PolicyFollower(source, configuration.poll_seconds(settings), freshness, first=offers[chosen])
+    return follower, rules[chosen]
 
 
 def _fits(policy: Policy, settings: Config) -> bool:

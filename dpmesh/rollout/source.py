@@ -78,5 +78,6 @@ class PolicySource(Protocol):
         """Makes an offer durable, so that `first` has it after a restart. It is called before the offer is in force.
 
         Raises:
-            ConfigError: It can't be stored, or a newer one is stored.
+            ConfigError: A newer one is stored.
+            DpmeshError: It can't be stored now.
         """
