@@ -59,10 +59,7 @@ def listed(trusted: Trusted, name: str) -> TargetFile | None:
 
 def ring(trusted: Trusted) -> TargetFile | None:
     """The target that says which part of the fleet takes the policy; None if there is none."""
-    found = trusted.targets.targets.get(RING_FILE)
-    if found is None and trusted.rings is not None:
-        found = trusted.rings.targets.get(RING_FILE)
-    return found
+    return None if trusted.rings is None else trusted.rings.targets.get(RING_FILE)
 
 
 def wanted(trusted: Trusted) -> Iterable[TargetFile]:

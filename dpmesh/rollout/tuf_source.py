@@ -1,12 +1,5 @@
 """TufSource: policies of a repository with the signatures of The Update Framework (TUF).
 
-Which time it is. A repository's timestamp says only until when it is in time. So the time that counts is the later one
-of the clock and the latest time seen before, which is kept on the disk: a clock that was set back does not make an old
-timestamp fresh again. But a clock that ran far ahead once must not make every later timestamp too old. So no time
-counts as seen that lies behind the end of the newest timestamp known: that timestamp is too old from then on, and the
-next one is in time again. While a process runs, a timestamp also ends when as much time has passed as it had left when
-the process first saw it, whatever the clock says; the time in which the machine sleeps counts.
-
 Recovery. If the keys of the role "timestamp" or "targets" were stolen, the thief may have signed large versions, times
 and epochs. A new root takes those keys away. What they signed doesn't count then.
 """
@@ -31,6 +24,7 @@ from dpmesh import files
 from dpmesh.errors import ConfigError, DpmeshError, PolicyUnavailableError
 from dpmesh.rollout import bounded_thread, rings, tuf_offer, tuf_trust
 from dpmesh.rollout.source import Offer, State
+from dpmesh.rollout.trusted_time import TrustedTime, since_boot
 from dpmesh.rollout.tuf_cache import Cache, Kept
 from dpmesh.rollout.tuf_download import Download
 from dpmesh.rollout.tuf_fetch import fetcher
@@ -47,11 +41,6 @@ _SECONDS = 60.0
 _GRACE = 5.0
 # The time is written down when it has gone on by this much, to spare the disk.
 _HOUR = 3600.0
-
-
-def _since_boot() -> float:
-    """Seconds that go on while the machine sleeps, and that nobody can set."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class _Known(NamedTuple):
@@ -100,7 +89,7 @@ class TufSource:
         floor: int = 0,
         clock: Callable[[], float] = time.time,
         seconds: float = _SECONDS,
-        since_boot: Callable[[], float] = _since_boot,
+        since_boot: Callable[[], float] = since_boot,
     ) -> None:
         self._where = f"policy repository {url}"
         try:
@@ -114,16 +103,13 @@ class TufSource:
         self._fetcher, self._download = reader, Download(reader, base, root)
         self._folder, self._cache = cache, Cache(cache)
         self._floor, self._seconds = floor, seconds
-        self._clock, self._since_boot = clock, since_boot
+        self._time = TrustedTime(clock, since_boot)
         self._running = threading.Lock()
         self._state = State.STALE
         self._offered: tuple[object, ...] | None = None
         self._offer: Offer | None = None
         self._refused: _Refusal | None = None
         self._known: _Known | None = None
-        # Since boot: when the newest timestamp ends.
-        self._end = 0.0
-        self._latest = 0.0
         self._written = 0.0
         found = self._newest_known()
         if found is not None:
@@ -152,14 +138,12 @@ class TufSource:
             state, offer = await bounded_thread.run(
                 self._refresh, self._seconds + _GRACE, "dpmesh policy repository"
             )
-        except _RefusedError:
-            self._state = State.FRESH
-            raise
-        except TimeoutError:
-            self._state = State.STALE
-            raise PolicyUnavailableError(f"{self._where}: no answer within {self._seconds:g} s") from None
-        except DpmeshError:
-            self._state = State.STALE
+        except Exception as error:
+            self._state = State.FRESH if isinstance(error, _RefusedError) else State.STALE
+            if isinstance(error, TimeoutError):
+                raise PolicyUnavailableError(
+                    f"{self._where}: no answer within {self._seconds:g} s"
+                ) from None
             raise
         self._state = state
         said = _said(offer)
@@ -202,10 +186,8 @@ class TufSource:
         return max(found, key=lambda each: each.trusted.versions, default=None)
 
     def _take(self, known: _Known, offer: Offer | None) -> None:
-        is_new = self._known is None or self._known.kept.signed.timestamp != known.kept.signed.timestamp
-        self._known, self._offer, self._latest = known, offer, known.kept.latest
-        if is_new:
-            self._end = self._since_boot() + known.trusted.expires - max(self._clock(), self._latest)
+        self._known, self._offer = known, offer
+        self._time.follow(known.kept.signed.timestamp, known.trusted.expires, known.kept.latest)
 
     def _refresh(self) -> tuple[State, Offer | None]:
         """What the repository says now; runs in a thread.
@@ -265,7 +247,7 @@ class TufSource:
             return None
         if self._download.has_root(known.trusted.root.version + 1):
             return None
-        self._check_in_time(known.trusted, self._latest, stamp)
+        self._check_in_time(known.trusted, self._time.latest, stamp)
         return known
 
     def _update(self, stamp: bytes) -> None:
@@ -275,10 +257,7 @@ class TufSource:
         checked: list[Trusted] = []
 
         def check(trusted: Trusted, timestamp: bytes) -> None:
-            latest = (
-                kept.latest if kept and is_signed(trusted.root, Timestamp, kept.signed.timestamp) else 0.0
-            )
-            self._check_in_time(trusted, latest, timestamp)
+            self._check_in_time(trusted, self._latest(kept, trusted), timestamp)
             checked.append(trusted)
 
         try:
@@ -302,13 +281,17 @@ class TufSource:
 
     def _judged(self, kept: Kept | None, signed: SignedSet, trusted: Trusted) -> Kept:
         """A new set, with as much of what was known before as the keys of its root vouch for."""
-        latest, epoch, digest = 0.0, 0, ""
-        if kept and is_signed(trusted.root, Timestamp, kept.signed.timestamp):
-            latest = kept.latest
+        latest = self._time.seen(trusted.timestamp.expires.timestamp(), self._latest(kept, trusted))
         if kept and is_signed(trusted.root, Targets, kept.signed.targets):
-            epoch, digest = kept.epoch, kept.digest
-        latest = max(latest, min(self._clock(), trusted.timestamp.expires.timestamp()))
-        return Kept(signed, latest, epoch, digest)
+            return Kept(signed, latest, kept.epoch, kept.digest)
+        return Kept(signed, latest, 0, "")
+
+    def _latest(self, kept: Kept | None, trusted: Trusted) -> float:
+        """The latest time seen, as far as the keys of a root vouch for the timestamps under which it was seen."""
+        seen = [(kept, kept.latest)] if kept else []
+        seen += [(self._known.kept, self._time.latest)] if self._known else []
+        vouched = [time for each, time in seen if is_signed(trusted.root, Timestamp, each.signed.timestamp)]
+        return max(vouched, default=0.0)
 
     def _choice(self, known: _Known) -> Offer | None:
         """What this device is offered of a set.
@@ -354,9 +337,7 @@ class TufSource:
         Raises:
             PolicyUnavailableError: It is too old.
         """
-        is_known = self._known is not None and self._known.kept.signed.timestamp == timestamp
-        ran_out = is_known and self._since_boot() >= self._end
-        if ran_out or max(self._clock(), latest) >= trusted.expires:
+        if self._time.is_over(timestamp, trusted.expires, latest):
             end = datetime.fromtimestamp(trusted.expires, UTC)
             raise PolicyUnavailableError(
                 f"{self._where}: its metadata is too old: it ended {end:%Y-%m-%d %H:%M} UTC"
@@ -374,17 +355,15 @@ class TufSource:
         """Lets the clock's time count as seen, and writes it down now and then."""
         if self._known is None:
             return
-        end = self._known.trusted.timestamp.expires.timestamp()
-        self._latest = max(self._latest, min(self._clock(), end))
-        if self._latest < self._written + _HOUR and not self._latest >= end > self._written:
+        kept, end = self._known.kept, self._known.trusted.timestamp.expires.timestamp()
+        latest = self._time.latest = self._time.seen(end, self._time.latest)
+        if latest < self._written + _HOUR and not latest >= end > self._written:
             return
         with suppress(OSError), files.locked_folder(self._folder):
-            kept = self._cache.read() or self._known.kept
-            if (
-                kept.signed == self._known.kept.signed
-            ):  # Otherwise another process knows a newer set, and its time.
-                self._cache.write(msgspec.structs.replace(kept, latest=max(kept.latest, self._latest)))
-                self._written = self._latest
+            found = self._cache.read() or kept
+            if found.signed == kept.signed:  # Otherwise another process knows a newer set, and its time.
+                self._cache.write(msgspec.structs.replace(found, latest=max(found.latest, latest)))
+                self._written = latest
 
 
 def _said(offer: Offer | None) -> tuple[object, ...] | None:

@@ -211,9 +211,8 @@ def _count(delegator: Root | Targets, role: str, metadata: Metadata[_T]) -> int:
 
 def _check_documents(signed: SignedSet, targets: Targets, rings: Targets | None) -> None:
     for path, content in signed.documents.items():
-        listed = targets.targets.get(path)
-        if listed is None and path == RING_FILE and rings is not None:
-            listed = rings.targets.get(path)
+        role = rings if path == RING_FILE else targets
+        listed = role.targets.get(path) if role else None
         if listed is None:
             raise UntrustedError("a document is not listed")
         try:

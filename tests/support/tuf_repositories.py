@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
+from dpmesh.errors import ConfigError, PolicyUnavailableError
+from dpmesh.rollout.tuf_source import TufSource
+
 ROLES = ("root", "targets", "snapshot", "timestamp")
 
 
@@ -28,6 +32,49 @@ def later(seconds: float) -> datetime:
 
 def policy(epoch: int, **extra) -> bytes:
     return json.dumps({"epoch": epoch, **extra}).encode()
+
+
+class Device:
+    """A device that follows a repository, with a clock that can be wrong.
+
+    Attributes:
+        source: Its source; `restart` makes another one on the same cache.
+        skew: By how many seconds its clock is ahead.
+        slept: Seconds since boot, beside those that pass.
+    """
+
+    def __init__(self, folder: Path, repository: Repository, **options) -> None:
+        self.cache = folder / "cache"
+        self.skew = self.slept = 0.0
+        self._options = {"url": f"file://{repository.folder}", "root": repository.image} | options
+        self.restart()
+
+    def restart(self, **options) -> None:
+        self._options |= options
+        self.source = TufSource(
+            **self._options,
+            cache=self.cache,
+            clock=lambda: time.time() + self.skew,
+            since_boot=lambda: time.monotonic() + self.slept,
+        )
+
+    async def epoch(self) -> int | None:
+        """The epoch that is offered; None if nothing new is."""
+        offer = await self.source.fetch()
+        return offer and offer.document.epoch
+
+    async def refusal(self, error=(ConfigError, PolicyUnavailableError)) -> str:
+        """Why nothing is offered: it has to be so twice, in the same words."""
+        texts = set()
+        for _ in range(2):
+            try:
+                offer = await self.source.fetch()
+            except error as raised:
+                texts.add(str(raised))
+            else:
+                raise AssertionError(f"offered epoch {offer and offer.document.epoch}")
+        assert len(texts) == 1
+        return texts.pop()
 
 
 class Repository:
@@ -111,7 +158,8 @@ class Repository:
     def ring(self, epoch: int, share: float, content: bytes | None = None) -> None:
         if self.rings is None:
             self.delegate()
-        content = content or json.dumps({"epoch": epoch, "share": share}).encode()
+        if content is None:
+            content = json.dumps({"epoch": epoch, "share": share}).encode()
         target = TargetFile.from_data("ring.json", content)
         self.rings.targets["ring.json"] = target
         self.write_target(target, content)
