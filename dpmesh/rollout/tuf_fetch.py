@@ -24,6 +24,7 @@ from tuf.ngclient import FetcherInterface
 _CHUNK = 1 << 16
 # An answer to a request for a file that is not there, which is read to keep the connection.
 _SHORT = 1 << 12
+_REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class Fetcher(Protocol):
@@ -106,7 +107,7 @@ class HttpsFetcher(FetcherInterface):
         if response.status == http.HTTPStatus.OK:
             return self._chunks(response)
         self._drain(response)
-        if 300 <= response.status < 400:
+        if response.status in _REDIRECTS:
             raise DownloadError("the server redirects; write the address that it redirects to")
         raise DownloadHTTPError(f"the server answers with status {response.status}", response.status)
 
@@ -159,7 +160,7 @@ class HttpsFetcher(FetcherInterface):
                 left -= len(chunk)
         except (OSError, http.client.HTTPException):
             pass
-        if response.isclosed():
+        if response.isclosed() or response.length == 0:
             self._finished(response)
         else:
             self.close()

@@ -12,6 +12,7 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Key, Metadata, MetaFile, Snapshot, Timestamp
 
 from dpmesh.errors import ConfigError, PolicyUnavailableError
+from dpmesh.rollout import tuf_download
 from dpmesh.rollout.source import State
 from tests.support.tuf_repositories import ROLES, Device, Repository, later, policy
 
@@ -394,8 +395,11 @@ class TestGarbage:
         }
         return {name: documents.get(name, metadata / name) for name in self.NAMES}
 
-    @pytest.mark.parametrize("name", NAMES)
-    @pytest.mark.parametrize("kind", ["half", "empty", "random", "deep", "long", "missing", "html", "folder"])
+    @pytest.mark.parametrize(
+        ("name", "kind"),
+        [(name, kind) for name in NAMES for kind in ("half", "missing", "deep")]
+        + [(name, kind) for name in NAMES[::4] for kind in ("empty", "random", "long", "html", "folder")],
+    )
     async def test_in_place_of_each_file(self, attacked, paths, name, kind):
         path = paths[name]
         content = path.read_bytes()
@@ -481,9 +485,10 @@ class TestRoots:
         device.restart()
         assert await device.epoch() == 1
 
-    async def test_a_longer_chain_is_not(self, repository, device):
+    async def test_a_longer_chain_is_not(self, repository, device, monkeypatch):
         """Devices with an image that old need a newer one: the work of a device has a bound."""
-        for _ in range(256):
+        monkeypatch.setattr(tuf_download._LIMITS, "max_root_rotations", 5)
+        for _ in range(5):
             repository.next_root()
         repository.new_keys("timestamp")
         repository.stamp()
