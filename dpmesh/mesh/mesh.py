@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -26,6 +27,9 @@ from dpmesh.mesh.recording import Recording, StreamRecord
 from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.mesh.stream import ReleaseStream
 from dpmesh.policy import Policy
+from dpmesh.rollout import admission
+from dpmesh.rollout.policy_order import Terms
+from dpmesh.rollout.source import Offer, State
 from dpmesh.telemetry import Telemetry, configure_from_environment
 from dpmesh.v1 import policy_pb2
 
@@ -146,7 +150,9 @@ class Mesh:
         is released wholly under one of them. If anything is wrong with it, the old policy stays in force. RPCs and
         request streams go on under the policy with which they began; response streams change at a message.
 
-        Swaps take place one after the other. Call it in the event loop that opened the mesh.
+        Swaps take place one after the other. Call it in the event loop that opened the mesh. The application's own code
+        is trusted: a looser policy takes effect at once, and the ledger does not record it. `take` is for policies from
+        elsewhere.
 
         Args:
             policy: The rules; or overlays, as a message or a file's path.
@@ -158,16 +164,64 @@ class Mesh:
                 Or this is not the event loop that opened the mesh.
             NotOpenError: The mesh is not open.
         """
+        async with self._preparing(policy) as snapshot:
+            self._put_in_force(snapshot)
+
+    async def take(
+        self, offer: Offer, *, state: State, signed: bool, since: float, first: bool = False
+    ) -> float:
+        """Replaces the policy by one that a source offers, as `swap` does, if it may be put in force yet.
+
+        A policy that is looser than the one in force has to fulfil the rules of `rollout.admission`. The ledger records
+        it first: if it can't, the old policy stays.
+
+        Args:
+            offer: The policy.
+            state: The source's state.
+            signed: The source has signatures.
+            since: When this device first had the offer, in seconds since 1970 by the ledger's clock.
+            first: This device has not taken any policy from the source yet, so that there is nothing to loosen.
+
+        Returns:
+            0 if the policy is in force now. If not, when to call again, in seconds since 1970 by the ledger's clock.
+
+        Raises:
+            AnnotationError, NotOpenError: As of `swap`.
+            ConfigError: As of `swap`, or the policy may never replace the one in force.
+            PolicyUnavailableError: It is looser, and nobody knows whether there is a newer one. This may pass.
+            LedgerError: The ledger can't record it. This may pass.
+        """
+        async with self._preparing(offer.document) as snapshot:
+            old, new = self._terms(self.snapshot), self._terms(snapshot)
+            verdict = await asyncio.to_thread(
+                admission.judge, old, new, offer, state=state, signed=signed, first=first, since=since
+            )
+            if verdict.at > self.ledger.now():
+                return verdict.at
+            if verdict.note:
+                await self.ledger.record(verdict.note)
+            self._put_in_force(snapshot)
+        return 0.0
+
+    @asynccontextmanager
+    async def _preparing(
+        self, policy: Policy | policy_pb2.Policy | str | Path
+    ) -> AsyncIterator[PolicySnapshot]:
+        """Compiles and checks a policy. No other one is put in force meanwhile."""
         self._check_open()
         if asyncio.get_running_loop() is not self._loop:
             raise ConfigError("swap: this is not the event loop that opened the mesh; call it there")
         async with self._swapping:
             self._check_open()
-            before = self.snapshot
-            snapshot = await asyncio.to_thread(swapping.prepare, policy, self.ledger.budgets, before)
-            self._check_open()  # It may have been closed meanwhile.
-            self.snapshot = snapshot
+            yield await asyncio.to_thread(swapping.prepare, policy, self.ledger.budgets, self.snapshot)
+
+    def _put_in_force(self, snapshot: PolicySnapshot) -> None:
+        self._check_open()  # It may have been closed meanwhile.
+        before, self.snapshot = self.snapshot, snapshot
         log.info("policy %.16s replaces %.16s", snapshot.digest, before.digest)
+
+    def _terms(self, snapshot: PolicySnapshot) -> Terms:
+        return Terms(snapshot.policy, self.ledger.budgets, "observe" if self.observing else "enforce")
 
     def _check_open(self) -> None:
         if not self._corridor.is_open:

@@ -1,14 +1,14 @@
-"""Admission: from when on an offered policy may be put in force, and what the ledger keeps of a looser one."""
+"""Admission: from when on an offered policy may be put in force, and what the ledger records of a looser one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from dpmesh.accounting import MAX_SECONDS, window_end, window_start
 from dpmesh.errors import ConfigError, LedgerError, PolicyUnavailableError
-from dpmesh.ledger import Budget
 from dpmesh.rollout.difference import Order
-from dpmesh.rollout.policy_order import Comparison
+from dpmesh.rollout.policy_order import Comparison, Elements, Terms, compare
 from dpmesh.rollout.source import Offer, State
 from dpmesh.v1 import policy_pb2
 
@@ -17,6 +17,45 @@ LOOSER_SIGNERS = 2
 
 REASON_LENGTH = 500
 """How many characters the reason of a looser policy may have."""
+
+
+class Verdict(NamedTuple):
+    """What becomes of an offered policy.
+
+    Attributes:
+        at: From when on it may be put in force, in seconds since 1970.
+        note: What the ledger has to record before; "" if nothing.
+    """
+
+    at: float
+    note: str
+
+
+def judge(
+    old: Terms, new: Terms, offer: Offer, *, state: State, signed: bool, first: bool, since: float
+) -> Verdict:
+    """Compares an offered policy to the one in force, on all types that this process has loaded.
+
+    This takes as long as it takes to compile both policies for all of these types, so call it in a thread.
+
+    Args:
+        old: What is in force.
+        new: What the offer would put in force.
+        offer: The policy, as the source has it.
+        state: The source's state.
+        signed: The source has signatures.
+        first: This device has not taken any policy from the source yet, so that there is nothing to loosen.
+        since: When this device first had the offer, in seconds since 1970 by the ledger's clock. A looser policy begins
+            with the first window that begins after that.
+
+    Raises:
+        ConfigError, PolicyUnavailableError, LedgerError: As of `admitted_at`.
+    """
+    comparison = Comparison(()) if first else compare(old, new, Elements.loaded(old.policy, new.policy))
+    windows = [budget.window for budget in old.budgets if budget.window is not None]
+    at = admitted_at(offer, comparison, state=state, signed=signed, now=since, windows=windows)
+    looser = comparison.order is Order.LOOSER
+    return Verdict(at, _note(old.policy.document, offer) if looser else "")
 
 
 def admitted_at(
@@ -86,12 +125,7 @@ def _check_officers(offer: Offer, comparison: Comparison, state: State) -> None:
         )
 
 
-def finite_windows(budgets: Iterable[Budget]) -> list[float]:
-    """The lengths of the windows of budgets in seconds, without lifetime budgets."""
-    return [budget.window for budget in budgets if budget.window is not None]
-
-
-def ledger_note(old: policy_pb2.Policy, offer: Offer) -> str:
-    """What the ledger keeps of a looser policy that replaces another one: both epochs, and the officers' reason."""
+def _note(old: policy_pb2.Policy, offer: Offer) -> str:
+    """What the ledger records of a looser policy that replaces another one: both epochs, and the officers' reason."""
     reason = " ".join(offer.reason.split()) or "no reason given"
     return f"policy epoch {offer.document.epoch} replaces epoch {old.epoch}, looser: {reason[:REASON_LENGTH]}"

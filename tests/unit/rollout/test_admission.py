@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from dpmesh.accounting import MAX_SECONDS
 from dpmesh.errors import ConfigError, LedgerError, PolicyUnavailableError
-from dpmesh.ledger import Budget
-from dpmesh.rollout.admission import REASON_LENGTH, admitted_at, finite_windows, ledger_note
+from dpmesh.rollout.admission import REASON_LENGTH, admitted_at
 from dpmesh.rollout.difference import Difference, Order
 from dpmesh.rollout.policy_order import Comparison
 from dpmesh.rollout.source import Offer, State
@@ -125,13 +124,3 @@ def test_it_never_begins_inside_of_a_window_that_runs(now, not_before, windows):
     assert begins >= not_before
     assert begins % longest == 0
     assert begins - longest <= max(now, not_before), "no earlier window would do"
-
-
-def test_lifetime_budgets_have_no_window():
-    assert finite_windows([Budget("a", window=None), Budget("b", window=60.0)]) == [60.0]
-
-
-def test_the_ledger_keeps_both_epochs_and_the_reason():
-    note = ledger_note(policy_pb2.Policy(epoch=4), offer())
-    assert note == "policy epoch 5 replaces epoch 4, looser: ticket 7: more accuracy"
-    assert ledger_note(policy_pb2.Policy(), offer(reason="")).endswith("looser: no reason given")
