@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -19,7 +19,7 @@ from dpmesh.ledger import Ledger
 from dpmesh.mesh import swapping
 from dpmesh.mesh.corridor import Corridor
 from dpmesh.mesh.exhausted import ExhaustedCache
-from dpmesh.mesh.follower import PolicyFollower
+from dpmesh.mesh.follower import PolicyFollower, PolicyStatus
 from dpmesh.mesh.observed import ObservedRefusals
 from dpmesh.mesh.pseudonyms import Pseudonyms
 from dpmesh.mesh.receipt import Direction, Receipt
@@ -27,10 +27,11 @@ from dpmesh.mesh.recording import Recording, StreamRecord
 from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.mesh.stream import ReleaseStream
 from dpmesh.policy import Policy
-from dpmesh.rollout import admission
+from dpmesh.rollout.outcome import Outcome
 from dpmesh.rollout.policy_order import Terms
 from dpmesh.rollout.source import Offer, State
-from dpmesh.telemetry import Telemetry, configure_from_environment
+from dpmesh.telemetry import Telemetry, configure_from_environment, names
+from dpmesh.telemetry.policy import PolicyTelemetry
 from dpmesh.v1 import policy_pb2
 
 log = logging.getLogger("dpmesh")
@@ -93,6 +94,7 @@ class Mesh:
         self.observed = ObservedRefusals() if self.observing else None
         self._corridor = Corridor(ledger, self._recording, pseudonyms, exhausted, self.observed)
         self._follower = follower
+        self._policy_telemetry: PolicyTelemetry | None = None
         self._swapping = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._refreshing: asyncio.TimerHandle | None = None
@@ -106,6 +108,7 @@ class Mesh:
             ConfigError: The policy names something that no loaded proto has, a budget contradicts the ledger's, or
                 another mesh has the ledger open.
             LedgerError: The ledger can't be opened.
+            DpmeshError: The policy to begin with can't be kept.
         """
         if self.ledger.on_commit not in (None, self._committed):
             raise ConfigError(
@@ -113,14 +116,16 @@ class Mesh:
             )
         self.snapshot.compile_loaded()
         self._flush = configure_from_environment()  # Bad variables fail before anything is open.
+        if self._follower is not None:
+            await asyncio.to_thread(self._follower.begin)
         await self.ledger.open()
         self.ledger.on_commit = self._committed
         self._swapping = asyncio.Lock()
         self._loop = asyncio.get_running_loop()  # The lock belongs to it.
         self._corridor.open()
-        self._refresh()
         if self._follower is not None:
-            self._follower.start(self.swap)
+            self._follow(self._follower)
+        self._refresh()
         if self.observing:
             log.warning(
                 "dpmesh is in observe mode: messages leave UNPROTECTED, they are accounted and traced only"
@@ -133,6 +138,8 @@ class Mesh:
         """Returns unspent leases and closes the ledger; what is released later is refused."""
         if self._follower is not None:
             await self._follower.stop()
+        if self._policy_telemetry is not None:
+            self._policy_telemetry.close()
         self._corridor.close()
         if self._refreshing is not None:
             self._refreshing.cancel()
@@ -151,8 +158,8 @@ class Mesh:
         request streams go on under the policy with which they began; response streams change at a message.
 
         Swaps take place one after the other. Call it in the event loop that opened the mesh. The application's own code
-        is trusted: a looser policy takes effect at once, and the ledger does not record it. `take` is for policies from
-        elsewhere.
+        is trusted: a looser policy takes effect at once, and the ledger does not record it. The policies of `[policy]
+        source` have to fulfil the rules of `rollout.admission` first.
 
         Args:
             policy: The rules; or overlays, as a message or a file's path.
@@ -164,60 +171,35 @@ class Mesh:
                 Or this is not the event loop that opened the mesh.
             NotOpenError: The mesh is not open.
         """
-        async with self._preparing(policy) as snapshot:
-            self._put_in_force(snapshot)
-
-    async def take(
-        self, offer: Offer, *, state: State, signed: bool, since: float, first: bool = False
-    ) -> float:
-        """Replaces the policy by one that a source offers, as `swap` does, if it may be put in force yet.
-
-        A policy that is looser than the one in force has to fulfil the rules of `rollout.admission`. The ledger records
-        it first: if it can't, the old policy stays.
-
-        Args:
-            offer: The policy.
-            state: The source's state.
-            signed: The source has signatures.
-            since: When this device first had the offer, in seconds since 1970 by the ledger's clock.
-            first: This device has not taken any policy from the source yet, so that there is nothing to loosen.
-
-        Returns:
-            0 if the policy is in force now. If not, when to call again, in seconds since 1970 by the ledger's clock.
-
-        Raises:
-            AnnotationError, NotOpenError: As of `swap`.
-            ConfigError: As of `swap`, or the policy may never replace the one in force.
-            PolicyUnavailableError: It is looser, and nobody knows whether there is a newer one. This may pass.
-            LedgerError: The ledger can't record it. This may pass.
-        """
-        async with self._preparing(offer.document) as snapshot:
-            old, new = self._terms(self.snapshot), self._terms(snapshot)
-            verdict = await asyncio.to_thread(
-                admission.judge, old, new, offer, state=state, signed=signed, first=first, since=since
-            )
-            if verdict.at > self.ledger.now():
-                return verdict.at
-            if verdict.note:
-                await self.ledger.record(verdict.note)
-            self._put_in_force(snapshot)
-        return 0.0
-
-    @asynccontextmanager
-    async def _preparing(
-        self, policy: Policy | policy_pb2.Policy | str | Path
-    ) -> AsyncIterator[PolicySnapshot]:
-        """Compiles and checks a policy. No other one is put in force meanwhile."""
         self._check_open()
         if asyncio.get_running_loop() is not self._loop:
             raise ConfigError("swap: this is not the event loop that opened the mesh; call it there")
+        await self._replace(policy, lambda _old, _new: "", lambda: None)
+
+    async def _replace(
+        self,
+        policy: Policy | policy_pb2.Policy | str | Path,
+        admit: Callable[[Terms, Terms], str],
+        keep: Callable[[], None],
+    ) -> None:
+        """Replaces the policy; arguments and errors as of `swap`.
+
+        Args:
+            policy: The rules.
+            admit: Compares what is in force to what shall be, in a thread, and raises if it may not be. Returns what
+                the ledger has to record before the policy is in force; "" if nothing.
+            keep: Makes the policy durable, in a thread, before it is in force.
+        """
         async with self._swapping:
             self._check_open()
-            yield await asyncio.to_thread(swapping.prepare, policy, self.ledger.budgets, self.snapshot)
-
-    def _put_in_force(self, snapshot: PolicySnapshot) -> None:
-        self._check_open()  # It may have been closed meanwhile.
-        before, self.snapshot = self.snapshot, snapshot
+            before = self.snapshot
+            snapshot = await asyncio.to_thread(swapping.prepare, policy, self.ledger.budgets, before)
+            note = await asyncio.to_thread(admit, self._terms(before), self._terms(snapshot))
+            if note:
+                await self.ledger.record(note)
+            await asyncio.to_thread(keep)
+            self._check_open()  # It may have been closed meanwhile.
+            self.snapshot = snapshot
         log.info("policy %.16s replaces %.16s", snapshot.digest, before.digest)
 
     def _terms(self, snapshot: PolicySnapshot) -> Terms:
@@ -238,9 +220,38 @@ class Mesh:
         return self.snapshot.digest
 
     @property
-    def policy_refused(self) -> str:
-        """Why the policy of `[policy] source` is not the one in force; "" if it is, or if no source is followed."""
-        return "" if self._follower is None else self._follower.refused
+    def policy_status(self) -> PolicyStatus:
+        """Where the mesh stands with the policy of `[policy] source`."""
+        epoch, digest, follower = self.policy.document.epoch, self.policy_digest, self._follower
+        if follower is None:
+            return PolicyStatus(State.FRESH, epoch, digest, 0.0, "")
+        return PolicyStatus(follower.state, epoch, digest, follower.freshness.age, follower.refused)
+
+    def _follow(self, follower: PolicyFollower) -> None:
+        """Begins to take the policies of a source."""
+        telemetry = self._policy_telemetry = PolicyTelemetry(lambda: self.policy_status)
+
+        async def take(offer: Offer) -> None:
+            keep = partial(follower.source.keep, offer)
+            if offer.document == self.policy.document:
+                await asyncio.to_thread(keep)
+            else:
+                await self._replace(offer.document, partial(follower.admit, offer, self.ledger.now()), keep)
+
+        def note(state: State) -> None:
+            self._corridor.expire(state is State.EXPIRED)
+            self._recording.policy_state = {names.POLICY_STATE: state.value}
+
+        def state_changed(state: State) -> None:
+            note(state)
+            telemetry.happened(state.value, self.policy.document.epoch)
+
+        def tried(outcome: Outcome) -> None:
+            telemetry.happened(names.TAKEN if outcome.taken else names.REFUSED, outcome.epoch)
+
+        follower.on_state, follower.on_outcome = state_changed, tried
+        note(follower.state)
+        follower.start(take, self.ledger.now)
 
     # -- releases -----------------------------------------------------------------------------------------------------
 
@@ -334,6 +345,8 @@ class Mesh:
     def _refresh(self) -> None:
         """Looks for OpenTelemetry's providers from time to time: they may be set after the mesh was opened."""
         self._telemetry.refresh()
+        if self._policy_telemetry is not None:
+            self._policy_telemetry.refresh()
         self._refreshing = asyncio.get_running_loop().call_later(_REFRESH_SECONDS, self._refresh)
 
     def _committed(self, seconds: float) -> None:

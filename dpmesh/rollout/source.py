@@ -10,10 +10,10 @@ from dpmesh.v1 import policy_pb2
 
 
 class State(enum.StrEnum):
-    """How far a source can be believed to show the newest policy.
+    """How far a mesh can be believed to have the newest policy.
 
-    FRESH: it answered, and its answer is in time. STALE: it did not answer, or its answer is too old. EXPIRED: it has
-    been stale for longer than `[policy] max_offline`.
+    FRESH: its source answered, and the answer is in time. STALE: the source did not answer, or its answer is too old.
+    EXPIRED: the source has been stale for longer than `[policy] max_offline`.
     """
 
     FRESH = "fresh"
@@ -31,6 +31,7 @@ class Offer:
         signers: How many distinct keys of the role "targets" signed it; 0 for a source without signatures.
         not_before: Seconds since 1970 before which it may not be put in force; 0 if it may at once.
         reason: Why it was published, in the words of its officers; "" if they gave none.
+        kept: What its source needs to believe the offer again without a network; b"" if `content` is enough.
     """
 
     document: policy_pb2.Policy
@@ -38,10 +39,30 @@ class Offer:
     signers: int = 0
     not_before: float = 0.0
     reason: str = ""
+    kept: bytes = b""
 
 
 class PolicySource(Protocol):
-    """Where policies come from. One task at a time uses it."""
+    """Where policies come from. One task or thread at a time uses it.
+
+    Attributes:
+        name: What to call it in logs.
+        signed: Its policies have signatures.
+    """
+
+    name: str
+    signed: bool
+
+    @property
+    def state(self) -> State:
+        """FRESH or STALE, as of the last fetch."""
+
+    def first(self) -> list[Offer]:
+        """Policies to begin with, without a network: the best one first.
+
+        Raises:
+            ConfigError: There is none. The text says why.
+        """
 
     async def fetch(self) -> Offer | None:
         """Asks for a policy.
@@ -51,10 +72,14 @@ class PolicySource(Protocol):
 
         Raises:
             ConfigError: There is an answer that can't be taken: it is unreadable, not signed as it has to be, or
-                older than one before.
+                older than one before. As long as the answer stays, each call raises this.
             PolicyUnavailableError: There is no answer.
         """
 
-    @property
-    def state(self) -> State:
-        """FRESH or STALE, as of the last fetch."""
+    def keep(self, offer: Offer) -> None:
+        """Makes an offer durable, so that `first` has it after a restart. It is called before the offer is in force.
+
+        Raises:
+            ConfigError: A newer one is stored.
+            DpmeshError: It can't be stored now.
+        """

@@ -6,14 +6,25 @@ import signal
 
 import pytest
 
-import dpmesh
-from dpmesh.errors import AnnotationError, ConfigError, LedgerError, NotOpenError, PolicyUnavailableError
+from dpmesh.errors import (
+    AnnotationError,
+    ConfigError,
+    LedgerError,
+    NotOpenError,
+    PolicyHeldError,
+    PolicyUnavailableError,
+)
 from dpmesh.ledger import open_admin
 from dpmesh.ledger.audit.verify import verify
 from dpmesh.ledger.charge_log import EntryKind, decode
+from dpmesh.mesh.follower import PolicyFollower
+from dpmesh.rollout.freshness import Freshness
+from dpmesh.rollout.held import Held
 from dpmesh.rollout.source import Offer, State
 from dpmesh.v1 import policy_pb2
 from tests.support import children
+from tests.support.meshes import assembled
+from tests.support.mutual_tls import until
 from tests.support.protos import compiled
 
 TYPES = compiled(
@@ -34,22 +45,53 @@ class Clock:
         return self.now
 
 
+class Source:
+    """A source without a network: a test says what it offers."""
+
+    def __init__(self):
+        self.name, self.signed, self.state = "the officers", True, State.FRESH
+        self.kept = []
+        self.offers = []
+
+    async def fetch(self):
+        return self.offers.pop(0) if self.offers else None
+
+    def keep(self, offer):
+        self.kept.append(offer)
+
+
+class ByHand(PolicyFollower):
+    """A follower that does not look by itself."""
+
+    def start(self, take, now):
+        self.take = take
+
+
 class Device:
-    """A mesh, and what a follower does with the offers of a source."""
+    """A mesh whose source is in the hands of a test."""
 
-    def __init__(self, mesh, clock):
-        self.mesh = mesh
-        self.clock = clock
-        self.state = State.FRESH
-        self.signed = True
-        self._since = {}
+    def __init__(self, clock=None, *, policy=None, first=None, held=None, follower=ByHand, **more):
+        self.clock = clock or Clock()
+        self.source = Source()
+        self.follower = follower(self.source, 0.01, Freshness(None, None), first=first, held=held)
+        begin = globals()["policy"](1, 1.0) if policy is None else policy
+        self.mesh = assembled(settings(**more), policy=begin, clock=self.clock, follower=self.follower)
 
-    async def take(self, offer, **terms):
+    async def __aenter__(self):
+        await self.mesh.__aenter__()
+        return self
+
+    async def __aexit__(self, *error):
+        await self.mesh.__aexit__(*error)
+
+    async def take(self, offer):
         """Returns None if the offer is in force now, or the seconds until it may be."""
-        since = self._since.setdefault(offer.content, self.mesh.ledger.now())
-        terms = {"state": self.state, "signed": self.signed, "since": since, **terms}
-        at = await self.mesh.take(offer, **terms)
-        return at - self.clock.now if at else None
+        try:
+            await self.follower.take(offer)
+        except PolicyHeldError as error:
+            assert offer not in self.source.kept
+            return error.until - self.clock.now
+        return None
 
     async def epsilon(self):
         return (await self.mesh.release(TYPES.Report(id="a", a=1))).epsilon
@@ -77,16 +119,18 @@ def settings(window="24h", url="memory:"):
     return {"ledger": {"url": url}, "budget": [budget]}
 
 
+TAKEN = offer(1, 1.0)
+
+
 @pytest.fixture
 async def device():
-    clock = Clock()
-    async with dpmesh.open(settings(), policy=policy(1, 1.0), clock=clock) as mesh:
-        yield Device(mesh, clock)
+    async with Device(first=TAKEN) as device:
+        yield device
 
 
 @pytest.mark.parametrize("terms", [(0.5,), (1.0, 2), (0.5, 2), (1.0,)])
 async def test_what_is_not_looser_is_in_force_at_once_whoever_signed_it(device, terms):
-    device.state = State.STALE
+    device.source.state = State.STALE
     assert await device.take(offer(2, *terms, signers=1, reason="")) is None
     assert (await device.epsilon(), device.mesh.policy.document.epoch) == (terms[0], 2)
     assert device.notes == []
@@ -128,11 +172,11 @@ async def test_a_source_that_is_frozen_loosens_nothing_even_if_it_was_fresh_befo
     looser = offer(2, 2.0)
     assert await device.take(looser) == DAY / 2
     device.clock.now += DAY
-    device.state = state
+    device.source.state = state
     with pytest.raises(PolicyUnavailableError, match=state):
         await device.take(looser)
     assert await device.epsilon() == 1
-    device.state = State.FRESH
+    device.source.state = State.FRESH
     assert await device.take(looser) is None
 
 
@@ -175,22 +219,24 @@ async def test_going_back_is_a_loosening(device):
     assert await device.take(offer(3, 1.0)) == DAY / 2
 
 
-async def test_a_device_that_took_nothing_yet_takes_what_the_source_offers(device):
+async def test_a_device_that_took_nothing_yet_takes_what_the_source_offers():
     """The policy of its image is an older one, and the fleet may have gone on by one officer since."""
-    device.state = State.STALE
-    assert await device.take(offer(7, 2.0, signers=1, reason=""), first=True) is None
-    assert await device.epsilon() == 2
-    with pytest.raises(ConfigError, match="not larger"):
-        await device.take(offer(6, 0.5), first=True)
-    later = offer(8, 1.0, not_before=device.clock.now + 5)
-    assert await device.take(later, first=True) == 5
+    async with Device() as device:
+        device.source.state = State.STALE
+        later = offer(6, 1.5, not_before=device.clock.now + 5)
+        assert await device.take(later) == 5
+        device.source.offers = [offer(7, 2.0, signers=1, reason="")]
+        await device.follower._look(device.follower.take)
+        assert (await device.epsilon(), device.notes) == (2, [])
+        for epoch, text in ((6, "not larger"), (8, "officers")):
+            with pytest.raises(ConfigError, match=text):
+                await device.take(offer(epoch, 3.0, signers=1))
 
 
-async def test_a_plain_file_has_no_officers_but_waits_for_the_window_too(device):
-    device.signed, device.state = False, State.STALE
-    edit = offer(0, 2.0, signers=0, reason="")
-    async with dpmesh.open(settings(), policy=policy(0, 1.0), clock=device.clock) as mesh:
-        device.mesh = mesh
+async def test_a_plain_file_has_no_officers_but_waits_for_the_window_too():
+    async with Device(policy=policy(0, 1.0), first=TAKEN) as device:
+        device.source.signed, device.source.state = False, State.STALE
+        edit = offer(0, 2.0, signers=0, reason="")
         assert await device.take(edit) == DAY / 2
         device.clock.now += DAY / 2
         assert await device.take(edit) is None
@@ -198,13 +244,70 @@ async def test_a_plain_file_has_no_officers_but_waits_for_the_window_too(device)
 
 
 async def test_lifetime_budgets_have_no_next_window():
-    clock = Clock()
-    async with dpmesh.open(settings("lifetime"), policy=policy(1, 1.0), clock=clock) as mesh:
-        device = Device(mesh, clock)
+    async with Device(first=TAKEN, window="lifetime") as device:
         with pytest.raises(ConfigError, match="officers"):
             await device.take(offer(2, 2.0, signers=1))
         assert await device.take(offer(2, 2.0)) is None
         assert (await device.epsilon(), len(device.notes)) == (2, 1)
+
+
+async def test_a_device_that_is_off_when_the_window_begins_takes_the_policy_when_it_is_on_again(tmp_path):
+    clock, looser = Clock(), offer(2, 2.0)
+    async with Device(clock, first=TAKEN, held=Held(tmp_path / "held")) as device:
+        assert await device.take(looser) == DAY / 2
+    clock.now += DAY / 4
+    async with Device(clock, first=TAKEN, held=Held(tmp_path / "held")) as device:
+        assert await device.take(looser) == DAY / 4
+    clock.now += DAY
+    for other in (offer(2, 4.0), looser):
+        async with Device(clock, first=TAKEN, held=Held(tmp_path / "none")) as device:
+            assert await device.take(other) == DAY / 4, "it may be the first time that this device has it"
+    async with Device(clock, first=TAKEN, held=Held(tmp_path / "held")) as device:
+        assert await device.take(looser) is None
+
+
+async def test_a_follower_holds_an_offer_and_puts_it_in_force_in_time():
+    async with Device(first=TAKEN, follower=PolicyFollower) as device:
+        told = []
+        device.follower.on_outcome = told.append
+        device.source.offers = [offer(2, 2.0)]
+        await until(lambda: device.mesh.policy_status.refused)
+        assert "epoch 2 is looser than the policy in force, and begins at 1972-09-28 00:00:00 UTC" in (
+            device.mesh.policy_status.refused
+        )
+        assert (await device.epsilon(), told, device.source.kept) == (1, [], [TAKEN])
+        device.clock.now += DAY / 2
+        await until(lambda: device.mesh.policy.document.epoch == 2)
+        await until(lambda: told)
+        assert (await device.epsilon(), told[0].taken, len(device.notes)) == (2, True, 1)
+
+
+async def test_another_policy_of_the_epoch_that_waits_is_refused_and_a_larger_epoch_is_not():
+    async with Device(first=TAKEN, follower=PolicyFollower) as device:
+        told = []
+        device.follower.on_outcome = told.append
+        device.source.offers = [offer(2, 2.0)]
+        await until(lambda: "begins at" in device.mesh.policy_status.refused)
+        device.source.offers = [offer(2, 0.5)]
+        await until(lambda: told)
+        assert "epoch 2 waits already" in told[0].reason
+        device.clock.now += DAY
+        device.source.offers = [offer(3, 0.25, signers=1)]
+        await until(lambda: device.mesh.policy.document.epoch == 3)
+        assert (await device.epsilon(), device.notes) == (0.25, [])
+
+
+async def test_a_follower_tries_a_looser_policy_again_once_its_source_is_fresh(monkeypatch):
+    async with Device(first=TAKEN, window="lifetime", follower=PolicyFollower) as device:
+        device.source.state = State.STALE
+        device.source.offers = [offer(2, 2.0)]
+        await until(lambda: "its source is stale" in device.mesh.policy_status.refused)
+        with monkeypatch.context() as patch:  # In vain, it is not even compiled again.
+            patch.setattr(device.follower, "admit", None)
+            await asyncio.sleep(0.05)
+        assert "its source is stale" in device.mesh.policy_status.refused
+        device.source.state = State.FRESH
+        await until(lambda: device.mesh.policy.document.epoch == 2)
 
 
 async def test_the_application_may_loosen_at_once(device):
@@ -231,7 +334,7 @@ async def test_without_a_record_the_old_policy_stays(device, monkeypatch):
         patch.setattr(device.mesh.ledger._store, "record", fail)
         with pytest.raises(LedgerError, match="disk is full"):
             await device.take(looser)
-    assert (await device.epsilon(), device.mesh.policy.document.epoch) == (1, 1)
+    assert (await device.epsilon(), device.mesh.policy.document.epoch, device.source.kept) == (1, 1, [TAKEN])
     assert await device.take(looser) is None
     assert await device.epsilon() == 2
 
@@ -269,8 +372,8 @@ def test_a_process_that_is_killed_between_record_and_swap_restarts_with_the_old_
 
     async def run():
         clock = Clock()
-        async with dpmesh.open(settings(url=url), policy=policy(1, 1.0), clock=clock) as mesh:
-            device, looser = Device(mesh, clock), offer(2, 2.0)
+        async with Device(clock, first=TAKEN, url=url) as device:
+            mesh, looser = device.mesh, offer(2, 2.0)
             await device.epsilon()
             await device.take(looser)
             clock.now += DAY
@@ -296,8 +399,7 @@ def test_a_process_that_is_killed_between_record_and_swap_restarts_with_the_old_
         notes = [entry.note for entry in entries if entry.kind is EntryKind.POLICY]
         assert len(notes) == (moment == "after")
         clock = Clock(1002.5 * DAY)
-        async with dpmesh.open(settings(url=url), policy=policy(1, 1.0), clock=clock) as mesh:
-            device = Device(mesh, clock)
+        async with Device(clock, first=TAKEN, url=url) as device:
             assert await device.epsilon() == 1
             assert await device.take(offer(2, 2.0)) == DAY / 2
 
