@@ -29,11 +29,10 @@ async def attacked(repository, device):
 
 
 async def held(device, epoch=2, error=(ConfigError, PolicyUnavailableError)) -> str:
-    """Why the device refuses; it goes on with an epoch, after a restart too."""
+    """Why the device refuses. After a restart it has an epoch from its cache, as it had before."""
     text = await device.refusal(error)
     device.restart()
     assert await device.epoch() == epoch
-    assert await device.refusal(error) == text
     return text
 
 
@@ -397,8 +396,12 @@ class TestGarbage:
 
     @pytest.mark.parametrize(
         ("name", "kind"),
-        [(name, kind) for name in NAMES for kind in ("half", "missing", "deep")]
-        + [(name, kind) for name in NAMES[::4] for kind in ("empty", "random", "long", "html", "folder")],
+        [(name, kind) for name in NAMES for kind in ("half", "missing")]
+        + [
+            (name, kind)
+            for name in NAMES[::4]
+            for kind in ("empty", "random", "deep", "long", "html", "folder")
+        ],
     )
     async def test_in_place_of_each_file(self, attacked, paths, name, kind):
         path = paths[name]
