@@ -13,7 +13,7 @@ import msgspec
 
 from dpmesh.config.environment import override
 from dpmesh.config.explain import explain
-from dpmesh.config.model import BAGGAGE_KEYS, Config, budgets, poll_seconds
+from dpmesh.config.model import BAGGAGE_KEYS, Config, budgets, max_offline_seconds, poll_seconds
 from dpmesh.config.redaction import quoted
 from dpmesh.errors import ConfigError
 from dpmesh.ledger.backends import relative_file, sqlite_url
@@ -48,18 +48,21 @@ def load(
         raise ConfigError(f"{name}: {explain(str(error), document)}") from None
     check_names(config, name)
     _check_metadata(config, name)
-    if config.policy.file and config.policy.source:
+    signed = config.policy.source.startswith("tuf+")
+    if "://" in config.policy.source and not signed:
         raise ConfigError(
-            f"{name}: policy.file stands beside policy.source; file is read at start, source is followed: choose one"
+            f"{name}: policy.source: {quoted(config.policy.source)}: allowed: the path of a file, "
+            "tuf+https://host/path or tuf+file:///folder"
         )
-    for key in ("file", "source"):
+    for key in ("file", "source", "root", "cache"):
         path = getattr(config.policy, key)
-        if path:
+        if path and not (signed and key == "source"):
             policy = msgspec.structs.replace(config.policy, **{key: str(base / path)})
             config = msgspec.structs.replace(config, policy=policy)
     try:
         budgets(config)
         poll_seconds(config)
+        max_offline_seconds(config)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
     ledger = msgspec.structs.replace(config.ledger, url=_absolute_url(config.ledger.url, base))

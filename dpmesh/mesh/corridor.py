@@ -7,9 +7,11 @@ How it works:
     |-----------|---------------------------------------------------|-----------------------------------------|
     | closed    | checks                                            | refuses                                 |
     | enforcing | checks; spends from leases and samples if it can  | charges the ledger and samples          |
+    | expired   | checks                                            | refuses                                 |
     | observing | checks                                            | charges; the message leaves as it is    |
 
-    `open` leads from closed to enforcing or observing, depending on the mode, and `close` leads back.
+    `open` leads from closed to enforcing or observing, depending on the mode, and `close` leads back. `expire` leads
+    from enforcing to expired, and back.
 """
 
 from __future__ import annotations
@@ -69,11 +71,17 @@ class Corridor:
         self.is_open = False
         # The corridor is open and protects: the one state in which a message may leave without waiting.
         self._enforcing = False
+        self._expired = False
 
     def open(self) -> None:
         """Lets messages leave."""
         self.is_open = True
-        self._enforcing = self._observed is None
+        self._enforcing = self._observed is None and not self._expired
+
+    def expire(self, expired: bool) -> None:
+        """Refuses all messages while the policy is expired, unless the mode is observe."""
+        self._expired = expired
+        self._enforcing = self.is_open and self._observed is None and not expired
 
     def close(self) -> None:
         """Refuses all messages from now on."""
@@ -203,6 +211,9 @@ class Corridor:
         if self._observed is not None:
             return await self._observe(self._observed, priced, message, consumer, record)
         plan = priced.plan
+        if self._expired:
+            text = "the policy is expired, because its source did not answer for too long"
+            raise ProtectionError("POLICY_EXPIRED", plan.descriptor.full_name, text)
         # The caller may change its message while this one waits: what leaves is what was charged for.
         content = plan.snapshot(message)
         await self._ledger.hold_keys(self._epochs(priced, record))
