@@ -18,6 +18,10 @@ class PolicyUnavailableError(DpmeshError):
     """A source of policies does not answer, so nobody knows whether there is a newer policy."""
 
 
+class RolloutStoreError(DpmeshError):
+    """The store of a push service of policies can't be read or written. Nothing but its counts depends on it."""
+
+
 class AnnotationError(DpmeshError):
     """A bad annotation or overlay, found before any message is released.
 

@@ -1,4 +1,4 @@
-"""`dpmesh policy`: compares policies."""
+"""`dpmesh policy`: compares policies, pushes them, and shows what became of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dpmesh.cli.app import require_command
+from dpmesh.cli.commands import policy_push
 from dpmesh.cli.console import FOUND, OK, print_json, stdout
 from dpmesh.cli.options import inputs
 
@@ -18,12 +19,18 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     add_completion=False,
-    help="Compare policies.",
+    help="Compare policies, push them, and show which devices took them.",
     epilog="Example: dpmesh policy diff old.yaml new.yaml protos/acme/fleet.proto",
 )
 
 
 app.callback(invoke_without_command=True)(require_command)
+app.command("serve", epilog="Example: dpmesh policy serve --repo repository --identity server")(
+    policy_push.serve
+)
+app.command("status", epilog="Example: dpmesh policy status --store sqlite:///.dpmesh/rollout.db")(
+    policy_push.status
+)
 
 
 @app.command(epilog="Example: dpmesh policy diff old.yaml new.yaml protos/acme/fleet.proto -I protos")
