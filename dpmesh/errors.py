@@ -18,6 +18,18 @@ class PolicyUnavailableError(DpmeshError):
     """A source of policies does not answer, so nobody knows whether there is a newer policy."""
 
 
+class PolicyHeldError(DpmeshError):
+    """A policy that may not be put in force yet.
+
+    Attributes:
+        until: From when on it may be, in seconds since 1970.
+    """
+
+    def __init__(self, until: float, text: str) -> None:
+        super().__init__(text)
+        self.until = until
+
+
 class RolloutStoreError(DpmeshError):
     """The store of a push service of policies can't be read or written. Nothing but its counts depends on it."""
 
@@ -45,7 +57,7 @@ class ProtectionError(DpmeshError):
 
     Attributes:
         reason: UPPER_SNAKE_CASE, one of MISSING_UNIT, MISSING_AGGREGATE, NOT_A_NUMBER, WRONG_TYPE, UNANNOTATED,
-            NOT_JUDGED, SIZE, SEND_SLOT, SLOT_COVER, SLOT_QUEUE_FULL, SLOT_SENDER_CLOSED, INTERNAL.
+            NOT_JUDGED, SIZE, SEND_SLOT, SLOT_COVER, SLOT_QUEUE_FULL, SLOT_SENDER_CLOSED, POLICY_EXPIRED, INTERNAL.
         field: The field's full name, or the message's or method's where no field is to blame.
     """
 

@@ -26,6 +26,7 @@ from dpmesh.config.model import (
     PolicyConfig,
     QuotaConfig,
     budgets,
+    max_offline_seconds,
     poll_seconds,
     seconds,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "QuotaConfig",
     "budgets",
     "load",
+    "max_offline_seconds",
     "poll_seconds",
     "seconds",
     "with_policy",

@@ -13,7 +13,7 @@ import msgspec
 
 from dpmesh.config.environment import override
 from dpmesh.config.explain import explain
-from dpmesh.config.model import BAGGAGE_KEYS, Config, budgets, poll_seconds
+from dpmesh.config.model import BAGGAGE_KEYS, Config, budgets, max_offline_seconds, poll_seconds
 from dpmesh.config.redaction import quoted
 from dpmesh.errors import ConfigError
 from dpmesh.ledger.backends import relative_file, sqlite_url
@@ -48,11 +48,13 @@ def load(
         raise ConfigError(f"{name}: {explain(str(error), document)}") from None
     check_names(config, name)
     _check_metadata(config, name)
-    if config.policy.file and config.policy.source:
+    if "://" in config.policy.source:
         raise ConfigError(
-            f"{name}: policy.file stands beside policy.source; file is read at start, source is followed: choose one"
+            f"{name}: policy.source: {quoted(config.policy.source)}: allowed: the path of a file"
         )
-    for key in ("file", "source"):
+    if config.policy.push and not config.policy.source:
+        raise ConfigError(f"{name}: policy.push tells when to look at policy.source: add that")
+    for key in ("file", "source", "cache"):
         path = getattr(config.policy, key)
         if path:
             policy = msgspec.structs.replace(config.policy, **{key: str(base / path)})
@@ -60,6 +62,7 @@ def load(
     try:
         budgets(config)
         poll_seconds(config)
+        max_offline_seconds(config)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
     ledger = msgspec.structs.replace(config.ledger, url=_absolute_url(config.ledger.url, base))

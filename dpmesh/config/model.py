@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
@@ -32,15 +33,22 @@ class PolicyConfig(_Section, frozen=True):
     """[policy]: where the policy is; paths relative to the configuration file.
 
     Attributes:
-        file: A policy file, which is read at start.
+        file: A policy file, which is read at start. Beside a source it is the policy that the image came with: no
+            policy with a smaller epoch is taken, and it is used where the source has none yet.
         source: A policy file that is followed: another content replaces the policy in force.
         poll: How long to wait between two looks at the source.
+        cache: The folder that keeps the policy that was taken last; "": it is not kept.
+        push: The push service, "host:port", that tells when to look at the source; "": there is none.
+        max_offline: After how long without an answer of the source nothing may leave; "never": no such limit.
     """
 
     # A variable that is passed on but not set is empty. It must not remove the policy that the file names.
     file: Annotated[str, msgspec.Meta(min_length=1)] = ""
     source: Annotated[str, msgspec.Meta(min_length=1)] = ""
     poll: str = "10s"
+    cache: str = ".dpmesh/policy"
+    push: str = ""
+    max_offline: str = "30d"
 
 
 class GrpcConfig(_Section, frozen=True):
@@ -197,6 +205,23 @@ def poll_seconds(config: Config) -> float:
             f'policy.poll: {quoted(config.policy.poll)}: allowed: a length from "0.1s" on, such as "10s" or "5m"'
         )
     return length
+
+
+def max_offline_seconds(config: Config) -> float | None:
+    """How long the policy's source may be silent, in seconds; None for ever.
+
+    Raises:
+        ConfigError: It is neither a length of time nor "never".
+    """
+    if config.policy.max_offline == "never":
+        return None
+    with suppress(ConfigError):
+        length = seconds(config.policy.max_offline, "policy.max_offline")
+        if length is not None:
+            return length
+    raise ConfigError(
+        f'policy.max_offline: {quoted(config.policy.max_offline)}: allowed: "never", or a length such as "12h" or "30d"'
+    )
 
 
 def seconds(window: str, key: str) -> float | None:

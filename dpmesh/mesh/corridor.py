@@ -7,9 +7,11 @@ How it works:
     |-----------|---------------------------------------------------|-----------------------------------------|
     | closed    | checks                                            | refuses                                 |
     | enforcing | checks; spends from leases and samples if it can  | charges the ledger and samples          |
+    | expired   | checks                                            | refuses                                 |
     | observing | checks                                            | charges; the message leaves as it is    |
 
-    `open` leads from closed to enforcing or observing, depending on the mode, and `close` leads back.
+    `open` leads from closed to enforcing or observing, depending on the mode, and `close` leads back. `expire` leads
+    from enforcing to expired, and back.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ class Corridor:
 
     Attributes:
         is_open: The ledger is open, so that messages may be released.
+        refusals: How many messages were refused so far.
     """
 
     def __init__(
@@ -67,13 +70,20 @@ class Corridor:
         self._replaying = {budget.name for budget in ledger.budgets if budget.on_exhausted == "replay"}
         self._suppressing = {budget.name for budget in ledger.budgets if budget.on_exhausted == "suppress"}
         self.is_open = False
+        self.refusals = 0
         # The corridor is open and protects: the one state in which a message may leave without waiting.
         self._enforcing = False
+        self._expired = False
 
     def open(self) -> None:
         """Lets messages leave."""
         self.is_open = True
-        self._enforcing = self._observed is None
+        self._enforcing = self._observed is None and not self._expired
+
+    def expire(self, expired: bool) -> None:
+        """Refuses all messages while the policy is expired, unless the mode is observe."""
+        self._expired = expired
+        self._enforcing = self.is_open and self._observed is None and not expired
 
     def close(self) -> None:
         """Refuses all messages from now on."""
@@ -139,6 +149,7 @@ class Corridor:
                 record.cut(plan, content)
                 record.settled(names.RELEASED, epsilon, rho, charges)
             return receipt
+        self.refusals += 1
         # Raised outside of the handler, so that an exception that may quote a value is not even its context.
         if record is not None:
             record.refused(failed)
@@ -161,6 +172,7 @@ class Corridor:
             receipt, charges = await self._settle(priced, message, consumer, record)
         except BaseException as error:
             failed = _refusal(error, priced)
+            self.refusals += isinstance(failed, DpmeshError)  # Other exceptions cancel it.
         else:
             if record is not None:
                 record.settled(receipt.decision, receipt.epsilon, receipt.rho, charges)
@@ -177,6 +189,7 @@ class Corridor:
         self, error: DpmeshError, method: str, direction: Direction, stream: StreamRecord | None = None
     ) -> None:
         """Records the refusal of a message that has no priced plan."""
+        self.refusals += self._observed is None
         if not self._telemetry.listening:
             return
         record = self._record(None, method, direction, stream)
@@ -203,6 +216,9 @@ class Corridor:
         if self._observed is not None:
             return await self._observe(self._observed, priced, message, consumer, record)
         plan = priced.plan
+        if self._expired:
+            text = "the policy is expired, because its source did not answer for too long"
+            raise ProtectionError("POLICY_EXPIRED", plan.descriptor.full_name, text)
         # The caller may change its message while this one waits: what leaves is what was charged for.
         content = plan.snapshot(message)
         await self._ledger.hold_keys(self._epochs(priced, record))

@@ -1,137 +1,211 @@
-"""PolicyFollower: swaps a mesh's policy whenever its file has another content, and remembers what was refused."""
+"""PolicyFollower: puts the policies of a source in force while a mesh is open, and remembers what was refused."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from dpmesh.errors import ConfigError, DpmeshError
-from dpmesh.policy import overlay_file
-from dpmesh.v1 import policy_pb2
+from dpmesh.errors import AnnotationError, ConfigError, DpmeshError, PolicyHeldError, PolicyUnavailableError
+from dpmesh.rollout.freshness import Freshness
+from dpmesh.rollout.outcome import Outcome
+from dpmesh.rollout.source import Offer, PolicySource, State
 
 log = logging.getLogger("dpmesh")
 
 # Each wait is up to this part shorter or longer, so that a fleet does not ask all at once.
 _JITTER = 0.1
-# What ends a document in YAML.
-_END = "..."
+# How long a source may take to answer. Sources have limits of their own, which are shorter.
+_LONGEST_FETCH = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyStatus:
+    """Where a mesh stands with its policy.
+
+    Attributes:
+        state: Whether the mesh can be believed to have the newest one.
+        epoch: Of the policy in force; 0 if it has none.
+        digest: Of the overlays in force.
+        age: Seconds since the source last showed what is newest; 0 without a source.
+        refused: Why the source's policy is not the one in force, as far as the last look showed; "" if it is.
+    """
+
+    state: State
+    epoch: int
+    digest: str
+    age: float
+    refused: str
 
 
 class PolicyFollower:
-    """Looks at a policy file at intervals, in a task of its own.
+    """Asks a source for policies at intervals, in a task of its own.
 
-    It compares contents, not times: a file that is replaced within one tick of the file system's clock, or by way of a
-    symbolic link, as Kubernetes does with ConfigMaps, is noticed. Whatever is wrong with the file or its policy, the
-    policy in force stays, and the log says why, once for each reason.
+    Whatever is wrong with the source or its policy, the policy in force stays, and the log says why, once for each
+    reason.
+
+    How it works:
+        An offer is tried until it is in force, or is refused for good.
+
+        | what happens to an offer                          | what is done                                  |
+        |---------------------------------------------------|-----------------------------------------------|
+        | it is put in force                                | its outcome is told                           |
+        | it is refused by itself (a bad rule, an old epoch)| its outcome is told; the next one is waited for |
+        | it may not be in force yet                        | it is tried again when it may                 |
+        | the ledger, the disk or dpmesh fails              | it is tried again at the next look            |
+        | another offer comes                               | it is forgotten                               |
 
     Args:
-        path: A .yaml, .yml or .json file.
+        source: Where policies come from.
         seconds: The time between two looks, about.
+        freshness: Counts the time without an answer.
+        now: Seconds since 1970.
 
     Attributes:
-        refused: Why the file's policy is not the one in force, as far as the last look showed; "" if it is.
+        source: As given.
+        refused: Why the source's policy is not the one in force, as far as the last look showed; "" if it is.
+        state: How far the mesh can be believed to have the newest policy, as of the last look.
+        freshness: As given.
+        taken: The last outcome of a policy that is in force; None if the source has none of them.
+        push: The address of the push service that tells when to look; "" if there is none.
+        folder: Where the device keeps its secret; None if it keeps nothing.
+        on_outcome: Called with what became of each offer.
+        on_state: Called with the state after each look.
     """
 
-    def __init__(self, path: str | Path, seconds: float) -> None:
+    def __init__(
+        self,
+        source: PolicySource,
+        seconds: float,
+        freshness: Freshness,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.source: Final = source
+        self.freshness: Final = freshness
         self.refused = ""
-        self._path = Path(path)
+        self.state = State.FRESH
+        self.taken: Outcome | None = None
+        self.push = ""
+        self.folder: Path | None = None
+        self.on_outcome: Callable[[Outcome], None] = lambda _: None
+        self.on_state: Callable[[State], None] = lambda _: None
         self._seconds = seconds
-        self._content: bytes | None = None
-        # Why the content is not in force; "" if it is.
+        self._now = now
+        self._offer: Offer | None = None
+        # Why the offer, or one that was refused for good, is not in force.
         self._unfit = ""
+        self._not_before = 0.0
+        self._poked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    def read(self) -> policy_pb2.Policy:
-        """The policy with which to begin.
-
-        Raises:
-            ConfigError: The file can't be read, or is no policy.
-        """
-        self._content = _read(self._path)
-        return _parse(self._content, self._path)
-
-    def start(self, swap: Callable[[policy_pb2.Policy], Awaitable[None]]) -> None:
-        """Begins to look, in the running event loop.
+    def start(self, take: Callable[[Offer], Awaitable[None]]) -> None:
+        """Begins to look, in the running event loop: at once, and then at intervals.
 
         Args:
-            swap: Puts a policy in force, or raises.
+            take: Puts a policy in force. It raises PolicyHeldError if that is too early; ConfigError or AnnotationError
+                if something is wrong with the policy; any other exception if it may be tried again.
         """
-        self._task = asyncio.get_running_loop().create_task(self._follow(swap), name="dpmesh policy")
+        self._poked = asyncio.Event()  # It belongs to the loop.
+        self._task = asyncio.get_running_loop().create_task(self._follow(take), name="dpmesh policy")
 
     async def stop(self) -> None:
-        """Ends looking. A swap under way takes effect as a whole, or not at all."""
+        """Ends looking. A policy that is just being put in force is in force as a whole, or not at all."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
             self._task = None
 
-    async def _follow(self, swap: Callable[[policy_pb2.Policy], Awaitable[None]]) -> None:
-        while True:
-            await asyncio.sleep(self._seconds * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311
-            try:
-                await self._look(swap)
-            except Exception as error:  # The task has to go on.
-                self._say(_bug(error, "looked at its policy"))
+    def poke(self) -> None:
+        """Looks now: somebody says that there is something new. Call it in the loop of `start`."""
+        self._poked.set()
 
-    async def _look(self, swap: Callable[[policy_pb2.Policy], Awaitable[None]]) -> None:
-        try:
-            content = await asyncio.to_thread(_read, self._path)
-        except DpmeshError as error:
-            self._say(str(error))
-            return
-        if content != self._content:
-            self._unfit = "its swap was cut off"
-            self._content = content
+    async def _follow(self, take: Callable[[Offer], Awaitable[None]]) -> None:
+        while True:
             try:
-                await swap(await asyncio.to_thread(_parse, content, self._path))
-            except DpmeshError as error:
-                self._unfit = str(error)
-            except Exception as error:
-                self._unfit = _bug(error, "swapped its policy")
-                self._content = None  # The next look tries again: it may have been want of memory.
+                await self._look(take)
+            except Exception as error:  # The task has to go on.
+                self._say(_bug(error, "looked for its policy"))
+            try:
+                async with asyncio.timeout(self._seconds * random.uniform(1 - _JITTER, 1 + _JITTER)):  # noqa: S311
+                    await self._poked.wait()
+            except TimeoutError:
+                pass
+            self._poked.clear()
+
+    async def _look(self, take: Callable[[Offer], Awaitable[None]]) -> None:
+        failed = ""
+        try:
+            async with asyncio.timeout(_LONGEST_FETCH):
+                offer = await self.source.fetch()
+        except TimeoutError:
+            failed = f"{self.source.name}: does not answer"
+        except DpmeshError as error:
+            failed = str(error)
+            if not isinstance(error, PolicyUnavailableError):
+                self._forget()  # There is another answer than the one that was offered.
+        else:
+            if offer is not None:
+                self._forget()
+                self._offer = offer
+        if self.source.state is State.FRESH:
+            await asyncio.to_thread(self.freshness.answered)
+        self._pass_to(self.freshness.of(self.source.state))
+        if self._offer is not None and self._now() >= self._not_before:
+            await self._try(self._offer, take)
+        self._say(failed or self._unfit)
+
+    def _forget(self) -> None:
+        self._offer, self._unfit, self._not_before = None, "", 0.0
+
+    async def _try(self, offer: Offer, take: Callable[[Offer], Awaitable[None]]) -> None:
+        self._unfit = "its swap was cut off"
+        try:
+            await take(offer)
+        except PolicyHeldError as error:
+            self._unfit, self._not_before = str(error), error.until
+            return
+        except (AnnotationError, ConfigError) as error:
+            self._unfit = str(error)
+        except DpmeshError as error:
+            self._unfit = str(error)
+            return
+        except Exception as error:
+            self._unfit = _bug(error, "swapped its policy")  # It may have been want of memory.
+            return
+        else:
+            self._unfit = ""
+        self._offer = None
+        outcome = Outcome.of(offer, self._unfit, self._now())
+        if outcome.taken:
+            self.taken = outcome
+        self.on_outcome(outcome)
+
+    def _pass_to(self, state: State) -> None:
+        if state is not self.state:
+            self.state = state
+            if state is State.FRESH:
+                log.info("policy: %s answers again", self.source.name)
+            elif state is State.STALE:
+                log.warning(
+                    "policy: %s does not answer: the policy in force may not be the newest", self.source.name
+                )
             else:
-                self._unfit = ""
-        self._say(self._unfit)
+                log.error(
+                    "policy: expired: %s did not answer for too long; nothing may leave", self.source.name
+                )
+        self.on_state(state)
 
     def _say(self, refused: str) -> None:
         if refused and refused != self.refused:
             log.error("the policy in force stays: %s", refused)
         elif self.refused and not refused:
-            log.info("the policy of %s is in force", self._path)
+            log.info("the policy of %s is in force", self.source.name)
         self.refused = refused
-
-
-def _read(path: Path) -> bytes:
-    """The content of a policy file.
-
-    Raises:
-        ConfigError: It can't be read, or is no file: a named pipe may never answer.
-    """
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"policy file {path}: is no regular file, and can't be followed")
-    return overlay_file.read_bytes(path)
-
-
-def _parse(content: bytes, path: Path) -> policy_pb2.Policy:
-    """The policy in a content that is whole.
-
-    A writer may be in the middle of the file, or have died there, and a part of a policy is a policy with fewer rules.
-
-    Raises:
-        ConfigError: It may be a part of a policy, or it is none.
-    """
-    lines = content.decode(errors="replace").splitlines()
-    last = next((line for line in reversed(lines) if line.strip()), "")
-    # A text in braces has its end in itself.
-    if last.rstrip() != _END and not content.lstrip().startswith(b"{"):
-        raise ConfigError(
-            f"policy file {path}: does not end with a line of three dots ({_END}), YAML's end of a document. "
-            "Without it, a part of a file that is being written can't be told from the whole: add it"
-        )
-    return overlay_file.parse_bytes(content, str(path))
 
 
 def _bug(error: Exception, doing: str) -> str:

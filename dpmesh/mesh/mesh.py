@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -18,7 +19,7 @@ from dpmesh.ledger import Ledger
 from dpmesh.mesh import swapping
 from dpmesh.mesh.corridor import Corridor
 from dpmesh.mesh.exhausted import ExhaustedCache
-from dpmesh.mesh.follower import PolicyFollower
+from dpmesh.mesh.follower import PolicyFollower, PolicyStatus
 from dpmesh.mesh.observed import ObservedRefusals
 from dpmesh.mesh.pseudonyms import Pseudonyms
 from dpmesh.mesh.receipt import Direction, Receipt
@@ -26,7 +27,10 @@ from dpmesh.mesh.recording import Recording, StreamRecord
 from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.mesh.stream import ReleaseStream
 from dpmesh.policy import Policy
-from dpmesh.telemetry import Telemetry, configure_from_environment
+from dpmesh.rollout.outcome import Outcome
+from dpmesh.rollout.source import Offer, State
+from dpmesh.telemetry import Telemetry, configure_from_environment, names
+from dpmesh.telemetry.policy import PolicyTelemetry
 from dpmesh.v1 import policy_pb2
 
 log = logging.getLogger("dpmesh")
@@ -55,6 +59,8 @@ class Mesh:
         grpc: What may leave although no rule protects it.
         observing: The mode is observe.
         observed: Logs what enforce mode would refuse; None if the mode is not observe.
+        follower: As given.
+        outcome_listeners: Called with what became of each policy that the follower offered, after the log was told.
         has_quotas: Some budget has quotas, so that it matters who the consumer of a message is.
 
     Raises:
@@ -88,7 +94,9 @@ class Mesh:
         exhausted = ExhaustedCache(ledger, monotonic)
         self.observed = ObservedRefusals() if self.observing else None
         self._corridor = Corridor(ledger, self._recording, pseudonyms, exhausted, self.observed)
-        self._follower = follower
+        self.follower = follower
+        self.outcome_listeners: list[Callable[[Outcome], None]] = []
+        self._policy_telemetry: PolicyTelemetry | None = None
         self._swapping = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._refreshing: asyncio.TimerHandle | None = None
@@ -114,9 +122,9 @@ class Mesh:
         self._swapping = asyncio.Lock()
         self._loop = asyncio.get_running_loop()  # The lock belongs to it.
         self._corridor.open()
+        if self.follower is not None:
+            self._follow(self.follower)
         self._refresh()
-        if self._follower is not None:
-            self._follower.start(self.swap)
         if self.observing:
             log.warning(
                 "dpmesh is in observe mode: messages leave UNPROTECTED, they are accounted and traced only"
@@ -127,8 +135,10 @@ class Mesh:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Returns unspent leases and closes the ledger; what is released later is refused."""
-        if self._follower is not None:
-            await self._follower.stop()
+        if self.follower is not None:
+            await self.follower.stop()
+        if self._policy_telemetry is not None:
+            self._policy_telemetry.close()
         self._corridor.close()
         if self._refreshing is not None:
             self._refreshing.cancel()
@@ -161,10 +171,22 @@ class Mesh:
         self._check_open()
         if asyncio.get_running_loop() is not self._loop:
             raise ConfigError("swap: this is not the event loop that opened the mesh; call it there")
+        await self._replace(policy, lambda: None)
+
+    async def _replace(
+        self, policy: Policy | policy_pb2.Policy | str | Path, keep: Callable[[], None]
+    ) -> None:
+        """Replaces the policy; arguments and errors as of `swap`.
+
+        Args:
+            policy: The rules.
+            keep: Makes the policy durable, in a thread, before it is in force.
+        """
         async with self._swapping:
             self._check_open()
             before = self.snapshot
             snapshot = await asyncio.to_thread(swapping.prepare, policy, self.ledger.budgets, before)
+            await asyncio.to_thread(keep)
             self._check_open()  # It may have been closed meanwhile.
             self.snapshot = snapshot
         log.info("policy %.16s replaces %.16s", snapshot.digest, before.digest)
@@ -184,9 +206,42 @@ class Mesh:
         return self.snapshot.digest
 
     @property
-    def policy_refused(self) -> str:
-        """Why the policy of `[policy] source` is not the one in force; "" if it is, or if no source is followed."""
-        return "" if self._follower is None else self._follower.refused
+    def policy_status(self) -> PolicyStatus:
+        """Where the mesh stands with the policy of `[policy] source`."""
+        epoch, digest, follower = self.policy.document.epoch, self.policy_digest, self.follower
+        if follower is None:
+            return PolicyStatus(State.FRESH, epoch, digest, 0.0, "")
+        return PolicyStatus(follower.state, epoch, digest, follower.freshness.age, follower.refused)
+
+    @property
+    def refusals(self) -> int:
+        """How many messages this mesh has refused since it was made. The mode observe refuses none."""
+        return self._corridor.refusals
+
+    def _follow(self, follower: PolicyFollower) -> None:
+        """Begins to take the policies of a source."""
+        telemetry = self._policy_telemetry = PolicyTelemetry(lambda: self.policy_status)
+
+        async def take(offer: Offer) -> None:
+            keep = partial(follower.source.keep, offer)
+            if offer.document == self.policy.document:
+                await asyncio.to_thread(keep)
+            else:
+                await self._replace(offer.document, keep)
+
+        def state_changed(state: State) -> None:
+            self._corridor.expire(state is State.EXPIRED)
+            self._recording.policy_state = {names.POLICY_STATE: state.value}
+            telemetry.happened(state.value, self.policy.document.epoch)
+
+        def tried(outcome: Outcome) -> None:
+            telemetry.happened(names.TAKEN if outcome.taken else names.REFUSED, outcome.epoch)
+            for each in self.outcome_listeners:
+                each(outcome)
+
+        follower.on_state, follower.on_outcome = state_changed, tried
+        state_changed(follower.state)
+        follower.start(take)
 
     # -- releases -----------------------------------------------------------------------------------------------------
 
@@ -280,6 +335,8 @@ class Mesh:
     def _refresh(self) -> None:
         """Looks for OpenTelemetry's providers from time to time: they may be set after the mesh was opened."""
         self._telemetry.refresh()
+        if self._policy_telemetry is not None:
+            self._policy_telemetry.refresh()
         self._refreshing = asyncio.get_running_loop().call_later(_REFRESH_SECONDS, self._refresh)
 
     def _committed(self, seconds: float) -> None:

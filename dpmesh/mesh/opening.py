@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dpmesh import config as configuration
+from dpmesh.config import Config
+from dpmesh.errors import ConfigError, DpmeshError
 from dpmesh.ledger import Ledger, open_store
 from dpmesh.mesh.follower import PolicyFollower
 from dpmesh.mesh.mesh import Mesh
+from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.policy import Policy
+from dpmesh.rollout import sources
+from dpmesh.rollout.outcome import Outcome
+from dpmesh.rollout.source import Offer
 from dpmesh.telemetry import Telemetry
 from dpmesh.v1 import policy_pb2
+
+log = logging.getLogger("dpmesh")
 
 
 def open(
@@ -38,11 +47,46 @@ def open(
     settings = configuration.load(config)
     follower = None
     if policy is None and settings.policy.source:
-        follower = PolicyFollower(settings.policy.source, configuration.poll_seconds(settings))
-        policy = follower.read()
-    # An empty path is a mistake, and must not count as no policy.
-    overlays = settings.policy.file or None if policy is None else policy
-    rules = Policy(overlays)
+        follower, rules = _followed(settings)
+    else:
+        # An empty path is a mistake, and must not count as no policy.
+        rules = Policy(settings.policy.file or None if policy is None else policy)
     settings = configuration.with_policy(settings, rules.document)
     ledger = Ledger(open_store(settings.ledger.url), configuration.budgets(settings), clock=clock)
     return Mesh(rules, ledger, Telemetry(), settings.mode, grpc=settings.grpc, follower=follower)
+
+
+def _followed(settings: Config) -> tuple[PolicyFollower, Policy]:
+    """What follows the policy's source, and the policy to begin with."""
+    source, freshness = sources.open_source(settings)
+    offers: list[tuple[Policy, Offer | None]]
+    floor = Policy(settings.policy.file) if settings.policy.file else None
+    try:
+        offers = [(Policy(offer.document), offer) for offer in source.first()]
+    except ConfigError as error:
+        if floor is None:
+            raise
+        log.error("policy: %s is used: %s", settings.policy.file, error)  # noqa: TRY400 - a trace is no help
+        offers = []
+    if floor is not None:
+        offers = [
+            (policy, offer) for policy, offer in offers if policy.document.epoch >= floor.document.epoch
+        ]
+        offers.append((floor, None))
+    policy, offer = next((each for each in offers if _fits(each[0], settings)), offers[0])
+    follower = PolicyFollower(source, configuration.poll_seconds(settings), freshness)
+    follower.taken = None if offer is None else Outcome.of(offer, "", time.time())
+    follower.push = settings.policy.push
+    follower.folder = Path(settings.policy.cache) if settings.policy.cache else None
+    return follower, policy
+
+
+def _fits(policy: Policy, settings: Config) -> bool:
+    """Whether a mesh can begin with a policy, as far as modules are imported."""
+    try:
+        budgets = configuration.budgets(configuration.with_policy(settings, policy.document))
+        PolicySnapshot(policy, budgets).compile_loaded()
+    except DpmeshError as error:
+        log.error("a policy does not fit this process: %s", error)  # noqa: TRY400 - a trace is no help
+        return False
+    return True

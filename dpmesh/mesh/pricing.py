@@ -170,6 +170,8 @@ class Pricing:
         self.by_rpc = not all(budget.match.everything for budget in budgets)
         self._policy = policy
         self._budgets = budgets
+        epoch = policy.document.epoch
+        self._epoch = {names.POLICY_EPOCH: epoch} if epoch else {}
         self._parents = parents(budgets)
 
     def price(self, plan: Plan, method: str, direction: str, around: Sequence[Plan] = ()) -> PricedPlan:
@@ -208,6 +210,7 @@ class Pricing:
                 names.MECHANISMS: plan.mechanisms,
                 names.FIELDS_COUNT: plan.protected,
                 names.POLICY_VERSION: plan.version,
+                **self._epoch,
                 names.DELTA: plan.delta,
             },
             opens=plan.anys is not None,

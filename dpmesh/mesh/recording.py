@@ -41,11 +41,14 @@ class Recording:
         telemetry: Where records go.
         labels: The label of each method in metrics.
         epochs: The lengths in seconds of the epochs whose keys the ledger has to hold for the hashes of units.
+        policy_state: The attributes that say whether the policy can be believed to be the newest; none if no source
+            of policies is followed.
     """
 
     def __init__(self, telemetry: Telemetry, ledger: Ledger, pseudonymise: Pseudonymise) -> None:
         self.telemetry = telemetry
         self.labels = _Labels()
+        self.policy_state = _NO_ATTRIBUTES
         self._ledger = ledger
         self._pseudonymise = pseudonymise
         self.epochs = tuple(sorted({_hash_epoch(budget) for budget in ledger.budgets}))
@@ -149,6 +152,7 @@ class ReleaseRecord:
                 names.EPSILON: epsilon,
                 names.RHO: rho,
                 names.MESSAGES_COUNT: 1,
+                **self._recording.policy_state,
                 **budget_attributes,
             }
             telemetry.span(attributes, self._started, ended, refused=decision == names.REFUSED)
@@ -273,6 +277,7 @@ class StreamRecord:
                 names.EPSILON: self._epsilon,
                 names.RHO: self._rho,
                 names.MESSAGES_COUNT: self._messages,
+                **self._recording.policy_state,
                 **self._budget_attributes(),
             }
         )

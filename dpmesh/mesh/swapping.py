@@ -19,6 +19,7 @@ from dpmesh.policy.kinds.category import CategoricalPayload
 from dpmesh.policy.kinds.histogram import HistogramPayload
 from dpmesh.policy.kinds.numeric import NumericPayload
 from dpmesh.policy.kinds.vector_mechanism import VectorMechanism
+from dpmesh.rollout.file_source import is_older
 from dpmesh.v1 import policy_pb2
 
 
@@ -54,9 +55,7 @@ def _refuse_older(document: policy_pb2.Policy, before: policy_pb2.Policy) -> Non
     Raises:
         ConfigError: It was.
     """
-    if document.epoch < before.epoch or (
-        document.epoch and document.epoch == before.epoch and document != before
-    ):
+    if is_older(document, before):
         raise ConfigError(
             f"policy: epoch: {document.epoch} is not larger than {before.epoch}, which is in force; "
             "publish it under a new epoch, older rules too"

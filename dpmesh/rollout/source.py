@@ -10,10 +10,10 @@ from dpmesh.v1 import policy_pb2
 
 
 class State(enum.StrEnum):
-    """How far a source can be believed to show the newest policy.
+    """How far a mesh can be believed to have the newest policy.
 
-    FRESH: it answered, and its answer is in time. STALE: it did not answer, or its answer is too old. EXPIRED: it has
-    been stale for longer than `[policy] max_offline`.
+    FRESH: its source answered, and the answer is in time. STALE: the source did not answer, or its answer is too old.
+    EXPIRED: the source has been stale for longer than `[policy] max_offline`.
     """
 
     FRESH = "fresh"
@@ -41,7 +41,26 @@ class Offer:
 
 
 class PolicySource(Protocol):
-    """Where policies come from. One task at a time uses it."""
+    """Where policies come from. One task or thread at a time uses it.
+
+    Attributes:
+        name: What to call it in logs.
+        signed: Its policies have signatures.
+    """
+
+    name: str
+    signed: bool
+
+    @property
+    def state(self) -> State:
+        """FRESH or STALE, as of the last fetch."""
+
+    def first(self) -> list[Offer]:
+        """Policies to begin with, without a network: the best one first.
+
+        Raises:
+            ConfigError: There is none. The text says why.
+        """
 
     async def fetch(self) -> Offer | None:
         """Asks for a policy.
@@ -51,10 +70,13 @@ class PolicySource(Protocol):
 
         Raises:
             ConfigError: There is an answer that can't be taken: it is unreadable, not signed as it has to be, or
-                older than one before.
+                older than one before. As long as the answer stays, each call raises this.
             PolicyUnavailableError: There is no answer.
         """
 
-    @property
-    def state(self) -> State:
-        """FRESH or STALE, as of the last fetch."""
+    def keep(self, offer: Offer) -> None:
+        """Makes an offer durable, so that `first` has it after a restart. It is called before the offer is in force.
+
+        Raises:
+            ConfigError: It can't be stored, or a newer one is stored.
+        """

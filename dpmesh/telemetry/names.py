@@ -29,6 +29,8 @@ BUDGET_SPENT: Final = "dpmesh.budget.spent"
 BUDGET_CAP: Final = "dpmesh.budget.cap"
 BUDGET_STATE: Final = "dpmesh.budget.state"
 POLICY_VERSION: Final = "dpmesh.policy.version"
+POLICY_EPOCH: Final = "dpmesh.policy.epoch"
+POLICY_STATE: Final = "dpmesh.policy.state"
 UNIT: Final = "dpmesh.unit"
 
 # The event on a stream's span when the budget's state changes; it carries BUDGET_STATE.
@@ -65,6 +67,15 @@ IDENTITY_DUE: Final = "due"
 IDENTITY_EXPIRED: Final = "expired"
 IDENTITY_CHANGED: Final = "changed"
 
+# -- the span of what happens to a policy that is followed ------------------------------------------------------------
+POLICY: Final = "dpmesh.policy"
+
+# Its attributes are POLICY_EPOCH, and what happened: TAKEN, REFUSED, or a new state of POLICY_STATE.
+POLICY_EVENT: Final = "dpmesh.policy.event"
+
+# Values of POLICY_EVENT.
+TAKEN: Final = "taken"
+
 # -- metrics -------------------------------------------------------------------------------------------------------
 PRIVACY_LOSS: Final = "dpmesh.privacy.loss"
 RELEASES: Final = "dpmesh.releases"
@@ -74,6 +85,8 @@ OBSERVED_REFUSALS: Final = "dpmesh.observed.refusals"
 LEDGER_DURATION: Final = "dpmesh.ledger.duration"
 IDENTITY_AGE: Final = "dpmesh.identity.age"
 IDENTITY_FAILURES: Final = "dpmesh.identity.failures"
+# Gauges; POLICY_STATE and POLICY_EPOCH are gauges, too.
+POLICY_AGE: Final = "dpmesh.policy.age"
 
 # Their labels; metrics have no others.
 LABEL_METHOD: Final = "method"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import shlex
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +16,7 @@ import typer
 
 from dpmesh.cli.console import FOUND, OK, InputError, print_json, say, stdout, table
 from dpmesh.cli.options import inputs
-from dpmesh.errors import IdentityError, RolloutStoreError
+from dpmesh.errors import ConfigError, IdentityError, RolloutStoreError
 
 if TYPE_CHECKING:
     from dpmesh.rollout.push.counts import EpochCounts
@@ -54,6 +56,14 @@ def serve(
         ),
     ] = "127.0.0.1:8444",
     store: Store = _STORE,
+    on_halt: Annotated[
+        str,
+        typer.Option(
+            "--on-halt",
+            metavar="COMMAND",
+            help="What to run, without a shell, where a roll-out goes wrong: dpmesh policy halt ...",
+        ),
+    ] = "",
 ) -> None:
     """Tell devices at once of what is published, and count which of them took it, until SIGINT or SIGTERM.
 
@@ -61,12 +71,12 @@ def serve(
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        asyncio.run(_serve(repository, identity, listen, store))
+        asyncio.run(_serve(repository, identity, listen, store, shlex.split(on_halt)))
     except (IdentityError, RolloutStoreError) as error:
         raise InputError(str(error)) from None
 
 
-async def _serve(repository: Path, folder: Path, listen: str, url: str) -> None:
+async def _serve(repository: Path, folder: Path, listen: str, url: str, on_halt: list[str]) -> None:
     from dpmesh.identity import FileSource, RotatingIdentity
     from dpmesh.rollout.push.store import open_store
     from dpmesh_grpc.rollout.server import Publisher, RolloutService, rollout_server
@@ -79,7 +89,7 @@ async def _serve(repository: Path, folder: Path, listen: str, url: str) -> None:
     await store.open(create=True)
     try:
         service = RolloutService(store)
-        publisher = Publisher(repository, store, service)
+        publisher = Publisher(repository, store, service, partial(_run, on_halt) if on_halt else None)
         await publisher.look()  # What is wrong with the repository or the store is said at once.
         async with RotatingIdentity(source) as identity, rollout_server(service, identity, listen) as port:
             say(f"pushing {repository} on {listen.rpartition(':')[0]}:{port}")
@@ -89,6 +99,21 @@ async def _serve(repository: Path, folder: Path, listen: str, url: str) -> None:
             looking.cancel()
     finally:
         await store.close()
+
+
+async def _run(command: list[str], epoch: int) -> None:
+    """Runs the command that halts a roll-out.
+
+    Raises:
+        ConfigError: It can't be run, or fails.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(*command)
+        code = await process.wait()
+    except OSError as error:
+        raise ConfigError(f"--on-halt: {command[0]} can't be run ({error.strerror})") from None
+    if code:
+        raise ConfigError(f"--on-halt: {command[0]} ended with exit code {code}, so epoch {epoch} goes on")
 
 
 def status(store: Store = _STORE, as_json: inputs.AsJson = False) -> None:

@@ -11,16 +11,26 @@ import contextvars
 import logging
 import math
 import random
-from collections.abc import Callable
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 import grpc
 import grpc.aio
 
+from dpmesh import files
+from dpmesh.errors import ConfigError
+from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
+from dpmesh.mesh.mesh import Mesh
+from dpmesh.rollout.outcome import Outcome
 from dpmesh.rollout.push.reports import outcome_pseudonym, randomized, refusal_pseudonym, scrubbed
+from dpmesh.rollout.rings import device_secret
 from dpmesh.v1 import rollout_pb2_grpc as rpc
 from dpmesh.v1.rollout_pb2 import ReportOutcomeRequest, ReportRefusalsRequest, WatchRequest, WatchResponse
+from dpmesh_grpc.rotation.channel import rotating_channel
 
 log = logging.getLogger("dpmesh.grpc")
 
@@ -43,6 +53,66 @@ _QUEUED: Final = 8  # outcomes that wait for the service: the newest ones
 _FINAL: Final = frozenset(
     {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED}
 )
+
+
+@asynccontextmanager
+async def rollout_client(
+    mesh: Mesh, identity: RotatingIdentity, *, server_name: str | None = None
+) -> AsyncIterator[None]:
+    """Lets a mesh hear of new policies from the push service of `[policy] push`, and report what became of them.
+
+    Without that key it does nothing. Enter it in the event loop that opened the mesh.
+
+    Args:
+        mesh: An opened mesh.
+        identity: An opened identity of the service's trust domain, open for longer than the client.
+        server_name: The DNS name in the service's certificate; by default the identity's trust domain.
+
+    Raises:
+        ConfigError: The device's secret can't be read or written.
+        IdentityError: The identity is not open, or has ended.
+    """
+    follower = mesh.follower
+    if follower is None or not follower.push:
+        yield
+        return
+    secret = await asyncio.to_thread(_secret, follower.folder)
+    async with (
+        rotating_channel(follower.push, identity, server_name=server_name) as channel,
+        RolloutClient(
+            channel,
+            secret,
+            look=follower.poke,
+            refusals=lambda: mesh.refusals,
+            epoch=lambda: mesh.policy.document.epoch,
+        ) as client,
+    ):
+
+        def tell(outcome: Outcome) -> None:
+            client.report(outcome.epoch, bytes.fromhex(outcome.digest), outcome.taken, outcome.reason)
+
+        mesh.outcome_listeners.append(tell)
+        if follower.taken is not None:
+            tell(follower.taken)
+        try:
+            yield
+        finally:
+            mesh.outcome_listeners.remove(tell)
+
+
+def _secret(folder: Path | None) -> bytes:
+    """The device's secret. One that keeps nothing on its disk gets another at each start, and counts again."""
+    if folder is None:
+        return secrets.token_bytes(32)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return device_secret(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"policy.cache: {folder}: the device's secret can't be kept ({error.strerror})"
+        ) from None
+    except files.NotPrivateError:
+        raise ConfigError(f"policy.cache: {folder}: others may read the device's secret") from None
 
 
 class RolloutClient:

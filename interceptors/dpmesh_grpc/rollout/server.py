@@ -42,6 +42,7 @@ REFUSALS_WITHIN: Final = 300.0
 _LARGEST: Final = 4096  # bytes of a request
 _CONCURRENT: Final = 100  # RPCs of one connection
 _LOOKS: Final = 0.25  # seconds between two looks at the repository, and at the counts
+_AFTER_FAILURE: Final = 1.0  # seconds until the next look where one failed
 _FETCHES: Final = 2000  # devices that look at the repository in a second, at most about
 _LONGEST_SPREAD: Final = 600_000  # milliseconds
 _GRACE: Final = 1.0  # seconds that RPCs under way get when the server stops
@@ -211,6 +212,7 @@ class Publisher:
     async def run(self) -> None:
         """Looks until it is cancelled. Whatever is wrong, it says so once, and looks again."""
         while True:
+            pause = _AFTER_FAILURE
             try:
                 await self.look()
             except DpmeshError as error:
@@ -218,8 +220,8 @@ class Publisher:
             except Exception as error:
                 self._say(f"{type(error).__name__} in dpmesh while it looked at the roll-out")
             else:
-                self._problem = ""
-            await asyncio.sleep(_LOOKS)
+                self._problem, pause = "", _LOOKS
+            await asyncio.sleep(pause)
 
     async def _judge(self) -> None:
         """Halts the newest epoch if what was reported says so. Where all devices have it already, nobody can."""

@@ -12,8 +12,17 @@ from stations import stations_pb2 as pb
 from stations.rig import BAD, PREFIX, is_protected, reading, stream
 
 from dpmesh.errors import ConfigError, ProtectionError
+from dpmesh.identity import RotatingIdentity
+from dpmesh.identity.ca.authority import LocalSource
 from dpmesh.v1 import policy_pb2, privacy_pb2
-from dpmesh_grpc import PacedSender, slot_cover
+from dpmesh_grpc import (
+    PacedSender,
+    aio_client_interceptors,
+    rotating_channel,
+    rotating_server_credentials,
+    slot_cover,
+)
+from tests.support import mutual_tls
 from tests.support.slot_clock import SlotClock
 
 COVER = pb.Reading(station="s1")
@@ -177,6 +186,28 @@ async def test_single_requests_share_the_slots_with_covers(rigged, clock):
     passing.cancel()
     with pytest.raises(ProtectionError, match="SLOT_SENDER_CLOSED"):
         await sender.send(reading())
+
+
+async def test_every_slot_is_filled_while_identities_rotate(open_mesh, serve, stack, clock):
+    mesh, received, authority = await open_mesh(policy=slotted()), Received(), mutual_tls.authority()
+    ours = await stack.enter_async_context(RotatingIdentity(LocalSource(authority, server=True)))
+    target = await serve(handlers=received.handlers(), credentials=rotating_server_credentials(ours))
+    identity = await stack.enter_async_context(RotatingIdentity(LocalSource(authority)))
+    channel = rotating_channel(target, identity, interceptors=aio_client_interceptors(mesh))
+    await stack.enter_async_context(channel)
+    async with PacedSender(mesh, channel, PREFIX + "Report", COVER) as sender:
+        sending = asyncio.create_task(sender.send(reading("s2")))
+        stations = []
+        for number in range(1, 6):
+            await clock.pass_until(float(number))
+            got = await received.get()
+            assert is_protected(got)
+            stations.append(got.station)
+            await identity.renew("test")
+        assert stations == ["s1", "s2", "s1", "s1", "s1"]
+        assert (await sending).text == "s2"
+        passing = asyncio.create_task(_pass(clock, itertools.count(6)))
+    passing.cancel()
 
 
 async def test_a_cover_leaves_instead_of_a_refused_request(rigged, clock):

@@ -11,7 +11,7 @@ import pytest
 
 import dpmesh
 from dpmesh.errors import ConfigError
-from dpmesh.mesh.follower import PolicyFollower
+from dpmesh.rollout.file_source import FileSource
 from tests.support.mutual_tls import until
 from tests.support.protos import compiled
 
@@ -39,7 +39,7 @@ def settings(followed, **more):
     return {
         "ledger": {"url": "memory:"},
         "budget": [BUDGET],
-        "policy": {"source": str(followed), "poll": "0.1s", **more},
+        "policy": {"source": str(followed), "poll": "0.1s", "cache": f"{followed}.cache", **more},
     }
 
 
@@ -59,7 +59,7 @@ async def test_an_edit_is_taken_while_the_mesh_is_open(file):
         before = mesh.snapshot
         replace(file, policy(0.25))
         await until(lambda: mesh.snapshot is not before)
-        assert (await cost(mesh), mesh.policy_refused) == (0.25, "")
+        assert (await cost(mesh), mesh.policy_status.refused) == (0.25, "")
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "dpmesh policy"]
     before = mesh.snapshot
     replace(file, policy(2))
@@ -97,15 +97,15 @@ async def test_whatever_is_wrong_with_an_edit_the_policy_in_force_stays(file, ca
     async with dpmesh.open(settings(file)) as mesh:
         before = mesh.snapshot
         replace(file, text)
-        await until(lambda: mesh.policy_refused)
-        assert BAD[text] in mesh.policy_refused
+        await until(lambda: mesh.policy_status.refused)
+        assert BAD[text] in mesh.policy_status.refused
         assert mesh.snapshot is before
         assert await cost(mesh) == 1
         await asyncio.sleep(0.3)
         assert sum("the policy in force stays" in record.message for record in caplog.records) == 1
         replace(file, policy(0.5))
         await until(lambda: mesh.snapshot is not before)
-        assert (await cost(mesh), mesh.policy_refused) == (0.5, "")
+        assert (await cost(mesh), mesh.policy_status.refused) == (0.5, "")
 
 
 WHOLE = f"""# Comments may hold {{ and ...
@@ -123,16 +123,16 @@ messages:
 )
 def test_no_part_of_a_policy_is_taken_for_the_whole(file, whole):
     """Every cut, also those after a whole line, where what is left would be a policy."""
-    follower = PolicyFollower(file, 10)
+    source = FileSource(file)
     file.write_text(whole)
-    taken = follower.read()
+    (taken,) = source.first()
     for end in range(len(whole.rstrip())):
         file.write_text(whole[:end])
         with pytest.raises(ConfigError):
-            follower.read()
+            source.first()
     for end in range(len(whole.rstrip()), len(whole) + 1):
         file.write_text(whole[:end])
-        assert follower.read() == taken
+        assert [offer.document for offer in source.first()] == [taken.document]
 
 
 async def test_half_of_a_policy_that_is_written_in_place_is_refused_until_the_rest_is_there(file):
@@ -141,13 +141,13 @@ async def test_half_of_a_policy_that_is_written_in_place_is_refused_until_the_re
         with file.open("w") as writing:
             writing.write(WHOLE.partition(f"  {NAME}.a")[0])
             writing.flush()
-            await until(lambda: mesh.policy_refused)
-            assert "does not end with a line of three dots" in mesh.policy_refused
+            await until(lambda: mesh.policy_status.refused)
+            assert "does not end with a line of three dots" in mesh.policy_status.refused
             await asyncio.sleep(0.3)
             assert mesh.snapshot is before
             writing.write(f"  {NAME}.a: {{suppress: {{}}}}\n...\n")
         await until(lambda: mesh.snapshot is not before)
-        assert (mesh.policy_refused, await cost(mesh)) == ("", 0)
+        assert (mesh.policy_status.refused, await cost(mesh)) == ("", 0)
 
 
 async def test_a_named_pipe_is_refused_and_a_file_in_its_place_is_taken(file):
@@ -155,11 +155,11 @@ async def test_a_named_pipe_is_refused_and_a_file_in_its_place_is_taken(file):
         before = mesh.snapshot
         file.unlink()
         os.mkfifo(file)
-        await until(lambda: mesh.policy_refused)
-        assert "is no regular file" in mesh.policy_refused
+        await until(lambda: mesh.policy_status.refused)
+        assert "is no regular file" in mesh.policy_status.refused
         replace(file, policy(0.5))
         await until(lambda: mesh.snapshot is not before)
-        assert mesh.policy_refused == ""
+        assert mesh.policy_status.refused == ""
 
 
 async def test_a_file_that_is_gone_is_tried_again(file, caplog):
@@ -167,11 +167,11 @@ async def test_a_file_that_is_gone_is_tried_again(file, caplog):
     async with dpmesh.open(settings(file)) as mesh:
         before = mesh.snapshot
         file.unlink()
-        await until(lambda: mesh.policy_refused)
-        assert "can't be read (No such file or directory)" in mesh.policy_refused
+        await until(lambda: mesh.policy_status.refused)
+        assert "can't be read (No such file or directory)" in mesh.policy_status.refused
         assert await cost(mesh) == 1
         file.write_text(policy())
-        await until(lambda: not mesh.policy_refused)
+        await until(lambda: not mesh.policy_status.refused)
         assert mesh.snapshot is before
         assert f"the policy of {file} is in force" in caplog.text
 
@@ -181,34 +181,35 @@ async def test_a_policy_that_was_published_before_is_refused(file):
     async with dpmesh.open(settings(file)) as mesh:
         for more in ("epoch: 4\n", "epoch: 5\n", ""):
             replace(file, policy(0.5, more))
-            await until(lambda: mesh.policy_refused)
-            assert "is not larger than 5" in mesh.policy_refused
+            await until(lambda: mesh.policy_status.refused)
+            assert "is not larger than 5" in mesh.policy_status.refused
             assert await cost(mesh) == 1
             replace(file, policy(1, "epoch: 5\n"))
-            await until(lambda: not mesh.policy_refused)
+            await until(lambda: not mesh.policy_status.refused)
         replace(file, policy(0.5, "epoch: 6\n"))
         await until(lambda: mesh.policy.document.epoch == 6)
         assert await cost(mesh) == 0.5
 
 
-async def test_an_error_of_dpmesh_itself_does_not_end_following_and_quotes_nothing(file, caplog):
+async def test_an_error_of_dpmesh_itself_does_not_end_following_and_quotes_nothing(file, caplog, monkeypatch):
     async with dpmesh.open(settings(file)) as mesh:
-        swap, failed = mesh.swap, []
+        replacing, failed = mesh._replace, []
 
-        async def failing(document):
+        async def failing(document, keep):
             if not failed:
                 failed.append(document)
                 raise RuntimeError("41.77777777")
-            await swap(document)
+            await replacing(document, keep)
 
-        await mesh._follower.stop()
-        mesh._follower.start(failing)
+        monkeypatch.setattr(mesh, "_replace", failing)
         replace(file, policy(0.5))
-        await until(lambda: mesh.policy_refused)
-        assert "RuntimeError in dpmesh" in mesh.policy_refused
-        assert "41.7" not in mesh.policy_refused + caplog.text
+        await until(lambda: mesh.policy_status.refused)
+        assert "RuntimeError in dpmesh" in mesh.policy_status.refused
+        assert "41.7" not in mesh.policy_status.refused + caplog.text
         assert sum("the policy in force stays" in record.message for record in caplog.records) == 1
-        await until(lambda: not mesh.policy_refused)  # It may have been want of memory, so it is tried again.
+        await until(
+            lambda: not mesh.policy_status.refused
+        )  # It may have been want of memory, so it is tried again.
         assert await cost(mesh) == 0.5
 
 
@@ -224,7 +225,8 @@ def test_a_mesh_does_not_start_without_its_policy(file):
         ({"poll": "0.01s"}, "policy.poll: '0.01s': allowed: a length from \"0.1s\" on"),
         ({"poll": "lifetime"}, "policy.poll: 'lifetime': allowed"),
         ({"poll": "soon"}, "policy.poll: 'soon': allowed"),
-        ({"file": "policy.yaml"}, "policy.file stands beside policy.source"),
+        ({"max_offline": "soon"}, "policy.max_offline: 'soon': allowed: \"never\""),
+        ({"source": "https://a"}, "policy.source: 'https://a': allowed: the path of a file"),
         ({"source": ""}, "policy.source"),
     ],
 )

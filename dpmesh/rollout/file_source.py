@@ -1,0 +1,161 @@
+"""FileSource: policies from a plain file that people edit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from dpmesh.errors import ConfigError, PolicyUnavailableError
+from dpmesh.policy import overlay_file
+from dpmesh.rollout.last_good import LastGood
+from dpmesh.rollout.source import Offer, State
+from dpmesh.v1 import policy_pb2
+
+log = logging.getLogger("dpmesh")
+
+# What ends a document in YAML.
+_END = "..."
+# How long a read may take. A network mount may never answer.
+_PATIENCE = 10.0
+
+
+class FileSource:
+    """Reads a policy file and compares its content with what it read before.
+
+    It compares contents, not times: a file that is replaced within one tick of the file system's clock, or by way of a
+    symbolic link, as Kubernetes does with ConfigMaps, is noticed.
+
+    Args:
+        path: A .yaml, .yml or .json file.
+        kept: Where the policy that was taken last is kept; None: nowhere.
+
+    Attributes:
+        name: The path.
+        signed: False.
+        state: FRESH, unless the file could not be read last.
+    """
+
+    signed = False
+
+    def __init__(self, path: str | Path, kept: LastGood | None = None) -> None:
+        self.name = str(path)
+        self.state = State.FRESH
+        self._path = Path(path)
+        self._kept = kept
+        self._content: bytes | None = None
+        # Why the content is no policy; "" if it is one.
+        self._unfit = ""
+        self._reading: asyncio.Task[bytes] | None = None
+
+    def first(self) -> list[Offer]:
+        """The policy in the file, and the one that was taken last: that one first if the file has not a newer one.
+
+        Raises:
+            ConfigError: What was taken last can't be read. Or the file can't be read or is no policy, and none was
+                taken before.
+        """
+        kept = None if self._kept is None else self._kept.load()
+        last = [] if kept is None else [Offer(overlay_file.parse_bytes(kept, f"{self.name} (kept)"), kept)]
+        try:
+            content = _read(self._path)
+            offer = Offer(_parse(content, self._path), content)
+        except (ConfigError, PolicyUnavailableError) as error:
+            if not last:
+                raise ConfigError(str(error)) from None
+            log.error("the policy that was taken last is used: %s", error)  # noqa: TRY400 - a trace is no help
+            self.state = State.STALE
+            return last
+        if last and is_older(offer.document, last[0].document):
+            log.error(
+                "the policy that was taken last is used: policy file %s: epoch: %d is not larger than %d",
+                self.name,
+                offer.document.epoch,
+                last[0].document.epoch,
+            )
+            return [*last, offer]
+        self._content = content
+        return [offer, *last]
+
+    async def fetch(self) -> Offer | None:
+        """The policy in the file, if its content is another one than that of the last offer.
+
+        Raises:
+            ConfigError: The content is no policy, or may be a part of one.
+            PolicyUnavailableError: The file can't be read.
+        """
+        if self._reading is None:  # Otherwise a read still hangs.
+            self._reading = asyncio.create_task(asyncio.to_thread(_read, self._path))
+        done, _ = await asyncio.wait({self._reading}, timeout=_PATIENCE)
+        if not done:
+            self.state = State.STALE
+            raise PolicyUnavailableError(f"policy file {self.name}: reading it takes too long")
+        reading, self._reading = self._reading, None
+        try:
+            content = reading.result()
+        except PolicyUnavailableError:
+            self.state = State.STALE
+            raise
+        self.state = State.FRESH
+        if content != self._content:
+            self._content, self._unfit = content, ""
+            try:
+                return Offer(await asyncio.to_thread(_parse, content, self._path), content)
+            except ConfigError as error:
+                self._unfit = str(error)
+            except BaseException:
+                self._content = None  # The next fetch parses it again.
+                raise
+        if self._unfit:
+            raise ConfigError(self._unfit)
+        return None
+
+    def keep(self, offer: Offer) -> None:
+        """Makes an offer durable.
+
+        Raises:
+            ConfigError: It can't be stored, or another process has stored a newer one.
+        """
+        if self._kept is not None:
+            self._kept.store(offer.document.epoch, offer.content)
+
+
+def is_older(document: policy_pb2.Policy, before: policy_pb2.Policy) -> bool:
+    """Whether a policy was published before another one, or beside it under one epoch."""
+    return document.epoch < before.epoch or (
+        bool(document.epoch) and document.epoch == before.epoch and document != before
+    )
+
+
+def _read(path: Path) -> bytes:
+    """The content of a policy file.
+
+    Raises:
+        PolicyUnavailableError: It can't be read, is larger than any policy, or is no file: a named pipe may never
+            answer.
+    """
+    if path.exists() and not path.is_file():
+        raise PolicyUnavailableError(f"policy file {path}: is no regular file, and can't be followed")
+    try:
+        return overlay_file.read_bytes(path)
+    except ConfigError as error:
+        raise PolicyUnavailableError(str(error)) from None
+
+
+def _parse(content: bytes, path: Path) -> policy_pb2.Policy:
+    """The policy in a content that is whole.
+
+    A writer may be in the middle of the file, or have died there, and a part of a policy is a policy with fewer rules.
+
+    Raises:
+        ConfigError: It may be a part of a policy, or it is none.
+    """
+    lines = content.decode(errors="replace").splitlines()
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    # A text in braces has its end in itself.
+    if last.rstrip() != _END and not content.lstrip().startswith(b"{"):
+        raise ConfigError(
+            f"policy file {path}: does not end with a line of three dots ({_END}), YAML's end of a document. "
+            "Without it, a part of a file that is being written can't be told from the whole: add it"
+        )
+    return overlay_file.parse_bytes(content, str(path))

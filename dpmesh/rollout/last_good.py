@@ -1,0 +1,82 @@
+"""LastGood: the policy that was taken last, in one file, byte for byte as it was read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from dpmesh import files
+from dpmesh.errors import ConfigError
+
+_FORM = 1
+
+
+class LastGood:
+    """One private file: a line of JSON with the epoch and the digest of the content, and then the content.
+
+    A crash or a power cut leaves the old content or the new one. Several processes may share the file.
+
+    Args:
+        path: The file. Its folder is made when something is stored.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def load(self) -> bytes | None:
+        """The content that was stored last; None if nothing was.
+
+        Raises:
+            ConfigError: The file can't be read, or is damaged.
+        """
+        found = self._read()
+        return None if found is None else found[1]
+
+    def store(self, epoch: int, content: bytes) -> None:
+        """Stores a content.
+
+        Args:
+            epoch: That of the policy.
+            content: Its bytes.
+
+        Raises:
+            ConfigError: The file can't be read or written; or it holds a policy with a larger epoch, which another
+                process has taken.
+        """
+        head = {"form": _FORM, "epoch": epoch, "sha256": hashlib.sha256(content).hexdigest()}
+        try:
+            with files.locked_folder(self._path.parent):
+                found = self._read()
+                if found is not None and found[0] > epoch:
+                    raise ConfigError(
+                        f"policy: epoch: {epoch} is smaller than {found[0]}, which another process has taken"
+                    )
+                if found is None or found != (epoch, content):
+                    files.write(self._path, json.dumps(head).encode() + b"\n" + content)
+        except OSError as error:
+            raise ConfigError(
+                f"policy.cache: {self._path.parent}: can't be written ({error.strerror}), so no policy is taken: "
+                "a restart would not know it"
+            ) from None
+
+    def _read(self) -> tuple[int, bytes] | None:
+        """Epoch and content."""
+        try:
+            head, _, content = files.read_private(self._path).partition(b"\n")
+            known = json.loads(head)
+            if known["form"] == _FORM and known["sha256"] == hashlib.sha256(content).hexdigest():
+                return int(known["epoch"]), content
+            why = "is damaged, or of another version of dpmesh"
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            why = f"can't be read ({error.strerror})"
+        except files.NotPrivateError:
+            why = "is no plain file that only its owner may use"
+        except (ValueError, KeyError, TypeError):
+            why = "is damaged"
+        raise ConfigError(
+            f"policy.cache: {self._path} {why}. It tells which policy was taken last: remove it only if no older "
+            "policy can come back"
+        )
