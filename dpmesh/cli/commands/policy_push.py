@@ -72,8 +72,10 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         asyncio.run(_serve(repository, identity, listen, store, shlex.split(on_halt)))
-    except (IdentityError, RolloutStoreError) as error:
+    except RolloutStoreError as error:
         raise InputError(str(error)) from None
+    except IdentityError as error:
+        raise InputError(f"{identity}: {error}") from None
 
 
 async def _serve(repository: Path, folder: Path, listen: str, url: str, on_halt: list[str]) -> None:
