@@ -64,6 +64,7 @@ class PolicyFollower:
         source: Where policies come from.
         seconds: The time between two looks, about.
         freshness: Counts the time without an answer.
+        first: The source's policy with which the mesh begins; None if it is not the source's.
         now: Seconds since 1970.
 
     Attributes:
@@ -75,7 +76,7 @@ class PolicyFollower:
         push: The address of the push service that tells when to look; "" if there is none.
         folder: Where the device keeps its secret; None if it keeps nothing.
         on_outcome: Called with what became of each offer.
-        on_state: Called with the state after each look.
+        on_state: Called with each new state.
     """
 
     def __init__(
@@ -83,17 +84,20 @@ class PolicyFollower:
         source: PolicySource,
         seconds: float,
         freshness: Freshness,
+        *,
+        first: Offer | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.source: Final = source
         self.freshness: Final = freshness
         self.refused = ""
-        self.state = State.FRESH
-        self.taken: Outcome | None = None
+        self.state = freshness.of(source.state)
+        self.taken = None if first is None else Outcome.of(first, "", now())
         self.push = ""
         self.folder: Path | None = None
         self.on_outcome: Callable[[Outcome], None] = lambda _: None
         self.on_state: Callable[[State], None] = lambda _: None
+        self._first = first
         self._seconds = seconds
         self._now = now
         self._offer: Offer | None = None
@@ -102,6 +106,17 @@ class PolicyFollower:
         self._not_before = 0.0
         self._poked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Makes the policy with which the mesh begins durable, and the time of the first start. It blocks.
+
+        Raises:
+            ConfigError: Another process has taken a newer policy.
+            DpmeshError: It can't be stored.
+        """
+        if self._first is not None:
+            self.source.keep(self._first)
+        self.freshness.begin()
 
     def start(self, take: Callable[[Offer], Awaitable[None]]) -> None:
         """Begins to look, in the running event loop: at once, and then at intervals.
@@ -186,18 +201,15 @@ class PolicyFollower:
         self.on_outcome(outcome)
 
     def _pass_to(self, state: State) -> None:
-        if state is not self.state:
-            self.state = state
-            if state is State.FRESH:
-                log.info("policy: %s answers again", self.source.name)
-            elif state is State.STALE:
-                log.warning(
-                    "policy: %s does not answer: the policy in force may not be the newest", self.source.name
-                )
-            else:
-                log.error(
-                    "policy: expired: %s did not answer for too long; nothing may leave", self.source.name
-                )
+        if state is self.state:
+            return
+        self.state = state
+        if state is State.FRESH:
+            log.info("policy: %s answers again", self.source.name)
+        elif state is State.STALE:
+            log.warning("policy: %s does not answer: there may be a newer policy", self.source.name)
+        else:
+            log.error("policy: expired: %s did not answer for too long; nothing may leave", self.source.name)
         self.on_state(state)
 
     def _say(self, refused: str) -> None:

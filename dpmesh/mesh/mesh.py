@@ -59,7 +59,6 @@ class Mesh:
         grpc: What may leave although no rule protects it.
         observing: The mode is observe.
         observed: Logs what enforce mode would refuse; None if the mode is not observe.
-        follower: As given.
         outcome_listeners: Called with what became of each policy that the follower offered, after the log was told.
         has_quotas: Some budget has quotas, so that it matters who the consumer of a message is.
 
@@ -94,7 +93,7 @@ class Mesh:
         exhausted = ExhaustedCache(ledger, monotonic)
         self.observed = ObservedRefusals() if self.observing else None
         self._corridor = Corridor(ledger, self._recording, pseudonyms, exhausted, self.observed)
-        self.follower = follower
+        self._follower = follower
         self.outcome_listeners: list[Callable[[Outcome], None]] = []
         self._policy_telemetry: PolicyTelemetry | None = None
         self._swapping = asyncio.Lock()
@@ -110,6 +109,7 @@ class Mesh:
             ConfigError: The policy names something that no loaded proto has, a budget contradicts the ledger's, or
                 another mesh has the ledger open.
             LedgerError: The ledger can't be opened.
+            DpmeshError: The policy to begin with can't be kept.
         """
         if self.ledger.on_commit not in (None, self._committed):
             raise ConfigError(
@@ -117,13 +117,15 @@ class Mesh:
             )
         self.snapshot.compile_loaded()
         self._flush = configure_from_environment()  # Bad variables fail before anything is open.
+        if self._follower is not None:
+            await asyncio.to_thread(self._follower.begin)
         await self.ledger.open()
         self.ledger.on_commit = self._committed
         self._swapping = asyncio.Lock()
         self._loop = asyncio.get_running_loop()  # The lock belongs to it.
         self._corridor.open()
-        if self.follower is not None:
-            self._follow(self.follower)
+        if self._follower is not None:
+            self._follow(self._follower)
         self._refresh()
         if self.observing:
             log.warning(
@@ -135,8 +137,8 @@ class Mesh:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Returns unspent leases and closes the ledger; what is released later is refused."""
-        if self.follower is not None:
-            await self.follower.stop()
+        if self._follower is not None:
+            await self._follower.stop()
         if self._policy_telemetry is not None:
             self._policy_telemetry.close()
         self._corridor.close()
@@ -208,10 +210,15 @@ class Mesh:
     @property
     def policy_status(self) -> PolicyStatus:
         """Where the mesh stands with the policy of `[policy] source`."""
-        epoch, digest, follower = self.policy.document.epoch, self.policy_digest, self.follower
+        epoch, digest, follower = self.policy.document.epoch, self.policy_digest, self._follower
         if follower is None:
             return PolicyStatus(State.FRESH, epoch, digest, 0.0, "")
         return PolicyStatus(follower.state, epoch, digest, follower.freshness.age, follower.refused)
+
+    @property
+    def follower(self) -> PolicyFollower | None:
+        """What follows the policies of a source; None if there is none."""
+        return self._follower
 
     @property
     def refusals(self) -> int:
@@ -229,9 +236,12 @@ class Mesh:
             else:
                 await self._replace(offer.document, keep)
 
-        def state_changed(state: State) -> None:
+        def note(state: State) -> None:
             self._corridor.expire(state is State.EXPIRED)
             self._recording.policy_state = {names.POLICY_STATE: state.value}
+
+        def state_changed(state: State) -> None:
+            note(state)
             telemetry.happened(state.value, self.policy.document.epoch)
 
         def tried(outcome: Outcome) -> None:
@@ -240,7 +250,7 @@ class Mesh:
                 each(outcome)
 
         follower.on_state, follower.on_outcome = state_changed, tried
-        state_changed(follower.state)
+        note(follower.state)
         follower.start(take)
 
     # -- releases -----------------------------------------------------------------------------------------------------

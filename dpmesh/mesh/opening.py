@@ -17,7 +17,6 @@ from dpmesh.mesh.mesh import Mesh
 from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.policy import Policy
 from dpmesh.rollout import sources
-from dpmesh.rollout.outcome import Outcome
 from dpmesh.rollout.source import Offer
 from dpmesh.telemetry import Telemetry
 from dpmesh.v1 import policy_pb2
@@ -59,26 +58,23 @@ def open(
 def _followed(settings: Config) -> tuple[PolicyFollower, Policy]:
     """What follows the policy's source, and the policy to begin with."""
     source, freshness = sources.open_source(settings)
-    offers: list[tuple[Policy, Offer | None]]
     floor = Policy(settings.policy.file) if settings.policy.file else None
     try:
-        offers = [(Policy(offer.document), offer) for offer in source.first()]
+        offers: list[Offer | None] = [*source.first()]
     except ConfigError as error:
         if floor is None:
             raise
         log.error("policy: %s is used: %s", settings.policy.file, error)  # noqa: TRY400 - a trace is no help
         offers = []
+    rules = [Policy(offer.document) for offer in offers if offer is not None]
     if floor is not None:
-        offers = [
-            (policy, offer) for policy, offer in offers if policy.document.epoch >= floor.document.epoch
-        ]
-        offers.append((floor, None))
-    policy, offer = next((each for each in offers if _fits(each[0], settings)), offers[0])
-    follower = PolicyFollower(source, configuration.poll_seconds(settings), freshness)
-    follower.taken = None if offer is None else Outcome.of(offer, "", time.time())
+        kept = [at for at, policy in enumerate(rules) if policy.document.epoch >= floor.document.epoch]
+        offers, rules = [*[offers[at] for at in kept], None], [*[rules[at] for at in kept], floor]
+    chosen = next((at for at, policy in enumerate(rules) if _fits(policy, settings)), 0)
+    follower = PolicyFollower(source, configuration.poll_seconds(settings), freshness, first=offers[chosen])
     follower.push = settings.policy.push
     follower.folder = Path(settings.policy.cache) if settings.policy.cache else None
-    return follower, policy
+    return follower, rules[chosen]
 
 
 def _fits(policy: Policy, settings: Config) -> bool:

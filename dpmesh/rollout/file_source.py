@@ -61,10 +61,10 @@ class FileSource:
             content = _read(self._path)
             offer = Offer(_parse(content, self._path), content)
         except (ConfigError, PolicyUnavailableError) as error:
+            self.state = State.STALE
             if not last:
                 raise ConfigError(str(error)) from None
             log.error("the policy that was taken last is used: %s", error)  # noqa: TRY400 - a trace is no help
-            self.state = State.STALE
             return last
         if last and is_older(offer.document, last[0].document):
             log.error(
@@ -74,7 +74,6 @@ class FileSource:
                 last[0].document.epoch,
             )
             return [*last, offer]
-        self._content = content
         return [offer, *last]
 
     async def fetch(self) -> Offer | None:
@@ -114,7 +113,8 @@ class FileSource:
         """Makes an offer durable.
 
         Raises:
-            ConfigError: It can't be stored, or another process has stored a newer one.
+            ConfigError: Another process has stored a newer one.
+            DpmeshError: It can't be stored now.
         """
         if self._kept is not None:
             self._kept.store(offer.document.epoch, offer.content)

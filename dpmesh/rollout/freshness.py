@@ -27,7 +27,8 @@ class Freshness:
     """Counts the time since the last fresh answer.
 
     Within a process it follows a clock that nobody sets. Over a restart it follows the wall clock, of which the latest
-    time that was ever seen is kept: a clock behind that time counts as it.
+    time that was ever seen is kept: a clock behind that time counts as it. Where nothing is kept yet, the start counts
+    as an answer.
 
     Args:
         path: Where it is kept; None: nowhere, and a start counts as an answer.
@@ -50,6 +51,11 @@ class Freshness:
         self._seen, age = self._load()
         self._answered = elapsed() - age
         self._written: float | None = None
+
+    def begin(self) -> None:
+        """Writes down the first start, so that restarts don't begin to count anew. It blocks."""
+        if self._path is not None and not self._path.exists():
+            self._store()
 
     @property
     def age(self) -> float:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from dpmesh import files
-from dpmesh.errors import ConfigError
+from dpmesh.errors import ConfigError, DpmeshError
 
 _FORM = 1
 
@@ -41,8 +41,9 @@ class LastGood:
             content: Its bytes.
 
         Raises:
-            ConfigError: The file can't be read or written; or it holds a policy with a larger epoch, which another
-                process has taken.
+            ConfigError: The file can't be read; or it holds a policy with a larger epoch, which another process has
+                taken.
+            DpmeshError: The file can't be written now. The old one is as it was.
         """
         head = {"form": _FORM, "epoch": epoch, "sha256": hashlib.sha256(content).hexdigest()}
         try:
@@ -55,7 +56,7 @@ class LastGood:
                 if found is None or found != (epoch, content):
                     files.write(self._path, json.dumps(head).encode() + b"\n" + content)
         except OSError as error:
-            raise ConfigError(
+            raise DpmeshError(
                 f"policy.cache: {self._path.parent}: can't be written ({error.strerror}), so no policy is taken: "
                 "a restart would not know it"
             ) from None

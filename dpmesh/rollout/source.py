@@ -31,6 +31,7 @@ class Offer:
         signers: How many distinct keys of the role "targets" signed it; 0 for a source without signatures.
         not_before: Seconds since 1970 before which it may not be put in force; 0 if it may at once.
         reason: Why it was published, in the words of its officers; "" if they gave none.
+        kept: What its source needs to believe the offer again without a network; b"" if `content` is enough.
     """
 
     document: policy_pb2.Policy
@@ -38,6 +39,7 @@ class Offer:
     signers: int = 0
     not_before: float = 0.0
     reason: str = ""
+    kept: bytes = b""
 
 
 class PolicySource(Protocol):
@@ -78,5 +80,6 @@ class PolicySource(Protocol):
         """Makes an offer durable, so that `first` has it after a restart. It is called before the offer is in force.
 
         Raises:
-            ConfigError: It can't be stored, or a newer one is stored.
+            ConfigError: A newer one is stored.
+            DpmeshError: It can't be stored now.
         """

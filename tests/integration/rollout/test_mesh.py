@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import AsyncExitStack, nullcontext
 
 import pytest
 
@@ -77,18 +78,16 @@ async def test_a_push_is_faster_than_the_poll_and_the_outcome_is_reported(rig, t
 
 @SQLITE
 async def test_a_device_that_starts_again_is_still_one_device(rig, tmp_path):
-    from contextlib import AsyncExitStack
-
     rig.repository.publish(4, policy(4, 1))
     await rig.serve()
-    for _ in range(2):
+    for _ in range(3):
+        reports = rig.service.reports
         async with AsyncExitStack() as stack:
             await Following(rig, tmp_path / "device").open(stack)
-            reports = rig.service.reports
             await until(lambda reports=reports: rig.service.reports > reports)
     await Following(rig, tmp_path / "other").open(rig.stack)
-    await rig.until(lambda found: found.acks == 2)
-    assert rig.service.reports == 3
+    await rig.until(lambda found: found.acks > 1)
+    assert (await rig.newest()).acks == 2
 
 
 @SQLITE
@@ -137,7 +136,7 @@ async def test_a_mesh_counts_what_it_refuses():
     good, bad = TYPES.Report(id="a", a=1), TYPES.Report(a=1)
     async with dpmesh.open(settings) as mesh:
         for expected in (0, 0, 1):  # The budget covers two.
-            with pytest.raises(dpmesh.errors.BudgetExhaustedError) if expected else _nothing():
+            with pytest.raises(dpmesh.errors.BudgetExhaustedError) if expected else nullcontext():
                 await mesh.release(good)
             assert mesh.refusals == expected
         with pytest.raises(ProtectionError):
@@ -146,9 +145,3 @@ async def test_a_mesh_counts_what_it_refuses():
     async with dpmesh.open({**settings, "mode": "observe"}) as mesh:
         await mesh.release(bad)
         assert mesh.refusals == 0
-
-
-def _nothing():
-    from contextlib import nullcontext
-
-    return nullcontext()
