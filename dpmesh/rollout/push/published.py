@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dpmesh.errors import ConfigError
+from dpmesh.rollout.rings import Ring
 
 _SUFFIXES = ("yaml", "yml", "json")
 
@@ -93,8 +94,8 @@ def _share(repository: Path, versions: Any, epoch: int) -> float:
     target = rings["targets"].get("ring.json")
     if target is None:
         return 1.0
-    ring = json.loads(_read(repository / "targets" / f"{target['hashes']['sha256']}.ring.json"))
-    return float(ring["share"]) if ring["epoch"] == epoch else 1.0
+    ring = Ring.parse(_read(repository / "targets" / f"{target['hashes']['sha256']}.ring.json"))
+    return ring.share if ring.epoch == epoch else 1.0
 
 
 def _versioned(metadata: Path, role: str, versions: Any) -> Any:

@@ -15,7 +15,7 @@ from dpmesh_grpc.rollout.client import RolloutClient
 from dpmesh_grpc.rollout.server import Publisher, RolloutService, rollout_server
 from dpmesh_grpc.rotation.channel import rotating_channel
 from tests.support.mutual_tls import authority
-from tests.support.repositories import UnsignedRepository
+from tests.support.pushed_repositories import PushedRepository
 
 
 class Device:
@@ -53,7 +53,7 @@ class Rig:
 
     def __init__(self, stack: AsyncExitStack, folder, url: str) -> None:
         self.stack, self.url = stack, url
-        self.repository = UnsignedRepository(folder / "repository")
+        self.repository = PushedRepository(folder / "repository")
         self.authority = authority()
         self.halted: list[int] = []
         self._service_stack = AsyncExitStack()

@@ -18,7 +18,7 @@ from dpmesh.rollout.push.reports import outcome_pseudonym
 from dpmesh.v1 import rollout_pb2_grpc as rpc
 from dpmesh.v1.rollout_pb2 import ReportOutcomeRequest
 from dpmesh_grpc.rotation.channel import rotating_channel
-from tests.support.repositories import UnsignedRepository
+from tests.support.pushed_repositories import PushedRepository
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def fleet(tmp_path, capsys):
 
 
 async def test_serve_status_and_halt(fleet, capsys):
-    digest = UnsignedRepository(fleet / "repository").publish(5, b"x", share=0.05)
+    digest = PushedRepository(fleet / "repository").offer(5, b"x", share=0.05)
     store = f"sqlite:///{fleet}/rollout.db"
     halt = f"{sys.executable} -c \"open('{fleet}/halted', 'w')\""
     command = ["serve", "--repo", fleet / "repository", "--identity", fleet / "server"]
@@ -90,7 +90,7 @@ def test_what_is_wrong_is_said_in_one_line(fleet, capsys):
         shown = capsys.readouterr().err
         assert text in shown
         assert shown.count("\n") == 1
-    UnsignedRepository(fleet / "repository").publish(5)
+    PushedRepository(fleet / "repository").offer(5)
     words = [
         "serve",
         "--repo",

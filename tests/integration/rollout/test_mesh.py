@@ -11,6 +11,7 @@ import dpmesh
 from dpmesh.errors import ConfigError, ProtectionError
 from dpmesh.identity.ca.authority import LocalSource
 from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
+from dpmesh.rollout.rings import Ring
 from dpmesh_grpc import rollout_client
 from tests.support.mutual_tls import until
 from tests.support.protos import compiled
@@ -59,17 +60,17 @@ class Following:
 
 @SQLITE
 async def test_a_push_is_faster_than_the_poll_and_the_outcome_is_reported(rig, tmp_path):
-    rig.repository.publish(4, policy(4, 1))
+    rig.repository.offer(4, policy(4, 1))
     await rig.serve()
     following = Following(rig, tmp_path / "device")
     mesh = await following.open(rig.stack)
     await rig.until(lambda found: found.acks == 1)  # What it began with.
     following.file.write_bytes(policy(5, 0.5))
-    rig.repository.publish(5, policy(5, 0.5))
+    rig.repository.offer(5, policy(5, 0.5))
     await rig.until(lambda found: (found.epoch, found.acks) == (5, 1))
     assert mesh.policy.document.fields[f"{NAME}.a"].numeric.epsilon == 0.5
     following.file.write_bytes(policy(6, -1))
-    rig.repository.publish(6, policy(6, -1))
+    rig.repository.offer(6, policy(6, -1))
     await rig.until(lambda found: (found.epoch, found.refused) == (6, 1))
     (reason,) = (await rig.newest()).nacks
     assert reason.startswith(f"{NAME}.a: ")
@@ -78,7 +79,7 @@ async def test_a_push_is_faster_than_the_poll_and_the_outcome_is_reported(rig, t
 
 @SQLITE
 async def test_a_device_that_starts_again_is_still_one_device(rig, tmp_path):
-    rig.repository.publish(4, policy(4, 1))
+    rig.repository.offer(4, policy(4, 1))
     await rig.serve()
     for _ in range(3):
         reports = rig.service.reports
@@ -91,8 +92,31 @@ async def test_a_device_that_starts_again_is_still_one_device(rig, tmp_path):
 
 
 @SQLITE
+async def test_rings_take_a_signed_policy_one_after_the_other(rig, tmp_path):
+    """Eight devices; those outside of the ring go on with what they have, until it grows."""
+    repository = rig.repository
+    repository.offer(4, policy(4, 1))
+    await rig.serve()
+    image = tmp_path / "root.json"
+    image.write_bytes(repository.image)
+    source = {"source": f"tuf+file://{repository.folder}", "root": str(image)}
+    meshes = [await Following(rig, tmp_path / str(n), **source).open(rig.stack) for n in range(8)]
+    await rig.until(lambda found: (found.epoch, found.acks) == (4, 8))
+    repository.offer(5, policy(5, 0.5), share=0.5, former=(4, policy(4, 1)))
+    # A source asks for the device's secret when it first looks at a ring.
+    await until(lambda: len([*tmp_path.glob("*/cache/*/device-secret")]) == 8)
+    secrets = [next((tmp_path / str(n) / "cache").glob("*/device-secret")).read_bytes() for n in range(8)]
+    ring = [Ring(5, 0.5).has(secret) for secret in secrets]
+    await rig.until(lambda found: (found.epoch, found.acks) == (5, sum(ring)))
+    assert [mesh.policy.document.epoch == 5 for mesh in meshes] == ring
+    repository.offer(5, policy(5, 0.5), share=1.0)
+    await rig.until(lambda found: (found.epoch, found.share, found.acks) == (5, 1.0, 8))
+    assert {mesh.policy.document.epoch for mesh in meshes} == {5}
+
+
+@SQLITE
 async def test_a_policy_of_another_content_is_told_apart(rig, tmp_path):
-    rig.repository.publish(4, policy(4, 0.25))
+    rig.repository.offer(4, policy(4, 0.25))
     await rig.serve()
     await Following(rig, tmp_path / "device").open(rig.stack)
     await rig.until(lambda found: found.others == 1)
