@@ -186,3 +186,10 @@ def _rate(refused: int, devices: int) -> str:
     return (
         f"{estimate:.1%} ± {2 * 1.96 * math.sqrt(max(part * (1 - part), 3 / 16) / devices):.1%} of {devices}"
     )
+
+
+COMMANDS = (
+    (serve, "Example: dpmesh policy serve --repo repository --identity server"),
+    (status, "Example: dpmesh policy status --store sqlite:///.dpmesh/rollout.db"),
+)
+"""The commands, each with its example."""
