@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 import signal
@@ -14,6 +15,7 @@ from dpmesh import cli
 from dpmesh.identity.ca.folder import create_folder
 from dpmesh.identity.rotation.rotating_identity import RotatingIdentity
 from dpmesh.identity.sources.files import FileSource
+from dpmesh.rollout.push import published
 from dpmesh.rollout.push.reports import outcome_pseudonym
 from dpmesh.v1 import rollout_pb2_grpc as rpc
 from dpmesh.v1.rollout_pb2 import ReportOutcomeRequest
@@ -36,10 +38,37 @@ def fleet(tmp_path, capsys):
     return tmp_path
 
 
+def dpmesh(*words):
+    assert cli.run(["policy", *map(str, words)]) == 0
+
+
+def officers(folder) -> bytes:
+    """Publishes a policy for all and then one for a part of the fleet, as officers do; returns the second's digest."""
+    for name in ("root", "officer", "online", "rings"):
+        dpmesh("key", folder / name)
+    repository = "--repo", folder / "repository"
+    public = (
+        "--officer",
+        folder / "officer.pub",
+        "--online",
+        folder / "online.pub",
+        "--rings",
+        folder / "rings.pub",
+    )
+    dpmesh("init", folder / "repository", "--fleet", "cars", "--root-key", folder / "root", *public)
+    for epoch, more in ((4, ()), (5, ("--share", 0.05, "--rings-key", folder / "rings"))):
+        (folder / "policy.json").write_text(json.dumps({"epoch": epoch}))
+        dpmesh("sign", folder / "policy.json", *repository, "--key", folder / "officer")
+        dpmesh("publish", *repository, "--key", folder / "online", *more)
+    return hashlib.sha256((folder / "policy.json").read_bytes()).digest()
+
+
 async def test_serve_status_and_halt(fleet, capsys):
-    digest = PushedRepository(fleet / "repository").offer(5, b"x", share=0.05)
+    digest = await asyncio.to_thread(officers, fleet)
+    capsys.readouterr()
     store = f"sqlite:///{fleet}/rollout.db"
-    halt = f"{sys.executable} -c \"open('{fleet}/halted', 'w')\""
+    halt = f"{sys.executable} -c 'from dpmesh.cli import main; main()' policy halt --repo {fleet}/repository"
+    halt += f" --key {fleet}/online --rings-key {fleet}/rings"
     command = ["serve", "--repo", fleet / "repository", "--identity", fleet / "server"]
     command += ["--listen", "127.0.0.1:0", "--store", store, "--on-halt", halt]
     arguments = [sys.executable, "-c", "from dpmesh.cli import main; main()", "policy", *map(str, command)]
@@ -65,18 +94,19 @@ async def test_serve_status_and_halt(fleet, capsys):
                     )
                 )
         async with asyncio.timeout(60):
-            while not (fleet / "halted").exists():
+            while published.read(fleet / "repository").share:
                 await asyncio.sleep(0.05)
     finally:
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
     assert await asyncio.to_thread(cli.run, ["policy", "status", "--store", store]) == 1
     shown = capsys.readouterr().out
-    assert re.search(r"^5 +5% +10 +20 +0", shown, re.MULTILINE)
+    assert re.search(r"^5 +[05]% +10 +20 +0", shown, re.MULTILINE)
     assert "epoch 5: refused by 20: acme.Report.a: bad" in shown
     assert "epoch 5: halted: 20 of 30 devices refused the policy" in shown
     assert await asyncio.to_thread(cli.run, ["policy", "status", "--store", store, "--json"]) == 1
-    (document,) = json.loads(capsys.readouterr().out)
+    document, former = json.loads(capsys.readouterr().out)
+    assert (former["epoch"], former["ack"]) == (4, 0)
     assert (document["ack"], document["nack"], document["reasons"]) == (10, 20, {"acme.Report.a: bad": 20})
 
 
