@@ -60,7 +60,10 @@ def officers(folder) -> bytes:
         folder / "rings.pub",
     )
     dpmesh("init", folder / "repository", "--fleet", "cars", *public)
-    for epoch, more in ((4, ()), (5, ("--share", 0.05, "--rings-key", folder / "rings"))):
+    for epoch, more in (
+        (4, ("--rings-key", folder / "rings")),
+        (5, ("--share", 0.05, "--rings-key", folder / "rings")),
+    ):
         (folder / "policy.json").write_text(json.dumps({"epoch": epoch}))
         dpmesh("sign", folder / "policy.json", *repository, "--key", folder / "officer")
         dpmesh("publish", *repository, "--key", folder / "online", *more)
