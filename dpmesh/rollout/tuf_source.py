@@ -31,7 +31,7 @@ from dpmesh.rollout.trusted_time import TrustedTime, since_boot
 from dpmesh.rollout.tuf_cache import Cache, Kept
 from dpmesh.rollout.tuf_download import Download
 from dpmesh.rollout.tuf_fetch import fetcher
-from dpmesh.rollout.tuf_offer import UnfitError
+from dpmesh.rollout.tuf_offer import LARGEST_STEP, UnfitError
 from dpmesh.rollout.tuf_trust import SignedSet, Trusted, UntrustedError, is_signed
 
 log = logging.getLogger("dpmesh")
@@ -44,8 +44,6 @@ _SECONDS = 60.0
 _GRACE = 5.0
 # The time is written down when it has gone on by this much, to spare the disk.
 _HOUR = 3600.0
-# How far an epoch may be above the one before: dates and times of day as numbers fit, milliseconds since 1970 too.
-_LARGEST_STEP = 10**14
 
 
 class _Known(NamedTuple):
@@ -355,8 +353,8 @@ class TufSource:
             raise UnfitError(f"its epoch {epoch} is below that of the image's policy, {self._floor}")
         if epoch < kept.epoch:
             raise UnfitError(f"its epoch {epoch} is below that of an earlier policy, {kept.epoch}")
-        if epoch - max(self._floor, kept.epoch) > _LARGEST_STEP:
-            raise UnfitError(f"its epoch {epoch} is more than {_LARGEST_STEP} above the one before")
+        if epoch - max(self._floor, kept.epoch) > LARGEST_STEP:
+            raise UnfitError(f"its epoch {epoch} is more than {LARGEST_STEP} above the one before")
         if epoch == kept.epoch and hashlib.sha256(offer.content).hexdigest() != kept.digest:
             raise UnfitError(f"it has the epoch of an earlier policy, {epoch}, and another content")
 
