@@ -48,13 +48,15 @@ def load(
         raise ConfigError(f"{name}: {explain(str(error), document)}") from None
     check_names(config, name)
     _check_metadata(config, name)
-    if "://" in config.policy.source:
+    signed = config.policy.source.startswith("tuf+")
+    if "://" in config.policy.source and not signed:
         raise ConfigError(
-            f"{name}: policy.source: {quoted(config.policy.source)}: allowed: the path of a file"
+            f"{name}: policy.source: {quoted(config.policy.source)}: allowed: the path of a file, "
+            "tuf+https://host/path or tuf+file:///folder"
         )
-    for key in ("file", "source", "cache"):
+    for key in ("file", "source", "root", "cache"):
         path = getattr(config.policy, key)
-        if path:
+        if path and not (signed and key == "source"):
             policy = msgspec.structs.replace(config.policy, **{key: str(base / path)})
             config = msgspec.structs.replace(config, policy=policy)
     try:

@@ -35,8 +35,10 @@ class PolicyConfig(_Section, frozen=True):
     Attributes:
         file: A policy file, which is read at start. Beside a source it is the policy that the image came with: no
             policy with a smaller epoch is taken, and it is used where the source has none yet.
-        source: A policy file that is followed: another content replaces the policy in force.
+        source: What is followed: a policy file, or a repository of signed policies (tuf+https://host/path or
+            tuf+file:///folder). Another policy there replaces the one in force.
         poll: How long to wait between two looks at the source.
+        root: The root.json that a signed source is believed by.
         cache: The folder that keeps the policy that was taken last; "": it is not kept.
         max_offline: After how long without an answer of the source nothing may leave; "never": no such limit.
     """
@@ -45,6 +47,7 @@ class PolicyConfig(_Section, frozen=True):
     file: Annotated[str, msgspec.Meta(min_length=1)] = ""
     source: Annotated[str, msgspec.Meta(min_length=1)] = ""
     poll: str = "10s"
+    root: str = ""
     cache: str = ".dpmesh/policy"
     max_offline: str = "30d"
 

@@ -71,6 +71,7 @@ class PolicyFollower:
         freshness: Counts the time without an answer.
         first: The source's policy with which the mesh begins; None if it is not the source's.
         held: Remembers a policy that waits.
+        now: Seconds since 1970.
 
     Attributes:
         source: As given.
@@ -89,6 +90,7 @@ class PolicyFollower:
         *,
         first: Offer | None = None,
         held: Held | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.source: Final = source
         self.freshness: Final = freshness
@@ -98,7 +100,7 @@ class PolicyFollower:
         self.on_state: Callable[[State], None] = lambda _: None
         self._first = first
         self._seconds = seconds
-        self._now: Callable[[], float] = time.time
+        self._now = now
         self._held = held or Held(None)
         # The policy in force is not the source's, so that there is nothing that the source could loosen.
         self._takes_first = first is None
@@ -156,16 +158,14 @@ class PolicyFollower:
             )
         return verdict.note
 
-    def start(self, take: Callable[[Offer], Awaitable[None]], now: Callable[[], float]) -> None:
+    def start(self, take: Callable[[Offer], Awaitable[None]]) -> None:
         """Begins to look, in the running event loop: at once, and then at intervals.
 
         Args:
             take: Puts a policy in force. It raises PolicyHeldError if that is too early; ConfigError or AnnotationError
                 if something is wrong with the policy; PolicyUnavailableError if it may be tried again when the source
                 is fresh; any other exception if it may be tried again.
-            now: Seconds since 1970, by the ledger's clock.
         """
-        self._now = now
         self._poked = asyncio.Event()  # It belongs to the loop.
         self._task = asyncio.get_running_loop().create_task(self._follow(take), name="dpmesh policy")
 

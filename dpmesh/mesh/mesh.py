@@ -251,7 +251,7 @@ class Mesh:
 
         follower.on_state, follower.on_outcome = state_changed, tried
         note(follower.state)
-        follower.start(take, self.ledger.now)
+        follower.start(take)
 
     # -- releases -----------------------------------------------------------------------------------------------------
 

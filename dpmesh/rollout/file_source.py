@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from pathlib import Path
 
 from dpmesh.errors import ConfigError, PolicyUnavailableError
 from dpmesh.policy import overlay_file
+from dpmesh.rollout import bounded_thread
 from dpmesh.rollout.last_good import LastGood
 from dpmesh.rollout.source import Offer, State
 from dpmesh.v1 import policy_pb2
@@ -46,14 +48,14 @@ class FileSource:
         self._content: bytes | None = None
         # Why the content is no policy; "" if it is one.
         self._unfit = ""
-        self._reading: asyncio.Task[bytes] | None = None
+        self._reading = threading.Lock()
 
     def first(self) -> list[Offer]:
         """The policy in the file, and the one that was taken last: that one first if the file has not a newer one.
 
         Raises:
-            ConfigError: What was taken last can't be read. Or the file can't be read or is no policy, and none was
-                taken before.
+            PolicyUnavailableError: The file can't be read or is no policy, and none was taken before.
+            ConfigError: What was taken last can't be read.
         """
         kept = None if self._kept is None else self._kept.load()
         last = [] if kept is None else [Offer(overlay_file.parse_bytes(kept, f"{self.name} (kept)"), kept)]
@@ -63,7 +65,7 @@ class FileSource:
         except (ConfigError, PolicyUnavailableError) as error:
             self.state = State.STALE
             if not last:
-                raise ConfigError(str(error)) from None
+                raise PolicyUnavailableError(str(error)) from None
             log.error("the policy that was taken last is used: %s", error)  # noqa: TRY400 - a trace is no help
             return last
         if last and is_older(offer.document, last[0].document):
@@ -83,15 +85,11 @@ class FileSource:
             ConfigError: The content is no policy, or may be a part of one.
             PolicyUnavailableError: The file can't be read.
         """
-        if self._reading is None:  # Otherwise a read still hangs.
-            self._reading = asyncio.create_task(asyncio.to_thread(_read, self._path))
-        done, _ = await asyncio.wait({self._reading}, timeout=_PATIENCE)
-        if not done:
-            self.state = State.STALE
-            raise PolicyUnavailableError(f"policy file {self.name}: reading it takes too long")
-        reading, self._reading = self._reading, None
         try:
-            content = reading.result()
+            content = await bounded_thread.run(self._read_alone, _PATIENCE, "dpmesh policy file")
+        except TimeoutError:
+            self.state = State.STALE
+            raise PolicyUnavailableError(f"policy file {self.name}: reading it takes too long") from None
         except PolicyUnavailableError:
             self.state = State.STALE
             raise
@@ -108,6 +106,19 @@ class FileSource:
         if self._unfit:
             raise ConfigError(self._unfit)
         return None
+
+    def _read_alone(self) -> bytes:
+        """Reads the file, unless a read before hangs.
+
+        Raises:
+            PolicyUnavailableError: As of `_read`, or a read hangs.
+        """
+        if not self._reading.acquire(blocking=False):
+            raise PolicyUnavailableError(f"policy file {self.name}: reading it takes too long")
+        try:
+            return _read(self._path)
+        finally:
+            self._reading.release()
 
     def keep(self, offer: Offer) -> None:
         """Makes an offer durable.

@@ -61,7 +61,8 @@ class PolicySource(Protocol):
         """Policies to begin with, without a network: the best one first.
 
         Raises:
-            ConfigError: There is none. The text says why.
+            PolicyUnavailableError: There is none. The text says why.
+            ConfigError: What was taken last can't be read, so that nobody knows which policies are too old.
         """
 
     async def fetch(self) -> Offer | None:

@@ -23,6 +23,7 @@ from tuf.api.metadata import Targets, Timestamp
 from dpmesh import files
 from dpmesh.errors import ConfigError, DpmeshError, PolicyUnavailableError
 from dpmesh.rollout import bounded_thread, rings, tuf_offer, tuf_trust
+from dpmesh.rollout.last_good import LastGood
 from dpmesh.rollout.source import Offer, State
 from dpmesh.rollout.trusted_time import TrustedTime, since_boot
 from dpmesh.rollout.tuf_cache import Cache, Kept
@@ -67,6 +68,10 @@ class TufSource:
 
     Several processes may share one cache.
 
+    Attributes:
+        name: The repository's URL.
+        signed: True.
+
     Args:
         url: file:///folder or https://host/path.
         root: root.json of the image: the root of trust.
@@ -80,6 +85,8 @@ class TufSource:
         ConfigError: The URL or the root is wrong.
     """
 
+    signed = True
+
     def __init__(
         self,
         url: str,
@@ -91,7 +98,7 @@ class TufSource:
         seconds: float = _SECONDS,
         since_boot: Callable[[], float] = since_boot,
     ) -> None:
-        self._where = f"policy repository {url}"
+        self.name = self._where = f"policy repository {url}"
         try:
             reader, base = fetcher(url)
         except ValueError as error:
@@ -102,6 +109,7 @@ class TufSource:
             raise ConfigError(f"policy.root: {error}") from None
         self._fetcher, self._download = reader, Download(reader, base, root)
         self._folder, self._cache = cache, Cache(cache)
+        self._taken = LastGood(cache / "taken")
         self._floor, self._seconds = floor, seconds
         self._time = TrustedTime(clock, since_boot)
         self._running = threading.Lock()
@@ -150,11 +158,32 @@ class TufSource:
         self._offered = said
         return offer
 
-    def restored(self, kept: bytes) -> Offer:
+    def first(self) -> list[Offer]:
+        """The policy that was taken last; its signatures are checked again, however old it is.
+
+        Raises:
+            PolicyUnavailableError: This device has taken none yet, or what it has taken can't be believed any more.
+            ConfigError: What it has taken can't be read.
+        """
+        kept = self._taken.load()
+        if kept is None:
+            raise PolicyUnavailableError(f"{self._where}: this device has taken no policy of it yet")
+        return [self._restored(kept)]
+
+    def keep(self, offer: Offer) -> None:
+        """Makes an offer durable, with its signatures.
+
+        Raises:
+            ConfigError: Another process has taken a newer one.
+            DpmeshError: It can't be stored now.
+        """
+        self._taken.store(offer.document.epoch, offer.kept)
+
+    def _restored(self, kept: bytes) -> Offer:
         """An offer of before, from its `kept` alone: without a network, and however old it is.
 
         Raises:
-            ConfigError: It can't be believed, or its epoch is below the floor.
+            PolicyUnavailableError: It can't be believed, or its epoch is below the floor.
         """
         try:
             signed = msgspec.json.decode(kept, type=SignedSet)
@@ -163,11 +192,14 @@ class TufSource:
                 trusted, signed, tuf_offer.FORMER
             )
         except (msgspec.MsgspecError, UntrustedError, UnfitError) as error:
-            raise ConfigError(f"{self._where}: what was kept can't be believed: {_text(error)}") from None
+            text = f"{self._where}: what was kept can't be believed: {_text(error)}"
+            raise PolicyUnavailableError(text) from None
         if offer is None:
-            raise ConfigError(f"{self._where}: what was kept has no policy")
+            raise PolicyUnavailableError(f"{self._where}: what was kept has no policy")
         if offer.document.epoch < self._floor:
-            raise ConfigError(f"{self._where}: what was kept is older than the policy of the image")
+            raise PolicyUnavailableError(
+                f"{self._where}: what was kept is older than the policy of the image"
+            )
         return offer
 
     def _newest_known(self) -> _Known | None:

@@ -12,7 +12,7 @@ import pytest
 
 import dpmesh
 from dpmesh.accounting import AMOUNT
-from dpmesh.errors import ConfigError, DpmeshError, ProtectionError
+from dpmesh.errors import ConfigError, DpmeshError, PolicyUnavailableError, ProtectionError
 from dpmesh.rollout.file_source import FileSource
 from tests.support.mutual_tls import until
 from tests.support.protos import compiled
@@ -130,7 +130,7 @@ def test_no_part_of_a_policy_is_taken_for_the_whole(file, whole):
     (taken,) = source.first()
     for end in range(len(whole.rstrip())):
         file.write_text(whole[:end])
-        with pytest.raises(ConfigError):
+        with pytest.raises(PolicyUnavailableError):
             source.first()
     for end in range(len(whole.rstrip()), len(whole) + 1):
         file.write_text(whole[:end])
