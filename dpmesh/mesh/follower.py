@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 from dpmesh.errors import AnnotationError, ConfigError, DpmeshError, PolicyHeldError, PolicyUnavailableError
@@ -71,13 +71,15 @@ class PolicyFollower:
         freshness: Counts the time without an answer.
         first: The source's policy with which the mesh begins; None if it is not the source's.
         held: Remembers a policy that waits.
-        now: Seconds since 1970.
 
     Attributes:
         source: As given.
         refused: Why the source's policy is not the one in force, as far as the last look showed; "" if it is.
         state: How far the mesh can be believed to have the newest policy, as of the last look.
         freshness: As given.
+        taken: The last outcome of a policy that is in force; None if the source has none of them.
+        push: The address of the push service that tells when to look; "" if there is none.
+        folder: Where the device keeps its secret; None if it keeps nothing.
         on_outcome: Called with what became of each offer.
         on_state: Called with each new state.
     """
@@ -90,17 +92,19 @@ class PolicyFollower:
         *,
         first: Offer | None = None,
         held: Held | None = None,
-        now: Callable[[], float] = time.time,
     ) -> None:
         self.source: Final = source
         self.freshness: Final = freshness
         self.refused = ""
         self.state = freshness.of(source.state)
+        self.taken = None if first is None else Outcome.of(first, "", time.time())
+        self.push = ""
+        self.folder: Path | None = None
         self.on_outcome: Callable[[Outcome], None] = lambda _: None
         self.on_state: Callable[[State], None] = lambda _: None
         self._first = first
         self._seconds = seconds
-        self._now = now
+        self._now: Callable[[], float] = time.time
         self._held = held or Held(None)
         # The policy in force is not the source's, so that there is nothing that the source could loosen.
         self._takes_first = first is None
@@ -158,14 +162,16 @@ class PolicyFollower:
             )
         return verdict.note
 
-    def start(self, take: Callable[[Offer], Awaitable[None]]) -> None:
+    def start(self, take: Callable[[Offer], Awaitable[None]], now: Callable[[], float]) -> None:
         """Begins to look, in the running event loop: at once, and then at intervals.
 
         Args:
             take: Puts a policy in force. It raises PolicyHeldError if that is too early; ConfigError or AnnotationError
                 if something is wrong with the policy; PolicyUnavailableError if it may be tried again when the source
                 is fresh; any other exception if it may be tried again.
+            now: Seconds since 1970, by the ledger's clock.
         """
+        self._now = now
         self._poked = asyncio.Event()  # It belongs to the loop.
         self._task = asyncio.get_running_loop().create_task(self._follow(take), name="dpmesh policy")
 
@@ -259,8 +265,10 @@ class PolicyFollower:
     def _end(self, offer: Offer) -> None:
         """Tells what became of an offer, which is not tried any more."""
         self._offer = None
-        digest = hashlib.sha256(offer.content).hexdigest()
-        self.on_outcome(Outcome(offer.document.epoch, digest, not self._unfit, self._unfit, self._now()))
+        outcome = Outcome.of(offer, self._unfit, self._now())
+        if outcome.taken:
+            self.taken = outcome
+        self.on_outcome(outcome)
 
     def _pass_to(self, state: State) -> None:
         if state is self.state:

@@ -79,8 +79,11 @@ def _followed(settings: Config, clock: Callable[[], float]) -> tuple[PolicyFollo
         fit = [at for at, policy in enumerate(rules) if policy.document.epoch >= least]
         offers, rules = [*[offers[at] for at in fit], None], [*[rules[at] for at in fit], floor]
     chosen = next((at for at, policy in enumerate(rules) if _fits(policy, settings)), 0)
-    seconds = configuration.poll_seconds(settings)
-    follower = PolicyFollower(source, seconds, freshness, first=offers[chosen], held=held, now=clock)
+    follower = PolicyFollower(
+        source, configuration.poll_seconds(settings), freshness, first=offers[chosen], held=held
+    )
+    follower.push = settings.policy.push
+    follower.folder = Path(settings.policy.cache) if settings.policy.cache else None
     return follower, rules[chosen]
 
 

@@ -42,8 +42,8 @@ def open_source(
     name = hashlib.sha256(policy.source.encode()).hexdigest()[:16]
     folder = Path(policy.cache) if policy.cache else None
     answered = None if folder is None else folder / f"{name}.answered"
-    held = Held(None if folder is None else folder / f"{name}.held")
     freshness = Freshness(answered, max_offline_seconds(settings), clock)
+    held = Held(None if folder is None else folder / f"{name}.held")
     if policy.source.startswith(SIGNED):
         if folder is None:
             raise ConfigError('policy.cache = "": a signed repository needs a folder')

@@ -37,7 +37,7 @@ from tuf.api.metadata import (
 from dpmesh import files
 from dpmesh.errors import ConfigError
 from dpmesh.policy import overlay_file
-from dpmesh.rollout import tuf_keys
+from dpmesh.rollout import tuf_keys, tuf_trust
 from dpmesh.rollout.admission import REASON_LENGTH
 from dpmesh.rollout.tuf_offer import FORMER, LARGEST_DOCUMENT, POLICY
 from dpmesh.rollout.tuf_trust import FLEET, RING_FILE, RINGS, UntrustedError, public_key
@@ -49,7 +49,7 @@ LEAST_SHARE = 0.05
 _DAYS = {Root.type: 365, Targets.type: 365, Snapshot.type: 365, Timestamp.type: 7, RINGS: 365}
 _SUFFIXES = (".yaml", ".yml", ".json")
 
-_T = TypeVar("_T", bound=Signed)
+_T = TypeVar("_T", Root, Timestamp, Snapshot, Targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +224,7 @@ class PolicyRepository:
 
     # -- policies ---------------------------------------------------------------------------------------------------
 
-    def stage(self, policy: Path | None, signer: str, *, not_before: float = 0.0, reason: str = "") -> Staged:
+    def stage(self, policy: Path | None, signer: str, *, not_before: int = 0, reason: str = "") -> Staged:
         """Signs a policy that shall be published: a new one, or the one that waits.
 
         Args:
@@ -319,6 +319,11 @@ class PolicyRepository:
                         "the others have to run `dpmesh policy sign`"
                     )
                 self._write_target(staged.metadata.signed, staged.path, staged.content)
+                former = _policy(staged.metadata.signed, FORMER)
+                if former is not None and state.targets is not None:
+                    before = _policy(state.targets, POLICY)
+                    assert before is not None
+                    self._write_target(staged.metadata.signed, former.path, self._read(self._target(before)))
                 self._create(f"{staged.metadata.signed.version}.targets.json", staged.metadata.to_bytes())
             targets = state.targets if staged is None else staged.metadata.signed
             if targets is None:
@@ -354,38 +359,51 @@ class PolicyRepository:
             return epoch
 
     def state(self) -> State:
-        """What devices read now.
+        """What devices read now, if its signatures are those that the root asks for.
+
+        The first root counts as genuine: compare it with that of an image.
 
         Raises:
-            ConfigError: The folder is no repository, or is damaged.
+            ConfigError: The folder is no repository, is damaged, or was changed by somebody else.
         """
-        versions = [
-            int(path.name.partition(".")[0])
-            for path in (self._folder / "metadata").glob("*.root.json")
-            if path.name.partition(".")[0].isdigit()
-        ]
-        if not versions:
-            raise ConfigError(f"{self._folder}: is no repository; run `dpmesh policy init`")
-        root = self._load(self._metadata(f"{max(versions)}.root.json"), Root).signed
+        root = self._root()
         if not self._metadata("timestamp.json").exists():
             return State(root, None, None, None, None)
-        timestamp = self._load(self._metadata("timestamp.json"), Timestamp).signed
-        snapshot = self._load(
-            self._metadata(f"{timestamp.snapshot_meta.version}.snapshot.json"), Snapshot
-        ).signed
-        targets = self._load(
-            self._metadata(f"{snapshot.meta['targets.json'].version}.targets.json"), Targets
-        ).signed
-        listed = snapshot.meta.get(f"{RINGS}.json")
-        ring = (
-            None if listed is None else self._load(self._metadata(f"{listed.version}.{RINGS}.json"), Targets)
-        )
-        return State(root, targets, snapshot, timestamp, None if ring is None else ring.signed)
+        timestamp = self._verified("timestamp.json", Timestamp, root)
+        snapshot = self._verified(f"{timestamp.snapshot_meta.version}.snapshot.json", Snapshot, root)
+        targets = self._verified(f"{snapshot.meta['targets.json'].version}.targets.json", Targets, root)
+        listed, rings = snapshot.meta.get(f"{RINGS}.json"), None
+        if listed is not None:
+            rings = self._verified(f"{listed.version}.{RINGS}.json", Targets, targets, RINGS)
+        return State(root, targets, snapshot, timestamp, rings)
+
+    def _root(self) -> Root:
+        """The newest root, which the one before it vouches for, and so on to the first."""
+        if not self._metadata("1.root.json").exists():
+            raise ConfigError(f"{self._folder}: is no repository; run `dpmesh policy init`")
+        root = self._load(self._metadata("1.root.json"), Root).signed
+        while self._metadata(f"{root.version + 1}.root.json").exists():
+            path = self._metadata(f"{root.version + 1}.root.json")
+            try:
+                root = tuf_trust.next_root(root, self._read(path))
+            except UntrustedError as error:
+                raise ConfigError(f"{path}: {error}") from None
+        return root
+
+    def _verified(self, name: str, kind: type[_T], delegator: Root | Targets, role: str = "") -> _T:
+        """A file of metadata with the signatures that another one asks for."""
+        metadata = self._load(self._metadata(name), kind)
+        role = role or metadata.signed.type
+        try:
+            delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+        except Exception:
+            raise ConfigError(f"{self._metadata(name)}: is not signed as the root asks: restore it") from None
+        return metadata.signed
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
     def _new(
-        self, state: State, policy: Path, not_before: float, reason: str
+        self, state: State, policy: Path, not_before: int, reason: str
     ) -> tuple[str, bytes, Metadata[Targets]]:
         """The next targets, with a new policy and the one before."""
         if policy.suffix not in _SUFFIXES:
@@ -514,7 +532,7 @@ class PolicyRepository:
     def _load(self, path: Path, kind: type[_T]) -> Metadata[_T]:
         data = self._read(path)
         try:
-            metadata: Metadata[_T] = Metadata.from_bytes(data)
+            metadata = Metadata[kind].from_bytes(data)  # type: ignore[valid-type]
         except Exception:
             raise ConfigError(f"{path}: is damaged") from None
         if not isinstance(metadata.signed, kind):
@@ -552,7 +570,7 @@ def _end(role: str) -> datetime:
 
 
 def _signed(signed: Signed, signers: Sequence[Signer]) -> bytes:
-    metadata = Metadata(signed)
+    metadata: Metadata[Any] = Metadata(signed)
     for signer in signers:
         metadata.sign(signer, append=True)
     return metadata.to_bytes()
@@ -577,7 +595,7 @@ def _epoch(targets: Targets) -> int:
     return int(custom["epoch"]) if custom else 0
 
 
-def _repeats(waiting: Staged, policy: Path, not_before: float, reason: str) -> bool:
+def _repeats(waiting: Staged, policy: Path, not_before: int, reason: str) -> bool:
     """Whether somebody asks for the policy that waits once more."""
     target = waiting.metadata.signed.targets[waiting.path]
     asked = {"not_before": not_before, "reason": reason}

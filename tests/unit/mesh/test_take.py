@@ -63,7 +63,7 @@ class Source:
 class ByHand(PolicyFollower):
     """A follower that does not look by itself."""
 
-    def start(self, take):
+    def start(self, take, now):
         self.take = take
 
 
@@ -73,9 +73,7 @@ class Device:
     def __init__(self, clock=None, *, policy=None, first=None, held=None, follower=ByHand, **more):
         self.clock = clock or Clock()
         self.source = Source()
-        self.follower = follower(
-            self.source, 0.01, Freshness(None, None), first=first, held=held, now=self.clock
-        )
+        self.follower = follower(self.source, 0.01, Freshness(None, None), first=first, held=held)
         begin = globals()["policy"](1, 1.0) if policy is None else policy
         self.mesh = assembled(settings(**more), policy=begin, clock=self.clock, follower=self.follower)
 
