@@ -347,6 +347,8 @@ class Mesh:
         self._telemetry.refresh()
         if self._policy_telemetry is not None:
             self._policy_telemetry.refresh()
+        if self._follower is not None:
+            self._follower.check()
         self._refreshing = asyncio.get_running_loop().call_later(_REFRESH_SECONDS, self._refresh)
 
     def _committed(self, seconds: float) -> None:

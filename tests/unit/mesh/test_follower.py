@@ -90,7 +90,7 @@ BAD = {
     policy(-1): "epsilon",
     policy(more="mode: OBSERVE\n"): "mode: they differ from those in force",
     policy(more="budgets: [{name: unit, epsilon: 9, delta: 1e-6}]\n"): "budgets: they differ",
-    "version: " + "a" * (17 << 20): "is larger than 16 MiB",
+    "version: " + "a" * 256_000: "is larger than 256 kB",
 }
 
 

@@ -44,7 +44,7 @@ def test_a_damaged_file_is_refused_and_not_forgotten(path):
         path.write_bytes(whole[:cut])
         with pytest.raises(ConfigError, match=r"policy\.cache: .*damaged"):
             LastGood(path).load()
-        with pytest.raises(ConfigError, match=r"policy\.cache: .*damaged"):
+        with pytest.raises(DpmeshError, match=r"policy\.cache: .*damaged"):
             LastGood(path).store(6, b"another")
     path.write_bytes(whole)
     path.chmod(0o644)
