@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import random
 import sys
@@ -11,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 from dpmesh.errors import AnnotationError, ConfigError, DpmeshError, PolicyHeldError, PolicyUnavailableError
@@ -81,6 +81,9 @@ class PolicyFollower:
         refused: Why the source's policy is not the one in force, as far as the last look showed; "" if it is.
         state: How far the mesh can be believed to have the newest policy, as of the last look or check.
         freshness: As given.
+        taken: The last outcome of a policy that is in force; None if the source has none of them.
+        push: The address of the push service that tells when to look; "" if there is none.
+        folder: Where the device keeps its secret; None if it keeps nothing.
         on_outcome: Called with what became of each offer, once for each reason of a refusal.
         on_state: Called with each new state.
     """
@@ -102,6 +105,9 @@ class PolicyFollower:
         # The source's state as of the last look; STALE if it did not answer.
         self._shown = source.state
         self.state = freshness.of(source.state)
+        self.taken = None if first is None else Outcome.of(first, "", time.time())
+        self.push = ""
+        self.folder: Path | None = None
         self.on_outcome: Callable[[Outcome], None] = lambda _: None
         self.on_state: Callable[[State], None] = lambda _: None
         self._first = first
@@ -299,11 +305,12 @@ class PolicyFollower:
 
     def _tell(self, offer: Offer) -> None:
         """Tells what became of an offer, unless that is what was told last."""
-        outcome = hashlib.sha256(offer.content).hexdigest(), self._unfit
-        if outcome != self._told:
-            self._told = outcome
-            digest, reason = outcome
-            self.on_outcome(Outcome(offer.document.epoch, digest, not reason, reason, self._now()))
+        outcome = Outcome.of(offer, self._unfit, self._now())
+        if outcome.taken:
+            self.taken = outcome
+        if (outcome.digest, outcome.reason) != self._told:
+            self._told = outcome.digest, outcome.reason
+            self.on_outcome(outcome)
 
     def _say(self, refused: str) -> None:
         if refused and refused != self.refused:
