@@ -230,6 +230,11 @@ class Mesh:
         return PolicyStatus(follower.state, epoch, digest, follower.freshness.age, follower.refused)
 
     @property
+    def is_expired(self) -> bool:
+        """Nothing that a rule protects may leave, because the policy is expired. In observe mode messages leave."""
+        return self.policy_status.state is State.EXPIRED and not self.observing
+
+    @property
     def follower(self) -> PolicyFollower | None:
         """What follows the policies of a source; None if there is none."""
         return self._follower

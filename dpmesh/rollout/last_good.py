@@ -63,7 +63,7 @@ class LastGood:
         except OSError as error:
             raise DpmeshError(
                 f"policy.cache: {self._path.parent}: can't be written ({error.strerror}), so no other policy is taken: "
-                "a restart would not know it"
+                'a restart would not know it (cache = "memory:" keeps none over restarts)'
             ) from None
 
     def _found(self) -> tuple[int, bytes] | None:
