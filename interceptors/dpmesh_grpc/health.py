@@ -30,10 +30,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @contextlib.asynccontextmanager
 async def report_health(server: Any, mesh: Mesh, services: Sequence[str] = ()) -> AsyncIterator[None]:
-    """Adds grpc.health.v1.Health to a server: SERVING while the ledger can take a charge and the policy is not expired.
+    """Adds grpc.health.v1.Health: SERVING while the ledger can take a charge and the policy is not expired.
 
-    Otherwise it is NOT_SERVING. At the end it says NOT_SERVING for good, so that load balancers look elsewhere while the
-    server drains.
+    Otherwise it is NOT_SERVING. So it is for good at the end: load balancers look elsewhere while the server drains.
 
     Args:
         server: A grpc.aio server that is not started yet.
