@@ -8,12 +8,16 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from dpmesh.errors import AnnotationError, ConfigError, DpmeshError, PolicyHeldError, PolicyUnavailableError
+from dpmesh.rollout import admission
 from dpmesh.rollout.freshness import Freshness
+from dpmesh.rollout.held import Held
 from dpmesh.rollout.outcome import Outcome
+from dpmesh.rollout.policy_order import Terms
 from dpmesh.rollout.source import Offer, PolicySource, State
 
 log = logging.getLogger("dpmesh")
@@ -57,6 +61,7 @@ class PolicyFollower:
         | it is put in force                                | its outcome is told                           |
         | it is refused by itself (a bad rule, an old epoch)| its outcome is told; the next one is waited for |
         | it may not be in force yet                        | it is tried again when it may                 |
+        | it is looser, and the source is not fresh         | it is tried again when the source is fresh    |
         | the ledger, the disk or dpmesh fails              | it is tried again at the next look            |
         | another offer comes                               | it is forgotten                               |
 
@@ -65,7 +70,7 @@ class PolicyFollower:
         seconds: The time between two looks, about.
         freshness: Counts the time without an answer.
         first: The source's policy with which the mesh begins; None if it is not the source's.
-        now: Seconds since 1970.
+        held: Remembers a policy that waits.
 
     Attributes:
         source: As given.
@@ -86,24 +91,28 @@ class PolicyFollower:
         freshness: Freshness,
         *,
         first: Offer | None = None,
-        now: Callable[[], float] = time.time,
+        held: Held | None = None,
     ) -> None:
         self.source: Final = source
         self.freshness: Final = freshness
         self.refused = ""
         self.state = freshness.of(source.state)
-        self.taken = None if first is None else Outcome.of(first, "", now())
+        self.taken = None if first is None else Outcome.of(first, "", time.time())
         self.push = ""
         self.folder: Path | None = None
         self.on_outcome: Callable[[Outcome], None] = lambda _: None
         self.on_state: Callable[[State], None] = lambda _: None
         self._first = first
         self._seconds = seconds
-        self._now = now
+        self._now: Callable[[], float] = time.time
+        self._held = held or Held(None)
+        # The policy in force is not the source's, so that there is nothing that the source could loosen.
+        self._takes_first = first is None
         self._offer: Offer | None = None
         # Why the offer, or one that was refused for good, is not in force.
         self._unfit = ""
         self._not_before = 0.0
+        self._needs_fresh = False
         self._poked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -118,13 +127,51 @@ class PolicyFollower:
             self.source.keep(self._first)
         self.freshness.begin()
 
-    def start(self, take: Callable[[Offer], Awaitable[None]]) -> None:
+    def admit(self, offer: Offer, now: float, old: Terms, new: Terms) -> str:
+        """Judges whether an offer may be in force now. It blocks for as long as both policies take to compile.
+
+        Args:
+            offer: The policy.
+            now: Seconds since 1970, by the ledger's clock.
+            old: What is in force.
+            new: What the offer would put in force.
+
+        Returns:
+            What the ledger has to record before; "" if nothing.
+
+        Raises:
+            PolicyHeldError: It is too early.
+            ConfigError, PolicyUnavailableError, LedgerError: As of `admission.admitted_at`.
+        """
+        since = self._held.since(offer.content, now)
+        verdict = admission.judge(
+            old,
+            new,
+            offer,
+            state=self.source.state,
+            signed=self.source.signed,
+            first=self._takes_first,
+            since=since,
+        )
+        if verdict.at > now:
+            self._held.remember(offer.content, since)
+            why = "looser than the policy in force" if verdict.note else "published for later"
+            raise PolicyHeldError(
+                verdict.at,
+                f"policy: epoch {offer.document.epoch} is {why}, and begins at {_utc(verdict.at)}",
+            )
+        return verdict.note
+
+    def start(self, take: Callable[[Offer], Awaitable[None]], now: Callable[[], float]) -> None:
         """Begins to look, in the running event loop: at once, and then at intervals.
 
         Args:
             take: Puts a policy in force. It raises PolicyHeldError if that is too early; ConfigError or AnnotationError
-                if something is wrong with the policy; any other exception if it may be tried again.
+                if something is wrong with the policy; PolicyUnavailableError if it may be tried again when the source
+                is fresh; any other exception if it may be tried again.
+            now: Seconds since 1970, by the ledger's clock.
         """
+        self._now = now
         self._poked = asyncio.Event()  # It belongs to the loop.
         self._task = asyncio.get_running_loop().create_task(self._follow(take), name="dpmesh policy")
 
@@ -165,17 +212,36 @@ class PolicyFollower:
                 self._forget()  # There is another answer than the one that was offered.
         else:
             if offer is not None:
-                self._forget()
-                self._offer = offer
+                self._exchange(offer)
         if self.source.state is State.FRESH:
             await asyncio.to_thread(self.freshness.answered)
         self._pass_to(self.freshness.of(self.source.state))
-        if self._offer is not None and self._now() >= self._not_before:
+        may_try = self._now() >= self._not_before and not (
+            self._needs_fresh and self.source.state is not State.FRESH
+        )
+        if self._offer is not None and may_try:
             await self._try(self._offer, take)
         self._say(failed or self._unfit)
 
+    def _exchange(self, offer: Offer) -> None:
+        """Puts another offer in the place of the one that waits, if any."""
+        waiting = self._offer
+        self._forget()
+        self._offer = offer
+        epoch = offer.document.epoch
+        if (
+            waiting is not None
+            and epoch
+            and epoch == waiting.document.epoch
+            and offer.content != waiting.content
+        ):
+            self._unfit = (
+                f"policy: epoch {epoch} waits already, with another content: publish it under a new epoch"
+            )
+            self._end(offer)
+
     def _forget(self) -> None:
-        self._offer, self._unfit, self._not_before = None, "", 0.0
+        self._offer, self._unfit, self._not_before, self._needs_fresh = None, "", 0.0, False
 
     async def _try(self, offer: Offer, take: Callable[[Offer], Awaitable[None]]) -> None:
         self._unfit = "its swap was cut off"
@@ -187,13 +253,17 @@ class PolicyFollower:
         except (AnnotationError, ConfigError) as error:
             self._unfit = str(error)
         except DpmeshError as error:
-            self._unfit = str(error)
+            self._unfit, self._needs_fresh = str(error), isinstance(error, PolicyUnavailableError)
             return
         except Exception as error:
             self._unfit = _bug(error, "swapped its policy")  # It may have been want of memory.
             return
         else:
-            self._unfit = ""
+            self._unfit, self._takes_first = "", False
+        self._end(offer)
+
+    def _end(self, offer: Offer) -> None:
+        """Tells what became of an offer, which is not tried any more."""
         self._offer = None
         outcome = Outcome.of(offer, self._unfit, self._now())
         if outcome.taken:
@@ -218,6 +288,14 @@ class PolicyFollower:
         elif self.refused and not refused:
             log.info("the policy of %s is in force", self.source.name)
         self.refused = refused
+
+
+def _utc(at: float) -> str:
+    """A time for people, to the second."""
+    try:
+        return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError, OSError):  # beyond the year 9999
+        return f"{at:.0f} s since 1970"
 
 
 def _bug(error: Exception, doing: str) -> str:

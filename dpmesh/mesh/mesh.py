@@ -28,6 +28,7 @@ from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.mesh.stream import ReleaseStream
 from dpmesh.policy import Policy
 from dpmesh.rollout.outcome import Outcome
+from dpmesh.rollout.policy_order import Terms
 from dpmesh.rollout.source import Offer, State
 from dpmesh.telemetry import Telemetry, configure_from_environment, names
 from dpmesh.telemetry.policy import PolicyTelemetry
@@ -158,7 +159,9 @@ class Mesh:
         is released wholly under one of them. If anything is wrong with it, the old policy stays in force. RPCs and
         request streams go on under the policy with which they began; response streams change at a message.
 
-        Swaps take place one after the other. Call it in the event loop that opened the mesh.
+        Swaps take place one after the other. Call it in the event loop that opened the mesh. The application's own code
+        is trusted: a looser policy takes effect at once, and the ledger does not record it. The policies of `[policy]
+        source` have to fulfil the rules of `rollout.admission` first.
 
         Args:
             policy: The rules; or overlays, as a message or a file's path.
@@ -173,25 +176,36 @@ class Mesh:
         self._check_open()
         if asyncio.get_running_loop() is not self._loop:
             raise ConfigError("swap: this is not the event loop that opened the mesh; call it there")
-        await self._replace(policy, lambda: None)
+        await self._replace(policy, lambda _old, _new: "", lambda: None)
 
     async def _replace(
-        self, policy: Policy | policy_pb2.Policy | str | Path, keep: Callable[[], None]
+        self,
+        policy: Policy | policy_pb2.Policy | str | Path,
+        admit: Callable[[Terms, Terms], str],
+        keep: Callable[[], None],
     ) -> None:
         """Replaces the policy; arguments and errors as of `swap`.
 
         Args:
             policy: The rules.
+            admit: Compares what is in force to what shall be, in a thread, and raises if it may not be. Returns what
+                the ledger has to record before the policy is in force; "" if nothing.
             keep: Makes the policy durable, in a thread, before it is in force.
         """
         async with self._swapping:
             self._check_open()
             before = self.snapshot
             snapshot = await asyncio.to_thread(swapping.prepare, policy, self.ledger.budgets, before)
+            note = await asyncio.to_thread(admit, self._terms(before), self._terms(snapshot))
+            if note:
+                await self.ledger.record(note)
             await asyncio.to_thread(keep)
             self._check_open()  # It may have been closed meanwhile.
             self.snapshot = snapshot
         log.info("policy %.16s replaces %.16s", snapshot.digest, before.digest)
+
+    def _terms(self, snapshot: PolicySnapshot) -> Terms:
+        return Terms(snapshot.policy, self.ledger.budgets, "observe" if self.observing else "enforce")
 
     def _check_open(self) -> None:
         if not self._corridor.is_open:
@@ -234,7 +248,7 @@ class Mesh:
             if offer.document == self.policy.document:
                 await asyncio.to_thread(keep)
             else:
-                await self._replace(offer.document, keep)
+                await self._replace(offer.document, partial(follower.admit, offer, self.ledger.now()), keep)
 
         def note(state: State) -> None:
             self._corridor.expire(state is State.EXPIRED)
@@ -251,7 +265,7 @@ class Mesh:
 
         follower.on_state, follower.on_outcome = state_changed, tried
         note(follower.state)
-        follower.start(take)
+        follower.start(take, self.ledger.now)
 
     # -- releases -----------------------------------------------------------------------------------------------------
 

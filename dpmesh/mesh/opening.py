@@ -65,7 +65,7 @@ def _followed(settings: Config, clock: Callable[[], float]) -> tuple[PolicyFollo
     """
     floor = Policy(settings.policy.file) if settings.policy.file else None
     least = 0 if floor is None else floor.document.epoch
-    source, freshness = sources.open_source(settings, floor=least, clock=clock)
+    source, freshness, held = sources.open_source(settings, floor=least, clock=clock)
     try:
         offers: list[Offer | None] = [*source.first()]
     except PolicyUnavailableError as error:
@@ -80,7 +80,7 @@ def _followed(settings: Config, clock: Callable[[], float]) -> tuple[PolicyFollo
         offers, rules = [*[offers[at] for at in fit], None], [*[rules[at] for at in fit], floor]
     chosen = next((at for at, policy in enumerate(rules) if _fits(policy, settings)), 0)
     follower = PolicyFollower(
-        source, configuration.poll_seconds(settings), freshness, first=offers[chosen], now=clock
+        source, configuration.poll_seconds(settings), freshness, first=offers[chosen], held=held
     )
     follower.push = settings.policy.push
     follower.folder = Path(settings.policy.cache) if settings.policy.cache else None

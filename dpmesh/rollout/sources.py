@@ -11,6 +11,7 @@ from dpmesh.errors import ConfigError
 from dpmesh.extras import install
 from dpmesh.rollout.file_source import FileSource
 from dpmesh.rollout.freshness import Freshness
+from dpmesh.rollout.held import Held
 from dpmesh.rollout.last_good import LastGood
 from dpmesh.rollout.source import PolicySource
 
@@ -23,8 +24,8 @@ _LARGEST_ROOT = 256_000
 
 def open_source(
     settings: Config, *, floor: int, clock: Callable[[], float]
-) -> tuple[PolicySource, Freshness]:
-    """Makes the source of policies of a configuration, and what counts the time without an answer.
+) -> tuple[PolicySource, Freshness, Held]:
+    """Makes the source of policies of a configuration, what counts the time without an answer, and what is held.
 
     Nothing is asked of the source yet.
 
@@ -42,12 +43,13 @@ def open_source(
     folder = Path(policy.cache) if policy.cache else None
     answered = None if folder is None else folder / f"{name}.answered"
     freshness = Freshness(answered, max_offline_seconds(settings), clock)
+    held = Held(None if folder is None else folder / f"{name}.held")
     if policy.source.startswith(SIGNED):
         if folder is None:
             raise ConfigError('policy.cache = "": a signed repository needs a folder')
-        return _signed(policy.source, policy.root, folder / name, floor, clock), freshness
+        return _signed(policy.source, policy.root, folder / name, floor, clock), freshness, held
     kept = None if folder is None else LastGood(folder / f"{name}.policy")
-    return FileSource(policy.source, kept), freshness
+    return FileSource(policy.source, kept), freshness, held
 
 
 def _signed(source: str, root: str, folder: Path, floor: int, clock: Callable[[], float]) -> PolicySource:

@@ -54,7 +54,7 @@ def read_public(path: Path) -> Key:
         ConfigError: The file can't be read, or holds no public key.
     """
     try:
-        found: Key = SSlibKey.from_crypto(load_pem_public_key(path.read_bytes()))  # type: ignore[arg-type]
+        found: Key = SSlibKey.from_crypto(load_pem_public_key(path.read_bytes()))
     except OSError as error:
         raise ConfigError(f"key {path}: can't be read ({error.strerror})") from None
     except Exception:  # The libraries raise many, and their texts may quote the file.
@@ -78,7 +78,7 @@ def signer(name: str, keys: list[Key]) -> Signer:
         return _elsewhere(name, scheme, keys)
     path = Path(name)
     try:
-        found = CryptoSigner(load_pem_private_key(files.read_private(path), None))  # type: ignore[arg-type]
+        found = CryptoSigner(load_pem_private_key(files.read_private(path), None))
     except OSError as error:
         raise ConfigError(f"key {path}: can't be read ({error.strerror})") from None
     except files.NotPrivateError:

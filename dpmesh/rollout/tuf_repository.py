@@ -49,7 +49,7 @@ LEAST_SHARE = 0.05
 _DAYS = {Root.type: 365, Targets.type: 365, Snapshot.type: 365, Timestamp.type: 7, RINGS: 365}
 _SUFFIXES = (".yaml", ".yml", ".json")
 
-_T = TypeVar("_T", bound=Signed)
+_T = TypeVar("_T", Root, Timestamp, Snapshot, Targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +224,7 @@ class PolicyRepository:
 
     # -- policies ---------------------------------------------------------------------------------------------------
 
-    def stage(self, policy: Path | None, signer: str, *, not_before: float = 0.0, reason: str = "") -> Staged:
+    def stage(self, policy: Path | None, signer: str, *, not_before: int = 0, reason: str = "") -> Staged:
         """Signs a policy that shall be published: a new one, or the one that waits.
 
         Args:
@@ -319,6 +319,11 @@ class PolicyRepository:
                         "the others have to run `dpmesh policy sign`"
                     )
                 self._write_target(staged.metadata.signed, staged.path, staged.content)
+                former = _policy(staged.metadata.signed, FORMER)
+                if former is not None and state.targets is not None:
+                    before = _policy(state.targets, POLICY)
+                    assert before is not None
+                    self._write_target(staged.metadata.signed, former.path, self._read(self._target(before)))
                 self._create(f"{staged.metadata.signed.version}.targets.json", staged.metadata.to_bytes())
             targets = state.targets if staged is None else staged.metadata.signed
             if targets is None:
@@ -385,7 +390,7 @@ class PolicyRepository:
     # -- parts ------------------------------------------------------------------------------------------------------
 
     def _new(
-        self, state: State, policy: Path, not_before: float, reason: str
+        self, state: State, policy: Path, not_before: int, reason: str
     ) -> tuple[str, bytes, Metadata[Targets]]:
         """The next targets, with a new policy and the one before."""
         if policy.suffix not in _SUFFIXES:
@@ -514,7 +519,7 @@ class PolicyRepository:
     def _load(self, path: Path, kind: type[_T]) -> Metadata[_T]:
         data = self._read(path)
         try:
-            metadata: Metadata[_T] = Metadata.from_bytes(data)
+            metadata = Metadata[kind].from_bytes(data)  # type: ignore[valid-type]
         except Exception:
             raise ConfigError(f"{path}: is damaged") from None
         if not isinstance(metadata.signed, kind):
@@ -552,7 +557,7 @@ def _end(role: str) -> datetime:
 
 
 def _signed(signed: Signed, signers: Sequence[Signer]) -> bytes:
-    metadata = Metadata(signed)
+    metadata: Metadata[Any] = Metadata(signed)
     for signer in signers:
         metadata.sign(signer, append=True)
     return metadata.to_bytes()
@@ -577,7 +582,7 @@ def _epoch(targets: Targets) -> int:
     return int(custom["epoch"]) if custom else 0
 
 
-def _repeats(waiting: Staged, policy: Path, not_before: float, reason: str) -> bool:
+def _repeats(waiting: Staged, policy: Path, not_before: int, reason: str) -> bool:
     """Whether somebody asks for the policy that waits once more."""
     target = waiting.metadata.signed.targets[waiting.path]
     asked = {"not_before": not_before, "reason": reason}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,6 @@ import typer
 
 from dpmesh.cli.console import InputError, say
 from dpmesh.cli.options import inputs
-from dpmesh.errors import ConfigError
 from dpmesh.extras import install
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def key(
 ) -> None:
     """Make a key. FILE stays with its owner; FILE.pub goes to whoever runs `dpmesh policy init`."""
     tuf_keys = _module("tuf_keys")
-    _checked(lambda: tuf_keys.create(file))
+    tuf_keys.create(file)
     say(f"{file}: a private key. Keep it, and show it to nobody.", f"{file}.pub: its public key.")
 
 
@@ -53,9 +53,15 @@ def init(
         str,
         typer.Option("--fleet", metavar="NAME", help="The fleet's name. Other fleets refuse its policies."),
     ],
+    roots: Annotated[
+        list[Path],
+        typer.Option(
+            "--root", metavar="FILE.pub", help="A public key that may change all keys; may be repeated."
+        ),
+    ],
     root_keys: Annotated[
         list[str],
-        typer.Option("--root-key", metavar="FILE", help="A key that may change all keys; may be repeated."),
+        typer.Option("--root-key", metavar="KEY", help=f"A root key that signs now; may be repeated. {KEY}"),
     ],
     officers: Annotated[
         list[Path],
@@ -91,22 +97,17 @@ def init(
     """Make a repository of signed policies, and root.json, by which devices believe it."""
     tuf_keys = _module("tuf_keys")
 
-    def made() -> bytes:
-        private = [name for name in root_keys if not name.endswith(tuf_keys.PUBLIC)]
-        public = [tuf_keys.read_public(Path(name)) for name in root_keys if name.endswith(tuf_keys.PUBLIC)]
-        public += [tuf_keys.read_public(Path(name + tuf_keys.PUBLIC)) for name in private]
-        return _repository(folder).create(
-            fleet,
-            roots=public,
-            root_signers=[tuf_keys.signer(name, public) for name in private],
-            root_threshold=root_threshold,
-            officers=[tuf_keys.read_public(path) for path in officers],
-            officer_threshold=officer_threshold,
-            online=tuf_keys.read_public(online),
-            rings=None if rings is None else tuf_keys.read_public(rings),
-        )
-
-    _checked(made)
+    public = [tuf_keys.read_public(path) for path in roots]
+    _repository(folder).create(
+        fleet,
+        roots=public,
+        root_signers=[tuf_keys.signer(name, public) for name in root_keys],
+        root_threshold=root_threshold,
+        officers=[tuf_keys.read_public(path) for path in officers],
+        officer_threshold=officer_threshold,
+        online=tuf_keys.read_public(online),
+        rings=None if rings is None else tuf_keys.read_public(rings),
+    )
     say(f"{folder}: a repository of policies for the fleet {fleet}")
     say(f"Every image needs {folder / 'metadata' / '1.root.json'} as its root.json ([policy] root).")
     say(f"Next: dpmesh policy sign policy.yaml --repo {folder} --key OFFICER")
@@ -153,19 +154,19 @@ def sign(
     from dpmesh import config as configuration
 
     repository = _repository(repo)
-    waiting = _checked(repository.staged)
+    waiting = repository.staged()
     if protos or descriptor_sets:
-        content = waiting and (waiting.path, waiting.content)
+        content = None if waiting is None else (waiting.path, waiting.content)
         if policy is not None:
-            content = policy.name, _checked(lambda: _bytes(policy))
+            content = policy.name, _bytes(policy)
         if content is not None:
             sources = inputs.load(protos, includes, descriptor_sets, "")
             settings = configuration.load(inputs.config_file(config_file))
             _show_difference(repository, content, settings, sources, reason or _reason(waiting))
     elif policy is not None:
         say("no --proto: nobody looked whether the policy fits the protos, and what it makes looser")
-    at = _time(not_before) if not_before else 0.0
-    staged = _checked(lambda: repository.stage(policy, officer, not_before=at, reason=reason))
+    at = _time(not_before) if not_before else 0
+    staged = repository.stage(policy, officer, not_before=at, reason=reason)
     say(
         f"{staged.path}, epoch {_custom(staged)['epoch']}: signed by {staged.signers} of {staged.threshold} officers"
     )
@@ -192,7 +193,7 @@ def publish(
 ) -> None:
     """Publish the policy that was signed; or say once more that there is nothing newer, for another seven days."""
     repository = _repository(repo)
-    epoch = _checked(lambda: repository.publish(online, share=share, rings=rings_key))
+    epoch = repository.publish(online, share=share, rings=rings_key)
     part = "" if share is None else f", for {share:.0%} of the fleet"
     say(f"epoch {epoch} is published{part}; devices believe it for 7 days: publish again before")
 
@@ -200,7 +201,7 @@ def publish(
 def halt(repo: Repo, online: OnlineKey, rings_key: RingsKey) -> None:
     """Let no further device take the newest policy. Those that have taken it keep it: go back by a new epoch."""
     repository = _repository(repo)
-    epoch = _checked(lambda: repository.halt(online, rings_key))
+    epoch = repository.halt(online, rings_key)
     say(f"epoch {epoch} is halted: no further device takes it")
 
 
@@ -234,17 +235,14 @@ def rotate(
     tuf_keys = _module("tuf_keys")
 
     def pairs(given: list[str] | None, read: Callable[[str], _T]) -> list[tuple[str, _T]]:
-        found = [(role, read(value)) for role, _, value in (each.partition("=") for each in given or ())]
-        return found
+        return [(role, read(value)) for role, _, value in (each.partition("=") for each in given or ())]
 
     def public(path: str) -> Key:
         found: Key = tuf_keys.read_public(Path(path))
         return found
 
-    missing = _checked(
-        lambda: repository.rotate(
-            keys, add=pairs(add, public), drop=pairs(drop, public), thresholds=pairs(threshold, _number)
-        )
+    missing = repository.rotate(
+        keys, add=pairs(add, public), drop=pairs(drop, public), thresholds=pairs(threshold, _number)
     )
     if missing:
         say(
@@ -258,7 +256,7 @@ COMMANDS: Sequence[tuple[Callable[..., None], str]] = (
     (key, "Example: dpmesh policy key alice.key"),
     (
         init,
-        "Example: dpmesh policy init repo --fleet cars --root-key root.key --officer alice.key.pub "
+        "Example: dpmesh policy init repo --fleet cars --root root.key.pub --root-key root.key --officer alice.key.pub "
         "--officer bob.key.pub --online online.key.pub",
     ),
     (sign, "Example: dpmesh policy sign policy.yaml --repo repo --key alice.key --proto protos"),
@@ -288,18 +286,6 @@ def _repository(folder: Path) -> PolicyRepository:
     return found
 
 
-def _checked(work: Callable[[], _T]) -> _T:
-    """Does work; what is wrong with the input is one line.
-
-    Raises:
-        InputError: Instead of ConfigError.
-    """
-    try:
-        return work()
-    except ConfigError as error:
-        raise InputError(str(error)) from None
-
-
 def _bytes(path: Path) -> bytes:
     from dpmesh.policy import overlay_file
 
@@ -315,14 +301,14 @@ def _reason(waiting: Any) -> str:
     return "" if waiting is None else str(_custom(waiting).get("reason", ""))
 
 
-def _time(text: str) -> float:
+def _time(text: str) -> int:
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
         found = None
     if found is None or found.tzinfo is None:
         raise InputError("--not-before: a time with its zone, such as 2026-01-31T08:00Z")
-    return found.timestamp()
+    return math.ceil(found.timestamp())
 
 
 def _number(text: str) -> int:
@@ -349,11 +335,11 @@ def _show_difference(
         own = configuration.with_policy(settings, policy.document)
         return Terms(policy, tuple(configuration.budgets(own)), own.mode)
 
-    before = _checked(repository.published)
-    after = _checked(lambda: terms(new))
+    before = repository.published()
+    after = terms(new)
     if before is None:
         return
-    found = compare(_checked(lambda: terms(before)), after, sources.elements())
+    found = compare(terms(before), after, sources.elements())
     policy_differences.write(found)
     if found.order is Order.LOOSER and not reason:
         raise InputError("the policy is looser: say why with --reason, which every ledger records")

@@ -8,6 +8,7 @@ import math
 import shlex
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -188,7 +189,7 @@ def _rate(refused: int, devices: int) -> str:
     )
 
 
-COMMANDS = (
+COMMANDS: Sequence[tuple[Callable[..., None], str]] = (
     (serve, "Example: dpmesh policy serve --repo repository --identity server"),
     (status, "Example: dpmesh policy status --store sqlite:///.dpmesh/rollout.db"),
 )

@@ -55,11 +55,22 @@ def officers(folder) -> bytes:
         "--rings",
         folder / "rings.pub",
     )
-    dpmesh("init", folder / "repository", "--fleet", "cars", "--root-key", folder / "root", *public)
-    for epoch, more in ((4, ()), (5, ("--share", 0.05, "--rings-key", folder / "rings"))):
+    dpmesh(
+        "init",
+        folder / "repository",
+        "--fleet",
+        "cars",
+        "--root",
+        folder / "root.pub",
+        "--root-key",
+        folder / "root",
+        *public,
+    )
+    keys = "--key", folder / "online", "--rings-key", folder / "rings"
+    for epoch, share in ((4, 1), (5, 0.05)):
         (folder / "policy.json").write_text(json.dumps({"epoch": epoch}))
         dpmesh("sign", folder / "policy.json", *repository, "--key", folder / "officer")
-        dpmesh("publish", *repository, "--key", folder / "online", *more)
+        dpmesh("publish", *repository, *keys, "--share", share)
     return hashlib.sha256((folder / "policy.json").read_bytes()).digest()
 
 

@@ -22,7 +22,7 @@ TYPES = compiled(
     double a = 2 [(dpmesh.v1.field).numeric = {lower: 0 upper: 1 epsilon: 1 output: IN_RANGE}]; }"""
 )
 NAME = TYPES.Report.DESCRIPTOR.full_name
-BUDGET = {"name": "unit", "epsilon": 1000.0, "accounting": "pure", "window": "24h"}
+BUDGET = {"name": "unit", "epsilon": 1000.0, "accounting": "pure", "window": "lifetime"}
 
 
 def policy(epsilon=1.0, more=""):
@@ -197,11 +197,11 @@ async def test_an_error_of_dpmesh_itself_does_not_end_following_and_quotes_nothi
     async with dpmesh.open(settings(file)) as mesh:
         replacing, failed = mesh._replace, []
 
-        async def failing(document, keep):
+        async def failing(document, *steps):
             if not failed:
                 failed.append(document)
                 raise RuntimeError("41.77777777")
-            await replacing(document, keep)
+            await replacing(document, *steps)
 
         monkeypatch.setattr(mesh, "_replace", failing)
         replace(file, policy(0.5))
