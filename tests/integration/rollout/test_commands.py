@@ -50,27 +50,23 @@ def officers(folder) -> bytes:
     public = (
         "--officer",
         folder / "officer.pub",
+        "--root",
+        folder / "root.pub",
+        "--root-key",
+        folder / "root",
         "--online",
         folder / "online.pub",
         "--rings",
         folder / "rings.pub",
     )
-    dpmesh(
-        "init",
-        folder / "repository",
-        "--fleet",
-        "cars",
-        "--root",
-        folder / "root.pub",
-        "--root-key",
-        folder / "root",
-        *public,
-    )
-    keys = "--key", folder / "online", "--rings-key", folder / "rings"
-    for epoch, share in ((4, 1), (5, 0.05)):
+    dpmesh("init", folder / "repository", "--fleet", "cars", *public)
+    for epoch, more in (
+        (4, ("--rings-key", folder / "rings")),
+        (5, ("--share", 0.05, "--rings-key", folder / "rings")),
+    ):
         (folder / "policy.json").write_text(json.dumps({"epoch": epoch}))
         dpmesh("sign", folder / "policy.json", *repository, "--key", folder / "officer")
-        dpmesh("publish", *repository, *keys, "--share", share)
+        dpmesh("publish", *repository, "--key", folder / "online", *more)
     return hashlib.sha256((folder / "policy.json").read_bytes()).digest()
 
 

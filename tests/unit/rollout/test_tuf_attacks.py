@@ -6,6 +6,7 @@ After each attack the device goes on with what it had: also a process that start
 
 import json
 import os
+from copy import deepcopy
 
 import pytest
 from securesystemslib.signer import CryptoSigner
@@ -29,11 +30,10 @@ async def attacked(repository, device):
 
 
 async def held(device, epoch=2, error=(ConfigError, PolicyUnavailableError)) -> str:
-    """Why the device refuses; it goes on with an epoch, after a restart too."""
+    """Why the device refuses. After a restart it has an epoch from its cache, as it had before."""
     text = await device.refusal(error)
     device.restart()
     assert await device.epoch() == epoch
-    assert await device.refusal(error) == text
     return text
 
 
@@ -180,6 +180,8 @@ class TestClock:
         assert "too old" in await held(device, 1, PolicyUnavailableError)
         repository.publish(expires=4 * DAY)
         assert await device.epoch() == 2
+        repository.stamp(expires=1.5 * DAY)
+        assert "too old" in await held(device, 2, PolicyUnavailableError)
 
     async def test_time_counts_without_a_new_timestamp(self, repository, device):
         """The time that goes on is written down, so a restart with a clock of before does not make it fresh."""
@@ -306,9 +308,9 @@ class TestKeys:
     @pytest.mark.parametrize("form", [str, str.upper])
     async def test_one_key_under_two_ids_counts_once(self, repository, attacked, role, form):
         mine = repository.keys[role][0]
-        public = mine.public_key.to_dict()
+        public = deepcopy(mine.public_key.to_dict())
         public["keyval"]["public"] = form(public["keyval"]["public"])
-        twin = Key.from_dict("0" * 64, json.loads(json.dumps(public)))
+        twin = Key.from_dict("0" * 64, public)
         repository.root.add_key(twin, role)
         repository.root.roles[role].threshold = 2
         repository.next_root()
@@ -397,8 +399,12 @@ class TestGarbage:
 
     @pytest.mark.parametrize(
         ("name", "kind"),
-        [(name, kind) for name in NAMES for kind in ("half", "missing", "deep")]
-        + [(name, kind) for name in NAMES[::4] for kind in ("empty", "random", "long", "html", "folder")],
+        [(name, kind) for name in NAMES for kind in ("half", "missing")]
+        + [
+            (name, kind)
+            for name in NAMES[::4]
+            for kind in ("empty", "random", "deep", "long", "html", "folder")
+        ],
     )
     async def test_in_place_of_each_file(self, attacked, paths, name, kind):
         path = paths[name]

@@ -146,7 +146,6 @@ async def test_other_statuses_are_no_answer(make, authority, status):
     "answer",
     [
         b"\x00" * 1000,
-        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nshort",
         b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnothex\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000,
@@ -162,6 +161,15 @@ async def test_garbage_is_no_answer(make, authority, answer):
 
     with answering(once, authority) as port:
         assert await make(port).refusal((ConfigError, PolicyUnavailableError))
+
+
+async def test_an_answer_that_is_cut_off_is_no_answer(make, authority):
+    def once(connection):
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nshort")
+
+    with answering(once, authority) as port:
+        assert "the connection failed" in await make(port).refusal(PolicyUnavailableError)
 
 
 class TestSlow:

@@ -132,7 +132,7 @@ async def test_an_image_with_a_newer_root_takes_over_the_cache(repository, devic
     assert await device.epoch() == 1
 
 
-async def test_what_was_refused_is_refused_again_without_a_download(repository, device, monkeypatch):
+async def test_what_was_refused_is_refused_again_without_a_download(repository, device):
     repository.add(policy(3), custom={"epoch": 2})
     repository.publish()
     text = await device.refusal(ConfigError)
