@@ -8,6 +8,7 @@ import random
 import grpc
 import grpc.aio
 import pytest
+from cryptography import x509
 
 from dpmesh.errors import RolloutStoreError
 from dpmesh.rollout.push.halting import Round
@@ -161,6 +162,43 @@ async def test_a_store_that_fails_loses_no_report(rig, monkeypatch):
 
 
 @SQLITE
+async def test_devices_hear_of_a_policy_although_the_store_fails(rig, monkeypatch):
+    rig.repository.offer(4, b"old")
+    await rig.serve()
+    device = await rig.device(1)
+    await until(lambda: device.looks == 1)
+
+    async def failing(found):
+        raise RolloutStoreError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rig.store, "publish", failing)
+        digest = rig.repository.offer(5, b"new")
+        await until(lambda: device.looks == 2)
+        device.client.report(5, digest, taken=True)
+        stub = await rig.stub()
+        assert await code_of(stub.ReportOutcome(request(7, digest))) is Code.UNAVAILABLE
+        assert await code_of(stub.ReportOutcome(request(7, digest, epoch=3))) is Code.NOT_FOUND
+    await rig.until(lambda found: (found.epoch, found.acks) == (5, 1))
+
+
+@SQLITE
+async def test_a_store_does_not_tell_who_reported(rig, tmp_path):
+    digest = rig.repository.offer(5, b"new")
+    await rig.serve()
+    stub = await rig.stub()
+    await stub.ReportOutcome(request(1, digest))
+    leaf = x509.load_pem_x509_certificate(rig.identity.current.certificates)
+    (name,) = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    await rig.stop()
+    content = b"".join(path.read_bytes() for path in tmp_path.glob("rollout.db*"))
+    assert outcome_pseudonym((1).to_bytes(32, "big"), 5) in content
+    assert name.value.rpartition("/")[2].encode() not in content
+    assert b"127.0.0.1" not in content
+    assert leaf.serial_number.to_bytes(20, "big").lstrip(b"\0") not in content
+
+
+@SQLITE
 async def test_devices_answer_whether_messages_are_refused(rig, monkeypatch):
     """Without the noise, whose law is tested with `randomized`: each device of the ring refuses, and no other."""
     monkeypatch.setattr(client_module, "randomized", lambda bit: bit)
@@ -210,19 +248,25 @@ async def test_a_policy_that_a_tenth_of_the_fleet_refuses_halts_by_itself(rig, h
 
 
 @SQLITE
-async def test_a_halt_that_fails_is_tried_again(rig):
+async def test_a_halt_is_tried_until_it_succeeds_and_again_after_another_publication(rig):
     digest = rig.repository.offer(5, b"new", share=0.05)
     await rig.serve()
     tries = []
 
     async def halt(epoch):
         tries.append(epoch)
-        if len(tries) < 3:
+        if len(tries) < 2:
             raise OSError("read-only")
 
     rig.publisher._halt = halt
     stub = await rig.stub()
     await asyncio.gather(*(stub.ReportOutcome(request(n, digest, taken=False)) for n in range(50)))
+    await until(lambda: len(tries) == 2)
+    for n in range(50, 55):
+        await stub.ReportOutcome(request(n, digest, taken=False))
+        await rig.publisher.look()
+    assert tries == [5, 5]
+    rig.repository.offer(5, b"new", share=0.1)
     await until(lambda: len(tries) == 3)
 
 
