@@ -19,6 +19,7 @@ ALL = (
     "identity",
     "rotation",
     "rollout",
+    "policy_repository",
 )
 
 

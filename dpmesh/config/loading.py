@@ -54,6 +54,8 @@ def load(
             f"{name}: policy.source: {quoted(config.policy.source)}: allowed: the path of a file, "
             "tuf+https://host/path or tuf+file:///folder"
         )
+    if config.policy.push and not config.policy.source:
+        raise ConfigError(f"{name}: policy.push tells when to look at policy.source: add that")
     for key in ("file", "source", "root", "cache"):
         path = getattr(config.policy, key)
         if path and not (signed and key == "source"):

@@ -40,6 +40,7 @@ class PolicyConfig(_Section, frozen=True):
         poll: How long to wait between two looks at the source.
         root: The root.json that a signed source is believed by.
         cache: The folder that keeps the policy that was taken last; "": it is not kept.
+        push: The push service, "host:port", that tells when to look at the source; "": there is none.
         max_offline: After how long without an answer of the source nothing may leave; "never": no such limit.
     """
 
@@ -49,6 +50,7 @@ class PolicyConfig(_Section, frozen=True):
     poll: str = "10s"
     root: str = ""
     cache: str = ".dpmesh/policy"
+    push: str = ""
     max_offline: str = "30d"
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 from dpmesh.errors import AnnotationError, ConfigError, DpmeshError, PolicyHeldError, PolicyUnavailableError
@@ -77,6 +77,9 @@ class PolicyFollower:
         refused: Why the source's policy is not the one in force, as far as the last look showed; "" if it is.
         state: How far the mesh can be believed to have the newest policy, as of the last look.
         freshness: As given.
+        taken: The last outcome of a policy that is in force; None if the source has none of them.
+        push: The address of the push service that tells when to look; "" if there is none.
+        folder: Where the device keeps its secret; None if it keeps nothing.
         on_outcome: Called with what became of each offer.
         on_state: Called with each new state.
     """
@@ -94,6 +97,9 @@ class PolicyFollower:
         self.freshness: Final = freshness
         self.refused = ""
         self.state = freshness.of(source.state)
+        self.taken = None if first is None else Outcome.of(first, "", time.time())
+        self.push = ""
+        self.folder: Path | None = None
         self.on_outcome: Callable[[Outcome], None] = lambda _: None
         self.on_state: Callable[[State], None] = lambda _: None
         self._first = first
@@ -259,8 +265,10 @@ class PolicyFollower:
     def _end(self, offer: Offer) -> None:
         """Tells what became of an offer, which is not tried any more."""
         self._offer = None
-        digest = hashlib.sha256(offer.content).hexdigest()
-        self.on_outcome(Outcome(offer.document.epoch, digest, not self._unfit, self._unfit, self._now()))
+        outcome = Outcome.of(offer, self._unfit, self._now())
+        if outcome.taken:
+            self.taken = outcome
+        self.on_outcome(outcome)
 
     def _pass_to(self, state: State) -> None:
         if state is self.state:

@@ -60,6 +60,7 @@ class Mesh:
         grpc: What may leave although no rule protects it.
         observing: The mode is observe.
         observed: Logs what enforce mode would refuse; None if the mode is not observe.
+        outcome_listeners: Called with what became of each policy that the follower offered, after the log was told.
         has_quotas: Some budget has quotas, so that it matters who the consumer of a message is.
 
     Raises:
@@ -94,6 +95,7 @@ class Mesh:
         self.observed = ObservedRefusals() if self.observing else None
         self._corridor = Corridor(ledger, self._recording, pseudonyms, exhausted, self.observed)
         self._follower = follower
+        self.outcome_listeners: list[Callable[[Outcome], None]] = []
         self._policy_telemetry: PolicyTelemetry | None = None
         self._swapping = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -227,6 +229,16 @@ class Mesh:
             return PolicyStatus(State.FRESH, epoch, digest, 0.0, "")
         return PolicyStatus(follower.state, epoch, digest, follower.freshness.age, follower.refused)
 
+    @property
+    def follower(self) -> PolicyFollower | None:
+        """What follows the policies of a source; None if there is none."""
+        return self._follower
+
+    @property
+    def refusals(self) -> int:
+        """How many messages this mesh has refused since it was made. The mode observe refuses none."""
+        return self._corridor.refusals
+
     def _follow(self, follower: PolicyFollower) -> None:
         """Begins to take the policies of a source."""
         telemetry = self._policy_telemetry = PolicyTelemetry(lambda: self.policy_status)
@@ -248,6 +260,8 @@ class Mesh:
 
         def tried(outcome: Outcome) -> None:
             telemetry.happened(names.TAKEN if outcome.taken else names.REFUSED, outcome.epoch)
+            for each in self.outcome_listeners:
+                each(outcome)
 
         follower.on_state, follower.on_outcome = state_changed, tried
         note(follower.state)

@@ -82,6 +82,8 @@ def _followed(settings: Config, clock: Callable[[], float]) -> tuple[PolicyFollo
     follower = PolicyFollower(
         source, configuration.poll_seconds(settings), freshness, first=offers[chosen], held=held
     )
+    follower.push = settings.policy.push
+    follower.folder = Path(settings.policy.cache) if settings.policy.cache else None
     return follower, rules[chosen]
 
 

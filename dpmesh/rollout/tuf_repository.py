@@ -37,7 +37,7 @@ from tuf.api.metadata import (
 from dpmesh import files
 from dpmesh.errors import ConfigError
 from dpmesh.policy import overlay_file
-from dpmesh.rollout import tuf_keys
+from dpmesh.rollout import tuf_keys, tuf_trust
 from dpmesh.rollout.admission import REASON_LENGTH
 from dpmesh.rollout.tuf_offer import FORMER, LARGEST_DOCUMENT, LARGEST_STEP, POLICY
 from dpmesh.rollout.tuf_trust import FLEET, RING_FILE, RINGS, UntrustedError, public_key
@@ -359,33 +359,46 @@ class PolicyRepository:
             return epoch
 
     def state(self) -> State:
-        """What devices read now.
+        """What devices read now, if its signatures are those that the root asks for.
+
+        The first root counts as genuine: compare it with that of an image.
 
         Raises:
-            ConfigError: The folder is no repository, or is damaged.
+            ConfigError: The folder is no repository, is damaged, or was changed by somebody else.
         """
-        versions = [
-            int(path.name.partition(".")[0])
-            for path in (self._folder / "metadata").glob("*.root.json")
-            if path.name.partition(".")[0].isdigit()
-        ]
-        if not versions:
-            raise ConfigError(f"{self._folder}: is no repository; run `dpmesh policy init`")
-        root = self._load(self._metadata(f"{max(versions)}.root.json"), Root).signed
+        root = self._root()
         if not self._metadata("timestamp.json").exists():
             return State(root, None, None, None, None)
-        timestamp = self._load(self._metadata("timestamp.json"), Timestamp).signed
-        snapshot = self._load(
-            self._metadata(f"{timestamp.snapshot_meta.version}.snapshot.json"), Snapshot
-        ).signed
-        targets = self._load(
-            self._metadata(f"{snapshot.meta['targets.json'].version}.targets.json"), Targets
-        ).signed
-        listed = snapshot.meta.get(f"{RINGS}.json")
-        ring = (
-            None if listed is None else self._load(self._metadata(f"{listed.version}.{RINGS}.json"), Targets)
-        )
-        return State(root, targets, snapshot, timestamp, None if ring is None else ring.signed)
+        timestamp = self._verified("timestamp.json", Timestamp, root)
+        snapshot = self._verified(f"{timestamp.snapshot_meta.version}.snapshot.json", Snapshot, root)
+        targets = self._verified(f"{snapshot.meta['targets.json'].version}.targets.json", Targets, root)
+        listed, rings = snapshot.meta.get(f"{RINGS}.json"), None
+        if listed is not None:
+            rings = self._verified(f"{listed.version}.{RINGS}.json", Targets, targets, RINGS)
+        return State(root, targets, snapshot, timestamp, rings)
+
+    def _root(self) -> Root:
+        """The newest root, which the one before it vouches for, and so on to the first."""
+        if not self._metadata("1.root.json").exists():
+            raise ConfigError(f"{self._folder}: is no repository; run `dpmesh policy init`")
+        root = self._load(self._metadata("1.root.json"), Root).signed
+        while self._metadata(f"{root.version + 1}.root.json").exists():
+            path = self._metadata(f"{root.version + 1}.root.json")
+            try:
+                root = tuf_trust.next_root(root, self._read(path))
+            except UntrustedError as error:
+                raise ConfigError(f"{path}: {error}") from None
+        return root
+
+    def _verified(self, name: str, kind: type[_T], delegator: Root | Targets, role: str = "") -> _T:
+        """A file of metadata with the signatures that another one asks for."""
+        metadata = self._load(self._metadata(name), kind)
+        role = role or metadata.signed.type
+        try:
+            delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+        except Exception:
+            raise ConfigError(f"{self._metadata(name)}: is not signed as the root asks: restore it") from None
+        return metadata.signed
 
     # -- parts ------------------------------------------------------------------------------------------------------
 

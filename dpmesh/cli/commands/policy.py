@@ -1,4 +1,4 @@
-"""`dpmesh policy`: compares, signs and publishes policies."""
+"""`dpmesh policy`: compares, signs, publishes and pushes policies, and shows what became of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dpmesh.cli.app import require_command
-from dpmesh.cli.commands import policy_differences, policy_officers
+from dpmesh.cli.commands import policy_differences, policy_officers, policy_push
 from dpmesh.cli.console import FOUND, OK, print_json
 from dpmesh.cli.options import inputs
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     add_completion=False,
-    help="Compare policies, sign them, and publish them to a fleet.",
+    help="Compare policies, sign them, publish them to a fleet, and show which devices took them.",
     epilog="Example: dpmesh policy diff old.yaml new.yaml protos/acme/fleet.proto",
 )
 
 
 app.callback(invoke_without_command=True)(require_command)
-for _command, _example in policy_officers.COMMANDS:
+for _command, _example in (*policy_officers.COMMANDS, *policy_push.COMMANDS):
     app.command(epilog=_example)(_command)
 
 

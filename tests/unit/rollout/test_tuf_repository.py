@@ -353,6 +353,28 @@ async def test_any_web_server_serves_it(make, write, keys, tmp_path):
     assert content == write(1).read_bytes()
 
 
+@pytest.mark.parametrize(
+    "name", ["1.targets.json", "1.snapshot.json", "1.rings.json", "timestamp.json", "2.root.json"]
+)
+def test_officers_build_on_nothing_that_somebody_changed(make, write, keys, tmp_path, name):
+    repository = make()
+    repository.stage(write(1), keys["alice"])
+    repository.publish(keys["online"], rings=keys["rings"])
+    assert repository.rotate([keys["root"]]) == 0
+    path = tmp_path / "repo" / "metadata" / name
+    changed = json.loads(path.read_bytes())
+    changed["signed"]["expires"] = "2099-01-01T00:00:00Z"
+    path.write_text(json.dumps(changed))
+    for work in (
+        lambda: repository.stage(write(2), keys["alice"]),
+        lambda: repository.publish(keys["online"]),
+        lambda: repository.halt(keys["online"], keys["rings"]),
+        lambda: repository.rotate([keys["root"]]),
+    ):
+        with pytest.raises(ConfigError, match=name):
+            work()
+
+
 def test_no_private_key_is_in_the_repository(make, write, keys, tmp_path):
     repository = make()
     repository.stage(write(1), keys["alice"])
