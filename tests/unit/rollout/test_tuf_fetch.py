@@ -11,7 +11,7 @@ from dpmesh.rollout import tuf_source
 from dpmesh.rollout.source import State
 from tests.support import children
 from tests.support.tls_server import Authority, answering, serving
-from tests.support.tuf_repositories import Device, policy
+from tests.support.tuf_repositories import Device, policy, settle
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,7 @@ def test_a_forked_child_leaves_the_connection_to_its_parent(repository, server, 
     assert asyncio.run(device.epoch()) == 1
     repository.add(policy(2))
     repository.publish()
+    settle()
     assert device.source._running.acquire()  # As if the parent were in the middle of a refresh.
     child = children.start(lambda: asyncio.run(device.epoch()))
     device.source._running.release()
