@@ -19,7 +19,6 @@ ALL = (
     "identity",
     "rotation",
     "rollout",
-    "policy_repository",
 )
 
 
