@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from google.protobuf import descriptor_pool
@@ -125,6 +126,8 @@ class Policy:
     def unresolved_overlays(self, pool: DescriptorPool | None = None) -> list[str]:
         """The names of overlays that no loaded proto has: misspelled, or imported too late.
 
+        Those that the policy's `may_be_missing` fits are left out.
+
         Args:
             pool: Where to look; protobuf's default pool when absent.
         """
@@ -134,6 +137,7 @@ class Policy:
             for section in SECTIONS
             for name in getattr(self.rules.overlay, section)
             if not takes_rules(section, name, pool)
+            and not any(fnmatchcase(name, glob) for glob in self.document.may_be_missing)
         )
 
     def _compile(self, message: Descriptor) -> tuple[Plan | None, list[Diagnostic], int]:

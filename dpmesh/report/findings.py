@@ -147,13 +147,30 @@ def _unresolved(section: str, name: str, sources: Sources) -> Diagnostic:
         above = name.rpartition(".")[0]
         place = overlay_paths.message_at(above, sources.pool)
         names = [each for each in sources.source_locations if takes_rules(section, each, sources.pool)]
-        if place is not None:
+        close: Sequence[str]
+        if place is not None and place.full_name == "google.protobuf.Any":
+            fix, close = "a path ends at an Any: set `unannotated` on the message that holds it", ()
+        elif place is not None:
             elements = place.oneofs if section == "oneofs" else place.fields
-            names = [f"{above}.{element.name}" for element in elements]
-        close = difflib.get_close_matches(name, names, n=1)
+            close = difflib.get_close_matches(name, [f"{above}.{element.name}" for element in elements], n=1)
+        else:
+            # What is misspelt may be the head of a path whose other names are right.
+            close = _with_another_head(section, name, names, sources) or difflib.get_close_matches(
+                name, names, n=1
+            )
         if close:
             fix = f"did you mean {close[0]}?"
     return Diagnostic(Severity.ERROR, "stray", name, text, fix)
+
+
+def _with_another_head(section: str, name: str, names: Sequence[str], sources: Sources) -> list[str]:
+    """The path that a name is if its beginning, the full name of a field, is misspelt; [] if there is none."""
+    words, paths = name.split("."), []
+    for length in range(2, len(words)):
+        head, tail = ".".join(words[:length]), ".".join(words[length:])
+        paths += [f"{near}.{tail}" for near in difflib.get_close_matches(head, names, n=3)]
+    fitting = [path for path in paths if takes_rules(section, path, sources.pool)]
+    return difflib.get_close_matches(name, fitting, n=1)
 
 
 def _map_of(name: str, sources: Sources) -> str:

@@ -154,7 +154,10 @@ def _rules(
     old: Policy, new: Policy, message: Descriptor, plans: tuple[Plan | None, Plan | None]
 ) -> Iterator[Difference]:
     """What differs between the rules of a message type, its fields and its oneofs."""
-    yield from _judged(old.rules.message(message), new.rules.message(message), message.full_name, _message)
+    judge_message = partial(_message, anys=any(plan is None or plan.anys is not None for plan in plans))
+    yield from _judged(
+        old.rules.message(message), new.rules.message(message), message.full_name, judge_message
+    )
     leaving = _leaving(plans[0]), _leaving(plans[1])
     for field in message.fields:
         kinds = [None if each is None else each.get(field.full_name, _INSIDE) for each in leaving]
@@ -217,7 +220,14 @@ def _epsilon(cost: Cost) -> str:
     return f"rho {cost.rho / 1e9:g}" if cost.epsilon is None else f"{cost.epsilon / 1e9:g}"
 
 
-def _message(old: pb.MessageRules, new: pb.MessageRules) -> Judged:
+def _message(old: pb.MessageRules, new: pb.MessageRules, *, anys: bool) -> Judged:
+    """Judges the rules of a message.
+
+    Args:
+        old: What holds.
+        new: What shall replace it.
+        anys: A message of this type may hold an Any, so that `unannotated` decides which messages are refused.
+    """
     changed = _changed(old, new)
     if "epsilon" in changed:
         yield _epsilons(old, new)
@@ -225,10 +235,21 @@ def _message(old: pb.MessageRules, new: pb.MessageRules) -> Judged:
         words = pb.MessageRules.Unannotated.Name
         text = f"unannotated {words(old.unannotated)} -> {words(new.unannotated)}"
         if old.unannotated != new.unannotated:
-            tighter = old.unannotated == pb.MessageRules.PASS and new.unannotated == pb.MessageRules.SUPPRESS
-            opened = new.unannotated == pb.MessageRules.PASS
-            yield Order.LOOSER if opened else Order.TIGHTER if tighter else Order.OTHER, text
+            yield _unannotated(old.unannotated, new.unannotated, anys), text
     yield from _rest(changed - {"epsilon", "unannotated"})
+
+
+def _unannotated(old: int, new: int, anys: bool) -> Order:
+    """Judges what becomes of fields without rules, and of messages that hold an Any of a type without rules.
+
+    In place of REJECT, SUPPRESS lets messages leave that were refused. In place of SUPPRESS, REJECT refuses messages by
+    what they pack, and a refusal shows that.
+    """
+    if new == pb.MessageRules.PASS:
+        return Order.LOOSER
+    if old == pb.MessageRules.PASS:
+        return Order.TIGHTER if new == pb.MessageRules.SUPPRESS else Order.OTHER
+    return Order.LOOSER if anys else Order.OTHER
 
 
 def _oneof(old: pb.OneofRules, new: pb.OneofRules) -> Judged:

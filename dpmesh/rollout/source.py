@@ -8,6 +8,9 @@ from typing import Protocol
 
 from dpmesh.v1 import policy_pb2
 
+LARGEST_DOCUMENT = 256_000
+"""The largest policy that a source offers, in bytes. Devices parse it while they serve."""
+
 
 class State(enum.StrEnum):
     """How far a mesh can be believed to have the newest policy.
@@ -31,6 +34,7 @@ class Offer:
         signers: How many distinct keys of the role "targets" signed it; 0 for a source without signatures.
         not_before: Seconds since 1970 before which it may not be put in force; 0 if it may at once.
         reason: Why it was published, in the words of its officers; "" if they gave none.
+        kept: What its source needs to believe the offer again without a network; b"" if `content` is enough.
     """
 
     document: policy_pb2.Policy
@@ -38,6 +42,7 @@ class Offer:
     signers: int = 0
     not_before: float = 0.0
     reason: str = ""
+    kept: bytes = b""
 
 
 class PolicySource(Protocol):
@@ -56,10 +61,11 @@ class PolicySource(Protocol):
         """FRESH or STALE, as of the last fetch."""
 
     def first(self) -> list[Offer]:
-        """Policies to begin with, without a network: the best one first.
+        """Policies to begin with, without a network: the best one first, and none that is older than what was kept.
 
         Raises:
-            ConfigError: There is none. The text says why.
+            PolicyUnavailableError: There is none. The text says why.
+            ConfigError: What was taken last can't be read, so that nobody knows which policies are too old.
         """
 
     async def fetch(self) -> Offer | None:
@@ -78,5 +84,6 @@ class PolicySource(Protocol):
         """Makes an offer durable, so that `first` has it after a restart. It is called before the offer is in force.
 
         Raises:
-            ConfigError: It can't be stored, or a newer one is stored.
+            ConfigError: A newer one is stored.
+            DpmeshError: It can't be stored now.
         """

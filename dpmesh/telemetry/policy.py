@@ -46,7 +46,6 @@ class PolicyTelemetry:
         self._tracer: Tracer | None = None
         self._metering = False
         self._providers: tuple[object, object] = (None, None)
-        self._last: tuple[str, int] | None = None
         with _by_provider.lock:
             _watched.add(self)
 
@@ -65,15 +64,14 @@ class PolicyTelemetry:
         self._providers = (tracing, metering)
 
     def happened(self, event: str, epoch: int) -> None:
-        """Records what happened to a policy, unless it is what happened last.
+        """Records what happened to a policy.
 
         Args:
             event: One of the values of names.POLICY_EVENT.
             epoch: Of the policy.
         """
-        if self._tracer is None or self._last == (event, epoch):
+        if self._tracer is None:
             return
-        self._last = event, epoch
         attributes: dict[str, str | int] = {names.POLICY_EVENT: event, names.POLICY_EPOCH: epoch}
         now = time.time_ns()
         self._tracer.start_span(names.POLICY, no_span(), attributes=attributes, start_time=now).end(now)

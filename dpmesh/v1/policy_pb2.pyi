@@ -18,7 +18,7 @@ ENFORCE: Mode
 OBSERVE: Mode
 
 class Policy(_message.Message):
-    __slots__ = ("version", "fields", "messages", "methods", "oneofs", "epoch", "mode", "budgets", "quotas")
+    __slots__ = ("version", "fields", "messages", "methods", "oneofs", "epoch", "mode", "budgets", "quotas", "may_be_missing")
     class FieldsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,7 @@ class Policy(_message.Message):
     MODE_FIELD_NUMBER: _ClassVar[int]
     BUDGETS_FIELD_NUMBER: _ClassVar[int]
     QUOTAS_FIELD_NUMBER: _ClassVar[int]
+    MAY_BE_MISSING_FIELD_NUMBER: _ClassVar[int]
     version: str
     fields: _containers.MessageMap[str, _privacy_pb2.FieldRules]
     messages: _containers.MessageMap[str, _privacy_pb2.MessageRules]
@@ -65,7 +66,8 @@ class Policy(_message.Message):
     mode: Mode
     budgets: _containers.RepeatedCompositeFieldContainer[Budget]
     quotas: _containers.RepeatedCompositeFieldContainer[Quota]
-    def __init__(self, version: _Optional[str] = ..., fields: _Optional[_Mapping[str, _privacy_pb2.FieldRules]] = ..., messages: _Optional[_Mapping[str, _privacy_pb2.MessageRules]] = ..., methods: _Optional[_Mapping[str, _privacy_pb2.MethodRules]] = ..., oneofs: _Optional[_Mapping[str, _privacy_pb2.OneofRules]] = ..., epoch: _Optional[int] = ..., mode: _Optional[_Union[Mode, str]] = ..., budgets: _Optional[_Iterable[_Union[Budget, _Mapping]]] = ..., quotas: _Optional[_Iterable[_Union[Quota, _Mapping]]] = ...) -> None: ...
+    may_be_missing: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., fields: _Optional[_Mapping[str, _privacy_pb2.FieldRules]] = ..., messages: _Optional[_Mapping[str, _privacy_pb2.MessageRules]] = ..., methods: _Optional[_Mapping[str, _privacy_pb2.MethodRules]] = ..., oneofs: _Optional[_Mapping[str, _privacy_pb2.OneofRules]] = ..., epoch: _Optional[int] = ..., mode: _Optional[_Union[Mode, str]] = ..., budgets: _Optional[_Iterable[_Union[Budget, _Mapping]]] = ..., quotas: _Optional[_Iterable[_Union[Quota, _Mapping]]] = ..., may_be_missing: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Budget(_message.Message):
     __slots__ = ("name", "epsilon", "key", "delta", "threshold_delta", "accounting", "window", "on_exhausted", "methods", "messages", "directions", "labels")

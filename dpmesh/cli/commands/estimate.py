@@ -209,8 +209,10 @@ def _add(summary: Summary, path: Path, reader: Reader, of_file: str, digest: str
 
     try:
         _read(summary, path, reader, of_file, digest)
-    except (InputError, DpmeshError, OSError):
+    except (InputError, OSError):
         raise
+    except DpmeshError as error:
+        raise DpmeshError(f"{path}: {error}") from None
     except Exception as error:
         failed = type(error).__name__
     else:

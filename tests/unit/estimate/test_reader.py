@@ -243,6 +243,12 @@ def test_projected_frequencies_are_shares(reader, received):
         assert entry.high >= min(unbiased[color].high, 1)
 
 
+@pytest.mark.parametrize("given", ["acme.Report", int, None])
+def test_what_is_no_message_type_is_refused(given):
+    with pytest.raises(EstimateError, match="^message_type: has to be a generated class"):
+        Reader(given)
+
+
 def test_digests_of_another_policy_are_refused(protos):
     """Two bools at different epsilons give the same outputs, and only what their senders said tells them apart."""
     overlay = policy_pb2.Policy()

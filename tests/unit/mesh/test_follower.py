@@ -6,11 +6,13 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 
 import pytest
 
 import dpmesh
-from dpmesh.errors import ConfigError
+from dpmesh.accounting import AMOUNT
+from dpmesh.errors import ConfigError, DpmeshError, PolicyUnavailableError, ProtectionError
 from dpmesh.rollout.file_source import FileSource
 from tests.support.mutual_tls import until
 from tests.support.protos import compiled
@@ -20,7 +22,7 @@ TYPES = compiled(
     double a = 2 [(dpmesh.v1.field).numeric = {lower: 0 upper: 1 epsilon: 1 output: IN_RANGE}]; }"""
 )
 NAME = TYPES.Report.DESCRIPTOR.full_name
-BUDGET = {"name": "unit", "epsilon": 1000.0, "accounting": "pure", "window": "24h"}
+BUDGET = {"name": "unit", "epsilon": 1000.0, "accounting": "pure", "window": "lifetime"}
 
 
 def policy(epsilon=1.0, more=""):
@@ -88,7 +90,7 @@ BAD = {
     policy(-1): "epsilon",
     policy(more="mode: OBSERVE\n"): "mode: they differ from those in force",
     policy(more="budgets: [{name: unit, epsilon: 9, delta: 1e-6}]\n"): "budgets: they differ",
-    "version: " + "a" * (17 << 20): "is larger than 16 MiB",
+    "version: " + "a" * 256_000: "is larger than 256 kB",
 }
 
 
@@ -128,7 +130,7 @@ def test_no_part_of_a_policy_is_taken_for_the_whole(file, whole):
     (taken,) = source.first()
     for end in range(len(whole.rstrip())):
         file.write_text(whole[:end])
-        with pytest.raises(ConfigError):
+        with pytest.raises(PolicyUnavailableError):
             source.first()
     for end in range(len(whole.rstrip()), len(whole) + 1):
         file.write_text(whole[:end])
@@ -195,11 +197,11 @@ async def test_an_error_of_dpmesh_itself_does_not_end_following_and_quotes_nothi
     async with dpmesh.open(settings(file)) as mesh:
         replacing, failed = mesh._replace, []
 
-        async def failing(document, keep):
+        async def failing(document, *steps):
             if not failed:
                 failed.append(document)
                 raise RuntimeError("41.77777777")
-            await replacing(document, keep)
+            await replacing(document, *steps)
 
         monkeypatch.setattr(mesh, "_replace", failing)
         replace(file, policy(0.5))
@@ -234,3 +236,137 @@ def test_mistakes_in_the_configuration_are_named(file, more, text):
     with pytest.raises(ConfigError) as caught:
         dpmesh.open(settings(file, **more))
     assert text in str(caught.value)
+
+
+async def test_a_restart_with_an_older_file_goes_on_with_the_policy_that_was_taken_last(file, caplog):
+    async with dpmesh.open(settings(file)) as mesh:
+        replace(file, policy(0.5, "epoch: 6\n"))
+        await until(lambda: mesh.policy.document.epoch == 6)
+    for older in (policy(1, "epoch: 5\n"), policy(1), policy(1, "epoch: 6\n")):
+        replace(file, older)
+        async with dpmesh.open(settings(file)) as mesh:
+            assert "is not larger than 6" in caplog.text
+            assert await cost(mesh) == 0.5
+            await until(lambda: "is not larger than 6" in mesh.policy_status.refused)
+        caplog.clear()
+    replace(file, policy(0.25, "epoch: 7\n"))
+    async with dpmesh.open(settings(file)) as mesh:
+        assert await cost(mesh) == 0.25
+
+
+@pytest.mark.parametrize(
+    "left", [None, "fields: {\n...", policy(-1), policy(1, "epoch: 1\n").removesuffix("...\n")]
+)
+async def test_a_restart_without_a_fit_file_goes_on_with_the_policy_that_was_taken_last(file, left):
+    async with dpmesh.open(settings(file)) as mesh:
+        replace(file, policy(0.5))
+        await until(lambda: mesh.policy.document.fields[f"{NAME}.a"].numeric.epsilon == 0.5)
+        await until(lambda: mesh.policy_status.refused == "")
+    if left is None:
+        file.unlink()
+    else:
+        replace(file, left)
+    async with dpmesh.open(settings(file)) as mesh:
+        assert await cost(mesh) == 0.5
+        await until(lambda: mesh.policy_status.refused)
+        assert mesh.policy_status.state == ("fresh" if left else "stale")
+        replace(file, policy(0.25))
+        await until(lambda: mesh.policy_status.refused == "")
+        assert await cost(mesh) == 0.25
+
+
+async def test_the_image_s_policy_is_used_without_a_source_and_is_the_floor(tmp_path, file, caplog):
+    image = tmp_path / "image.yaml"
+    image.write_text(policy(0.125, "epoch: 5\n"))
+    source = file.read_text()
+    file.unlink()
+    async with dpmesh.open(settings(file, file=str(image))) as mesh:
+        assert "image.yaml is used" in caplog.text
+        assert await cost(mesh) == 0.125
+        file.write_text(source)
+        await until(lambda: "epoch: 0 is not larger than 5" in mesh.policy_status.refused)
+        replace(file, policy(0.5, "epoch: 6\n"))
+        await until(lambda: mesh.policy_status.refused == "")
+        assert await cost(mesh) == 0.5
+    async with dpmesh.open(settings(file, file=str(image))) as mesh:  # The image stays.
+        assert await cost(mesh) == 0.5
+    image.write_text(policy(0.25, "epoch: 7\n"))
+    async with dpmesh.open(
+        settings(file, file=str(image))
+    ) as mesh:  # Another image is newer than the source.
+        assert await cost(mesh) == 0.25
+
+
+async def test_a_disk_that_can_not_keep_a_policy_keeps_the_old_one_in_force(tmp_path, file):
+    cache = tmp_path / "cache"
+    async with dpmesh.open(settings(file, cache=str(cache))) as mesh:
+        assert any(cache.glob("*.policy"))
+        shutil.rmtree(cache)
+        cache.write_text("")
+        before = mesh.snapshot
+        replace(file, policy(0.5))
+        await until(lambda: "can't be" in mesh.policy_status.refused)
+        assert (mesh.snapshot, await cost(mesh)) == (before, 1)
+        cache.unlink()
+        await until(lambda: mesh.policy_status.refused == "")
+        assert await cost(mesh) == 0.5
+
+
+async def test_without_a_cache_the_policy_is_followed_all_the_same(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    async with dpmesh.open(settings(file, cache="memory:")) as mesh:
+        replace(file, policy(0.5))
+        await until(lambda: mesh.policy.document.fields[f"{NAME}.a"].numeric.epsilon == 0.5)
+    assert not (tmp_path / ".dpmesh").exists()
+
+
+async def test_nothing_leaves_under_an_expired_policy(file, caplog):
+    async with dpmesh.open(settings(file, max_offline="1s")) as mesh:
+        assert await cost(mesh) == 1
+        file.unlink()
+        await until(lambda: mesh.policy_status.state == "stale")
+        assert await cost(mesh) == 1
+        await until(lambda: mesh.policy_status.state == "expired")
+        assert "nothing may leave" in caplog.text
+        for release in (mesh.release, mesh.stream(method="/a.B/C").release):
+            with pytest.raises(ProtectionError) as caught:
+                await release(TYPES.Report(id="a", a=1))
+            assert (caught.value.reason, caught.value.field) == ("POLICY_EXPIRED", NAME)
+        assert mesh.release_now(TYPES.Report(id="a", a=1)) is None
+        (spent,) = await mesh.ledger.accounts()
+        assert spent.spent == 2 * AMOUNT
+    async with dpmesh.open(
+        settings(file, max_offline="1s")
+    ) as mesh:  # A restart does not begin to count anew.
+        with pytest.raises(ProtectionError, match="POLICY_EXPIRED"):
+            await cost(mesh)
+        file.write_text(policy())
+        await until(lambda: mesh.policy_status.state == "fresh")
+        assert await cost(mesh) == 1
+
+
+async def test_in_observe_mode_messages_leave_under_an_expired_policy(file):
+    async with dpmesh.open({**settings(file, max_offline="0.1s"), "mode": "observe"}) as mesh:
+        file.unlink()
+        await until(lambda: mesh.policy_status.state == "expired")
+        assert (await mesh.release(TYPES.Report(id="a", a=1))).message.a == 1
+
+
+async def test_a_policy_may_name_types_of_other_versions_of_the_software_if_it_says_so(file):
+    async with dpmesh.open(settings(file)) as mesh:
+        missing = "  acme.v2.Report.a: {public: {}}\n  acme.v2.Report.b.c: {suppress: {}}\n...\n"
+        replace(file, policy(0.5).replace("...\n", missing))
+        await until(lambda: "no loaded proto has acme.v2.Report.a" in mesh.policy_status.refused)
+        replace(file, policy(0.5, "may_be_missing: [acme.v2.*]\n").replace("...\n", missing))
+        await until(lambda: mesh.policy_status.refused == "")
+        assert await cost(mesh) == 0.5
+        replace(file, policy(0.25, "may_be_missing: [acme.v2.*]\n").replace(f"{NAME}.a", f"{NAME}.aa"))
+        await until(lambda: f"no loaded proto has {NAME}.aa" in mesh.policy_status.refused)
+
+
+async def test_a_mesh_does_not_start_if_its_policy_can_not_be_kept(tmp_path, file):
+    cache = tmp_path / "cache"
+    mesh = dpmesh.open(settings(file, cache=str(cache)))
+    cache.write_text("")
+    with pytest.raises(DpmeshError, match=r"policy\.cache: .* can't be"):
+        await mesh.__aenter__()

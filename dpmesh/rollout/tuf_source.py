@@ -1,0 +1,407 @@
+"""TufSource: policies of a repository with the signatures of The Update Framework (TUF).
+
+Recovery. If the key of the role "timestamp" was stolen, the thief may have signed large versions and times. A new root
+takes the key away, and what it signed doesn't count then. If a key of the role "targets" was stolen, the thief may have
+signed a large epoch, and epochs never go back. So no epoch may be far above the one before: the officers can go on
+above the thief's, by a new root and a new epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from tuf.api import exceptions as tuf
+from tuf.api.metadata import Timestamp
+
+from dpmesh import files
+from dpmesh.errors import ConfigError, DpmeshError, PolicyUnavailableError
+from dpmesh.rollout import bounded_thread, rings, tuf_offer, tuf_trust
+from dpmesh.rollout.last_good import LastGood
+from dpmesh.rollout.source import Offer, State
+from dpmesh.rollout.trusted_time import TrustedTime, since_boot
+from dpmesh.rollout.tuf_cache import Cache, Kept
+from dpmesh.rollout.tuf_download import Download
+from dpmesh.rollout.tuf_fetch import fetcher
+from dpmesh.rollout.tuf_offer import LARGEST_STEP, UnfitError
+from dpmesh.rollout.tuf_trust import SignedSet, Trusted, UntrustedError, is_signed
+
+log = logging.getLogger("dpmesh")
+
+for _name in ("tuf", "securesystemslib"):  # Both tell of each key at INFO.
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+# How long a refresh may take, and how much longer its thread is waited for.
+_SECONDS = 60.0
+_GRACE = 5.0
+# The time is written down when it has gone on by this much, to spare the disk.
+_HOUR = 3600.0
+
+
+class _Known(NamedTuple):
+    """What is kept, and what its set says."""
+
+    kept: Kept
+    trusted: Trusted
+
+
+class _Refusal(NamedTuple):
+    """What was refused: the timestamp that stands for it, the version of the newest root, and why."""
+
+    stamp: bytes
+    root: int
+    text: str
+
+
+class _RefusedError(ConfigError):
+    """The repository can be believed and is in time, but what its officers signed can't be taken."""
+
+
+class TufSource:
+    """Asks a repository for the newest policy that its officers signed for this device.
+
+    Several processes may share one cache.
+
+    Attributes:
+        name: The repository's URL.
+        signed: True.
+
+    Args:
+        url: file:///folder or https://host/path.
+        root: root.json of the image: the root of trust.
+        cache: A folder of this device; made where there is none.
+        floor: The least epoch of an offer: that of the image's policy.
+        clock: Seconds since 1970.
+        seconds: How long a refresh may take.
+        since_boot: Seconds that never go back.
+
+    Raises:
+        ConfigError: The URL or the root is wrong.
+    """
+
+    signed = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        root: bytes,
+        cache: Path,
+        floor: int = 0,
+        clock: Callable[[], float] = time.time,
+        seconds: float = _SECONDS,
+        since_boot: Callable[[], float] = since_boot,
+    ) -> None:
+        self.name = self._where = f"policy repository {url}"
+        try:
+            reader, base = fetcher(url)
+        except ValueError as error:
+            raise ConfigError(f"policy.source: tuf+{url}: {error}") from None
+        try:
+            self._image = tuf_trust.image_root(root)
+        except UntrustedError as error:
+            raise ConfigError(f"policy.root: {error}") from None
+        self._fetcher, self._download = reader, Download(reader, base, root)
+        self._folder, self._cache = cache, Cache(cache)
+        self._taken = LastGood(cache / "taken")
+        self._floor, self._seconds = floor, seconds
+        self._time = TrustedTime(clock, since_boot)
+        self._running = threading.Lock()
+        self._state = State.STALE
+        self._offered: tuple[object, ...] | None = None
+        self._offer: Offer | None = None
+        self._refused: _Refusal | None = None
+        self._known: _Known | None = None
+        self._written = 0.0
+        found = self._newest_known()
+        if found is not None:
+            self._take(found, None)
+            self._written = found.kept.latest
+
+    @property
+    def state(self) -> State:
+        """FRESH or STALE, as of the last fetch."""
+        return self._state
+
+    async def fetch(self) -> Offer | None:
+        """Asks for a policy.
+
+        If there is no answer, and this object has not offered anything yet, it offers what the cache has.
+
+        Returns:
+            The policy; None if it has not changed since the last offer, or if this device has to wait for it because
+            it is not in the ring.
+
+        Raises:
+            ConfigError: There is an answer that can't be taken.
+            PolicyUnavailableError: There is no answer, or it is too old.
+        """
+        try:
+            state, offer = await bounded_thread.run(
+                self._refresh, self._seconds + _GRACE, "dpmesh policy repository"
+            )
+        except Exception as error:
+            self._state = State.FRESH if isinstance(error, _RefusedError) else State.STALE
+            if isinstance(error, TimeoutError):
+                raise PolicyUnavailableError(f"{self._where}: no answer within {self._seconds:g} s") from None
+            raise
+        self._state = state
+        said = _said(offer)
+        if offer is None or said == self._offered:
+            return None
+        self._offered = said
+        return offer
+
+    def first(self) -> list[Offer]:
+        """The policy that was taken last; its signatures are checked again, however old it is.
+
+        Raises:
+            PolicyUnavailableError: This device has taken none yet, or what it has taken can't be believed any more.
+            ConfigError: What it has taken can't be read.
+        """
+        kept = self._taken.load()
+        if kept is None:
+            raise PolicyUnavailableError(f"{self._where}: this device has taken no policy of it yet")
+        return [self._restored(kept)]
+
+    def keep(self, offer: Offer) -> None:
+        """Makes an offer durable, with its signatures.
+
+        Raises:
+            ConfigError: Another process has taken a newer one.
+            DpmeshError: It can't be stored now.
+        """
+        self._taken.store(offer.document.epoch, offer.kept)
+
+    def _restored(self, kept: bytes) -> Offer:
+        """An offer of before, from its `kept` alone: without a network, and however old it is.
+
+        Raises:
+            PolicyUnavailableError: It can't be believed, or its epoch is below the floor.
+        """
+        try:
+            signed = msgspec.json.decode(kept, type=SignedSet)
+            trusted = tuf_trust.verify(signed, self._image)
+            offer = tuf_offer.read(trusted, signed, tuf_offer.POLICY) or tuf_offer.read(
+                trusted, signed, tuf_offer.FORMER
+            )
+        except (msgspec.MsgspecError, UntrustedError, UnfitError) as error:
+            text = f"{self._where}: what was kept can't be believed: {_text(error)}"
+            raise PolicyUnavailableError(text) from None
+        if offer is None:
+            raise PolicyUnavailableError(f"{self._where}: what was kept has no policy")
+        if offer.document.epoch < self._floor:
+            raise PolicyUnavailableError(
+                f"{self._where}: what was kept is older than the policy of the image"
+            )
+        return offer
+
+    def _newest_known(self) -> _Known | None:
+        """The newest of what the cache and this object have: another process may have been faster."""
+        found = [self._known] if self._known else []
+        kept = self._cache.read()
+        if kept is not None and (self._known is None or kept != self._known.kept):
+            try:
+                found.append(_Known(kept, tuf_trust.verify(kept.signed, self._image)))
+            except UntrustedError as error:
+                log.error(  # noqa: TRY400
+                    "%s: the cache can't be believed, and counts as empty: %s", self._where, error
+                )
+        return max(found, key=lambda each: each.trusted.versions, default=None)
+
+    def _take(self, known: _Known, offer: Offer | None) -> None:
+        self._known, self._offer = known, offer
+        self._time.follow(known.kept.signed.timestamp, known.trusted.expires, known.kept.latest)
+
+    def _refresh(self) -> tuple[State, Offer | None]:
+        """What the repository says now; runs in a thread.
+
+        Raises:
+            DpmeshError: As `fetch` says.
+        """
+        if not self._running.acquire(blocking=False):
+            raise PolicyUnavailableError(f"{self._where}: the refresh before has not ended yet")
+        try:
+            self._fetcher.begin(self._seconds)
+            return State.FRESH, self._ask()
+        except DpmeshError as error:
+            offer = self._offer_at_start()
+            if offer is None:
+                raise
+            log.error("%s; the newest policy in the cache is offered", error)  # noqa: TRY400
+            return State.FRESH if isinstance(error, _RefusedError) else State.STALE, offer
+        finally:
+            self._note_time()
+            self._running.release()
+
+    def _ask(self) -> Offer | None:
+        try:
+            stamp = self._download.timestamp()
+            known = self._unchanged(stamp)
+            if known is None:
+                with files.locked_folder(self._folder):
+                    self._update(stamp)
+            elif self._offer is None:
+                self._offer = self._choice(known)
+        except UnfitError as error:
+            raise _RefusedError(f"{self._where}: {error}") from None
+        except tuf.ExpiredMetadataError:
+            raise PolicyUnavailableError(f"{self._where}: its metadata is too old") from None
+        except (tuf.RepositoryError, UntrustedError, tuf.DownloadLengthMismatchError, ValueError) as error:
+            raise ConfigError(f"{self._where}: can't be believed: {_text(error)}") from None
+        except tuf.DownloadError as error:
+            raise PolicyUnavailableError(f"{self._where}: {error}") from None
+        except (OSError, files.NotPrivateError) as error:
+            text = getattr(error, "strerror", None) or type(error).__name__
+            raise PolicyUnavailableError(f"{self._where}: its cache {self._folder}: {text}") from None
+        return self._offer
+
+    def _unchanged(self, stamp: bytes) -> _Known | None:
+        """What is known, if a timestamp is that of it, and no root follows.
+
+        Raises:
+            UnfitError: Nothing has changed since what the timestamp stands for was refused.
+        """
+        if self._refused is not None and self._refused.stamp == stamp:
+            if not self._download.has_root(self._refused.root + 1):
+                raise UnfitError(self._refused.text)
+            return None
+        known = self._known
+        if known is None or known.kept.signed.timestamp != stamp:
+            return None
+        if self._download.has_root(known.trusted.root.version + 1):
+            return None
+        self._check_in_time(known.trusted, self._time.latest, stamp)
+        return known
+
+    def _update(self, stamp: bytes) -> None:
+        """Takes over what the repository has now. The cache's folder is locked."""
+        known = self._newest_known()
+        kept = known.kept if known else None
+        checked: list[Trusted] = []
+
+        def check(trusted: Trusted, timestamp: bytes) -> None:
+            self._check_in_time(trusted, self._latest(kept, trusted), timestamp)
+            checked.append(trusted)
+
+        try:
+            signed, trusted = self._download.newest(
+                kept.signed if kept else None, self._folder / "scratch", check
+            )
+            found = self._judged(kept, signed, trusted)
+            offer = self._choice(_Known(found, trusted))
+        except UnfitError as error:
+            if checked:
+                self._refused = _Refusal(stamp, checked[0].root.version, str(error))
+            raise
+        if offer is not None:
+            found = msgspec.structs.replace(
+                found, epoch=offer.document.epoch, digest=hashlib.sha256(offer.content).hexdigest()
+            )
+        if found != kept:
+            self._cache.write(found)
+            self._written = found.latest
+        self._take(_Known(found, trusted), offer)
+
+    def _judged(self, kept: Kept | None, signed: SignedSet, trusted: Trusted) -> Kept:
+        """A new set, with what is known from before."""
+        latest = self._time.seen(trusted.timestamp.expires.timestamp(), self._latest(kept, trusted))
+        return Kept(signed, latest, kept.epoch if kept else 0, kept.digest if kept else "")
+
+    def _latest(self, kept: Kept | None, trusted: Trusted) -> float:
+        """The latest time seen, as far as the keys of a root vouch for the timestamps under which it was seen."""
+        seen = [(kept, kept.latest)] if kept else []
+        seen += [(self._known.kept, self._time.latest)] if self._known else []
+        vouched = [time for each, time in seen if is_signed(trusted.root, Timestamp, each.signed.timestamp)]
+        return max(vouched, default=0.0)
+
+    def _choice(self, known: _Known) -> Offer | None:
+        """What this device is offered of a set.
+
+        A device that was offered an epoch keeps it if the ring shrinks.
+
+        Raises:
+            UnfitError: The policy of the set can't be taken.
+        """
+        kept, trusted = known
+        policy = tuf_offer.read(trusted, kept.signed, tuf_offer.POLICY)
+        if policy is None:
+            raise UnfitError("there is no policy in it")
+        self._check_epoch(policy, kept)
+        epoch = policy.document.epoch
+        if epoch == kept.epoch or tuf_offer.in_ring(kept.signed, epoch, rings.device_secret(self._folder)):
+            return policy
+        former = tuf_offer.read(trusted, kept.signed, tuf_offer.FORMER)
+        if former is None or former.document.epoch < max(self._floor, kept.epoch):
+            return None
+        if former.document.epoch >= epoch:
+            raise UnfitError(f"the former policy has epoch {former.document.epoch}, and the newest {epoch}")
+        self._check_epoch(former, kept)
+        return former
+
+    def _check_epoch(self, offer: Offer, kept: Kept) -> None:
+        epoch = offer.document.epoch
+        if epoch < self._floor:
+            raise UnfitError(f"its epoch {epoch} is below that of the image's policy, {self._floor}")
+        if epoch < kept.epoch:
+            raise UnfitError(f"its epoch {epoch} is below that of an earlier policy, {kept.epoch}")
+        if epoch - max(self._floor, kept.epoch) > LARGEST_STEP:
+            raise UnfitError(f"its epoch {epoch} is more than {LARGEST_STEP} above the one before")
+        if epoch == kept.epoch and hashlib.sha256(offer.content).hexdigest() != kept.digest:
+            raise UnfitError(f"it has the epoch of an earlier policy, {epoch}, and another content")
+
+    def _check_in_time(self, trusted: Trusted, latest: float, timestamp: bytes) -> None:
+        """Checks a set against the time.
+
+        Args:
+            trusted: What it says.
+            latest: The latest time that counts as seen.
+            timestamp: Its timestamp.
+
+        Raises:
+            PolicyUnavailableError: It is too old.
+        """
+        if self._time.is_over(timestamp, trusted.expires, latest):
+            end = datetime.fromtimestamp(trusted.expires, UTC)
+            raise PolicyUnavailableError(
+                f"{self._where}: its metadata is too old: it ended {end:%Y-%m-%d %H:%M} UTC"
+            )
+
+    def _offer_at_start(self) -> Offer | None:
+        """What the cache has, if nothing was offered yet."""
+        if self._offered is None and self._known is not None:
+            with suppress(UnfitError, OSError, files.NotPrivateError):
+                self._offer = self._offer or self._choice(self._known)
+                return self._offer
+        return None
+
+    def _note_time(self) -> None:
+        """Lets the clock's time count as seen, and writes it down now and then."""
+        if self._known is None:
+            return
+        kept, end = self._known.kept, self._known.trusted.timestamp.expires.timestamp()
+        latest = self._time.latest = self._time.seen(end, self._time.latest)
+        if latest < self._written + _HOUR and not latest >= end > self._written:
+            return
+        with suppress(OSError), files.locked_folder(self._folder):
+            found = self._cache.read() or kept
+            if found.signed == kept.signed:  # Otherwise another process knows a newer set, and its time.
+                self._cache.write(msgspec.structs.replace(found, latest=max(found.latest, latest)))
+                self._written = latest
+
+
+def _said(offer: Offer | None) -> tuple[object, ...] | None:
+    return None if offer is None else (offer.content, offer.signers, offer.not_before, offer.reason)
+
+
+def _text(error: Exception) -> str:
+    """What people are told of an error: python-tuf's texts may quote the repository's files."""
+    return str(error) if isinstance(error, (UntrustedError, UnfitError)) else type(error).__name__
