@@ -230,6 +230,11 @@ class Mesh:
         return PolicyStatus(follower.state, epoch, digest, follower.freshness.age, follower.refused)
 
     @property
+    def is_expired(self) -> bool:
+        """Nothing that a rule protects may leave, because the policy is expired. In observe mode messages leave."""
+        return self.policy_status.state is State.EXPIRED and not self.observing
+
+    @property
     def follower(self) -> PolicyFollower | None:
         """What follows the policies of a source; None if there is none."""
         return self._follower
@@ -361,6 +366,8 @@ class Mesh:
         self._telemetry.refresh()
         if self._policy_telemetry is not None:
             self._policy_telemetry.refresh()
+        if self._follower is not None:
+            self._follower.check()
         self._refreshing = asyncio.get_running_loop().call_later(_REFRESH_SECONDS, self._refresh)
 
     def _committed(self, seconds: float) -> None:

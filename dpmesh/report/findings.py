@@ -164,13 +164,12 @@ def _unresolved(section: str, name: str, sources: Sources) -> Diagnostic:
 
 def _with_another_head(section: str, name: str, names: Sequence[str], sources: Sources) -> list[str]:
     """The path that a name is if its beginning, the full name of a field, is misspelt; [] if there is none."""
-    words = name.split(".")
-    for length in range(len(words) - 1, 1, -1):
+    words, paths = name.split("."), []
+    for length in range(2, len(words)):
         head, tail = ".".join(words[:length]), ".".join(words[length:])
-        for near in difflib.get_close_matches(head, names, n=3):
-            if takes_rules(section, f"{near}.{tail}", sources.pool):
-                return [f"{near}.{tail}"]
-    return []
+        paths += [f"{near}.{tail}" for near in difflib.get_close_matches(head, names, n=3)]
+    fitting = [path for path in paths if takes_rules(section, path, sources.pool)]
+    return difflib.get_close_matches(name, fitting, n=1)
 
 
 def _map_of(name: str, sources: Sources) -> str:

@@ -40,13 +40,13 @@ def open_source(
     policy = settings.policy
     # One folder may serve several programs, each with a source of its own.
     name = hashlib.sha256(policy.source.encode()).hexdigest()[:16]
-    folder = Path(policy.cache) if policy.cache else None
+    folder = policy.folder
     answered = None if folder is None else folder / f"{name}.answered"
     freshness = Freshness(answered, max_offline_seconds(settings), clock)
     held = Held(None if folder is None else folder / f"{name}.held")
     if policy.source.startswith(SIGNED):
         if folder is None:
-            raise ConfigError('policy.cache = "": a signed repository needs a folder')
+            raise ConfigError('policy.cache = "memory:": a signed repository needs a folder')
         return _signed(policy.source, policy.root, folder / name, floor, clock), freshness, held
     kept = None if folder is None else LastGood(folder / f"{name}.policy")
     return FileSource(policy.source, kept), freshness, held

@@ -39,7 +39,7 @@ from dpmesh.errors import ConfigError
 from dpmesh.policy import overlay_file
 from dpmesh.rollout import tuf_keys, tuf_trust
 from dpmesh.rollout.admission import REASON_LENGTH
-from dpmesh.rollout.tuf_offer import FORMER, LARGEST_DOCUMENT, POLICY
+from dpmesh.rollout.tuf_offer import FORMER, LARGEST_DOCUMENT, LARGEST_STEP, POLICY
 from dpmesh.rollout.tuf_trust import FLEET, RING_FILE, RINGS, UntrustedError, public_key
 
 LEAST_SHARE = 0.05
@@ -416,6 +416,11 @@ class PolicyRepository:
         if document.epoch <= before:
             raise ConfigError(
                 f"policy file {policy}: epoch: {document.epoch} is not larger than {before}, which is published"
+            )
+        if document.epoch - before > LARGEST_STEP:
+            raise ConfigError(
+                f"policy file {policy}: epoch: {document.epoch} is more than {LARGEST_STEP} above {before}: "
+                "no device would take it"
             )
         if len(reason) > REASON_LENGTH or not (reason.isprintable() or not reason):
             raise ConfigError(f"--reason: one line of at most {REASON_LENGTH} printable characters")
