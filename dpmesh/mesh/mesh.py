@@ -218,7 +218,7 @@ class Mesh:
 
     @property
     def policy_digest(self) -> str:
-        """Names the policy on the wire (metadata key dpmesh-policy)."""
+        """Names the policy in logs: a digest of its overlays."""
         return self.snapshot.digest
 
     @property

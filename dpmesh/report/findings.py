@@ -79,6 +79,7 @@ def _diagnostics(sources: Sources, policy: Policy) -> Iterator[Diagnostic]:
         yield from _unreadable(book.method, service.methods)
         for method in service.methods:
             yield from _slots(policy, method)
+            yield from _required_policy(policy, method)
             yield from _spellings(policy, method)
             for direction, message in (("request", method.input_type), ("response", method.output_type)):
                 yield from _anys(requested, policy, method, direction, message)
@@ -215,6 +216,15 @@ def _slots(policy: Policy, method: MethodDescriptor) -> Iterator[Diagnostic]:
     plan = policy.plan(method.input_type)
     if plan is not None:
         yield from send_slot.cover_warnings(method, plan)
+
+
+def _required_policy(policy: Policy, method: MethodDescriptor) -> Iterator[Diagnostic]:
+    """What is wrong with a method's `require_policy`; other bad rules are found elsewhere."""
+    try:
+        policy.required_policy(method)
+    except AnnotationError as error:
+        if error.rule == "require-policy":
+            yield Diagnostic(Severity.ERROR, error.rule, error.element, error.text, error.fix)
 
 
 def _spellings(policy: Policy, method: MethodDescriptor) -> Iterator[Diagnostic]:

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from dpmesh import extras
 from dpmesh.config import Config, max_offline_seconds
 from dpmesh.errors import ConfigError
-from dpmesh.extras import install
 from dpmesh.rollout.file_source import FileSource
 from dpmesh.rollout.freshness import Freshness
 from dpmesh.rollout.held import Held
@@ -59,7 +59,7 @@ def _signed(source: str, root: str, folder: Path, floor: int, clock: Callable[[]
         from dpmesh.rollout.tuf_source import TufSource
     except ImportError:
         raise ConfigError(
-            f"policy.source: signed repositories need more packages: {install('policy')}"
+            f"policy.source: signed repositories need more packages: {extras.install('policy')}"
         ) from None
     try:
         with Path(root).open("rb") as file:

@@ -159,6 +159,18 @@ async def test_a_policy_is_offered_again_after_an_answer_that_could_not_be_taken
     assert await device.epoch() is None
 
 
+async def test_an_offer_of_the_cache_is_stale_even_if_the_repository_answers(repository, device):
+    """The newer policy can't be taken, so nobody may say that the older one is the newest."""
+    await device.epoch()
+    repository.add(policy(3), custom={"epoch": 2})
+    repository.publish()
+    device.restart()
+    assert await device.epoch() == 1
+    assert device.source.state is State.STALE
+    await device.refusal(ConfigError)
+    assert device.source.state is State.FRESH
+
+
 class TestRings:
     def cohort(self, device, epoch):
         secret = (device.cache / "device-secret").read_bytes()
