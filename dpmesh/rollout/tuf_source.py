@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -183,7 +184,7 @@ class TufSource:
         kept = self._taken.load()
         if kept is None:
             raise PolicyUnavailableError(f"{self._where}: this device has taken no policy of it yet")
-        return [self._restored(kept)]
+        return [replace(self._restored(kept), taken=True)]
 
     def keep(self, offer: Offer) -> None:
         """Makes an offer durable, with its signatures.

@@ -84,7 +84,7 @@ async def test_an_offer_can_be_restored_without_a_network_however_old(repository
     repository.folder.rename(repository.folder.with_name("gone"))
     device.skew = 10 * 365 * 86400
     device.restart()
-    assert device.source.first() == [offer]
+    assert device.source.first() == [replace(offer, taken=True)]
     for damaged in (offer.kept[:-9], b"{}", b"", offer.kept.replace(b"policy.json", b"former.json")):
         device.source.keep(replace(offer, kept=damaged))
         with pytest.raises(PolicyUnavailableError, match="can't be believed"):
@@ -241,7 +241,7 @@ class TestRings:
         offer = await device.source.fetch()
         assert offer.content == policy(1)
         device.source.keep(offer)
-        assert device.source.first() == [offer]
+        assert device.source.first() == [replace(offer, taken=True)]
         repository.ring(2, 1)
         repository.publish()
         assert await device.epoch() == 2
