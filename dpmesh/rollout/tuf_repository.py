@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from securesystemslib.signer import Key, Signer
+from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
@@ -47,6 +48,8 @@ LEAST_SHARE = 0.05
 
 # How long each role's file can be believed. A device whose timestamp has ended is stale.
 _DAYS = {Root.type: 365, Targets.type: 365, Snapshot.type: 365, Timestamp.type: 7, RINGS: 365}
+# How many officers have to sign what weakens a promise; devices ask for it, too.
+_LOOSER_SIGNERS = 2
 _SUFFIXES = (".yaml", ".yml", ".json")
 
 _T = TypeVar("_T", Root, Timestamp, Snapshot, Targets)
@@ -180,7 +183,9 @@ class PolicyRepository:
     ) -> int:
         """Makes the next root, or adds signatures to the one that waits for them.
 
-        It is published as soon as enough keys of the root before and of the next one have signed it.
+        It is published as soon as enough keys of the root before and of the next one have signed it. If devices would
+        not believe the published files under it, because other keys have to sign those first, `publish` publishes it
+        together with these files.
 
         Args:
             signers: Names of private keys of the role "root", of the root before or of the next one.
@@ -197,9 +202,7 @@ class PolicyRepository:
         with self._changing():
             before = self.state().root
             path = self._folder / "staged" / "root.json"
-            metadata = self._load(path, Root) if path.exists() else None
-            if metadata is not None and metadata.signed.version != before.version + 1:
-                metadata = None  # It was published.
+            metadata = self._waiting_root(before)
             if metadata is None:
                 metadata = Metadata(_changed(before, add, drop, thresholds))
             elif add or drop or thresholds:
@@ -214,24 +217,60 @@ class PolicyRepository:
             result = before.get_verification_result(Root.type, metadata.signed_bytes, metadata.signatures)
             own = root.get_verification_result(Root.type, metadata.signed_bytes, metadata.signatures)
             missing = max(0, result.missing) + max(0, own.missing)
-            if missing:
+            if missing or not self._is_believed(root):
                 files.write(path, data, mode=0o644)
             else:
-                files.create(self._metadata(f"{root.version}.root.json"), data, mode=0o644)
-                with suppress(FileNotFoundError):
-                    path.unlink()
+                self._write_root(root, data)
             return missing
+
+    def _waiting_root(self, before: Root) -> Metadata[Root] | None:
+        """The next root, if it waits for signatures or to be published."""
+        path = self._folder / "staged" / "root.json"
+        metadata = self._load(path, Root) if path.exists() else None
+        return metadata if metadata is not None and metadata.signed.version == before.version + 1 else None
+
+    def _next_root(self, before: Root) -> tuple[Root, bytes | None]:
+        """The root that policies are signed for: the next one if it has its signatures.
+
+        Returns:
+            The root; and its file, if that is not published yet.
+        """
+        metadata = self._waiting_root(before)
+        if metadata is None:
+            return before, None
+        data = metadata.to_bytes()
+        try:
+            return tuf_trust.next_root(before, data), data
+        except UntrustedError:
+            return before, None
+
+    def _is_believed(self, root: Root) -> bool:
+        """Whether devices believe the published files under a root."""
+        try:
+            self._state(root, root)
+        except ConfigError:
+            return False
+        return True
+
+    def _write_root(self, root: Root, data: bytes) -> None:
+        files.create(self._metadata(f"{root.version}.root.json"), data, mode=0o644)
+        with suppress(FileNotFoundError):
+            (self._folder / "staged" / "root.json").unlink()
 
     # -- policies ---------------------------------------------------------------------------------------------------
 
-    def stage(self, policy: Path | None, signer: str, *, not_before: int = 0, reason: str = "") -> Staged:
+    def stage(
+        self, policy: Path | None, signer: str, *, not_before: int = 0, reason: str = "", looser: bool = False
+    ) -> Staged:
         """Signs a policy that shall be published: a new one, or the one that waits.
 
         Args:
-            policy: The file of a new policy; None, or a file with the content that waits: adds a signature.
+            policy: The file of a new policy. None, or a file with the content that waits: adds a signature. None if
+                nothing waits: renews the time and the keys of the published policy.
             signer: The name of an officer's private key.
             not_before: From when on devices may use it, in seconds since 1970; of a new policy only.
             reason: Why it is published; of a new policy only.
+            looser: It is looser than what devices may have, so that two officers have to sign it.
 
         Raises:
             ConfigError: The policy is none, is too large, or has no larger epoch than the one before; another one
@@ -245,12 +284,13 @@ class PolicyRepository:
                         f"{self._folder / 'staged'}: another policy waits for signatures, or this one with another "
                         "reason or time; sign that without a file, or remove the folder's files"
                     )
-                path, content, metadata = self._new(state, policy, not_before, reason)
+                path, content, metadata = self._new(state, policy, not_before, reason, looser)
             elif waiting is not None:
                 path, content, metadata = waiting.path, waiting.content, waiting.metadata
             else:
-                raise ConfigError(f"{self._folder}: no policy waits for signatures; give the policy's file")
-            metadata.sign(tuf_keys.signer(signer, _keys(state.root, Targets.type)), append=True)
+                path, content, metadata = self._renewed(state)
+            root, _ = self._next_root(state.root)
+            metadata.sign(tuf_keys.signer(signer, _keys(root, Targets.type)), append=True)
             files.write(self._folder / "staged" / path, content, mode=0o644)
             files.write(self._folder / "staged" / "targets.json", metadata.to_bytes(), mode=0o644)
             staged = self.staged()
@@ -277,12 +317,14 @@ class PolicyRepository:
             target.verify_length_and_hashes(content)
         except Exception:
             raise ConfigError(f"{self._folder / 'staged' / target.path}: is not what was signed") from None
-        result = state.root.get_verification_result(Targets.type, metadata.signed_bytes, metadata.signatures)
+        root, _ = self._next_root(state.root)
+        result = root.get_verification_result(Targets.type, metadata.signed_bytes, metadata.signatures)
         try:
             signers = len({public_key(key) for key in result.signed.values()})
         except UntrustedError as error:
             raise ConfigError(f"{path}: {error}") from None
-        return Staged(metadata, target.path, content, signers, result.threshold)
+        threshold = max(result.threshold, _LOOSER_SIGNERS if (target.custom or {}).get("looser") else 1)
+        return Staged(metadata, target.path, content, signers, threshold)
 
     def published(self) -> tuple[str, bytes] | None:
         """The name and the content of the policy that devices read; None before the first one.
@@ -296,13 +338,47 @@ class PolicyRepository:
             return None
         return target.path, self._read(self._target(target))
 
-    def publish(self, online: str, *, share: float | None = None, rings: str = "") -> int:
+    def in_force(self) -> list[tuple[str, bytes]]:
+        """The names and contents of the policies that devices may have: two while a part of the fleet has the newest.
+
+        Raises:
+            ConfigError: The repository can't be read, or is damaged.
+        """
+        state = self.state()
+        if state.targets is None:
+            return []
+        names = (POLICY, FORMER) if self._partial(state) else (POLICY,)
+        found = [target for name in names if (target := _policy(state.targets, name)) is not None]
+        return [(target.path, self._read(self._target(target))) for target in found]
+
+    def ends(self) -> dict[str, float]:
+        """When the published files that people have to renew end, in seconds since 1970, by role.
+
+        Raises:
+            ConfigError: The repository can't be read, or is damaged.
+        """
+        state = self.state()
+        found = {Root.type: state.root, Targets.type: state.targets, RINGS: state.rings}
+        return {role: signed.expires.timestamp() for role, signed in found.items() if signed is not None}
+
+    def publish(
+        self,
+        online: str,
+        *,
+        share: float | None = None,
+        rings: str = "",
+        renew: bool = False,
+        before: str = "",
+    ) -> int:
         """Publishes the policy that waits, or renews what says that there is nothing newer.
 
         Args:
             online: The name of the online private key.
             share: Which part of the fleet takes the newest policy; None: as before, or all of it.
             rings: The name of the private key for rings, if `share` is given.
+            renew: Leaves what waits, and renews only what says that there is nothing newer.
+            before: The name of the online key of the root before, if the next root has another one. Devices that do
+                not know the next root yet believe the files by it. Without it, they believe nothing new for a moment.
 
         Returns:
             The epoch of the newest policy.
@@ -311,30 +387,55 @@ class PolicyRepository:
             ConfigError: Signatures are missing; there is no policy; the share is too small, or smaller than before.
         """
         with self._changing():
-            state, staged = self.state(), self.staged()
+            state, staged = self.state(), None if renew else self.staged()
+            root, new_root = (state.root, None) if renew else self._next_root(state.root)
             if staged is not None:
                 if staged.signers < staged.threshold:
                     raise ConfigError(
                         f"{staged.path}: {staged.signers} of {staged.threshold} officers signed it: "
                         "the others have to run `dpmesh policy sign`"
                     )
-                self._write_target(staged.metadata.signed, staged.path, staged.content)
-                former = _policy(staged.metadata.signed, FORMER)
-                if former is not None and state.targets is not None:
-                    before = _policy(state.targets, POLICY)
-                    assert before is not None
-                    self._write_target(staged.metadata.signed, former.path, self._read(self._target(before)))
-                self._create(f"{staged.metadata.signed.version}.targets.json", staged.metadata.to_bytes())
+                self._check_partial(state, staged, share)
+                self._write_documents(state, staged)
             targets = state.targets if staged is None else staged.metadata.signed
             if targets is None:
                 raise ConfigError(f"{self._folder}: there is no policy yet; run `dpmesh policy sign`")
+            if staged is None and not self._is_signed(targets, root):
+                raise ConfigError(
+                    f"{self._folder}: officers of the next root have to sign the policy: run `dpmesh policy sign`"
+                )
             epoch = _epoch(targets)
             ring = self._ring(state, targets, epoch, share, rings)
-            self._stamp(state, targets, ring, online)
-            for name in ("targets.json", *[f"policy{suffix}" for suffix in _SUFFIXES]):
-                with suppress(FileNotFoundError):
-                    (self._folder / "staged" / name).unlink()
+            self._stamp(state, targets, ring, online, root, new_root, before)
+            if not renew:
+                for name in ("targets.json", *[f"policy{suffix}" for suffix in _SUFFIXES]):
+                    with suppress(FileNotFoundError):
+                        (self._folder / "staged" / name).unlink()
             return epoch
+
+    def _write_documents(self, state: State, staged: Staged) -> None:
+        """Writes what waits, except what names it to devices."""
+        targets = staged.metadata.signed
+        self._write_target(targets, staged.path, staged.content)
+        former = _policy(targets, FORMER)
+        for name in (POLICY, FORMER):
+            known = None if state.targets is None else _policy(state.targets, name)
+            if former is not None and known is not None and known.hashes == former.hashes:
+                self._write_target(targets, former.path, self._read(self._target(known)))
+        self._create(f"{targets.version}.targets.json", staged.metadata.to_bytes())
+
+    def _check_partial(self, state: State, staged: Staged, share: float | None) -> None:
+        """At most two policies may be in force: a third one would be known by the few devices that show it."""
+        epoch = self._partial(state)
+        if epoch and epoch != _epoch(staged.metadata.signed) and share is not None and share < 1:
+            raise ConfigError(
+                f"--share {share:g}: a part of the fleet has epoch {epoch}, so this would be a third policy: publish "
+                f"it without --share, or publish epoch {epoch} for all first"
+            )
+
+    def _is_signed(self, targets: Targets, root: Root) -> bool:
+        metadata = self._load(self._metadata(f"{targets.version}.targets.json"), Targets)
+        return _is_signed(metadata, root)
 
     def halt(self, online: str, rings: str) -> int:
         """Lets no further device take the newest policy. Those that have taken it keep it.
@@ -355,7 +456,7 @@ class PolicyRepository:
                 raise ConfigError(f"{self._folder}: there is no policy yet")
             epoch = _epoch(state.targets)
             ring = self._written_ring(state, state.targets, epoch, 0.0, rings)
-            self._stamp(state, state.targets, ring, online)
+            self._stamp(state, state.targets, ring, online, state.root)
             return epoch
 
     def state(self) -> State:
@@ -366,29 +467,39 @@ class PolicyRepository:
         Raises:
             ConfigError: The folder is no repository, is damaged, or was changed by somebody else.
         """
-        root = self._root()
+        roots = self._roots()
+        root = roots[-1]
+        try:
+            return self._state(root, root)
+        except ConfigError:
+            if len(roots) == 1:
+                raise
+        # A command died after it had written a root, and before it wrote the files that go with it.
+        return self._state(root, roots[-2])
+
+    def _state(self, newest: Root, root: Root) -> State:
+        """What devices read now, by the signatures that a root asks for."""
         if not self._metadata("timestamp.json").exists():
-            return State(root, None, None, None, None)
+            return State(newest, None, None, None, None)
         timestamp = self._verified("timestamp.json", Timestamp, root)
         snapshot = self._verified(f"{timestamp.snapshot_meta.version}.snapshot.json", Snapshot, root)
         targets = self._verified(f"{snapshot.meta['targets.json'].version}.targets.json", Targets, root)
         listed, rings = snapshot.meta.get(f"{RINGS}.json"), None
         if listed is not None:
             rings = self._verified(f"{listed.version}.{RINGS}.json", Targets, targets, RINGS)
-        return State(root, targets, snapshot, timestamp, rings)
+        return State(newest, targets, snapshot, timestamp, rings)
 
-    def _root(self) -> Root:
-        """The newest root, which the one before it vouches for, and so on to the first."""
+    def _roots(self) -> list[Root]:
+        """All roots; each one but the first is vouched for by the one before it."""
         if not self._metadata("1.root.json").exists():
             raise ConfigError(f"{self._folder}: is no repository; run `dpmesh policy init`")
-        root = self._load(self._metadata("1.root.json"), Root).signed
-        while self._metadata(f"{root.version + 1}.root.json").exists():
-            path = self._metadata(f"{root.version + 1}.root.json")
+        roots = [self._load(self._metadata("1.root.json"), Root).signed]
+        while (path := self._metadata(f"{len(roots) + 1}.root.json")).exists():
             try:
-                root = tuf_trust.next_root(root, self._read(path))
+                roots.append(tuf_trust.next_root(roots[-1], self._read(path)))
             except UntrustedError as error:
                 raise ConfigError(f"{path}: {error}") from None
-        return root
+        return roots
 
     def _verified(self, name: str, kind: type[_T], delegator: Root | Targets, role: str = "") -> _T:
         """A file of metadata with the signatures that another one asks for."""
@@ -403,7 +514,7 @@ class PolicyRepository:
     # -- parts ------------------------------------------------------------------------------------------------------
 
     def _new(
-        self, state: State, policy: Path, not_before: int, reason: str
+        self, state: State, policy: Path, not_before: int, reason: str, looser: bool
     ) -> tuple[str, bytes, Metadata[Targets]]:
         """The next targets, with a new policy and the one before."""
         if policy.suffix not in _SUFFIXES:
@@ -422,21 +533,38 @@ class PolicyRepository:
         targets = Targets(version=_version(state.targets) + 1, expires=_end(Targets.type))
         target = TargetFile.from_data(f"{POLICY}{policy.suffix}", content)
         custom = {"epoch": document.epoch, "not_before": not_before, "reason": reason}
+        if looser:
+            custom["looser"] = True
         target.unrecognized_fields["custom"] = custom
         targets.targets[target.path] = target
+        targets.delegations = self._delegations()
         if state.targets is not None:
-            targets.delegations = state.targets.delegations
-            self._add_former(state.targets, targets)
-        else:
-            targets.delegations = self._delegations()
+            self._add_former(state, state.targets, targets)
         return target.path, content, Metadata(targets)
 
-    def _add_former(self, before: Targets, targets: Targets) -> None:
-        """Keeps the policy before, for devices that are new and not in the ring."""
-        former = _policy(before, POLICY)
+    def _renewed(self, state: State) -> tuple[str, bytes, Metadata[Targets]]:
+        """The published targets once more: for another year, or for signatures of other officers."""
+        if state.targets is None:
+            raise ConfigError(f"{self._folder}: no policy waits for signatures; give the policy's file")
+        targets = Targets.from_dict(state.targets.to_dict())
+        targets.version, targets.expires = targets.version + 1, _end(Targets.type)
+        targets.delegations = self._delegations()
+        target = _policy(targets, POLICY)
+        assert target is not None
+        return target.path, self._read(self._target(target)), Metadata(targets)
+
+    def _add_former(self, state: State, before: Targets, targets: Targets) -> None:
+        """Keeps the policy that the whole fleet may have, for devices that are new and not in the ring."""
+        former = _policy(before, FORMER if self._partial(state) else POLICY)
         if former is not None:
             kept = TargetFile.from_dict(former.to_dict(), FORMER + Path(former.path).suffix)
             targets.targets[kept.path] = kept
+
+    def _partial(self, state: State) -> int:
+        """The epoch of the published policy if only a part of the fleet may take it; otherwise 0."""
+        ring = self._share(state)
+        epoch = 0 if state.targets is None else _epoch(state.targets)
+        return epoch if ring is not None and ring[0] == epoch and ring[1] < 1 else 0
 
     def _delegations(self) -> Delegations | None:
         path = self._folder / "rings.json"
@@ -462,6 +590,8 @@ class PolicyRepository:
                 )
             if not rings:
                 return state.rings
+            if before is not None and before[0] == epoch:
+                return self._written_ring(state, targets, epoch, before[1], rings)
             share = 1.0
         if not LEAST_SHARE <= share <= 1:
             raise ConfigError(
@@ -497,24 +627,47 @@ class PolicyRepository:
         self._create(f"{rings.version}.{RINGS}.json", _signed(rings, [tuf_keys.signer(signer, keys)]))
         return rings
 
-    def _stamp(self, state: State, targets: Targets, rings: Targets | None, online: str) -> None:
-        """Writes what names the newest files; devices follow it from the moment at which timestamp.json is replaced."""
+    def _stamp(
+        self,
+        state: State,
+        targets: Targets,
+        rings: Targets | None,
+        online: str,
+        root: Root,
+        new_root: bytes | None = None,
+        before: str = "",
+    ) -> None:
+        """Writes what names the newest files; devices follow it from the moment at which timestamp.json is replaced.
+
+        A new root is written last if devices with the root before believe the new files, so that they believe the old
+        files or the new ones at any moment. Otherwise it is written right before timestamp.json.
+        """
         meta = {"targets.json": MetaFile(targets.version)}
         if rings is not None:
             meta[f"{RINGS}.json"] = MetaFile(rings.version)
-        signers = [tuf_keys.signer(online, _keys(state.root, Timestamp.type))]
-        before = state.snapshot
-        snapshot = Snapshot(_version(before) + 1, expires=_end(Snapshot.type), meta=meta)
-        if before is not None and before.meta == meta and before.expires > _end(Timestamp.type):
-            snapshot = before
+        old, end = state.snapshot, _end(Timestamp.type)
+        if state.timestamp is not None and end < state.timestamp.expires:
+            raise ConfigError("the clock of this machine is behind the last publication: set it")
+        signers = [tuf_keys.signer(online, _keys(root, Timestamp.type))]
+        if before:
+            signers.append(tuf_keys.signer(before, _keys(state.root, Timestamp.type)))
+        snapshot = Snapshot(_version(old) + 1, expires=_end(Snapshot.type), meta=meta)
+        if old is not None and old.meta == meta and old.expires > end and self._is_kept(old, root):
+            snapshot = old
         else:
             self._create(f"{snapshot.version}.snapshot.json", _signed(snapshot, signers))
         timestamp = Timestamp(
-            _version(state.timestamp) + 1,
-            expires=_end(Timestamp.type),
-            snapshot_meta=MetaFile(snapshot.version),
+            _version(state.timestamp) + 1, expires=end, snapshot_meta=MetaFile(snapshot.version)
         )
+        if new_root is not None and not before:
+            self._write_root(root, new_root)
         files.write(self._metadata("timestamp.json"), _signed(timestamp, signers), mode=0o644)
+        if new_root is not None and before:
+            self._write_root(root, new_root)
+
+    def _is_kept(self, snapshot: Snapshot, root: Root) -> bool:
+        """Whether the published snapshot has the signatures that a root asks for."""
+        return _is_signed(self._load(self._metadata(f"{snapshot.version}.snapshot.json"), Snapshot), root)
 
     def _create(self, name: str, data: bytes) -> None:
         """Writes a file of metadata that is named by nothing yet: a publish before may have ended in its middle."""
@@ -574,6 +727,14 @@ def _signed(signed: Signed, signers: Sequence[Signer]) -> bytes:
     for signer in signers:
         metadata.sign(signer, append=True)
     return metadata.to_bytes()
+
+
+def _is_signed(metadata: Metadata[Any], root: Root) -> bool:
+    try:
+        root.verify_delegate(metadata.signed.type, metadata.signed_bytes, metadata.signatures)
+    except UnsignedMetadataError:
+        return False
+    return True
 
 
 def _version(signed: Signed | None) -> int:

@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from types import SimpleNamespace
 import pytest
 from tuf.api.metadata import Metadata
 
-from dpmesh.errors import ConfigError
-from dpmesh.rollout import tuf_keys
+from dpmesh import files
+from dpmesh.errors import ConfigError, PolicyUnavailableError
+from dpmesh.rollout import tuf_keys, tuf_repository
 from dpmesh.rollout.tuf_repository import PolicyRepository
+from tests.support import children
 from tests.support.tuf_repositories import Device
 
 NAMES = ("root", "root2", "alice", "bob", "online", "rings", "stranger")
@@ -129,6 +132,8 @@ def test_a_threshold_that_is_not_reached_publishes_nothing(make, write, keys, tm
 
 def test_what_can_not_be_staged(make, write, keys, tmp_path):
     repository = make(rings=False)
+    with pytest.raises(ConfigError, match="no policy waits"):
+        repository.stage(None, keys["alice"])
     repository.stage(write(4), keys["alice"])
     repository.publish(keys["online"])
     large = write(5, "large.yaml", "version: " + "a" * 256_000 + "\n")
@@ -149,8 +154,6 @@ def test_what_can_not_be_staged(make, write, keys, tmp_path):
     for reason in ("x" * 501, "two\nlines"):
         with pytest.raises(ConfigError, match="--reason"):
             repository.stage(write(5), keys["alice"], reason=reason)
-    with pytest.raises(ConfigError, match="no policy waits"):
-        repository.stage(None, keys["alice"])
     assert repository.staged() is None
     repository.stage(write(5), keys["alice"])
     with pytest.raises(ConfigError, match="another policy waits"):
@@ -279,6 +282,145 @@ def test_keys_that_can_not_be_used(keys, tmp_path):
         assert "secret" not in str(caught.value)
     with pytest.raises(ConfigError, match="is no public key"):
         tuf_keys.read_public(tmp_path / "alice.key")
+
+
+async def first(make, write, keys, **options):
+    """A repository with epoch 1, which Alice signed."""
+    repository = make(**options)
+    repository.stage(write(1), keys["alice"])
+    repository.publish(keys["online"], rings=keys["rings"] if options.get("rings", True) else "")
+    return repository
+
+
+async def test_a_halted_policy_is_not_kept_as_the_former_one(make, write, keys, device):
+    repository = await first(make, write, keys)
+    repository.stage(write(2), keys["alice"])
+    repository.publish(keys["online"], share=0.05, rings=keys["rings"])
+    assert [name for name, _ in repository.in_force()] == ["policy.yaml", "former.yaml"]
+    repository.halt(keys["online"], keys["rings"])
+    repository.stage(write(3), keys["alice"])
+    with pytest.raises(ConfigError, match="third policy"):
+        repository.publish(keys["online"], share=0.5, rings=keys["rings"])
+    repository.publish(keys["online"])
+    former = json.loads((repository._folder / "metadata" / "3.targets.json").read_bytes())["signed"][
+        "targets"
+    ]
+    assert {path: each["custom"]["epoch"] for path, each in former.items()} == {
+        "policy.yaml": 3,
+        "former.yaml": 1,
+    }
+    assert await device().epoch() == 3
+
+
+async def test_a_renewal_with_the_key_for_rings_lets_no_further_device_in(make, write, keys, device):
+    repository = await first(make, write, keys)
+    repository.stage(write(2), keys["alice"])
+    repository.publish(keys["online"], share=0.05, rings=keys["rings"])
+    repository.publish(keys["online"], rings=keys["rings"])
+    assert repository._share(repository.state()) == (2, 0.05)
+    repository.halt(keys["online"], keys["rings"])
+    repository.publish(keys["online"], rings=keys["rings"])
+    assert repository._share(repository.state()) == (2, 0)
+    assert await device().epoch() == 1
+
+
+async def test_a_looser_policy_needs_two_officers_and_a_renewal_leaves_it(make, write, keys, device):
+    repository = await first(make, write, keys)
+    assert repository.stage(write(2), keys["alice"], looser=True, reason="why").threshold == 2
+    with pytest.raises(ConfigError, match="1 of 2 officers"):
+        repository.publish(keys["online"])
+    assert repository.publish(keys["online"], renew=True) == 1
+    assert repository.stage(None, keys["bob"]).signers == 2
+    assert repository.publish(keys["online"], renew=True) == 1
+    assert repository.publish(keys["online"]) == 2
+    offer = await device().source.fetch()
+    assert (offer.document.epoch, offer.signers) == (2, 2)
+
+
+async def test_an_officer_who_is_dropped_leaves_a_repository_that_works(make, write, keys, device):
+    """Alice alone signed what is published, so another officer signs it before devices hear of the next root."""
+    repository, cars = await first(make, write, keys), device()
+    assert await cars.epoch() == 1
+    assert repository.rotate([keys["root"]], drop=[("targets", public(keys["alice"]))]) == 0
+    repository.publish(keys["online"], renew=True)
+    assert await device("before").epoch() == 1
+    with pytest.raises(ConfigError, match="officers of the next root"):
+        repository.publish(keys["online"])
+    with pytest.raises(ConfigError, match="none of the role's keys"):
+        repository.stage(None, keys["alice"])
+    repository.stage(None, keys["bob"])
+    repository.publish(keys["online"])
+    assert await device("after").epoch() == 1
+    assert len(repository._roots()) == 2
+    repository.stage(write(2), keys["bob"])
+    repository.publish(keys["online"])
+    assert await cars.epoch() == 2
+
+
+async def test_a_clock_that_is_behind_publishes_nothing(make, write, keys, monkeypatch):
+    repository = await first(make, write, keys)
+    monkeypatch.setitem(tuf_repository._DAYS, "timestamp", 6)
+    with pytest.raises(ConfigError, match="clock"):
+        repository.publish(keys["online"])
+
+
+def kill_at(work, write):
+    """Runs something in a process that dies before its n-th write. Returns False if it made fewer."""
+
+    def run():
+        count = 0
+
+        def counted(real):
+            def called(*arguments, **options):
+                nonlocal count
+                if count == write:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                count += 1
+                real(*arguments, **options)
+
+            return called
+
+        files.write, files.create = counted(files.write), counted(files.create)
+        work()
+
+    pid, pipe = children.start(run)
+    os.close(pipe)
+    return os.waitpid(pid, 0)[1] == signal.SIGKILL
+
+
+@pytest.mark.parametrize("old_key", [True, False], ids=["with the old key", "without it"])
+async def test_an_online_key_changes_whenever_the_publisher_dies(
+    make, write, keys, device, tmp_path, old_key
+):
+    """With the old online key, devices believe the old files or the new ones at any moment."""
+    repository = await first(make, write, keys, rings=False)
+    new, old = public(keys["stranger"]), public(keys["online"])
+    add, drop = (
+        [(role, new) for role in ("snapshot", "timestamp")],
+        [(role, old) for role in ("snapshot", "timestamp")],
+    )
+    assert repository.rotate([keys["root"]], add=add, drop=drop) == 0
+    repository.stage(write(2), keys["alice"])
+    with pytest.raises(ConfigError, match="none of the role's keys"):
+        repository.publish(keys["online"])
+
+    def publish():
+        return repository.publish(keys["stranger"], before=keys["online"] if old_key else "")
+
+    folder, before = tmp_path / "repo", shutil.copytree(tmp_path / "repo", tmp_path / "copy")
+    seen, killed = [], True
+    while killed:
+        shutil.rmtree(folder)
+        shutil.copytree(before, folder)
+        killed = kill_at(publish, len(seen))
+        try:
+            seen.append(await device(f"new-{len(seen)}").epoch())
+        except (ConfigError, PolicyUnavailableError):
+            seen.append(0)
+        if killed and len(seen) in (1, 5, 6):
+            repository.publish(keys["stranger"], before=keys["online"] if old_key and len(seen) < 6 else "")
+            assert await device(f"again-{len(seen)}").epoch() == 2
+    assert seen == ([1, 1, 1, 1, 1, 2, 2] if old_key else [1, 1, 1, 1, 1, 0, 2])
 
 
 PUBLISHER = """
