@@ -260,7 +260,14 @@ class PolicyRepository:
     # -- policies ---------------------------------------------------------------------------------------------------
 
     def stage(
-        self, policy: Path | None, signer: str, *, not_before: int = 0, reason: str = "", looser: bool = False
+        self,
+        policy: Path | None,
+        signer: str,
+        *,
+        not_before: int = 0,
+        reason: str = "",
+        looser: bool = False,
+        rings: Key | None = None,
     ) -> Staged:
         """Signs a policy that shall be published: a new one, or the one that waits.
 
@@ -271,6 +278,7 @@ class PolicyRepository:
             not_before: From when on devices may use it, in seconds since 1970; of a new policy only.
             reason: Why it is published; of a new policy only.
             looser: It is looser than what devices may have, so that two officers have to sign it.
+            rings: The public key for rings from this signature on; None: as before.
 
         Raises:
             ConfigError: The policy is none, is too large, or has no larger epoch than the one before; another one
@@ -287,8 +295,14 @@ class PolicyRepository:
                 path, content, metadata = self._new(state, policy, not_before, reason, looser)
             elif waiting is not None:
                 path, content, metadata = waiting.path, waiting.content, waiting.metadata
+                if rings is not None:
+                    raise ConfigError(
+                        "--rings: a policy waits for signatures already; publish or remove it first"
+                    )
             else:
                 path, content, metadata = self._renewed(state)
+            if rings is not None:
+                metadata.signed.delegations = _delegations(rings)
             root, _ = self._next_root(state.root)
             metadata.sign(tuf_keys.signer(signer, _keys(root, Targets.type)), append=True)
             files.write(self._folder / "staged" / path, content, mode=0o644)
@@ -537,8 +551,10 @@ class PolicyRepository:
             custom["looser"] = True
         target.unrecognized_fields["custom"] = custom
         targets.targets[target.path] = target
-        targets.delegations = self._delegations()
-        if state.targets is not None:
+        if state.targets is None:
+            targets.delegations = self._first_delegations()
+        else:
+            targets.delegations = state.targets.delegations
             self._add_former(state, state.targets, targets)
         return target.path, content, Metadata(targets)
 
@@ -548,7 +564,6 @@ class PolicyRepository:
             raise ConfigError(f"{self._folder}: no policy waits for signatures; give the policy's file")
         targets = Targets.from_dict(state.targets.to_dict())
         targets.version, targets.expires = targets.version + 1, _end(Targets.type)
-        targets.delegations = self._delegations()
         target = _policy(targets, POLICY)
         assert target is not None
         return target.path, self._read(self._target(target)), Metadata(targets)
@@ -566,7 +581,7 @@ class PolicyRepository:
         epoch = 0 if state.targets is None else _epoch(state.targets)
         return epoch if ring is not None and ring[0] == epoch and ring[1] < 1 else 0
 
-    def _delegations(self) -> Delegations | None:
+    def _first_delegations(self) -> Delegations | None:
         path = self._folder / "rings.json"
         if not path.exists():
             return None
@@ -575,8 +590,7 @@ class PolicyRepository:
             key = Key.from_dict(known.pop("keyid"), known)
         except Exception:
             raise ConfigError(f"{path}: is no public key") from None
-        role = DelegatedRole(RINGS, [key.keyid], 1, True, paths=[RING_FILE])
-        return Delegations({key.keyid: key}, {RINGS: role})
+        return _delegations(key)
 
     def _ring(
         self, state: State, targets: Targets, epoch: int, share: float | None, rings: str
@@ -589,6 +603,7 @@ class PolicyRepository:
                     "--rings-key: the first policy needs it; without --share the whole fleet takes it"
                 )
             if not rings:
+                self._check_rings(state, targets)
                 return state.rings
             if before is not None and before[0] == epoch:
                 return self._written_ring(state, targets, epoch, before[1], rings)
@@ -603,6 +618,15 @@ class PolicyRepository:
                 "`dpmesh policy halt` stops it"
             )
         return self._written_ring(state, targets, epoch, share, rings)
+
+    def _check_rings(self, state: State, targets: Targets) -> None:
+        """Checks that the published ring has the signature that the targets ask for."""
+        if state.rings is not None:
+            metadata = self._load(self._metadata(f"{state.rings.version}.{RINGS}.json"), Targets)
+            if targets.delegations is None or not _is_signed(metadata, targets, RINGS):
+                raise ConfigError(
+                    "--rings-key: the new key for rings has to sign how much of the fleet takes it"
+                )
 
     def _share(self, state: State) -> tuple[int, float] | None:
         """Epoch and share of the ring that devices read."""
@@ -729,9 +753,16 @@ def _signed(signed: Signed, signers: Sequence[Signer]) -> bytes:
     return metadata.to_bytes()
 
 
-def _is_signed(metadata: Metadata[Any], root: Root) -> bool:
+def _delegations(key: Key) -> Delegations:
+    """Lets a key choose which part of the fleet takes a policy, and nothing else."""
+    return Delegations(
+        {key.keyid: key}, {RINGS: DelegatedRole(RINGS, [key.keyid], 1, True, paths=[RING_FILE])}
+    )
+
+
+def _is_signed(metadata: Metadata[Any], delegator: Root | Targets, role: str = "") -> bool:
     try:
-        root.verify_delegate(metadata.signed.type, metadata.signed_bytes, metadata.signatures)
+        delegator.verify_delegate(role or metadata.signed.type, metadata.signed_bytes, metadata.signatures)
     except UnsignedMetadataError:
         return False
     return True

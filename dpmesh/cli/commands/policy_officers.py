@@ -148,6 +148,15 @@ def sign(
             show_default=False,
         ),
     ] = "",
+    rings: Annotated[
+        Path | None,
+        typer.Option(
+            "--rings",
+            metavar="FILE.pub",
+            help="Another public key for rings, from now on.",
+            show_default=False,
+        ),
+    ] = None,
     protos: Annotated[
         list[Path] | None,
         typer.Option(
@@ -181,7 +190,14 @@ def sign(
             "devices refuse a looser one that one officer signed"
         )
     at = _time(not_before) if not_before else 0
-    staged = repository.stage(policy, officer, not_before=at, reason=reason, looser=looser)
+    staged = repository.stage(
+        policy,
+        officer,
+        not_before=at,
+        reason=reason,
+        looser=looser,
+        rings=None if rings is None else _module("tuf_keys").read_public(rings),
+    )
     say(
         f"{staged.path}, epoch {_custom(staged)['epoch']}: signed by {staged.signers} of {staged.threshold} officers"
     )

@@ -362,6 +362,24 @@ async def test_an_officer_who_is_dropped_leaves_a_repository_that_works(make, wr
     assert await cars.epoch() == 2
 
 
+async def test_the_key_for_rings_is_replaced(make, write, keys, device):
+    repository = await first(make, write, keys)
+    repository.stage(write(2), keys["alice"])
+    repository.publish(keys["online"], share=0.05, rings=keys["rings"])
+    repository.stage(None, keys["alice"], rings=public(keys["stranger"]))
+    with pytest.raises(ConfigError, match="a policy waits"):
+        repository.stage(None, keys["bob"], rings=public(keys["rings"]))
+    for rings_key, match in (("", "the new key for rings"), (keys["rings"], "none of the role's keys")):
+        with pytest.raises(ConfigError, match=match):
+            repository.publish(keys["online"], rings=rings_key)
+    repository.publish(keys["online"], rings=keys["stranger"])
+    assert repository._share(repository.state()) == (2, 0.05)
+    assert await placed(device(), 0.5).epoch() == 1
+    with pytest.raises(ConfigError, match="none of the role's keys"):
+        repository.halt(keys["online"], keys["rings"])
+    repository.halt(keys["online"], keys["stranger"])
+
+
 async def test_a_clock_that_is_behind_publishes_nothing(make, write, keys, monkeypatch):
     repository = await first(make, write, keys)
     monkeypatch.setitem(tuf_repository._DAYS, "timestamp", 6)
