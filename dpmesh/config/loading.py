@@ -13,7 +13,7 @@ import msgspec
 
 from dpmesh.config.environment import override
 from dpmesh.config.explain import explain
-from dpmesh.config.model import BAGGAGE_KEYS, Config, budgets, max_offline_seconds, poll_seconds
+from dpmesh.config.model import BAGGAGE_KEYS, IN_MEMORY, Config, budgets, max_offline_seconds, poll_seconds
 from dpmesh.config.redaction import quoted
 from dpmesh.errors import ConfigError
 from dpmesh.ledger.backends import relative_file, sqlite_url
@@ -58,7 +58,7 @@ def load(
         raise ConfigError(f"{name}: policy.push tells when to look at policy.source: add that")
     for key in ("file", "source", "root", "cache"):
         path = getattr(config.policy, key)
-        if path and not (signed and key == "source"):
+        if path and not (signed and key == "source") and path != IN_MEMORY:
             policy = msgspec.structs.replace(config.policy, **{key: str(base / path)})
             config = msgspec.structs.replace(config, policy=policy)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
@@ -29,6 +30,10 @@ class LedgerConfig(_Section, frozen=True):
     url: str = "sqlite:///.dpmesh/ledger.db"
 
 
+IN_MEMORY = "memory:"
+"""As `[policy] cache`: nothing is kept when the process ends."""
+
+
 class PolicyConfig(_Section, frozen=True):
     """[policy]: where the policy is; paths relative to the configuration file.
 
@@ -39,7 +44,7 @@ class PolicyConfig(_Section, frozen=True):
             tuf+file:///folder). Another policy there replaces the one in force.
         poll: How long to wait between two looks at the source.
         root: The root.json that a signed source is believed by.
-        cache: The folder that keeps the policy that was taken last; "": it is not kept.
+        cache: The folder that keeps the policy that was taken last; "memory:": it is not kept.
         push: The push service, "host:port", that tells when to look at the source; "": there is none.
         max_offline: After how long without an answer of the source nothing may leave; "never": no such limit.
     """
@@ -49,9 +54,14 @@ class PolicyConfig(_Section, frozen=True):
     source: Annotated[str, msgspec.Meta(min_length=1)] = ""
     poll: str = "10s"
     root: str = ""
-    cache: str = ".dpmesh/policy"
+    cache: Annotated[str, msgspec.Meta(min_length=1)] = ".dpmesh/policy"
     push: str = ""
     max_offline: str = "30d"
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder `cache`; None if nothing is kept."""
+        return None if self.cache == IN_MEMORY else Path(self.cache)
 
 
 class GrpcConfig(_Section, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -56,14 +57,17 @@ class PolicyFollower:
     How it works:
         An offer is tried until it is in force, or is refused for good.
 
-        | what happens to an offer                          | what is done                                  |
-        |---------------------------------------------------|-----------------------------------------------|
-        | it is put in force                                | its outcome is told                           |
-        | it is refused by itself (a bad rule, an old epoch)| its outcome is told; the next one is waited for |
-        | it may not be in force yet                        | it is tried again when it may                 |
-        | it is looser, and the source is not fresh         | it is tried again when the source is fresh    |
-        | the ledger, the disk or dpmesh fails              | it is tried again at the next look            |
-        | another offer comes                               | it is forgotten                               |
+        | what happens to an offer                           | what is done                                       |
+        |----------------------------------------------------|----------------------------------------------------|
+        | it is put in force                                 | its outcome is told                                |
+        | it is refused by itself (a bad rule, an old epoch) | as above; it is tried again if a module is imported |
+        | it may not be in force yet                         | it is tried again when it may                      |
+        | it is looser, and the source is not fresh          | it is tried again when the source is fresh         |
+        | the ledger, the disk or dpmesh fails               | its outcome is told; the next look tries it again  |
+        | another offer comes                                | it is forgotten                                    |
+
+        The task that looks may wait for a source, a disk or a lock that never answers. `check`, which somebody else
+        calls, lets the policy expire all the same.
 
     Args:
         source: Where policies come from.
@@ -75,12 +79,12 @@ class PolicyFollower:
     Attributes:
         source: As given.
         refused: Why the source's policy is not the one in force, as far as the last look showed; "" if it is.
-        state: How far the mesh can be believed to have the newest policy, as of the last look.
+        state: How far the mesh can be believed to have the newest policy, as of the last look or check.
         freshness: As given.
         taken: The last outcome of a policy that is in force; None if the source has none of them.
         push: The address of the push service that tells when to look; "" if there is none.
         folder: Where the device keeps its secret; None if it keeps nothing.
-        on_outcome: Called with what became of each offer.
+        on_outcome: Called with what became of each offer, once for each reason of a refusal.
         on_state: Called with each new state.
     """
 
@@ -96,6 +100,10 @@ class PolicyFollower:
         self.source: Final = source
         self.freshness: Final = freshness
         self.refused = ""
+        if source.state is State.FRESH:
+            freshness.answered()
+        # The source's state as of the last look; STALE if it did not answer.
+        self._shown = source.state
         self.state = freshness.of(source.state)
         self.taken = None if first is None else Outcome.of(first, "", time.time())
         self.push = ""
@@ -113,6 +121,10 @@ class PolicyFollower:
         self._unfit = ""
         self._not_before = 0.0
         self._needs_fresh = False
+        # How many modules were imported when the offer was refused by itself; -1 if it was not.
+        self._modules = -1
+        # The digest of the offer, and why it was refused, as of the last outcome.
+        self._told: tuple[str, str] | None = None
         self._poked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -120,12 +132,27 @@ class PolicyFollower:
         """Makes the policy with which the mesh begins durable, and the time of the first start. It blocks.
 
         Raises:
-            ConfigError: Another process has taken a newer policy.
+            ConfigError: A newer policy was taken before, or by another process.
             DpmeshError: It can't be stored.
         """
         if self._first is not None:
             self.source.keep(self._first)
-        self.freshness.begin()
+            self._first = None  # A mesh that is entered again goes on with the policy that it has then.
+        self.freshness.note()
+
+    def check(self) -> None:
+        """Lets the state follow the time. Call it in the loop of `start`, every few seconds at least."""
+        state = self.freshness.of(self._shown)
+        if state is self.state:
+            return
+        self.state = state
+        if state is State.FRESH:
+            log.info("policy: %s answers again", self.source.name)
+        elif state is State.STALE:
+            log.warning("policy: %s does not answer: there may be a newer policy", self.source.name)
+        else:
+            log.error("policy: expired: %s did not answer for too long; nothing may leave", self.source.name)
+        self.on_state(state)
 
     def admit(self, offer: Offer, now: float, old: Terms, new: Terms) -> str:
         """Judges whether an offer may be in force now. It blocks for as long as both policies take to compile.
@@ -200,87 +227,90 @@ class PolicyFollower:
             self._poked.clear()
 
     async def _look(self, take: Callable[[Offer], Awaitable[None]]) -> None:
-        failed = ""
+        failed = await self._ask()
+        if self._shown is State.FRESH:
+            self.freshness.answered()
+        self.check()
+        if self._offer is not None and self._may_try():
+            await self._try(self._offer, take)
+        self._say(failed or self._unfit)
+        await asyncio.to_thread(self.freshness.note)
+
+    async def _ask(self) -> str:
+        """Asks the source, and returns why there is no answer, or none that can be taken; "" if there is."""
+        shown = State.STALE
         try:
             async with asyncio.timeout(_LONGEST_FETCH):
                 offer = await self.source.fetch()
         except TimeoutError:
             failed = f"{self.source.name}: does not answer"
-        except DpmeshError as error:
+        except PolicyUnavailableError as error:
             failed = str(error)
-            if not isinstance(error, PolicyUnavailableError):
-                self._forget()  # There is another answer than the one that was offered.
+        except DpmeshError as error:
+            failed, shown = str(error), self.source.state
+            self._forget()  # There is another answer than the one that was offered.
+        except Exception as error:
+            failed = _bug(error, "looked for its policy")
         else:
+            failed, shown = "", self.source.state
             if offer is not None:
                 self._exchange(offer)
-        if self.source.state is State.FRESH:
-            await asyncio.to_thread(self.freshness.answered)
-        self._pass_to(self.freshness.of(self.source.state))
-        may_try = self._now() >= self._not_before and not (
-            self._needs_fresh and self.source.state is not State.FRESH
-        )
-        if self._offer is not None and may_try:
-            await self._try(self._offer, take)
-        self._say(failed or self._unfit)
+        self._shown = shown
+        return failed
 
     def _exchange(self, offer: Offer) -> None:
         """Puts another offer in the place of the one that waits, if any."""
-        waiting = self._offer
+        waiting = self._offer if self._modules < 0 else None
         self._forget()
-        self._offer = offer
         epoch = offer.document.epoch
-        if (
-            waiting is not None
-            and epoch
-            and epoch == waiting.document.epoch
-            and offer.content != waiting.content
-        ):
+        if waiting and epoch and epoch == waiting.document.epoch and offer.content != waiting.content:
             self._unfit = (
                 f"policy: epoch {epoch} waits already, with another content: publish it under a new epoch"
             )
-            self._end(offer)
+            self._tell(offer)
+        else:
+            self._offer = offer
 
     def _forget(self) -> None:
-        self._offer, self._unfit, self._not_before, self._needs_fresh = None, "", 0.0, False
+        self._offer, self._unfit = None, ""
+        self._not_before, self._needs_fresh, self._modules = 0.0, False, -1
+
+    def _may_try(self) -> bool:
+        """Whether the offer may be in force by now, unless it was refused by itself and nothing has changed since."""
+        return (
+            self._now() >= self._not_before
+            and not (self._needs_fresh and self._shown is not State.FRESH)
+            and self._modules != len(sys.modules)
+        )
 
     async def _try(self, offer: Offer, take: Callable[[Offer], Awaitable[None]]) -> None:
-        self._unfit = "its swap was cut off"
+        self._unfit, self._modules = "its swap was cut off", -1
+        modules = len(sys.modules)
         try:
             await take(offer)
         except PolicyHeldError as error:
             self._unfit, self._not_before = str(error), error.until
             return
         except (AnnotationError, ConfigError) as error:
-            self._unfit = str(error)
+            self._unfit, self._modules = str(error), modules
         except DpmeshError as error:
             self._unfit, self._needs_fresh = str(error), isinstance(error, PolicyUnavailableError)
-            return
+            if self._needs_fresh:
+                return
         except Exception as error:
             self._unfit = _bug(error, "swapped its policy")  # It may have been want of memory.
-            return
         else:
-            self._unfit, self._takes_first = "", False
-        self._end(offer)
+            self._unfit, self._offer, self._takes_first = "", None, False
+        self._tell(offer)
 
-    def _end(self, offer: Offer) -> None:
-        """Tells what became of an offer, which is not tried any more."""
-        self._offer = None
+    def _tell(self, offer: Offer) -> None:
+        """Tells what became of an offer, unless that is what was told last."""
         outcome = Outcome.of(offer, self._unfit, self._now())
         if outcome.taken:
             self.taken = outcome
-        self.on_outcome(outcome)
-
-    def _pass_to(self, state: State) -> None:
-        if state is self.state:
-            return
-        self.state = state
-        if state is State.FRESH:
-            log.info("policy: %s answers again", self.source.name)
-        elif state is State.STALE:
-            log.warning("policy: %s does not answer: there may be a newer policy", self.source.name)
-        else:
-            log.error("policy: expired: %s did not answer for too long; nothing may leave", self.source.name)
-        self.on_state(state)
+        if (outcome.digest, outcome.reason) != self._told:
+            self._told = outcome.digest, outcome.reason
+            self.on_outcome(outcome)
 
     def _say(self, refused: str) -> None:
         if refused and refused != self.refused:

@@ -218,7 +218,7 @@ class Mesh:
 
     @property
     def policy_digest(self) -> str:
-        """Names the policy on the wire (metadata key dpmesh-policy)."""
+        """Names the policy in logs: a digest of its overlays."""
         return self.snapshot.digest
 
     @property
@@ -228,6 +228,11 @@ class Mesh:
         if follower is None:
             return PolicyStatus(State.FRESH, epoch, digest, 0.0, "")
         return PolicyStatus(follower.state, epoch, digest, follower.freshness.age, follower.refused)
+
+    @property
+    def is_expired(self) -> bool:
+        """Nothing that a rule protects may leave, because the policy is expired. In observe mode messages leave."""
+        return self.policy_status.state is State.EXPIRED and not self.observing
 
     @property
     def follower(self) -> PolicyFollower | None:
@@ -361,6 +366,8 @@ class Mesh:
         self._telemetry.refresh()
         if self._policy_telemetry is not None:
             self._policy_telemetry.refresh()
+        if self._follower is not None:
+            self._follower.check()
         self._refreshing = asyncio.get_running_loop().call_later(_REFRESH_SECONDS, self._refresh)
 
     def _committed(self, seconds: float) -> None:

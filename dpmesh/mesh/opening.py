@@ -83,7 +83,7 @@ def _followed(settings: Config, clock: Callable[[], float]) -> tuple[PolicyFollo
         source, configuration.poll_seconds(settings), freshness, first=offers[chosen], held=held
     )
     follower.push = settings.policy.push
-    follower.folder = Path(settings.policy.cache) if settings.policy.cache else None
+    follower.folder = settings.policy.folder
     return follower, rules[chosen]
 
 

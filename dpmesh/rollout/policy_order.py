@@ -370,8 +370,26 @@ def _methods(old: Policy, new: Policy, methods: Iterable[MethodDescriptor]) -> I
             if values[0] != values[1]:
                 text = f"{flag} {values[0]} -> {values[1]}".lower()
                 yield Difference(name, Order.TIGHTER if values[1] else Order.LOOSER, text)
+        if "require_policy" in changed:
+            order, text = _required_policy(*rules)
+            yield Difference(name, order, text)
         if "send_slot" in changed and not rules[0].HasField("send_slot"):
             changed -= {"send_slot"}
             yield Difference(name, Order.OTHER, "send_slot is set: covers cost as much as requests")
-        for order, text in _rest(changed - {"require", "trust_boundary"}):
+        for order, text in _rest(changed - {"require", "require_policy", "trust_boundary"}):
             yield Difference(name, order, text)
+
+
+def _required_policy(old: pb.MethodRules, new: pb.MethodRules) -> tuple[Order, str]:
+    """Judges `require_policy`. It makes a receiver stricter, and lets senders tell more, which may link them."""
+    for rules, text in ((old, "set: senders tell their policy"), (new, "removed: any policy will do")):
+        if not rules.HasField("require_policy"):
+            return Order.LOOSER, f"require_policy is {text}"
+    before, after = old.require_policy, new.require_policy
+    if bool(before.min_epoch) != bool(after.min_epoch):
+        return Order.LOOSER, f"require_policy: min_epoch is {'set' if after.min_epoch else 'removed'}"
+    if before.min_epoch > after.min_epoch:
+        return Order.LOOSER, f"require_policy: min_epoch {before.min_epoch} -> {after.min_epoch}"
+    if before.digests and not (after.digests and set(after.digests) <= set(before.digests)):
+        return Order.LOOSER, "require_policy: other digests are taken"
+    return Order.TIGHTER, "require_policy: fewer policies are taken"

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from dpmesh import extras
 from dpmesh.config import Config, max_offline_seconds
 from dpmesh.errors import ConfigError
-from dpmesh.extras import install
 from dpmesh.rollout.file_source import FileSource
 from dpmesh.rollout.freshness import Freshness
 from dpmesh.rollout.held import Held
@@ -40,13 +40,13 @@ def open_source(
     policy = settings.policy
     # One folder may serve several programs, each with a source of its own.
     name = hashlib.sha256(policy.source.encode()).hexdigest()[:16]
-    folder = Path(policy.cache) if policy.cache else None
+    folder = policy.folder
     answered = None if folder is None else folder / f"{name}.answered"
     freshness = Freshness(answered, max_offline_seconds(settings), clock)
     held = Held(None if folder is None else folder / f"{name}.held")
     if policy.source.startswith(SIGNED):
         if folder is None:
-            raise ConfigError('policy.cache = "": a signed repository needs a folder')
+            raise ConfigError('policy.cache = "memory:": a signed repository needs a folder')
         return _signed(policy.source, policy.root, folder / name, floor, clock), freshness, held
     kept = None if folder is None else LastGood(folder / f"{name}.policy")
     return FileSource(policy.source, kept), freshness, held
@@ -59,7 +59,7 @@ def _signed(source: str, root: str, folder: Path, floor: int, clock: Callable[[]
         from dpmesh.rollout.tuf_source import TufSource
     except ImportError:
         raise ConfigError(
-            f"policy.source: signed repositories need more packages: {install('policy')}"
+            f"policy.source: signed repositories need more packages: {extras.install('policy')}"
         ) from None
     try:
         with Path(root).open("rb") as file:

@@ -12,6 +12,7 @@ replaced last, so that a reader meets the old policy or the new one.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -40,7 +41,7 @@ from dpmesh.errors import ConfigError
 from dpmesh.policy import overlay_file
 from dpmesh.rollout import tuf_keys, tuf_trust
 from dpmesh.rollout.admission import REASON_LENGTH
-from dpmesh.rollout.tuf_offer import FORMER, LARGEST_DOCUMENT, POLICY
+from dpmesh.rollout.tuf_offer import FORMER, LARGEST_DOCUMENT, LARGEST_STEP, POLICY
 from dpmesh.rollout.tuf_trust import FLEET, RING_FILE, RINGS, UntrustedError, public_key
 
 LEAST_SHARE = 0.05
@@ -542,6 +543,11 @@ class PolicyRepository:
             raise ConfigError(
                 f"policy file {policy}: epoch: {document.epoch} is not larger than {before}, which is published"
             )
+        if document.epoch - before > LARGEST_STEP:
+            raise ConfigError(
+                f"policy file {policy}: epoch: {document.epoch} is more than {LARGEST_STEP} above {before}: "
+                "no device would take it"
+            )
         if len(reason) > REASON_LENGTH or not (reason.isprintable() or not reason):
             raise ConfigError(f"--reason: one line of at most {REASON_LENGTH} printable characters")
         targets = Targets(version=_version(state.targets) + 1, expires=_end(Targets.type))
@@ -562,7 +568,7 @@ class PolicyRepository:
         """The published targets once more: for another year, or for signatures of other officers."""
         if state.targets is None:
             raise ConfigError(f"{self._folder}: no policy waits for signatures; give the policy's file")
-        targets = Targets.from_dict(state.targets.to_dict())
+        targets = copy.deepcopy(state.targets)
         targets.version, targets.expires = targets.version + 1, _end(Targets.type)
         target = _policy(targets, POLICY)
         assert target is not None
@@ -811,7 +817,7 @@ def _changed(
     thresholds: Sequence[tuple[str, int]],
 ) -> Root:
     """The root after `before`, with other keys and thresholds."""
-    root = Root.from_dict(before.to_dict())
+    root = copy.deepcopy(before)
     root.version = before.version + 1
     root.expires = _end(Root.type)
     for role, _ in (*add, *drop, *thresholds):

@@ -1,7 +1,9 @@
 """TufSource: policies of a repository with the signatures of The Update Framework (TUF).
 
-Recovery. If the keys of the role "timestamp" or "targets" were stolen, the thief may have signed large versions, times
-and epochs. A new root takes those keys away. What they signed doesn't count then.
+Recovery. If the key of the role "timestamp" was stolen, the thief may have signed large versions and times. A new root
+takes the key away, and what it signed doesn't count then. If a key of the role "targets" was stolen, the thief may have
+signed a large epoch, and epochs never go back. So no epoch may be far above the one before: the officers can go on
+above the thief's, by a new root and a new epoch.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import NamedTuple
 
 import msgspec
 from tuf.api import exceptions as tuf
-from tuf.api.metadata import Targets, Timestamp
+from tuf.api.metadata import Timestamp
 
 from dpmesh import files
 from dpmesh.errors import ConfigError, DpmeshError, PolicyUnavailableError
@@ -29,7 +31,7 @@ from dpmesh.rollout.trusted_time import TrustedTime, since_boot
 from dpmesh.rollout.tuf_cache import Cache, Kept
 from dpmesh.rollout.tuf_download import Download
 from dpmesh.rollout.tuf_fetch import fetcher
-from dpmesh.rollout.tuf_offer import UnfitError
+from dpmesh.rollout.tuf_offer import LARGEST_STEP, UnfitError
 from dpmesh.rollout.tuf_trust import SignedSet, Trusted, UntrustedError, is_signed
 
 log = logging.getLogger("dpmesh")
@@ -310,11 +312,9 @@ class TufSource:
         self._take(_Known(found, trusted), offer)
 
     def _judged(self, kept: Kept | None, signed: SignedSet, trusted: Trusted) -> Kept:
-        """A new set, with as much of what was known before as the keys of its root vouch for."""
+        """A new set, with what is known from before."""
         latest = self._time.seen(trusted.timestamp.expires.timestamp(), self._latest(kept, trusted))
-        if kept and is_signed(trusted.root, Targets, kept.signed.targets):
-            return Kept(signed, latest, kept.epoch, kept.digest)
-        return Kept(signed, latest, 0, "")
+        return Kept(signed, latest, kept.epoch if kept else 0, kept.digest if kept else "")
 
     def _latest(self, kept: Kept | None, trusted: Trusted) -> float:
         """The latest time seen, as far as the keys of a root vouch for the timestamps under which it was seen."""
@@ -353,6 +353,8 @@ class TufSource:
             raise UnfitError(f"its epoch {epoch} is below that of the image's policy, {self._floor}")
         if epoch < kept.epoch:
             raise UnfitError(f"its epoch {epoch} is below that of an earlier policy, {kept.epoch}")
+        if epoch - max(self._floor, kept.epoch) > LARGEST_STEP:
+            raise UnfitError(f"its epoch {epoch} is more than {LARGEST_STEP} above the one before")
         if epoch == kept.epoch and hashlib.sha256(offer.content).hexdigest() != kept.digest:
             raise UnfitError(f"it has the epoch of an earlier policy, {epoch}, and another content")
 

@@ -10,6 +10,7 @@ add noise do not load what reads certificates.
 from typing import TYPE_CHECKING, Any
 
 from dpmesh_grpc.protection.coverage import aio_client_interceptors, check_channel, check_server
+from dpmesh_grpc.protection.peer_policy import peer_policy
 from dpmesh_grpc.protection.server import aio_server_interceptors
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "check_server",
     "issuer_keys",
     "peer_interceptor",
+    "peer_policy",
     "report_health",
     "rollout_client",
     "rotating_channel",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
+import time
 
 import pytest
 
@@ -99,3 +101,46 @@ async def test_a_forged_policy_changes_nothing(settings, repository, caplog):
         await until(lambda: "can't be believed" in mesh.policy_status.refused)
         assert mesh.snapshot is before
         assert await cost(mesh) == 0.5
+
+
+class Clock:
+    """A clock that stands until the test moves it."""
+
+    def __init__(self):
+        self.now = time.time()
+
+    def __call__(self):
+        return self.now
+
+
+async def test_a_looser_policy_waits_for_the_second_officer_and_for_the_window(settings, repository):
+    clock = Clock()
+    settings["budget"] = [{**BUDGET, "window": "1h"}]
+    async with dpmesh.open(settings, clock=clock) as mesh:
+        repository.add(costing(2, 0.75), reason="ticket 7: recall")
+        repository.publish()
+        await until(lambda: "1 of the 2 officers" in mesh.policy_status.refused)
+        repository.publish(targets_keys=repository.keys["targets"])
+        await until(lambda: "begins at" in mesh.policy_status.refused)
+        assert await cost(mesh) == 0.5
+        clock.now += 3600
+        await until(lambda: mesh.policy_status.epoch == 2)
+        await until(lambda: mesh.policy_status.refused == "")
+        assert await cost(mesh) == 0.75
+        assert mesh.ledger._store.notes == ["policy epoch 2 replaces epoch 1, looser: ticket 7: recall"]
+
+
+async def test_a_repository_that_is_frozen_loosens_nothing(settings, repository, tmp_path):
+    clock = Clock()
+    settings["budget"] = [{**BUDGET, "window": "1h"}]
+    async with dpmesh.open(settings, clock=clock) as mesh:
+        repository.add(costing(2, 0.75), reason="ticket 7: recall")
+        repository.publish(targets_keys=repository.keys["targets"])
+        await until(lambda: "begins at" in mesh.policy_status.refused)
+        gone = repository.folder.rename(tmp_path / "gone")
+        await until(lambda: mesh.policy_status.state == "stale")
+        clock.now += 3600  # The policy may begin, but nobody knows whether its officers took it back.
+        await asyncio.sleep(0.3)
+        assert await cost(mesh) == 0.5
+        gone.rename(repository.folder)
+        await until(lambda: mesh.policy_status.epoch == 2)

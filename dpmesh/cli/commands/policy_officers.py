@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from dpmesh import extras
 from dpmesh.cli.console import InputError, note, say
 from dpmesh.cli.options import inputs
-from dpmesh.extras import install
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key
@@ -339,7 +339,7 @@ def _module(name: str) -> Any:
     try:
         return importlib.import_module(f"dpmesh.rollout.{name}")
     except ImportError:
-        raise InputError(f"signed policies need more packages: {install('policy')}") from None
+        raise InputError(f"signed policies need more packages: {extras.install('policy')}") from None
 
 
 def _repository(folder: Path) -> PolicyRepository:

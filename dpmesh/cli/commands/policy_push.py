@@ -31,6 +31,8 @@ Store = Annotated[
         help="What devices reported: sqlite:///FILE, or postgresql://... for several services.",
     ),
 ]
+# Seconds that the command of a halt may take. Nothing is pushed meanwhile.
+_HALTING = 30.0
 _STORE = "sqlite:///.dpmesh/rollout.db"
 
 
@@ -108,13 +110,18 @@ async def _run(command: list[str], epoch: int) -> None:
     """Runs the command that halts a roll-out.
 
     Raises:
-        ConfigError: It can't be run, or fails.
+        ConfigError: It can't be run, takes too long, or fails.
     """
     try:
         process = await asyncio.create_subprocess_exec(*command)
-        code = await process.wait()
     except OSError as error:
         raise ConfigError(f"--on-halt: {command[0]} can't be run ({error.strerror})") from None
+    try:
+        async with asyncio.timeout(_HALTING):
+            code = await process.wait()
+    except TimeoutError:
+        process.kill()
+        raise ConfigError(f"--on-halt: {command[0]} did not end within {_HALTING:g} s") from None
     if code:
         raise ConfigError(f"--on-halt: {command[0]} ended with exit code {code}, so epoch {epoch} goes on")
 

@@ -27,7 +27,6 @@ _T = TypeVar("_T")
 _BUSY: Final = 5.0  # seconds to wait for another process's lock
 _VERSION: Final = 1
 
-# WITHOUT ROWID: rows lie in the order of their keys, so that a file does not tell in which order devices reported.
 _TABLES: Final = """
 CREATE TABLE epochs (
     epoch  INTEGER PRIMARY KEY CHECK (epoch > 0),

@@ -230,7 +230,8 @@ class RolloutClient:
     def _heard(self, notice: WatchResponse) -> None:
         if notice.timestamp_version == self._version:
             return
-        self._version = notice.timestamp_version
+        # The question that is open when a process starts may have been answered by the one before.
+        first, self._version = not self._version, notice.timestamp_version
         loop = asyncio.get_running_loop()
         if self._looking is None:
             spread = min(notice.spread_ms / 1000, _LONGEST_SPREAD)
@@ -240,7 +241,7 @@ class RolloutClient:
             self._question.cancel()
             self._question = None
         within = min(notice.refusals_within_ms / 1000, _LONGEST_QUESTION)
-        if within and (self._answered is None or loop.time() - self._answered >= self._rest):
+        if within and not first and (self._answered is None or loop.time() - self._answered >= self._rest):
             self._baseline = self._refusals()
             self._question = loop.create_task(self._answer(notice.timestamp_version, within))
 

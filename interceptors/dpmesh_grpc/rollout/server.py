@@ -84,12 +84,14 @@ class RolloutService(rpc.RolloutServiceServicer):
         """Counts reports about what is published now, and tells all devices that watch.
 
         Raises:
-            RolloutStoreError: The store can't be written, so nobody is told.
+            RolloutStoreError: The store can't be written. Devices are told all the same, and report later.
         """
-        await self._store.publish(found)
-        self._published = found
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        try:
+            await self._store.publish(found)
+        finally:
+            self._published = found
+            changed, self._changed = self._changed, asyncio.Event()
+            changed.set()
 
     async def Watch(self, request: WatchRequest, context: Any) -> AsyncIterator[WatchResponse]:
         """Streams the version of the timestamp."""
@@ -118,6 +120,8 @@ class RolloutService(rpc.RolloutServiceServicer):
         ):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _BAD)
         answer = await _stored(self._outcomes.add(report), context)
+        if answer is Answer.UNKNOWN_EPOCH and report.epoch == self._published.epoch:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, _UNAVAILABLE)  # The store does not know it yet.
         if answer is Answer.UNKNOWN_EPOCH:
             await context.abort(grpc.StatusCode.NOT_FOUND, _UNKNOWN)
         if answer is Answer.TOO_MANY:
@@ -189,6 +193,8 @@ class Publisher:
         self._halt = halt
         self._seen = b""
         self._judged = (b"", 0)
+        # The timestamp under which a roll-out was halted: it is not halted again before there is another one.
+        self._stopped = b""
         self._problem = ""
         self._published = Published(0)
 
@@ -234,8 +240,9 @@ class Publisher:
             return
         if await self._store.halt(epoch, reason):
             log.error("the roll-out of epoch %d has to halt: %s", epoch, reason)
-        if self._halt is not None:
+        if self._halt is not None and self._stopped != self._seen:
             await self._halt(epoch)
+            self._stopped = self._seen
             log.error("the roll-out of epoch %d is halted: no other device takes it", epoch)
 
     def _say(self, problem: str) -> None:

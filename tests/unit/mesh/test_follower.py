@@ -90,7 +90,7 @@ BAD = {
     policy(-1): "epsilon",
     policy(more="mode: OBSERVE\n"): "mode: they differ from those in force",
     policy(more="budgets: [{name: unit, epsilon: 9, delta: 1e-6}]\n"): "budgets: they differ",
-    "version: " + "a" * (17 << 20): "is larger than 16 MiB",
+    "version: " + "a" * 256_000: "is larger than 256 kB",
 }
 
 
@@ -314,7 +314,7 @@ async def test_a_disk_that_can_not_keep_a_policy_keeps_the_old_one_in_force(tmp_
 
 async def test_without_a_cache_the_policy_is_followed_all_the_same(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    async with dpmesh.open(settings(file, cache="")) as mesh:
+    async with dpmesh.open(settings(file, cache="memory:")) as mesh:
         replace(file, policy(0.5))
         await until(lambda: mesh.policy.document.fields[f"{NAME}.a"].numeric.epsilon == 0.5)
     assert not (tmp_path / ".dpmesh").exists()

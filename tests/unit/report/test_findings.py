@@ -97,6 +97,13 @@ def test_a_path_that_leads_nowhere_is_an_error_on_its_own_line(write: Write) -> 
     assert found[3].fix == "move it to `fields`"
 
 
+def test_a_path_whose_beginning_is_misspelt_is_told_the_nearest_path(write: Write) -> None:
+    proto = write("places.proto", PLACES + "message Cart { repeated Order orders = 1; Money price = 2; }")
+    policy = write("policy.yaml", "fields:\n  acme.Catr.orders.price.units: {suppress: {}}\n")
+    stray = [entry for entry in _check([proto], policy) if entry.rule == "stray"]
+    assert [entry.fix for entry in stray] == ["did you mean acme.Cart.orders.price.units?"]
+
+
 def test_a_path_through_an_any_is_told_that_it_ends_there(write: Write) -> None:
     text = 'syntax = "proto3"; package acme; import "google/protobuf/any.proto";'
     proto = write("box.proto", text + "message Box { google.protobuf.Any any = 1; }")

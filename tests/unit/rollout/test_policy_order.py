@@ -109,6 +109,12 @@ SEEN = {"time": {"earliest": "2026-01-01T00:00:00Z", "latest": "2026-02-01T00:00
 PLAIN = terms()
 HIDES = {REPORT: {"epsilon": 4, "unannotated": "SUPPRESS"}}
 HIDING = terms(messages=HIDES)
+
+
+def asked(**required):
+    return terms(methods={SEND: {"require_policy": required}})
+
+
 SIDES = [
     # What gets tighter or other, and the elements that are looser on the way back.
     (terms({"a": number(1)}), terms({"a": number(0.5)}), Order.TIGHTER),
@@ -134,6 +140,9 @@ SIDES = [
         Order.OTHER,
     ),
     (PLAIN, terms(methods={SEND: {"require": True}}), Order.TIGHTER),
+    (asked(min_epoch=1), asked(min_epoch=2), Order.TIGHTER),
+    (asked(), asked(digests=["0" * 16, "1" * 16]), Order.TIGHTER),
+    (asked(digests=["0" * 16, "1" * 16]), asked(digests=["1" * 16]), Order.TIGHTER),
     (PLAIN, terms(methods={SEND: {"trust_boundary": True}}), Order.TIGHTER),
     (PLAIN, terms(methods={SEND: {"send_slot": "1s"}}), Order.OTHER),
     (terms(mode="observe"), PLAIN, Order.TIGHTER),
@@ -436,3 +445,17 @@ def test_of_random_pairs_none_that_is_not_looser_shows_or_costs_more(old, data):
     if order is Order.TIGHTER:
         assert new.cost() <= old.cost()
         assert compare(new.terms, old.terms, ELEMENTS).order is Order.LOOSER
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (PLAIN, asked()),
+        (asked(), PLAIN),
+        (asked(), asked(min_epoch=1)),
+        (asked(min_epoch=1), asked()),
+        (asked(digests=["0" * 16]), asked(digests=["1" * 16])),
+    ],
+)
+def test_senders_that_tell_more_and_receivers_that_take_others_are_looser(old, new):
+    assert compare(old, new, ELEMENTS).order is Order.LOOSER

@@ -218,21 +218,21 @@ class TestFastForward:
         attacked.restart()
         assert await attacked.epoch() == 3
 
-    async def test_of_the_epoch_with_the_targets_keys_a_new_root_recovers(self, repository, attacked):
+    async def test_of_the_epoch_with_a_targets_key_the_officers_go_on_above_it(self, repository, attacked):
         thief = repository.keys["targets"][:1]
         repository.add(policy(2**64 - 1))
         repository.publish(targets_keys=thief)
-        assert await attacked.epoch() == 2**64 - 1
-        repository.add(policy(3))
-        repository.publish()
-        assert "below" in await attacked.refusal(ConfigError)
-        repository.new_keys("targets")
-        repository.publish()
-        assert await attacked.epoch() == 3
-        attacked.restart()
-        assert await attacked.epoch() == 3
+        assert "above the one before" in await held(attacked, error=ConfigError)
+        repository.add(policy(10**14 + 2))
         repository.publish(targets_keys=thief)
-        assert await held(attacked, 3, ConfigError)
+        assert await attacked.epoch() == 10**14 + 2
+        repository.new_keys("targets")
+        repository.add(policy(10**14 + 3))
+        repository.publish()
+        assert await attacked.epoch() == 10**14 + 3
+        repository.add(policy(10**14 + 4))
+        repository.publish(targets_keys=thief)
+        assert "UnsignedMetadataError" in await held(attacked, 10**14 + 3, ConfigError)
 
 
 class TestMixAndMatch:

@@ -362,6 +362,26 @@ async def test_an_officer_who_is_dropped_leaves_a_repository_that_works(make, wr
     assert await cars.epoch() == 2
 
 
+async def test_two_people_come_to_hold_the_root_and_one_is_replaced(make, write, keys, device, tmp_path):
+    repository = make(rings=False)
+    add, two = [("root", public(keys["root2"]))], [("root", 2)]
+    assert repository.rotate([keys["root"]], add=add, thresholds=two) == 1
+    assert repository.rotate([keys["root2"]]) == 0
+    repository.stage(write(1), keys["alice"])
+    repository.publish(keys["online"])
+    assert await device().epoch() == 1
+    change = {"add": [("root", public(keys["bob"]))], "drop": [("root", public(keys["root"]))]}
+    assert (
+        repository.rotate([keys["root2"], keys["bob"]], **change) == 1
+    )  # The root before has two keys, too.
+    assert repository.rotate([keys["root"]]) == 0
+    assert len(repository._roots()) == 3
+    with pytest.raises(ConfigError, match="none of the role's keys"):
+        repository.rotate([keys["root"]])
+    repository.publish(keys["online"])
+    assert await device("new").epoch() == 1
+
+
 async def test_the_key_for_rings_is_replaced(make, write, keys, device):
     repository = await first(make, write, keys)
     repository.stage(write(2), keys["alice"])

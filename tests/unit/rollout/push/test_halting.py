@@ -3,10 +3,12 @@
 import math
 import random
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from scipy import stats
 
+from dpmesh.rollout.push.counts import rate
 from dpmesh.rollout.push.halting import (
     FALSE_ALARM,
     USUAL_NACKS,
@@ -15,6 +17,8 @@ from dpmesh.rollout.push.halting import (
     hypergeometric_tail,
     why_halt,
 )
+
+DOCS = (Path(__file__).resolve().parents[4] / "docs" / "policy.md").read_text()
 
 
 @pytest.mark.parametrize("trials", [1, 7, 100, 5_000, 1_000_000])
@@ -103,6 +107,16 @@ def test_a_policy_that_a_tenth_of_the_devices_refuses_is_halted_within_500_repor
     else:
         pytest.fail("not halted")
     assert "devices refused the policy" in why_halt(n - nacks, nacks, ())
+
+
+def test_the_table_of_the_docs():
+    for reports, nacks in ((100, 13), (1000, 40), (10_000, 187)):
+        assert why_halt(reports - nacks, nacks, ())
+        assert not why_halt(reports - nacks + 1, nacks - 1, ())
+        assert f"{nacks} " in DOCS
+    refused = next(n for n in range(1000) if why_halt(0, 0, [Round(1000, n, 19_000, 19_000 // 4)]))
+    assert round(rate(refused, 1000), 2) == 0.24
+    assert "about 24 % of 1,000" in DOCS
 
 
 def test_a_policy_under_which_half_of_the_devices_refuse_messages_is_halted():
