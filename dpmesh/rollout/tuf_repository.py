@@ -1,35 +1,22 @@
 """PolicyRepository: what officers do with a folder of signed policies that any web server can serve.
 
-The folder:
-    metadata/N.root.json, N.targets.json, N.snapshot.json, N.rings.json, timestamp.json    what devices read
-    targets/HASH.policy.yaml, ...                                                          the policies themselves
-    staged/                                                                                what waits for signatures
-    rings.pub                                                                              the public key for rings
-
-Devices read metadata/ and targets/ only. Files with a number or a hash in their names never change. timestamp.json is
-replaced last, so that a reader meets the old policy or the new one.
+`tuf_folder.py` says what is in the folder.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
 
-from securesystemslib.signer import Key, Signer
-from tuf.api.exceptions import UnsignedMetadataError
+from securesystemslib.signer import Key
 from tuf.api.metadata import (
-    DelegatedRole,
     Delegations,
     Metadata,
     MetaFile,
     Root,
-    Signed,
     Snapshot,
     TargetFile,
     Targets,
@@ -39,40 +26,25 @@ from tuf.api.metadata import (
 from dpmesh import files
 from dpmesh.errors import ConfigError
 from dpmesh.policy import overlay_file
-from dpmesh.rollout import tuf_keys, tuf_trust
+from dpmesh.rollout import tuf_keys
 from dpmesh.rollout.admission import REASON_LENGTH
+from dpmesh.rollout.tuf_folder import (
+    State,
+    epoch_of,
+    expiry,
+    is_signed,
+    keys_of,
+    policy_of,
+    sign,
+    version,
+)
 from dpmesh.rollout.tuf_offer import FORMER, LARGEST_DOCUMENT, LARGEST_STEP, POLICY
-from dpmesh.rollout.tuf_trust import FLEET, RING_FILE, RINGS, UntrustedError, public_key
+from dpmesh.rollout.tuf_ring_file import RingFiles, delegations
+from dpmesh.rollout.tuf_trust import RINGS, UntrustedError, public_key
 
-LEAST_SHARE = 0.05
-"""The smallest ring: a digest that fewer devices show makes them known."""
-
-# How long each role's file can be believed. A device whose timestamp has ended is stale.
-_DAYS = {Root.type: 365, Targets.type: 365, Snapshot.type: 365, Timestamp.type: 7, RINGS: 365}
 # How many officers have to sign what weakens a promise; devices ask for it, too.
 _LOOSER_SIGNERS = 2
 _SUFFIXES = (".yaml", ".yml", ".json")
-
-_T = TypeVar("_T", Root, Timestamp, Snapshot, Targets)
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What devices read now.
-
-    Attributes:
-        root: The newest root.
-        targets: The published targets; None before the first policy.
-        snapshot: The published snapshot; None before the first policy.
-        timestamp: The published timestamp; None before the first policy.
-        rings: What the role "rings" published; None if it has not yet.
-    """
-
-    root: Root
-    targets: Targets | None
-    snapshot: Snapshot | None
-    timestamp: Timestamp | None
-    rings: Targets | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,171 +66,12 @@ class Staged:
     threshold: int
 
 
-class PolicyRepository:
+class PolicyRepository(RingFiles):
     """A folder of signed policies.
 
     Args:
         folder: The folder. `create` makes it.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    # -- keys -------------------------------------------------------------------------------------------------------
-
-    def create(
-        self,
-        fleet: str,
-        *,
-        roots: Sequence[Key],
-        root_signers: Sequence[Signer],
-        root_threshold: int,
-        officers: Sequence[Key],
-        officer_threshold: int,
-        online: Key,
-        rings: Key | None,
-    ) -> bytes:
-        """Makes the folder and its first root.
-
-        Args:
-            fleet: The fleet's name. Devices of other fleets refuse the policies.
-            roots: The public keys that may sign roots.
-            root_signers: Those of them that sign now.
-            root_threshold: How many have to sign a root.
-            officers: The public keys that may sign policies.
-            officer_threshold: How many have to sign a policy. Devices ask for two where it is looser.
-            online: The key that says every few days that nothing newer is there.
-            rings: The key that chooses how much of the fleet takes a new policy; None: always all of it.
-
-        Returns:
-            root.json, which every image needs.
-
-        Raises:
-            ConfigError: There is a repository already, or too few or equal keys.
-        """
-        if not fleet.strip():
-            raise ConfigError("--fleet: a fleet needs a name")
-        for name, keys, threshold in (
-            ("root", roots, root_threshold),
-            ("officer", officers, officer_threshold),
-        ):
-            _check_distinct(name, keys)
-            if not 1 <= threshold <= len(keys):
-                raise ConfigError(f"--{name}-threshold {threshold}: there are {len(keys)} {name} keys")
-        root = Root(expires=_end(Root.type), unrecognized_fields={FLEET: fleet})
-        for role, keys, threshold in (
-            (Root.type, roots, root_threshold),
-            (Targets.type, officers, officer_threshold),
-            (Snapshot.type, [online], 1),
-            (Timestamp.type, [online], 1),
-        ):
-            for key in keys:
-                root.add_key(key, role)
-            root.roles[role].threshold = threshold
-        signed = _signed(root, root_signers)
-        missing = root_threshold - len(root_signers)
-        if missing > 0:
-            raise ConfigError(f"--root-key: {missing} more private keys have to sign the first root")
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for name in ("metadata", "targets", "staged"):
-                (self._folder / name).mkdir(exist_ok=True)
-            with self._locked():
-                if any((self._folder / "metadata").iterdir()):
-                    raise ConfigError(f"{self._folder}: is a repository already")
-                if rings is not None:
-                    data = json.dumps({"keyid": rings.keyid, **rings.to_dict()}).encode()
-                    files.write(self._folder / "rings.json", data, mode=0o644)
-                files.create(self._metadata("1.root.json"), signed, mode=0o644)
-        except OSError as error:
-            raise self._unwritable(error) from None
-        return signed
-
-    def rotate(
-        self,
-        signers: Sequence[str],
-        *,
-        add: Sequence[tuple[str, Key]] = (),
-        drop: Sequence[tuple[str, Key]] = (),
-        thresholds: Sequence[tuple[str, int]] = (),
-    ) -> int:
-        """Makes the next root, or adds signatures to the one that waits for them.
-
-        It is published as soon as enough keys of the root before and of the next one have signed it. If devices would
-        not believe the published files under it, because other keys have to sign those first, `publish` publishes it
-        together with these files.
-
-        Args:
-            signers: Names of private keys of the role "root", of the root before or of the next one.
-            add: Roles and keys to add.
-            drop: Roles and keys to take away.
-            thresholds: Roles and how many of their keys have to sign.
-
-        Returns:
-            How many signatures are still missing; 0: it is published.
-
-        Raises:
-            ConfigError: A role, key or threshold is wrong, or changes were given while another root waits.
-        """
-        with self._changing():
-            before = self.state().root
-            path = self._folder / "staged" / "root.json"
-            metadata = self._waiting_root(before)
-            if metadata is None:
-                metadata = Metadata(_changed(before, add, drop, thresholds))
-            elif add or drop or thresholds:
-                raise ConfigError(
-                    f"{path}: another root waits for signatures; sign it without changes, or remove it"
-                )
-            root = metadata.signed
-            known = {key.keyid: key for each in (before, root) for key in _keys(each, Root.type)}
-            for name in signers:
-                metadata.sign(tuf_keys.signer(name, list(known.values())), append=True)
-            data = metadata.to_bytes()
-            result = before.get_verification_result(Root.type, metadata.signed_bytes, metadata.signatures)
-            own = root.get_verification_result(Root.type, metadata.signed_bytes, metadata.signatures)
-            missing = max(0, result.missing) + max(0, own.missing)
-            if missing or not self._is_believed(root):
-                files.write(path, data, mode=0o644)
-            else:
-                self._write_root(root, data)
-            return missing
-
-    def _waiting_root(self, before: Root) -> Metadata[Root] | None:
-        """The next root, if it waits for signatures or to be published."""
-        path = self._folder / "staged" / "root.json"
-        metadata = self._load(path, Root) if path.exists() else None
-        return metadata if metadata is not None and metadata.signed.version == before.version + 1 else None
-
-    def _next_root(self, before: Root) -> tuple[Root, bytes | None]:
-        """The root that policies are signed for: the next one if it has its signatures.
-
-        Returns:
-            The root; and its file, if that is not published yet.
-        """
-        metadata = self._waiting_root(before)
-        if metadata is None:
-            return before, None
-        data = metadata.to_bytes()
-        try:
-            return tuf_trust.next_root(before, data), data
-        except UntrustedError:
-            return before, None
-
-    def _is_believed(self, root: Root) -> bool:
-        """Whether devices believe the published files under a root."""
-        try:
-            self._state(root, root)
-        except ConfigError:
-            return False
-        return True
-
-    def _write_root(self, root: Root, data: bytes) -> None:
-        files.create(self._metadata(f"{root.version}.root.json"), data, mode=0o644)
-        with suppress(FileNotFoundError):
-            (self._folder / "staged" / "root.json").unlink()
-
-    # -- policies ---------------------------------------------------------------------------------------------------
 
     def stage(
         self,
@@ -303,9 +116,9 @@ class PolicyRepository:
             else:
                 path, content, metadata = self._renewed(state)
             if rings is not None:
-                metadata.signed.delegations = _delegations(rings)
+                metadata.signed.delegations = delegations(rings)
             root, _ = self._next_root(state.root)
-            metadata.sign(tuf_keys.signer(signer, _keys(root, Targets.type)), append=True)
+            metadata.sign(tuf_keys.signer(signer, keys_of(root, Targets.type)), append=True)
             files.write(self._folder / "staged" / path, content, mode=0o644)
             files.write(self._folder / "staged" / "targets.json", metadata.to_bytes(), mode=0o644)
             staged = self.staged()
@@ -322,9 +135,9 @@ class PolicyRepository:
         if not path.exists():
             return None
         state, metadata = self.state(), self._load(path, Targets)
-        if metadata.signed.version != _version(state.targets) + 1:
+        if metadata.signed.version != version(state.targets) + 1:
             return None  # It was published.
-        target = _policy(metadata.signed, POLICY)
+        target = policy_of(metadata.signed, POLICY)
         if target is None:
             raise ConfigError(f"{path}: has no policy")
         content = self._read(self._folder / "staged" / target.path)
@@ -348,7 +161,7 @@ class PolicyRepository:
             ConfigError: The repository can't be read, or is damaged.
         """
         state = self.state()
-        target = None if state.targets is None else _policy(state.targets, POLICY)
+        target = None if state.targets is None else policy_of(state.targets, POLICY)
         if target is None:
             return None
         return target.path, self._read(self._target(target))
@@ -363,11 +176,11 @@ class PolicyRepository:
         if state.targets is None:
             return []
         names = (POLICY, FORMER) if self._partial(state) else (POLICY,)
-        found = [target for name in names if (target := _policy(state.targets, name)) is not None]
+        found = [target for name in names if (target := policy_of(state.targets, name)) is not None]
         return [(target.path, self._read(self._target(target))) for target in found]
 
     def ends(self) -> dict[str, float]:
-        """When the published files that people have to renew end, in seconds since 1970, by role.
+        """When the published files that people have to renew expiry, in seconds since 1970, by role.
 
         Raises:
             ConfigError: The repository can't be read, or is damaged.
@@ -415,11 +228,11 @@ class PolicyRepository:
             targets = state.targets if staged is None else staged.metadata.signed
             if targets is None:
                 raise ConfigError(f"{self._folder}: there is no policy yet; run `dpmesh policy sign`")
-            if staged is None and not self._is_signed(targets, root):
+            if staged is None and not self._is_still_signed(targets, root):
                 raise ConfigError(
                     f"{self._folder}: officers of the next root have to sign the policy: run `dpmesh policy sign`"
                 )
-            epoch = _epoch(targets)
+            epoch = epoch_of(targets)
             ring = self._ring(state, targets, epoch, share, rings)
             self._stamp(state, targets, ring, online, root, new_root, before)
             if not renew:
@@ -432,9 +245,9 @@ class PolicyRepository:
         """Writes what waits, except what names it to devices."""
         targets = staged.metadata.signed
         self._write_target(targets, staged.path, staged.content)
-        former = _policy(targets, FORMER)
+        former = policy_of(targets, FORMER)
         for name in (POLICY, FORMER):
-            known = None if state.targets is None else _policy(state.targets, name)
+            known = None if state.targets is None else policy_of(state.targets, name)
             if former is not None and known is not None and known.hashes == former.hashes:
                 self._write_target(targets, former.path, self._read(self._target(known)))
         self._create(f"{targets.version}.targets.json", staged.metadata.to_bytes())
@@ -442,15 +255,15 @@ class PolicyRepository:
     def _check_partial(self, state: State, staged: Staged, share: float | None) -> None:
         """At most two policies may be in force: a third one would be known by the few devices that show it."""
         epoch = self._partial(state)
-        if epoch and epoch != _epoch(staged.metadata.signed) and share is not None and share < 1:
+        if epoch and epoch != epoch_of(staged.metadata.signed) and share is not None and share < 1:
             raise ConfigError(
                 f"--share {share:g}: a part of the fleet has epoch {epoch}, so this would be a third policy: publish "
                 f"it without --share, or publish epoch {epoch} for all first"
             )
 
-    def _is_signed(self, targets: Targets, root: Root) -> bool:
+    def _is_still_signed(self, targets: Targets, root: Root) -> bool:
         metadata = self._load(self._metadata(f"{targets.version}.targets.json"), Targets)
-        return _is_signed(metadata, root)
+        return is_signed(metadata, root)
 
     def halt(self, online: str, rings: str) -> int:
         """Lets no further device take the newest policy. Those that have taken it keep it.
@@ -469,64 +282,10 @@ class PolicyRepository:
             state = self.state()
             if state.targets is None:
                 raise ConfigError(f"{self._folder}: there is no policy yet")
-            epoch = _epoch(state.targets)
+            epoch = epoch_of(state.targets)
             ring = self._written_ring(state, state.targets, epoch, 0.0, rings)
             self._stamp(state, state.targets, ring, online, state.root)
             return epoch
-
-    def state(self) -> State:
-        """What devices read now, if its signatures are those that the root asks for.
-
-        The first root counts as genuine: compare it with that of an image.
-
-        Raises:
-            ConfigError: The folder is no repository, is damaged, or was changed by somebody else.
-        """
-        roots = self._roots()
-        root = roots[-1]
-        try:
-            return self._state(root, root)
-        except ConfigError:
-            if len(roots) == 1:
-                raise
-        # A command died after it had written a root, and before it wrote the files that go with it.
-        return self._state(root, roots[-2])
-
-    def _state(self, newest: Root, root: Root) -> State:
-        """What devices read now, by the signatures that a root asks for."""
-        if not self._metadata("timestamp.json").exists():
-            return State(newest, None, None, None, None)
-        timestamp = self._verified("timestamp.json", Timestamp, root)
-        snapshot = self._verified(f"{timestamp.snapshot_meta.version}.snapshot.json", Snapshot, root)
-        targets = self._verified(f"{snapshot.meta['targets.json'].version}.targets.json", Targets, root)
-        listed, rings = snapshot.meta.get(f"{RINGS}.json"), None
-        if listed is not None:
-            rings = self._verified(f"{listed.version}.{RINGS}.json", Targets, targets, RINGS)
-        return State(newest, targets, snapshot, timestamp, rings)
-
-    def _roots(self) -> list[Root]:
-        """All roots; each one but the first is vouched for by the one before it."""
-        if not self._metadata("1.root.json").exists():
-            raise ConfigError(f"{self._folder}: is no repository; run `dpmesh policy init`")
-        roots = [self._load(self._metadata("1.root.json"), Root).signed]
-        while (path := self._metadata(f"{len(roots) + 1}.root.json")).exists():
-            try:
-                roots.append(tuf_trust.next_root(roots[-1], self._read(path)))
-            except UntrustedError as error:
-                raise ConfigError(f"{path}: {error}") from None
-        return roots
-
-    def _verified(self, name: str, kind: type[_T], delegator: Root | Targets, role: str = "") -> _T:
-        """A file of metadata with the signatures that another one asks for."""
-        metadata = self._load(self._metadata(name), kind)
-        role = role or metadata.signed.type
-        try:
-            delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-        except Exception:
-            raise ConfigError(f"{self._metadata(name)}: is not signed as the root asks: restore it") from None
-        return metadata.signed
-
-    # -- parts ------------------------------------------------------------------------------------------------------
 
     def _new(
         self, state: State, policy: Path, not_before: int, reason: str, looser: bool
@@ -538,7 +297,7 @@ class PolicyRepository:
         if len(content) > LARGEST_DOCUMENT:
             raise ConfigError(f"policy file {policy}: is larger than {LARGEST_DOCUMENT // 1000} kB")
         document = overlay_file.parse_bytes(content, str(policy))
-        before = 0 if state.targets is None else _epoch(state.targets)
+        before = 0 if state.targets is None else epoch_of(state.targets)
         if document.epoch <= before:
             raise ConfigError(
                 f"policy file {policy}: epoch: {document.epoch} is not larger than {before}, which is published"
@@ -550,7 +309,7 @@ class PolicyRepository:
             )
         if len(reason) > REASON_LENGTH or not (reason.isprintable() or not reason):
             raise ConfigError(f"--reason: one line of at most {REASON_LENGTH} printable characters")
-        targets = Targets(version=_version(state.targets) + 1, expires=_end(Targets.type))
+        targets = Targets(version=version(state.targets) + 1, expires=expiry(Targets.type))
         target = TargetFile.from_data(f"{POLICY}{policy.suffix}", content)
         custom = {"epoch": document.epoch, "not_before": not_before, "reason": reason}
         if looser:
@@ -569,23 +328,19 @@ class PolicyRepository:
         if state.targets is None:
             raise ConfigError(f"{self._folder}: no policy waits for signatures; give the policy's file")
         targets = copy.deepcopy(state.targets)
-        targets.version, targets.expires = targets.version + 1, _end(Targets.type)
-        target = _policy(targets, POLICY)
+        targets.version, targets.expires = targets.version + 1, expiry(Targets.type)
+        target = policy_of(targets, POLICY)
         assert target is not None
         return target.path, self._read(self._target(target)), Metadata(targets)
 
     def _add_former(self, state: State, before: Targets, targets: Targets) -> None:
         """Keeps the policy that the whole fleet may have, for devices that are new and not in the ring."""
-        former = _policy(before, FORMER if self._partial(state) else POLICY)
+        if not self._is_still_signed(before, state.root):
+            return  # A root was published that no longer vouches for it, and the publisher died then.
+        former = policy_of(before, FORMER if self._partial(state) else POLICY)
         if former is not None:
             kept = TargetFile.from_dict(former.to_dict(), FORMER + Path(former.path).suffix)
             targets.targets[kept.path] = kept
-
-    def _partial(self, state: State) -> int:
-        """The epoch of the published policy if only a part of the fleet may take it; otherwise 0."""
-        ring = self._share(state)
-        epoch = 0 if state.targets is None else _epoch(state.targets)
-        return epoch if ring is not None and ring[0] == epoch and ring[1] < 1 else 0
 
     def _first_delegations(self) -> Delegations | None:
         path = self._folder / "rings.json"
@@ -596,66 +351,7 @@ class PolicyRepository:
             key = Key.from_dict(known.pop("keyid"), known)
         except Exception:
             raise ConfigError(f"{path}: is no public key") from None
-        return _delegations(key)
-
-    def _ring(
-        self, state: State, targets: Targets, epoch: int, share: float | None, rings: str
-    ) -> Targets | None:
-        """What the role "rings" says from now on."""
-        before = self._share(state)
-        if share is None:
-            if state.rings is None and targets.delegations is not None and before is None and not rings:
-                raise ConfigError(
-                    "--rings-key: the first policy needs it; without --share the whole fleet takes it"
-                )
-            if not rings:
-                self._check_rings(state, targets)
-                return state.rings
-            if before is not None and before[0] == epoch:
-                return self._written_ring(state, targets, epoch, before[1], rings)
-            share = 1.0
-        if not LEAST_SHARE <= share <= 1:
-            raise ConfigError(
-                f"--share {share:g}: allowed: {LEAST_SHARE:g} to 1; a smaller part would be known by it"
-            )
-        if before is not None and before[0] == epoch and share < before[1]:
-            raise ConfigError(
-                f"--share {share:g}: {before[1]:g} of the fleet may have taken epoch {epoch} already; "
-                "`dpmesh policy halt` stops it"
-            )
-        return self._written_ring(state, targets, epoch, share, rings)
-
-    def _check_rings(self, state: State, targets: Targets) -> None:
-        """Checks that the published ring has the signature that the targets ask for."""
-        if state.rings is not None:
-            metadata = self._load(self._metadata(f"{state.rings.version}.{RINGS}.json"), Targets)
-            if targets.delegations is None or not _is_signed(metadata, targets, RINGS):
-                raise ConfigError(
-                    "--rings-key: the new key for rings has to sign how much of the fleet takes it"
-                )
-
-    def _share(self, state: State) -> tuple[int, float] | None:
-        """Epoch and share of the ring that devices read."""
-        target = None if state.rings is None else state.rings.targets.get(RING_FILE)
-        if target is None:
-            return None
-        known = json.loads(self._read(self._target(target)))
-        return int(known["epoch"]), float(known["share"])
-
-    def _written_ring(self, state: State, targets: Targets, epoch: int, share: float, signer: str) -> Targets:
-        if targets.delegations is None:
-            raise ConfigError(
-                "--share: the repository has no key for rings (`dpmesh policy init --rings-key`)"
-            )
-        if not signer:
-            raise ConfigError("--rings-key: the share needs it")
-        content = json.dumps({"epoch": epoch, "share": share}).encode()
-        rings = Targets(version=_version(state.rings) + 1, expires=_end(RINGS))
-        rings.targets[RING_FILE] = TargetFile.from_data(RING_FILE, content)
-        keys = list(targets.delegations.keys.values())
-        self._write_target(rings, RING_FILE, content)
-        self._create(f"{rings.version}.{RINGS}.json", _signed(rings, [tuf_keys.signer(signer, keys)]))
-        return rings
+        return delegations(key)
 
     def _stamp(
         self,
@@ -675,122 +371,29 @@ class PolicyRepository:
         meta = {"targets.json": MetaFile(targets.version)}
         if rings is not None:
             meta[f"{RINGS}.json"] = MetaFile(rings.version)
-        old, end = state.snapshot, _end(Timestamp.type)
-        if state.timestamp is not None and end < state.timestamp.expires:
+        old, expires = state.snapshot, expiry(Timestamp.type)
+        if state.timestamp is not None and expires < state.timestamp.expires:
             raise ConfigError("the clock of this machine is behind the last publication: set it")
-        signers = [tuf_keys.signer(online, _keys(root, Timestamp.type))]
+        signers = [tuf_keys.signer(online, keys_of(root, Timestamp.type))]
         if before:
-            signers.append(tuf_keys.signer(before, _keys(state.root, Timestamp.type)))
-        snapshot = Snapshot(_version(old) + 1, expires=_end(Snapshot.type), meta=meta)
-        if old is not None and old.meta == meta and old.expires > end and self._is_kept(old, root):
+            signers.append(tuf_keys.signer(before, keys_of(state.root, Timestamp.type)))
+        snapshot = Snapshot(version(old) + 1, expires=expiry(Snapshot.type), meta=meta)
+        if old is not None and old.meta == meta and old.expires > expires and self._is_kept(old, root):
             snapshot = old
         else:
-            self._create(f"{snapshot.version}.snapshot.json", _signed(snapshot, signers))
+            self._create(f"{snapshot.version}.snapshot.json", sign(snapshot, signers))
         timestamp = Timestamp(
-            _version(state.timestamp) + 1, expires=end, snapshot_meta=MetaFile(snapshot.version)
+            version(state.timestamp) + 1, expires=expires, snapshot_meta=MetaFile(snapshot.version)
         )
         if new_root is not None and not before:
             self._write_root(root, new_root)
-        files.write(self._metadata("timestamp.json"), _signed(timestamp, signers), mode=0o644)
+        files.write(self._metadata("timestamp.json"), sign(timestamp, signers), mode=0o644)
         if new_root is not None and before:
             self._write_root(root, new_root)
 
     def _is_kept(self, snapshot: Snapshot, root: Root) -> bool:
         """Whether the published snapshot has the signatures that a root asks for."""
-        return _is_signed(self._load(self._metadata(f"{snapshot.version}.snapshot.json"), Snapshot), root)
-
-    def _create(self, name: str, data: bytes) -> None:
-        """Writes a file of metadata that is named by nothing yet: a publish before may have ended in its middle."""
-        files.write(self._metadata(name), data, mode=0o644)
-
-    def _write_target(self, targets: Targets, path: str, content: bytes) -> None:
-        files.write(self._target(targets.targets[path]), content, mode=0o644)
-
-    def _target(self, target: TargetFile) -> Path:
-        return self._folder / "targets" / f"{target.hashes['sha256']}.{Path(target.path).name}"
-
-    def _metadata(self, name: str) -> Path:
-        return self._folder / "metadata" / name
-
-    def _load(self, path: Path, kind: type[_T]) -> Metadata[_T]:
-        data = self._read(path)
-        try:
-            metadata = Metadata[kind].from_bytes(data)  # type: ignore[valid-type]
-        except Exception:
-            raise ConfigError(f"{path}: is damaged") from None
-        if not isinstance(metadata.signed, kind):
-            raise ConfigError(f"{path}: is another kind of file")
-        return metadata
-
-    def _read(self, path: Path) -> bytes:
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{path}: can't be read ({error.strerror})") from None
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Holds the folder, and says clearly why it can't be written."""
-        if not (self._folder / "metadata").is_dir():
-            raise ConfigError(f"{self._folder}: is no repository; run `dpmesh policy init`")
-        try:
-            with self._locked():
-                yield
-        except OSError as error:
-            raise self._unwritable(error) from None
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with files.locked_folder(self._folder):
-            yield
-
-    def _unwritable(self, error: OSError) -> ConfigError:
-        return ConfigError(f"{error.filename or self._folder}: can't be written ({error.strerror})")
-
-
-def _end(role: str) -> datetime:
-    return datetime.now(UTC).replace(microsecond=0) + timedelta(days=_DAYS[role])
-
-
-def _signed(signed: Signed, signers: Sequence[Signer]) -> bytes:
-    metadata: Metadata[Any] = Metadata(signed)
-    for signer in signers:
-        metadata.sign(signer, append=True)
-    return metadata.to_bytes()
-
-
-def _delegations(key: Key) -> Delegations:
-    """Lets a key choose which part of the fleet takes a policy, and nothing else."""
-    return Delegations(
-        {key.keyid: key}, {RINGS: DelegatedRole(RINGS, [key.keyid], 1, True, paths=[RING_FILE])}
-    )
-
-
-def _is_signed(metadata: Metadata[Any], delegator: Root | Targets, role: str = "") -> bool:
-    try:
-        delegator.verify_delegate(role or metadata.signed.type, metadata.signed_bytes, metadata.signatures)
-    except UnsignedMetadataError:
-        return False
-    return True
-
-
-def _version(signed: Signed | None) -> int:
-    return 0 if signed is None else signed.version
-
-
-def _keys(root: Root, role: str) -> list[Key]:
-    return [root.keys[keyid] for keyid in root.roles[role].keyids]
-
-
-def _policy(targets: Targets, name: str) -> TargetFile | None:
-    found = [each for path, each in targets.targets.items() if path.rpartition(".")[0] == name]
-    return found[0] if found else None
-
-
-def _epoch(targets: Targets) -> int:
-    target = _policy(targets, POLICY)
-    custom: Any = None if target is None else target.custom
-    return int(custom["epoch"]) if custom else 0
+        return is_signed(self._load(self._metadata(f"{snapshot.version}.snapshot.json"), Snapshot), root)
 
 
 def _repeats(waiting: Staged, policy: Path, not_before: int, reason: str) -> bool:
@@ -799,42 +402,3 @@ def _repeats(waiting: Staged, policy: Path, not_before: int, reason: str) -> boo
     asked = {"not_before": not_before, "reason": reason}
     agrees = all(not value or value == (target.custom or {}).get(name) for name, value in asked.items())
     return agrees and overlay_file.read_bytes(policy) == waiting.content
-
-
-def _check_distinct(name: str, keys: Sequence[Key]) -> None:
-    try:
-        distinct = {public_key(key) for key in keys}
-    except UntrustedError as error:
-        raise ConfigError(f"--{name}-key: {error}") from None
-    if len(distinct) < len(keys):
-        raise ConfigError(f"--{name}-key: one key was given twice")
-
-
-def _changed(
-    before: Root,
-    add: Sequence[tuple[str, Key]],
-    drop: Sequence[tuple[str, Key]],
-    thresholds: Sequence[tuple[str, int]],
-) -> Root:
-    """The root after `before`, with other keys and thresholds."""
-    root = copy.deepcopy(before)
-    root.version = before.version + 1
-    root.expires = _end(Root.type)
-    for role, _ in (*add, *drop, *thresholds):
-        if role not in root.roles:
-            raise ConfigError(f"role {role!r}: allowed: {', '.join(root.roles)}")
-    for role, key in add:
-        root.add_key(key, role)
-    for role, key in drop:
-        if key.keyid not in root.roles[role].keyids:
-            raise ConfigError(f"--drop: the key is none of the role {role}")
-        root.revoke_key(key.keyid, role)
-    for role, threshold in thresholds:
-        root.roles[role].threshold = threshold
-    for role, each in root.roles.items():
-        _check_distinct(role, _keys(root, role))
-        if not 1 <= each.threshold <= len(each.keyids):
-            raise ConfigError(
-                f"role {role}: its threshold is {each.threshold}, and it has {len(each.keyids)} keys"
-            )
-    return root

@@ -20,7 +20,7 @@ from tuf.api.metadata import Metadata
 
 from dpmesh import files
 from dpmesh.errors import ConfigError, PolicyUnavailableError
-from dpmesh.rollout import rings, tuf_keys, tuf_repository
+from dpmesh.rollout import rings, tuf_folder, tuf_keys
 from dpmesh.rollout.tuf_repository import PolicyRepository
 from tests.support import children
 from tests.support.tuf_repositories import Device
@@ -402,7 +402,7 @@ async def test_the_key_for_rings_is_replaced(make, write, keys, device):
 
 async def test_a_clock_that_is_behind_publishes_nothing(make, write, keys, monkeypatch):
     repository = await first(make, write, keys)
-    monkeypatch.setitem(tuf_repository._DAYS, "timestamp", 6)
+    monkeypatch.setitem(tuf_folder.DAYS, "timestamp", 6)
     with pytest.raises(ConfigError, match="clock"):
         repository.publish(keys["online"])
 
