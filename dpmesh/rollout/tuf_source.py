@@ -22,7 +22,7 @@ import msgspec
 from tuf.api import exceptions as tuf
 from tuf.api.metadata import Timestamp
 
-from dpmesh import files
+from dpmesh import files, forks
 from dpmesh.errors import ConfigError, DpmeshError, PolicyUnavailableError
 from dpmesh.rollout import bounded_thread, rings, tuf_offer, tuf_trust
 from dpmesh.rollout.last_good import LastGood
@@ -125,6 +125,11 @@ class TufSource:
         if found is not None:
             self._take(found, None)
             self._written = found.kept.latest
+        forks.register(self)
+
+    def after_fork_in_child(self) -> None:
+        """Forgets a refresh of the parent, whose thread the child does not have."""
+        self._running = threading.Lock()
 
     @property
     def state(self) -> State:
@@ -237,7 +242,7 @@ class TufSource:
             if offer is None:
                 raise
             log.error("%s; the newest policy in the cache is offered", error)  # noqa: TRY400
-            return State.FRESH if isinstance(error, _RefusedError) else State.STALE, offer
+            return State.STALE, offer  # There may be a newer policy, even one that was refused.
         finally:
             self._note_time()
             self._running.release()

@@ -21,7 +21,7 @@ from tuf.ngclient import updater
 from dpmesh import files
 from dpmesh.rollout import tuf_cache, tuf_download, tuf_offer, tuf_source, tuf_trust
 from tests.support import children
-from tests.support.tuf_repositories import Device, Repository, policy
+from tests.support.tuf_repositories import Device, Repository, policy, settle
 
 TRACED = tuple(
     each.__file__ for each in (files, tuf_cache, tuf_download, tuf_offer, tuf_source, tuf_trust, updater)
@@ -78,9 +78,7 @@ def kill(folder: Path, points: int) -> dict[int | None, int]:
     def start(last_line: int) -> Any:
         (device.cache / "signed.json").write_bytes(first)
         device.restart()
-        for thread in threading.enumerate():
-            if thread is not threading.main_thread():
-                thread.join()
+        settle()
         return children.start(lambda: fetch(device, last_line))
 
     total = children.finish(start(-1))

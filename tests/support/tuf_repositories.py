@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,6 +33,13 @@ def later(seconds: float) -> datetime:
 
 def policy(epoch: int, **extra) -> bytes:
     return json.dumps({"epoch": epoch, **extra}).encode()
+
+
+def settle() -> None:
+    """Waits for the threads of refreshes to end: a fork would copy whatever they hold just then."""
+    for thread in threading.enumerate():
+        if thread.name == "dpmesh policy repository":
+            thread.join()
 
 
 class Device:

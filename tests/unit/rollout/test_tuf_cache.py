@@ -6,7 +6,7 @@ import os
 
 from dpmesh.errors import PolicyUnavailableError
 from tests.support import children, disk, policy_kills
-from tests.support.tuf_repositories import Device, Repository, policy
+from tests.support.tuf_repositories import Device, Repository, policy, settle
 
 
 def test_a_process_that_is_killed_leaves_the_old_policy_or_the_new_one(tmp_path):
@@ -64,6 +64,7 @@ def test_processes_take_turns(tmp_path):
                 seen.append(epoch)
         return seen
 
+    settle()
     followers = [children.start(follow) for _ in range(3)]
     for epoch in range(2, 7):
         repository.add(policy(epoch))

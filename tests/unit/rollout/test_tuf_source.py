@@ -148,6 +148,18 @@ def opened(url, root, folder):
     return open_source(load({"policy": policy}, {}), floor=0, clock=time.time)[0]
 
 
+async def test_an_offer_of_the_cache_is_stale_even_if_the_repository_answers(repository, device):
+    """The newer policy can't be taken, so nobody may say that the older one is the newest."""
+    await device.epoch()
+    repository.add(policy(3), custom={"epoch": 2})
+    repository.publish()
+    device.restart()
+    assert await device.epoch() == 1
+    assert device.source.state is State.STALE
+    await device.refusal(ConfigError)
+    assert device.source.state is State.FRESH
+
+
 class TestRings:
     def cohort(self, device, epoch):
         secret = (device.cache / "device-secret").read_bytes()
