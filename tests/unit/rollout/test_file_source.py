@@ -65,9 +65,9 @@ async def test_a_file_that_hangs_is_unavailable_and_read_when_it_answers(file, h
         assert source.state is State.STALE
     assert threading.active_count() <= threads + 1, "one read hangs, and not one for each look"
     hanging.set()
-    monkeyed = asyncio.get_running_loop().time() + 30
+    end = asyncio.get_running_loop().time() + 30
     while source.state is State.STALE:
-        assert asyncio.get_running_loop().time() < monkeyed
+        assert asyncio.get_running_loop().time() < end
         try:
             assert (await source.fetch()).document.epoch == 1
         except PolicyUnavailableError:

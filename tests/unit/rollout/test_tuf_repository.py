@@ -180,14 +180,14 @@ async def test_rings_grow_and_halt(make, write, keys, device):
         repository.publish(keys["online"])
     repository.publish(keys["online"], rings=keys["rings"])
     fleet = [placed(device(f"car{cohort}"), cohort) for cohort in (0.02, 0.3, 0.9)]
-    assert [await car.epoch() for car in fleet] == [1, 1, 1]
+    assert [await car.epoch(takes=True) for car in fleet] == [1, 1, 1]
     repository.stage(write(2), keys["alice"])
     for share in (0.0, 0.04, 1.5, float("nan")):
         with pytest.raises(ConfigError, match="--share"):
             repository.publish(keys["online"], share=share, rings=keys["rings"])
     for share, taken in ((0.05, [2, None, None]), (0.5, [None, 2, None])):
         repository.publish(keys["online"], share=share, rings=keys["rings"])
-        assert [await car.epoch() for car in fleet] == taken
+        assert [await car.epoch(takes=True) for car in fleet] == taken
     with pytest.raises(ConfigError, match="halt"):
         repository.publish(keys["online"], share=0.4, rings=keys["rings"])
     assert repository.halt(keys["online"], keys["rings"]) == 2
