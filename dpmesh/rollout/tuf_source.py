@@ -24,11 +24,12 @@ from tuf.api import exceptions as tuf
 from tuf.api.metadata import Timestamp
 
 from dpmesh import files, forks
+from dpmesh.clocks import since_boot
 from dpmesh.errors import ConfigError, DpmeshError, PolicyUnavailableError
 from dpmesh.rollout import bounded_thread, rings, tuf_offer, tuf_trust
 from dpmesh.rollout.last_good import LastGood
 from dpmesh.rollout.source import Offer, State
-from dpmesh.rollout.trusted_time import TrustedTime, since_boot
+from dpmesh.rollout.trusted_time import TrustedTime
 from dpmesh.rollout.tuf_cache import Cache, Kept
 from dpmesh.rollout.tuf_download import Download
 from dpmesh.rollout.tuf_fetch import fetcher
