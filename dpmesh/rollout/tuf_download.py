@@ -13,8 +13,9 @@ from tuf.api.metadata import Metadata, Root, TargetFile
 from tuf.ngclient import Updater, UpdaterConfig
 
 from dpmesh.rollout import tuf_offer
+from dpmesh.rollout.layout import RING_FILE, RINGS
 from dpmesh.rollout.tuf_fetch import FolderFetcher, HttpsFetcher
-from dpmesh.rollout.tuf_trust import RING_FILE, RINGS, SignedSet, Trusted, verify
+from dpmesh.rollout.tuf_trust import SignedSet, Trusted, verify
 
 # The most bytes of each file. At most 256 roots may follow that of the image.
 _LIMITS = UpdaterConfig(

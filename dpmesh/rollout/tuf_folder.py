@@ -4,7 +4,7 @@ The folder:
     metadata/N.root.json, N.targets.json, N.snapshot.json, N.rings.json, timestamp.json    what devices read
     targets/HASH.policy.yaml, ...                                                          the policies themselves
     staged/                                                                                what waits for signatures
-    rings.pub                                                                              the public key for rings
+    rings.json                                                                             the public key for rings
 
 Devices read metadata/ and targets/ only. Files with a number or a hash in their names never change. timestamp.json is
 replaced last, so that a reader meets the old policy or the new one.
@@ -34,8 +34,8 @@ from tuf.api.metadata import (
 from dpmesh import files
 from dpmesh.errors import ConfigError
 from dpmesh.rollout import tuf_trust
-from dpmesh.rollout.tuf_offer import POLICY
-from dpmesh.rollout.tuf_trust import RINGS, UntrustedError
+from dpmesh.rollout.layout import POLICY, RINGS, named, target_file
+from dpmesh.rollout.tuf_trust import UntrustedError
 
 DAYS = {Root.type: 365, Targets.type: 365, Snapshot.type: 365, Timestamp.type: 7, RINGS: 365}
 """How long each role's file can be believed. A device whose timestamp has ended is stale."""
@@ -166,7 +166,7 @@ class PolicyFolder:
         files.write(self._target(targets.targets[path]), content, mode=0o644)
 
     def _target(self, target: TargetFile) -> Path:
-        return self._folder / "targets" / f"{target.hashes['sha256']}.{Path(target.path).name}"
+        return target_file(self._folder, target.path, target.hashes["sha256"])
 
     def _metadata(self, name: str) -> Path:
         return self._folder / "metadata" / name
@@ -232,8 +232,7 @@ def keys_of(root: Root, role: str) -> list[Key]:
 
 def policy_of(targets: Targets, name: str) -> TargetFile | None:
     """The target "policy" or "former", whatever its suffix is."""
-    found = [each for path, each in targets.targets.items() if path.rpartition(".")[0] == name]
-    return found[0] if found else None
+    return next(iter(named(targets.targets, name)), None)
 
 
 def epoch_of(targets: Targets) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 import msgspec
@@ -10,20 +9,13 @@ from tuf.api.metadata import TargetFile
 
 from dpmesh.errors import ConfigError
 from dpmesh.policy import overlay_file
+from dpmesh.rollout.layout import FORMER, POLICY, RING_FILE, named
 from dpmesh.rollout.rings import Ring
-from dpmesh.rollout.source import Offer
-from dpmesh.rollout.tuf_trust import RING_FILE, SignedSet, Trusted
-
-LARGEST_DOCUMENT = 256_000
-"""The largest policy in a repository, in bytes."""
+from dpmesh.rollout.source import LARGEST_DOCUMENT, Offer
+from dpmesh.rollout.tuf_trust import SignedSet, Trusted
 
 LARGEST_STEP = 10**14
 """How far an epoch may be above the one before. Dates with times as numbers fit, and milliseconds since 1970."""
-
-POLICY = "policy"
-FORMER = "former"
-
-_SUFFIXES = ("yaml", "yml", "json")
 
 
 class UnfitError(Exception):
@@ -48,11 +40,7 @@ def listed(trusted: Trusted, name: str) -> TargetFile | None:
     Raises:
         UnfitError: There are two, or it is larger than any policy.
     """
-    found = [
-        target
-        for path, target in trusted.targets.targets.items()
-        if re.fullmatch(rf"{name}\.({'|'.join(_SUFFIXES)})", path)
-    ]
+    found = named(trusted.targets.targets, name)
     if len(found) > 1:
         raise UnfitError(f"there are two targets named {name}")
     if found and found[0].length > LARGEST_DOCUMENT:
@@ -134,7 +122,7 @@ def in_ring(signed: SignedSet, epoch: int, secret: bytes) -> bool:
     if content is None:
         return True
     try:
-        ring = Ring.parse(content)
-    except (ValueError, msgspec.DecodeError):
+        said = Ring.parse(content)
+    except ValueError:
         raise UnfitError(f"{RING_FILE}: is no ring") from None
-    return ring.epoch != epoch or ring.has(secret)
+    return said.epoch != epoch or said.has(secret)

@@ -27,7 +27,9 @@ from dpmesh import files
 from dpmesh.errors import ConfigError
 from dpmesh.policy import overlay_file
 from dpmesh.rollout import tuf_keys
-from dpmesh.rollout.admission import REASON_LENGTH
+from dpmesh.rollout.admission import LOOSER_SIGNERS, REASON_LENGTH
+from dpmesh.rollout.layout import FORMER, POLICY, RINGS, SUFFIXES
+from dpmesh.rollout.source import LARGEST_DOCUMENT
 from dpmesh.rollout.tuf_folder import (
     State,
     epoch_of,
@@ -38,13 +40,9 @@ from dpmesh.rollout.tuf_folder import (
     sign,
     version,
 )
-from dpmesh.rollout.tuf_offer import FORMER, LARGEST_DOCUMENT, LARGEST_STEP, POLICY
+from dpmesh.rollout.tuf_offer import LARGEST_STEP
 from dpmesh.rollout.tuf_ring_file import RingFiles, delegations
-from dpmesh.rollout.tuf_trust import RINGS, UntrustedError, public_key
-
-# How many officers have to sign what weakens a promise; devices ask for it, too.
-_LOOSER_SIGNERS = 2
-_SUFFIXES = (".yaml", ".yml", ".json")
+from dpmesh.rollout.tuf_trust import UntrustedError, public_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +149,7 @@ class PolicyRepository(RingFiles):
             signers = len({public_key(key) for key in result.signed.values()})
         except UntrustedError as error:
             raise ConfigError(f"{path}: {error}") from None
-        threshold = max(result.threshold, _LOOSER_SIGNERS if (target.custom or {}).get("looser") else 1)
+        threshold = max(result.threshold, LOOSER_SIGNERS if (target.custom or {}).get("looser") else 1)
         return Staged(metadata, target.path, content, signers, threshold)
 
     def published(self) -> tuple[str, bytes] | None:
@@ -180,7 +178,7 @@ class PolicyRepository(RingFiles):
         return [(target.path, self._read(self._target(target))) for target in found]
 
     def ends(self) -> dict[str, float]:
-        """When the published files that people have to renew expiry, in seconds since 1970, by role.
+        """When the published files end that people have to renew, in seconds since 1970, by role.
 
         Raises:
             ConfigError: The repository can't be read, or is damaged.
@@ -236,7 +234,7 @@ class PolicyRepository(RingFiles):
             ring = self._ring(state, targets, epoch, share, rings)
             self._stamp(state, targets, ring, online, root, new_root, before)
             if not renew:
-                for name in ("targets.json", *[f"policy{suffix}" for suffix in _SUFFIXES]):
+                for name in ("targets.json", *[f"{POLICY}{suffix}" for suffix in SUFFIXES]):
                     with suppress(FileNotFoundError):
                         (self._folder / "staged" / name).unlink()
             return epoch
@@ -291,8 +289,8 @@ class PolicyRepository(RingFiles):
         self, state: State, policy: Path, not_before: int, reason: str, looser: bool
     ) -> tuple[str, bytes, Metadata[Targets]]:
         """The next targets, with a new policy and the one before."""
-        if policy.suffix not in _SUFFIXES:
-            raise ConfigError(f"policy file {policy}: its name ends with none of {', '.join(_SUFFIXES)}")
+        if policy.suffix not in SUFFIXES:
+            raise ConfigError(f"policy file {policy}: its name ends with none of {', '.join(SUFFIXES)}")
         content = overlay_file.read_bytes(policy)
         if len(content) > LARGEST_DOCUMENT:
             raise ConfigError(f"policy file {policy}: is larger than {LARGEST_DOCUMENT // 1000} kB")

@@ -28,6 +28,7 @@ from dpmesh.clocks import since_boot
 from dpmesh.errors import ConfigError, DpmeshError, PolicyUnavailableError
 from dpmesh.rollout import bounded_thread, rings, tuf_offer, tuf_trust
 from dpmesh.rollout.last_good import LastGood
+from dpmesh.rollout.layout import FORMER, POLICY
 from dpmesh.rollout.source import Offer, State
 from dpmesh.rollout.trusted_time import TrustedTime
 from dpmesh.rollout.tuf_cache import Cache, Kept
@@ -206,9 +207,7 @@ class TufSource:
         try:
             signed = msgspec.json.decode(kept, type=SignedSet)
             trusted = tuf_trust.verify(signed, self._image)
-            offer = tuf_offer.read(trusted, signed, tuf_offer.POLICY) or tuf_offer.read(
-                trusted, signed, tuf_offer.FORMER
-            )
+            offer = tuf_offer.read(trusted, signed, POLICY) or tuf_offer.read(trusted, signed, FORMER)
         except (msgspec.MsgspecError, UntrustedError, UnfitError) as error:
             text = f"{self._where}: what was kept can't be believed: {_text(error)}"
             raise PolicyUnavailableError(text) from None
@@ -349,7 +348,7 @@ class TufSource:
             UnfitError: The policy of the set can't be taken.
         """
         kept, trusted = known
-        policy = tuf_offer.read(trusted, kept.signed, tuf_offer.POLICY)
+        policy = tuf_offer.read(trusted, kept.signed, POLICY)
         if policy is None:
             raise UnfitError("there is no policy in it")
         self._check_epoch(policy, kept)
@@ -358,7 +357,7 @@ class TufSource:
             kept.signed, epoch, rings.device_secret(self._folder)
         ):
             return policy
-        former = tuf_offer.read(trusted, kept.signed, tuf_offer.FORMER)
+        former = tuf_offer.read(trusted, kept.signed, FORMER)
         if former is None or former.document.epoch < max(self._floor, kept.epoch):
             return None
         if former.document.epoch >= epoch:

@@ -15,14 +15,10 @@ from cryptography.hazmat.primitives import serialization
 from securesystemslib.signer import Key
 from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, Targets, Timestamp
 
+from dpmesh.rollout.layout import RING_FILE, RINGS
+
 FLEET = "x-dpmesh-fleet"
 """The field of a root that names its fleet."""
-
-RINGS = "rings"
-"""The role that chooses which part of the fleet takes a policy."""
-
-RING_FILE = "ring.json"
-"""The only target that the role "rings" may have."""
 
 _T = TypeVar("_T", Root, Timestamp, Snapshot, Targets)
 

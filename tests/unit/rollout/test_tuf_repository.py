@@ -322,10 +322,10 @@ async def test_a_renewal_with_the_key_for_rings_lets_no_further_device_in(make, 
     repository.stage(write(2), keys["alice"])
     repository.publish(keys["online"], share=0.05, rings=keys["rings"])
     repository.publish(keys["online"], rings=keys["rings"])
-    assert repository._share(repository.state()) == (2, 0.05)
+    assert repository._share(repository.state()) == rings.Ring(2, 0.05)
     repository.halt(keys["online"], keys["rings"])
     repository.publish(keys["online"], rings=keys["rings"])
-    assert repository._share(repository.state()) == (2, 0)
+    assert repository._share(repository.state()) == rings.Ring(2, 0)
     assert await device().epoch() == 1
 
 
@@ -393,7 +393,7 @@ async def test_the_key_for_rings_is_replaced(make, write, keys, device):
         with pytest.raises(ConfigError, match=match):
             repository.publish(keys["online"], rings=rings_key)
     repository.publish(keys["online"], rings=keys["stranger"])
-    assert repository._share(repository.state()) == (2, 0.05)
+    assert repository._share(repository.state()) == rings.Ring(2, 0.05)
     assert await placed(device(), 0.5).epoch() == 1
     with pytest.raises(ConfigError, match="none of the role's keys"):
         repository.halt(keys["online"], keys["rings"])
