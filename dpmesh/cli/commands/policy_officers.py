@@ -46,7 +46,7 @@ def key(
         typer.Argument(metavar="FILE", help="The private key's file. FILE.pub is the public key's."),
     ],
 ) -> None:
-    """Make a key. FILE stays with its owner; FILE.pub goes to whoever runs `dpmesh policy init`."""
+    """Make a key. FILE stays with its owner; FILE.pub goes to the person who runs `dpmesh policy init`."""
     tuf_keys = _module("tuf_keys")
     tuf_keys.create(file)
     say(f"{file}: a private key. Keep it, and show it to nobody.", f"{file}.pub: its public key.")
