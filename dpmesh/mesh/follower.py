@@ -59,14 +59,14 @@ class PolicyFollower:
     How it works:
         An offer is tried until it is in force, or is refused for good.
 
-        | what happens to an offer                          | what is done                                              |
-        |---------------------------------------------------|-----------------------------------------------------------|
-        | it is put in force                                | its outcome is told                                       |
-        | it is refused for its content, such as a bad rule | its outcome is told; if a module is imported: another try |
-        | it is too early                                   | it is tried again when its time comes                     |
-        | it is looser, and the source is not fresh         | it is tried again when the source is fresh                |
-        | the ledger, the disk or dpmesh fails              | its outcome is told; the next look tries it again         |
-        | another offer comes                               | it is forgotten                                           |
+        | what happens to an offer                          | what is done                                            |
+        |---------------------------------------------------|---------------------------------------------------------|
+        | it is put in force                                | its outcome is told                                     |
+        | it is refused for its content, such as a bad rule | its outcome is told; an import of a module: another try |
+        | it is too early                                   | it is tried again when its time comes                   |
+        | it is looser, and the source is not fresh         | it is tried again when the source is fresh              |
+        | the ledger, the disk or dpmesh fails              | its outcome is told; the next look tries it again       |
+        | another offer comes                               | it is forgotten                                         |
 
         The task that looks may wait for a source, a disk or a lock that never answers. So somebody else calls `check`,
         which lets the state become stale, and the policy expire, in the meantime.

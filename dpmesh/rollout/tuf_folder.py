@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from securesystemslib.signer import Key, Signer
-from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import (
     Metadata,
     Root,
@@ -44,7 +43,7 @@ _T = TypeVar("_T", Root, Timestamp, Snapshot, Targets)
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class PublishedFiles:
     """What devices read now.
 
     Attributes:
@@ -72,7 +71,7 @@ class PolicyFolder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def state(self) -> State:
+    def state(self) -> PublishedFiles:
         """What devices read now, if its signatures are those that the root asks for.
 
         The first root counts as genuine: compare it with that of an image.
@@ -90,17 +89,17 @@ class PolicyFolder:
         # A command died after it had written a root, and before it wrote the files that go with it.
         return self._state(root, roots[-2])
 
-    def _state(self, newest: Root, root: Root) -> State:
+    def _state(self, newest: Root, root: Root) -> PublishedFiles:
         """What devices read now, by the signatures that a root asks for."""
         if not self._metadata("timestamp.json").exists():
-            return State(newest, None, None, None, None)
+            return PublishedFiles(newest, None, None, None, None)
         timestamp = self._verified("timestamp.json", Timestamp, root)
         snapshot = self._verified(f"{timestamp.snapshot_meta.version}.snapshot.json", Snapshot, root)
         targets = self._verified(f"{snapshot.meta['targets.json'].version}.targets.json", Targets, root)
         listed, rings = snapshot.meta.get(f"{RINGS}.json"), None
         if listed is not None:
             rings = self._verified(f"{listed.version}.{RINGS}.json", Targets, targets, RINGS)
-        return State(newest, targets, snapshot, timestamp, rings)
+        return PublishedFiles(newest, targets, snapshot, timestamp, rings)
 
     def _roots(self) -> list[Root]:
         """All roots; each one but the first is vouched for by the one before it."""
@@ -117,11 +116,8 @@ class PolicyFolder:
     def _verified(self, name: str, kind: type[_T], delegator: Root | Targets, role: str = "") -> _T:
         """A file of metadata with the signatures that another one asks for."""
         metadata = self._load(self._metadata(name), kind)
-        role = role or metadata.signed.type
-        try:
-            delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-        except Exception:
-            raise ConfigError(f"{self._metadata(name)}: is not signed as the root asks: restore it") from None
+        if not is_signed(metadata, delegator, role):
+            raise ConfigError(f"{self._metadata(name)}: is not signed as the root asks: restore it")
         return metadata.signed
 
     def _waiting_root(self, before: Root) -> Metadata[Root] | None:
@@ -243,9 +239,9 @@ def epoch_of(targets: Targets) -> int:
 
 
 def is_signed(metadata: Metadata[Any], delegator: Root | Targets, role: str = "") -> bool:
-    """Whether a file has the signatures that another one asks for."""
+    """Whether devices believe that a file has the signatures that another one asks for."""
     try:
-        delegator.verify_delegate(role or metadata.signed.type, metadata.signed_bytes, metadata.signatures)
-    except UnsignedMetadataError:
+        tuf_trust.count_signers(delegator, role or metadata.signed.type, metadata)
+    except UntrustedError:
         return False
     return True

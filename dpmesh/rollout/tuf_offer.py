@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Callable, Iterable
 
 import msgspec
 from tuf.api.metadata import TargetFile
@@ -12,6 +13,7 @@ from dpmesh.policy import overlay_file
 from dpmesh.rollout.layout import FORMER, POLICY, RING_FILE, named
 from dpmesh.rollout.rings import Ring
 from dpmesh.rollout.source import LARGEST_DOCUMENT, Offer
+from dpmesh.rollout.tuf_cache import Kept
 from dpmesh.rollout.tuf_trust import SignedSet, Trusted
 
 LARGEST_STEP = 10**14
@@ -107,7 +109,56 @@ def read(trusted: Trusted, signed: SignedSet, name: str) -> Offer | None:
     )
 
 
-def in_ring(signed: SignedSet, epoch: int, secret: bytes) -> bool:
+def chosen(
+    trusted: Trusted, kept: Kept, *, floor: int, taken: int | None, secret: Callable[[], bytes]
+) -> Offer | None:
+    """What a device is offered of a set.
+
+    A device that has taken an epoch keeps it if the ring shrinks. One that was only offered it, and holds it until its
+    time comes, loses it.
+
+    Args:
+        trusted: What the set says.
+        kept: The set, and what the device was offered before.
+        floor: The least epoch of an offer.
+        taken: The epoch of the policy that the device took last; None if it has taken none.
+        secret: Gives the device's secret.
+
+    Returns:
+        The newest policy, or the former one; None if the device goes on with what it has.
+
+    Raises:
+        UnfitError: The policy of the set can't be taken.
+    """
+    policy = read(trusted, kept.signed, POLICY)
+    if policy is None:
+        raise UnfitError("there is no policy in it")
+    _check_epoch(policy, kept, floor)
+    epoch = policy.document.epoch
+    if epoch == taken or _in_ring(kept.signed, epoch, secret()):
+        return policy
+    former = read(trusted, kept.signed, FORMER)
+    if former is None or former.document.epoch < max(floor, kept.epoch):
+        return None
+    if former.document.epoch >= epoch:
+        raise UnfitError(f"the former policy has epoch {former.document.epoch}, and the newest {epoch}")
+    _check_epoch(former, kept, floor)
+    return former
+
+
+def _check_epoch(offer: Offer, kept: Kept, floor: int) -> None:
+    epoch = offer.document.epoch
+    if epoch < floor:
+        raise UnfitError(f"its epoch {epoch} is below that of the image's policy, {floor}")
+    if epoch < kept.epoch:
+        raise UnfitError(f"its epoch {epoch} is below that of an earlier policy, {kept.epoch}")
+    if epoch - max(floor, kept.epoch) > LARGEST_STEP:
+        raise UnfitError(f"its epoch {epoch} is more than {LARGEST_STEP} above the one before")
+    if epoch == kept.epoch and hashlib.sha256(offer.content).hexdigest() != kept.digest:
+        raise UnfitError(f"it has the epoch of an earlier policy, {epoch}, and another content")
+
+
+def _in_ring(signed: SignedSet, epoch: int, secret: bytes) -> bool:
     """Whether a device takes a policy.
 
     Args:

@@ -31,7 +31,7 @@ from dpmesh.rollout.admission import LOOSER_SIGNERS, REASON_LENGTH
 from dpmesh.rollout.layout import FORMER, POLICY, RINGS, SUFFIXES
 from dpmesh.rollout.source import LARGEST_DOCUMENT
 from dpmesh.rollout.tuf_folder import (
-    State,
+    PublishedFiles,
     epoch_of,
     expiry,
     is_signed,
@@ -239,7 +239,7 @@ class PolicyRepository(RingFiles):
                         (self._folder / "staged" / name).unlink()
             return epoch
 
-    def _write_documents(self, state: State, staged: Staged) -> None:
+    def _write_documents(self, state: PublishedFiles, staged: Staged) -> None:
         """Writes what waits, except what names it to devices."""
         targets = staged.metadata.signed
         self._write_target(targets, staged.path, staged.content)
@@ -250,7 +250,7 @@ class PolicyRepository(RingFiles):
                 self._write_target(targets, former.path, self._read(self._target(known)))
         self._create(f"{targets.version}.targets.json", staged.metadata.to_bytes())
 
-    def _check_partial(self, state: State, staged: Staged, share: float | None) -> None:
+    def _check_partial(self, state: PublishedFiles, staged: Staged, share: float | None) -> None:
         """At most two policies may be in force: a third one would be known by the few devices that show it."""
         epoch = self._partial(state)
         if epoch and epoch != epoch_of(staged.metadata.signed) and share is not None and share < 1:
@@ -286,7 +286,7 @@ class PolicyRepository(RingFiles):
             return epoch
 
     def _new(
-        self, state: State, policy: Path, not_before: int, reason: str, looser: bool
+        self, state: PublishedFiles, policy: Path, not_before: int, reason: str, looser: bool
     ) -> tuple[str, bytes, Metadata[Targets]]:
         """The next targets, with a new policy and the one before."""
         if policy.suffix not in SUFFIXES:
@@ -321,7 +321,7 @@ class PolicyRepository(RingFiles):
             self._add_former(state, state.targets, targets)
         return target.path, content, Metadata(targets)
 
-    def _renewed(self, state: State) -> tuple[str, bytes, Metadata[Targets]]:
+    def _renewed(self, state: PublishedFiles) -> tuple[str, bytes, Metadata[Targets]]:
         """The published targets once more: for another year, or for signatures of other officers."""
         if state.targets is None:
             raise ConfigError(f"{self._folder}: no policy waits for signatures; give the policy's file")
@@ -331,7 +331,7 @@ class PolicyRepository(RingFiles):
         assert target is not None
         return target.path, self._read(self._target(target)), Metadata(targets)
 
-    def _add_former(self, state: State, before: Targets, targets: Targets) -> None:
+    def _add_former(self, state: PublishedFiles, before: Targets, targets: Targets) -> None:
         """Keeps the policy that the whole fleet may have, for devices that are new and not in the ring."""
         if not self._is_still_signed(before, state.root):
             return  # A root was published that no longer vouches for it, and the publisher died then.
@@ -353,7 +353,7 @@ class PolicyRepository(RingFiles):
 
     def _stamp(
         self,
-        state: State,
+        state: PublishedFiles,
         targets: Targets,
         rings: Targets | None,
         online: str,

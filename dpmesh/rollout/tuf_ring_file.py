@@ -16,7 +16,7 @@ from dpmesh.rollout import tuf_keys
 from dpmesh.rollout.layout import RING_FILE, RINGS
 from dpmesh.rollout.rings import Ring
 from dpmesh.rollout.tuf_folder import (
-    State,
+    PublishedFiles,
     epoch_of,
     expiry,
     is_signed,
@@ -32,14 +32,14 @@ LEAST_SHARE = 0.05
 class RingFiles(KeyRoots):
     """A folder of signed policies, and its ring.json."""
 
-    def _partial(self, state: State) -> int:
+    def _partial(self, state: PublishedFiles) -> int:
         """The epoch of the published policy if only a part of the fleet may take it; otherwise 0."""
         ring = self._share(state)
         epoch = 0 if state.targets is None else epoch_of(state.targets)
         return epoch if ring is not None and ring.epoch == epoch and ring.share < 1 else 0
 
     def _ring(
-        self, state: State, targets: Targets, epoch: int, share: float | None, rings: str
+        self, state: PublishedFiles, targets: Targets, epoch: int, share: float | None, rings: str
     ) -> Targets | None:
         """What the role "rings" says from now on."""
         before = self._share(state)
@@ -65,7 +65,7 @@ class RingFiles(KeyRoots):
             )
         return self._written_ring(state, targets, epoch, share, rings)
 
-    def _check_rings(self, state: State, targets: Targets) -> None:
+    def _check_rings(self, state: PublishedFiles, targets: Targets) -> None:
         """Checks that the published ring has the signature that the targets ask for."""
         if state.rings is not None:
             metadata = self._load(self._metadata(f"{state.rings.version}.{RINGS}.json"), Targets)
@@ -74,7 +74,7 @@ class RingFiles(KeyRoots):
                     "--rings-key: the new key for rings has to sign how much of the fleet takes it"
                 )
 
-    def _share(self, state: State) -> Ring | None:
+    def _share(self, state: PublishedFiles) -> Ring | None:
         """The ring that devices read."""
         target = None if state.rings is None else state.rings.targets.get(RING_FILE)
         if target is None:
@@ -85,7 +85,9 @@ class RingFiles(KeyRoots):
         except ValueError as error:
             raise ConfigError(f"{path}: {error}") from None
 
-    def _written_ring(self, state: State, targets: Targets, epoch: int, share: float, signer: str) -> Targets:
+    def _written_ring(
+        self, state: PublishedFiles, targets: Targets, epoch: int, share: float, signer: str
+    ) -> Targets:
         if targets.delegations is None:
             raise ConfigError(
                 "--share: the repository has no key for rings: `dpmesh policy sign --rings` names one"

@@ -80,7 +80,7 @@ def image_root(data: bytes) -> Root:
         UntrustedError: It is no root, is not signed by its own keys, or names no fleet.
     """
     root, _ = _load(Root, data)
-    _count(root, Root.type, Metadata[Root].from_bytes(data))
+    count_signers(root, Root.type, Metadata[Root].from_bytes(data))
     if not _fleet(root):
         raise UntrustedError(f"the root names no fleet ({FLEET})")
     return root
@@ -129,8 +129,8 @@ def next_root(root: Root, data: bytes) -> Root:
         return root
     if following.version != root.version + 1:
         raise UntrustedError("a root's version does not follow that of the root before")
-    _count(root, Root.type, metadata)
-    _count(following, Root.type, metadata)
+    count_signers(root, Root.type, metadata)
+    count_signers(following, Root.type, metadata)
     if _fleet(following) != _fleet(root):
         raise UntrustedError("a root belongs to another fleet")
     return following
@@ -176,7 +176,7 @@ def _listed(
     signed, metadata = _load(kind, data)
     if signed.version != meta.version:
         raise UntrustedError(f"{name}: has another version than is listed")
-    return signed, _count(delegator, name, metadata)
+    return signed, count_signers(delegator, name, metadata)
 
 
 def _load(kind: type[_T], data: bytes, delegator: Root | None = None) -> tuple[_T, Metadata[_T]]:
@@ -188,12 +188,16 @@ def _load(kind: type[_T], data: bytes, delegator: Root | None = None) -> tuple[_
     if not isinstance(metadata.signed, kind):
         raise UntrustedError(f"{kind.type}: is another kind of file")
     if delegator is not None:
-        _count(delegator, kind.type, metadata)
+        count_signers(delegator, kind.type, metadata)
     return metadata.signed, metadata
 
 
-def _count(delegator: Root | Targets, role: str, metadata: Metadata[_T]) -> int:
-    """How many distinct keys of a role signed a file: at least its threshold."""
+def count_signers(delegator: Root | Targets, role: str, metadata: Metadata[_T]) -> int:
+    """How many distinct keys of a role signed a file: at least its threshold.
+
+    Raises:
+        UntrustedError: There are fewer.
+    """
     try:
         payload = metadata.signed_bytes
         result = delegator.get_verification_result(role, payload, metadata.signatures)
