@@ -30,6 +30,9 @@ class LedgerConfig(_Section, frozen=True):
     url: str = "sqlite:///.dpmesh/ledger.db"
 
 
+SIGNED = "tuf+"
+"""How `[policy] source` begins if it is a repository of signed policies."""
+
 IN_MEMORY = "memory:"
 """As `[policy] cache`: nothing is kept when the process ends."""
 
@@ -57,6 +60,11 @@ class PolicyConfig(_Section, frozen=True):
     cache: Annotated[str, msgspec.Meta(min_length=1)] = ".dpmesh/policy"
     push: str = ""
     max_offline: str = "30d"
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether the source is a repository of signed policies."""
+        return self.source.startswith(SIGNED)
 
     @property
     def folder(self) -> Path | None:
