@@ -45,14 +45,21 @@ def make(tmp_path, keys):
     """Makes a repository."""
 
     def made(
-        folder="repo", fleet="cars", *, roots=("root",), root_threshold=1, officer_threshold=1, rings=True
+        folder="repo",
+        fleet="cars",
+        *,
+        roots=("root",),
+        signers=None,
+        root_threshold=1,
+        officer_threshold=1,
+        rings=True,
     ):
         repository = PolicyRepository(tmp_path / folder)
         public_roots = [public(keys[name]) for name in roots]
         repository.create(
             fleet,
             roots=public_roots,
-            root_signers=[tuf_keys.signer(keys[name], public_roots) for name in roots],
+            root_signers=[tuf_keys.signer(keys[name], public_roots) for name in signers or roots],
             root_threshold=root_threshold,
             officers=[public(keys["alice"]), public(keys["bob"])],
             officer_threshold=officer_threshold,
@@ -254,8 +261,10 @@ def test_what_no_repository_can_begin_with(make, keys, tmp_path):
         make(fleet=" ")
     with pytest.raises(ConfigError, match="there are 1 root keys"):
         make(root_threshold=2)
-    with pytest.raises(ConfigError, match="one key was given twice"):
+    with pytest.raises(ConfigError, match="--root: one key was given twice"):
         make(roots=("root", "root"))
+    with pytest.raises(ConfigError, match="1 more private keys have to sign"):
+        make(roots=("root", "alice"), signers=("root", "root"), root_threshold=2)
     make()
     with pytest.raises(ConfigError, match="is a repository already"):
         make()
