@@ -1,4 +1,4 @@
-"""What a source of policies offers."""
+"""What a source of policies offers, and which of two policies is older."""
 
 from __future__ import annotations
 
@@ -89,3 +89,10 @@ class PolicySource(Protocol):
             ConfigError: A newer one is stored.
             DpmeshError: It can't be stored now.
         """
+
+
+def is_older(document: policy_pb2.Policy, before: policy_pb2.Policy) -> bool:
+    """Whether a policy was published before another one, or beside it under one epoch."""
+    return document.epoch < before.epoch or (
+        bool(document.epoch) and document.epoch == before.epoch and document != before
+    )
