@@ -36,7 +36,7 @@ class PolicyStatus:
     """Where a mesh stands with its policy.
 
     Attributes:
-        state: Whether the mesh can be believed to have the newest one.
+        state: Whether the mesh is known to have the newest one.
         epoch: Of the policy in force; 0 if it has none.
         digest: Of the overlays in force.
         age: Seconds since the source last showed what is newest; 0 without a source.
@@ -81,7 +81,7 @@ class PolicyFollower:
     Attributes:
         source: As given.
         refused: Why the source's policy is not the one in force, as far as the last look showed; "" if it is.
-        state: How far the mesh can be believed to have the newest policy, as of the last look or check.
+        state: Whether the mesh is known to have the newest policy, as of the last look or check.
         freshness: As given.
         taken: The last outcome of a policy that is in force; None if the source has none of them.
         push: The address of the push service that tells when to look; "" if there is none.

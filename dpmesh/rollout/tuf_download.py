@@ -82,7 +82,7 @@ class Download:
             RepositoryError: A file is not signed as it has to be, is older than one before, or is too old.
             DownloadError: A file can't be had, or is too large.
             OSError: The folder can't be written.
-            UntrustedError: A file can't be believed for a reason that the Updater does not check.
+            UntrustedError: A file can't be trusted for a reason that the Updater does not check.
             UnfitError: There is no policy, or it can't be one by its name or length.
         """
         with _filled(scratch, kept):

@@ -1,4 +1,4 @@
-"""The folder of a repository of signed policies: its files, and whether they can be believed.
+"""The folder of a repository of signed policies: its files, and whether they can be trusted.
 
 The folder:
     metadata/N.root.json, N.targets.json, N.snapshot.json, N.rings.json, timestamp.json    what devices read
@@ -37,7 +37,7 @@ from dpmesh.rollout.layout import POLICY, RINGS, named, target_file
 from dpmesh.rollout.tuf_trust import UntrustedError
 
 DAYS = {Root.type: 365, Targets.type: 365, Snapshot.type: 365, Timestamp.type: 7, RINGS: 365}
-"""How long each role's file can be believed. A device whose timestamp has ended is stale."""
+"""How long each role's file can be trusted. A device whose timestamp has ended is stale."""
 
 _T = TypeVar("_T", Root, Timestamp, Snapshot, Targets)
 
@@ -141,8 +141,8 @@ class PolicyFolder:
         except UntrustedError:
             return before, None
 
-    def _is_believed(self, root: Root) -> bool:
-        """Whether devices believe the published files under a root."""
+    def _is_trusted(self, root: Root) -> bool:
+        """Whether devices trust the published files under a root."""
         try:
             self._state(root, root)
         except ConfigError:
@@ -239,7 +239,7 @@ def epoch_of(targets: Targets) -> int:
 
 
 def is_signed(metadata: Metadata[Any], delegator: Root | Targets, role: str = "") -> bool:
-    """Whether devices believe that a file has the signatures that another one asks for."""
+    """Whether a file has the signatures that another one asks for, as devices count them."""
     try:
         tuf_trust.count_signers(delegator, role or metadata.signed.type, metadata)
     except UntrustedError:

@@ -204,7 +204,7 @@ class PolicyRepository(RingFiles):
             rings: The name of the private key for rings, if `share` is given.
             renew: Leaves what waits, and renews only what says that there is nothing newer.
             before: The name of the online key of the root before, if the next root has another one. Devices that do
-                not know the next root yet believe the files by it. Without it, they believe nothing new for a moment.
+                not know the next root yet trust the files by it. Without it, they trust nothing new for a moment.
 
         Returns:
             The epoch of the newest policy.
@@ -363,7 +363,7 @@ class PolicyRepository(RingFiles):
     ) -> None:
         """Writes what names the newest files; devices follow it from the moment at which timestamp.json is replaced.
 
-        A new root is written last if devices with the root before believe the new files, so that they believe the old
+        A new root is written last if devices with the root before trust the new files, so that they trust the old
         files or the new ones at any moment. Otherwise it is written right before timestamp.json.
         """
         meta = {"targets.json": MetaFile(targets.version)}

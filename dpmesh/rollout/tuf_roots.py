@@ -108,7 +108,7 @@ class KeyRoots(PolicyFolder):
         """Makes the next root, or adds signatures to the one that waits for them.
 
         It is published as soon as enough keys of the root before and of the next one have signed it. If devices would
-        not believe the published files under it, because other keys have to sign those first, `publish` publishes it
+        not trust the published files under it, because other keys have to sign those first, `publish` publishes it
         together with these files.
 
         Args:
@@ -141,7 +141,7 @@ class KeyRoots(PolicyFolder):
             result = before.get_verification_result(Root.type, metadata.signed_bytes, metadata.signatures)
             own = root.get_verification_result(Root.type, metadata.signed_bytes, metadata.signatures)
             missing = max(0, result.missing) + max(0, own.missing)
-            if missing or not self._is_believed(root):
+            if missing or not self._is_trusted(root):
                 files.write(path, data, mode=0o644)
             else:
                 self._write_root(root, data)

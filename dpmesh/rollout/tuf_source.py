@@ -66,7 +66,7 @@ class _Refusal(NamedTuple):
 
 
 class _RefusedError(ConfigError):
-    """The repository can be believed and is in time, but what its officers signed can't be taken."""
+    """The repository can be trusted and is in time, but what its officers signed can't be taken."""
 
 
 class TufSource:
@@ -181,7 +181,7 @@ class TufSource:
         """The policy that was taken last; its signatures are checked again, however old it is.
 
         Raises:
-            PolicyUnavailableError: This device has taken none yet, or what it has taken can't be believed any more.
+            PolicyUnavailableError: This device has taken none yet, or what it has taken can't be trusted any more.
             ConfigError: What it has taken can't be read.
         """
         kept = self._taken.load()
@@ -203,14 +203,14 @@ class TufSource:
         """An offer of before, from its `kept` alone: without a network, and however old it is.
 
         Raises:
-            PolicyUnavailableError: It can't be believed, or its epoch is below the floor.
+            PolicyUnavailableError: It can't be trusted, or its epoch is below the floor.
         """
         try:
             signed = msgspec.json.decode(kept, type=SignedSet)
             trusted = tuf_trust.verify(signed, self._image)
             offer = tuf_offer.read(trusted, signed, POLICY) or tuf_offer.read(trusted, signed, FORMER)
         except (msgspec.MsgspecError, UntrustedError, UnfitError) as error:
-            text = f"{self.name}: what was kept can't be believed: {_text(error)}"
+            text = f"{self.name}: what was kept can't be trusted: {_text(error)}"
             raise PolicyUnavailableError(text) from None
         if offer is None:
             raise PolicyUnavailableError(f"{self.name}: what was kept has no policy")
@@ -227,7 +227,7 @@ class TufSource:
                 found.append(_Known(kept, tuf_trust.verify(kept.signed, self._image)))
             except UntrustedError as error:
                 log.error(  # noqa: TRY400
-                    "%s: the cache can't be believed, and counts as empty: %s", self.name, error
+                    "%s: the cache can't be trusted, and counts as empty: %s", self.name, error
                 )
         return max(found, key=lambda each: each.trusted.versions, default=None)
 
@@ -270,7 +270,7 @@ class TufSource:
         except tuf.ExpiredMetadataError:
             raise PolicyUnavailableError(f"{self.name}: its metadata is too old") from None
         except (tuf.RepositoryError, UntrustedError, tuf.DownloadLengthMismatchError, ValueError) as error:
-            raise ConfigError(f"{self.name}: can't be believed: {_text(error)}") from None
+            raise ConfigError(f"{self.name}: can't be trusted: {_text(error)}") from None
         except tuf.DownloadError as error:
             raise PolicyUnavailableError(f"{self.name}: {error}") from None
         except (OSError, files.NotPrivateError) as error:

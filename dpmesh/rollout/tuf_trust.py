@@ -1,7 +1,7 @@
-"""Which signed files of a policy repository can be believed: signatures, versions and hashes, without the network.
+"""Which signed files of a policy repository can be trusted: signatures, versions and hashes, without the network.
 
 python-tuf's Updater checks what it downloads. This module checks the whole set once more, because a set on the disk has
-to be believed without a network, and because the Updater does not check that the keys of a threshold differ, and does
+to be verified without a network, and because the Updater does not check that the keys of a threshold differ, and does
 not know whose fleet a root belongs to. Nothing here looks at a clock.
 """
 
@@ -24,7 +24,7 @@ _T = TypeVar("_T", Root, Timestamp, Snapshot, Targets)
 
 
 class UntrustedError(Exception):
-    """Signed files that can't be believed. The text quotes nothing of them."""
+    """Signed files that can't be trusted. The text quotes nothing of them."""
 
 
 class SignedSet(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""The folder of a repository as officers' commands read it: they believe what devices believe, and no more."""
+"""The folder of a repository as officers' commands read it: they trust what devices trust, and no more."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What officers do with a repository, and what devices believe of it."""
+"""What officers do with a repository, and what devices trust of it."""
 
 from __future__ import annotations
 
@@ -451,7 +451,7 @@ def kill_at(work, write):
 async def test_a_publisher_that_dies_leaves_the_old_policy_or_the_new_one(
     make, write, keys, device, tmp_path, change, seen
 ):
-    """`seen`: what a device reads that begins after the n-th write; 0 if it can't believe what it reads."""
+    """`seen`: what a device reads that begins after the n-th write; 0 if it can't trust what it reads."""
     repository = await first(make, write, keys, rings=False)
     online, before = keys["online"], ""
     if change != "policy":
