@@ -184,7 +184,7 @@ def test_tables_of_a_newer_version_are_not_opened(postgres, make_ledger, tmp_pat
     kept = path.read_bytes()
     for call in (opened(f"sqlite:///{path}"), open_admin(f"sqlite:///{path}").migrate()):
         with pytest.raises(
-            LedgerError, match=r"another version of dpmesh \(tables 5, this one knows 4\): use that"
+            LedgerError, match=r"another version of dpmesh \(tables 6, this one knows 5\): use that"
         ):
             asyncio.run(call)
     assert path.read_bytes() == kept
@@ -273,7 +273,7 @@ def test_a_newer_migration_under_holders_at_work(crew, postgres, make_ledger, ne
 @pytest.mark.parametrize(
     ("newer", "older", "refused"),
     [
-        ("UPDATE meta SET schema_version = 5", "UPDATE meta SET schema_version = 4", False),
+        ("UPDATE meta SET schema_version = 6", "UPDATE meta SET schema_version = 5", False),
         ("ALTER TABLE accounts RENAME TO accounts_4", "ALTER TABLE accounts_4 RENAME TO accounts", True),
         (
             "ALTER TABLE charges RENAME COLUMN body TO entry",
@@ -306,7 +306,7 @@ def test_newer_tables_under_holders_of_an_sqlite_file(crew, tmp_path, newer, old
         )
     else:
         crew.wait_released()
-    _execute(path, older, "UPDATE meta SET schema_version = 4")
+    _execute(path, older, "UPDATE meta SET schema_version = 5")
     served = crew.wait_released()
     crew.stop()
     tally = check(url, crew.holders)
