@@ -18,6 +18,7 @@ ALL = (
     "rpc",
     "identity",
     "rotation",
+    "rollout",
 )
 
 

@@ -60,7 +60,7 @@ class NoOpUnary(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
 class MarkingUnary(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
     """The least that an interceptor can do which adds the metadata that dpmesh's contract asks for."""
 
-    marks = (("dpmesh-policy", "0123456789abcdef"), ("grpc-internal-encoding-request", "identity"))
+    marks = (("dpmesh-policy", "protected"), ("grpc-internal-encoding-request", "identity"))
 
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         """Goes on, with the same metadata for every RPC."""

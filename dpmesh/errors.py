@@ -30,6 +30,10 @@ class PolicyHeldError(DpmeshError):
         self.until = until
 
 
+class RolloutStoreError(DpmeshError):
+    """The store of a push service of policies can't be read or written. Nothing but its counts depends on it."""
+
+
 class AnnotationError(DpmeshError):
     """A bad annotation or overlay, found before any message is released.
 

@@ -43,13 +43,15 @@ def open_to_others(status: os.stat_result) -> bool:
     return bool(status.st_mode & _OTHERS)
 
 
-def write(path: Path, data: bytes) -> None:
-    """Writes a private file; it replaces one that is there.
+def write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Writes a file, a private one by default; it replaces one that is there.
 
     Raises:
         OSError: The file can't be written; the old one is as it was.
     """
-    write_all({path: data})
+    with _temporary(path, data, mode) as temporary:
+        temporary.replace(path)
+        sync_folder(path.parent)
 
 
 def write_all(contents: Mapping[Path, bytes]) -> None:

@@ -18,7 +18,7 @@ COMMANDS = {
     "protos": "Print the include path of dpmesh's .proto files.",
     "budget": "Show what is spent and what is left, as the ledger has it; export it; grant more.",
     "ledger": "Make a ledger's tables, check and show its charge log, and move it.",
-    "policy": "Compare policies: what a new one makes tighter, and what looser.",
+    "policy": "Compare policies, sign them, publish them to a fleet, and show who took them.",
     "identity": "Make an authority, issue identities from it, and show its state.",
     "demo": "The fleet example, start to finish, in one terminal.",
 }

@@ -13,7 +13,7 @@ import msgspec
 
 from dpmesh.config.environment import override
 from dpmesh.config.explain import explain
-from dpmesh.config.model import BAGGAGE_KEYS, Config, budgets, max_offline_seconds, poll_seconds
+from dpmesh.config.model import BAGGAGE_KEYS, IN_MEMORY, Config, budgets, max_offline_seconds, poll_seconds
 from dpmesh.config.redaction import quoted
 from dpmesh.errors import ConfigError
 from dpmesh.ledger.backends import relative_file, sqlite_url
@@ -48,13 +48,17 @@ def load(
         raise ConfigError(f"{name}: {explain(str(error), document)}") from None
     check_names(config, name)
     _check_metadata(config, name)
-    if "://" in config.policy.source:
+    signed = config.policy.source.startswith("tuf+")
+    if "://" in config.policy.source and not signed:
         raise ConfigError(
-            f"{name}: policy.source: {quoted(config.policy.source)}: allowed: the path of a file"
+            f"{name}: policy.source: {quoted(config.policy.source)}: allowed: the path of a file, "
+            "tuf+https://host/path or tuf+file:///folder"
         )
-    for key in ("file", "source", "cache"):
+    if config.policy.push and not config.policy.source:
+        raise ConfigError(f"{name}: policy.push tells when to look at policy.source: add that")
+    for key in ("file", "source", "root", "cache"):
         path = getattr(config.policy, key)
-        if path:
+        if path and not (signed and key == "source") and path != IN_MEMORY:
             policy = msgspec.structs.replace(config.policy, **{key: str(base / path)})
             config = msgspec.structs.replace(config, policy=policy)
     try:

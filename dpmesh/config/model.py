@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
@@ -29,15 +30,22 @@ class LedgerConfig(_Section, frozen=True):
     url: str = "sqlite:///.dpmesh/ledger.db"
 
 
+IN_MEMORY = "memory:"
+"""As `[policy] cache`: nothing is kept when the process ends."""
+
+
 class PolicyConfig(_Section, frozen=True):
     """[policy]: where the policy is; paths relative to the configuration file.
 
     Attributes:
         file: A policy file, which is read at start. Beside a source it is the policy that the image came with: no
             policy with a smaller epoch is taken, and it is used where the source has none yet.
-        source: A policy file that is followed: another content replaces the policy in force.
+        source: What is followed: a policy file, or a repository of signed policies (tuf+https://host/path or
+            tuf+file:///folder). Another policy there replaces the one in force.
         poll: How long to wait between two looks at the source.
-        cache: The folder that keeps the policy that was taken last; "": it is not kept.
+        root: The root.json that a signed source is believed by.
+        cache: The folder that keeps the policy that was taken last; "memory:": it is not kept.
+        push: The push service, "host:port", that tells when to look at the source; "": there is none.
         max_offline: After how long without an answer of the source nothing may leave; "never": no such limit.
     """
 
@@ -45,8 +53,15 @@ class PolicyConfig(_Section, frozen=True):
     file: Annotated[str, msgspec.Meta(min_length=1)] = ""
     source: Annotated[str, msgspec.Meta(min_length=1)] = ""
     poll: str = "10s"
-    cache: str = ".dpmesh/policy"
+    root: str = ""
+    cache: Annotated[str, msgspec.Meta(min_length=1)] = ".dpmesh/policy"
+    push: str = ""
     max_offline: str = "30d"
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder `cache`; None if nothing is kept."""
+        return None if self.cache == IN_MEMORY else Path(self.cache)
 
 
 class GrpcConfig(_Section, frozen=True):

@@ -9,8 +9,17 @@ Example::
 
 from dpmesh.estimate.accumulator import Accumulator
 from dpmesh.estimate.distribution import Distribution
+from dpmesh.estimate.pooled import PooledAccumulator
 from dpmesh.estimate.reader import Reader
 from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.estimate.vectors import VectorEstimate
 
-__all__ = ["Accumulator", "Distribution", "Estimate", "EstimateError", "Reader", "VectorEstimate"]
+__all__ = [
+    "Accumulator",
+    "Distribution",
+    "Estimate",
+    "EstimateError",
+    "PooledAccumulator",
+    "Reader",
+    "VectorEstimate",
+]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
+
+import numpy as np
 
 from dpmesh.estimate import (
     absence,
@@ -53,9 +56,12 @@ class Accumulator:
         tally: What turns the field's values into figures.
         read: Takes values out of messages; leaves all else as it is.
         members: The categories that are counted, if the field has categories.
+
+    Attributes:
+        figures: What has been counted, which is replaced as a whole.
     """
 
-    __slots__ = ("_field", "_figures", "_members", "_plan", "_read", "_tally")
+    __slots__ = ("_field", "_members", "_plan", "_read", "_tally", "figures")
 
     def __init__(
         self,
@@ -66,17 +72,22 @@ class Accumulator:
         members: Sequence[Any] = (),
     ) -> None:
         self._plan, self._field, self._tally, self._read, self._members = plan, field, tally, read, members
-        self._figures = tally.nothing()
+        self.figures = tally.nothing()
 
     @property
     def n(self) -> int:
         """How many values have been added."""
-        return self._figures["n"][0]
+        return self.figures["n"][0]
 
     @property
     def has_bins(self) -> bool:
         """Whether it tells the distribution of a numeric field."""
-        return "received" in self._figures
+        return "received" in self.figures
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """The edges of its bins."""
+        return tuple(self._tally.setting["edges"])
 
     def add(self, values: Any) -> Self:
         """Adds values: all that the field's method of Reader takes, messages and columns too.
@@ -86,7 +97,7 @@ class Accumulator:
         Raises:
             EstimateError: One of the values is none that this policy can have released.
         """
-        self._figures = added(self._figures, self._tally.count(self._read(self._field, values)))
+        self.figures = added(self.figures, self._tally.count(self._read(self._field, values)))
         return self
 
     def merge(self, other: Accumulator | Mapping[str, Any]) -> Self:
@@ -108,7 +119,7 @@ class Accumulator:
         figures: Any = state.get("figures")
         if not self._tally.fits(figures):
             raise EstimateError(self._field.path, "is merged with figures that no accumulator of it has")
-        self._figures = added(self._figures, figures)
+        self.figures = added(self.figures, figures)
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,7 +130,7 @@ class Accumulator:
             "policy": self._plan.version,
             "field": self._field.path,
             "setting": self._tally.setting,
-            "figures": {name: list(figure) for name, figure in self._figures.items()},
+            "figures": {name: list(figure) for name, figure in self.figures.items()},
         }
 
     def mean(self, *, held: Held | None = None, confidence: float = 0.95) -> Estimate:
@@ -144,7 +155,7 @@ class Accumulator:
         self._check_held(held)
         return distribution.distribution_of(
             self._field,
-            self._figures,
+            self.figures,
             self._tally.setting,
             confidence,
             per_place=held is None and self._may_be_absent,
@@ -159,16 +170,22 @@ class Accumulator:
     def mean_vector(self, *, confidence: float = 0.95) -> VectorEstimate:
         """The mean of a vector field, unbiased; see `Reader.mean_vector` for arguments and errors."""
         vectors.mechanism_of(self._field)
-        return vectors.mean_of(self._field, self._figures, confidence)
+        return vectors.mean_of(self._field, self.figures, confidence)
 
     def heat_map(self, *, confidence: float = 0.95) -> HeatMap:
         """How many places lie in each cell; see `Reader.heat_map` for arguments and errors."""
         heat_map.place_of(self._field)
-        return heat_map.heat_map_of(self._field, self._figures, self._tally.setting, confidence)
+        return heat_map.heat_map_of(self._field, self.figures, self._tally.setting, confidence)
 
-    def histogram(self, *, confidence: float = 0.95) -> dict[Any, Estimate]:
-        """The sum of each key's value; see `Reader.histogram` for arguments and errors."""
-        return histograms.estimate(self._field, self._figures, confidence)
+    def histogram(self, *, confidence: float = 0.95, keys: Iterable[Any] = ()) -> dict[Any, Estimate]:
+        """The sum of each key's value; see `Reader.histogram` for arguments and errors.
+
+        Args:
+            confidence: Of each interval by itself.
+            keys: Which are told of in any case, where the rule names no keys.
+        """
+        missing = {} if self._tally.key is None else {json.dumps(key): [0, 0] for key in keys}
+        return histograms.estimate(self._field, missing | self.figures, confidence)
 
     def frequencies(
         self, *, held: Held | None = None, project: bool = False, confidence: float = 0.95
@@ -179,21 +196,56 @@ class Accumulator:
         if project and not category.domain:
             raise EstimateError(path, "has candidates, whose shares need not sum to 1, so leave project out")
         needed = absence.confidence_of_places(held, confidence)
-        mechanism, (n,) = category.mechanism, self._figures["n"]
+        mechanism, (n,) = category.mechanism, self.figures["n"]
         found = frequencies.estimate_frequencies(
-            path, self._figures["seen"], n, mechanism.truth, mechanism.lie, needed
+            path, self.figures["seen"], n, mechanism.truth, mechanism.lie, needed
         )
         if held is None:
             found = [replace(entry, per_place=self._may_be_absent) for entry in found]
         else:
             found = [
-                absence.mean_of_held(path, entry, float(value == category.absent), held, confidence)
-                for value, entry in zip(self._members, found, strict=True)
+                absence.mean_of_held(path, entry, default, held, confidence)
+                for default, entry in zip(self.shares_of_default(), found, strict=True)
             ]
         if project:
             found = frequencies.projected(found)
         labels = category.labels
         return {labels.get(value, value): entry for value, entry in zip(self._members, found, strict=True)}
+
+    def variance(self) -> float:
+        """The variance that one report gives an estimate, for senders whose values are spread all over the range.
+
+        It is known from the plan alone, and comparable between policies of one field.
+        """
+        reading = self._field.kind.reading(self._field)
+        if self.has_bins:
+            return distribution.deviation(self._field, self._tally.setting) ** 2
+        if isinstance(reading, CategoricalPayload):
+            mechanism = reading.mechanism
+            supported = mechanism.lie + (mechanism.truth - mechanism.lie) / max(2, len(self._members))
+            return supported * (1 - supported) / (mechanism.truth - mechanism.lie) ** 2
+        if isinstance(reading, VectorMechanism):
+            return float(reading.variance(np.zeros(1))[0])
+        if isinstance(reading, LocationPayload):
+            return heat_map.variance(self._field, self._tally.setting)
+        number = numbers.as_number(self._field)
+        spread_out = number.grid.size**2 / 12
+        return float((number.mechanism.worst_variance + spread_out) * number.grid.step**2)
+
+    def default_place(self, held: Held | None) -> float:
+        """What an absent number counts as.
+
+        Raises:
+            EstimateError: The field is not numeric, or never absent.
+        """
+        grid = numbers.as_number(self._field).grid
+        self._check_held(held)
+        return grid.value(grid.index(self._default))
+
+    def shares_of_default(self) -> list[float]:
+        """The share of each category in what absent values count as: 1 for one of them."""
+        absent = category_of(self._field).absent
+        return [float(value == absent) for value in self._members]
 
     @property
     def _may_be_absent(self) -> bool:
@@ -211,10 +263,10 @@ class Accumulator:
     def _places(self, held: Held | None, confidence: float) -> tuple[Estimate, float]:
         """The mean over all places, and what an absent value counts as."""
         number = numbers.as_number(self._field)
-        self._check_held(held)
+        default = self.default_place(held)
         needed = absence.confidence_of_places(held, confidence)
-        places = numbers.mean_of(self._field.path, number, numbers.sums_of(self._figures), needed)
-        return places, number.grid.value(number.grid.index(self._default))
+        places = numbers.mean_of(self._field.path, number, numbers.sums_of(self.figures), needed)
+        return places, default
 
 
 def category_of(field: FieldPlan) -> CategoricalPayload:

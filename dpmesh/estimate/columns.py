@@ -43,6 +43,11 @@ class Clock:
     dated: bool
     unit: float
 
+    @property
+    def words(self) -> str:
+        """What Python's times are that count as numbers, for an error."""
+        return "datetimes with a time zone" if self.dated else "timedeltas"
+
     def of_column(self, column: NDArray[Any]) -> NDArray[np.float64] | None:
         """The numbers of an array of times: NaN for "not a time". None if it has no such times."""
         if column.dtype.kind != ("M" if self.dated else "m"):
@@ -131,7 +136,10 @@ def _of_iterable(path: str, values: Iterable[Any], clock: Clock | None) -> Itera
         try:
             block = np.fromiter(map(number, itertools.islice(each, BLOCK)), np.float64)
         except (TypeError, ValueError, OverflowError):
-            told = "one of the values is not a number; pass numbers, or the messages that were received"
+            times = "" if clock is None else f"{clock.words}, "
+            told = (
+                f"one of the values is not a number; pass numbers, {times}or the messages that were received"
+            )
             raise EstimateError(path, told) from None
         if not block.size:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -54,7 +54,7 @@ class Distribution:
     shares: tuple[Estimate, ...]
     n: int
     confidence: float
-    _found: Shares = field(repr=False)
+    _found: Shares | _Pooled = field(repr=False)
     _absent: _Absent | None = field(repr=False, default=None)
 
     def below(self, number: float) -> Estimate:
@@ -126,6 +126,37 @@ class _Absent:
             absence.mean_of_held(self.path, each, absent, self.held, self.confidence)
             for each, absent in zip(sums, (self.expected @ parts).tolist(), strict=True)
         ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pooled:
+    """Weighted means of the shares that independent reports tell, as `Shares` gives them.
+
+    Attributes:
+        weights: What each part counts for.
+        parts: What the reports of each policy tell.
+    """
+
+    weights: tuple[float, ...]
+    parts: tuple[Shares | _Pooled, ...]
+
+    def sums(self, parts: Array) -> tuple[Array, Array]:
+        """As `Shares.sums`; the variances of the parts add up."""
+        weights = np.array(self.weights)[:, np.newaxis]
+        sums, margins = (
+            np.stack(each) for each in zip(*(part.sums(parts) for part in self.parts), strict=True)
+        )
+        return (weights * sums).sum(axis=0), np.sqrt(((weights * margins) ** 2).sum(axis=0))
+
+    def estimates(self, parts: Array | None = None, *, per_place: bool = False) -> list[Estimate]:
+        """As `Shares.estimates`."""
+        of_parts = [part.estimates(parts) for part in self.parts]
+        n, found = sum(each[0].n for each in of_parts), []
+        for of_sum in zip(*of_parts, strict=True):
+            value = math.fsum(w * each.value for w, each in zip(self.weights, of_sum, strict=True))
+            margin = math.hypot(*(w * each.margin for w, each in zip(self.weights, of_sum, strict=True)))
+            found.append(Estimate(value, value - margin, value + margin, n, of_sum[0].confidence, per_place))
+        return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -229,6 +260,33 @@ def distribution_of(
         absent = _Absent(plan.path, _of_one(plan, inverse, default), held, confidence)
         shares = absent.cleared(shares, np.eye(len(shares)))
     return Distribution(inverse.edges, tuple(shares), n, confidence, found, absent)
+
+
+def pooled(weights: Sequence[float], found: Sequence[Distribution]) -> Distribution:
+    """The weighted mean of distributions of independent reports, over equal bins.
+
+    Args:
+        weights: What each of them counts for; they sum to 1.
+        found: The distributions, with or without absent values.
+    """
+    first, shares = found[0], _Pooled(tuple(weights), tuple(each._found for each in found))
+    estimates, absent = shares.estimates(per_place=first.shares[0].per_place), first._absent
+    if absent is not None:
+        expected = [each._absent.expected for each in found if each._absent is not None]
+        absent = replace(absent, expected=np.asarray(weights) @ np.stack(expected))
+        estimates = absent.cleared(estimates, np.eye(len(estimates)))
+    n = sum(each.n for each in found)
+    return Distribution(first.edges, tuple(estimates), n, first.confidence, shares, absent)
+
+
+def deviation(plan: FieldPlan, setting: Any) -> float:
+    """The standard deviation that one report gives a cumulative share, if all bins hold as much.
+
+    Args:
+        plan: A numeric field's.
+        setting: That of its tally.
+    """
+    return _inverse(plan.path, numbers.as_number(plan), tuple(setting["edges"])).deviation
 
 
 def _of_one(plan: FieldPlan, inverse: _Inverse, value: float) -> Array:

@@ -141,6 +141,13 @@ def heat_map_of(field: FieldPlan, figures: Figures, cell_km: float | None, confi
     return HeatMap(shown, cells.spacing, mean[0], mean[1])
 
 
+def variance(field: FieldPlan, cell_km: float | None) -> float:
+    """The mean variance that one report gives the share of a cell, for places all over the region; as for `tally`."""
+    inverse = _inverse(field.path, place_of(field), cell_km)
+    even = inverse.law.mean(axis=1)
+    return float(np.mean(even @ inverse.weights**2 - (even @ inverse.weights) ** 2))
+
+
 def place_of(field: FieldPlan) -> LocationPayload:
     """How a field leaves as a place.
 

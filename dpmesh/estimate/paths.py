@@ -21,9 +21,13 @@ def plan_of(message_type: type[Message] | Descriptor, rules: Policy) -> Plan:
     """The plan of a message type.
 
     Raises:
-        EstimateError: Nothing of it is protected.
+        EstimateError: It is no message type, or nothing of it is protected.
     """
-    descriptor: Any = message_type if isinstance(message_type, Descriptor) else message_type.DESCRIPTOR
+    descriptor: Any = (
+        message_type if isinstance(message_type, Descriptor) else getattr(message_type, "DESCRIPTOR", None)
+    )
+    if not isinstance(descriptor, Descriptor):
+        raise EstimateError("message_type", "has to be a generated class, its descriptor or a plan")
     plan = rules.plan(descriptor)
     if plan is None or plan.is_open:
         raise EstimateError(descriptor.full_name, "nothing of it is protected: nothing to estimate")

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from dpmesh.estimate import accumulator, columns, heat_map, histograms, numbers, paths, supports, vectors
+from dpmesh.estimate import (
+    accumulator,
+    columns,
+    heat_map,
+    histograms,
+    numbers,
+    paths,
+    pooled,
+    supports,
+    vectors,
+)
 from dpmesh.estimate.absence import Held
-from dpmesh.estimate.accumulator import Accumulator
 from dpmesh.estimate.distribution import Bins, Distribution
 from dpmesh.estimate.heat_map import HeatMap
 from dpmesh.estimate.laws import Law, law_of
+from dpmesh.estimate.pooled import AnyAccumulator
 from dpmesh.estimate.ratio import fieller
 from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.estimate.spread import checked
@@ -24,8 +34,10 @@ from dpmesh.policy import Policy
 from dpmesh.policy.plan import FieldPlan, Plan
 from dpmesh.v1 import policy_pb2
 
-# Numbers, messages that hold them, or a column of numpy or Arrow.
-Values = Iterable[float] | Iterable[Message]
+# Numbers, messages that hold them, or a column of numpy or Arrow; with several policies, pairs or a mapping of these.
+Values = (
+    Iterable[float] | Iterable[Message] | Iterable[tuple[str, float | Message]] | Mapping[str, Iterable[Any]]
+)
 
 
 class Reader:
@@ -38,8 +50,12 @@ class Reader:
     refused: between the points of its grid, out of its range or domain, in lists of another length, or on average
     where its law can't put them. Most policies can't be told apart by that. Two epsilons of one bool, or of one
     number IN_RANGE, give the same outputs at other rates, and reports of both together give a wrong estimate with
-    an interval that looks right. The digests that come with the reports tell policies apart: keep them, make one Reader
-    for each policy, and pass the digests of its reports as `digests`.
+    an interval that looks right. The digests that come with the reports tell policies apart: keep them. Then make one
+    Reader for each policy and pass the digests of its reports as `digests`; or make one for all `policies`.
+
+    A reader with `policies` takes values with their digests: pairs such as ("9f86d081884c7d65", report), or a mapping
+    from digests to messages, numbers or columns. It reads each by its own law, and puts the estimates together: see
+    `dpmesh.estimate.pooled`.
 
     Messages that left under on_exhausted = "suppress" hold no report. They lack the fields that are otherwise always
     filled (optional ones, wrappers, repeated ones). A plain number or category in them is its type's default, which
@@ -48,15 +64,19 @@ class Reader:
     Args:
         message_type: The generated class, its descriptor, or a plan that is already compiled.
         policy: The senders' overlays: a policy file's path, a dpmesh.v1.Policy message, or a compiled Policy.
-        digests: What the reports' senders said of their policy, in any order: the values of the metadata key
-            dpmesh-policy, which names the overlays; or of the span attribute dpmesh.policy.version, which names
-            all rules of the type, annotations too.
+        digests: The digests that the reports' senders named, in any order: see `dpmesh_grpc.peer_policy`. `dpmesh plan`
+            prints them, and spans have them as dpmesh.policy.version.
+        policies: Instead of `policy` and `digests`: by digest, the policies of all senders, each as `policy` would be.
+            None stands for the annotations alone.
+        alike: The senders of all policies hold values of one distribution, as those of rings of a fleet at one time
+            do. Then estimates (but not sums) are weighted by their variance, and more precise. Otherwise each policy
+            counts by its number of values, and estimates are about all values that were sent.
 
     Raises:
         AnnotationError: The type's annotations are bad.
         ConfigError: The policy file is.
-        EstimateError: Nothing of the type is protected, so there is nothing to estimate; or one of the digests is not
-            this policy's.
+        EstimateError: Nothing of the type is protected, so there is nothing to estimate; or a digest is not its
+            policy's; or there are no policies, or too many.
     """
 
     def __init__(
@@ -65,18 +85,28 @@ class Reader:
         policy: str | Path | policy_pb2.Policy | Policy | None = None,
         *,
         digests: str | Iterable[str] = (),
+        policies: Mapping[str, str | Path | policy_pb2.Policy | Policy | None] | None = None,
+        alike: bool = False,
     ) -> None:
+        self._fields: dict[str, FieldPlan] = {}
+        self._alike = alike
+        self._readers: dict[str, Reader] = {}
+        if policies is not None:
+            if policy is not None or digests or isinstance(message_type, Plan):
+                raise EstimateError("policies", "stands instead of policy, digests and a compiled plan")
+            self._readers = _readers(message_type, policies)
+            self.plan: Plan = next(iter(self._readers.values())).plan
+            return
+        if alike:
+            raise EstimateError("alike", "is for several policies")
         rules = policy if isinstance(policy, Policy) else Policy(policy)
         self.plan = message_type if isinstance(message_type, Plan) else paths.plan_of(message_type, rules)
-        # A plan does not hold the overlays that it was compiled from.
-        known = {self.plan.version} if isinstance(message_type, Plan) else {self.plan.version, rules.digest}
-        if not ({digests} if isinstance(digests, str) else set(digests)) <= known:
+        if not ({digests} if isinstance(digests, str) else set(digests)) <= {self.plan.version}:
             raise EstimateError(
                 self.plan.descriptor.full_name,
-                "one of the digests is not this policy's: give Reader the senders' policy file, if they have one, and "
-                "make one Reader for each policy",
+                f"one of the digests is not this policy's, which is {self.plan.version}: give Reader the senders' "
+                "policy file, if they have one, and all policies of the reports as `policies`",
             )
-        self._fields: dict[str, FieldPlan] = {}
         self._blank = paths.blank(self.plan)
 
     def accumulator(
@@ -86,7 +116,7 @@ class Reader:
         candidates: Iterable[str] | None = None,
         cell_km: float | None = None,
         bins: Bins | None = None,
-    ) -> Accumulator:
+    ) -> AnyAccumulator:
         """An empty accumulator: it takes a field's values in parts, in memory that does not grow with them.
 
         Args:
@@ -98,6 +128,12 @@ class Reader:
         Raises:
             EstimateError: An unknown field; candidates, a cell_km or bins that don't fit; or candidates are missing.
         """
+        if self._readers:
+            self._field(path)
+            noised = {digest: each for digest, each in self._readers.items() if each._has(path)}
+            fields = {digest: (each.plan, each._field(path), each._values) for digest, each in noised.items()}
+            without = frozenset(self._readers.keys() - noised.keys())
+            return pooled.make(fields, without, candidates, cell_km, bins, alike=self._alike)
         return accumulator.make(self.plan, self._field(path), self._values, candidates, cell_km, bins)
 
     def mean(
@@ -364,6 +400,8 @@ class Reader:
 
     def _single(self, path: str, value: float | Message) -> tuple[FieldPlan, Law, float, float]:
         """The field, its noise's law, the unbiased grid index, and the number as it was received."""
+        if self._readers:
+            raise EstimateError(path, "one number has one policy: make a Reader for that")
         field = self._field(path)
         mechanism = numbers.as_number(field).mechanism
         law = law_of(mechanism)
@@ -375,9 +413,18 @@ class Reader:
         return field, law, float(numbers.indexes(field, received)[0]), float(received[0])
 
     def _field(self, path: str) -> FieldPlan:
+        """The plan of a field; with several policies that of the first under which it carries noise."""
         if path not in self._fields:
-            self._fields[path] = paths.find(self.plan, path)
+            plans = [each.plan for each in self._readers.values() if each._has(path)] or [self.plan]
+            self._fields[path] = paths.find(plans[0], path)
         return self._fields[path]
+
+    def _has(self, path: str) -> bool:
+        try:
+            self._field(path)
+        except EstimateError:
+            return False
+        return True
 
     def _values(self, field: FieldPlan, values: Iterable[Any]) -> Iterable[Any]:
         """Numbers and columns as they are; messages are read."""
@@ -397,3 +444,13 @@ class Reader:
                 raise EstimateError(field.path, f"one of the values is no {wanted}, which this reader is for")
             if field.memo is not None or not self._blank(message):
                 yield from read(message)
+
+
+def _readers(
+    message_type: type[Message] | Descriptor,
+    policies: Mapping[str, str | Path | policy_pb2.Policy | Policy | None],
+) -> dict[str, Reader]:
+    """A reader for each policy, by digest."""
+    if not 0 < len(policies) <= pooled.POLICIES_LIMIT:
+        raise EstimateError("policies", f"there must be 1 to {pooled.POLICIES_LIMIT}")
+    return {digest: Reader(message_type, policy, digests=digest) for digest, policy in policies.items()}

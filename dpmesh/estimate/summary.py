@@ -10,9 +10,9 @@ import numpy as np
 from google.protobuf.message import Message
 
 from dpmesh.estimate import numbers, paths
-from dpmesh.estimate.accumulator import Accumulator
 from dpmesh.estimate.columns import Clock
 from dpmesh.estimate.distribution import Bins
+from dpmesh.estimate.pooled import AnyAccumulator
 from dpmesh.estimate.reader import Reader
 from dpmesh.estimate.result import Estimate, EstimateError
 from dpmesh.policy.kinds.category import CategoricalPayload
@@ -86,7 +86,7 @@ class Summary:
     ) -> None:
         self.skipped: dict[str, str] = {}
         self._candidates, self._bins, self._cell_km = tuple(candidates), bins, cell_km
-        self._accumulators: dict[str, tuple[FieldPlan, Accumulator]] = {}
+        self._accumulators: dict[str, tuple[FieldPlan, AnyAccumulator]] = {}
         noised = [paths.plain(field.path) for field in reader.plan.fields if field.mechanism_name]
         for path in dict.fromkeys(fields or noised):
             try:
@@ -99,7 +99,7 @@ class Summary:
         if not self._accumulators:
             raise EstimateError(reader.plan.descriptor.full_name, "none of its fields has estimates")
 
-    def _make(self, reader: Reader, path: str, field: FieldPlan) -> Accumulator:
+    def _make(self, reader: Reader, path: str, field: FieldPlan) -> AnyAccumulator:
         reading = field.kind.reading(field)
         if isinstance(reading, CategoricalPayload):
             return reader.accumulator(path, candidates=None if reading.domain else self._candidates)
@@ -120,8 +120,8 @@ class Summary:
         """The names of the fields that are summed up."""
         return tuple(self._accumulators)
 
-    def add(self, messages: Sequence[Message]) -> None:
-        """Adds messages to all fields.
+    def add(self, messages: Sequence[Message] | Sequence[tuple[str, Message]]) -> None:
+        """Adds messages to all fields; pairs of a digest and a message, if the reader has several policies.
 
         Raises:
             EstimateError: A message holds values that the policy can't have released.
@@ -152,7 +152,7 @@ class Summary:
 
 
 def _figures(
-    field: FieldPlan, accumulator: Accumulator, quantiles: Sequence[float], confidence: float
+    field: FieldPlan, accumulator: AnyAccumulator, quantiles: Sequence[float], confidence: float
 ) -> Iterator[Figure]:
     reading = field.kind.reading(field)
     if isinstance(reading, CategoricalPayload):
@@ -181,7 +181,7 @@ def _figures(
 
 
 def _of_numbers(
-    accumulator: Accumulator, quantiles: Sequence[float], confidence: float, *, adds_up: bool
+    accumulator: AnyAccumulator, quantiles: Sequence[float], confidence: float, *, adds_up: bool
 ) -> Iterator[Figure]:
     yield Figure("mean", None, accumulator.mean(confidence=confidence))
     if adds_up:

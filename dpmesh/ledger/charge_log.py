@@ -29,7 +29,8 @@ class EntryKind(enum.IntEnum):
     """What an entry does.
 
     DEBIT: a holder leased amounts. CREDIT: a holder returned what it did not use. GRANT: an administrator raised caps.
-    OPENING: what was debited before there was a log. ACCEPT: an administrator accepted a restored copy.
+    OPENING: what was debited before there was a log. ACCEPT: an administrator accepted a restored copy. POLICY: a
+    holder is about to put a looser policy in force; the note says which and why, and no account changes.
     """
 
     DEBIT = 1
@@ -37,6 +38,7 @@ class EntryKind(enum.IntEnum):
     GRANT = 3
     OPENING = 4
     ACCEPT = 5
+    POLICY = 6
 
 
 class Posting(NamedTuple):
@@ -63,7 +65,7 @@ class Entry:
         kind: What it does.
         at: When it was written, in seconds since the epoch, by the ledger's clock.
         postings: What it does to each account, in order.
-        note: An administrator's reason, or "".
+        note: An administrator's reason, or what is said of a policy, or "".
     """
 
     kind: EntryKind

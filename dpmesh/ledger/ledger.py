@@ -242,13 +242,7 @@ class Ledger:
         Raises:
             LedgerError: The ledger can't tell.
         """
-        if not self._open:
-            raise LedgerError("the ledger is not open")
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await self._in_owner(lambda: self._store.redeemed(names), self._timeout)
-        except TimeoutError:
-            raise LedgerError(f"the ledger did not answer within {self._timeout:g} s") from None
+        return await self._ask(lambda: self._store.redeemed(names))
 
     def usage(self, budget: int, unit: bytes) -> tuple[int, int] | None:
         """What an account has (spent, cap) in the window in force, as this process knows it. Any thread may call it.
@@ -277,16 +271,18 @@ class Ledger:
         Raises:
             LedgerError: It couldn't, or doesn't answer in time.
         """
-        if not self._open:
-            raise LedgerError("the ledger is not open")
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._in_owner(self._store.ping, self._timeout)
-        except LostChargesError:
-            self._leases.drop()
-            raise
-        except TimeoutError:
-            raise LedgerError(f"the ledger did not answer within {self._timeout:g} s") from None
+        await self._ask(self._store.ping)
+
+    async def record(self, note: str) -> None:
+        """Writes into the charge log that a looser policy is about to be put in force.
+
+        Args:
+            note: Which policy, and why. It names no unit and no value.
+
+        Raises:
+            LedgerError: It may not be durable, so the policy must not be put in force.
+        """
+        await self._ask(lambda: self._store.record(note))
 
     async def accounts(self, budget: str | None = None, unit: bytes | None = None) -> list[Account]:
         """What the ledger holds, as of the last window in which each account was charged.
@@ -321,6 +317,23 @@ class Ledger:
             return await asyncio.wait_for(asyncio.wrap_future(future), seconds + _GRACE)
         except TimeoutError as error:
             raise LedgerError("the event loop that owns the ledger does not answer") from error
+
+    async def _ask(self, call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """Makes a call of the store, within the time limit.
+
+        Raises:
+            LedgerError: The ledger is not open, or doesn't answer in time.
+        """
+        if not self._open:
+            raise LedgerError("the ledger is not open")
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._in_owner(call, self._timeout)
+        except LostChargesError:
+            self._leases.drop()
+            raise
+        except TimeoutError:
+            raise LedgerError(f"the ledger did not answer within {self._timeout:g} s") from None
 
     def _owner(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
         """The loop that owns the ledger: `loop`, if there is no other (a forked child, a closed loop)."""

@@ -31,7 +31,11 @@ from dpmesh.ledger.store import (
 
 
 class MemoryStore(Store):
-    """Keeps debits in this process's memory; a restart refills every budget."""
+    """Keeps debits in this process's memory; a restart refills every budget.
+
+    Attributes:
+        notes: What was recorded.
+    """
 
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(SECRET_BYTES)
@@ -46,6 +50,7 @@ class MemoryStore(Store):
         self._epoch_keys: dict[int, EpochKey] = {}  # by the epoch's length
         self._budgets: tuple[Budget, ...] = ()
         self._process = os.getpid()
+        self.notes: list[str] = []
 
     @override
     async def open(self, budgets: Sequence[Budget]) -> Opened:
@@ -133,6 +138,11 @@ class MemoryStore(Store):
             )
             if budget in (None, name) and account in (None, key)
         ]
+
+    @override
+    async def record(self, note: str) -> None:
+        self._check_process()
+        self.notes.append(note)
 
     @override
     async def ping(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from dpmesh.accounting import MAX_AMOUNT, window_end, window_start
+from dpmesh.errors import LedgerError
 from dpmesh.ledger.budget import Budget
 
 ACCOUNT_BYTES = 16
@@ -283,8 +284,9 @@ def decide(
 class Store(Protocol):
     """Where debits are kept. Every store passes tests/contract.
 
-    The ledger calls one method at a time, except `accounts`, `redeem_once`, `redeemed`, `epoch_keys` and `ping`. If a
-    method raises LedgerError, it is unknown whether the call took effect, and the ledger counts it as spent.
+    The ledger calls one method at a time, except `accounts`, `redeem_once`, `redeemed`, `epoch_keys`, `record` and
+    `ping`. If a method raises LedgerError, it is unknown whether the call took effect, and the ledger counts it as
+    spent.
 
     Attributes:
         clock: The store's own clock, in seconds since the epoch, which windows follow. None: the store has none, and
@@ -385,6 +387,21 @@ class Store(Protocol):
         Raises:
             LedgerError: The store can't answer.
         """
+
+    async def record(self, note: str) -> None:
+        """Writes that a looser policy is about to be put in force, and returns once that is durable.
+
+        A store with a charge log writes an entry of EntryKind.POLICY.
+
+        Args:
+            note: Which policy, and why.
+
+        Raises:
+            LedgerError: The store can't answer.
+        """
+        raise LedgerError(
+            "this ledger's store can't record policies, so that no looser policy can be put in force"
+        )
 
     async def ping(self) -> None:
         """Checks that the store could take a debit now.

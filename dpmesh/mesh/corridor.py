@@ -49,6 +49,7 @@ class Corridor:
 
     Attributes:
         is_open: The ledger is open, so that messages may be released.
+        refusals: How many messages were refused so far.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Corridor:
         self._replaying = {budget.name for budget in ledger.budgets if budget.on_exhausted == "replay"}
         self._suppressing = {budget.name for budget in ledger.budgets if budget.on_exhausted == "suppress"}
         self.is_open = False
+        self.refusals = 0
         # The corridor is open and protects: the one state in which a message may leave without waiting.
         self._enforcing = False
         self._expired = False
@@ -147,6 +149,7 @@ class Corridor:
                 record.cut(plan, content)
                 record.settled(names.RELEASED, epsilon, rho, charges)
             return receipt
+        self.refusals += 1
         # Raised outside of the handler, so that an exception that may quote a value is not even its context.
         if record is not None:
             record.refused(failed)
@@ -169,6 +172,7 @@ class Corridor:
             receipt, charges = await self._settle(priced, message, consumer, record)
         except BaseException as error:
             failed = _refusal(error, priced)
+            self.refusals += isinstance(failed, DpmeshError)  # Other exceptions cancel it.
         else:
             if record is not None:
                 record.settled(receipt.decision, receipt.epsilon, receipt.rho, charges)
@@ -185,6 +189,7 @@ class Corridor:
         self, error: DpmeshError, method: str, direction: Direction, stream: StreamRecord | None = None
     ) -> None:
         """Records the refusal of a message that has no priced plan."""
+        self.refusals += self._observed is None
         if not self._telemetry.listening:
             return
         record = self._record(None, method, direction, stream)

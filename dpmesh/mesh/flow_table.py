@@ -32,6 +32,7 @@ class MethodFlows:
         request: What clients send.
         response: What servers send.
         requires_attestation: Servers refuse requests whose sender does not say that it protects them.
+        required_policy: What servers ask of the sender's policy; None if any will do.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class MethodFlows:
         self.request = Flow(table, snapshot, name, "request", sent, table.consumer)
         self.response = Flow(table, snapshot, name, "response", answered)
         self.requires_attestation = snapshot.requires(name)
+        self.required_policy = snapshot.required_policy(name)
 
 
 class FlowTable:

@@ -26,6 +26,7 @@ from google.protobuf.message import Message
 
 from dpmesh.bounded import BoundedTable
 from dpmesh.errors import AnnotationError, DpmeshError, ProtectionError
+from dpmesh.mesh.attested_policy import attestation
 from dpmesh.mesh.receipt import Direction
 from dpmesh.mesh.refusals import Refusal
 from dpmesh.mesh.request_metadata import RequestMetadata
@@ -58,6 +59,7 @@ class Flow:
             declared type, or it can hold google.protobuf.Any or extensions. Each message is judged by its own type in
             any case.
         request_metadata: What may leave of the metadata of the method's requests.
+        attestation: What a sender says of its policy in the metadata of protected requests.
         send_slot: The seconds between two slots, in which alone messages leave; None where they leave at once.
         by_consumer: It matters who receives the messages: quotas count them, or pseudonyms may be in them.
     """
@@ -76,6 +78,8 @@ class Flow:
         self.method = method
         self.snapshot = snapshot
         self.protected = None if declared is None else _protected(snapshot, declared)
+        required = snapshot.required_policy(method) if direction == "request" else None
+        self.attestation = attestation(required, snapshot.policy.document.epoch)
         slotted = direction == "request" and not table.mesh.observing
         self.send_slot = snapshot.send_slot(method) if slotted else None
         self.by_consumer = table.mesh.has_quotas or _by_consumer(snapshot, self.protected, declared)

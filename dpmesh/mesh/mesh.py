@@ -28,6 +28,7 @@ from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.mesh.stream import ReleaseStream
 from dpmesh.policy import Policy
 from dpmesh.rollout.outcome import Outcome
+from dpmesh.rollout.policy_order import Terms
 from dpmesh.rollout.source import Offer, State
 from dpmesh.telemetry import Telemetry, configure_from_environment, names
 from dpmesh.telemetry.policy import PolicyTelemetry
@@ -59,6 +60,7 @@ class Mesh:
         grpc: What may leave although no rule protects it.
         observing: The mode is observe.
         observed: Logs what enforce mode would refuse; None if the mode is not observe.
+        outcome_listeners: Called with what became of each policy that the follower offered, after the log was told.
         has_quotas: Some budget has quotas, so that it matters who the consumer of a message is.
 
     Raises:
@@ -93,6 +95,7 @@ class Mesh:
         self.observed = ObservedRefusals() if self.observing else None
         self._corridor = Corridor(ledger, self._recording, pseudonyms, exhausted, self.observed)
         self._follower = follower
+        self.outcome_listeners: list[Callable[[Outcome], None]] = []
         self._policy_telemetry: PolicyTelemetry | None = None
         self._swapping = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -156,7 +159,9 @@ class Mesh:
         is released wholly under one of them. If anything is wrong with it, the old policy stays in force. RPCs and
         request streams go on under the policy with which they began; response streams change at a message.
 
-        Swaps take place one after the other. Call it in the event loop that opened the mesh.
+        Swaps take place one after the other. Call it in the event loop that opened the mesh. The application's own code
+        is trusted: a looser policy takes effect at once, and the ledger does not record it. The policies of `[policy]
+        source` have to fulfil the rules of `rollout.admission` first.
 
         Args:
             policy: The rules; or overlays, as a message or a file's path.
@@ -171,25 +176,36 @@ class Mesh:
         self._check_open()
         if asyncio.get_running_loop() is not self._loop:
             raise ConfigError("swap: this is not the event loop that opened the mesh; call it there")
-        await self._replace(policy, lambda: None)
+        await self._replace(policy, lambda _old, _new: "", lambda: None)
 
     async def _replace(
-        self, policy: Policy | policy_pb2.Policy | str | Path, keep: Callable[[], None]
+        self,
+        policy: Policy | policy_pb2.Policy | str | Path,
+        admit: Callable[[Terms, Terms], str],
+        keep: Callable[[], None],
     ) -> None:
         """Replaces the policy; arguments and errors as of `swap`.
 
         Args:
             policy: The rules.
+            admit: Compares what is in force to what shall be, in a thread, and raises if it may not be. Returns what
+                the ledger has to record before the policy is in force; "" if nothing.
             keep: Makes the policy durable, in a thread, before it is in force.
         """
         async with self._swapping:
             self._check_open()
             before = self.snapshot
             snapshot = await asyncio.to_thread(swapping.prepare, policy, self.ledger.budgets, before)
+            note = await asyncio.to_thread(admit, self._terms(before), self._terms(snapshot))
+            if note:
+                await self.ledger.record(note)
             await asyncio.to_thread(keep)
             self._check_open()  # It may have been closed meanwhile.
             self.snapshot = snapshot
         log.info("policy %.16s replaces %.16s", snapshot.digest, before.digest)
+
+    def _terms(self, snapshot: PolicySnapshot) -> Terms:
+        return Terms(snapshot.policy, self.ledger.budgets, "observe" if self.observing else "enforce")
 
     def _check_open(self) -> None:
         if not self._corridor.is_open:
@@ -202,7 +218,7 @@ class Mesh:
 
     @property
     def policy_digest(self) -> str:
-        """Names the policy on the wire (metadata key dpmesh-policy)."""
+        """Names the policy in logs: a digest of its overlays."""
         return self.snapshot.digest
 
     @property
@@ -213,6 +229,21 @@ class Mesh:
             return PolicyStatus(State.FRESH, epoch, digest, 0.0, "")
         return PolicyStatus(follower.state, epoch, digest, follower.freshness.age, follower.refused)
 
+    @property
+    def is_expired(self) -> bool:
+        """Nothing that a rule protects may leave, because the policy is expired. In observe mode messages leave."""
+        return self.policy_status.state is State.EXPIRED and not self.observing
+
+    @property
+    def follower(self) -> PolicyFollower | None:
+        """What follows the policies of a source; None if there is none."""
+        return self._follower
+
+    @property
+    def refusals(self) -> int:
+        """How many messages this mesh has refused since it was made. The mode observe refuses none."""
+        return self._corridor.refusals
+
     def _follow(self, follower: PolicyFollower) -> None:
         """Begins to take the policies of a source."""
         telemetry = self._policy_telemetry = PolicyTelemetry(lambda: self.policy_status)
@@ -222,7 +253,7 @@ class Mesh:
             if offer.document == self.policy.document:
                 await asyncio.to_thread(keep)
             else:
-                await self._replace(offer.document, keep)
+                await self._replace(offer.document, partial(follower.admit, offer, self.ledger.now()), keep)
 
         def note(state: State) -> None:
             self._corridor.expire(state is State.EXPIRED)
@@ -234,10 +265,12 @@ class Mesh:
 
         def tried(outcome: Outcome) -> None:
             telemetry.happened(names.TAKEN if outcome.taken else names.REFUSED, outcome.epoch)
+            for each in self.outcome_listeners:
+                each(outcome)
 
         follower.on_state, follower.on_outcome = state_changed, tried
         note(follower.state)
-        follower.start(take)
+        follower.start(take, self.ledger.now)
 
     # -- releases -----------------------------------------------------------------------------------------------------
 
@@ -333,6 +366,8 @@ class Mesh:
         self._telemetry.refresh()
         if self._policy_telemetry is not None:
             self._policy_telemetry.refresh()
+        if self._follower is not None:
+            self._follower.check()
         self._refreshing = asyncio.get_running_loop().call_later(_REFRESH_SECONDS, self._refresh)
 
     def _committed(self, seconds: float) -> None:

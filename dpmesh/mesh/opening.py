@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from dpmesh import config as configuration
 from dpmesh.config import Config
-from dpmesh.errors import ConfigError, DpmeshError
+from dpmesh.errors import ConfigError, DpmeshError, PolicyUnavailableError
 from dpmesh.ledger import Ledger, open_store
 from dpmesh.mesh.follower import PolicyFollower
 from dpmesh.mesh.mesh import Mesh
 from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.policy import Policy
 from dpmesh.rollout import sources
-from dpmesh.rollout.source import Offer
+from dpmesh.rollout.source import Offer, PolicySource
 from dpmesh.telemetry import Telemetry
 from dpmesh.v1 import policy_pb2
 
@@ -46,7 +48,7 @@ def open(
     settings = configuration.load(config)
     follower = None
     if policy is None and settings.policy.source:
-        follower, rules = _followed(settings)
+        follower, rules = _followed(settings, clock)
     else:
         # An empty path is a mistake, and must not count as no policy.
         rules = Policy(settings.policy.file or None if policy is None else policy)
@@ -55,24 +57,53 @@ def open(
     return Mesh(rules, ledger, Telemetry(), settings.mode, grpc=settings.grpc, follower=follower)
 
 
-def _followed(settings: Config) -> tuple[PolicyFollower, Policy]:
-    """What follows the policy's source, and the policy to begin with."""
-    source, freshness = sources.open_source(settings)
+def _followed(settings: Config, clock: Callable[[], float]) -> tuple[PolicyFollower, Policy]:
+    """What follows the policy's source, and the policy to begin with.
+
+    Raises:
+        ConfigError: There is no policy to begin with, or the configuration is wrong.
+    """
     floor = Policy(settings.policy.file) if settings.policy.file else None
+    least = 0 if floor is None else floor.document.epoch
+    source, freshness, held = sources.open_source(settings, floor=least, clock=clock)
     try:
         offers: list[Offer | None] = [*source.first()]
-    except ConfigError as error:
+    except PolicyUnavailableError as error:
         if floor is None:
-            raise
-        log.error("policy: %s is used: %s", settings.policy.file, error)  # noqa: TRY400 - a trace is no help
-        offers = []
+            offers = [_asked(source, error)]
+        else:
+            log.error("policy: %s is used: %s", settings.policy.file, error)  # noqa: TRY400 - a trace is no help
+            offers = []
     rules = [Policy(offer.document) for offer in offers if offer is not None]
     if floor is not None:
-        kept = [at for at, policy in enumerate(rules) if policy.document.epoch >= floor.document.epoch]
-        offers, rules = [*[offers[at] for at in kept], None], [*[rules[at] for at in kept], floor]
+        fit = [at for at, policy in enumerate(rules) if policy.document.epoch >= least]
+        offers, rules = [*[offers[at] for at in fit], None], [*[rules[at] for at in fit], floor]
     chosen = next((at for at, policy in enumerate(rules) if _fits(policy, settings)), 0)
-    follower = PolicyFollower(source, configuration.poll_seconds(settings), freshness, first=offers[chosen])
+    follower = PolicyFollower(
+        source, configuration.poll_seconds(settings), freshness, first=offers[chosen], held=held
+    )
+    follower.push = settings.policy.push
+    follower.folder = settings.policy.folder
     return follower, rules[chosen]
+
+
+def _asked(source: PolicySource, why: PolicyUnavailableError) -> Offer:
+    """The first policy of a device that has none: its source is asked before anything can leave.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    offer = None
+    if source.signed:
+        try:
+            # A loop may run in this thread.
+            with ThreadPoolExecutor(1) as pool:
+                offer = pool.submit(asyncio.run, source.fetch()).result()
+        except DpmeshError as error:
+            raise ConfigError(str(error)) from None
+    if offer is None:
+        raise ConfigError(str(why))
+    return offer
 
 
 def _fits(policy: Policy, settings: Config) -> bool:

@@ -16,6 +16,7 @@ from dpmesh.method_name import find_any_spelling
 from dpmesh.policy import Plan, Policy, loaded_types
 from dpmesh.policy.loaded_types import InForce
 from dpmesh.policy.policy import is_foreign
+from dpmesh.policy.required_policy import RequiredPolicy
 
 
 @final
@@ -29,7 +30,7 @@ class PolicySnapshot:
     Attributes:
         policy: The rules.
         billing: The plans of message classes, with their prices.
-        digest: Names the policy on the wire (metadata key dpmesh-policy).
+        digest: Names the policy in logs: a digest of its overlays.
         has_rules: Says whether any rule is in force: an overlay, or an annotation of a type that is loaded.
 
     Raises:
@@ -75,6 +76,15 @@ class PolicySnapshot:
         """Whether a method's requests are refused unless a dpmesh sender protected them."""
         declared = find_any_spelling(method)
         return declared is not None and self.policy.requires(declared)
+
+    def required_policy(self, method: str) -> RequiredPolicy | None:
+        """What a receiver asks of the policy of a method's senders; None where any sender that protects will do.
+
+        Raises:
+            AnnotationError: The method's rules are bad, or those of its requests.
+        """
+        declared = find_any_spelling(method)
+        return None if declared is None else self.policy.required_policy(declared)
 
     def is_trust_boundary(self, method: str) -> bool:
         """Whether no trace goes on over a method's requests."""
@@ -140,4 +150,5 @@ class PolicySnapshot:
         plans = [self.policy.plan(message) for message in loaded_types.message_types(self.policy)]
         for method in loaded_types.methods():
             self.policy.send_slot(method)
+            self.policy.required_policy(method)
         return [plan for plan in plans if plan is not None]

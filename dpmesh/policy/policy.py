@@ -11,11 +11,12 @@ from google.protobuf.descriptor_pool import DescriptorPool
 
 from dpmesh import method_name
 from dpmesh.errors import ConfigError
-from dpmesh.policy import overlay_file, overlay_paths, send_slot
+from dpmesh.policy import overlay_file, overlay_paths, required_policy, send_slot
 from dpmesh.policy.compile.compiler import compile_message
 from dpmesh.policy.descriptors import extensions, is_map_entry
 from dpmesh.policy.diagnostics import Diagnostic, Severity
 from dpmesh.policy.plan import Plan
+from dpmesh.policy.required_policy import RequiredPolicy
 from dpmesh.policy.rulebook import Rulebook, default_twin
 from dpmesh.v1 import policy_pb2
 
@@ -47,7 +48,7 @@ class Policy:
 
     @property
     def digest(self) -> str:
-        """What names this policy on the wire: SHA-256 of its overlays, in hex."""
+        """What names this policy in logs: SHA-256 of its overlays, in hex."""
         return self.rules.digest
 
     @property
@@ -76,7 +77,19 @@ class Policy:
 
     def requires(self, method: MethodDescriptor) -> bool:
         """Whether a receiver refuses requests of this method that no dpmesh sender has protected."""
-        return bool(self.rules.method(method).rules.require)
+        rules = self.rules.method(method).rules
+        return bool(rules.require) or rules.HasField("require_policy")
+
+    def required_policy(self, method: MethodDescriptor) -> RequiredPolicy | None:
+        """What a receiver asks of the policy of this method's senders; None where any sender that protects will do.
+
+        Raises:
+            AnnotationError: The method's rules are bad, or those of its requests.
+        """
+        rules = self.rules.method(method).rules
+        if not rules.HasField("require_policy"):
+            return None
+        return required_policy.checked(method, rules, self.plan(method.input_type))
 
     def is_trust_boundary(self, method: MethodDescriptor) -> bool:
         """Whether senders cut the trace of this method's requests off."""

@@ -299,7 +299,9 @@ def _refuse_uninterpreted(options: Any, name: str) -> None:
 
 # What an overlay has to set if the annotation sets it: without it, the element would be open, or no budget that chooses
 # by labels would pay.
-_PROTECTIVE = frozenset({"kind", "unannotated", "require", "trust_boundary", "labels", "pad_to", "send_slot"})
+_PROTECTIVE = frozenset(
+    {"kind", "unannotated", "require", "require_policy", "trust_boundary", "labels", "pad_to", "send_slot"}
+)
 
 
 def _refuse_dropped(

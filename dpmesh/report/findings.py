@@ -79,6 +79,7 @@ def _diagnostics(sources: Sources, policy: Policy) -> Iterator[Diagnostic]:
         yield from _unreadable(book.method, service.methods)
         for method in service.methods:
             yield from _slots(policy, method)
+            yield from _required_policy(policy, method)
             yield from _spellings(policy, method)
             for direction, message in (("request", method.input_type), ("response", method.output_type)):
                 yield from _anys(requested, policy, method, direction, message)
@@ -146,13 +147,30 @@ def _unresolved(section: str, name: str, sources: Sources) -> Diagnostic:
         above = name.rpartition(".")[0]
         place = overlay_paths.message_at(above, sources.pool)
         names = [each for each in sources.source_locations if takes_rules(section, each, sources.pool)]
-        if place is not None:
+        close: Sequence[str]
+        if place is not None and place.full_name == "google.protobuf.Any":
+            fix, close = "a path ends at an Any: set `unannotated` on the message that holds it", ()
+        elif place is not None:
             elements = place.oneofs if section == "oneofs" else place.fields
-            names = [f"{above}.{element.name}" for element in elements]
-        close = difflib.get_close_matches(name, names, n=1)
+            close = difflib.get_close_matches(name, [f"{above}.{element.name}" for element in elements], n=1)
+        else:
+            # What is misspelt may be the head of a path whose other names are right.
+            close = _with_another_head(section, name, names, sources) or difflib.get_close_matches(
+                name, names, n=1
+            )
         if close:
             fix = f"did you mean {close[0]}?"
     return Diagnostic(Severity.ERROR, "stray", name, text, fix)
+
+
+def _with_another_head(section: str, name: str, names: Sequence[str], sources: Sources) -> list[str]:
+    """The path that a name is if its beginning, the full name of a field, is misspelt; [] if there is none."""
+    words, paths = name.split("."), []
+    for length in range(2, len(words)):
+        head, tail = ".".join(words[:length]), ".".join(words[length:])
+        paths += [f"{near}.{tail}" for near in difflib.get_close_matches(head, names, n=3)]
+    fitting = [path for path in paths if takes_rules(section, path, sources.pool)]
+    return difflib.get_close_matches(name, fitting, n=1)
 
 
 def _map_of(name: str, sources: Sources) -> str:
@@ -198,6 +216,15 @@ def _slots(policy: Policy, method: MethodDescriptor) -> Iterator[Diagnostic]:
     plan = policy.plan(method.input_type)
     if plan is not None:
         yield from send_slot.cover_warnings(method, plan)
+
+
+def _required_policy(policy: Policy, method: MethodDescriptor) -> Iterator[Diagnostic]:
+    """What is wrong with a method's `require_policy`; other bad rules are found elsewhere."""
+    try:
+        policy.required_policy(method)
+    except AnnotationError as error:
+        if error.rule == "require-policy":
+            yield Diagnostic(Severity.ERROR, error.rule, error.element, error.text, error.fix)
 
 
 def _spellings(policy: Policy, method: MethodDescriptor) -> Iterator[Diagnostic]:

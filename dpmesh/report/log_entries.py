@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # The entries that administrators make, and give a reason for.
 BY_ADMINISTRATORS = (EntryKind.GRANT, EntryKind.ACCEPT)
+# The entries that say why.
+WITH_REASON = (*BY_ADMINISTRATORS, EntryKind.POLICY)
 # Joins a name and a reason in the charge log.
 NOTE_SEPARATOR = ": "
 
@@ -46,7 +48,7 @@ class LogEntry:
         accounts: How many accounts it changes.
         amounts: What it debits, or by how much it raises caps, for each budget.
         by: Which administrator made it; "" for a holder.
-        reason: Why; "" for a holder.
+        reason: Why, or which policy and why; "" for debits and credits.
     """
 
     at: int
@@ -96,6 +98,8 @@ def log_entry(entry: StoredEntry, budgets: Mapping[int, Budget]) -> LogEntry:
     for posting in body.postings:
         amounts[posting.budget] = amounts.get(posting.budget, 0) + posting.amount
     name, separator, reason = body.note.partition(NOTE_SEPARATOR)
+    if body.kind not in BY_ADMINISTRATORS:
+        name, separator, reason = "", "", body.note
     return LogEntry(
         body.at,
         body.kind,

@@ -71,7 +71,8 @@ class Payment:
         rho: This loss as zCDP counts it.
         share: The fraction of one window's budget that one message takes.
         messages: How many messages one window covers.
-        seconds: How long one window lasts at the planner's rate; None if the window renews before it is spent.
+        seconds: How long one window lasts at the planner's rate, or at one message each slot; None if the window renews
+            before it is spent.
     """
 
     budget: str
@@ -190,13 +191,16 @@ class Planner:
         except AnnotationError:
             return None
 
-    def report(self, message: Descriptor, method: str = "", direction: str = "request") -> MessageReport:
+    def report(
+        self, message: Descriptor, method: str = "", direction: str = "request", slot: float | None = None
+    ) -> MessageReport:
         """Everything about one message type.
 
         Args:
             message: The type.
             method: The RPC that carries it, "/package.Service/Method", for budgets that choose by method.
             direction: "request" or "response".
+            slot: The seconds between two slots, in which alone the RPC's messages leave: they give the rate.
         """
         try:
             plan = self._policy.plan(message)
@@ -212,7 +216,7 @@ class Planner:
         except AnnotationError as error:
             return MessageReport(message.full_name, True, str(error), *_total(plan, None), fields)
         assert priced is not None
-        payments = tuple(self._payments(plan, priced))
+        payments = tuple(self._payments(plan, priced, self._rate if slot is None else 1 / slot))
         return MessageReport(
             message.full_name,
             True,
@@ -240,7 +244,7 @@ class Planner:
         smallest = min(budget.delta for budget in self._budgets if budget.accounting is Accounting.ZCDP)
         return smallest + float(plan.cost.delta)
 
-    def _payments(self, plan: Plan, priced: PricedPlan) -> list[Payment]:
+    def _payments(self, plan: Plan, priced: PricedPlan, rate: float) -> list[Payment]:
         payments = []
         for scope, amounts, quotas in zip(plan.scopes, priced.amounts, priced.quotas, strict=True):
             for index, amount in (*amounts, *quotas):
@@ -249,7 +253,7 @@ class Planner:
                 budget = self._budgets[index]
                 epsilon = None if scope.cost.epsilon is None else scope.cost.epsilon / AMOUNT
                 messages = budget.cap // amount
-                seconds = messages / self._rate
+                seconds = messages / rate
                 renews = budget.window is not None and seconds >= budget.window
                 payments.append(
                     Payment(

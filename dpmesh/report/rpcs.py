@@ -173,10 +173,15 @@ def rpcs(sources: Sources, planner: Planner) -> tuple[Rpc, ...]:
 
 def reports(sources: Sources, planner: Planner) -> dict[tuple[str, str, str], MessageReport]:
     """Reports by message name, method and direction, as PlanReport.reports has them."""
-    found = {
-        (message.full_name, method, direction): planner.report(message, method, direction)
-        for message, method, direction in _carried(sources)
+    slots = {
+        method_name.name_of(method): planner.send_slot(method)
+        for service in sources.services()
+        for method in service.methods
     }
+    found = {}
+    for message, method, direction in _carried(sources):
+        slot = slots.get(method) if direction == "request" else None
+        found[message.full_name, method, direction] = planner.report(message, method, direction, slot)
     if any(sources.services()):
         return found
     return {key: report for key, report in found.items() if report.protected}

@@ -5,15 +5,38 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from concurrent.futures import Future
+from typing import TypeVar
 
 _T = TypeVar("_T")
 
 
-async def run(function: Callable[[], _T], seconds: float, name: str) -> _T:
+def start(function: Callable[[], _T], name: str) -> Future[_T]:
     """Runs a function in a thread of its own, which does not keep the process alive.
 
     A thread of asyncio's pool would: the pool waits for all of its threads at the end.
+
+    Args:
+        function: It goes on, even if nobody waits for it any more.
+        name: The thread's name.
+    """
+    outcome: Future[_T] = Future()
+    outcome.set_running_or_notify_cancel()  # Nobody can cancel it.
+
+    def work() -> None:
+        try:
+            value = function()
+        except BaseException as error:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(value)
+
+    threading.Thread(target=work, name=name, daemon=True).start()
+    return outcome
+
+
+async def run(function: Callable[[], _T], seconds: float, name: str) -> _T:
+    """Awaits a function that runs in a thread as of `start`.
 
     Args:
         function: If it takes longer, it goes on, and nobody learns its outcome.
@@ -23,24 +46,5 @@ async def run(function: Callable[[], _T], seconds: float, name: str) -> _T:
     Raises:
         TimeoutError: It has taken longer.
     """
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[_T] = loop.create_future()
-
-    def tell(set_outcome: Callable[[Any], None], value: Any) -> None:
-        if not outcome.done():
-            set_outcome(value)
-
-    def work() -> None:
-        try:
-            value: Any = function()
-            set_outcome: Callable[[Any], None] = outcome.set_result
-        except Exception as error:
-            value, set_outcome = error, outcome.set_exception
-        try:
-            loop.call_soon_threadsafe(tell, set_outcome, value)
-        except RuntimeError:
-            return  # The loop was closed meanwhile.
-
-    threading.Thread(target=work, name=name, daemon=True).start()
     async with asyncio.timeout(seconds):
-        return await outcome
+        return await asyncio.wrap_future(start(function, name))

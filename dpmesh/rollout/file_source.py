@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import stat
+import threading
+from functools import partial
 from pathlib import Path
 
 from dpmesh.errors import ConfigError, PolicyUnavailableError
 from dpmesh.policy import overlay_file
+from dpmesh.rollout import bounded_thread
 from dpmesh.rollout.last_good import LastGood
-from dpmesh.rollout.source import Offer, State
+from dpmesh.rollout.source import LARGEST_DOCUMENT, Offer, State
 from dpmesh.v1 import policy_pb2
 
 log = logging.getLogger("dpmesh")
 
 # What ends a document in YAML.
 _END = "..."
-# How long a read may take. A network mount may never answer.
+# How many seconds a read may take. A network mount may never answer.
 _PATIENCE = 10.0
+_THREAD = "dpmesh policy file"
 
 
 class FileSource:
@@ -33,38 +39,39 @@ class FileSource:
     Attributes:
         name: The path.
         signed: False.
-        state: FRESH, unless the file could not be read last.
+        state: FRESH if the file could be read last.
     """
 
     signed = False
 
     def __init__(self, path: str | Path, kept: LastGood | None = None) -> None:
         self.name = str(path)
-        self.state = State.FRESH
+        self.state = State.STALE
         self._path = Path(path)
         self._kept = kept
         self._content: bytes | None = None
         # Why the content is no policy; "" if it is one.
         self._unfit = ""
-        self._reading: asyncio.Task[bytes] | None = None
+        self._reading = threading.Lock()
 
     def first(self) -> list[Offer]:
-        """The policy in the file, and the one that was taken last: that one first if the file has not a newer one.
+        """The policy in the file, and then the one that was taken last; that one alone if the file's is older.
 
         Raises:
-            ConfigError: What was taken last can't be read. Or the file can't be read or is no policy, and none was
-                taken before.
+            PolicyUnavailableError: The file can't be read or is no policy, and none was taken before.
+            ConfigError: What was taken last can't be read.
         """
         kept = None if self._kept is None else self._kept.load()
-        last = [] if kept is None else [Offer(overlay_file.parse_bytes(kept, f"{self.name} (kept)"), kept)]
+        last = [] if kept is None else [self._kept_offer(kept)]
         try:
-            content = _read(self._path)
+            content = bounded_thread.start(self._read_alone, _THREAD).result(_PATIENCE)
+            self.state = State.FRESH
             offer = Offer(_parse(content, self._path), content)
-        except (ConfigError, PolicyUnavailableError) as error:
-            self.state = State.STALE
+        except (ConfigError, PolicyUnavailableError, TimeoutError) as error:
+            why = self._late() if isinstance(error, TimeoutError) else str(error)
             if not last:
-                raise ConfigError(str(error)) from None
-            log.error("the policy that was taken last is used: %s", error)  # noqa: TRY400 - a trace is no help
+                raise PolicyUnavailableError(why) from None
+            log.error("the policy that was taken last is used: %s", why)  # noqa: TRY400 - a trace is no help
             return last
         if last and is_older(offer.document, last[0].document):
             log.error(
@@ -73,38 +80,31 @@ class FileSource:
                 offer.document.epoch,
                 last[0].document.epoch,
             )
-            return [*last, offer]
+            return last
         return [offer, *last]
 
     async def fetch(self) -> Offer | None:
-        """The policy in the file, if its content is another one than that of the last offer.
+        """The policy in the file, if its content is another one than that of the last fetch.
 
         Raises:
             ConfigError: The content is no policy, or may be a part of one.
             PolicyUnavailableError: The file can't be read.
         """
-        if self._reading is None:  # Otherwise a read still hangs.
-            self._reading = asyncio.create_task(asyncio.to_thread(_read, self._path))
-        done, _ = await asyncio.wait({self._reading}, timeout=_PATIENCE)
-        if not done:
-            self.state = State.STALE
-            raise PolicyUnavailableError(f"policy file {self.name}: reading it takes too long")
-        reading, self._reading = self._reading, None
+        self.state = State.STALE
         try:
-            content = reading.result()
-        except PolicyUnavailableError:
-            self.state = State.STALE
-            raise
+            content = await bounded_thread.run(self._read_alone, _PATIENCE, _THREAD)
+        except TimeoutError:
+            raise PolicyUnavailableError(self._late()) from None
         self.state = State.FRESH
         if content != self._content:
-            self._content, self._unfit = content, ""
+            offer, unfit = None, ""
             try:
-                return Offer(await asyncio.to_thread(_parse, content, self._path), content)
+                offer = Offer(await asyncio.to_thread(_parse, content, self._path), content)
             except ConfigError as error:
-                self._unfit = str(error)
-            except BaseException:
-                self._content = None  # The next fetch parses it again.
-                raise
+                unfit = str(error)
+            self._content, self._unfit = content, unfit
+            if offer is not None:
+                return offer
         if self._unfit:
             raise ConfigError(self._unfit)
         return None
@@ -113,11 +113,43 @@ class FileSource:
         """Makes an offer durable.
 
         Raises:
-            ConfigError: Another process has stored a newer one.
+            ConfigError: A newer one is stored, or another one with this epoch.
             DpmeshError: It can't be stored now.
         """
         if self._kept is not None:
-            self._kept.store(offer.document.epoch, offer.content)
+            self._kept.store(offer.document.epoch, offer.content, partial(self._check_newer, offer))
+
+    def _check_newer(self, offer: Offer, kept: bytes) -> None:
+        """Refuses an offer that is older than what is kept.
+
+        Raises:
+            ConfigError: It is.
+        """
+        before = self._kept_offer(kept).document
+        if is_older(offer.document, before):
+            raise ConfigError(
+                f"policy: epoch: {offer.document.epoch} is not larger than {before.epoch}, which was taken before, "
+                "here or by another process"
+            )
+
+    def _kept_offer(self, content: bytes) -> Offer:
+        return Offer(overlay_file.parse_bytes(content, f"{self.name} (as it was taken last)"), content)
+
+    def _read_alone(self) -> bytes:
+        """Reads the file, unless a read before hangs.
+
+        Raises:
+            PolicyUnavailableError: As of `_read`, or a read hangs.
+        """
+        if not self._reading.acquire(blocking=False):
+            raise PolicyUnavailableError(self._late())
+        try:
+            return _read(self._path)
+        finally:
+            self._reading.release()
+
+    def _late(self) -> str:
+        return f"policy file {self.name}: reading it takes too long"
 
 
 def is_older(document: policy_pb2.Policy, before: policy_pb2.Policy) -> bool:
@@ -128,18 +160,20 @@ def is_older(document: policy_pb2.Policy, before: policy_pb2.Policy) -> bool:
 
 
 def _read(path: Path) -> bytes:
-    """The content of a policy file.
+    """The content of a policy file, or the beginning of one that is too large.
 
     Raises:
-        PolicyUnavailableError: It can't be read, is larger than any policy, or is no file: a named pipe may never
-            answer.
+        PolicyUnavailableError: It can't be read, or is no file: a named pipe may never answer.
     """
-    if path.exists() and not path.is_file():
-        raise PolicyUnavailableError(f"policy file {path}: is no regular file, and can't be followed")
     try:
-        return overlay_file.read_bytes(path)
-    except ConfigError as error:
-        raise PolicyUnavailableError(str(error)) from None
+        # O_NONBLOCK: opening a pipe would wait for a writer.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return file.read(LARGEST_DOCUMENT + 1)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise PolicyUnavailableError(f"policy file {path}: can't be read ({why})") from None
+    raise PolicyUnavailableError(f"policy file {path}: is no regular file, and can't be followed")
 
 
 def _parse(content: bytes, path: Path) -> policy_pb2.Policy:
@@ -150,6 +184,10 @@ def _parse(content: bytes, path: Path) -> policy_pb2.Policy:
     Raises:
         ConfigError: It may be a part of a policy, or it is none.
     """
+    if len(content) > LARGEST_DOCUMENT:
+        raise ConfigError(
+            f"policy file {path}: is larger than {LARGEST_DOCUMENT // 1000} kB, which no policy that is followed may be"
+        )
     lines = content.decode(errors="replace").splitlines()
     last = next((line for line in reversed(lines) if line.strip()), "")
     # A text in braces has its end in itself.

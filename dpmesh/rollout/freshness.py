@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from dpmesh import files
 from dpmesh.rollout.source import State
 
 log = logging.getLogger("dpmesh")
 
-# An answer is written down again after this part of the longest time offline, which a restart may miss.
+# What is known is written down again after this part of the longest time offline, which a restart may miss.
 _WRITTEN = 0.01
 
 
 def _elapsed() -> float:
     """Seconds that only grow, while the machine sleeps, too, where the system counts them."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class _Kept(NamedTuple):
+    """What is written down, in seconds since 1970.
+
+    Attributes:
+        answered: When the source last answered.
+        seen: The latest time that was seen.
+    """
+
+    answered: float
+    seen: float
 
 
 class Freshness:
@@ -31,7 +45,7 @@ class Freshness:
     as an answer.
 
     Args:
-        path: Where it is kept; None: nowhere, and a start counts as an answer.
+        path: Where it is kept; None: nowhere. Processes may share the file.
         longest: After how many seconds without an answer a policy expires; None: never.
         now: Seconds since 1970.
         elapsed: Seconds that only grow.
@@ -48,14 +62,13 @@ class Freshness:
         self._longest = longest
         self._now = now
         self._elapsed = elapsed
-        self._seen, age = self._load()
-        self._answered = elapsed() - age
-        self._written: float | None = None
-
-    def begin(self) -> None:
-        """Writes down the first start, so that restarts don't begin to count anew. It blocks."""
-        if self._path is not None and not self._path.exists():
-            self._store()
+        self._began = elapsed()
+        # The latest time that was seen at the beginning.
+        self._seen, age = self._start()
+        self._answered = self._began - age
+        self._interval = math.inf if longest is None else longest * _WRITTEN
+        # When the source had answered and when that was noted, as it was written down last.
+        self._written = -math.inf, -math.inf
 
     @property
     def age(self) -> float:
@@ -63,40 +76,61 @@ class Freshness:
         return self._elapsed() - self._answered
 
     def answered(self) -> None:
-        """Notes a fresh answer. It blocks for a write to the disk from time to time."""
+        """Counts from now on: there is a fresh answer."""
         self._answered = self._elapsed()
-        if self._written is None or (
-            self._longest is not None and self._answered - self._written > self._longest * _WRITTEN
-        ):
-            self._store()
 
     def of(self, state: State) -> State:
-        """The state of a mesh, if that of its source is `state`."""
-        if state is State.FRESH:
-            return state
-        return State.EXPIRED if self._longest is not None and self.age > self._longest else State.STALE
+        """The state of a mesh whose source has a state.
 
-    def _load(self) -> tuple[float, float]:
+        A source that hangs may still have the state of its last answer: however fresh that was, it expires.
+        """
+        # Written so that a number which is none expires.
+        if self._longest is not None and not self.age <= self._longest:
+            return State.EXPIRED
+        return State.FRESH if state is State.FRESH else State.STALE
+
+    def note(self) -> None:
+        """Writes down from time to time how old the last answer is. It blocks."""
+        now = self._elapsed()
+        answered, noted = self._written
+        if self._path is None or max(self._answered - answered, now - noted) < self._interval:
+            return
+        seen = max(self._seen + now - self._began, self._now())
+        # A full disk makes a restart count more time than has passed, if the source answered, which is the safe side.
+        with suppress(OSError), files.locked_folder(self._path.parent):
+            known = self._read(self._path) or _Kept(-math.inf, -math.inf)  # Of another process, maybe.
+            latest = max(seen, known.seen)
+            kept = _Kept(max(seen - (now - self._answered), min(known.answered, latest)), latest)
+            files.write(self._path, json.dumps(kept._asdict()).encode())
+            self._written = self._answered, now
+
+    def _start(self) -> tuple[float, float]:
         """The latest time that was seen, and the age of the last answer."""
         now = self._now()
         if self._path is None:
             return now, 0.0
         try:
-            kept = json.loads(files.read_private(self._path))
-            seen, answered = max(now, float(kept["seen"])), float(kept["answered"])
-        except FileNotFoundError:
-            return now, 0.0
-        except (OSError, files.NotPrivateError, ValueError, KeyError, TypeError):
+            kept = self._read(self._path)
+        except OSError:
+            kept = None
+        else:
+            if kept is None and not self._path.exists():
+                return now, 0.0
+        if kept is None:
             log.warning("policy.cache: %s can't be read: nobody knows when the source answered", self._path)
-            return now, self._longest or 0.0
-        return seen, max(0.0, seen - answered)
+            return now, math.inf if self._longest is not None else 0.0
+        seen = max(now, kept.seen)
+        return seen, max(0.0, seen - kept.answered)
 
-    def _store(self) -> None:
-        self._seen = max(self._seen, self._now())
-        self._written = self._answered
-        if self._path is None:
-            return
-        kept = json.dumps({"answered": self._seen, "seen": self._seen}).encode()
-        # A disk that is full makes a restart count more time than has passed, which is the safe side.
-        with suppress(OSError), files.locked_folder(self._path.parent):
-            files.write(self._path, kept)
+    @staticmethod
+    def _read(path: Path) -> _Kept | None:
+        """What is written down; None if nothing is, or nothing that can be used.
+
+        Raises:
+            OSError: It can't be read.
+        """
+        try:
+            kept = _Kept(**json.loads(files.read_private(path)))
+            return kept if all(isinstance(each, float) and math.isfinite(each) for each in kept) else None
+        except (FileNotFoundError, files.NotPrivateError, ValueError, TypeError):
+            return None

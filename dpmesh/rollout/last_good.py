@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from dpmesh import files
@@ -33,33 +34,48 @@ class LastGood:
         found = self._read()
         return None if found is None else found[1]
 
-    def store(self, epoch: int, content: bytes) -> None:
+    def store(self, epoch: int, content: bytes, check: Callable[[bytes], None] = lambda _: None) -> None:
         """Stores a content.
 
         Args:
             epoch: That of the policy.
             content: Its bytes.
+            check: Called with another content that is stored, while no other process can change it. What it raises goes
+                through, and nothing is stored.
 
         Raises:
-            ConfigError: The file can't be read; or it holds a policy with a larger epoch, which another process has
-                taken.
-            DpmeshError: The file can't be written now. The old one is as it was.
+            ConfigError: A policy with a larger epoch is stored, which another process has taken.
+            DpmeshError: The file can't be read or written now. The old one is as it was.
         """
         head = {"form": _FORM, "epoch": epoch, "sha256": hashlib.sha256(content).hexdigest()}
         try:
             with files.locked_folder(self._path.parent):
-                found = self._read()
-                if found is not None and found[0] > epoch:
-                    raise ConfigError(
-                        f"policy: epoch: {epoch} is smaller than {found[0]}, which another process has taken"
-                    )
-                if found is None or found != (epoch, content):
-                    files.write(self._path, json.dumps(head).encode() + b"\n" + content)
+                found = self._found()
+                if found == (epoch, content):
+                    return
+                if found is not None:
+                    if found[0] > epoch:
+                        raise ConfigError(
+                            f"policy: epoch: {epoch} is smaller than {found[0]}, which another process has taken"
+                        )
+                    check(found[1])
+                files.write(self._path, json.dumps(head).encode() + b"\n" + content)
         except OSError as error:
             raise DpmeshError(
-                f"policy.cache: {self._path.parent}: can't be written ({error.strerror}), so no policy is taken: "
-                "a restart would not know it"
+                f"policy.cache: {self._path.parent}: can't be written ({error.strerror}), so no other policy is taken: "
+                'a restart would not know it (cache = "memory:" keeps none over restarts)'
             ) from None
+
+    def _found(self) -> tuple[int, bytes] | None:
+        """As `_read`, but the trouble may pass: somebody may repair the file, or the disk.
+
+        Raises:
+            DpmeshError: The file can't be read, or is damaged.
+        """
+        try:
+            return self._read()
+        except ConfigError as error:
+            raise DpmeshError(str(error)) from None
 
     def _read(self) -> tuple[int, bytes] | None:
         """Epoch and content."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+
+from dpmesh.rollout.source import Offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +25,15 @@ class Outcome:
     taken: bool
     reason: str
     at: float
+
+    @classmethod
+    def of(cls, offer: Offer, refused: str, at: float) -> Outcome:
+        """What became of an offer.
+
+        Args:
+            offer: The policy.
+            refused: Why it was refused; "" if it is in force.
+            at: When, in seconds since 1970.
+        """
+        digest = hashlib.sha256(offer.content).hexdigest()
+        return cls(offer.document.epoch, digest, not refused, refused, at)

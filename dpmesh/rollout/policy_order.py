@@ -154,7 +154,10 @@ def _rules(
     old: Policy, new: Policy, message: Descriptor, plans: tuple[Plan | None, Plan | None]
 ) -> Iterator[Difference]:
     """What differs between the rules of a message type, its fields and its oneofs."""
-    yield from _judged(old.rules.message(message), new.rules.message(message), message.full_name, _message)
+    judge_message = partial(_message, anys=any(plan is None or plan.anys is not None for plan in plans))
+    yield from _judged(
+        old.rules.message(message), new.rules.message(message), message.full_name, judge_message
+    )
     leaving = _leaving(plans[0]), _leaving(plans[1])
     for field in message.fields:
         kinds = [None if each is None else each.get(field.full_name, _INSIDE) for each in leaving]
@@ -217,7 +220,14 @@ def _epsilon(cost: Cost) -> str:
     return f"rho {cost.rho / 1e9:g}" if cost.epsilon is None else f"{cost.epsilon / 1e9:g}"
 
 
-def _message(old: pb.MessageRules, new: pb.MessageRules) -> Judged:
+def _message(old: pb.MessageRules, new: pb.MessageRules, *, anys: bool) -> Judged:
+    """Judges the rules of a message.
+
+    Args:
+        old: What holds.
+        new: What shall replace it.
+        anys: A message of this type may hold an Any, so that `unannotated` decides which messages are refused.
+    """
     changed = _changed(old, new)
     if "epsilon" in changed:
         yield _epsilons(old, new)
@@ -225,10 +235,21 @@ def _message(old: pb.MessageRules, new: pb.MessageRules) -> Judged:
         words = pb.MessageRules.Unannotated.Name
         text = f"unannotated {words(old.unannotated)} -> {words(new.unannotated)}"
         if old.unannotated != new.unannotated:
-            tighter = old.unannotated == pb.MessageRules.PASS and new.unannotated == pb.MessageRules.SUPPRESS
-            opened = new.unannotated == pb.MessageRules.PASS
-            yield Order.LOOSER if opened else Order.TIGHTER if tighter else Order.OTHER, text
+            yield _unannotated(old.unannotated, new.unannotated, anys), text
     yield from _rest(changed - {"epsilon", "unannotated"})
+
+
+def _unannotated(old: int, new: int, anys: bool) -> Order:
+    """Judges what becomes of fields without rules, and of messages that hold an Any of a type without rules.
+
+    In place of REJECT, SUPPRESS lets messages leave that were refused. In place of SUPPRESS, REJECT refuses messages by
+    what they pack, and a refusal shows that.
+    """
+    if new == pb.MessageRules.PASS:
+        return Order.LOOSER
+    if old == pb.MessageRules.PASS:
+        return Order.TIGHTER if new == pb.MessageRules.SUPPRESS else Order.OTHER
+    return Order.LOOSER if anys else Order.OTHER
 
 
 def _oneof(old: pb.OneofRules, new: pb.OneofRules) -> Judged:
@@ -349,8 +370,26 @@ def _methods(old: Policy, new: Policy, methods: Iterable[MethodDescriptor]) -> I
             if values[0] != values[1]:
                 text = f"{flag} {values[0]} -> {values[1]}".lower()
                 yield Difference(name, Order.TIGHTER if values[1] else Order.LOOSER, text)
+        if "require_policy" in changed:
+            order, text = _required_policy(*rules)
+            yield Difference(name, order, text)
         if "send_slot" in changed and not rules[0].HasField("send_slot"):
             changed -= {"send_slot"}
             yield Difference(name, Order.OTHER, "send_slot is set: covers cost as much as requests")
-        for order, text in _rest(changed - {"require", "trust_boundary"}):
+        for order, text in _rest(changed - {"require", "require_policy", "trust_boundary"}):
             yield Difference(name, order, text)
+
+
+def _required_policy(old: pb.MethodRules, new: pb.MethodRules) -> tuple[Order, str]:
+    """Judges `require_policy`. It makes a receiver stricter, and lets senders tell more, which may link them."""
+    for rules, text in ((old, "set: senders tell their policy"), (new, "removed: any policy will do")):
+        if not rules.HasField("require_policy"):
+            return Order.LOOSER, f"require_policy is {text}"
+    before, after = old.require_policy, new.require_policy
+    if bool(before.min_epoch) != bool(after.min_epoch):
+        return Order.LOOSER, f"require_policy: min_epoch is {'set' if after.min_epoch else 'removed'}"
+    if before.min_epoch > after.min_epoch:
+        return Order.LOOSER, f"require_policy: min_epoch {before.min_epoch} -> {after.min_epoch}"
+    if before.digests and not (after.digests and set(after.digests) <= set(before.digests)):
+        return Order.LOOSER, "require_policy: other digests are taken"
+    return Order.TIGHTER, "require_policy: fewer policies are taken"

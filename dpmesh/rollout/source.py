@@ -8,6 +8,9 @@ from typing import Protocol
 
 from dpmesh.v1 import policy_pb2
 
+LARGEST_DOCUMENT = 256_000
+"""The largest policy that a source offers, in bytes. Devices parse it while they serve."""
+
 
 class State(enum.StrEnum):
     """How far a mesh can be believed to have the newest policy.
@@ -58,10 +61,11 @@ class PolicySource(Protocol):
         """FRESH or STALE, as of the last fetch."""
 
     def first(self) -> list[Offer]:
-        """Policies to begin with, without a network: the best one first.
+        """Policies to begin with, without a network: the best one first, and none that is older than what was kept.
 
         Raises:
-            ConfigError: There is none. The text says why.
+            PolicyUnavailableError: There is none. The text says why.
+            ConfigError: What was taken last can't be read, so that nobody knows which policies are too old.
         """
 
     async def fetch(self) -> Offer | None:

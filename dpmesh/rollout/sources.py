@@ -3,25 +3,67 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
+from dpmesh import extras
 from dpmesh.config import Config, max_offline_seconds
+from dpmesh.errors import ConfigError
 from dpmesh.rollout.file_source import FileSource
 from dpmesh.rollout.freshness import Freshness
+from dpmesh.rollout.held import Held
 from dpmesh.rollout.last_good import LastGood
 from dpmesh.rollout.source import PolicySource
 
+SIGNED = "tuf+"
+"""How the URL of a repository with signatures begins."""
 
-def open_source(settings: Config) -> tuple[PolicySource, Freshness]:
-    """Makes the source of policies of a configuration, and what counts the time without an answer.
+# The largest root.json, in bytes.
+_LARGEST_ROOT = 256_000
+
+
+def open_source(
+    settings: Config, *, floor: int, clock: Callable[[], float]
+) -> tuple[PolicySource, Freshness, Held]:
+    """Makes the source of policies of a configuration, what counts the time without an answer, and what is held.
+
+    Nothing is asked of the source yet.
 
     Args:
         settings: Its [policy] section has a source.
+        floor: The least epoch that may be offered: that of the image's policy.
+        clock: Seconds since 1970.
+
+    Raises:
+        ConfigError: The URL, or the root of trust is wrong; or the extra `policy` is not installed.
     """
     policy = settings.policy
     # One folder may serve several programs, each with a source of its own.
     name = hashlib.sha256(policy.source.encode()).hexdigest()[:16]
-    folder = Path(policy.cache) if policy.cache else None
-    kept = None if folder is None else LastGood(folder / f"{name}.policy")
+    folder = policy.folder
     answered = None if folder is None else folder / f"{name}.answered"
-    return FileSource(policy.source, kept), Freshness(answered, max_offline_seconds(settings))
+    freshness = Freshness(answered, max_offline_seconds(settings), clock)
+    held = Held(None if folder is None else folder / f"{name}.held")
+    if policy.source.startswith(SIGNED):
+        if folder is None:
+            raise ConfigError('policy.cache = "memory:": a signed repository needs a folder')
+        return _signed(policy.source, policy.root, folder / name, floor, clock), freshness, held
+    kept = None if folder is None else LastGood(folder / f"{name}.policy")
+    return FileSource(policy.source, kept), freshness, held
+
+
+def _signed(source: str, root: str, folder: Path, floor: int, clock: Callable[[], float]) -> PolicySource:
+    if not root:
+        raise ConfigError("policy.root: a signed repository needs it: the root.json of `dpmesh policy init`")
+    try:
+        from dpmesh.rollout.tuf_source import TufSource
+    except ImportError:
+        raise ConfigError(
+            f"policy.source: signed repositories need more packages: {extras.install('policy')}"
+        ) from None
+    try:
+        with Path(root).open("rb") as file:
+            trusted = file.read(_LARGEST_ROOT)
+    except OSError as error:
+        raise ConfigError(f"policy.root: {root}: can't be read ({error.strerror})") from None
+    return TufSource(source.removeprefix(SIGNED), root=trusted, cache=folder, floor=floor, clock=clock)

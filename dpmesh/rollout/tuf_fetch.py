@@ -15,26 +15,18 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, SlowRetrievalError
 from tuf.ngclient import FetcherInterface
 
+from dpmesh import forks
+
 _CHUNK = 1 << 16
 # An answer to a request for a file that is not there, which is read to keep the connection.
 _SHORT = 1 << 12
 _REDIRECTS = (301, 302, 303, 307, 308)
-
-
-class Fetcher(Protocol):
-    """What a source of policies asks of a fetcher."""
-
-    def begin(self, seconds: float) -> None:
-        """Lets all that is read from now on end within a time."""
-
-    def download_bytes(self, url: str, max_length: int) -> bytes:
-        """One file; errors as FetcherInterface has them."""
 
 
 class FolderFetcher(FetcherInterface):
@@ -85,6 +77,11 @@ class HttpsFetcher(FetcherInterface):
         # Kept, because reading all of a system's roots takes longer than a whole refresh.
         self._context: ssl.SSLContext | None = None
         self._session: ssl.SSLSession | None = None
+        forks.register(self)
+
+    def after_fork_in_child(self) -> None:
+        """Leaves the connection to the parent."""
+        self._connection = self._session = None
 
     def begin(self, seconds: float) -> None:
         """Lets all that is read from now on end within a time.

@@ -17,6 +17,9 @@ from dpmesh.rollout.tuf_trust import RING_FILE, SignedSet, Trusted
 LARGEST_DOCUMENT = 256_000
 """The largest policy in a repository, in bytes."""
 
+LARGEST_STEP = 10**14
+"""How far an epoch may be above the one before. Dates with times as numbers fit, and milliseconds since 1970."""
+
 POLICY = "policy"
 FORMER = "former"
 

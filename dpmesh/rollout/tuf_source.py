@@ -1,7 +1,9 @@
 """TufSource: policies of a repository with the signatures of The Update Framework (TUF).
 
-Recovery. If the keys of the role "timestamp" or "targets" were stolen, the thief may have signed large versions, times
-and epochs. A new root takes those keys away. What they signed doesn't count then.
+Recovery. If the key of the role "timestamp" was stolen, the thief may have signed large versions and times. A new root
+takes the key away, and what it signed doesn't count then. If a key of the role "targets" was stolen, the thief may have
+signed a large epoch, and epochs never go back. So no epoch may be far above the one before: the officers can go on
+above the thief's, by a new root and a new epoch.
 """
 
 from __future__ import annotations
@@ -18,17 +20,18 @@ from typing import NamedTuple
 
 import msgspec
 from tuf.api import exceptions as tuf
-from tuf.api.metadata import Targets, Timestamp
+from tuf.api.metadata import Timestamp
 
-from dpmesh import files
+from dpmesh import files, forks
 from dpmesh.errors import ConfigError, DpmeshError, PolicyUnavailableError
 from dpmesh.rollout import bounded_thread, rings, tuf_offer, tuf_trust
+from dpmesh.rollout.last_good import LastGood
 from dpmesh.rollout.source import Offer, State
 from dpmesh.rollout.trusted_time import TrustedTime, since_boot
 from dpmesh.rollout.tuf_cache import Cache, Kept
 from dpmesh.rollout.tuf_download import Download
 from dpmesh.rollout.tuf_fetch import fetcher
-from dpmesh.rollout.tuf_offer import UnfitError
+from dpmesh.rollout.tuf_offer import LARGEST_STEP, UnfitError
 from dpmesh.rollout.tuf_trust import SignedSet, Trusted, UntrustedError, is_signed
 
 log = logging.getLogger("dpmesh")
@@ -67,6 +70,10 @@ class TufSource:
 
     Several processes may share one cache.
 
+    Attributes:
+        name: The repository's URL.
+        signed: True.
+
     Args:
         url: file:///folder or https://host/path.
         root: root.json of the image: the root of trust.
@@ -80,6 +87,8 @@ class TufSource:
         ConfigError: The URL or the root is wrong.
     """
 
+    signed = True
+
     def __init__(
         self,
         url: str,
@@ -91,7 +100,7 @@ class TufSource:
         seconds: float = _SECONDS,
         since_boot: Callable[[], float] = since_boot,
     ) -> None:
-        self._where = f"policy repository {url}"
+        self.name = self._where = f"policy repository {url}"
         try:
             reader, base = fetcher(url)
         except ValueError as error:
@@ -102,6 +111,7 @@ class TufSource:
             raise ConfigError(f"policy.root: {error}") from None
         self._fetcher, self._download = reader, Download(reader, base, root)
         self._folder, self._cache = cache, Cache(cache)
+        self._taken = LastGood(cache / "taken")
         self._floor, self._seconds = floor, seconds
         self._time = TrustedTime(clock, since_boot)
         self._running = threading.Lock()
@@ -115,6 +125,11 @@ class TufSource:
         if found is not None:
             self._take(found, None)
             self._written = found.kept.latest
+        forks.register(self)
+
+    def after_fork_in_child(self) -> None:
+        """Forgets a refresh of the parent, whose thread the child does not have."""
+        self._running = threading.Lock()
 
     @property
     def state(self) -> State:
@@ -141,9 +156,7 @@ class TufSource:
         except Exception as error:
             self._state = State.FRESH if isinstance(error, _RefusedError) else State.STALE
             if isinstance(error, TimeoutError):
-                raise PolicyUnavailableError(
-                    f"{self._where}: no answer within {self._seconds:g} s"
-                ) from None
+                raise PolicyUnavailableError(f"{self._where}: no answer within {self._seconds:g} s") from None
             raise
         self._state = state
         said = _said(offer)
@@ -152,11 +165,32 @@ class TufSource:
         self._offered = said
         return offer
 
-    def restored(self, kept: bytes) -> Offer:
+    def first(self) -> list[Offer]:
+        """The policy that was taken last; its signatures are checked again, however old it is.
+
+        Raises:
+            PolicyUnavailableError: This device has taken none yet, or what it has taken can't be believed any more.
+            ConfigError: What it has taken can't be read.
+        """
+        kept = self._taken.load()
+        if kept is None:
+            raise PolicyUnavailableError(f"{self._where}: this device has taken no policy of it yet")
+        return [self._restored(kept)]
+
+    def keep(self, offer: Offer) -> None:
+        """Makes an offer durable, with its signatures.
+
+        Raises:
+            ConfigError: Another process has taken a newer one.
+            DpmeshError: It can't be stored now.
+        """
+        self._taken.store(offer.document.epoch, offer.kept)
+
+    def _restored(self, kept: bytes) -> Offer:
         """An offer of before, from its `kept` alone: without a network, and however old it is.
 
         Raises:
-            ConfigError: It can't be believed, or its epoch is below the floor.
+            PolicyUnavailableError: It can't be believed, or its epoch is below the floor.
         """
         try:
             signed = msgspec.json.decode(kept, type=SignedSet)
@@ -165,11 +199,14 @@ class TufSource:
                 trusted, signed, tuf_offer.FORMER
             )
         except (msgspec.MsgspecError, UntrustedError, UnfitError) as error:
-            raise ConfigError(f"{self._where}: what was kept can't be believed: {_text(error)}") from None
+            text = f"{self._where}: what was kept can't be believed: {_text(error)}"
+            raise PolicyUnavailableError(text) from None
         if offer is None:
-            raise ConfigError(f"{self._where}: what was kept has no policy")
+            raise PolicyUnavailableError(f"{self._where}: what was kept has no policy")
         if offer.document.epoch < self._floor:
-            raise ConfigError(f"{self._where}: what was kept is older than the policy of the image")
+            raise PolicyUnavailableError(
+                f"{self._where}: what was kept is older than the policy of the image"
+            )
         return offer
 
     def _newest_known(self) -> _Known | None:
@@ -205,7 +242,7 @@ class TufSource:
             if offer is None:
                 raise
             log.error("%s; the newest policy in the cache is offered", error)  # noqa: TRY400
-            return State.FRESH if isinstance(error, _RefusedError) else State.STALE, offer
+            return State.STALE, offer  # There may be a newer policy, even one that was refused.
         finally:
             self._note_time()
             self._running.release()
@@ -280,11 +317,9 @@ class TufSource:
         self._take(_Known(found, trusted), offer)
 
     def _judged(self, kept: Kept | None, signed: SignedSet, trusted: Trusted) -> Kept:
-        """A new set, with as much of what was known before as the keys of its root vouch for."""
+        """A new set, with what is known from before."""
         latest = self._time.seen(trusted.timestamp.expires.timestamp(), self._latest(kept, trusted))
-        if kept and is_signed(trusted.root, Targets, kept.signed.targets):
-            return Kept(signed, latest, kept.epoch, kept.digest)
-        return Kept(signed, latest, 0, "")
+        return Kept(signed, latest, kept.epoch if kept else 0, kept.digest if kept else "")
 
     def _latest(self, kept: Kept | None, trusted: Trusted) -> float:
         """The latest time seen, as far as the keys of a root vouch for the timestamps under which it was seen."""
@@ -323,6 +358,8 @@ class TufSource:
             raise UnfitError(f"its epoch {epoch} is below that of the image's policy, {self._floor}")
         if epoch < kept.epoch:
             raise UnfitError(f"its epoch {epoch} is below that of an earlier policy, {kept.epoch}")
+        if epoch - max(self._floor, kept.epoch) > LARGEST_STEP:
+            raise UnfitError(f"its epoch {epoch} is more than {LARGEST_STEP} above the one before")
         if epoch == kept.epoch and hashlib.sha256(offer.content).hexdigest() != kept.digest:
             raise UnfitError(f"it has the epoch of an earlier policy, {epoch}, and another content")
 

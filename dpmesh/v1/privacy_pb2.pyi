@@ -84,16 +84,26 @@ class MessageRules(_message.Message):
     def __init__(self, epsilon: _Optional[float] = ..., unannotated: _Optional[_Union[MessageRules.Unannotated, str]] = ..., labels: _Optional[_Iterable[str]] = ..., pad_to: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class MethodRules(_message.Message):
-    __slots__ = ("require", "labels", "send_slot", "trust_boundary")
+    __slots__ = ("require", "labels", "send_slot", "trust_boundary", "require_policy")
     REQUIRE_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     SEND_SLOT_FIELD_NUMBER: _ClassVar[int]
     TRUST_BOUNDARY_FIELD_NUMBER: _ClassVar[int]
+    REQUIRE_POLICY_FIELD_NUMBER: _ClassVar[int]
     require: bool
     labels: _containers.RepeatedScalarFieldContainer[str]
     send_slot: _duration_pb2.Duration
     trust_boundary: bool
-    def __init__(self, require: bool = ..., labels: _Optional[_Iterable[str]] = ..., send_slot: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., trust_boundary: bool = ...) -> None: ...
+    require_policy: RequiredPolicy
+    def __init__(self, require: bool = ..., labels: _Optional[_Iterable[str]] = ..., send_slot: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., trust_boundary: bool = ..., require_policy: _Optional[_Union[RequiredPolicy, _Mapping]] = ...) -> None: ...
+
+class RequiredPolicy(_message.Message):
+    __slots__ = ("min_epoch", "digests")
+    MIN_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    min_epoch: int
+    digests: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, min_epoch: _Optional[int] = ..., digests: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class OneofRules(_message.Message):
     __slots__ = ("epsilon", "public")

@@ -10,12 +10,14 @@ add noise do not load what reads certificates.
 from typing import TYPE_CHECKING, Any
 
 from dpmesh_grpc.protection.coverage import aio_client_interceptors, check_channel, check_server
+from dpmesh_grpc.protection.peer_policy import peer_policy
 from dpmesh_grpc.protection.server import aio_server_interceptors
 
 if TYPE_CHECKING:
     from dpmesh_grpc.health import report_health, serve
     from dpmesh_grpc.issuer.source import IssuerSource
     from dpmesh_grpc.protection.slots import PacedSender, slot_cover
+    from dpmesh_grpc.rollout.client import rollout_client
     from dpmesh_grpc.rotation.channel import rotating_channel
     from dpmesh_grpc.rotation.peer_expiry import peer_interceptor
     from dpmesh_grpc.rotation.server_credentials import rotating_server_credentials, server_options
@@ -30,7 +32,9 @@ __all__ = [
     "check_server",
     "issuer_keys",
     "peer_interceptor",
+    "peer_policy",
     "report_health",
+    "rollout_client",
     "rotating_channel",
     "rotating_server_credentials",
     "serve",
@@ -47,6 +51,7 @@ _HOMES = {
     "issuer_keys": "tokens",
     "peer_interceptor": "rotation.peer_expiry",
     "report_health": "health",
+    "rollout_client": "rollout.client",
     "rotating_channel": "rotation.channel",
     "rotating_server_credentials": "rotation.server_credentials",
     "serve": "health",

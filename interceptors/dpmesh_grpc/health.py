@@ -1,4 +1,4 @@
-"""Health: a server is SERVING while its ledger can take a charge; `serve` ends a server without wasting budget."""
+"""Health: a server is SERVING while its messages can be released; `serve` ends a server without wasting budget."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @contextlib.asynccontextmanager
 async def report_health(server: Any, mesh: Mesh, services: Sequence[str] = ()) -> AsyncIterator[None]:
-    """Adds grpc.health.v1.Health to a server: SERVING while the ledger can take a charge, NOT_SERVING while it can't.
+    """Adds grpc.health.v1.Health: SERVING while the ledger can take a charge and the policy is not expired.
 
-    At the end it says NOT_SERVING for good, so that load balancers look elsewhere while the server drains.
+    Otherwise it is NOT_SERVING. So it is for good at the end: load balancers look elsewhere while the server drains.
 
     Args:
         server: A grpc.aio server that is not started yet.
-        mesh: An opened mesh, whose ledger is checked.
+        mesh: An opened mesh, whose ledger and policy are checked.
         services: Names of services with a status of their own; the server as a whole ("") always has one.
 
     Raises:
@@ -138,7 +138,7 @@ class _Health(health.HealthServicer):  # type: ignore[misc]
 
 
 async def _watch(servicer: Any, names: Sequence[str], mesh: Mesh) -> None:
-    """Checks the ledger from time to time and sets the status. When this ends, the status is NOT_SERVING."""
+    """Checks ledger and policy from time to time and sets the status. When this ends, the status is NOT_SERVING."""
     try:
         serving = None
         while True:
@@ -156,7 +156,9 @@ async def _watch(servicer: Any, names: Sequence[str], mesh: Mesh) -> None:
 
 
 async def _refusal(mesh: Mesh) -> str | None:
-    """Why the ledger would take no charge, or None if it would."""
+    """Why nothing could be released, or None if something could."""
+    if mesh.is_expired:
+        return "the policy is expired"
     task = asyncio.current_task()
     try:
         await mesh.ledger.check()

@@ -8,6 +8,9 @@ import pytest
 from dpmesh.accounting import AMOUNT, Accounting
 from dpmesh.errors import BudgetExhaustedError, ConfigError, LedgerError
 from dpmesh.ledger import Account, Batch, Budget, Ledger, Store, account_hash
+from dpmesh.ledger.admin import LedgerAdmin
+from dpmesh.ledger.audit.verify import verify
+from dpmesh.ledger.charge_log import EntryKind, decode
 from tests.support.steady import no_time_passes
 
 DAY = 86_400
@@ -44,6 +47,17 @@ class LedgerSuite:
 
     def tell(self, place: Path, now: float) -> None:
         """Sets the clock of a store that has one of its own."""
+
+    def admin(self, place: Path) -> LedgerAdmin:
+        """What administers the store at a place, if it has a charge log."""
+        raise NotImplementedError
+
+    async def notes(self, place: Path) -> list[str]:
+        """What was recorded in the store at a place, in order."""
+        async with self.admin(place).view() as view:
+            assert await verify(view) == []
+            entries = [decode(stored.body) async for stored in view.entries()]
+        return [entry.note for entry in entries if entry.kind is EntryKind.POLICY]
 
     @pytest.fixture
     def clock(self):
@@ -732,6 +746,40 @@ class LedgerSuite:
         await store.close()
 
     # Budgets that are no longer configured
+
+    # Policies
+
+    async def test_what_is_recorded_is_durable_and_changes_no_account(self, make, ledger, tmp_path):
+        for number in range(3):
+            await ledger.charge([(0, b"a", TENTH)])
+            before = await ledger.accounts()
+            await ledger.record(f"policy epoch {number}: \u00e9 " + 400 * "x")
+            assert await ledger.accounts() == before
+        charges = [ledger.charge([(0, bytes([i]), TENTH)]) for i in range(50)]
+        await asyncio.gather(*charges, ledger.record("all"))
+        other = make()
+        await other.open()
+        await other.record("by another")
+        await other.close()
+        await ledger.close()
+        found = await self.notes(tmp_path)
+        assert sorted(note[:14] for note in found) == sorted(
+            ["policy epoch 0", "policy epoch 1", "policy epoch 2", "all", "by another"]
+        )
+
+    async def test_a_ledger_that_is_not_open_records_nothing(self, make, tmp_path):
+        ledger = make()
+        with pytest.raises(LedgerError, match="not open"):
+            await ledger.record("policy")
+        await ledger.open()
+        await ledger.close()
+        with pytest.raises(LedgerError, match="not open"):
+            await ledger.record("policy")
+        assert await self.notes(tmp_path) == []
+
+    async def test_another_event_loop_may_record_a_policy_too(self, ledger, tmp_path):
+        await asyncio.to_thread(asyncio.run, ledger.record("policy"))
+        assert await self.notes(tmp_path) == ["policy"]
 
     async def test_a_renamed_budget_is_named_at_the_start(self, make, clock, caplog):
         """Under a new name it is full again, so whoever starts has to be told: of all that is spent, and not yet over."""

@@ -32,6 +32,9 @@ class InMemory:
 
 
 class TestMemoryLedger(InMemory, AdoptionSuite, LedgerSuite):
+    async def notes(self, place):
+        return self.store(place).notes
+
     async def test_a_forked_child_may_not_spend_its_copy(self):
         import asyncio
 

@@ -122,7 +122,7 @@ async def test_protected_requests_are_attested_and_the_application_can_not_attes
             client.send(name("Report"), stream(reading()), Plain, headers),
         ):
             _, call = await made
-            assert dict(call.headers) == {POLICY_KEY: mesh.policy_digest, "traceparent": "1"}
+            assert dict(call.headers) == {POLICY_KEY: "protected", "traceparent": "1"}
         for made in (
             client.ask(name("Echo"), Plain(), Plain, [("trace", "1")]),
             client.send(name("Echo"), stream(Plain()), Plain, [("trace", "1")]),
@@ -146,6 +146,27 @@ async def test_a_receiver_that_requires_attestation_refuses_all_other_requests()
     async with opened(mode="observe") as mesh:
         answers, _ = await Client(serving(mesh)).ask(name("Strict"), reading(), Plain)
         assert answers == [Plain(text="ok")]
+
+
+async def test_a_receiver_refuses_policies_that_are_older_than_it_asks_for():
+    def policy(epoch):
+        document = policy_pb2.Policy(epoch=epoch)
+        document.methods[name("Report")].require_policy.min_epoch = 3
+        return document
+
+    async with opened() as receiver, opened() as sender:
+        await receiver.swap(policy(3))
+        client = Client(serving(receiver), sender)
+        for epoch, reason in ((0, "POLICY_NOT_NAMED"), (2, "POLICY_TOO_OLD")):
+            if epoch:
+                await sender.swap(policy(epoch))
+            with pytest.raises(RefusedError) as caught:
+                await client.ask(name("Report"), reading(), Plain)
+            assert caught.value.refusal.reason == reason
+        await sender.swap(policy(3))
+        _, call = await client.ask(name("Report"), reading(), Plain)
+        digest = sender.policy.plan(Reading.DESCRIPTOR).version
+        assert dict(call.headers) == {POLICY_KEY: f"{digest};epoch=3"}
 
 
 async def test_refusals_reach_the_sender_and_the_peer_with_their_reasons():
@@ -245,7 +266,7 @@ async def test_another_policy_takes_over_while_rpcs_are_under_way():
         assert (call.headers, answers) == ([("trace", "1")], [Plain(), Plain()])
         _, call = await client.ask(name("Echo"), Plain(text="later"), Plain)
         assert mesh.policy_digest != before
-        assert (dict(call.headers), seen[-1].text) == ({POLICY_KEY: mesh.policy_digest}, "")
+        assert (dict(call.headers), seen[-1].text) == ({POLICY_KEY: "protected"}, "")
 
 
 def test_all_of_this_without_grpc(pytestconfig):

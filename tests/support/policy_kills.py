@@ -1,10 +1,17 @@
-"""Kills processes while they take a policy from a repository, at lines of all parts of the refresh."""
+"""Kills processes while they take a policy from a repository, at lines of all parts of the refresh.
+
+`run` does it in a new interpreter, which has no threads of other tests when it forks.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,16 +21,29 @@ from tuf.ngclient import updater
 from dpmesh import files
 from dpmesh.rollout import tuf_cache, tuf_download, tuf_offer, tuf_source, tuf_trust
 from tests.support import children
-from tests.support.tuf_repositories import Device, Repository, policy
+from tests.support.tuf_repositories import Device, Repository, policy, settle
 
 TRACED = tuple(
     each.__file__ for each in (files, tuf_cache, tuf_download, tuf_offer, tuf_source, tuf_trust, updater)
 )
 
 
+def run(folder: Path, points: int) -> dict[str, int]:
+    """Kills a process at so many points while it goes from epoch 1 to 2.
+
+    Returns:
+        How often a process that starts without a network then has epoch "1" or "2".
+    """
+    command = [sys.executable, "-m", __name__, str(folder), str(points)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 def fetch(device: Device, last_line: int) -> int:
     """Fetches, and dies before it runs so many lines; returns how many there were if it has not."""
     lines = 0
+    faulthandler.dump_traceback_later(60, exit=True)  # Nothing here takes so long.
 
     def line(frame: Any, event: str, _: Any) -> Any:
         nonlocal lines
@@ -38,12 +58,9 @@ def fetch(device: Device, last_line: int) -> int:
 
 
 def kill(folder: Path, points: int) -> dict[int | None, int]:
-    """Kills a process at so many points while it goes from epoch 1 to 2.
+    """What `run` does, in this process.
 
-    Half of them are spread over the whole refresh. The others are its last lines, in which the file is replaced.
-
-    Returns:
-        How often a process that starts without a network then has epoch 1, 2, or none (None).
+    Half of the points are spread over the whole refresh. The others are its last lines, in which the file is replaced.
     """
     repository = Repository(folder / "repository")
     repository.add(policy(1))
@@ -61,6 +78,7 @@ def kill(folder: Path, points: int) -> dict[int | None, int]:
     def start(last_line: int) -> Any:
         (device.cache / "signed.json").write_bytes(first)
         device.restart()
+        settle()
         return children.start(lambda: fetch(device, last_line))
 
     total = children.finish(start(-1))
@@ -80,3 +98,7 @@ def kill(folder: Path, points: int) -> dict[int | None, int]:
         asyncio.run(device.source.fetch())
         assert device.source._known.kept.epoch == 2
     return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(kill(Path(sys.argv[1]), int(sys.argv[2]))))

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpmesh.mesh.attestation import is_attested, message_metadata, refusal_without, stream_metadata
+from dpmesh.mesh.attestation import message_metadata, requirement, stream_metadata
 from dpmesh.mesh.consumers import CertificateNames, consumer_of
 from dpmesh.mesh.flow_table import FlowTable
 from dpmesh.mesh.refusals import HANDLER_FAILED, Refusal, is_own, of
@@ -56,8 +56,9 @@ class Server:
 
     async def serve(self, call: Call) -> None:
         method, handler = self._flows[call.method], self._handlers[call.method]
-        refusal = refusal_without(method)
-        if refusal is not None and not is_attested(call.headers):
+        required = requirement(method)
+        refusal = None if required is None else required.refusal(call.headers)
+        if refusal is not None:
             method.request.record_refused_rpc(refusal)
             call.responses.put_nowait(refusal)
             return

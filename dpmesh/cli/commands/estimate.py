@@ -157,8 +157,10 @@ def _add(summary: Summary, path: Path, reader: Reader) -> None:
 
     try:
         _read(summary, path, reader)
-    except (InputError, DpmeshError, OSError):
+    except (InputError, OSError):
         raise
+    except DpmeshError as error:
+        raise DpmeshError(f"{path}: {error}") from None
     except Exception as error:
         failed = type(error).__name__
     else:

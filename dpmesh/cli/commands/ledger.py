@@ -328,7 +328,8 @@ def log(
     grants: Annotated[
         bool,
         typer.Option(
-            "--grants", help="Only the entries of administrators: grants, and copies that were accepted."
+            "--grants",
+            help="Only the entries with a reason: grants, copies that were accepted, and looser policies.",
         ),
     ] = False,
     config_file: inputs.ConfigFile = None,
@@ -351,7 +352,7 @@ def log(
 def _log(admin: LedgerAdmin, grants: bool, as_json: bool) -> int:
     """Prints the log, and returns how many entries can't be read."""
     from dpmesh.cli.commands import ledger_text
-    from dpmesh.report.log_entries import BY_ADMINISTRATORS, log_entry
+    from dpmesh.report.log_entries import WITH_REASON, log_entry
 
     unreadable = 0
     begun = False
@@ -369,7 +370,7 @@ def _log(admin: LedgerAdmin, grants: bool, as_json: bool) -> int:
                 except LedgerError:
                     unreadable += 1
                     continue
-                if not grants or entry.kind in BY_ADMINISTRATORS:
+                if not grants or entry.kind in WITH_REASON:
                     if as_json:
                         print_json_line(ledger_text.log_json_line(entry))
                     else:

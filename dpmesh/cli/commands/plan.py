@@ -39,7 +39,7 @@ def plan(
         typer.Option(
             metavar="N/s|m|h|d",
             help="Messages per second, minute, hour or day: of one unit, or of all for a global budget; "
-            "to one consumer for a quota.",
+            "to one consumer for a quota. Requests of a method with send_slot leave at one each slot instead.",
         ),
     ] = "1/m",
     against: Annotated[

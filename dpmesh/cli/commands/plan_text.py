@@ -48,12 +48,15 @@ def write(plan: PlanReport) -> None:
         for direction, streams in (("request", rpc.client_streaming), ("response", rpc.server_streaming)):
             report = plan.of(rpc, direction)
             role = direction + (" stream" if streams else "")
-            _message(console, plan, role, report, written.get(report.message))
+            rate = plan.rate
+            if direction == "request" and rpc.send_slot is not None:
+                rate = f"one each {duration(rpc.send_slot)}"
+            _message(console, plan, role, report, written.get(report.message), rate)
             written.setdefault(report.message, report)
         console.print()
     if not plan.rpcs:
         for report in plan.reports.values():
-            _message(console, plan, "message", report, None)
+            _message(console, plan, "message", report, None, plan.rate)
             console.print()
         if not plan.reports:
             console.print("No service and no protected message type in these files.")
@@ -76,7 +79,12 @@ def write(plan: PlanReport) -> None:
 
 
 def _message(
-    console: Console, plan: PlanReport, role: str, report: MessageReport, before: MessageReport | None
+    console: Console,
+    plan: PlanReport,
+    role: str,
+    report: MessageReport,
+    before: MessageReport | None,
+    rate: str,
 ) -> None:
     """Writes a report, or only what is new since the one on the same type that was written before."""
     head = Text.assemble(f"  {role} ", (report.message, "bold"))
@@ -103,11 +111,11 @@ def _message(
         console.print(f"    size on the wire: {_size(report)}", soft_wrap=True)
     budgets = {budget.name: budget for budget in plan.budgets}
     for payment in report.payments:
-        console.print("    " + _payment(payment, budgets[payment.budget], plan.rate), soft_wrap=True)
+        console.print("    " + _payment(payment, budgets[payment.budget], rate), soft_wrap=True)
     if report.memoized is not None:
         console.print("    " + _memoized(report.memoized), soft_wrap=True)
     if len(report.payments) > 1:
-        _first(console, plan.rate, report)
+        _first(console, rate, report)
 
 
 def _size(report: MessageReport) -> str:

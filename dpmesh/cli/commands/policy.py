@@ -1,4 +1,4 @@
-"""`dpmesh policy`: compares policies."""
+"""`dpmesh policy`: compares, signs, publishes and pushes policies, and shows what became of them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dpmesh.cli.app import require_command
-from dpmesh.cli.console import FOUND, OK, print_json, stdout
+from dpmesh.cli.commands import policy_differences, policy_officers, policy_push
+from dpmesh.cli.console import FOUND, OK, print_json
 from dpmesh.cli.options import inputs
 
 if TYPE_CHECKING:
     from dpmesh.config import Config
     from dpmesh.report.sources import Sources
-    from dpmesh.rollout.policy_order import Comparison, Terms
+    from dpmesh.rollout.policy_order import Terms
 
 app = typer.Typer(
     add_completion=False,
-    help="Compare policies.",
+    help="Compare policies, sign them, publish them to a fleet, and show which devices took them.",
     epilog="Example: dpmesh policy diff old.yaml new.yaml protos/acme/fleet.proto",
 )
 
 
 app.callback(invoke_without_command=True)(require_command)
+for _command, _example in (*policy_officers.COMMANDS, *policy_push.COMMANDS):
+    app.command(epilog=_example)(_command)
 
 
 @app.command(epilog="Example: dpmesh policy diff old.yaml new.yaml protos/acme/fleet.proto -I protos")
@@ -55,7 +58,7 @@ def diff(
     if as_json:
         print_json(found.document())
     else:
-        _write(found)
+        policy_differences.write(found)
     raise typer.Exit(FOUND if found.order is Order.LOOSER else OK)
 
 
@@ -66,18 +69,3 @@ def _terms(path: Path, settings: Config, sources: Sources) -> Terms:
     policy = inputs.policy(path, sources)
     settings = configuration.with_policy(settings, policy.document)
     return Terms(policy, tuple(configuration.budgets(settings)), settings.mode)
-
-
-_COLOURS = {"looser": "red", "other": "yellow", "tighter": "green", "equal": "green"}
-
-
-def _write(found: Comparison) -> None:
-    from rich.text import Text
-
-    console = stdout()
-    for each in found.differences:
-        order = Text(f"{each.order:<8}", _COLOURS[each.order])
-        console.print(Text.assemble(order, (f"{each.element}: ", "bold"), each.text), soft_wrap=True)
-    count = len(found.differences)
-    summary = f"{count} difference{'' if count == 1 else 's'}: the new policy is {found.order}"
-    console.print(Text(summary, _COLOURS[found.order]), soft_wrap=True)

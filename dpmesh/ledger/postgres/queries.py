@@ -15,6 +15,10 @@ HEAD = "SELECT seq, hash FROM dpmesh.chains WHERE name = $1"
 DEBIT = "SELECT * FROM dpmesh.debit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
 STATE = "SELECT * FROM dpmesh.state($1, $2, $3, $4, $5, $6, $7)"
 CREDIT = "SELECT dpmesh.credit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+RECORD = """
+SELECT CASE WHEN lost THEN 'lost' WHEN dpmesh.append($1, $2, $3, $4, $5, $6) THEN 'done' ELSE 'chain' END
+FROM dpmesh.ledger
+"""
 LOSE = "UPDATE dpmesh.ledger SET lost = true WHERE accepted <= $1 RETURNING true"
 ACCOUNTS = """
 SELECT b.name, b.length, b.window_start, b.cap, a.account, a.window_start, a.debited, a.granted, a.lifetime

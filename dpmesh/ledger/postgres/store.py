@@ -139,6 +139,10 @@ class PostgresStore(Store):
         return await self._reading.call(read)
 
     @override
+    async def record(self, note: str) -> None:
+        await self._charging.call(lambda connection: self._record(connection, note))
+
+    @override
     async def ping(self) -> None:
         async def ask(connection: Any) -> Any:
             if self._failed:  # After a failed write only another write can tell.
@@ -338,7 +342,9 @@ class PostgresStore(Store):
                 self._chain.doubt()
         return answer
 
-    async def _entry(self, connection: Any, kind: EntryKind, postings: Iterable[Posting]) -> tuple[Any, ...]:
+    async def _entry(
+        self, connection: Any, kind: EntryKind, postings: Iterable[Posting], note: str = ""
+    ) -> tuple[Any, ...]:
         """The next entry as arguments: its chain, the head before it, its time, its bytes and its hash."""
         head = self._chain.latest()
         if self._chain.doubtful:
@@ -346,7 +352,7 @@ class PostgresStore(Store):
         at = self._chain.at(self._now())
         if at // _DAY not in self._prepared:
             await self._prepare(connection, at // _DAY)
-        body = encode(kind, at, postings)
+        body = encode(kind, at, postings, note)
         after = link(head, body)
         self._chain.attempt(after)
         return (self._chain.name, head.seq, head.hash, at, body, after.hash)
@@ -390,6 +396,16 @@ class PostgresStore(Store):
                 valid = await connection.fetch(queries.CREDITABLE, *columns)
                 left = {a: left[a] for a, row in zip(ordered, valid, strict=True) if row["valid"]}
         raise LedgerError(f"{self.address} is too busy: others were faster {_TRIES} times")
+
+    async def _record(self, connection: Any, note: str) -> None:
+        for _ in range(_TRIES):
+            entry = await self._entry(connection, EntryKind.POLICY, (), note)
+            status = await self._send(connection.fetchval(queries.RECORD, *entry))
+            if status == "done":
+                return
+            if status == "lost":
+                raise self._lost()
+        raise LedgerError(f"{self.address} is too busy: it did not take the entry {_TRIES} times")
 
     async def _prepare(self, connection: Any, day: int) -> None:
         """Makes the log's partitions for a day and the next one."""

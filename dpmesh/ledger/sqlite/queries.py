@@ -91,7 +91,7 @@ class Change:
         """Notes that something is written, perhaps beside the accounts."""
         self._touched = True
 
-    def write(self, kind: EntryKind, postings: Iterable[Posting]) -> None:
+    def write(self, kind: EntryKind, postings: Iterable[Posting], note: str = "") -> None:
         """Appends an entry to the holder's chain.
 
         Raises:
@@ -101,7 +101,7 @@ class Change:
             "SELECT seq, hash FROM chains WHERE name = ?", (self._chain.name,)
         ).fetchone()
         head = self._chain.settle(None if row is None else Head(*row), "the ledger")
-        self._chain.attempt(write_entry(self.connection, self._chain.name, head, kind, postings))
+        self._chain.attempt(write_entry(self.connection, self._chain.name, head, kind, postings, note))
         self._touched = self._wrote = True
 
     def finish(self) -> int:

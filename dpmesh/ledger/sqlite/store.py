@@ -131,6 +131,10 @@ class SQLiteStore(Store):
         return await self._run(self._accounts, budget, account)
 
     @override
+    async def record(self, note: str) -> None:
+        await self._run(self._record, note)
+
+    @override
     async def ping(self) -> None:
         await self._run(self._ping)
 
@@ -352,6 +356,10 @@ class SQLiteStore(Store):
                     postings.append(posting)
             if postings:
                 change.write(EntryKind.CREDIT, postings)
+
+    def _record(self, note: str) -> None:
+        with self._change() as change:
+            change.write(EntryKind.POLICY, (), note)
 
     def _redeem_once(self, now: int, redemptions: Sequence[tuple[bytes, int]]) -> list[bool]:
         with self._change() as change:

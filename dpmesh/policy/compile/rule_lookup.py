@@ -58,7 +58,11 @@ class RuleLookup:
         return self._places.get(book) or RuleLookup(book, self)
 
     def version(self) -> str:
-        """A digest of every rule that was looked up, and of what this version of dpmesh makes of it; 16 hex digits."""
+        """A digest of all that decides the law of what leaves; 16 hex digits.
+
+        It is made of every rule that was looked up, of what of the schema decides what the rule does, and of what this
+        version of dpmesh makes of it.
+        """
         digest = hashlib.sha256(b"dpmesh.v1.Plan\0%d\0" % LAWS)
         for name, rules in sorted(self._serialized.items()):
             digest.update(b"%s\0%d\0%s" % (name.encode(), len(rules), rules))
@@ -128,7 +132,22 @@ class RuleLookup:
             empty = next(rules for descriptor, rules in _EMPTY if isinstance(element, descriptor))
             return ResolvedRule(empty, UNANNOTATED)
         if resolved:
-            self._serialized[resolved.path or element.full_name] = resolved.rules.SerializeToString(
-                deterministic=True
-            )
+            rules = resolved.rules.SerializeToString(deterministic=True)
+            self._serialized[resolved.path or element.full_name] = rules + _shape(element, resolved.rules)
         return resolved
+
+
+def _shape(element: Any, rules: Any) -> bytes:
+    """What of an element's schema decides the law of what leaves: the members of an enum, for example.
+
+    Of fields that leave as they are, or not at all, it is nothing.
+    """
+    if isinstance(element, OneofDescriptor):
+        return repr([member.name for member in element.fields]).encode()
+    if not isinstance(element, FieldDescriptor) or rules.HasField("public") or rules.HasField("suppress"):
+        return b""
+    inside, enum = inside_of(element), element.enum_type
+    members = () if enum is None else [(value.name, value.number) for value in enum.values]
+    fields = () if inside is None else [(field.name, field.type) for field in inside.fields]
+    shape = (element.type, element.is_repeated, element.has_presence, element.default_value, members, fields)
+    return repr(shape).encode()

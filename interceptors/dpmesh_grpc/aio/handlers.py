@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import aclosing
+from contextvars import copy_context
 from typing import Any, Final, Protocol, TypeVar
 
 import grpc
@@ -29,6 +30,7 @@ from dpmesh_grpc.status import Failure, end
 _T = TypeVar("_T")
 
 _METHODS_KEPT: Final = 1024
+_END: Final = object()
 # (requests are a stream, responses are a stream) -> where a handler keeps its function, and what makes a handler.
 _ARITIES: Final[dict[tuple[bool, bool], tuple[str, Callable[..., Any]]]] = {
     (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
@@ -197,6 +199,10 @@ def set_status(context: Any, failure: Failure) -> None:
         context.set_trailing_metadata(failure.trailing)
 
 
+# A thread of the executor serves many RPCs, and the responses of one stream may come from several threads. So each RPC
+# of a synchronous handler has context variables of its own.
+
+
 # The asynchronous wrappers end RPCs outside of `except`: what `abort` raises would have the exception as its context.
 
 
@@ -263,7 +269,7 @@ def _generator(function: Any, interception: Interception) -> Any:
 def _sync_unary(function: Any, interception: Interception, requests: bool) -> Any:
     loop = asyncio.get_running_loop()
 
-    def unary(request: Any, context: Any) -> Any:
+    def serve(request: Any, context: Any) -> Any:
         rpc = interception.synchronous(context, loop)
         try:
             inner = rpc.begin()
@@ -275,13 +281,16 @@ def _sync_unary(function: Any, interception: Interception, requests: bool) -> An
             rpc.close()
         return None
 
+    def unary(request: Any, context: Any) -> Any:
+        return copy_context().run(serve, request, context)
+
     return unary
 
 
 def _sync_generator(function: Any, interception: Interception, requests: bool) -> Any:
     loop = asyncio.get_running_loop()
 
-    def generator(request: Any, context: Any) -> Iterator[Any]:
+    def serve(request: Any, context: Any) -> Generator[Any, None, None]:
         rpc = interception.synchronous(context, loop)
         closing = False
         try:
@@ -298,5 +307,13 @@ def _sync_generator(function: Any, interception: Interception, requests: bool) -
                 raise
         finally:
             rpc.close()
+
+    def generator(request: Any, context: Any) -> Iterator[Any]:
+        own, responses = copy_context(), serve(request, context)
+        try:
+            while (response := own.run(next, responses, _END)) is not _END:
+                yield response
+        finally:
+            own.run(responses.close)
 
     return generator

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from dpmesh.bounded import BoundedTable
 from dpmesh.errors import ConfigError
-from dpmesh.mesh.attestation import is_attested, refusal_without
+from dpmesh.mesh.attestation import Requirement, requirement
 from dpmesh.mesh.flow_table import METHODS_KEPT, FlowTable, MethodFlows
 from dpmesh.mesh.flows import Flow
 from dpmesh.mesh.mesh import Mesh
@@ -24,6 +24,7 @@ from dpmesh_grpc.aio.handlers import AsyncRpc, Interception, SyncRpc, intercepte
 from dpmesh_grpc.aio.internals import called_by_synchronous_grpc
 from dpmesh_grpc.aio.threads import result_of
 from dpmesh_grpc.protection.context import AsyncContext, SyncContext
+from dpmesh_grpc.protection.peer_policy import serving
 from dpmesh_grpc.status import DETAILS_KEY, Failure, end, failure
 
 log = logging.getLogger("dpmesh.grpc")
@@ -70,13 +71,13 @@ class _Served(NamedTuple):
         handler: The handler.
         method: The handler's method, under the policy that was in force.
         wrapped: The handler with its responses protected.
-        unattested: What refuses requests that are not attested; None if the method takes such requests.
+        requirement: What the method asks of its requests; None if it takes all.
     """
 
     handler: Any
     method: MethodFlows
     wrapped: Any
-    unattested: Any
+    requirement: Requirement | None
 
 
 class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -119,9 +120,10 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         served = self._served.get(name)
         if served is None or served.handler is not handler or served.method is not method:
             served = self._serve(name, handler, method)
-        if served.unattested is None or is_attested(handler_call_details.invocation_metadata):
+        if served.requirement is None:
             return served.wrapped
-        return served.unattested
+        refusal = served.requirement.refusal(handler_call_details.invocation_metadata)
+        return served.wrapped if refusal is None else self._refusing(handler, method.request, refusal)
 
     def found_another(self, other: ServerInterceptor) -> None:
         """Notes that another of dpmesh's interceptors follows: from now on both refuse to send protected messages."""
@@ -138,9 +140,8 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if method.request.snapshot is not self._snapshot:
             self._snapshot = method.request.snapshot
             self._served.clear()  # What serves under an old policy keeps all of that policy in memory.
-        refusal = refusal_without(method)
-        unattested = None if refusal is None else self._refusing(handler, method.request, refusal)
-        served = self._served[name] = _Served(handler, method, self._wrapped(method, handler), unattested)
+        served = _Served(handler, method, self._wrapped(method, handler), requirement(method))
+        self._served[name] = served
         return served
 
     def _wrapped(self, method: MethodFlows, handler: Any) -> Any:
@@ -191,6 +192,7 @@ class _AsyncRpc(AsyncRpc):
 
     @override
     def begin(self) -> None:
+        serving(self.handler_context)
         if self._policy.streams:
             self.handler_context.begin_stream()
 
@@ -233,6 +235,7 @@ class _SyncRpc(SyncRpc):
 
     @override
     def begin(self) -> SyncContext:
+        serving(self._handler_context)
         if self._policy.streams:
             self._handler_context.begin_stream()
         return self._handler_context

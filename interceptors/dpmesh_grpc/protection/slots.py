@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 import grpc.aio
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh import method_name
@@ -36,7 +37,12 @@ def slot_cover(cover: Any) -> Iterator[None]:
 
     Args:
         cover: A request in which nothing is set but its unit, and what all requests of the stream have in common.
+
+    Raises:
+        ConfigError: The cover is no protobuf message.
     """
+    if not isinstance(cover, Message):
+        raise ConfigError("cover: has to be a request of the method, as a protobuf message")
     token = _COVER.set(_copy(cover))
     try:
         yield
@@ -122,7 +128,8 @@ class PacedSender:
         timeout: How many seconds an RPC may take, and what it waits for the ledger.
 
     Raises:
-        ConfigError: The channel is not protected, no loaded proto has such a method, or the cover is no request of it.
+        ConfigError: The channel is not protected, no loaded proto has such a method, the cover is no request of it, or
+            the queue holds no request.
     """
 
     def __init__(
@@ -144,6 +151,8 @@ class PacedSender:
         request = GetMessageClass(declared.input_type)
         if type(cover) is not request:
             raise ConfigError(f"cover: has to be a {declared.input_type.full_name}")
+        if type(queue) is not int or queue < 1:
+            raise ConfigError("queue: has to be a whole number of at least 1")
         self._mesh = mesh
         self._method = method
         self._cover = _copy(cover)

@@ -47,7 +47,7 @@ async def test_protected_requests_are_marked_and_others_are_not(mesh, serve, con
     await stub.Report(reading(), metadata=forged)
     await stub.ReportAll(stream(reading()), metadata=forged)
     await drained(stub.ReportChat(stream(reading()), metadata=forged))
-    assert [metadata[POLICY_KEY] for metadata in seen] == [mesh.policy_digest] * 3
+    assert [metadata[POLICY_KEY] for metadata in seen] == ["protected"] * 3
     assert [metadata["traceparent"] for metadata in seen] == ["stays"] * 3
     seen.clear()
     await stub.Echo(pb.Plain(), metadata=(("other", "stays"),))
@@ -141,7 +141,7 @@ async def test_overlays_protect_and_require_what_no_annotation_does(open_mesh, s
     target = await serve(mesh=mesh, handlers={"Echo": echo})
     await (await connect(target, mesh)).Echo(pb.Plain(text="41.77777777"))
     assert texts == [""]
-    assert seen[0][POLICY_KEY] == mesh.policy_digest
+    assert seen[0][POLICY_KEY] == "protected"
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await (await connect(target)).Echo(pb.Plain(text="41.77777777"))
     assert rig.status(caught.value).info.reason == "NOT_PROTECTED"
@@ -163,4 +163,4 @@ async def test_an_interceptor_after_dpmeshs_can_add_metadata(open_mesh, serve, c
 
     stub = await connect(await serve(handlers={"Report": report}), mesh, after=[Adding()])
     await stub.Report(rig.reading())
-    assert (seen[0]["x-request"], seen[0][POLICY_KEY]) == ("1", mesh.policy_digest)
+    assert (seen[0]["x-request"], seen[0][POLICY_KEY]) == ("1", "protected")

@@ -340,6 +340,19 @@ async def test_what_does_not_fit_is_refused_early(rigged, method, cover, names):
         PacedSender(mesh, stub.channel, method, cover)
 
 
+@pytest.mark.parametrize("queue", [0, -1, "secret", 1.5, True])
+async def test_a_queue_that_holds_no_request_is_refused_early(rigged, queue):
+    mesh, stub, _ = await rigged()
+    with pytest.raises(ConfigError, match="^queue: has to be a whole number of at least 1$"):
+        PacedSender(mesh, stub.channel, PREFIX + "Report", COVER, queue=queue)
+
+
+@pytest.mark.parametrize("cover", [None, "secret", pb.Reading])
+def test_a_cover_that_is_no_message_is_refused_early(cover):
+    with pytest.raises(ConfigError, match="^cover: has to be a request"), slot_cover(cover):
+        pass
+
+
 async def test_a_channel_without_protection_is_refused(open_mesh, serve, connect):
     mesh = await open_mesh(policy=slotted())
     stub = await connect(await serve(handlers={}))

@@ -12,9 +12,9 @@ from stations import stations_pb2 as pb
 from stations.rig import reading
 
 from dpmesh.ledger import Ledger
-from dpmesh.mesh.attestation import POLICY_KEY
 from dpmesh.policy import Policy, loaded_types
 from dpmesh.v1 import policy_pb2
+from dpmesh_grpc import peer_policy
 from dpmesh_grpc.protection.server import ServerInterceptor
 from tests.support.meshes import assembled
 from tests.support.mutual_tls import until
@@ -34,11 +34,17 @@ def policy(low: int, epsilon: float) -> Policy:
         rule.numeric.output = rule.numeric.IN_RANGE
         if field == "levels":
             rule.max_items = 2
+    for method in ("Report", "ReportAll", "ReportChat"):
+        overlay.methods[rig.PREFIX + method].require_policy.SetInParent()
     return Policy(overlay)
 
 
+def digest(rules: Policy) -> str:
+    return rules.plan(pb.Reading.DESCRIPTOR).version
+
+
 POLICIES = (policy(0, 1.0), policy(100, 0.5))
-COSTS = {POLICIES[0].digest: 10**9, POLICIES[1].digest: 5 * 10**8}
+COSTS = {digest(POLICIES[0]): 10**9, digest(POLICIES[1]): 5 * 10**8}
 
 
 def protected_by(message: pb.Reading) -> str:
@@ -48,7 +54,7 @@ def protected_by(message: pb.Reading) -> str:
     assert not message.note
     (found,) = {int(number >= 100) for number in numbers}
     assert all(100 * found <= number <= 100 * found + 1 for number in numbers)
-    return POLICIES[found].digest
+    return digest(POLICIES[found])
 
 
 class Handlers:
@@ -59,7 +65,7 @@ class Handlers:
 
     def take(self, request, context):
         by = protected_by(request)
-        assert dict(context.invocation_metadata())[POLICY_KEY] == by
+        assert peer_policy() == (by, None)
         self.left[by] += 1
 
     async def report(self, request, context):
@@ -147,7 +153,7 @@ async def test_a_thousand_swaps_under_rpcs_of_all_arities_mix_no_policies_and_lo
         await mesh.ledger.close()  # Returns what is left of the leases.
         await mesh.ledger.open()
         spent = sum(account.spent for account in await mesh.ledger.accounts())
-    assert spent == sum(COSTS[digest] * count for digest, count in handlers.left.items())
+    assert spent == sum(COSTS[name] * count for name, count in handlers.left.items())
     assert min(handlers.left.values()) > 100, "both policies were in use"
     assert min(rpcs[arity] for arity in range(6)) > 10
 

@@ -195,7 +195,7 @@ async def test_metadata_and_credentials_go_along(open_mesh, seen, stack, connect
     await call
     assert seen.metadata[-1]["who"] == "me"
     assert seen.metadata[-1]["authorization"] == "Bearer token"
-    assert seen.metadata[-1]["dpmesh-policy"] == mesh.policy_digest
+    assert seen.metadata[-1]["dpmesh-policy"] == "protected"
     assert tuple(sent) == (("who", "me"), ("dpmesh-policy", "forged"))
     assert tuple(await call.trailing_metadata()) == ()
     assert await call.details() == ""

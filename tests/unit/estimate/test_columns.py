@@ -197,8 +197,20 @@ def test_times_of_another_kind_are_refused(reader, times):
         (other, "at", lengths, "something else than points in time"),
         (other, "minutes", dates, "something else than lengths of time"),
         (other, "at", np.array(["NaT"], "datetime64[s]"), "lies outside"),
-        (other, "at", [datetime(2026, 1, 1)], "is not a number"),
-        (other, "at", [timedelta(seconds=3)], "is not a number"),
+        (
+            other,
+            "at",
+            [datetime(2026, 1, 1)],
+            "is not a number; pass numbers, datetimes with a time zone, or",
+        ),
+        (
+            other,
+            "at",
+            [timedelta(seconds=3)],
+            "is not a number; pass numbers, datetimes with a time zone, or",
+        ),
+        (other, "minutes", [datetime(2026, 1, 1)], "is not a number; pass numbers, timedeltas, or"),
+        (reader, "speed", ["secret"], "is not a number; pass numbers, or"),
         (reader, "speed", dates, "something else than numbers"),
     ]:
         with pytest.raises(EstimateError, match=f"{path}: .*{says}"):

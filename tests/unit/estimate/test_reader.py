@@ -243,14 +243,20 @@ def test_projected_frequencies_are_shares(reader, received):
         assert entry.high >= min(unbiased[color].high, 1)
 
 
+@pytest.mark.parametrize("given", ["acme.Report", int, None])
+def test_what_is_no_message_type_is_refused(given):
+    with pytest.raises(EstimateError, match="^message_type: has to be a generated class"):
+        Reader(given)
+
+
 def test_digests_of_another_policy_are_refused(protos):
     """Two bools at different epsilons give the same outputs, and only what their senders said tells them apart."""
     overlay = policy_pb2.Policy()
     overlay.fields[protos.Report.DESCRIPTOR.full_name + ".open"].categorical.epsilon = 4
-    digests = [Policy().digest, Policy(overlay).digest]
+    digests = [Policy(each).plan(protos.Report.DESCRIPTOR).version for each in (None, overlay)]
     assert digests[0] != digests[1]
     plain, changed = Reader(protos.Report), Reader(protos.Report, overlay, digests=digests[1])
-    for digest in (digests[0], [digests[0]] * 3, {digests[0], plain.plan.version}, []):
+    for digest in (digests[0], [digests[0]] * 3, {digests[0]}, []):
         assert Reader(protos.Report, digests=digest).plan.version == plain.plan.version
     with pytest.raises(EstimateError, match=r"Report: one of the digests is not this policy's"):
         Reader(protos.Report, digests=digests)

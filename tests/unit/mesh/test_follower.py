@@ -12,7 +12,7 @@ import pytest
 
 import dpmesh
 from dpmesh.accounting import AMOUNT
-from dpmesh.errors import ConfigError, DpmeshError, ProtectionError
+from dpmesh.errors import ConfigError, DpmeshError, PolicyUnavailableError, ProtectionError
 from dpmesh.rollout.file_source import FileSource
 from tests.support.mutual_tls import until
 from tests.support.protos import compiled
@@ -22,7 +22,7 @@ TYPES = compiled(
     double a = 2 [(dpmesh.v1.field).numeric = {lower: 0 upper: 1 epsilon: 1 output: IN_RANGE}]; }"""
 )
 NAME = TYPES.Report.DESCRIPTOR.full_name
-BUDGET = {"name": "unit", "epsilon": 1000.0, "accounting": "pure", "window": "24h"}
+BUDGET = {"name": "unit", "epsilon": 1000.0, "accounting": "pure", "window": "lifetime"}
 
 
 def policy(epsilon=1.0, more=""):
@@ -90,7 +90,7 @@ BAD = {
     policy(-1): "epsilon",
     policy(more="mode: OBSERVE\n"): "mode: they differ from those in force",
     policy(more="budgets: [{name: unit, epsilon: 9, delta: 1e-6}]\n"): "budgets: they differ",
-    "version: " + "a" * (17 << 20): "is larger than 16 MiB",
+    "version: " + "a" * 256_000: "is larger than 256 kB",
 }
 
 
@@ -130,7 +130,7 @@ def test_no_part_of_a_policy_is_taken_for_the_whole(file, whole):
     (taken,) = source.first()
     for end in range(len(whole.rstrip())):
         file.write_text(whole[:end])
-        with pytest.raises(ConfigError):
+        with pytest.raises(PolicyUnavailableError):
             source.first()
     for end in range(len(whole.rstrip()), len(whole) + 1):
         file.write_text(whole[:end])
@@ -197,11 +197,11 @@ async def test_an_error_of_dpmesh_itself_does_not_end_following_and_quotes_nothi
     async with dpmesh.open(settings(file)) as mesh:
         replacing, failed = mesh._replace, []
 
-        async def failing(document, keep):
+        async def failing(document, *steps):
             if not failed:
                 failed.append(document)
                 raise RuntimeError("41.77777777")
-            await replacing(document, keep)
+            await replacing(document, *steps)
 
         monkeypatch.setattr(mesh, "_replace", failing)
         replace(file, policy(0.5))
@@ -314,7 +314,7 @@ async def test_a_disk_that_can_not_keep_a_policy_keeps_the_old_one_in_force(tmp_
 
 async def test_without_a_cache_the_policy_is_followed_all_the_same(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    async with dpmesh.open(settings(file, cache="")) as mesh:
+    async with dpmesh.open(settings(file, cache="memory:")) as mesh:
         replace(file, policy(0.5))
         await until(lambda: mesh.policy.document.fields[f"{NAME}.a"].numeric.epsilon == 0.5)
     assert not (tmp_path / ".dpmesh").exists()

@@ -81,6 +81,7 @@ def test_a_path_that_leads_nowhere_is_an_error_on_its_own_line(write: Write) -> 
         "fields:\n"
         "  acme.Order.price.unit: {numeric: {lower: 0, upper: 9, epsilon: 1}}\n"
         "  acme.Order.fees.value.units: {suppress: {}}\n"
+        "  acme.Odrer.price.units: {suppress: {}}\n"
         "messages:\n"
         "  acme.Order.tip.units: {unannotated: SUPPRESS}\n",
     )
@@ -88,10 +89,29 @@ def test_a_path_that_leads_nowhere_is_an_error_on_its_own_line(write: Write) -> 
     assert [(entry.rule, entry.location.line) for entry in found] == [
         ("stray", 2),
         ("stray", 3),
-        ("stray", 5),
+        ("stray", 4),
+        ("stray", 6),
     ]
     assert found[0].fix == "did you mean acme.Order.price.units?"
-    assert found[2].fix == "move it to `fields`"
+    assert found[2].fix == "did you mean acme.Order.price.units?"
+    assert found[3].fix == "move it to `fields`"
+
+
+def test_a_path_whose_beginning_is_misspelt_is_told_the_nearest_path(write: Write) -> None:
+    proto = write("places.proto", PLACES + "message Cart { repeated Order orders = 1; Money price = 2; }")
+    policy = write("policy.yaml", "fields:\n  acme.Catr.orders.price.units: {suppress: {}}\n")
+    stray = [entry for entry in _check([proto], policy) if entry.rule == "stray"]
+    assert [entry.fix for entry in stray] == ["did you mean acme.Cart.orders.price.units?"]
+
+
+def test_a_path_through_an_any_is_told_that_it_ends_there(write: Write) -> None:
+    text = 'syntax = "proto3"; package acme; import "google/protobuf/any.proto";'
+    proto = write("box.proto", text + "message Box { google.protobuf.Any any = 1; }")
+    policy = write("policy.yaml", "fields:\n  acme.Box.any.vaule: {suppress: {}}\n")
+    stray = [entry for entry in _check([proto], policy) if entry.rule == "stray"]
+    assert [entry.fix for entry in stray] == [
+        "a path ends at an Any: set `unannotated` on the message that holds it"
+    ]
 
 
 def test_what_is_wrong_with_a_rule_by_path_is_said_on_its_own_line(write: Write) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
-import subprocess
 import sys
-import textwrap
 
 import pytest
 
+from dpmesh import files
 from dpmesh.errors import ConfigError, DpmeshError
+from dpmesh.rollout import last_good
 from dpmesh.rollout.last_good import LastGood
+from tests.support import children
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def test_a_damaged_file_is_refused_and_not_forgotten(path):
         path.write_bytes(whole[:cut])
         with pytest.raises(ConfigError, match=r"policy\.cache: .*damaged"):
             LastGood(path).load()
-        with pytest.raises(ConfigError, match=r"policy\.cache: .*damaged"):
+        with pytest.raises(DpmeshError, match=r"policy\.cache: .*damaged"):
             LastGood(path).store(6, b"another")
     path.write_bytes(whole)
     path.chmod(0o644)
@@ -58,30 +60,41 @@ def test_a_folder_that_can_not_be_written_is_named(tmp_path):
         LastGood(tmp_path / "cache" / "a.policy").store(1, b"")
 
 
-WRITER = """
-    import sys
-    from pathlib import Path
-    from dpmesh.rollout.last_good import LastGood
-    good = LastGood(Path(sys.argv[1]))
-    for epoch in range(1, 1_000_000):
-        good.store(epoch, b"%d" % epoch * 5_000)
-        print(epoch, flush=True)
-"""
+OLD, NEW = b"old" * 5_000, b"new" * 5_000
 
 
-def test_a_writer_that_is_killed_leaves_the_old_policy_or_the_new_one(path):
-    last = 0
-    for _ in range(20):
-        path.unlink(missing_ok=True)
-        writer = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(WRITER), str(path)], stdout=subprocess.PIPE
-        )
-        for _ in range(1 + last % 7):
-            last = int(writer.stdout.readline())
-        os.kill(writer.pid, signal.SIGKILL)
-        last = int((writer.stdout.read().split() or [last])[-1])
-        writer.stdout.close()
-        writer.wait()
-        content = LastGood(path).load()
-        assert content in (b"%d" % last * 5_000, b"%d" % (last + 1) * 5_000)
-        last += 1
+def stored_up_to(path, lines):
+    """Stores NEW in a child that kills itself before it runs so many lines; returns whether it got to the end."""
+
+    def run():
+        left = lines
+
+        def line(frame, event, _):
+            nonlocal left
+            left -= event == "line"
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return line
+
+        traced = (files.__file__, last_good.__file__)
+        sys.settrace(lambda frame, *_: line if frame.f_code.co_filename in traced else None)
+        LastGood(path).store(2, NEW)
+
+    pid, reader = children.start(run)
+    os.close(reader)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_process_that_is_killed_at_any_line_leaves_the_old_policy_or_the_new_one(path):
+    LastGood(path).store(1, OLD)
+    before, found = path.read_bytes(), []
+    for lines in itertools.count():
+        path.write_bytes(before)
+        ended = stored_up_to(path, lines)
+        found.append(LastGood(path).load())
+        if ended:
+            break
+    assert set(found) == {OLD, NEW}
+    assert found == sorted(found, reverse=True), "once there, it stays"
+    assert len(found) > 30
+    LastGood(path).store(3, b"The lock is free.")

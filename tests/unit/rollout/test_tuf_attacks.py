@@ -6,6 +6,7 @@ After each attack the device goes on with what it had: also a process that start
 
 import json
 import os
+from copy import deepcopy
 
 import pytest
 from securesystemslib.signer import CryptoSigner
@@ -29,11 +30,10 @@ async def attacked(repository, device):
 
 
 async def held(device, epoch=2, error=(ConfigError, PolicyUnavailableError)) -> str:
-    """Why the device refuses; it goes on with an epoch, after a restart too."""
+    """Why the device refuses. After a restart it has an epoch from its cache, as it had before."""
     text = await device.refusal(error)
     device.restart()
     assert await device.epoch() == epoch
-    assert await device.refusal(error) == text
     return text
 
 
@@ -180,6 +180,8 @@ class TestClock:
         assert "too old" in await held(device, 1, PolicyUnavailableError)
         repository.publish(expires=4 * DAY)
         assert await device.epoch() == 2
+        repository.stamp(expires=1.5 * DAY)
+        assert "too old" in await held(device, 2, PolicyUnavailableError)
 
     async def test_time_counts_without_a_new_timestamp(self, repository, device):
         """The time that goes on is written down, so a restart with a clock of before does not make it fresh."""
@@ -216,21 +218,21 @@ class TestFastForward:
         attacked.restart()
         assert await attacked.epoch() == 3
 
-    async def test_of_the_epoch_with_the_targets_keys_a_new_root_recovers(self, repository, attacked):
+    async def test_of_the_epoch_with_a_targets_key_the_officers_go_on_above_it(self, repository, attacked):
         thief = repository.keys["targets"][:1]
         repository.add(policy(2**64 - 1))
         repository.publish(targets_keys=thief)
-        assert await attacked.epoch() == 2**64 - 1
-        repository.add(policy(3))
-        repository.publish()
-        assert "below" in await attacked.refusal(ConfigError)
-        repository.new_keys("targets")
-        repository.publish()
-        assert await attacked.epoch() == 3
-        attacked.restart()
-        assert await attacked.epoch() == 3
+        assert "above the one before" in await held(attacked, error=ConfigError)
+        repository.add(policy(10**14 + 2))
         repository.publish(targets_keys=thief)
-        assert await held(attacked, 3, ConfigError)
+        assert await attacked.epoch() == 10**14 + 2
+        repository.new_keys("targets")
+        repository.add(policy(10**14 + 3))
+        repository.publish()
+        assert await attacked.epoch() == 10**14 + 3
+        repository.add(policy(10**14 + 4))
+        repository.publish(targets_keys=thief)
+        assert "UnsignedMetadataError" in await held(attacked, 10**14 + 3, ConfigError)
 
 
 class TestMixAndMatch:
@@ -306,9 +308,9 @@ class TestKeys:
     @pytest.mark.parametrize("form", [str, str.upper])
     async def test_one_key_under_two_ids_counts_once(self, repository, attacked, role, form):
         mine = repository.keys[role][0]
-        public = mine.public_key.to_dict()
+        public = deepcopy(mine.public_key.to_dict())
         public["keyval"]["public"] = form(public["keyval"]["public"])
-        twin = Key.from_dict("0" * 64, json.loads(json.dumps(public)))
+        twin = Key.from_dict("0" * 64, public)
         repository.root.add_key(twin, role)
         repository.root.roles[role].threshold = 2
         repository.next_root()
@@ -339,9 +341,8 @@ class TestKeys:
         repository.write("2.targets.json", json.dumps(raw).encode())
         assert (await device.source.fetch()).signers == 1
 
-    @pytest.mark.parametrize("scheme", ["ecdsa", "rsa"])
-    async def test_officers_can_have_keys_of_other_kinds(self, repository, attacked, scheme):
-        key = getattr(CryptoSigner, f"generate_{scheme}")()
+    async def test_officers_can_have_keys_of_other_kinds(self, repository, attacked):
+        key = CryptoSigner.generate_ecdsa()
         repository.root.add_key(key.public_key, "targets")
         repository.next_root()
         repository.add(policy(3))
@@ -397,8 +398,12 @@ class TestGarbage:
 
     @pytest.mark.parametrize(
         ("name", "kind"),
-        [(name, kind) for name in NAMES for kind in ("half", "missing", "deep")]
-        + [(name, kind) for name in NAMES[::4] for kind in ("empty", "random", "long", "html", "folder")],
+        [(name, kind) for name in NAMES for kind in ("half", "missing")]
+        + [
+            (name, kind)
+            for name in NAMES[::4]
+            for kind in ("empty", "random", "deep", "long", "html", "folder")
+        ],
     )
     async def test_in_place_of_each_file(self, attacked, paths, name, kind):
         path = paths[name]
@@ -477,17 +482,22 @@ class TestRings:
 
 
 class TestRoots:
-    async def test_a_chain_of_256_roots_is_followed_and_kept(self, repository, device):
-        for _ in range(256):
-            repository.next_root()
+    """tests/faults/test_policy_repositories.py follows 256 roots."""
+
+    @pytest.fixture(autouse=True)
+    def at_most_five(self, monkeypatch):
+        monkeypatch.setattr(tuf_download._LIMITS, "max_root_rotations", 5)
+
+    async def test_a_chain_of_roots_is_followed_and_kept(self, repository, device):
+        for _ in range(5):
+            repository.new_keys("root")
         assert await device.epoch() == 1
         repository.folder.rename(repository.folder.with_name("gone"))
         device.restart()
         assert await device.epoch() == 1
 
-    async def test_a_longer_chain_is_not(self, repository, device, monkeypatch):
+    async def test_a_longer_chain_is_not(self, repository, device):
         """Devices with an image that old need a newer one: the work of a device has a bound."""
-        monkeypatch.setattr(tuf_download._LIMITS, "max_root_rotations", 5)
         for _ in range(5):
             repository.next_root()
         repository.new_keys("timestamp")

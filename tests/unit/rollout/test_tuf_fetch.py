@@ -9,8 +9,9 @@ import pytest
 from dpmesh.errors import ConfigError, PolicyUnavailableError
 from dpmesh.rollout import tuf_source
 from dpmesh.rollout.source import State
+from tests.support import children
 from tests.support.tls_server import Authority, answering, serving
-from tests.support.tuf_repositories import Device, policy
+from tests.support.tuf_repositories import Device, policy, settle
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,20 @@ async def test_a_new_connection_goes_on_with_the_old_session(server, make):
     server.hang_up()
     await device.epoch()
     assert server.resumed == [False, True]
+
+
+def test_a_forked_child_leaves_the_connection_to_its_parent(repository, server, make):
+    device = make(server.server_port)
+    assert asyncio.run(device.epoch()) == 1
+    repository.add(policy(2))
+    repository.publish()
+    settle()
+    assert device.source._running.acquire()  # As if the parent were in the middle of a refresh.
+    child = children.start(lambda: asyncio.run(device.epoch()))
+    device.source._running.release()
+    assert children.finish(child) == 2
+    assert asyncio.run(device.epoch()) == 2
+    assert len(server.resumed) == 2
 
 
 async def test_a_path_below_the_host(tmp_path, repository, authority, make):
@@ -146,7 +161,6 @@ async def test_other_statuses_are_no_answer(make, authority, status):
     "answer",
     [
         b"\x00" * 1000,
-        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nshort",
         b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnothex\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000,
@@ -162,6 +176,15 @@ async def test_garbage_is_no_answer(make, authority, answer):
 
     with answering(once, authority) as port:
         assert await make(port).refusal((ConfigError, PolicyUnavailableError))
+
+
+async def test_an_answer_that_is_cut_off_is_no_answer(make, authority):
+    def once(connection):
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nshort")
+
+    with answering(once, authority) as port:
+        assert "the connection failed" in await make(port).refusal(PolicyUnavailableError)
 
 
 class TestSlow:

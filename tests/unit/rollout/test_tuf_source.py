@@ -6,12 +6,15 @@ import json
 import logging
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import pytest
 
+from dpmesh.config import load
 from dpmesh.errors import ConfigError, PolicyUnavailableError
-from dpmesh.rollout import open_source
 from dpmesh.rollout.source import State
+from dpmesh.rollout.sources import open_source
 from tests.support.tuf_repositories import Device, Repository, policy
 
 
@@ -75,16 +78,21 @@ async def test_a_new_device_without_a_network_has_nothing(repository, device):
 
 async def test_an_offer_can_be_restored_without_a_network_however_old(repository, device):
     offer = await device.source.fetch()
+    with pytest.raises(PolicyUnavailableError, match="has taken no policy of it yet"):
+        device.source.first()
+    device.source.keep(offer)
     repository.folder.rename(repository.folder.with_name("gone"))
     device.skew = 10 * 365 * 86400
     device.restart()
-    assert device.source.restored(offer.kept) == offer
+    assert device.source.first() == [offer]
     for damaged in (offer.kept[:-9], b"{}", b"", offer.kept.replace(b"policy.json", b"former.json")):
-        with pytest.raises(ConfigError, match="can't be believed"):
-            device.source.restored(damaged)
+        device.source.keep(replace(offer, kept=damaged))
+        with pytest.raises(PolicyUnavailableError, match="can't be believed"):
+            device.source.first()
+    device.source.keep(offer)
     device.restart(floor=2)
-    with pytest.raises(ConfigError, match="older than the policy of the image"):
-        device.source.restored(offer.kept)
+    with pytest.raises(PolicyUnavailableError, match="older than the policy of the image"):
+        device.source.first()
 
 
 async def test_two_processes_share_a_cache(repository, device, tmp_path):
@@ -124,7 +132,7 @@ async def test_an_image_with_a_newer_root_takes_over_the_cache(repository, devic
     assert await device.epoch() == 1
 
 
-async def test_what_was_refused_is_refused_again_without_a_download(repository, device, monkeypatch):
+async def test_what_was_refused_is_refused_again_without_a_download(repository, device):
     repository.add(policy(3), custom={"epoch": 2})
     repository.publish()
     text = await device.refusal(ConfigError)
@@ -132,6 +140,24 @@ async def test_what_was_refused_is_refused_again_without_a_download(repository, 
     assert "has epoch 3, and its officers signed epoch 2" in text
     (repository.folder / "targets").rename(repository.folder / "other")
     assert text == await device.refusal(ConfigError)
+
+
+def opened(url, root, folder):
+    """The source of a configuration."""
+    policy = {"source": url, "cache": str(folder / "cache"), **({} if root is None else {"root": str(root)})}
+    return open_source(load({"policy": policy}, {}), floor=0, clock=time.time)[0]
+
+
+async def test_an_offer_of_the_cache_is_stale_even_if_the_repository_answers(repository, device):
+    """The newer policy can't be taken, so nobody may say that the older one is the newest."""
+    await device.epoch()
+    repository.add(policy(3), custom={"epoch": 2})
+    repository.publish()
+    device.restart()
+    assert await device.epoch() == 1
+    assert device.source.state is State.STALE
+    await device.refusal(ConfigError)
+    assert device.source.state is State.FRESH
 
 
 class TestRings:
@@ -181,7 +207,8 @@ class TestRings:
         repository.publish()
         offer = await device.source.fetch()
         assert offer.content == policy(1)
-        assert device.source.restored(offer.kept) == offer
+        device.source.keep(offer)
+        assert device.source.first() == [offer]
         repository.ring(2, 1)
         repository.publish()
         assert await device.epoch() == 2
@@ -327,9 +354,10 @@ class TestBadInput:
     def test_other_urls_are_refused(self, tmp_path, repository, url):
         (tmp_path / "root.json").write_bytes(repository.image)
         with pytest.raises(ConfigError, match="policy.source"):
-            open_source(f"tuf+{url}", root=tmp_path / "root.json", cache=tmp_path / "cache")
-        with pytest.raises(ConfigError, match="policy.source"):
-            open_source(url, root=tmp_path / "root.json", cache=tmp_path / "cache")
+            opened(f"tuf+{url}", tmp_path / "root.json", tmp_path)
+        if "://" in url:
+            with pytest.raises(ConfigError, match="policy.source"):
+                opened(url, tmp_path / "root.json", tmp_path)
 
     def test_the_image_has_to_have_a_root(self, tmp_path, repository):
         url = f"tuf+file://{repository.folder}"
@@ -339,7 +367,7 @@ class TestBadInput:
             (tmp_path, "can't be read"),
         ):
             with pytest.raises(ConfigError, match=f"policy.root.*{says}"):
-                open_source(url, root=root, cache=tmp_path / "cache")
+                opened(url, root, tmp_path)
         nameless = Repository(tmp_path / "nameless", fleet="")
         unsigned = json.loads(repository.image)
         unsigned["signatures"] = []
@@ -350,20 +378,18 @@ class TestBadInput:
         for content, says in bad:
             (tmp_path / "root.json").write_bytes(content)
             with pytest.raises(ConfigError, match=f"policy.root.*{says}"):
-                open_source(url, root=tmp_path / "root.json", cache=tmp_path / "cache")
+                opened(url, tmp_path / "root.json", tmp_path)
 
     async def test_it_opens_from_a_file(self, tmp_path, repository):
         (tmp_path / "root.json").write_bytes(repository.image)
-        source = open_source(
-            f"tuf+file://{repository.folder}", root=tmp_path / "root.json", cache=tmp_path / "cache"
-        )
+        source = opened(f"tuf+file://{repository.folder}", tmp_path / "root.json", tmp_path)
         assert (await source.fetch()).document.epoch == 1
 
     def test_without_the_extra_it_says_what_to_install(self):
         code = (
             "import sys; sys.modules['tuf'] = None\n"
-            "from dpmesh.rollout import open_source\n"
-            "try: open_source('tuf+file:///x', root='x', cache='y')\n"
+            "import dpmesh\n"
+            "try: dpmesh.open({'policy': {'source': 'tuf+file:///x', 'root': 'x'}})\n"
             "except Exception as error: print(type(error).__name__, error)"
         )
         said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -195,7 +195,7 @@ def test_messages_of_another_type_and_values_of_another_policy(dpmesh, types, pr
     Path("changed.binpb").write_bytes(delimited([changed]))
     ran = dpmesh("estimate", "changed.binpb", "--proto", proto, "--type", kind, "--field", "speed")
     assert (ran.code, ran.out) == (1, "")
-    assert "speed: one of the values lies outside of" in ran.err
+    assert "changed.binpb: speed: one of the values lies outside of" in ran.err
     assert "12345" not in ran.err
 
 

@@ -476,6 +476,27 @@ def test_log(dpmesh, ledger: None) -> None:
     assert "unit-" not in ran.out
 
 
+def test_log_shows_looser_policies(dpmesh, workplace: Path) -> None:
+    note = "policy epoch 5 replaces epoch 4, looser: ticket 8: recall"
+
+    async def record() -> None:
+        ledger = Ledger(open_store(URL), BUDGETS)
+        await ledger.open()
+        await ledger.record(note)
+        await ledger.charge([(0, b"unit-1", 1)])
+        await ledger.close()
+
+    asyncio.run(record())
+    for options in ([], ["--grants"]):
+        out = dpmesh("ledger", "log", *options, "--ledger", URL).out
+        lines = [line for line in out.splitlines() if " policy " in line]
+        assert [line.split(maxsplit=6)[6] for line in lines] == [note]
+    row = json.loads(dpmesh("ledger", "log", "--grants", "--json", "--ledger", URL).out)
+    assert (row["kind"], row["accounts"], row["amounts"], row["by"]) == ("policy", 0, {}, "")
+    assert row["reason"] == note
+    assert dpmesh("ledger", "verify", "--ledger", URL).code == 0
+
+
 def test_log_of_nothing(dpmesh) -> None:
     dpmesh("ledger", "migrate", "--ledger", URL)
     assert dpmesh("ledger", "log", "--json", "--ledger", URL) == (0, "", "")

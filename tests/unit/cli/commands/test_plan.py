@@ -137,6 +137,13 @@ def test_slots_are_named(dpmesh, fleet: Path, write) -> None:
     assert out.count("slots") == 1
 
 
+def test_a_budget_lasts_for_as_many_slots_as_it_covers(dpmesh, fleet: Path, write) -> None:
+    policy = write("policy.yaml", "methods:\n  /acme.v1.Fleet/Push: {send_slot: 0.5s}\n")
+    out = dpmesh("plan", fleet, "--policy", policy, "--rate", "1/d").out
+    assert "2 messages per window of 1 d; at one each 0.5 s it is spent after 1 s\n" in out
+    assert "2 messages per window of 1 d; at 1/d it is never spent\n" in out
+
+
 def test_sizes_are_named_and_compared(dpmesh, fleet: Path, write) -> None:
     text = "messages:\n  acme.v1.Report: {pad_to: [64, 256]}\n"
     out = dpmesh("plan", fleet, "--policy", write("policy.yaml", text)).out

@@ -522,6 +522,44 @@ async def test_a_ledger_of_version_1_gets_keys_of_epochs_and_keeps_what_is_spent
     await whole(url)
 
 
+async def test_a_holder_records_policies_with_the_rights_of_the_manual(url, holders_url):
+    async with opened(holders_url) as ledger:
+        await ledger.record("policy epoch 2")
+        await ledger.charge([(0, b"a", TENTH)])
+        await ledger.record("policy epoch 3")
+    await whole(url)
+
+
+async def test_a_ledger_that_lost_charges_records_nothing(postgres, url):
+    async with opened(url) as ledger:
+        await execute(postgres, url, "UPDATE dpmesh.ledger SET lost = true")
+        with pytest.raises(LedgerError, match="lost charges"):
+            await ledger.record("policy epoch 2")
+        await PostgresAdmin(url).accept("the disk died", unnoticed=True)
+        await ledger.record("policy epoch 3")
+    async with PostgresAdmin(url).view() as view:
+        notes = [decode(entry.body).note async for entry in view.entries()]
+    assert set(notes) == {"the disk died", "policy epoch 3"}
+    await whole(url)
+
+
+async def test_an_entry_whose_commit_nobody_acknowledged_is_followed_by_the_next(url, monkeypatch):
+    async with opened(url) as ledger:
+        store, send = ledger._store, ledger._store._send
+
+        async def cut(statement):
+            await statement
+            raise ConnectionResetError
+
+        monkeypatch.setattr(store, "_send", cut)
+        with pytest.raises(LedgerError):
+            await ledger.record("policy epoch 2")
+        monkeypatch.setattr(store, "_send", send)
+        await ledger.charge([(0, b"a", TENTH)])
+        await ledger.record("policy epoch 2, again")
+    await whole(url)
+
+
 async def test_a_holder_can_not_have_parts_made_of_days_that_nobody_charges(holders_url):
     today = int(time.time()) // DAY
     async with connected(holders_url) as holder:
