@@ -304,7 +304,10 @@ class LeaseTable:
 
     def is_whole(self, budget: int, epoch: float) -> bool:
         """The answer to Ledger.is_whole."""
+        now = self._clock()
         with self._lock:
+            with suppress(ValueError):
+                self._roll(now)
             window = self._windows.get(budget)
             if window is None:
                 return False

@@ -148,6 +148,15 @@ class Ledger:
             known.setdefault(budget.name, len(known))
         return tuple(known[budget.name] for budget in budgets)
 
+    async def may_adopt(self, budgets: Sequence[Budget]) -> None:
+        """Returns if `adopt` could take these budgets now. Nothing changes.
+
+        Raises:
+            ConfigError: As of `adopt`; so is LedgerError.
+        """
+        self._merged(budgets)
+        await self._ask(lambda: self._store.may_adopt(budgets))
+
     async def adopt(self, budgets: Sequence[Budget]) -> tuple[int, ...]:
         """Takes other terms for budgets, and new budgets, while charges go on. All or none, and durably.
 
@@ -357,17 +366,25 @@ class Ledger:
         async with queue.exclusive:
             if not self._open:
                 raise LedgerError("the ledger is not open")
-            places = self.places(budgets)
-            merged = list(self.budgets)
-            for place, budget in zip(places, budgets, strict=True):
-                if place < len(merged):
-                    check_threshold_delta(merged[place], budget)
-                    merged[place] = budget
-                else:
-                    merged.append(budget)
-            await queue.adopt(tuple(merged))
-            self.budgets = tuple(merged)
+            places, merged = self.places(budgets), self._merged(budgets)
+            await queue.adopt(merged)
+            self.budgets = merged
         return places
+
+    def _merged(self, budgets: Sequence[Budget]) -> tuple[Budget, ...]:
+        """All budgets once some are adopted, by index.
+
+        Raises:
+            ConfigError: Two budgets share a name, or more delta of histograms would fit one.
+        """
+        merged = list(self.budgets)
+        for place, budget in zip(self.places(budgets), budgets, strict=True):
+            if place < len(merged):
+                check_threshold_delta(merged[place], budget)
+                merged[place] = budget
+            else:
+                merged.append(budget)
+        return tuple(merged)
 
     async def _close(self) -> None:
         self._open = False

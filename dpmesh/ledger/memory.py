@@ -62,10 +62,14 @@ class MemoryStore(Store):
         return Opened(self._secret, windows, self._others())
 
     @override
-    async def adopt(self, budgets: Sequence[Budget], now: float) -> tuple[Window, ...]:
+    async def may_adopt(self, budgets: Sequence[Budget]) -> None:
         self._check_process()
         for budget in budgets:
             check_adoptable(self._stored.get(budget.name, budget), budget)
+
+    @override
+    async def adopt(self, budgets: Sequence[Budget], now: float) -> tuple[Window, ...]:
+        await self.may_adopt(budgets)
         self._begin([now] * len(self._budgets))
         return self._take(budgets)
 

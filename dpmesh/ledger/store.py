@@ -284,9 +284,9 @@ def decide(
 class Store(Protocol):
     """Where debits are kept. Every store passes tests/contract.
 
-    The ledger calls one method at a time, except `accounts`, `redeem_once`, `redeemed`, `epoch_keys`, `record` and
-    `ping`. If a method raises LedgerError, it is unknown whether the call took effect, and the ledger counts it as
-    spent.
+    The ledger calls one method at a time, except `accounts`, `redeem_once`, `redeemed`, `epoch_keys`, `record`,
+    `may_adopt` and `ping`. If a method raises LedgerError, it is unknown whether the call took effect, and the ledger
+    counts it as spent.
 
     Attributes:
         clock: The store's own clock, in seconds since the epoch, which windows follow. None: the store has none, and
@@ -302,6 +302,13 @@ class Store(Protocol):
             ConfigError: A budget's key or accounting is not what the store holds, or only one of the two is for a
                 lifetime.
             LedgerError: The store can't be opened.
+        """
+
+    async def may_adopt(self, budgets: Sequence[Budget]) -> None:
+        """Returns if budgets could be adopted now. Nothing changes.
+
+        Raises:
+            ConfigError: As of `adopt`; so is LedgerError.
         """
 
     async def adopt(self, budgets: Sequence[Budget], now: float) -> tuple[Window, ...]:

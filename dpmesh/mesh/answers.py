@@ -130,7 +130,7 @@ class Answers:
         place = priced.label, _short(unit, key), consumer
         found = units.get(place)
         if found is None:
-            found = units[place] = _begin(priced, unit, consumer, key, self._ledger)
+            found = units[place] = _begin(priced, unit, consumer, key)
         return found
 
     async def pay(
@@ -208,15 +208,14 @@ def _short(unit: bytes, key: EpochKey) -> bytes:
     return hashlib.blake2b(unit, digest_size=32, key=key.key, person=b"dpmesh answers").digest()
 
 
-def _begin(priced: PricedMemos, unit: bytes, consumer: str, key: EpochKey, ledger: Ledger) -> UnitEpoch:
-    label, budgets = priced.memos.label, ledger.budgets
+def _begin(priced: PricedMemos, unit: bytes, consumer: str, key: EpochKey) -> UnitEpoch:
     charges = [(budget, unit, amount) for budget, amount in priced.amounts]
     dues: list[_Due] = [(_derived(key, b"paid", priced.label, b"", unit), charges)]
     account = consumer_key(unit, consumer)
-    limits = [(quota, account, n) for quota, n in priced.quotas if budgets[quota].is_for(consumer)]
+    limits = [(quota, account, n) for quota, n in priced.quotas if priced.budgets[quota].is_for(consumer)]
     if limits:
         dues.append((_derived(key, b"counted", priced.label, consumer.encode(), unit), limits))
-    return UnitEpoch(key.number, priced, _derived(key, b"answers", label, b"", unit), dues)
+    return UnitEpoch(key.number, priced, _derived(key, b"answers", priced.memos.label, b"", unit), dues)
 
 
 def _derived(key: EpochKey, use: bytes, *parts: bytes) -> bytes:

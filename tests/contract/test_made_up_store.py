@@ -67,10 +67,14 @@ class FileStore(Store):
                 tuple((state.budgets[name], state.windows[name].start) for name in others),
             )
 
-    async def adopt(self, budgets, now):
+    async def may_adopt(self, budgets):
         with self._state() as state:
             for budget in budgets:
                 check_adoptable(state.budgets.get(budget.name, budget), budget)
+
+    async def adopt(self, budgets, now):
+        await self.may_adopt(budgets)
+        with self._state() as state:
             self._begin(state, [now] * len(self._budgets))
             self._take(state, budgets)
             return tuple(state.windows[budget.name] for budget in budgets)

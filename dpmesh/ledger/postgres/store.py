@@ -87,6 +87,10 @@ class PostgresStore(Store):
         return await self._charging.call(self._open)
 
     @override
+    async def may_adopt(self, budgets: Sequence[Budget]) -> None:
+        await self._reading.call(lambda connection: self._changed(connection, budgets, check_adoptable))
+
+    @override
     async def adopt(self, budgets: Sequence[Budget], now: float) -> tuple[Window, ...]:
         return await self._charging.call(lambda connection: self._adopt(connection, tuple(budgets)))
 

@@ -103,6 +103,10 @@ class SQLiteStore(Store):
         return await self._run(self._open, tuple(budgets))
 
     @override
+    async def may_adopt(self, budgets: Sequence[Budget]) -> None:
+        await self._run(lambda: self._check_adoptable(self._connect(), budgets))
+
+    @override
     async def adopt(self, budgets: Sequence[Budget], now: float) -> tuple[Window, ...]:
         return await self._run(self._adopt, tuple(budgets), now)
 
@@ -195,9 +199,7 @@ class SQLiteStore(Store):
 
     def _adopt(self, budgets: tuple[Budget, ...], now: float) -> tuple[Window, ...]:
         with self._change() as change:
-            stored = {budget.name: budget for budget in queries.read_budgets(change.connection).values()}
-            for budget in budgets:
-                check_adoptable(stored.get(budget.name, budget), budget)
+            self._check_adoptable(change.connection, budgets)
             self._advance(change, [now] * len(self._budgets))
             written = [queries.write_budget(change.connection, budget) for budget in budgets]
             change.touch()
@@ -205,6 +207,11 @@ class SQLiteStore(Store):
         self._rows = tuple(row for row, _ in written)
         self._latest |= {row: window.start for row, window in written}
         return tuple(window for _, window in written)
+
+    def _check_adoptable(self, connection: sqlite3.Connection, budgets: Sequence[Budget]) -> None:
+        stored = {budget.name: budget for budget in queries.read_budgets(connection).values()}
+        for budget in budgets:
+            check_adoptable(stored.get(budget.name, budget), budget)
 
     def _connect(self) -> sqlite3.Connection:
         """The connection, which is made if there is none. It is always to the file that was opened first."""
