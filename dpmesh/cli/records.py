@@ -6,6 +6,7 @@ Errors name the file and the record, and never what it holds.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -28,16 +29,31 @@ MOST_BYTES = 64 * 1024 * 1024
 _BATCH = 1000
 
 
-def messages(path: Path, descriptor: Descriptor) -> Iterator[list[Message]]:
+def messages(path: Path, descriptor: Descriptor, digest: str = "") -> Iterator[list[Any]]:
     """The messages of a file, some at a time: JSON lines by the file's name, or length-delimited protobuf.
 
+    Args:
+        path: The file.
+        descriptor: The messages' type.
+        digest: The key of JSON lines that holds the digest of their policy; "" if none does.
+
+    Returns:
+        Messages; pairs of a digest and a message, if `digest` is given.
+
     Raises:
-        InputError: The file is empty or can't be read, or a record is cut off or of another type.
+        InputError: The file is empty or can't be read, or a record is cut off, of another type, or without a digest.
     """
+    if digest and path.suffix not in JSON:
+        raise InputError(
+            f"{path}: length-delimited protobuf has no digests; name that of the file: DIGEST=FILE"
+        )
     kind, count = GetMessageClass(descriptor), 0
     try:
         with path.open("rb") as file:
-            read = _json_lines(file, kind, path) if path.suffix in JSON else _delimited(file, kind, path)
+            read: Iterator[Any]
+            read = (
+                _json_lines(file, kind, path, digest) if path.suffix in JSON else _delimited(file, kind, path)
+            )
             while batch := list(itertools.islice(read, _BATCH)):
                 count += len(batch)
                 yield batch
@@ -92,7 +108,7 @@ def _length(file: IO[bytes], path: Path, number: int) -> int | None:
     return length
 
 
-def _json_lines(file: IO[bytes], kind: type[Message], path: Path) -> Iterator[Message]:
+def _json_lines(file: IO[bytes], kind: type[Message], path: Path, digest: str) -> Iterator[Any]:
     pool: Any = kind.DESCRIPTOR.file.pool
     for number in itertools.count(1):
         line = file.readline(MOST_BYTES + 1)
@@ -103,10 +119,18 @@ def _json_lines(file: IO[bytes], kind: type[Message], path: Path) -> Iterator[Me
         if not line.strip():
             continue
         try:
-            yield json_format.Parse(line, kind(), descriptor_pool=pool)
+            if not digest:
+                yield json_format.Parse(line, kind(), descriptor_pool=pool)
+                continue
+            document = json.loads(line)
+            named = document.pop(digest)
+            message = json_format.ParseDict(document, kind(), descriptor_pool=pool)
+        except (KeyError, AttributeError, TypeError):
+            raise InputError(f"{path}: record {number} has no key {digest}") from None
         except (json_format.ParseError, ValueError, RecursionError):
             # Its text may quote values.
             raise _other_type(path, number, kind) from None
+        yield named, message
 
 
 def _other_type(path: Path, number: int, kind: type[Message]) -> InputError:

@@ -27,6 +27,8 @@ log = logging.getLogger("dpmesh")
 _JITTER = 0.1
 # How long a source may take to answer. Sources have limits of their own, which are shorter.
 _LONGEST_FETCH = 120.0
+# After how many seconds a swap may be taken to hang: far more than compiling a policy takes.
+_LONGEST_SWAP = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class PolicyFollower:
         | another offer comes                                | it is forgotten                                    |
 
         The task that looks may wait for a source, a disk or a lock that never answers. `check`, which somebody else
-        calls, lets the policy expire all the same.
+        calls, lets the state be stale and the policy expire all the same.
 
     Args:
         source: Where policies come from.
@@ -112,6 +114,8 @@ class PolicyFollower:
         self.on_state: Callable[[State], None] = lambda _: None
         self._first = first
         self._seconds = seconds
+        # How old the last answer can be, as long as looks end.
+        self._overdue = seconds * (1 + _JITTER) + _LONGEST_FETCH + _LONGEST_SWAP
         self._now: Callable[[], float] = time.time
         self._held = held or Held(None)
         # The policy in force is not the source's, so that there is nothing that the source could loosen.
@@ -142,7 +146,8 @@ class PolicyFollower:
 
     def check(self) -> None:
         """Lets the state follow the time. Call it in the loop of `start`, every few seconds at least."""
-        state = self.freshness.of(self._shown)
+        overdue = self._shown is State.FRESH and self.freshness.age > self._overdue
+        state = self.freshness.of(State.STALE if overdue else self._shown)
         if state is self.state:
             return
         self.state = state

@@ -67,26 +67,26 @@ def _followed(settings: Config, clock: Callable[[], float]) -> tuple[PolicyFollo
     """
     floor = Policy(settings.policy.file) if settings.policy.file else None
     least = 0 if floor is None else floor.document.epoch
+    beginnings: list[tuple[Offer | None, Policy]]
     source, freshness, held = sources.open_source(settings, floor=least, clock=clock)
     try:
-        offers: list[Offer | None] = [*source.first()]
+        offers = source.first()
     except PolicyUnavailableError as error:
         if floor is None:
             offers = [_asked(source, error)]
         else:
             log.error("policy: %s is used: %s", settings.policy.file, error)  # noqa: TRY400 - a trace is no help
             offers = []
-    rules = [Policy(offer.document) for offer in offers if offer is not None]
-    if floor is not None:
-        fit = [at for at, policy in enumerate(rules) if policy.document.epoch >= least]
-        offers, rules = [*[offers[at] for at in fit], None], [*[rules[at] for at in fit], floor]
-    chosen = next((at for at, policy in enumerate(rules) if _fits(policy, settings)), 0)
-    follower = PolicyFollower(
-        source, configuration.poll_seconds(settings), freshness, first=offers[chosen], held=held
-    )
+    beginnings = [(offer, Policy(offer.document)) for offer in offers if offer.document.epoch >= least]
+    # What this device has taken is not gone back behind, whatever is wrong with it.
+    if floor is not None and not any(offer.taken and offer.document.epoch > least for offer in offers):
+        beginnings.append((None, floor))
+    fit = [each for each in beginnings if _fits(each[1], settings)]
+    first, rules = (fit or beginnings)[0]
+    follower = PolicyFollower(source, configuration.poll_seconds(settings), freshness, first=first, held=held)
     follower.push = settings.policy.push
     follower.folder = settings.policy.folder
-    return follower, rules[chosen]
+    return follower, rules
 
 
 def _asked(source: PolicySource, why: PolicyUnavailableError) -> Offer:

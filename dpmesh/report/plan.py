@@ -120,6 +120,8 @@ class MessageReport:
         pad_to: The sizes in bytes, one of which each message has; empty where it is as long as it is.
         size: How many bytes a message takes before padding, where a budget has paid; None when nothing is protected.
         memoized: What its memoized fields cost, beside `epsilon`; None without such fields.
+        digest: Of all that decides the law of what leaves: what senders name on methods with `require_policy`. "" when
+            nothing is protected.
     """
 
     message: str
@@ -133,6 +135,7 @@ class MessageReport:
     pad_to: tuple[int, ...] = ()
     memoized: MemoizedReport | None = None
     size: Size | None = None
+    digest: str = ""
 
     @property
     def tightest(self) -> Payment | None:
@@ -214,7 +217,8 @@ class Planner:
         try:
             priced = self._billing.price(GetMessageClass(message), method, direction)
         except AnnotationError as error:
-            return MessageReport(message.full_name, True, str(error), *_total(plan, None), fields)
+            total = _total(plan, None)
+            return MessageReport(message.full_name, True, str(error), *total, fields, digest=plan.version)
         assert priced is not None
         payments = tuple(self._payments(plan, priced, self._rate if slot is None else 1 / slot))
         return MessageReport(
@@ -228,6 +232,7 @@ class Planner:
             plan.pad_to,
             self._memoized(priced),
             plan.size,
+            plan.version,
         )
 
     def _memoized(self, priced: PricedPlan) -> MemoizedReport | None:

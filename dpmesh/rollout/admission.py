@@ -63,16 +63,17 @@ def admitted_at(
 ) -> float:
     """From when on an offered policy may be put in force.
 
-    A policy that is not looser than the one in force may be put in force at its `not_before`. A looser one begins with
-    the first window that begins after now, and not before `not_before`. From a signed source it also needs two
-    signatures, a reason, and a source that is known to show the newest policy.
+    A policy that is not looser than the one in force may be put in force at its `not_before`. So may any policy of a
+    plain file. A looser one from a signed source needs two signatures, a reason, and a source that is known to show the
+    newest policy. It begins with the first window that begins after now, and not before `not_before`.
 
     Args:
         offer: The policy.
         comparison: The policy in force, compared to this one. A device that has not taken any policy from the source
             yet has nothing that could be loosened: `Comparison(())`.
         state: The source's state.
-        signed: The source has signatures. A plain file has none: whoever may write it decides alone.
+        signed: The source has signatures. A plain file has none: who may write it decides alone, and could restart the
+            process to be rid of a wait.
         now: Seconds since 1970, by the ledger's clock.
         windows: The lengths of the budgets in force in seconds, without lifetime budgets. The longest one counts. If
             there is none, no window renews, and a looser policy need not wait for one.
@@ -88,10 +89,9 @@ def admitted_at(
     earliest = max(offer.not_before, 0.0)
     if not 0 <= earliest <= MAX_SECONDS:
         raise ConfigError("policy: not_before: it is no time in seconds since 1970")
-    if comparison.order is not Order.LOOSER:
+    if comparison.order is not Order.LOOSER or not signed:
         return earliest
-    if signed:
-        _check_officers(offer, comparison, state)
+    _check_officers(offer, comparison, state)
     if not windows:
         return earliest
     longest = max(windows)

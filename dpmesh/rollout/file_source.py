@@ -133,7 +133,8 @@ class FileSource:
             )
 
     def _kept_offer(self, content: bytes) -> Offer:
-        return Offer(overlay_file.parse_bytes(content, f"{self.name} (as it was taken last)"), content)
+        document = overlay_file.parse_bytes(content, f"{self.name} (as it was taken last)")
+        return Offer(document, content, taken=True)
 
     def _read_alone(self) -> bytes:
         """Reads the file, unless a read before hangs.

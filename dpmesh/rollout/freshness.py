@@ -80,14 +80,11 @@ class Freshness:
         self._answered = self._elapsed()
 
     def of(self, state: State) -> State:
-        """The state of a mesh whose source has a state.
-
-        A source that hangs may still have the state of its last answer: however fresh that was, it expires.
-        """
+        """The state of a mesh, if that of its source is `state`."""
+        if state is State.FRESH:
+            return state
         # Written so that a number which is none expires.
-        if self._longest is not None and not self.age <= self._longest:
-            return State.EXPIRED
-        return State.FRESH if state is State.FRESH else State.STALE
+        return State.STALE if self._longest is None or self.age <= self._longest else State.EXPIRED
 
     def note(self) -> None:
         """Writes down from time to time how old the last answer is. It blocks."""

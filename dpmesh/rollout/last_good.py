@@ -34,6 +34,15 @@ class LastGood:
         found = self._read()
         return None if found is None else found[1]
 
+    def epoch(self) -> int | None:
+        """The epoch of the policy that was stored last; None if none was.
+
+        Raises:
+            ConfigError: The file can't be read, or is damaged.
+        """
+        found = self._read()
+        return None if found is None else found[0]
+
     def store(self, epoch: int, content: bytes, check: Callable[[bytes], None] = lambda _: None) -> None:
         """Stores a content.
 

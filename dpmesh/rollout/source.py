@@ -34,6 +34,7 @@ class Offer:
         signers: How many distinct keys of the role "targets" signed it; 0 for a source without signatures.
         not_before: Seconds since 1970 before which it may not be put in force; 0 if it may at once.
         reason: Why it was published, in the words of its officers; "" if they gave none.
+        taken: This device has had it in force before.
         kept: What its source needs to believe the offer again without a network; b"" if `content` is enough.
     """
 
@@ -42,6 +43,7 @@ class Offer:
     signers: int = 0
     not_before: float = 0.0
     reason: str = ""
+    taken: bool = False
     kept: bytes = b""
 
 

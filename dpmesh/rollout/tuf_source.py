@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -117,6 +118,9 @@ class TufSource:
         self._running = threading.Lock()
         self._state = State.STALE
         self._offered: tuple[object, ...] | None = None
+        # Whether that has to be offered again, because something else came in between.
+        self._repeats = False
+        self._kept_content = b""
         self._offer: Offer | None = None
         self._refused: _Refusal | None = None
         self._known: _Known | None = None
@@ -146,7 +150,8 @@ class TufSource:
             it is not in the ring.
 
         Raises:
-            ConfigError: There is an answer that can't be taken.
+            ConfigError: There is an answer that can't be taken. Or what was offered, and not kept, is offered to this
+                device no more, because its ring has shrunk.
             PolicyUnavailableError: There is no answer, or it is too old.
         """
         try:
@@ -155,14 +160,18 @@ class TufSource:
             )
         except Exception as error:
             self._state = State.FRESH if isinstance(error, _RefusedError) else State.STALE
+            self._repeats = self._repeats or isinstance(error, ConfigError)
             if isinstance(error, TimeoutError):
                 raise PolicyUnavailableError(f"{self._where}: no answer within {self._seconds:g} s") from None
             raise
         self._state = state
+        if offer is None and self._offered is not None and self._offered[0] != self._kept_content:
+            self._repeats = True
+            raise ConfigError(f"{self._where}: what was offered is for this device no more")
         said = _said(offer)
-        if offer is None or said == self._offered:
+        if offer is None or (said == self._offered and not self._repeats):
             return None
-        self._offered = said
+        self._offered, self._repeats = said, False
         return offer
 
     def first(self) -> list[Offer]:
@@ -175,7 +184,7 @@ class TufSource:
         kept = self._taken.load()
         if kept is None:
             raise PolicyUnavailableError(f"{self._where}: this device has taken no policy of it yet")
-        return [self._restored(kept)]
+        return [replace(self._restored(kept), taken=True)]
 
     def keep(self, offer: Offer) -> None:
         """Makes an offer durable, with its signatures.
@@ -185,6 +194,7 @@ class TufSource:
             DpmeshError: It can't be stored now.
         """
         self._taken.store(offer.document.epoch, offer.kept)
+        self._kept_content = offer.content
 
     def _restored(self, kept: bytes) -> Offer:
         """An offer of before, from its `kept` alone: without a network, and however old it is.
@@ -331,7 +341,8 @@ class TufSource:
     def _choice(self, known: _Known) -> Offer | None:
         """What this device is offered of a set.
 
-        A device that was offered an epoch keeps it if the ring shrinks.
+        A device that has taken an epoch keeps it if the ring shrinks. One that was only offered it, and holds it until
+        its time comes, loses it.
 
         Raises:
             UnfitError: The policy of the set can't be taken.
@@ -342,7 +353,9 @@ class TufSource:
             raise UnfitError("there is no policy in it")
         self._check_epoch(policy, kept)
         epoch = policy.document.epoch
-        if epoch == kept.epoch or tuf_offer.in_ring(kept.signed, epoch, rings.device_secret(self._folder)):
+        if epoch == self._taken.epoch() or tuf_offer.in_ring(
+            kept.signed, epoch, rings.device_secret(self._folder)
+        ):
             return policy
         former = tuf_offer.read(trusted, kept.signed, tuf_offer.FORMER)
         if former is None or former.document.epoch < max(self._floor, kept.epoch):

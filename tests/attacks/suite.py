@@ -18,6 +18,7 @@ from tests.attacks import (
     places,
     presence,
     replay,
+    rollout,
     times,
     timing,
 )
@@ -41,6 +42,7 @@ class Attack(NamedTuple):
 ATTACKS = {
     "averaging": Attack(averaging.findings, 1000, 0),
     "linkage": Attack(linkage.findings, 2000, 300),
+    "rollout": Attack(rollout.findings, 10_000, 0),
     "places": Attack(places.findings, 4000, 200),
     "flights": Attack(flights.findings, 10_000, 0),
     "presence": Attack(presence.findings, 10_000, 500),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import select
 import signal
 import struct
 import threading
@@ -95,6 +96,7 @@ def test_a_follower_that_is_killed_begins_again_with_the_old_policy_or_the_new_o
     for number in range(KILLS):
         lines = int(10 ** chance.uniform(0, 3)) if number % 2 else None
         pid, reader = started(path, lines)
+        select.select([reader], [], [], 60)  # It has begun with what it found, or is dead.
         end = time.monotonic() + chance.uniform(0.02, 0.25)
         while time.monotonic() < end:
             epoch += 1

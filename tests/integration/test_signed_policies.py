@@ -130,6 +130,27 @@ async def test_a_looser_policy_waits_for_the_second_officer_and_for_the_window(s
         assert mesh.ledger._store.notes == ["policy epoch 2 replaces epoch 1, looser: ticket 7: recall"]
 
 
+async def test_a_looser_policy_that_waits_can_be_halted(settings, repository):
+    clock = Clock()
+    settings["budget"] = [{**BUDGET, "window": "1h"}]
+    async with dpmesh.open(settings, clock=clock) as mesh:
+        repository.add(costing(2, 0.75), reason="ticket 7: recall")
+        repository.publish(targets_keys=repository.keys["targets"])
+        await until(lambda: "begins at" in mesh.policy_status.refused)
+        repository.ring(2, 0)
+        repository.publish(targets_keys=repository.keys["targets"])
+        await until(lambda: "for this device no more" in mesh.policy_status.refused)
+        clock.now += 3600
+        await asyncio.sleep(0.3)
+        assert await cost(mesh) == 0.5
+    async with dpmesh.open(settings, clock=clock) as mesh:
+        await asyncio.sleep(0.3)
+        assert (await cost(mesh), mesh.policy_status.epoch) == (0.5, 1)
+        repository.ring(2, 1)
+        repository.publish(targets_keys=repository.keys["targets"])
+        await until(lambda: mesh.policy_status.epoch == 2)
+
+
 async def test_a_repository_that_is_frozen_loosens_nothing(settings, repository, tmp_path):
     clock = Clock()
     settings["budget"] = [{**BUDGET, "window": "1h"}]

@@ -66,9 +66,15 @@ class Device:
             since_boot=lambda: time.monotonic() + self.slept,
         )
 
-    async def epoch(self) -> int | None:
-        """The epoch that is offered; None if nothing new is."""
+    async def epoch(self, *, takes: bool = False) -> int | None:
+        """The epoch that is offered; None if nothing new is.
+
+        Args:
+            takes: The device takes what it is offered.
+        """
         offer = await self.source.fetch()
+        if offer is not None and takes:
+            self.source.keep(offer)
         return offer and offer.document.epoch
 
     async def refusal(self, error=(ConfigError, PolicyUnavailableError)) -> str:

@@ -29,11 +29,11 @@ _SHOWN = 24
 
 def estimate(
     files: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="FILE",
             help="Recorded messages: length-delimited protobuf; JSON lines (.jsonl, .ndjson, .json); or columns with "
-            "the fields' names (.parquet, .arrow, .feather).",
+            "the fields' names (.parquet, .arrow, .feather). With several policies, DIGEST=FILE names that of a file.",
             show_default=False,
         ),
     ],
@@ -46,7 +46,25 @@ def estimate(
     includes: inputs.Includes = None,
     descriptor_sets: inputs.DescriptorSets = None,
     reflect: inputs.Reflect = "",
-    policy_file: inputs.PolicyFile = None,
+    policies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            metavar="FILE",
+            help="The senders' policy file, if not that of dpmesh.toml. If they had several, DIGEST=FILE for each; "
+            "'DIGEST=' for the annotations alone.",
+            show_default=False,
+        ),
+    ] = None,
+    digest: Annotated[
+        str,
+        typer.Option(
+            "--digest",
+            metavar="NAME",
+            help="The column, or the key of JSON lines, that holds the digest of each record's policy.",
+            show_default=False,
+        ),
+    ] = "",
     config_file: inputs.ConfigFile = None,
     message_type: Annotated[
         str,
@@ -107,9 +125,18 @@ def estimate(
     if not 0 < confidence < 1 or not all(0 < q < 1 for q in wanted):
         raise InputError("--confidence and --quantile must be between 0 and 1")
     settings = configuration.load(inputs.config_file(config_file))
-    policy_path = inputs.policy_file(policy_file, settings)
     sources = inputs.load(protos, includes, descriptor_sets, reflect)
-    reader = _reader(sources, inputs.policy(policy_path, sources), message_type)
+    several = dict(map(_named, policies or ()))
+    if "" in several and (len(policies or ()) > 1 or digest):
+        raise InputError("--policy: with several policies or --digest, give each as DIGEST=FILE")
+    if several and "" not in several:
+        reader = _pooled_reader(sources, several, message_type)
+    else:
+        path = inputs.policy_file(Path(several[""]) if several else None, settings)
+        reader = _reader(sources, inputs.policy(path, sources), message_type)
+        several = {}
+        if digest:
+            raise InputError("--digest needs the policies: --policy DIGEST=FILE for each")
     try:
         summary = Summary(
             reader,
@@ -120,8 +147,11 @@ def estimate(
         )
     except EstimateError as error:
         raise InputError(str(error)) from None
-    for path in files:
-        _add(summary, path, reader)
+    for name in files:
+        of_file, file = _named(name) if several else ("", name)
+        if several and not of_file and not digest:
+            raise InputError(f"{file}: name its policy: DIGEST=FILE, or --digest where records have it")
+        _add(summary, Path(file), reader, of_file, digest)
     answers = list(summary.answers(quantiles=wanted, confidence=confidence))
     if as_json:
         name = reader.plan.descriptor.full_name
@@ -132,6 +162,28 @@ def estimate(
         _write(answers, confidence)
     for field, why in summary.skipped.items():
         note(f"{field}: no estimate: {why}")
+
+
+def _named(text: str) -> tuple[str, str]:
+    """The digest and the file of DIGEST=FILE; without a digest, "" and the text."""
+    from dpmesh.policy.required_policy import is_digest
+
+    digest, mark, file = text.partition("=")
+    return (digest, file) if mark and is_digest(digest) else ("", text)
+
+
+def _pooled_reader(sources: Sources, policies: dict[str, str], name: str) -> Reader:
+    """The reader of several policies, by digest."""
+    from dpmesh.estimate import EstimateError, Reader
+
+    found = {
+        digest: inputs.policy(Path(file) if file else None, sources) for digest, file in policies.items()
+    }
+    message = _reader(sources, next(iter(found.values())), name).plan.descriptor
+    try:
+        return Reader(message, policies=found)
+    except EstimateError as error:
+        raise InputError(f"--policy: {error}") from None
 
 
 def _reader(sources: Sources, policy: Policy, name: str) -> Reader:
@@ -152,11 +204,11 @@ def _reader(sources: Sources, policy: Policy, name: str) -> Reader:
     return Reader(protected[0].descriptor, policy)
 
 
-def _add(summary: Summary, path: Path, reader: Reader) -> None:
+def _add(summary: Summary, path: Path, reader: Reader, of_file: str, digest: str) -> None:
     from dpmesh.errors import DpmeshError
 
     try:
-        _read(summary, path, reader)
+        _read(summary, path, reader, of_file, digest)
     except (InputError, OSError):
         raise
     except DpmeshError as error:
@@ -169,16 +221,40 @@ def _add(summary: Summary, path: Path, reader: Reader) -> None:
     raise InputError(f"{path}: can't be read ({failed})")
 
 
-def _read(summary: Summary, path: Path, reader: Reader) -> None:
+def _read(summary: Summary, path: Path, reader: Reader, of_file: str, digest: str) -> None:
+    """Adds the records of a file.
+
+    Args:
+        summary: Where.
+        path: The file.
+        reader: Of their type.
+        of_file: The digest of the policy of all records; "" if they have several, or the reader has one policy.
+        digest: The name of the column or key with the digest of each record.
+    """
     from dpmesh.cli import records
 
+    named = "" if of_file else digest
     if path.suffix in records.COLUMNS:
-        for columns in records.columns(path, summary.fields):
+        wanted = (*summary.fields, named) if named else summary.fields
+        for columns in records.columns(path, wanted):
+            digests = columns.pop(named).to_pylist() if named in columns else None
+            if named and digests is None:
+                raise InputError(f"{path}: has no column {named}")
             for name, column in columns.items():
-                summary.add_column(name, column)
+                summary.add_column(name, _by_digest(column, digests, of_file))
         return
-    for batch in records.messages(path, reader.plan.descriptor):
-        summary.add(batch)
+    for batch in records.messages(path, reader.plan.descriptor, named):
+        summary.add([(of_file, message) for message in batch] if of_file else batch)
+
+
+def _by_digest(column: Any, digests: list[Any] | None, of_file: str) -> Any:
+    """A column of Arrow as a reader takes it: by digest, if its policy has several."""
+    if digests is None:
+        return {of_file: column} if of_file else column
+    rows: dict[Any, list[int]] = {}
+    for row, digest in enumerate(digests):
+        rows.setdefault(digest, []).append(row)
+    return {digest: column.take(indexes) for digest, indexes in rows.items()}
 
 
 def _document(summary: FieldSummary) -> dict[str, Any]:

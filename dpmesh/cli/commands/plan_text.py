@@ -109,6 +109,8 @@ def _message(
         console.print(Text.assemble("    ", ("refused", "red"), f": {report.refused}"), soft_wrap=True)
     if report.size is not None and before is None:
         console.print(f"    size on the wire: {_size(report)}", soft_wrap=True)
+    if report.digest and before is None:
+        console.print(f"    digest of the rules: {report.digest}", soft_wrap=True)
     budgets = {budget.name: budget for budget in plan.budgets}
     for payment in report.payments:
         console.print("    " + _payment(payment, budgets[payment.budget], rate), soft_wrap=True)

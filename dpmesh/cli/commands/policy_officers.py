@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from dpmesh import extras
-from dpmesh.cli.console import InputError, say
+from dpmesh.cli.console import InputError, note, say
 from dpmesh.cli.options import inputs
 
 if TYPE_CHECKING:
@@ -24,6 +25,12 @@ _T = TypeVar("_T")
 Repo = Annotated[
     Path, typer.Option("--repo", metavar="DIR", help="The repository's folder.", show_default=False)
 ]
+_SOON = 30 * 86400
+_RENEWALS = {
+    "root": "dpmesh policy rotate renews it",
+    "targets": "dpmesh policy sign without a file renews it",
+    "rings": "dpmesh policy publish --rings-key renews it",
+}
 KEY = "A private key: the file of `dpmesh policy key`, or the URI of a signer such as awskms:ARN."
 OnlineKey = Annotated[
     str, typer.Option("--key", metavar="KEY", help=f"The online key. {KEY}", show_default=False)
@@ -123,7 +130,8 @@ def sign(
         Path | None,
         typer.Argument(
             metavar="POLICY",
-            help="The new policy. Without it, the policy that waits gets another signature.",
+            help="The new policy. Without it, the policy that waits gets another signature; if none waits, the "
+            "published one is renewed.",
             show_default=False,
         ),
     ] = None,
@@ -140,6 +148,15 @@ def sign(
             show_default=False,
         ),
     ] = "",
+    rings: Annotated[
+        Path | None,
+        typer.Option(
+            "--rings",
+            metavar="FILE.pub",
+            help="Another public key for rings, from now on.",
+            show_default=False,
+        ),
+    ] = None,
     protos: Annotated[
         list[Path] | None,
         typer.Option(
@@ -153,7 +170,7 @@ def sign(
     """Sign a policy that shall be published, after a look at what it changes."""
     from dpmesh import config as configuration
 
-    repository = _repository(repo)
+    repository, looser = _repository(repo), False
     waiting = repository.staged()
     if protos or descriptor_sets:
         content = None if waiting is None else (waiting.path, waiting.content)
@@ -162,11 +179,25 @@ def sign(
         if content is not None:
             sources = inputs.load(protos, includes, descriptor_sets, "")
             settings = configuration.load(inputs.config_file(config_file))
-            _show_difference(repository, content, settings, sources, reason or _reason(waiting))
+            looser = _show_difference(repository, content, settings, sources, reason or _reason(waiting))
+            if looser and policy is None and not _custom(waiting).get("looser"):
+                raise InputError(
+                    "the policy is looser, and the first officer did not see it: remove staged/, and sign its file anew"
+                )
     elif policy is not None:
-        say("no --proto: nobody looked whether the policy fits the protos, and what it makes looser")
+        say(
+            "no --proto: nobody looked whether the policy fits the protos, and what it makes looser; "
+            "devices refuse a looser one that one officer signed"
+        )
     at = _time(not_before) if not_before else 0
-    staged = repository.stage(policy, officer, not_before=at, reason=reason)
+    staged = repository.stage(
+        policy,
+        officer,
+        not_before=at,
+        reason=reason,
+        looser=looser,
+        rings=None if rings is None else _module("tuf_keys").read_public(rings),
+    )
     say(
         f"{staged.path}, epoch {_custom(staged)['epoch']}: signed by {staged.signers} of {staged.threshold} officers"
     )
@@ -190,12 +221,34 @@ def publish(
         ),
     ] = None,
     rings_key: RingsKey = "",
+    renew: Annotated[
+        bool,
+        typer.Option(
+            "--renew", help="Leave a policy that waits, and renew what is published; for a cron job."
+        ),
+    ] = False,
+    old_key: Annotated[
+        str,
+        typer.Option(
+            "--old-key",
+            metavar="KEY",
+            help="The online key of the root before, while a next root with another one waits.",
+            show_default=False,
+        ),
+    ] = "",
 ) -> None:
     """Publish the policy that was signed; or say once more that there is nothing newer, for another seven days."""
     repository = _repository(repo)
-    epoch = repository.publish(online, share=share, rings=rings_key)
+    if renew and share is not None:
+        raise InputError("--renew changes no --share")
+    epoch = repository.publish(online, share=share, rings=rings_key, renew=renew, before=old_key)
     part = "" if share is None else f", for {share:.0%} of the fleet"
     say(f"epoch {epoch} is published{part}; devices believe it for 7 days: publish again before")
+    for role, end in repository.ends().items():
+        if end < time.time() + _SOON:
+            note(
+                f"{role}.json ends at {datetime.fromtimestamp(end, UTC):%Y-%m-%d %H:%M} UTC: {_RENEWALS[role]}"
+            )
 
 
 def halt(repo: Repo, online: OnlineKey, rings_key: RingsKey) -> None:
@@ -249,7 +302,15 @@ def rotate(
             f"the next root waits for {missing} more signatures: dpmesh policy rotate --repo {repo} --key ROOT"
         )
     else:
-        say("the next root is published; devices take it at their next look")
+        waits = (repo / "staged" / "root.json").exists()
+        say(
+            "the next root has its signatures. Other keys have to sign what is published, so it waits."
+            if waits
+            else "the next root is published; devices take it at their next look"
+        )
+        if waits:
+            say(f"Next: an officer of the next root runs dpmesh policy sign --repo {repo} --key OFFICER")
+            say(f"      dpmesh policy publish --repo {repo} --key ONLINE --old-key ONLINE-BEFORE")
 
 
 COMMANDS: Sequence[tuple[Callable[..., None], str]] = (
@@ -319,8 +380,12 @@ def _number(text: str) -> int:
 
 def _show_difference(
     repository: PolicyRepository, new: tuple[str, bytes], settings: Any, sources: Any, reason: str
-) -> None:
-    """Prints what a policy changes, and asks for what a looser one needs."""
+) -> bool:
+    """Prints what a policy changes in those that devices may have, and asks for what a looser one needs.
+
+    Returns:
+        Whether it is looser.
+    """
     from dpmesh import config as configuration
     from dpmesh.cli.commands import policy_differences
     from dpmesh.policy import Policy, overlay_file
@@ -329,17 +394,21 @@ def _show_difference(
 
     def terms(found: tuple[str, bytes]) -> Terms:
         policy = Policy(overlay_file.parse_bytes(found[1], found[0]))
-        unresolved = policy.unresolved_overlays(sources.pool)
-        if unresolved:
-            raise InputError(f"{found[0]}: no proto has {', '.join(unresolved)}; dpmesh check says where")
         own = configuration.with_policy(settings, policy.document)
         return Terms(policy, tuple(configuration.budgets(own)), own.mode)
 
-    before = repository.published()
-    after = terms(new)
-    if before is None:
-        return
-    found = compare(terms(before), after, sources.elements())
-    policy_differences.write(found)
-    if found.order is Order.LOOSER and not reason:
+    after, elements = terms(new), sources.elements()
+    unresolved = after.policy.unresolved_overlays(sources.pool)
+    if unresolved:
+        raise InputError(f"{new[0]}: no proto has {', '.join(unresolved)}; dpmesh check says where")
+    for message in elements.messages:
+        after.policy.plan(message)
+    looser = False
+    for before in map(terms, repository.in_force()):
+        say(f"compared with epoch {before.policy.document.epoch}:")
+        found = compare(before, after, elements)
+        policy_differences.write(found)
+        looser = looser or found.order is Order.LOOSER
+    if looser and not reason:
         raise InputError("the policy is looser: say why with --reason, which every ledger records")
+    return looser

@@ -12,8 +12,9 @@ import pytest
 
 import dpmesh
 from dpmesh.accounting import AMOUNT
-from dpmesh.errors import ConfigError, DpmeshError, PolicyUnavailableError, ProtectionError
+from dpmesh.errors import AnnotationError, ConfigError, DpmeshError, PolicyUnavailableError, ProtectionError
 from dpmesh.rollout.file_source import FileSource
+from dpmesh.rollout.last_good import LastGood
 from tests.support.mutual_tls import until
 from tests.support.protos import compiled
 
@@ -370,3 +371,19 @@ async def test_a_mesh_does_not_start_if_its_policy_can_not_be_kept(tmp_path, fil
     cache.write_text("")
     with pytest.raises(DpmeshError, match=r"policy\.cache: .* can't be"):
         await mesh.__aenter__()
+
+
+async def test_a_device_never_goes_back_behind_a_policy_that_it_had_in_force(tmp_path, file):
+    image = tmp_path / "image.yaml"
+    image.write_text(policy(0.125, "epoch: 3\n"))
+    replace(file, policy(0.5, "epoch: 7\n"))
+    async with dpmesh.open(settings(file, file=str(image))) as mesh:
+        assert await cost(mesh) == 0.5
+    (kept,) = (file.parent / f"{file.name}.cache").glob("*.policy")
+    LastGood(kept).store(7, policy(-1, "epoch: 7\n").encode())  # As if the software no longer took it.
+    file.unlink()
+    with pytest.raises(AnnotationError, match="epsilon"):
+        await dpmesh.open(settings(file, file=str(image))).__aenter__()
+    replace(file, policy(0.25, "epoch: 8\n"))
+    async with dpmesh.open(settings(file, file=str(image))) as mesh:
+        assert await cost(mesh) == 0.25

@@ -115,7 +115,10 @@ async def test_a_policy_expires_although_a_swap_never_ends(rig):
     rig.source.state, rig.source.answer, rig.trouble = State.FRESH, lambda: offer(1), hang
     async with rig:
         await until(lambda: rig.follower._unfit)
-        rig.elapsed += 11
+        rig.elapsed += 100  # Swaps may take a while, also if that is longer than max_offline.
+        rig.follower.check()
+        assert rig.follower.state is State.FRESH
+        rig.elapsed += 100
         rig.follower.check()
         assert rig.follower.state is State.EXPIRED
 
@@ -129,6 +132,14 @@ def test_a_start_after_a_long_time_is_expired_until_the_source_answers(monkeypat
     for state, expected in ((State.STALE, State.EXPIRED), (State.FRESH, State.FRESH)):
         freshness = Freshness(path, 10.0, lambda: clock[0], lambda: 0.0)
         assert PolicyFollower(Scripted(state), 1.0, freshness).state is expected
+
+
+async def test_a_fresh_source_does_not_expire_between_two_looks(rig):
+    rig.source.state = State.FRESH
+    rig.follower = PolicyFollower(rig.source, 3600.0, rig.follower.freshness)
+    rig.elapsed += 3600
+    rig.follower.check()
+    assert rig.follower.state is State.FRESH
 
 
 async def test_trouble_that_may_pass_is_told_once_and_tried_again(rig):

@@ -41,7 +41,6 @@ def test_what_is_not_looser_asks_nothing_of_officers_and_windows(order, state):
     assert at(comparison, offer(not_before=NOW + 7.5), state=state) == NOW + 7.5
 
 
-@pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize(
     ("windows", "now", "not_before", "begins"),
     [
@@ -62,8 +61,13 @@ def test_what_is_not_looser_asks_nothing_of_officers_and_windows(order, state):
         ((), NOW, NOW + 9, NOW + 9),
     ],
 )
-def test_a_looser_policy_begins_with_a_window(signed, windows, now, not_before, begins):
-    assert at(given=offer(not_before=not_before), signed=signed, now=now, windows=windows) == begins
+def test_a_looser_policy_begins_with_a_window(windows, now, not_before, begins):
+    assert at(given=offer(not_before=not_before), now=now, windows=windows) == begins
+
+
+def test_a_plain_file_waits_for_nothing():
+    assert at(given=offer(signers=0, reason=""), signed=False) == 0
+    assert at(given=offer(signers=0, reason="", not_before=NOW + 5), signed=False) == NOW + 5
 
 
 @pytest.mark.parametrize(
@@ -83,9 +87,7 @@ def test_what_a_looser_policy_lacks_for_ever(terms, text):
         at(given=offer(**terms))
     assert "acme.Report.a" in str(refused.value)
     assert "gone" not in str(refused.value)
-    assert at(given=offer(**terms), signed=False) == NEXT_DAY, (
-        "a plain file has neither signatures nor reasons"
-    )
+    assert at(given=offer(**terms), signed=False) == 0, "a plain file has neither signatures nor reasons"
 
 
 @pytest.mark.parametrize("state", [State.STALE, State.EXPIRED])

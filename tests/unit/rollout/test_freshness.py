@@ -120,14 +120,6 @@ def test_a_damaged_file_counts_as_the_limit(tmp_path, content, caplog):
     assert clocks.made(path).of(State.STALE) is State.STALE
 
 
-def test_a_source_that_hangs_after_a_fresh_answer_expires():
-    clocks = Clocks()
-    freshness = clocks.made()
-    freshness.answered()
-    clocks.wait(DAY + 1)
-    assert freshness.of(State.FRESH) is State.EXPIRED
-
-
 def test_a_clock_that_is_set_back_at_each_restart_stops_nothing(tmp_path):
     clocks, path = Clocks(), tmp_path / "answered"
     clocks.answered(path)

@@ -25,7 +25,7 @@ async def attacked(repository, device):
     """A device that has taken epoch 2 of a repository."""
     repository.add(policy(2))
     repository.publish()
-    assert await device.epoch() == 2
+    assert await device.epoch(takes=True) == 2
     return device
 
 

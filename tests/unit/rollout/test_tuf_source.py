@@ -84,7 +84,7 @@ async def test_an_offer_can_be_restored_without_a_network_however_old(repository
     repository.folder.rename(repository.folder.with_name("gone"))
     device.skew = 10 * 365 * 86400
     device.restart()
-    assert device.source.first() == [offer]
+    assert device.source.first() == [replace(offer, taken=True)]
     for damaged in (offer.kept[:-9], b"{}", b"", offer.kept.replace(b"policy.json", b"former.json")):
         device.source.keep(replace(offer, kept=damaged))
         with pytest.raises(PolicyUnavailableError, match="can't be believed"):
@@ -148,6 +148,17 @@ def opened(url, root, folder):
     return open_source(load({"policy": policy}, {}), floor=0, clock=time.time)[0]
 
 
+async def test_a_policy_is_offered_again_after_an_answer_that_could_not_be_taken(repository, device):
+    """Whoever held it has dropped it then."""
+    assert await device.epoch() == 1
+    stamp = repository.read("timestamp.json")
+    repository.write("timestamp.json", b"{")
+    await device.refusal(ConfigError)
+    repository.write("timestamp.json", stamp)
+    assert await device.epoch() == 1
+    assert await device.epoch() is None
+
+
 async def test_an_offer_of_the_cache_is_stale_even_if_the_repository_answers(repository, device):
     """The newer policy can't be taken, so nobody may say that the older one is the newest."""
     await device.epoch()
@@ -185,20 +196,42 @@ class TestRings:
         repository.publish()
         assert await device.epoch() == 2
 
-    async def test_a_device_that_was_offered_an_epoch_keeps_it_when_the_ring_shrinks(
-        self, repository, device
-    ):
+    async def test_a_device_that_has_taken_an_epoch_keeps_it_when_the_ring_shrinks(self, repository, device):
         await device.epoch()
         repository.add(policy(1), path="former.json")
         repository.add(policy(2))
         repository.ring(2, 1)
         repository.publish()
-        assert await device.epoch() == 2
+        assert await device.epoch(takes=True) == 2
         repository.ring(2, 0)
         repository.publish()
         assert await device.epoch() is None
         device.restart()
         assert await device.epoch() == 2
+
+    async def test_a_device_that_has_not_taken_an_epoch_loses_it_when_the_ring_shrinks(
+        self, repository, device
+    ):
+        await device.epoch(takes=True)
+        repository.add(policy(1), path="former.json")
+        repository.add(policy(2))
+        repository.ring(2, 1)
+        repository.publish()
+        for _ in range(2):
+            assert await device.epoch() == 2
+            repository.ring(2, 0)
+            repository.publish()
+            assert "for this device no more" in await device.refusal(ConfigError)
+            assert device.source.state is State.FRESH
+            repository.ring(2, 1)
+            repository.publish()
+        assert await device.epoch() == 2
+        repository.ring(2, 0)
+        repository.publish()
+        await device.refusal(ConfigError)
+        for _ in range(2):
+            device.restart()
+            assert await device.epoch() is None
 
     async def test_devices_outside_take_the_former_policy(self, repository, device):
         repository.add(policy(1), path="former.json")
@@ -208,7 +241,7 @@ class TestRings:
         offer = await device.source.fetch()
         assert offer.content == policy(1)
         device.source.keep(offer)
-        assert device.source.first() == [offer]
+        assert device.source.first() == [replace(offer, taken=True)]
         repository.ring(2, 1)
         repository.publish()
         assert await device.epoch() == 2

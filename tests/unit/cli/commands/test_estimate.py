@@ -16,6 +16,7 @@ from google.protobuf.proto import serialize_length_prefixed
 from dpmesh.cli import records
 from dpmesh.cli.console import InputError
 from dpmesh.estimate import Reader
+from dpmesh.policy import Policy
 from tests.support.protos import compiled
 
 BODY = """
@@ -287,3 +288,65 @@ def test_files_are_read_some_records_at_a_time(types, received):
     Path("many.binpb").write_bytes(delimited(received) * 20)
     sizes = [len(batch) for batch in records.messages(Path("many.binpb"), types.Report.DESCRIPTOR)]
     assert sizes == [1000] * 4
+
+
+@pytest.fixture
+def two_policies(workplace, types, received):
+    """A policy file beside the annotations: reports of each, and the digests."""
+    name = f"{types.package}.Report"
+    text = f"fields:\n  {name}.speed: {{numeric: {{lower: 0, upper: 60, epsilon: 1}}}}\n"
+    Path("new.yaml").write_text(text)
+    rules = Policy("new.yaml")
+    plan = rules.plan(types.Report.DESCRIPTOR)
+    report = types.Report(unit="u", speed=40)
+    later = [plan.protect(report, lambda *_: bytes(16)) for _ in range(100)]
+    digests = Policy().plan(types.Report.DESCRIPTOR).version, plan.version
+    return digests, later, dict(zip(digests, (None, rules), strict=True))
+
+
+def test_reports_of_several_policies(dpmesh, types, received, binary, proto, two_policies):
+    (old, new), later, policies = two_policies
+    Path("later.binpb").write_bytes(delimited(later))
+    every = [*((old, each) for each in received), *((new, each) for each in later)]
+    with Path("every.jsonl").open("w") as file:
+        for digest, each in every:
+            file.write(json.dumps({"policy": digest, **json_format.MessageToDict(each)}) + "\n")
+    columns = {"speed": [each.speed for _, each in every], "policy": [digest for digest, _ in every]}
+    pa.parquet.write_table(pa.table(columns), "every.parquet")
+    mean = Reader(types.Report, policies=policies).mean("speed", every)
+    asked = ["--proto", proto, "--type", f"{types.package}.Report", "--field", "speed", "--json"]
+    asked += ["--policy", f"{old}=", "--policy", f"{new}=new.yaml"]
+    for files in (
+        [f"{old}={binary}", f"{new}=later.binpb"],
+        ["every.jsonl", "--digest", "policy"],
+        ["every.parquet", "--digest", "policy"],
+    ):
+        first = figures(dpmesh("estimate", *files, *asked))["speed"]["figures"][0]
+        assert (first["value"], first["low"], first["high"]) == pytest.approx(
+            (mean.value, mean.low, mean.high)
+        )
+
+
+def test_digests_and_policies_that_do_not_fit_are_refused(
+    dpmesh, types, received, binary, proto, two_policies
+):
+    (old, new), _, _ = two_policies
+    asked = ["--proto", proto, "--type", f"{types.package}.Report", "--field", "speed"]
+    both = ["--policy", f"{old}=", "--policy", f"{new}=new.yaml"]
+    Path("bad.jsonl").write_text('{"speed": 41.77777777}\n')
+    Path("unknown.jsonl").write_text('{"policy": "0000000000000000", "speed": 41.77777777}\n')
+    pa.parquet.write_table(pa.table({"speed": [1.0]}), "bad.parquet")
+    for arguments, code, words in (
+        ([binary, *both], 2, "name its policy: DIGEST=FILE"),
+        ([binary, *both, "--digest", "policy"], 2, "has no digests"),
+        (["bad.jsonl", *both, "--digest", "policy"], 2, "record 1 has no key policy"),
+        (["bad.parquet", *both, "--digest", "policy"], 2, "has no column policy"),
+        (["unknown.jsonl", *both, "--digest", "policy"], 1, "none of the reader's policies"),
+        ([f"{'0' * 16}={binary}", *both], 1, "none of the reader's policies"),
+        ([binary, "--digest", "policy"], 2, "needs the policies"),
+        ([binary, "--policy", "new.yaml", "--policy", f"{old}="], 2, "give each as DIGEST=FILE"),
+        ([binary, "--policy", f"{old}=new.yaml"], 2, f"which is {new}"),
+    ):
+        ran = dpmesh("estimate", *arguments, *asked)
+        assert (ran.code, words in ran.err.replace("\n", " ")) == (code, True), (arguments, ran.err)
+        assert "41.7" not in ran.err

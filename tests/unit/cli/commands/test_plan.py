@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,7 @@ def test_every_rpc_with_its_request_and_response(dpmesh, fleet: Path) -> None:
     assert lines[4].startswith("delay numeric optimized_piecewise 1 0.4621 sd 60.")
     assert lines[5] == "late categorical k_randomized_response 1 0.4621 true 73.1% one of 2 annotation"
     assert lines[6] == "size on the wire: 34 to 45 bytes"
+    assert re.fullmatch("digest of the rules: [0-9a-f]{16}", lines.pop(7))
     assert (
         lines[7]
         == "daily pays, account of tail: 50 % a message, 2 messages per window of 1 d; at 2/h it is spent after 1 h"

@@ -1,0 +1,105 @@
+"""Which part of a fleet takes the newest policy of a repository: what officers write into ring.json."""
+
+from __future__ import annotations
+
+import json
+
+from securesystemslib.signer import Key
+from tuf.api.metadata import (
+    DelegatedRole,
+    Delegations,
+    TargetFile,
+    Targets,
+)
+
+from dpmesh.errors import ConfigError
+from dpmesh.rollout import tuf_keys
+from dpmesh.rollout.tuf_folder import (
+    State,
+    epoch_of,
+    expiry,
+    is_signed,
+    sign,
+    version,
+)
+from dpmesh.rollout.tuf_roots import KeyRoots
+from dpmesh.rollout.tuf_trust import RING_FILE, RINGS
+
+LEAST_SHARE = 0.05
+"""The smallest ring: a digest that fewer devices show makes them known."""
+
+
+class RingFiles(KeyRoots):
+    """A folder of signed policies, and its ring.json."""
+
+    def _partial(self, state: State) -> int:
+        """The epoch of the published policy if only a part of the fleet may take it; otherwise 0."""
+        ring = self._share(state)
+        epoch = 0 if state.targets is None else epoch_of(state.targets)
+        return epoch if ring is not None and ring[0] == epoch and ring[1] < 1 else 0
+
+    def _ring(
+        self, state: State, targets: Targets, epoch: int, share: float | None, rings: str
+    ) -> Targets | None:
+        """What the role "rings" says from now on."""
+        before = self._share(state)
+        if share is None:
+            if state.rings is None and targets.delegations is not None and before is None and not rings:
+                raise ConfigError(
+                    "--rings-key: the first policy needs it; without --share the whole fleet takes it"
+                )
+            if not rings:
+                self._check_rings(state, targets)
+                return state.rings
+            if before is not None and before[0] == epoch:
+                return self._written_ring(state, targets, epoch, before[1], rings)
+            share = 1.0
+        if not LEAST_SHARE <= share <= 1:
+            raise ConfigError(
+                f"--share {share:g}: allowed: {LEAST_SHARE:g} to 1; a smaller part would be known by it"
+            )
+        if before is not None and before[0] == epoch and share < before[1]:
+            raise ConfigError(
+                f"--share {share:g}: {before[1]:g} of the fleet may have taken epoch {epoch} already; "
+                "`dpmesh policy halt` stops it"
+            )
+        return self._written_ring(state, targets, epoch, share, rings)
+
+    def _check_rings(self, state: State, targets: Targets) -> None:
+        """Checks that the published ring has the signature that the targets ask for."""
+        if state.rings is not None:
+            metadata = self._load(self._metadata(f"{state.rings.version}.{RINGS}.json"), Targets)
+            if targets.delegations is None or not is_signed(metadata, targets, RINGS):
+                raise ConfigError(
+                    "--rings-key: the new key for rings has to sign how much of the fleet takes it"
+                )
+
+    def _share(self, state: State) -> tuple[int, float] | None:
+        """Epoch and share of the ring that devices read."""
+        target = None if state.rings is None else state.rings.targets.get(RING_FILE)
+        if target is None:
+            return None
+        known = json.loads(self._read(self._target(target)))
+        return int(known["epoch"]), float(known["share"])
+
+    def _written_ring(self, state: State, targets: Targets, epoch: int, share: float, signer: str) -> Targets:
+        if targets.delegations is None:
+            raise ConfigError(
+                "--share: the repository has no key for rings (`dpmesh policy init --rings-key`)"
+            )
+        if not signer:
+            raise ConfigError("--rings-key: the share needs it")
+        content = json.dumps({"epoch": epoch, "share": share}).encode()
+        rings = Targets(version=version(state.rings) + 1, expires=expiry(RINGS))
+        rings.targets[RING_FILE] = TargetFile.from_data(RING_FILE, content)
+        keys = list(targets.delegations.keys.values())
+        self._write_target(rings, RING_FILE, content)
+        self._create(f"{rings.version}.{RINGS}.json", sign(rings, [tuf_keys.signer(signer, keys)]))
+        return rings
+
+
+def delegations(key: Key) -> Delegations:
+    """Lets a key choose which part of the fleet takes a policy, and nothing else."""
+    return Delegations(
+        {key.keyid: key}, {RINGS: DelegatedRole(RINGS, [key.keyid], 1, True, paths=[RING_FILE])}
+    )

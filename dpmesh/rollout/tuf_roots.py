@@ -1,0 +1,188 @@
+"""Which keys a repository of signed policies has: its first root, and the roots that follow it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+
+from securesystemslib.signer import Key, Signer
+from tuf.api.metadata import (
+    Metadata,
+    Root,
+    Snapshot,
+    Targets,
+    Timestamp,
+)
+
+from dpmesh import files
+from dpmesh.errors import ConfigError
+from dpmesh.rollout import tuf_keys
+from dpmesh.rollout.tuf_folder import (
+    PolicyFolder,
+    expiry,
+    keys_of,
+    sign,
+)
+from dpmesh.rollout.tuf_trust import FLEET, UntrustedError, public_key
+
+
+class KeyRoots(PolicyFolder):
+    """A folder of signed policies, and who may change its keys."""
+
+    def create(
+        self,
+        fleet: str,
+        *,
+        roots: Sequence[Key],
+        root_signers: Sequence[Signer],
+        root_threshold: int,
+        officers: Sequence[Key],
+        officer_threshold: int,
+        online: Key,
+        rings: Key | None,
+    ) -> bytes:
+        """Makes the folder and its first root.
+
+        Args:
+            fleet: The fleet's name. Devices of other fleets refuse the policies.
+            roots: The public keys that may sign roots.
+            root_signers: Those of them that sign now.
+            root_threshold: How many have to sign a root.
+            officers: The public keys that may sign policies.
+            officer_threshold: How many have to sign a policy. Devices ask for two where it is looser.
+            online: The key that says every few days that nothing newer is there.
+            rings: The key that chooses how much of the fleet takes a new policy; None: always all of it.
+
+        Returns:
+            root.json, which every image needs.
+
+        Raises:
+            ConfigError: There is a repository already, or too few or equal keys.
+        """
+        if not fleet.strip():
+            raise ConfigError("--fleet: a fleet needs a name")
+        for name, keys, threshold in (
+            ("root", roots, root_threshold),
+            ("officer", officers, officer_threshold),
+        ):
+            _check_distinct(name, keys)
+            if not 1 <= threshold <= len(keys):
+                raise ConfigError(f"--{name}-threshold {threshold}: there are {len(keys)} {name} keys")
+        root = Root(expires=expiry(Root.type), unrecognized_fields={FLEET: fleet})
+        for role, keys, threshold in (
+            (Root.type, roots, root_threshold),
+            (Targets.type, officers, officer_threshold),
+            (Snapshot.type, [online], 1),
+            (Timestamp.type, [online], 1),
+        ):
+            for key in keys:
+                root.add_key(key, role)
+            root.roles[role].threshold = threshold
+        signed = sign(root, root_signers)
+        missing = root_threshold - len(root_signers)
+        if missing > 0:
+            raise ConfigError(f"--root-key: {missing} more private keys have to sign the first root")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for name in ("metadata", "targets", "staged"):
+                (self._folder / name).mkdir(exist_ok=True)
+            with self._locked():
+                if any((self._folder / "metadata").iterdir()):
+                    raise ConfigError(f"{self._folder}: is a repository already")
+                if rings is not None:
+                    data = json.dumps({"keyid": rings.keyid, **rings.to_dict()}).encode()
+                    files.write(self._folder / "rings.json", data, mode=0o644)
+                files.create(self._metadata("1.root.json"), signed, mode=0o644)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        return signed
+
+    def rotate(
+        self,
+        signers: Sequence[str],
+        *,
+        add: Sequence[tuple[str, Key]] = (),
+        drop: Sequence[tuple[str, Key]] = (),
+        thresholds: Sequence[tuple[str, int]] = (),
+    ) -> int:
+        """Makes the next root, or adds signatures to the one that waits for them.
+
+        It is published as soon as enough keys of the root before and of the next one have signed it. If devices would
+        not believe the published files under it, because other keys have to sign those first, `publish` publishes it
+        together with these files.
+
+        Args:
+            signers: Names of private keys of the role "root", of the root before or of the next one.
+            add: Roles and keys to add.
+            drop: Roles and keys to take away.
+            thresholds: Roles and how many of their keys have to sign.
+
+        Returns:
+            How many signatures are still missing; 0: it is published.
+
+        Raises:
+            ConfigError: A role, key or threshold is wrong, or changes were given while another root waits.
+        """
+        with self._changing():
+            before = self.state().root
+            path = self._folder / "staged" / "root.json"
+            metadata = self._waiting_root(before)
+            if metadata is None:
+                metadata = Metadata(_changed(before, add, drop, thresholds))
+            elif add or drop or thresholds:
+                raise ConfigError(
+                    f"{path}: another root waits for signatures; sign it without changes, or remove it"
+                )
+            root = metadata.signed
+            known = {key.keyid: key for each in (before, root) for key in keys_of(each, Root.type)}
+            for name in signers:
+                metadata.sign(tuf_keys.signer(name, list(known.values())), append=True)
+            data = metadata.to_bytes()
+            result = before.get_verification_result(Root.type, metadata.signed_bytes, metadata.signatures)
+            own = root.get_verification_result(Root.type, metadata.signed_bytes, metadata.signatures)
+            missing = max(0, result.missing) + max(0, own.missing)
+            if missing or not self._is_believed(root):
+                files.write(path, data, mode=0o644)
+            else:
+                self._write_root(root, data)
+            return missing
+
+
+def _check_distinct(name: str, keys: Sequence[Key]) -> None:
+    try:
+        distinct = {public_key(key) for key in keys}
+    except UntrustedError as error:
+        raise ConfigError(f"--{name}-key: {error}") from None
+    if len(distinct) < len(keys):
+        raise ConfigError(f"--{name}-key: one key was given twice")
+
+
+def _changed(
+    before: Root,
+    add: Sequence[tuple[str, Key]],
+    drop: Sequence[tuple[str, Key]],
+    thresholds: Sequence[tuple[str, int]],
+) -> Root:
+    """The root after `before`, with other keys and thresholds."""
+    root = copy.deepcopy(before)
+    root.version = before.version + 1
+    root.expires = expiry(Root.type)
+    for role, _ in (*add, *drop, *thresholds):
+        if role not in root.roles:
+            raise ConfigError(f"role {role!r}: allowed: {', '.join(root.roles)}")
+    for role, key in add:
+        root.add_key(key, role)
+    for role, key in drop:
+        if key.keyid not in root.roles[role].keyids:
+            raise ConfigError(f"--drop: the key is none of the role {role}")
+        root.revoke_key(key.keyid, role)
+    for role, threshold in thresholds:
+        root.roles[role].threshold = threshold
+    for role, each in root.roles.items():
+        _check_distinct(role, keys_of(root, role))
+        if not 1 <= each.threshold <= len(each.keyids):
+            raise ConfigError(
+                f"role {role}: its threshold is {each.threshold}, and it has {len(each.keyids)} keys"
+            )
+    return root
