@@ -230,8 +230,10 @@ async def test_memoized_answers_are_paid_in_windows_of_whole_epochs_only(tmp_pat
         await daily.charge([(0, b"x", 1)])  # Another holder begins a day.
         with pytest.raises(LedgerError, match="window of another length"):
             await mesh.release(kept)
+        wasted = await spent(mesh)
         with pytest.raises(LedgerError, match="window of another length"):
             await mesh.release(kept)
+        assert await spent(mesh) == wasted, "it is known, so nothing is charged"
         await daily.close()
         clock.now = 1009 * DAY
         # The rest of the week is no whole epoch either; the next week is.
