@@ -20,7 +20,8 @@ from dpmesh.ledger.commit_queue import CommitQueue
 from dpmesh.ledger.epoch_keys import EpochKeyQueue, EpochKeys
 from dpmesh.ledger.leases import Key, LeaseTable
 from dpmesh.ledger.redemptions import RedemptionQueue
-from dpmesh.ledger.store import Account, AccountId, Store, Window, account_hash
+from dpmesh.ledger.store import Account, AccountId, Store, account_hash
+from dpmesh.ledger.window import Window
 
 _T = TypeVar("_T")
 

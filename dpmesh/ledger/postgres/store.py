@@ -17,18 +17,8 @@ from dpmesh.ledger.budget import Budget, check_adoptable, check_names, check_unc
 from dpmesh.ledger.charge_log import ChainWriter, EntryKind, Head, Posting, encode, link
 from dpmesh.ledger.postgres import queries, schema
 from dpmesh.ledger.postgres.connection import Connection, check_url
-from dpmesh.ledger.store import (
-    Account,
-    AccountId,
-    Batch,
-    EpochKey,
-    Opened,
-    Outcome,
-    Store,
-    Window,
-    decide,
-    first_window,
-)
+from dpmesh.ledger.store import Account, AccountId, Batch, EpochKey, Opened, Outcome, Store, decide
+from dpmesh.ledger.window import Window, first_window
 
 _TRIES = 20
 """How often a batch is decided anew because other holders were faster. Each time, one of them succeeded."""
