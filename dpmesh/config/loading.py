@@ -48,7 +48,7 @@ def load(
         raise ConfigError(f"{name}: {explain(str(error), document)}") from None
     check_names(config, name)
     _check_metadata(config, name)
-    signed = config.policy.source.startswith("tuf+")
+    signed = config.policy.is_signed
     if "://" in config.policy.source and not signed:
         raise ConfigError(
             f"{name}: policy.source: {quoted(config.policy.source)}: allowed: the path of a file, "

@@ -30,6 +30,9 @@ class LedgerConfig(_Section, frozen=True):
     url: str = "sqlite:///.dpmesh/ledger.db"
 
 
+SIGNED = "tuf+"
+"""How `[policy] source` begins if it is a repository of signed policies."""
+
 IN_MEMORY = "memory:"
 """As `[policy] cache`: nothing is kept when the process ends."""
 
@@ -43,7 +46,7 @@ class PolicyConfig(_Section, frozen=True):
         source: What is followed: a policy file, or a repository of signed policies (tuf+https://host/path or
             tuf+file:///folder). Another policy there replaces the one in force.
         poll: How long to wait between two looks at the source.
-        root: The root.json that a signed source is believed by.
+        root: The root of trust of a signed source: its root.json.
         cache: The folder that keeps the policy that was taken last; "memory:": it is not kept.
         push: The push service, "host:port", that tells when to look at the source; "": there is none.
         max_offline: After how long without an answer of the source nothing may leave; "never": no such limit.
@@ -57,6 +60,11 @@ class PolicyConfig(_Section, frozen=True):
     cache: Annotated[str, msgspec.Meta(min_length=1)] = ".dpmesh/policy"
     push: str = ""
     max_offline: str = "30d"
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether the source is a repository of signed policies."""
+        return self.source.startswith(SIGNED)
 
     @property
     def folder(self) -> Path | None:

@@ -113,7 +113,7 @@ class PooledAccumulator:
         """Everything that is known of the values, as JSON can hold it. Only `merge` needs to understand it."""
         return {
             "format": _FORMAT,
-            "policies": {digest: part.to_dict() for digest, part in self._held().items()},
+            "policies": {digest: part.to_dict() for digest, part in self._with_values().items()},
         }
 
     def mean(self, *, held: Held | None = None, confidence: float = 0.95) -> Estimate:
@@ -128,14 +128,14 @@ class PooledAccumulator:
         """The sum of a numeric field, unbiased; see `Reader.sum` for arguments and errors."""
         needed = absence.confidence_of_places(held, confidence)
         if held is None:
-            return self._weighted(lambda part: part.sum(confidence=needed), [1.0] * len(self._held()))
-        # A sum is about all values, whoever sent them.
+            return self._weighted(lambda part: part.sum(confidence=needed), [1.0] * len(self._with_values()))
+        # A sum is about the values of all senders.
         places = self._weighted(lambda part: part.mean(confidence=needed), self._by_number())
         return absence.sum_of_held(self._path, places, self._default(held), held, confidence)
 
     def distribution(self, *, held: Held | None = None, confidence: float = 0.95) -> Distribution:
         """The share of each bin of a numeric field; see `Reader.distribution` for arguments and errors."""
-        found = [part.distribution(held=held, confidence=confidence) for part in self._held().values()]
+        found = [part.distribution(held=held, confidence=confidence) for part in self._with_values().values()]
         self._agree("bins: give their edges", [each.edges for each in found])
         return distribution.pooled(self._weights(), found)
 
@@ -149,7 +149,7 @@ class PooledAccumulator:
         """The share of each category, unbiased; see `Reader.frequencies` for arguments and errors."""
         needed = absence.confidence_of_places(held, confidence)
         # The first part says what `project` and `held` are refused for.
-        parts = list(self._held().values())
+        parts = list(self._with_values().values())
         parts[0].frequencies(held=held, project=project, confidence=confidence)
         found = [part.frequencies(confidence=needed) for part in parts]
         self._agree("categories", [list(each) for each in found])
@@ -167,7 +167,7 @@ class PooledAccumulator:
 
     def heat_map(self, *, confidence: float = 0.95) -> HeatMap:
         """How many places lie in each cell; see `Reader.heat_map` for arguments and errors."""
-        found = [part.heat_map(confidence=confidence) for part in self._held().values()]
+        found = [part.heat_map(confidence=confidence) for part in self._with_values().values()]
         self._agree(
             "cells: give a cell_km",
             [[(cell.latitude, cell.longitude) for cell in each.cells] for each in found],
@@ -184,7 +184,7 @@ class PooledAccumulator:
 
     def mean_vector(self, *, confidence: float = 0.95) -> VectorEstimate:
         """The mean of a vector field, unbiased; see `Reader.mean_vector` for arguments and errors."""
-        found = [part.mean_vector(confidence=confidence) for part in self._held().values()]
+        found = [part.mean_vector(confidence=confidence) for part in self._with_values().values()]
         self._agree("coordinates", [each.values.size for each in found])
         weights = np.array(self._weights())[:, np.newaxis]
         values, low, high = (
@@ -201,7 +201,7 @@ class PooledAccumulator:
         Noise of few draws is no normal one, and what hides missing keys is none at all. So each policy's interval
         may fail a part of the time, and their ends are added up (Bonferroni).
         """
-        parts = list(self._held().values())
+        parts = list(self._with_values().values())
         confidence_of_each = 1 - (1 - confidence) / len(parts)
         keys = dict.fromkeys(
             itertools.chain.from_iterable(part.histogram(confidence=confidence) for part in parts)
@@ -245,26 +245,26 @@ class PooledAccumulator:
                 self._parts[digest].figures = figures
             raise
 
-    def _held(self) -> dict[str, Accumulator]:
+    def _with_values(self) -> dict[str, Accumulator]:
         """The parts that have values; all of them if none has."""
         return {digest: part for digest, part in self._parts.items() if part.n} or self._parts
 
     def _by_number(self) -> list[float]:
-        return [part.n / self.n if self.n else 1.0 for part in self._held().values()]
+        return [part.n / self.n if self.n else 1.0 for part in self._with_values().values()]
 
     def _weights(self) -> list[float]:
         """What each policy's estimate counts for; they sum to 1."""
         if not self._alike or not self.n:
             return self._by_number()
-        precise = [part.n / part.variance() for part in self._held().values()]
+        precise = [part.n / part.variance() for part in self._with_values().values()]
         return [each / math.fsum(precise) for each in precise]
 
     def _weighted(self, ask: Callable[[Accumulator], Estimate], weights: Sequence[float]) -> Estimate:
-        return _pooled(weights, [ask(part) for part in self._held().values()])
+        return _pooled(weights, [ask(part) for part in self._with_values().values()])
 
     def _default(self, held: Held) -> float:
         """What an absent number counts as."""
-        defaults = [part.default_place(held) for part in self._held().values()]
+        defaults = [part.default_place(held) for part in self._with_values().values()]
         self._agree("bounds, and so another default", defaults)
         return defaults[0]
 

@@ -300,7 +300,7 @@ def stored_terms(budget: Budget) -> tuple[str, str, float, float, str, int | Non
 
 
 def check_unchanged(stored: Budget, configured: Budget) -> None:
-    """Checks that a budget means the same as when its ledger first saw it.
+    """Checks that a budget means what it meant when its ledger first saw it.
 
     Epsilon and delta may change, and a window's length: the window in force ends as it began.
 

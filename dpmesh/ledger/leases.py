@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from dpmesh.accounting import window_start
 from dpmesh.ledger.budget import Budget, Charge
-from dpmesh.ledger.store import Window, first_window
+from dpmesh.ledger.window import Window, first_window
 
 _REMEMBERED = 4096  # accounts per budget whose usage is known although nothing is leased of them
 _AHEAD_SECONDS = 2.0  # a slice covers what the process would use in this time

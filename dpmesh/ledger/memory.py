@@ -21,13 +21,10 @@ from dpmesh.ledger.store import (
     Opened,
     Outcome,
     Store,
-    Window,
-    account_end,
     decide,
     epoch_in_force,
-    window_at_opening,
-    window_in_force,
 )
+from dpmesh.ledger.window import Window, account_end, window_at_opening, window_in_force
 
 
 class MemoryStore(Store):

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dpmesh.ledger import clock_rewind
 from dpmesh.ledger.admin import ahead_of_the_clock
 from dpmesh.ledger.budget import Budget, similar
-from dpmesh.ledger.store import Opened, Window
+from dpmesh.ledger.store import Opened
+from dpmesh.ledger.window import Window
 
 # As of the ledger itself: operators filter by this name.
 _log = logging.getLogger("dpmesh.ledger.ledger")

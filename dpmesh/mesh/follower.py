@@ -36,7 +36,7 @@ class PolicyStatus:
     """Where a mesh stands with its policy.
 
     Attributes:
-        state: Whether the mesh can be believed to have the newest one.
+        state: Whether the mesh is known to have the newest one.
         epoch: Of the policy in force; 0 if it has none.
         digest: Of the overlays in force.
         age: Seconds since the source last showed what is newest; 0 without a source.
@@ -59,17 +59,17 @@ class PolicyFollower:
     How it works:
         An offer is tried until it is in force, or is refused for good.
 
-        | what happens to an offer                           | what is done                                       |
-        |----------------------------------------------------|----------------------------------------------------|
-        | it is put in force                                 | its outcome is told                                |
-        | it is refused by itself (a bad rule, an old epoch) | as above; it is tried again if a module is imported |
-        | it may not be in force yet                         | it is tried again when it may                      |
-        | it is looser, and the source is not fresh          | it is tried again when the source is fresh         |
-        | the ledger, the disk or dpmesh fails               | its outcome is told; the next look tries it again  |
-        | another offer comes                                | it is forgotten                                    |
+        | what happens to an offer                          | what is done                                            |
+        |---------------------------------------------------|---------------------------------------------------------|
+        | it is put in force                                | its outcome is told                                     |
+        | it is refused for its content, such as a bad rule | its outcome is told; an import of a module: another try |
+        | it is too early                                   | it is tried again when its time comes                   |
+        | it is looser, and the source is not fresh         | it is tried again when the source is fresh              |
+        | the ledger, the disk or dpmesh fails              | its outcome is told; the next look tries it again       |
+        | another offer comes                               | it is forgotten                                         |
 
-        The task that looks may wait for a source, a disk or a lock that never answers. `check`, which somebody else
-        calls, lets the state be stale and the policy expire all the same.
+        The task that looks may wait for a source, a disk or a lock that never answers. So somebody else calls `check`,
+        which lets the state become stale, and the policy expire, in the meantime.
 
     Args:
         source: Where policies come from.
@@ -81,7 +81,7 @@ class PolicyFollower:
     Attributes:
         source: As given.
         refused: Why the source's policy is not the one in force, as far as the last look showed; "" if it is.
-        state: How far the mesh can be believed to have the newest policy, as of the last look or check.
+        state: Whether the mesh is known to have the newest policy, as of the last look or check.
         freshness: As given.
         taken: The last outcome of a policy that is in force; None if the source has none of them.
         push: The address of the push service that tells when to look; "" if there is none.

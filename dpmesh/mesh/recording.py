@@ -41,7 +41,7 @@ class Recording:
         telemetry: Where records go.
         labels: The label of each method in metrics.
         epochs: The lengths in seconds of the epochs whose keys the ledger has to hold for the hashes of units.
-        policy_state: The attributes that say whether the policy can be believed to be the newest; none if no source
+        policy_state: The attributes that say whether the policy is known to be the newest; none if no source
             of policies is followed.
     """
 

@@ -22,7 +22,7 @@ from dpmesh.policy.kinds.category import CategoricalPayload
 from dpmesh.policy.kinds.histogram import HistogramPayload
 from dpmesh.policy.kinds.numeric import NumericPayload
 from dpmesh.policy.kinds.vector_mechanism import VectorMechanism
-from dpmesh.rollout.file_source import is_older
+from dpmesh.rollout.source import is_older
 from dpmesh.v1 import policy_pb2
 
 

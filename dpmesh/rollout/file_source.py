@@ -14,7 +14,7 @@ from dpmesh.errors import ConfigError, PolicyUnavailableError
 from dpmesh.policy import overlay_file
 from dpmesh.rollout import bounded_thread
 from dpmesh.rollout.last_good import LastGood
-from dpmesh.rollout.source import LARGEST_DOCUMENT, Offer, State
+from dpmesh.rollout.source import LARGEST_DOCUMENT, Offer, State, is_older
 from dpmesh.v1 import policy_pb2
 
 log = logging.getLogger("dpmesh")
@@ -151,13 +151,6 @@ class FileSource:
 
     def _late(self) -> str:
         return f"policy file {self.name}: reading it takes too long"
-
-
-def is_older(document: policy_pb2.Policy, before: policy_pb2.Policy) -> bool:
-    """Whether a policy was published before another one, or beside it under one epoch."""
-    return document.epoch < before.epoch or (
-        bool(document.epoch) and document.epoch == before.epoch and document != before
-    )
 
 
 def _read(path: Path) -> bytes:

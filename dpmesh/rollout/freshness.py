@@ -12,17 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dpmesh import files
+from dpmesh.clocks import since_boot
 from dpmesh.rollout.source import State
 
 log = logging.getLogger("dpmesh")
 
 # What is known is written down again after this part of the longest time offline, which a restart may miss.
 _WRITTEN = 0.01
-
-
-def _elapsed() -> float:
-    """Seconds that only grow, while the machine sleeps, too, where the system counts them."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class _Kept(NamedTuple):
@@ -56,7 +52,7 @@ class Freshness:
         path: Path | None,
         longest: float | None,
         now: Callable[[], float] = time.time,
-        elapsed: Callable[[], float] = _elapsed,
+        elapsed: Callable[[], float] = since_boot,
     ) -> None:
         self._path = path
         self._longest = longest

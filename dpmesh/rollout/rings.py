@@ -11,6 +11,7 @@ import hmac
 import secrets
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -27,7 +28,7 @@ class Ring(msgspec.Struct, frozen=True):
         share: Which part of the fleet takes it, from 0 to 1.
     """
 
-    epoch: int
+    epoch: Annotated[int, msgspec.Meta(ge=0)]
     share: float
 
     @classmethod
@@ -37,7 +38,10 @@ class Ring(msgspec.Struct, frozen=True):
         Raises:
             ValueError: It is no ring.
         """
-        ring = msgspec.json.decode(content, type=cls)
+        try:
+            ring = msgspec.json.decode(content, type=cls)
+        except msgspec.DecodeError:
+            raise ValueError("not an epoch and a share") from None
         if not 0 <= ring.share <= 1:
             raise ValueError("share: a number from 0 to 1")
         return ring

@@ -1,4 +1,4 @@
-"""What a source of policies offers."""
+"""What a source of policies offers, and which of two policies is older."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LARGEST_DOCUMENT = 256_000
 
 
 class State(enum.StrEnum):
-    """How far a mesh can be believed to have the newest policy.
+    """Whether a mesh is known to have the newest policy.
 
     FRESH: its source answered, and the answer is in time. STALE: the source did not answer, or its answer is too old.
     EXPIRED: the source has been stale for longer than `[policy] max_offline`.
@@ -35,7 +35,7 @@ class Offer:
         not_before: Seconds since 1970 before which it may not be put in force; 0 if it may at once.
         reason: Why it was published, in the words of its officers; "" if they gave none.
         taken: This device has had it in force before.
-        kept: What its source needs to believe the offer again without a network; b"" if `content` is enough.
+        kept: What its source needs to verify the offer again without a network; b"" if `content` is enough.
     """
 
     document: policy_pb2.Policy
@@ -89,3 +89,10 @@ class PolicySource(Protocol):
             ConfigError: A newer one is stored.
             DpmeshError: It can't be stored now.
         """
+
+
+def is_older(document: policy_pb2.Policy, before: policy_pb2.Policy) -> bool:
+    """Whether a policy was published before another one, or beside it under one epoch."""
+    return document.epoch < before.epoch or (
+        bool(document.epoch) and document.epoch == before.epoch and document != before
+    )

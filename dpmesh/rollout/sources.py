@@ -8,15 +8,13 @@ from pathlib import Path
 
 from dpmesh import extras
 from dpmesh.config import Config, max_offline_seconds
+from dpmesh.config.model import SIGNED
 from dpmesh.errors import ConfigError
 from dpmesh.rollout.file_source import FileSource
 from dpmesh.rollout.freshness import Freshness
 from dpmesh.rollout.held import Held
 from dpmesh.rollout.last_good import LastGood
 from dpmesh.rollout.source import PolicySource
-
-SIGNED = "tuf+"
-"""How the URL of a repository with signatures begins."""
 
 # The largest root.json, in bytes.
 _LARGEST_ROOT = 256_000
@@ -35,7 +33,7 @@ def open_source(
         clock: Seconds since 1970.
 
     Raises:
-        ConfigError: The URL, or the root of trust is wrong; or the extra `policy` is not installed.
+        ConfigError: The URL or the root of trust is wrong; or the extra `policy` is not installed.
     """
     policy = settings.policy
     # One folder may serve several programs, each with a source of its own.
@@ -44,7 +42,7 @@ def open_source(
     answered = None if folder is None else folder / f"{name}.answered"
     freshness = Freshness(answered, max_offline_seconds(settings), clock)
     held = Held(None if folder is None else folder / f"{name}.held")
-    if policy.source.startswith(SIGNED):
+    if policy.is_signed:
         if folder is None:
             raise ConfigError('policy.cache = "memory:": a signed repository needs a folder')
         return _signed(policy.source, policy.root, folder / name, floor, clock), freshness, held

@@ -12,13 +12,7 @@ whatever the clock says. The time in which the machine sleeps counts.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-
-
-def since_boot() -> float:
-    """Seconds that go on while the machine sleeps, and that nobody can set."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class TrustedTime:

@@ -1,4 +1,4 @@
-"""The file in which a device keeps the newest signed set that it knows, so that nothing older is believed later.
+"""The file in which a device keeps the newest signed set that it knows, so that it trusts nothing older later.
 
 It is one file, replaced as a whole and synchronized, because metadata and documents are worth nothing without each
 other. It holds the signed bytes themselves: what is written anew has no signature.

@@ -13,8 +13,9 @@ from tuf.api.metadata import Metadata, Root, TargetFile
 from tuf.ngclient import Updater, UpdaterConfig
 
 from dpmesh.rollout import tuf_offer
+from dpmesh.rollout.layout import RING_FILE, RINGS
 from dpmesh.rollout.tuf_fetch import FolderFetcher, HttpsFetcher
-from dpmesh.rollout.tuf_trust import RING_FILE, RINGS, SignedSet, Trusted, verify
+from dpmesh.rollout.tuf_trust import SignedSet, Trusted, verify
 
 # The most bytes of each file. At most 256 roots may follow that of the image.
 _LIMITS = UpdaterConfig(
@@ -81,7 +82,7 @@ class Download:
             RepositoryError: A file is not signed as it has to be, is older than one before, or is too old.
             DownloadError: A file can't be had, or is too large.
             OSError: The folder can't be written.
-            UntrustedError: A file can't be believed for a reason that the Updater does not check.
+            UntrustedError: A file can't be trusted for a reason that the Updater does not check.
             UnfitError: There is no policy, or it can't be one by its name or length.
         """
         with _filled(scratch, kept):

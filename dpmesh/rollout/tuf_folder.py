@@ -1,10 +1,10 @@
-"""The folder of a repository of signed policies: its files, and whether they can be believed.
+"""The folder of a repository of signed policies: its files, and whether they can be trusted.
 
 The folder:
     metadata/N.root.json, N.targets.json, N.snapshot.json, N.rings.json, timestamp.json    what devices read
     targets/HASH.policy.yaml, ...                                                          the policies themselves
     staged/                                                                                what waits for signatures
-    rings.pub                                                                              the public key for rings
+    rings.json                                                                             the public key for rings
 
 Devices read metadata/ and targets/ only. Files with a number or a hash in their names never change. timestamp.json is
 replaced last, so that a reader meets the old policy or the new one.
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from securesystemslib.signer import Key, Signer
-from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import (
     Metadata,
     Root,
@@ -34,17 +33,17 @@ from tuf.api.metadata import (
 from dpmesh import files
 from dpmesh.errors import ConfigError
 from dpmesh.rollout import tuf_trust
-from dpmesh.rollout.tuf_offer import POLICY
-from dpmesh.rollout.tuf_trust import RINGS, UntrustedError
+from dpmesh.rollout.layout import POLICY, RINGS, named, target_file
+from dpmesh.rollout.tuf_trust import UntrustedError
 
 DAYS = {Root.type: 365, Targets.type: 365, Snapshot.type: 365, Timestamp.type: 7, RINGS: 365}
-"""How long each role's file can be believed. A device whose timestamp has ended is stale."""
+"""How long each role's file can be trusted. A device whose timestamp has ended is stale."""
 
 _T = TypeVar("_T", Root, Timestamp, Snapshot, Targets)
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class PublishedFiles:
     """What devices read now.
 
     Attributes:
@@ -72,7 +71,7 @@ class PolicyFolder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def state(self) -> State:
+    def state(self) -> PublishedFiles:
         """What devices read now, if its signatures are those that the root asks for.
 
         The first root counts as genuine: compare it with that of an image.
@@ -90,17 +89,17 @@ class PolicyFolder:
         # A command died after it had written a root, and before it wrote the files that go with it.
         return self._state(root, roots[-2])
 
-    def _state(self, newest: Root, root: Root) -> State:
+    def _state(self, newest: Root, root: Root) -> PublishedFiles:
         """What devices read now, by the signatures that a root asks for."""
         if not self._metadata("timestamp.json").exists():
-            return State(newest, None, None, None, None)
+            return PublishedFiles(newest, None, None, None, None)
         timestamp = self._verified("timestamp.json", Timestamp, root)
         snapshot = self._verified(f"{timestamp.snapshot_meta.version}.snapshot.json", Snapshot, root)
         targets = self._verified(f"{snapshot.meta['targets.json'].version}.targets.json", Targets, root)
         listed, rings = snapshot.meta.get(f"{RINGS}.json"), None
         if listed is not None:
             rings = self._verified(f"{listed.version}.{RINGS}.json", Targets, targets, RINGS)
-        return State(newest, targets, snapshot, timestamp, rings)
+        return PublishedFiles(newest, targets, snapshot, timestamp, rings)
 
     def _roots(self) -> list[Root]:
         """All roots; each one but the first is vouched for by the one before it."""
@@ -117,11 +116,8 @@ class PolicyFolder:
     def _verified(self, name: str, kind: type[_T], delegator: Root | Targets, role: str = "") -> _T:
         """A file of metadata with the signatures that another one asks for."""
         metadata = self._load(self._metadata(name), kind)
-        role = role or metadata.signed.type
-        try:
-            delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-        except Exception:
-            raise ConfigError(f"{self._metadata(name)}: is not signed as the root asks: restore it") from None
+        if not is_signed(metadata, delegator, role):
+            raise ConfigError(f"{self._metadata(name)}: is not signed as the root asks: restore it")
         return metadata.signed
 
     def _waiting_root(self, before: Root) -> Metadata[Root] | None:
@@ -145,8 +141,8 @@ class PolicyFolder:
         except UntrustedError:
             return before, None
 
-    def _is_believed(self, root: Root) -> bool:
-        """Whether devices believe the published files under a root."""
+    def _is_trusted(self, root: Root) -> bool:
+        """Whether devices trust the published files under a root."""
         try:
             self._state(root, root)
         except ConfigError:
@@ -166,7 +162,7 @@ class PolicyFolder:
         files.write(self._target(targets.targets[path]), content, mode=0o644)
 
     def _target(self, target: TargetFile) -> Path:
-        return self._folder / "targets" / f"{target.hashes['sha256']}.{Path(target.path).name}"
+        return target_file(self._folder, target.path, target.hashes["sha256"])
 
     def _metadata(self, name: str) -> Path:
         return self._folder / "metadata" / name
@@ -232,8 +228,7 @@ def keys_of(root: Root, role: str) -> list[Key]:
 
 def policy_of(targets: Targets, name: str) -> TargetFile | None:
     """The target "policy" or "former", whatever its suffix is."""
-    found = [each for path, each in targets.targets.items() if path.rpartition(".")[0] == name]
-    return found[0] if found else None
+    return next(iter(named(targets.targets, name)), None)
 
 
 def epoch_of(targets: Targets) -> int:
@@ -244,9 +239,9 @@ def epoch_of(targets: Targets) -> int:
 
 
 def is_signed(metadata: Metadata[Any], delegator: Root | Targets, role: str = "") -> bool:
-    """Whether a file has the signatures that another one asks for."""
+    """Whether a file has the signatures that another one asks for, as devices count them."""
     try:
-        delegator.verify_delegate(role or metadata.signed.type, metadata.signed_bytes, metadata.signatures)
-    except UnsignedMetadataError:
+        tuf_trust.count_signers(delegator, role or metadata.signed.type, metadata)
+    except UntrustedError:
         return False
     return True

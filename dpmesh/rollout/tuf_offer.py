@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Callable, Iterable
 
 import msgspec
 from tuf.api.metadata import TargetFile
 
 from dpmesh.errors import ConfigError
 from dpmesh.policy import overlay_file
+from dpmesh.rollout.layout import FORMER, POLICY, RING_FILE, named
 from dpmesh.rollout.rings import Ring
-from dpmesh.rollout.source import Offer
-from dpmesh.rollout.tuf_trust import RING_FILE, SignedSet, Trusted
-
-LARGEST_DOCUMENT = 256_000
-"""The largest policy in a repository, in bytes."""
+from dpmesh.rollout.source import LARGEST_DOCUMENT, Offer
+from dpmesh.rollout.tuf_cache import Kept
+from dpmesh.rollout.tuf_trust import SignedSet, Trusted
 
 LARGEST_STEP = 10**14
 """How far an epoch may be above the one before. Dates with times as numbers fit, and milliseconds since 1970."""
-
-POLICY = "policy"
-FORMER = "former"
-
-_SUFFIXES = ("yaml", "yml", "json")
 
 
 class UnfitError(Exception):
@@ -48,11 +42,7 @@ def listed(trusted: Trusted, name: str) -> TargetFile | None:
     Raises:
         UnfitError: There are two, or it is larger than any policy.
     """
-    found = [
-        target
-        for path, target in trusted.targets.targets.items()
-        if re.fullmatch(rf"{name}\.({'|'.join(_SUFFIXES)})", path)
-    ]
+    found = named(trusted.targets.targets, name)
     if len(found) > 1:
         raise UnfitError(f"there are two targets named {name}")
     if found and found[0].length > LARGEST_DOCUMENT:
@@ -119,7 +109,56 @@ def read(trusted: Trusted, signed: SignedSet, name: str) -> Offer | None:
     )
 
 
-def in_ring(signed: SignedSet, epoch: int, secret: bytes) -> bool:
+def chosen(
+    trusted: Trusted, kept: Kept, *, floor: int, taken: int | None, secret: Callable[[], bytes]
+) -> Offer | None:
+    """What a device is offered of a set.
+
+    A device that has taken an epoch keeps it if the ring shrinks. One that was only offered it, and holds it until its
+    time comes, loses it.
+
+    Args:
+        trusted: What the set says.
+        kept: The set, and what the device was offered before.
+        floor: The least epoch of an offer.
+        taken: The epoch of the policy that the device took last; None if it has taken none.
+        secret: Gives the device's secret.
+
+    Returns:
+        The newest policy, or the former one; None if the device goes on with what it has.
+
+    Raises:
+        UnfitError: The policy of the set can't be taken.
+    """
+    policy = read(trusted, kept.signed, POLICY)
+    if policy is None:
+        raise UnfitError("there is no policy in it")
+    _check_epoch(policy, kept, floor)
+    epoch = policy.document.epoch
+    if epoch == taken or _in_ring(kept.signed, epoch, secret()):
+        return policy
+    former = read(trusted, kept.signed, FORMER)
+    if former is None or former.document.epoch < max(floor, kept.epoch):
+        return None
+    if former.document.epoch >= epoch:
+        raise UnfitError(f"the former policy has epoch {former.document.epoch}, and the newest {epoch}")
+    _check_epoch(former, kept, floor)
+    return former
+
+
+def _check_epoch(offer: Offer, kept: Kept, floor: int) -> None:
+    epoch = offer.document.epoch
+    if epoch < floor:
+        raise UnfitError(f"its epoch {epoch} is below that of the image's policy, {floor}")
+    if epoch < kept.epoch:
+        raise UnfitError(f"its epoch {epoch} is below that of an earlier policy, {kept.epoch}")
+    if epoch - max(floor, kept.epoch) > LARGEST_STEP:
+        raise UnfitError(f"its epoch {epoch} is more than {LARGEST_STEP} above the one before")
+    if epoch == kept.epoch and hashlib.sha256(offer.content).hexdigest() != kept.digest:
+        raise UnfitError(f"it has the epoch of an earlier policy, {epoch}, and another content")
+
+
+def _in_ring(signed: SignedSet, epoch: int, secret: bytes) -> bool:
     """Whether a device takes a policy.
 
     Args:
@@ -134,7 +173,7 @@ def in_ring(signed: SignedSet, epoch: int, secret: bytes) -> bool:
     if content is None:
         return True
     try:
-        ring = Ring.parse(content)
-    except (ValueError, msgspec.DecodeError):
+        said = Ring.parse(content)
+    except ValueError:
         raise UnfitError(f"{RING_FILE}: is no ring") from None
-    return ring.epoch != epoch or ring.has(secret)
+    return said.epoch != epoch or said.has(secret)

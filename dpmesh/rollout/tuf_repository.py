@@ -27,9 +27,11 @@ from dpmesh import files
 from dpmesh.errors import ConfigError
 from dpmesh.policy import overlay_file
 from dpmesh.rollout import tuf_keys
-from dpmesh.rollout.admission import REASON_LENGTH
+from dpmesh.rollout.admission import LOOSER_SIGNERS, REASON_LENGTH
+from dpmesh.rollout.layout import FORMER, POLICY, RINGS, SUFFIXES
+from dpmesh.rollout.source import LARGEST_DOCUMENT
 from dpmesh.rollout.tuf_folder import (
-    State,
+    PublishedFiles,
     epoch_of,
     expiry,
     is_signed,
@@ -38,13 +40,9 @@ from dpmesh.rollout.tuf_folder import (
     sign,
     version,
 )
-from dpmesh.rollout.tuf_offer import FORMER, LARGEST_DOCUMENT, LARGEST_STEP, POLICY
+from dpmesh.rollout.tuf_offer import LARGEST_STEP
 from dpmesh.rollout.tuf_ring_file import RingFiles, delegations
-from dpmesh.rollout.tuf_trust import RINGS, UntrustedError, public_key
-
-# How many officers have to sign what weakens a promise; devices ask for it, too.
-_LOOSER_SIGNERS = 2
-_SUFFIXES = (".yaml", ".yml", ".json")
+from dpmesh.rollout.tuf_trust import UntrustedError, public_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +149,7 @@ class PolicyRepository(RingFiles):
             signers = len({public_key(key) for key in result.signed.values()})
         except UntrustedError as error:
             raise ConfigError(f"{path}: {error}") from None
-        threshold = max(result.threshold, _LOOSER_SIGNERS if (target.custom or {}).get("looser") else 1)
+        threshold = max(result.threshold, LOOSER_SIGNERS if (target.custom or {}).get("looser") else 1)
         return Staged(metadata, target.path, content, signers, threshold)
 
     def published(self) -> tuple[str, bytes] | None:
@@ -180,7 +178,7 @@ class PolicyRepository(RingFiles):
         return [(target.path, self._read(self._target(target))) for target in found]
 
     def ends(self) -> dict[str, float]:
-        """When the published files that people have to renew expiry, in seconds since 1970, by role.
+        """When the published files end that people have to renew, in seconds since 1970, by role.
 
         Raises:
             ConfigError: The repository can't be read, or is damaged.
@@ -206,7 +204,7 @@ class PolicyRepository(RingFiles):
             rings: The name of the private key for rings, if `share` is given.
             renew: Leaves what waits, and renews only what says that there is nothing newer.
             before: The name of the online key of the root before, if the next root has another one. Devices that do
-                not know the next root yet believe the files by it. Without it, they believe nothing new for a moment.
+                not know the next root yet trust the files by it. Without it, they trust nothing new for a moment.
 
         Returns:
             The epoch of the newest policy.
@@ -236,12 +234,12 @@ class PolicyRepository(RingFiles):
             ring = self._ring(state, targets, epoch, share, rings)
             self._stamp(state, targets, ring, online, root, new_root, before)
             if not renew:
-                for name in ("targets.json", *[f"policy{suffix}" for suffix in _SUFFIXES]):
+                for name in ("targets.json", *[f"{POLICY}{suffix}" for suffix in SUFFIXES]):
                     with suppress(FileNotFoundError):
                         (self._folder / "staged" / name).unlink()
             return epoch
 
-    def _write_documents(self, state: State, staged: Staged) -> None:
+    def _write_documents(self, state: PublishedFiles, staged: Staged) -> None:
         """Writes what waits, except what names it to devices."""
         targets = staged.metadata.signed
         self._write_target(targets, staged.path, staged.content)
@@ -252,7 +250,7 @@ class PolicyRepository(RingFiles):
                 self._write_target(targets, former.path, self._read(self._target(known)))
         self._create(f"{targets.version}.targets.json", staged.metadata.to_bytes())
 
-    def _check_partial(self, state: State, staged: Staged, share: float | None) -> None:
+    def _check_partial(self, state: PublishedFiles, staged: Staged, share: float | None) -> None:
         """At most two policies may be in force: a third one would be known by the few devices that show it."""
         epoch = self._partial(state)
         if epoch and epoch != epoch_of(staged.metadata.signed) and share is not None and share < 1:
@@ -288,11 +286,11 @@ class PolicyRepository(RingFiles):
             return epoch
 
     def _new(
-        self, state: State, policy: Path, not_before: int, reason: str, looser: bool
+        self, state: PublishedFiles, policy: Path, not_before: int, reason: str, looser: bool
     ) -> tuple[str, bytes, Metadata[Targets]]:
         """The next targets, with a new policy and the one before."""
-        if policy.suffix not in _SUFFIXES:
-            raise ConfigError(f"policy file {policy}: its name ends with none of {', '.join(_SUFFIXES)}")
+        if policy.suffix not in SUFFIXES:
+            raise ConfigError(f"policy file {policy}: its name ends with none of {', '.join(SUFFIXES)}")
         content = overlay_file.read_bytes(policy)
         if len(content) > LARGEST_DOCUMENT:
             raise ConfigError(f"policy file {policy}: is larger than {LARGEST_DOCUMENT // 1000} kB")
@@ -323,7 +321,7 @@ class PolicyRepository(RingFiles):
             self._add_former(state, state.targets, targets)
         return target.path, content, Metadata(targets)
 
-    def _renewed(self, state: State) -> tuple[str, bytes, Metadata[Targets]]:
+    def _renewed(self, state: PublishedFiles) -> tuple[str, bytes, Metadata[Targets]]:
         """The published targets once more: for another year, or for signatures of other officers."""
         if state.targets is None:
             raise ConfigError(f"{self._folder}: no policy waits for signatures; give the policy's file")
@@ -333,7 +331,7 @@ class PolicyRepository(RingFiles):
         assert target is not None
         return target.path, self._read(self._target(target)), Metadata(targets)
 
-    def _add_former(self, state: State, before: Targets, targets: Targets) -> None:
+    def _add_former(self, state: PublishedFiles, before: Targets, targets: Targets) -> None:
         """Keeps the policy that the whole fleet may have, for devices that are new and not in the ring."""
         if not self._is_still_signed(before, state.root):
             return  # A root was published that no longer vouches for it, and the publisher died then.
@@ -355,7 +353,7 @@ class PolicyRepository(RingFiles):
 
     def _stamp(
         self,
-        state: State,
+        state: PublishedFiles,
         targets: Targets,
         rings: Targets | None,
         online: str,
@@ -365,7 +363,7 @@ class PolicyRepository(RingFiles):
     ) -> None:
         """Writes what names the newest files; devices follow it from the moment at which timestamp.json is replaced.
 
-        A new root is written last if devices with the root before believe the new files, so that they believe the old
+        A new root is written last if devices with the root before trust the new files, so that they trust the old
         files or the new ones at any moment. Otherwise it is written right before timestamp.json.
         """
         meta = {"targets.json": MetaFile(targets.version)}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
+import msgspec
 from securesystemslib.signer import Key
 from tuf.api.metadata import (
     DelegatedRole,
@@ -14,8 +13,10 @@ from tuf.api.metadata import (
 
 from dpmesh.errors import ConfigError
 from dpmesh.rollout import tuf_keys
+from dpmesh.rollout.layout import RING_FILE, RINGS
+from dpmesh.rollout.rings import Ring
 from dpmesh.rollout.tuf_folder import (
-    State,
+    PublishedFiles,
     epoch_of,
     expiry,
     is_signed,
@@ -23,7 +24,6 @@ from dpmesh.rollout.tuf_folder import (
     version,
 )
 from dpmesh.rollout.tuf_roots import KeyRoots
-from dpmesh.rollout.tuf_trust import RING_FILE, RINGS
 
 LEAST_SHARE = 0.05
 """The smallest ring: a digest that fewer devices show makes them known."""
@@ -32,14 +32,14 @@ LEAST_SHARE = 0.05
 class RingFiles(KeyRoots):
     """A folder of signed policies, and its ring.json."""
 
-    def _partial(self, state: State) -> int:
+    def _partial(self, state: PublishedFiles) -> int:
         """The epoch of the published policy if only a part of the fleet may take it; otherwise 0."""
         ring = self._share(state)
         epoch = 0 if state.targets is None else epoch_of(state.targets)
-        return epoch if ring is not None and ring[0] == epoch and ring[1] < 1 else 0
+        return epoch if ring is not None and ring.epoch == epoch and ring.share < 1 else 0
 
     def _ring(
-        self, state: State, targets: Targets, epoch: int, share: float | None, rings: str
+        self, state: PublishedFiles, targets: Targets, epoch: int, share: float | None, rings: str
     ) -> Targets | None:
         """What the role "rings" says from now on."""
         before = self._share(state)
@@ -51,21 +51,21 @@ class RingFiles(KeyRoots):
             if not rings:
                 self._check_rings(state, targets)
                 return state.rings
-            if before is not None and before[0] == epoch:
-                return self._written_ring(state, targets, epoch, before[1], rings)
+            if before is not None and before.epoch == epoch:
+                return self._written_ring(state, targets, epoch, before.share, rings)
             share = 1.0
         if not LEAST_SHARE <= share <= 1:
             raise ConfigError(
                 f"--share {share:g}: allowed: {LEAST_SHARE:g} to 1; a smaller part would be known by it"
             )
-        if before is not None and before[0] == epoch and share < before[1]:
+        if before is not None and before.epoch == epoch and share < before.share:
             raise ConfigError(
-                f"--share {share:g}: {before[1]:g} of the fleet may have taken epoch {epoch} already; "
+                f"--share {share:g}: {before.share:g} of the fleet may have taken epoch {epoch} already; "
                 "`dpmesh policy halt` stops it"
             )
         return self._written_ring(state, targets, epoch, share, rings)
 
-    def _check_rings(self, state: State, targets: Targets) -> None:
+    def _check_rings(self, state: PublishedFiles, targets: Targets) -> None:
         """Checks that the published ring has the signature that the targets ask for."""
         if state.rings is not None:
             metadata = self._load(self._metadata(f"{state.rings.version}.{RINGS}.json"), Targets)
@@ -74,22 +74,27 @@ class RingFiles(KeyRoots):
                     "--rings-key: the new key for rings has to sign how much of the fleet takes it"
                 )
 
-    def _share(self, state: State) -> tuple[int, float] | None:
-        """Epoch and share of the ring that devices read."""
+    def _share(self, state: PublishedFiles) -> Ring | None:
+        """The ring that devices read."""
         target = None if state.rings is None else state.rings.targets.get(RING_FILE)
         if target is None:
             return None
-        known = json.loads(self._read(self._target(target)))
-        return int(known["epoch"]), float(known["share"])
+        path = self._target(target)
+        try:
+            return Ring.parse(self._read(path))
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
-    def _written_ring(self, state: State, targets: Targets, epoch: int, share: float, signer: str) -> Targets:
+    def _written_ring(
+        self, state: PublishedFiles, targets: Targets, epoch: int, share: float, signer: str
+    ) -> Targets:
         if targets.delegations is None:
             raise ConfigError(
-                "--share: the repository has no key for rings (`dpmesh policy init --rings-key`)"
+                "--share: the repository has no key for rings: `dpmesh policy sign --rings` names one"
             )
         if not signer:
             raise ConfigError("--rings-key: the share needs it")
-        content = json.dumps({"epoch": epoch, "share": share}).encode()
+        content = msgspec.json.encode(Ring(epoch, share))
         rings = Targets(version=version(state.rings) + 1, expires=expiry(RINGS))
         rings.targets[RING_FILE] = TargetFile.from_data(RING_FILE, content)
         keys = list(targets.delegations.keys.values())

@@ -60,15 +60,10 @@ class KeyRoots(PolicyFolder):
         Raises:
             ConfigError: There is a repository already, or too few or equal keys.
         """
+        _check_threshold("root", roots, root_threshold)
+        _check_threshold("officer", officers, officer_threshold)
         if not fleet.strip():
             raise ConfigError("--fleet: a fleet needs a name")
-        for name, keys, threshold in (
-            ("root", roots, root_threshold),
-            ("officer", officers, officer_threshold),
-        ):
-            _check_distinct(name, keys)
-            if not 1 <= threshold <= len(keys):
-                raise ConfigError(f"--{name}-threshold {threshold}: there are {len(keys)} {name} keys")
         root = Root(expires=expiry(Root.type), unrecognized_fields={FLEET: fleet})
         for role, keys, threshold in (
             (Root.type, roots, root_threshold),
@@ -80,9 +75,14 @@ class KeyRoots(PolicyFolder):
                 root.add_key(key, role)
             root.roles[role].threshold = threshold
         signed = sign(root, root_signers)
-        missing = root_threshold - len(root_signers)
+        missing = root_threshold - len({each.public_key.keyid for each in root_signers})
         if missing > 0:
             raise ConfigError(f"--root-key: {missing} more private keys have to sign the first root")
+        self._write_first(signed, rings)
+        return signed
+
+    def _write_first(self, root: bytes, rings: Key | None) -> None:
+        """Makes the folder, with its first root and the public key for rings."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for name in ("metadata", "targets", "staged"):
@@ -93,10 +93,9 @@ class KeyRoots(PolicyFolder):
                 if rings is not None:
                     data = json.dumps({"keyid": rings.keyid, **rings.to_dict()}).encode()
                     files.write(self._folder / "rings.json", data, mode=0o644)
-                files.create(self._metadata("1.root.json"), signed, mode=0o644)
+                files.create(self._metadata("1.root.json"), root, mode=0o644)
         except OSError as error:
             raise self._unwritable(error) from None
-        return signed
 
     def rotate(
         self,
@@ -109,7 +108,7 @@ class KeyRoots(PolicyFolder):
         """Makes the next root, or adds signatures to the one that waits for them.
 
         It is published as soon as enough keys of the root before and of the next one have signed it. If devices would
-        not believe the published files under it, because other keys have to sign those first, `publish` publishes it
+        not trust the published files under it, because other keys have to sign those first, `publish` publishes it
         together with these files.
 
         Args:
@@ -142,20 +141,26 @@ class KeyRoots(PolicyFolder):
             result = before.get_verification_result(Root.type, metadata.signed_bytes, metadata.signatures)
             own = root.get_verification_result(Root.type, metadata.signed_bytes, metadata.signatures)
             missing = max(0, result.missing) + max(0, own.missing)
-            if missing or not self._is_believed(root):
+            if missing or not self._is_trusted(root):
                 files.write(path, data, mode=0o644)
             else:
                 self._write_root(root, data)
             return missing
 
 
-def _check_distinct(name: str, keys: Sequence[Key]) -> None:
+def _check_threshold(name: str, keys: Sequence[Key], threshold: int) -> None:
+    _check_distinct(f"--{name}", keys)
+    if not 1 <= threshold <= len(keys):
+        raise ConfigError(f"--{name}-threshold {threshold}: there are {len(keys)} {name} keys")
+
+
+def _check_distinct(where: str, keys: Sequence[Key]) -> None:
     try:
         distinct = {public_key(key) for key in keys}
     except UntrustedError as error:
-        raise ConfigError(f"--{name}-key: {error}") from None
+        raise ConfigError(f"{where}: {error}") from None
     if len(distinct) < len(keys):
-        raise ConfigError(f"--{name}-key: one key was given twice")
+        raise ConfigError(f"{where}: one key was given twice")
 
 
 def _changed(
@@ -180,7 +185,7 @@ def _changed(
     for role, threshold in thresholds:
         root.roles[role].threshold = threshold
     for role, each in root.roles.items():
-        _check_distinct(role, keys_of(root, role))
+        _check_distinct(f"role {role}", keys_of(root, role))
         if not 1 <= each.threshold <= len(each.keyids):
             raise ConfigError(
                 f"role {role}: its threshold is {each.threshold}, and it has {len(each.keyids)} keys"

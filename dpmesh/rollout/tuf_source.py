@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,15 +25,17 @@ from tuf.api import exceptions as tuf
 from tuf.api.metadata import Timestamp
 
 from dpmesh import files, forks
+from dpmesh.clocks import since_boot
 from dpmesh.errors import ConfigError, DpmeshError, PolicyUnavailableError
 from dpmesh.rollout import bounded_thread, rings, tuf_offer, tuf_trust
 from dpmesh.rollout.last_good import LastGood
+from dpmesh.rollout.layout import FORMER, POLICY
 from dpmesh.rollout.source import Offer, State
-from dpmesh.rollout.trusted_time import TrustedTime, since_boot
+from dpmesh.rollout.trusted_time import TrustedTime
 from dpmesh.rollout.tuf_cache import Cache, Kept
 from dpmesh.rollout.tuf_download import Download
 from dpmesh.rollout.tuf_fetch import fetcher
-from dpmesh.rollout.tuf_offer import LARGEST_STEP, UnfitError
+from dpmesh.rollout.tuf_offer import UnfitError
 from dpmesh.rollout.tuf_trust import SignedSet, Trusted, UntrustedError, is_signed
 
 log = logging.getLogger("dpmesh")
@@ -63,7 +66,7 @@ class _Refusal(NamedTuple):
 
 
 class _RefusedError(ConfigError):
-    """The repository can be believed and is in time, but what its officers signed can't be taken."""
+    """The repository can be trusted and is in time, but what its officers signed can't be taken."""
 
 
 class TufSource:
@@ -72,7 +75,7 @@ class TufSource:
     Several processes may share one cache.
 
     Attributes:
-        name: The repository's URL.
+        name: "policy repository" and its URL.
         signed: True.
 
     Args:
@@ -101,7 +104,7 @@ class TufSource:
         seconds: float = _SECONDS,
         since_boot: Callable[[], float] = since_boot,
     ) -> None:
-        self.name = self._where = f"policy repository {url}"
+        self.name = f"policy repository {url}"
         try:
             reader, base = fetcher(url)
         except ValueError as error:
@@ -162,12 +165,12 @@ class TufSource:
             self._state = State.FRESH if isinstance(error, _RefusedError) else State.STALE
             self._repeats = self._repeats or isinstance(error, ConfigError)
             if isinstance(error, TimeoutError):
-                raise PolicyUnavailableError(f"{self._where}: no answer within {self._seconds:g} s") from None
+                raise PolicyUnavailableError(f"{self.name}: no answer within {self._seconds:g} s") from None
             raise
         self._state = state
         if offer is None and self._offered is not None and self._offered[0] != self._kept_content:
             self._repeats = True
-            raise ConfigError(f"{self._where}: what was offered is for this device no more")
+            raise ConfigError(f"{self.name}: what was offered is for this device no more")
         said = _said(offer)
         if offer is None or (said == self._offered and not self._repeats):
             return None
@@ -178,12 +181,12 @@ class TufSource:
         """The policy that was taken last; its signatures are checked again, however old it is.
 
         Raises:
-            PolicyUnavailableError: This device has taken none yet, or what it has taken can't be believed any more.
+            PolicyUnavailableError: This device has taken none yet, or what it has taken can't be trusted any more.
             ConfigError: What it has taken can't be read.
         """
         kept = self._taken.load()
         if kept is None:
-            raise PolicyUnavailableError(f"{self._where}: this device has taken no policy of it yet")
+            raise PolicyUnavailableError(f"{self.name}: this device has taken no policy of it yet")
         return [replace(self._restored(kept), taken=True)]
 
     def keep(self, offer: Offer) -> None:
@@ -200,23 +203,19 @@ class TufSource:
         """An offer of before, from its `kept` alone: without a network, and however old it is.
 
         Raises:
-            PolicyUnavailableError: It can't be believed, or its epoch is below the floor.
+            PolicyUnavailableError: It can't be trusted, or its epoch is below the floor.
         """
         try:
             signed = msgspec.json.decode(kept, type=SignedSet)
             trusted = tuf_trust.verify(signed, self._image)
-            offer = tuf_offer.read(trusted, signed, tuf_offer.POLICY) or tuf_offer.read(
-                trusted, signed, tuf_offer.FORMER
-            )
+            offer = tuf_offer.read(trusted, signed, POLICY) or tuf_offer.read(trusted, signed, FORMER)
         except (msgspec.MsgspecError, UntrustedError, UnfitError) as error:
-            text = f"{self._where}: what was kept can't be believed: {_text(error)}"
+            text = f"{self.name}: what was kept can't be trusted: {_text(error)}"
             raise PolicyUnavailableError(text) from None
         if offer is None:
-            raise PolicyUnavailableError(f"{self._where}: what was kept has no policy")
+            raise PolicyUnavailableError(f"{self.name}: what was kept has no policy")
         if offer.document.epoch < self._floor:
-            raise PolicyUnavailableError(
-                f"{self._where}: what was kept is older than the policy of the image"
-            )
+            raise PolicyUnavailableError(f"{self.name}: what was kept is older than the policy of the image")
         return offer
 
     def _newest_known(self) -> _Known | None:
@@ -228,7 +227,7 @@ class TufSource:
                 found.append(_Known(kept, tuf_trust.verify(kept.signed, self._image)))
             except UntrustedError as error:
                 log.error(  # noqa: TRY400
-                    "%s: the cache can't be believed, and counts as empty: %s", self._where, error
+                    "%s: the cache can't be trusted, and counts as empty: %s", self.name, error
                 )
         return max(found, key=lambda each: each.trusted.versions, default=None)
 
@@ -243,7 +242,7 @@ class TufSource:
             DpmeshError: As `fetch` says.
         """
         if not self._running.acquire(blocking=False):
-            raise PolicyUnavailableError(f"{self._where}: the refresh before has not ended yet")
+            raise PolicyUnavailableError(f"{self.name}: the refresh before has not ended yet")
         try:
             self._fetcher.begin(self._seconds)
             return State.FRESH, self._ask()
@@ -267,16 +266,16 @@ class TufSource:
             elif self._offer is None:
                 self._offer = self._choice(known)
         except UnfitError as error:
-            raise _RefusedError(f"{self._where}: {error}") from None
+            raise _RefusedError(f"{self.name}: {error}") from None
         except tuf.ExpiredMetadataError:
-            raise PolicyUnavailableError(f"{self._where}: its metadata is too old") from None
+            raise PolicyUnavailableError(f"{self.name}: its metadata is too old") from None
         except (tuf.RepositoryError, UntrustedError, tuf.DownloadLengthMismatchError, ValueError) as error:
-            raise ConfigError(f"{self._where}: can't be believed: {_text(error)}") from None
+            raise ConfigError(f"{self.name}: can't be trusted: {_text(error)}") from None
         except tuf.DownloadError as error:
-            raise PolicyUnavailableError(f"{self._where}: {error}") from None
+            raise PolicyUnavailableError(f"{self.name}: {error}") from None
         except (OSError, files.NotPrivateError) as error:
             text = getattr(error, "strerror", None) or type(error).__name__
-            raise PolicyUnavailableError(f"{self._where}: its cache {self._folder}: {text}") from None
+            raise PolicyUnavailableError(f"{self.name}: its cache {self._folder}: {text}") from None
         return self._offer
 
     def _unchanged(self, stamp: bytes) -> _Known | None:
@@ -339,42 +338,14 @@ class TufSource:
         return max(vouched, default=0.0)
 
     def _choice(self, known: _Known) -> Offer | None:
-        """What this device is offered of a set.
-
-        A device that has taken an epoch keeps it if the ring shrinks. One that was only offered it, and holds it until
-        its time comes, loses it.
-
-        Raises:
-            UnfitError: The policy of the set can't be taken.
-        """
-        kept, trusted = known
-        policy = tuf_offer.read(trusted, kept.signed, tuf_offer.POLICY)
-        if policy is None:
-            raise UnfitError("there is no policy in it")
-        self._check_epoch(policy, kept)
-        epoch = policy.document.epoch
-        if epoch == self._taken.epoch() or tuf_offer.in_ring(
-            kept.signed, epoch, rings.device_secret(self._folder)
-        ):
-            return policy
-        former = tuf_offer.read(trusted, kept.signed, tuf_offer.FORMER)
-        if former is None or former.document.epoch < max(self._floor, kept.epoch):
-            return None
-        if former.document.epoch >= epoch:
-            raise UnfitError(f"the former policy has epoch {former.document.epoch}, and the newest {epoch}")
-        self._check_epoch(former, kept)
-        return former
-
-    def _check_epoch(self, offer: Offer, kept: Kept) -> None:
-        epoch = offer.document.epoch
-        if epoch < self._floor:
-            raise UnfitError(f"its epoch {epoch} is below that of the image's policy, {self._floor}")
-        if epoch < kept.epoch:
-            raise UnfitError(f"its epoch {epoch} is below that of an earlier policy, {kept.epoch}")
-        if epoch - max(self._floor, kept.epoch) > LARGEST_STEP:
-            raise UnfitError(f"its epoch {epoch} is more than {LARGEST_STEP} above the one before")
-        if epoch == kept.epoch and hashlib.sha256(offer.content).hexdigest() != kept.digest:
-            raise UnfitError(f"it has the epoch of an earlier policy, {epoch}, and another content")
+        """What this device is offered of a set; errors as of `tuf_offer.chosen`."""
+        return tuf_offer.chosen(
+            known.trusted,
+            known.kept,
+            floor=self._floor,
+            taken=self._taken.epoch(),
+            secret=partial(rings.device_secret, self._folder),
+        )
 
     def _check_in_time(self, trusted: Trusted, latest: float, timestamp: bytes) -> None:
         """Checks a set against the time.
@@ -390,7 +361,7 @@ class TufSource:
         if self._time.is_over(timestamp, trusted.expires, latest):
             end = datetime.fromtimestamp(trusted.expires, UTC)
             raise PolicyUnavailableError(
-                f"{self._where}: its metadata is too old: it ended {end:%Y-%m-%d %H:%M} UTC"
+                f"{self.name}: its metadata is too old: it ended {end:%Y-%m-%d %H:%M} UTC"
             )
 
     def _offer_at_start(self) -> Offer | None:

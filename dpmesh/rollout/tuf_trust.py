@@ -1,7 +1,7 @@
-"""Which signed files of a policy repository can be believed: signatures, versions and hashes, without the network.
+"""Which signed files of a policy repository can be trusted: signatures, versions and hashes, without the network.
 
 python-tuf's Updater checks what it downloads. This module checks the whole set once more, because a set on the disk has
-to be believed without a network, and because the Updater does not check that the keys of a threshold differ, and does
+to be verified without a network, and because the Updater does not check that the keys of a threshold differ, and does
 not know whose fleet a root belongs to. Nothing here looks at a clock.
 """
 
@@ -15,20 +15,16 @@ from cryptography.hazmat.primitives import serialization
 from securesystemslib.signer import Key
 from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, Targets, Timestamp
 
+from dpmesh.rollout.layout import RING_FILE, RINGS
+
 FLEET = "x-dpmesh-fleet"
 """The field of a root that names its fleet."""
-
-RINGS = "rings"
-"""The role that chooses which part of the fleet takes a policy."""
-
-RING_FILE = "ring.json"
-"""The only target that the role "rings" may have."""
 
 _T = TypeVar("_T", Root, Timestamp, Snapshot, Targets)
 
 
 class UntrustedError(Exception):
-    """Signed files that can't be believed. The text quotes nothing of them."""
+    """Signed files that can't be trusted. The text quotes nothing of them."""
 
 
 class SignedSet(msgspec.Struct, frozen=True):
@@ -84,7 +80,7 @@ def image_root(data: bytes) -> Root:
         UntrustedError: It is no root, is not signed by its own keys, or names no fleet.
     """
     root, _ = _load(Root, data)
-    _count(root, Root.type, Metadata[Root].from_bytes(data))
+    count_signers(root, Root.type, Metadata[Root].from_bytes(data))
     if not _fleet(root):
         raise UntrustedError(f"the root names no fleet ({FLEET})")
     return root
@@ -133,8 +129,8 @@ def next_root(root: Root, data: bytes) -> Root:
         return root
     if following.version != root.version + 1:
         raise UntrustedError("a root's version does not follow that of the root before")
-    _count(root, Root.type, metadata)
-    _count(following, Root.type, metadata)
+    count_signers(root, Root.type, metadata)
+    count_signers(following, Root.type, metadata)
     if _fleet(following) != _fleet(root):
         raise UntrustedError("a root belongs to another fleet")
     return following
@@ -180,7 +176,7 @@ def _listed(
     signed, metadata = _load(kind, data)
     if signed.version != meta.version:
         raise UntrustedError(f"{name}: has another version than is listed")
-    return signed, _count(delegator, name, metadata)
+    return signed, count_signers(delegator, name, metadata)
 
 
 def _load(kind: type[_T], data: bytes, delegator: Root | None = None) -> tuple[_T, Metadata[_T]]:
@@ -192,12 +188,16 @@ def _load(kind: type[_T], data: bytes, delegator: Root | None = None) -> tuple[_
     if not isinstance(metadata.signed, kind):
         raise UntrustedError(f"{kind.type}: is another kind of file")
     if delegator is not None:
-        _count(delegator, kind.type, metadata)
+        count_signers(delegator, kind.type, metadata)
     return metadata.signed, metadata
 
 
-def _count(delegator: Root | Targets, role: str, metadata: Metadata[_T]) -> int:
-    """How many distinct keys of a role signed a file: at least its threshold."""
+def count_signers(delegator: Root | Targets, role: str, metadata: Metadata[_T]) -> int:
+    """How many distinct keys of a role signed a file: at least its threshold.
+
+    Raises:
+        UntrustedError: There are fewer.
+    """
     try:
         payload = metadata.signed_bytes
         result = delegator.get_verification_result(role, payload, metadata.signatures)

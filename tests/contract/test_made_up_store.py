@@ -12,7 +12,8 @@ from dpmesh.accounting import AMOUNT
 from dpmesh.errors import BudgetExhaustedError, LedgerError
 from dpmesh.ledger import Account, EpochKey, Ledger, Opened, Store
 from dpmesh.ledger.budget import check_adoptable, check_unchanged
-from dpmesh.ledger.store import account_end, decide, epoch_in_force, window_at_opening, window_in_force
+from dpmesh.ledger.store import decide, epoch_in_force
+from dpmesh.ledger.window import account_end, window_at_opening, window_in_force
 from dpmesh.policy import Policy
 from tests.contract.adoptions import AdoptionSuite
 from tests.contract.model import LedgerModel

@@ -98,7 +98,7 @@ async def test_a_forged_policy_changes_nothing(settings, repository, caplog):
         stranger.publish()
         for name in ("metadata", "targets"):
             shutil.copytree(stranger.folder / name, repository.folder / name, dirs_exist_ok=True)
-        await until(lambda: "can't be believed" in mesh.policy_status.refused)
+        await until(lambda: "can't be trusted" in mesh.policy_status.refused)
         assert mesh.snapshot is before
         assert await cost(mesh) == 0.5
 

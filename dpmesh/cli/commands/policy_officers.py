@@ -46,7 +46,7 @@ def key(
         typer.Argument(metavar="FILE", help="The private key's file. FILE.pub is the public key's."),
     ],
 ) -> None:
-    """Make a key. FILE stays with its owner; FILE.pub goes to whoever runs `dpmesh policy init`."""
+    """Make a key. FILE stays with its owner; FILE.pub goes to the person who runs `dpmesh policy init`."""
     tuf_keys = _module("tuf_keys")
     tuf_keys.create(file)
     say(f"{file}: a private key. Keep it, and show it to nobody.", f"{file}.pub: its public key.")
@@ -101,7 +101,7 @@ def init(
         ),
     ] = 1,
 ) -> None:
-    """Make a repository of signed policies, and root.json, by which devices believe it."""
+    """Make a repository of signed policies, and root.json, by which devices trust it."""
     tuf_keys = _module("tuf_keys")
 
     public = [tuf_keys.read_public(path) for path in roots]
@@ -186,7 +186,7 @@ def sign(
                 )
     elif policy is not None:
         say(
-            "no --proto: nobody looked whether the policy fits the protos, and what it makes looser; "
+            "without --proto nobody checks whether the policy fits the protos, and what it makes looser; "
             "devices refuse a looser one that one officer signed"
         )
     at = _time(not_before) if not_before else 0
@@ -243,7 +243,7 @@ def publish(
         raise InputError("--renew changes no --share")
     epoch = repository.publish(online, share=share, rings=rings_key, renew=renew, before=old_key)
     part = "" if share is None else f", for {share:.0%} of the fleet"
-    say(f"epoch {epoch} is published{part}; devices believe it for 7 days: publish again before")
+    say(f"epoch {epoch} is published{part}; devices trust it for 7 days: publish again before")
     for role, end in repository.ends().items():
         if end < time.time() + _SOON:
             note(

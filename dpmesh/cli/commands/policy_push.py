@@ -64,7 +64,7 @@ def serve(
         typer.Option(
             "--on-halt",
             metavar="COMMAND",
-            help="What to run, without a shell, where a roll-out goes wrong: dpmesh policy halt ...",
+            help="What to run, without a shell, when a roll-out goes wrong: dpmesh policy halt ...",
         ),
     ] = "",
 ) -> None:

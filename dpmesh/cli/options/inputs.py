@@ -103,9 +103,9 @@ def config_file(given: Path | None) -> Path | None:
 
 def policy_file(given: Path | None, settings: Config) -> Path | None:
     """The given policy file, or the configuration's, relative to the working directory if it is inside."""
-    source = settings.policy.source
     # A repository's policy is what each device has taken; the file is the one that images have.
-    configured = settings.policy.file if not source or source.startswith("tuf+") else source
+    signed = settings.policy.is_signed
+    configured = settings.policy.file if signed else settings.policy.source or settings.policy.file
     if given is not None or not configured:
         return given
     path, here = Path(configured), Path.cwd()

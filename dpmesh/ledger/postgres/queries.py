@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpmesh.ledger.budget import Budget, stored_terms
-from dpmesh.ledger.store import Account, Window, account_end
+from dpmesh.ledger.store import Account
+from dpmesh.ledger.window import Window, account_end
 
 LOCK = 0x64706D657368  # "dpmesh": an advisory lock for all changes but charges
 REDEEMED = "SELECT name FROM dpmesh.spent WHERE name = ANY ($1::bytea[])"
@@ -53,7 +54,7 @@ FROM locked, unnest(
     $2::text[], $3::text[], $4::float8[], $5::float8[], $6::text[], $7::bigint[], $8::text[], $9::bigint[]
 ) WITH ORDINALITY AS w (name, key, epsilon, delta, accounting, length, on_exhausted, cap, place)
 ORDER BY w.place
--- As store.window_at_opening says. Where nothing was charged yet, all terms are the holder's.
+-- As window.window_at_opening says. Where nothing was charged yet, all terms are the holder's.
 ON CONFLICT (name) DO UPDATE SET
     on_exhausted = excluded.on_exhausted,
     length = CASE WHEN b.window_start = 0 THEN excluded.length ELSE b.length END,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,34 +11,20 @@ import asyncpg
 from typing_extensions import override
 
 from dpmesh.accounting import MAX_SECONDS
+from dpmesh.clocks import since_boot
 from dpmesh.errors import LedgerError, LostChargesError
 from dpmesh.ledger.budget import Budget, check_adoptable, check_names, check_unchanged, stored_terms
 from dpmesh.ledger.charge_log import ChainWriter, EntryKind, Head, Posting, encode, link
 from dpmesh.ledger.postgres import queries, schema
 from dpmesh.ledger.postgres.connection import Connection, check_url
-from dpmesh.ledger.store import (
-    Account,
-    AccountId,
-    Batch,
-    EpochKey,
-    Opened,
-    Outcome,
-    Store,
-    Window,
-    decide,
-    first_window,
-)
+from dpmesh.ledger.store import Account, AccountId, Batch, EpochKey, Opened, Outcome, Store, decide
+from dpmesh.ledger.window import Window, first_window
 
 _TRIES = 20
 """How often a batch is decided anew because other holders were faster. Each time, one of them succeeded."""
 
 _DAY = 86_400
 _AGAIN = ("40001", "40P01")  # serialization failure, deadlock: nothing was written
-
-
-def _since_boot() -> float:
-    """Seconds that only grow, even while the machine sleeps: a window may end meanwhile."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class PostgresStore(Store):
@@ -62,7 +47,7 @@ class PostgresStore(Store):
     """
 
     def __init__(
-        self, url: str, *, timeout: float = 4.0, monotonic: Callable[[], float] = _since_boot
+        self, url: str, *, timeout: float = 4.0, monotonic: Callable[[], float] = since_boot
     ) -> None:
         check_url(url)
         self._charging = Connection(url, timeout)

@@ -13,15 +13,8 @@ from dpmesh.accounting import Accounting, cap, window_start
 from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.ledger.budget import Budget, stored_terms
 from dpmesh.ledger.charge_log import CHAIN_BYTES, ChainWriter, EntryKind, Head, Posting, begin, encode, link
-from dpmesh.ledger.store import (
-    KEY_BYTES,
-    Account,
-    EpochKey,
-    Window,
-    account_end,
-    epoch_in_force,
-    window_at_opening,
-)
+from dpmesh.ledger.store import KEY_BYTES, Account, EpochKey, epoch_in_force
+from dpmesh.ledger.window import Window, account_end, window_at_opening
 
 # Epsilon, delta and window are the terms of the window in force, which window_start names.
 _BUDGET_COLUMNS = "name, key, epsilon, delta, accounting, window, on_exhausted"

@@ -19,7 +19,7 @@ VERSION = 5
 """The version of the tables below. Older files are brought up to date when they are opened.
 
 Version 5 has the tables of version 4. Since then a budget's window, epsilon and delta are those of the window in force,
-which a holder of an older version would change in its midst.
+which a holder of an older version would change before it ends.
 """
 
 # STRICT came with SQLite 3.37. Before that a column takes any type, but dpmesh writes only the declared ones.

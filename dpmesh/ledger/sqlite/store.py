@@ -25,18 +25,8 @@ from dpmesh.ledger.sqlite import access, queries, schema
 from dpmesh.ledger.sqlite.errors import explain
 from dpmesh.ledger.sqlite.file_watch import FileWatch
 from dpmesh.ledger.sqlite.rollback_guard import RollbackGuard
-from dpmesh.ledger.store import (
-    Account,
-    AccountId,
-    Batch,
-    EpochKey,
-    Opened,
-    Outcome,
-    Store,
-    Window,
-    decide,
-    window_in_force,
-)
+from dpmesh.ledger.store import Account, AccountId, Batch, EpochKey, Opened, Outcome, Store, decide
+from dpmesh.ledger.window import Window, window_in_force
 
 _log = logging.getLogger(__name__)
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dpmesh.errors import ConfigError
+from dpmesh.rollout import layout
 from dpmesh.rollout.rings import Ring
-
-_SUFFIXES = ("yaml", "yml", "json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +65,11 @@ def read(repository: Path) -> Published:
         stamp = _signed(metadata / "timestamp.json")
         snapshot = _versioned(metadata, "snapshot", stamp["meta"])
         targets = _versioned(metadata, "targets", snapshot["meta"])
-        version, newest = int(stamp["version"]), _target(targets, "policy")
+        version, newest = int(stamp["version"]), _target(targets, layout.POLICY)
         if newest is None:
             return Published(version)
         share = _share(repository, snapshot["meta"], newest[0])
-        return Published(version, *newest, share, _target(targets, "former"))
+        return Published(version, *newest, share, _target(targets, layout.FORMER))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{repository}: its metadata are not those of policies ({type(error).__name__})"
@@ -79,22 +78,20 @@ def read(repository: Path) -> Published:
 
 def _target(targets: Any, name: str) -> tuple[int, bytes] | None:
     """The epoch and the digest of a policy, by the name of its target without suffix."""
-    for suffix in _SUFFIXES:
-        target = targets["targets"].get(f"{name}.{suffix}")
-        if target is not None:
-            return int(target["custom"]["epoch"]), bytes.fromhex(target["hashes"]["sha256"])
+    for target in layout.named(targets["targets"], name):
+        return int(target["custom"]["epoch"]), bytes.fromhex(target["hashes"]["sha256"])
     return None
 
 
 def _share(repository: Path, versions: Any, epoch: int) -> float:
     """The part of the fleet that shall take an epoch, as the role "rings" says."""
-    if "rings.json" not in versions:
+    if f"{layout.RINGS}.json" not in versions:
         return 1.0
-    rings = _versioned(repository / "metadata", "rings", versions)
-    target = rings["targets"].get("ring.json")
+    rings = _versioned(repository / "metadata", layout.RINGS, versions)
+    target = rings["targets"].get(layout.RING_FILE)
     if target is None:
         return 1.0
-    ring = Ring.parse(_read(repository / "targets" / f"{target['hashes']['sha256']}.ring.json"))
+    ring = Ring.parse(_read(layout.target_file(repository, layout.RING_FILE, target["hashes"]["sha256"])))
     return ring.share if ring.epoch == epoch else 1.0
 
 

@@ -199,10 +199,6 @@ def set_status(context: Any, failure: Failure) -> None:
         context.set_trailing_metadata(failure.trailing)
 
 
-# A thread of the executor serves many RPCs, and the responses of one stream may come from several threads. So each RPC
-# of a synchronous handler has context variables of its own.
-
-
 # The asynchronous wrappers end RPCs outside of `except`: what `abort` raises would have the exception as its context.
 
 
@@ -266,6 +262,8 @@ def _generator(function: Any, interception: Interception) -> Any:
     return generator
 
 
+# A thread of the executor serves many RPCs, and the responses of one stream may come from several threads. So each RPC
+# of a synchronous handler has context variables of its own.
 def _sync_unary(function: Any, interception: Interception, requests: bool) -> Any:
     loop = asyncio.get_running_loop()
 

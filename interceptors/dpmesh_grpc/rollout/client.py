@@ -120,7 +120,7 @@ class RolloutClient:
 
     Args:
         channel: To the service, open for longer than the client: `dpmesh_grpc.rotating_channel`.
-        secret: Known to this device only, and the same after a restart.
+        secret: Known to this device only. It outlives a restart.
         look: Makes the device look for a policy now.
         refusals: How many messages this process has refused so far.
         epoch: The epoch of the policy in force.

@@ -84,7 +84,7 @@ class RolloutService(rpc.RolloutServiceServicer):
         """Counts reports about what is published now, and tells all devices that watch.
 
         Raises:
-            RolloutStoreError: The store can't be written. Devices are told all the same, and report later.
+            RolloutStoreError: The store can't be written. Devices are still told, and report later.
         """
         try:
             await self._store.publish(found)

@@ -17,7 +17,7 @@ from dpmesh.policy import loaded_types
 from dpmesh_grpc import report_health
 from tests.support.mutual_tls import until
 
-EDITS = 25
+EDITS = 12
 RPCS = 12
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 

@@ -286,20 +286,21 @@ async def test_a_policy_that_all_have_is_not_halted(rig):
 class Lying(rpc.RolloutServiceServicer):
     """A service that says all the time that there is something new, and takes no report."""
 
-    def __init__(self):
-        self.notices = 0
+    def __init__(self, spread_ms):
+        self.notices, self.spread_ms = 0, spread_ms
 
     async def Watch(self, request, context):
         while True:
             self.notices += 1
-            yield WatchResponse(
-                timestamp_version=random.getrandbits(63), spread_ms=2**32 - 1 if self.notices % 2 else 0
-            )
+            yield WatchResponse(timestamp_version=random.getrandbits(63), spread_ms=self.spread_ms)
             await asyncio.sleep(0)
 
 
-async def test_a_service_that_lies_can_not_make_a_device_ask_all_the_time():
-    server, lying = grpc.aio.server(), Lying()
+@pytest.mark.parametrize("spread_ms", [0, 2**32 - 1])
+async def test_a_service_that_lies_can_not_make_a_device_ask_all_the_time(monkeypatch, spread_ms):
+    pause = 0.1
+    monkeypatch.setattr(client_module, "_BETWEEN_LOOKS", pause)
+    server, lying = grpc.aio.server(), Lying(spread_ms)
     rpc.add_RolloutServiceServicer_to_server(lying, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -312,8 +313,12 @@ async def test_a_service_that_lies_can_not_make_a_device_ask_all_the_time():
             client.report(5, bytes(32), taken=True)
             await until(lambda: lying.notices > 1000)
             await until(lambda: not client._outcomes)  # UNIMPLEMENTED: it is not sent again.
+            if spread_ms:  # The device waits, and not for as long as the service says.
+                assert 0 < client._looking.when() - asyncio.get_running_loop().time() <= 600
+            else:
+                await until(lambda: len(looks) >= 3)
     await server.stop(None)
-    assert len(looks) <= 1 + (time.monotonic() - began)
+    assert len(looks) <= 1 + (time.monotonic() - began) / pause
 
 
 async def test_without_a_service_nothing_happens():

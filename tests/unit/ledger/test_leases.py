@@ -5,7 +5,7 @@ import sys
 import threading
 
 from dpmesh.ledger.leases import Lease, LeaseTable
-from dpmesh.ledger.store import Window, first_window
+from dpmesh.ledger.window import Window, first_window
 from tests.contract.suite import AMOUNT, DAY, Clock, pure
 
 BUDGETS = [pure("unit"), pure("all", key="global")]

@@ -6,15 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpmesh.accounting import AMOUNT
-from dpmesh.ledger.store import (
-    Batch,
-    Window,
-    account_end,
-    account_hash,
-    decide,
-    window_at_opening,
-    window_in_force,
-)
+from dpmesh.ledger.store import Batch, account_hash, decide
+from dpmesh.ledger.window import Window, account_end, window_at_opening, window_in_force
 from tests.contract.suite import DAY, pure
 
 ACCOUNTS = [(0, b"a"), (0, b"b"), (1, b"")]

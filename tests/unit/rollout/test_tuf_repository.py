@@ -1,4 +1,4 @@
-"""What officers do with a repository, and what devices believe of it."""
+"""What officers do with a repository, and what devices trust of it."""
 
 from __future__ import annotations
 
@@ -45,14 +45,21 @@ def make(tmp_path, keys):
     """Makes a repository."""
 
     def made(
-        folder="repo", fleet="cars", *, roots=("root",), root_threshold=1, officer_threshold=1, rings=True
+        folder="repo",
+        fleet="cars",
+        *,
+        roots=("root",),
+        signers=None,
+        root_threshold=1,
+        officer_threshold=1,
+        rings=True,
     ):
         repository = PolicyRepository(tmp_path / folder)
         public_roots = [public(keys[name]) for name in roots]
         repository.create(
             fleet,
             roots=public_roots,
-            root_signers=[tuf_keys.signer(keys[name], public_roots) for name in roots],
+            root_signers=[tuf_keys.signer(keys[name], public_roots) for name in signers or roots],
             root_threshold=root_threshold,
             officers=[public(keys["alice"]), public(keys["bob"])],
             officer_threshold=officer_threshold,
@@ -254,8 +261,10 @@ def test_what_no_repository_can_begin_with(make, keys, tmp_path):
         make(fleet=" ")
     with pytest.raises(ConfigError, match="there are 1 root keys"):
         make(root_threshold=2)
-    with pytest.raises(ConfigError, match="one key was given twice"):
+    with pytest.raises(ConfigError, match="--root: one key was given twice"):
         make(roots=("root", "root"))
+    with pytest.raises(ConfigError, match="1 more private keys have to sign"):
+        make(roots=("root", "alice"), signers=("root", "root"), root_threshold=2)
     make()
     with pytest.raises(ConfigError, match="is a repository already"):
         make()
@@ -322,10 +331,10 @@ async def test_a_renewal_with_the_key_for_rings_lets_no_further_device_in(make, 
     repository.stage(write(2), keys["alice"])
     repository.publish(keys["online"], share=0.05, rings=keys["rings"])
     repository.publish(keys["online"], rings=keys["rings"])
-    assert repository._share(repository.state()) == (2, 0.05)
+    assert repository._share(repository.state()) == rings.Ring(2, 0.05)
     repository.halt(keys["online"], keys["rings"])
     repository.publish(keys["online"], rings=keys["rings"])
-    assert repository._share(repository.state()) == (2, 0)
+    assert repository._share(repository.state()) == rings.Ring(2, 0)
     assert await device().epoch() == 1
 
 
@@ -393,7 +402,7 @@ async def test_the_key_for_rings_is_replaced(make, write, keys, device):
         with pytest.raises(ConfigError, match=match):
             repository.publish(keys["online"], rings=rings_key)
     repository.publish(keys["online"], rings=keys["stranger"])
-    assert repository._share(repository.state()) == (2, 0.05)
+    assert repository._share(repository.state()) == rings.Ring(2, 0.05)
     assert await placed(device(), 0.5).epoch() == 1
     with pytest.raises(ConfigError, match="none of the role's keys"):
         repository.halt(keys["online"], keys["rings"])
@@ -442,7 +451,7 @@ def kill_at(work, write):
 async def test_a_publisher_that_dies_leaves_the_old_policy_or_the_new_one(
     make, write, keys, device, tmp_path, change, seen
 ):
-    """`seen`: what a device reads that begins after the n-th write; 0 if it can't believe what it reads."""
+    """`seen`: what a device reads that begins after the n-th write; 0 if it can't trust what it reads."""
     repository = await first(make, write, keys, rings=False)
     online, before = keys["online"], ""
     if change != "policy":

@@ -87,7 +87,7 @@ async def test_an_offer_can_be_restored_without_a_network_however_old(repository
     assert device.source.first() == [replace(offer, taken=True)]
     for damaged in (offer.kept[:-9], b"{}", b"", offer.kept.replace(b"policy.json", b"former.json")):
         device.source.keep(replace(offer, kept=damaged))
-        with pytest.raises(PolicyUnavailableError, match="can't be believed"):
+        with pytest.raises(PolicyUnavailableError, match="can't be trusted"):
             device.source.first()
     device.source.keep(offer)
     device.restart(floor=2)

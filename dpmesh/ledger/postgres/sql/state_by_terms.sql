@@ -7,7 +7,7 @@ CREATE TYPE dpmesh.answer AS (
 );
 CREATE FUNCTION dpmesh.ends(start_ bigint, length_ bigint) RETURNS bigint LANGUAGE sql IMMUTABLE AS
     'SELECT (start_ / length_ + 1) * length_';
--- As store.window_in_force says: the holder's terms count for windows that begin, and lower the caps of the others.
+-- As window.window_in_force says: the holder's terms count for windows that begin, and lower the caps of the others.
 CREATE FUNCTION dpmesh.state(
     ids_ integer[], lengths_ bigint[], epsilons_ double precision[], deltas_ double precision[], caps_ bigint[],
     budgets_ integer[], accounts_ bytea[]

@@ -135,7 +135,7 @@ def test_an_officer_sees_that_another_one_did_not_look(dpmesh, run, write, repo)
     lines = run(
         "sign", write("two.yaml", policy(2, 2)), "--repo", repo, "--key", "alice.key", "--reason", "x"
     )
-    assert lines[0].startswith("no --proto: nobody looked")
+    assert lines[0].startswith("without --proto nobody checks")
     ran = dpmesh("policy", "sign", "--repo", repo, "--key", "bob.key", "--proto", "r.proto")
     assert (ran.code, "the first officer did not see it" in ran.err) == (2, True)
 
