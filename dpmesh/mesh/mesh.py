@@ -202,7 +202,13 @@ class Mesh:
             await asyncio.to_thread(keep)
             self._check_open()  # It may have been closed meanwhile.
             self.snapshot = snapshot
-        log.info("policy %.16s replaces %.16s", snapshot.digest, before.digest)
+        log.info(
+            "policy epoch %d (%.16s) replaces epoch %d (%.16s)",
+            snapshot.policy.document.epoch,
+            snapshot.digest,
+            before.policy.document.epoch,
+            before.digest,
+        )
 
     def _terms(self, snapshot: PolicySnapshot) -> Terms:
         return Terms(snapshot.policy, self.ledger.budgets, "observe" if self.observing else "enforce")

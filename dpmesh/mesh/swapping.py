@@ -71,7 +71,7 @@ def _refuse_other_terms(document: policy_pb2.Policy, before: policy_pb2.Policy) 
     for name in ("budgets", "quotas", "mode"):
         if getattr(document, name) != getattr(before, name):
             raise ConfigError(
-                f"policy: {name}: they differ from those in force, and a swap can't change them; start anew with it"
+                f"policy: {name}: not what is in force, and a swap can't change that; start anew with it"
             )
 
 
