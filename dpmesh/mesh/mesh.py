@@ -226,7 +226,7 @@ class Mesh:
             self._put_in_force(snapshot)
         epochs = snapshot.policy.document.epoch, before.policy.document.epoch
         log.info(
-            "policy epoch %d, %.16s, replaces epoch %d, %.16s",
+            "policy epoch %d (%.16s) replaces epoch %d (%.16s)",
             epochs[0],
             snapshot.digest,
             epochs[1],

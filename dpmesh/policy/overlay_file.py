@@ -130,6 +130,7 @@ _DURATION = "google.protobuf.Duration"
 _EXPECTED = {
     FieldDescriptor.CPPTYPE_DOUBLE: "a number",
     FieldDescriptor.CPPTYPE_UINT32: "a whole number, 0 or above",
+    FieldDescriptor.CPPTYPE_UINT64: "a whole number, 0 or above",
     FieldDescriptor.CPPTYPE_BOOL: "true or false",
     FieldDescriptor.CPPTYPE_STRING: "text (in quotes, if it looks like a number, a date or yes and no)",
     FieldDescriptor.CPPTYPE_MESSAGE: 'a time in seconds, such as "90s"',

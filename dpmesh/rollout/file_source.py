@@ -182,6 +182,16 @@ def _parse(content: bytes, path: Path) -> policy_pb2.Policy:
         raise ConfigError(
             f"policy file {path}: is larger than {LARGEST_DOCUMENT // 1000} kB, which no policy that is followed may be"
         )
+    check_end(content, path)
+    return overlay_file.parse_bytes(content, str(path))
+
+
+def check_end(content: bytes, path: Path) -> None:
+    """Checks that a policy that is followed has its end.
+
+    Raises:
+        ConfigError: It may be a part of a policy.
+    """
     lines = content.decode(errors="replace").splitlines()
     last = next((line for line in reversed(lines) if line.strip()), "")
     # A text in braces has its end in itself.
@@ -190,4 +200,3 @@ def _parse(content: bytes, path: Path) -> policy_pb2.Policy:
             f"policy file {path}: does not end with a line of three dots ({_END}), YAML's end of a document. "
             "Without it, a part of a file that is being written can't be told from the whole: add it"
         )
-    return overlay_file.parse_bytes(content, str(path))

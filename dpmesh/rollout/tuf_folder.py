@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from securesystemslib.signer import Key, Signer
+from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.metadata import (
     Metadata,
     Root,
@@ -82,12 +83,24 @@ class PolicyFolder:
         roots = self._roots()
         root = roots[-1]
         try:
-            return self._state(root, root)
+            state = self._state(root, root)
         except ConfigError:
             if len(roots) == 1:
                 raise
-        # A command died after it had written a root, and before it wrote the files that go with it.
-        return self._state(root, roots[-2])
+            # A command died after it had written a root, and before it wrote the files that go with it.
+            state = self._state(root, roots[-2])
+        self._check_targets(state)
+        return state
+
+    def _check_targets(self, state: PublishedFiles) -> None:
+        """Checks that the published policies, and the ring, are what was signed."""
+        for signed in (state.targets, state.rings):
+            for target in () if signed is None else signed.targets.values():
+                path = self._target(target)
+                try:
+                    target.verify_length_and_hashes(self._read(path))
+                except LengthOrHashMismatchError:
+                    raise ConfigError(f"{path}: is not what was signed: restore it") from None
 
     def _state(self, newest: Root, root: Root) -> PublishedFiles:
         """What devices read now, by the signatures that a root asks for."""
@@ -189,6 +202,8 @@ class PolicyFolder:
         if not (self._folder / "metadata").is_dir():
             raise ConfigError(f"{self._folder}: is no repository; run `dpmesh policy init`")
         try:
+            for name in ("targets", "staged"):
+                (self._folder / name).mkdir(exist_ok=True)  # Git keeps no empty folders.
             with self._locked():
                 yield
         except OSError as error:

@@ -62,13 +62,14 @@ def read_public(path: Path) -> Key:
     return found
 
 
-def signer(name: str, keys: list[Key]) -> Signer:
+def signer(name: str, keys: list[Key], role: str) -> Signer:
     """A signer whose public key is one of a role's.
 
     Args:
         name: A private key's file; or a URI of securesystemslib (hsm:, awskms:, gcpkms:, azurekms:, hv:, file2:), whose
             packages have to be installed.
         keys: The public keys of the role.
+        role: What to call the role in errors.
 
     Raises:
         ConfigError: There is no such key, it can't be used, or it is none of the role's.
@@ -82,11 +83,13 @@ def signer(name: str, keys: list[Key]) -> Signer:
     except OSError as error:
         raise ConfigError(f"key {path}: can't be read ({error.strerror})") from None
     except files.NotPrivateError:
+        if path.name.endswith(".pub"):
+            raise ConfigError(f"key {path}: is a public key: its private key has to sign") from None
         raise ConfigError(f"key {path}: others may read it: chmod 600, and think of a new key") from None
     except Exception:
         raise ConfigError(f"key {path}: is no private key without a passphrase in PEM") from None
     if found.public_key not in keys:
-        raise ConfigError(f"key {path}: is none of the role's keys")
+        raise ConfigError(f"key {path}: is none of the role's keys (role: {role})")
     return found
 
 

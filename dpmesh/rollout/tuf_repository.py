@@ -116,7 +116,9 @@ class PolicyRepository(RingFiles):
             if rings is not None:
                 metadata.signed.delegations = delegations(rings)
             root, _ = self._next_root(state.root)
-            metadata.sign(tuf_keys.signer(signer, keys_of(root, Targets.type)), append=True)
+            metadata.sign(
+                tuf_keys.signer(signer, keys_of(root, Targets.type), "targets, the officers"), append=True
+            )
             files.write(self._folder / "staged" / path, content, mode=0o644)
             files.write(self._folder / "staged" / "targets.json", metadata.to_bytes(), mode=0o644)
             staged = self.staged()
@@ -296,6 +298,11 @@ class PolicyRepository(RingFiles):
             raise ConfigError(f"policy file {policy}: is larger than {LARGEST_DOCUMENT // 1000} kB")
         document = overlay_file.parse_bytes(content, str(policy))
         before = 0 if state.targets is None else epoch_of(state.targets)
+        if not document.epoch:
+            raise ConfigError(
+                f"policy file {policy}: epoch: is missing: write a whole number above {before}, "
+                f"as in `epoch: {before + 1}`"
+            )
         if document.epoch <= before:
             raise ConfigError(
                 f"policy file {policy}: epoch: {document.epoch} is not larger than {before}, which is published"
@@ -372,9 +379,13 @@ class PolicyRepository(RingFiles):
         old, expires = state.snapshot, expiry(Timestamp.type)
         if state.timestamp is not None and expires < state.timestamp.expires:
             raise ConfigError("the clock of this machine is behind the last publication: set it")
-        signers = [tuf_keys.signer(online, keys_of(root, Timestamp.type))]
+        signers = [tuf_keys.signer(online, keys_of(root, Timestamp.type), "timestamp, the online key")]
         if before:
-            signers.append(tuf_keys.signer(before, keys_of(state.root, Timestamp.type)))
+            signers.append(
+                tuf_keys.signer(
+                    before, keys_of(state.root, Timestamp.type), "timestamp, the online key before"
+                )
+            )
         snapshot = Snapshot(version(old) + 1, expires=expiry(Snapshot.type), meta=meta)
         if old is not None and old.meta == meta and old.expires > expires and self._is_kept(old, root):
             snapshot = old

@@ -60,7 +60,7 @@ class RingFiles(KeyRoots):
             )
         if before is not None and before.epoch == epoch and share < before.share:
             raise ConfigError(
-                f"--share {share:g}: {before.share:g} of the fleet may have taken epoch {epoch} already; "
+                f"--share {share:g}: {before.share:.0%} of the fleet may have taken epoch {epoch} already; "
                 "`dpmesh policy halt` stops it"
             )
         return self._written_ring(state, targets, epoch, share, rings)
@@ -99,7 +99,7 @@ class RingFiles(KeyRoots):
         rings.targets[RING_FILE] = TargetFile.from_data(RING_FILE, content)
         keys = list(targets.delegations.keys.values())
         self._write_target(rings, RING_FILE, content)
-        self._create(f"{rings.version}.{RINGS}.json", sign(rings, [tuf_keys.signer(signer, keys)]))
+        self._create(f"{rings.version}.{RINGS}.json", sign(rings, [tuf_keys.signer(signer, keys, "rings")]))
         return rings
 
 

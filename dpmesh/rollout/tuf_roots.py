@@ -136,7 +136,7 @@ class KeyRoots(PolicyFolder):
             root = metadata.signed
             known = {key.keyid: key for each in (before, root) for key in keys_of(each, Root.type)}
             for name in signers:
-                metadata.sign(tuf_keys.signer(name, list(known.values())), append=True)
+                metadata.sign(tuf_keys.signer(name, list(known.values()), "root"), append=True)
             data = metadata.to_bytes()
             result = before.get_verification_result(Root.type, metadata.signed_bytes, metadata.signatures)
             own = root.get_verification_result(Root.type, metadata.signed_bytes, metadata.signatures)

@@ -108,7 +108,7 @@ def init(
     _repository(folder).create(
         fleet,
         roots=public,
-        root_signers=[tuf_keys.signer(name, public) for name in root_keys],
+        root_signers=[tuf_keys.signer(name, public, "root") for name in root_keys],
         root_threshold=root_threshold,
         officers=[tuf_keys.read_public(path) for path in officers],
         officer_threshold=officer_threshold,
@@ -118,7 +118,9 @@ def init(
     say(f"{folder}: a repository of policies for the fleet {fleet}")
     say(f"Every image needs {folder / 'metadata' / '1.root.json'} as its root.json ([policy] root).")
     say(f"Next: dpmesh policy sign policy.yaml --repo {folder} --key OFFICER")
-    say(f"      dpmesh policy publish --repo {folder} --key ONLINE")
+    say(
+        f"      dpmesh policy publish --repo {folder} --key ONLINE{'' if rings is None else ' --rings-key RINGS'}"
+    )
 
 
 def sign(

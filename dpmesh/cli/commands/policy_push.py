@@ -97,6 +97,7 @@ async def _serve(repository: Path, folder: Path, listen: str, url: str, on_halt:
         publisher = Publisher(repository, store, service, partial(_run, on_halt) if on_halt else None)
         await publisher.look()  # What is wrong with the repository or the store is said at once.
         async with RotatingIdentity(source) as identity, rollout_server(service, identity, listen) as port:
+            _check_server(folder, identity.current.certificates)
             say(f"pushing {repository} on {listen.rpartition(':')[0]}:{port}")
             sys.stdout.flush()
             looking = asyncio.create_task(publisher.run())
@@ -104,6 +105,26 @@ async def _serve(repository: Path, folder: Path, listen: str, url: str, on_halt:
             looking.cancel()
     finally:
         await store.close()
+
+
+def _check_server(folder: Path, certificates: bytes) -> None:
+    """Refuses a device's identity, with which no device would speak.
+
+    Raises:
+        InputError: The certificate is for clients only.
+    """
+    from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    leaf = x509.load_pem_x509_certificates(certificates)[0]
+    try:
+        usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return
+    if ExtendedKeyUsageOID.SERVER_AUTH not in usage:
+        raise InputError(
+            f"{folder / 'certificate.pem'}: is a device's: run `dpmesh identity issue CA --out {folder} --server`"
+        )
 
 
 async def _run(command: list[str], epoch: int) -> None:

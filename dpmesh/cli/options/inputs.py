@@ -109,7 +109,18 @@ def policy_file(given: Path | None, settings: Config) -> Path | None:
     if given is not None or not configured:
         return given
     path, here = Path(configured), Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
+    path = path.relative_to(here) if path.is_relative_to(here) else path
+    if not signed and configured == settings.policy.source:
+        _check_end(path)
+    return path
+
+
+def _check_end(path: Path) -> None:
+    """Refuses a followed file that devices refuse because it may be half written."""
+    from dpmesh.policy import overlay_file
+    from dpmesh.rollout.file_source import check_end
+
+    check_end(overlay_file.read_bytes(path), path)
 
 
 def policy(path: Path | None, sources: Sources) -> Policy:

@@ -139,4 +139,7 @@ def test_what_is_wrong_is_said_in_one_line(fleet, capsys):
     ]
     assert cli.run(["policy", *map(str, words)]) == 2
     assert f"dpmesh: {fleet}: the identity's certificate chain can't be read" in capsys.readouterr().err
+    words[4], words[6] = fleet / "device", f"sqlite:///{fleet}/b.db"
+    assert cli.run(["policy", *map(str, [*words, "--listen", "127.0.0.1:0"])]) == 2
+    assert "device/certificate.pem: is a device's: run" in capsys.readouterr().err
     assert cli.run(["policy", "status", "--store", f"sqlite:///{fleet}/a.db"]) == 0

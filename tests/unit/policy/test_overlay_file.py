@@ -84,6 +84,8 @@ def test_the_error_says_how_to_write_an_empty_kind(tmp_path: Path) -> None:
         ("methods:\n  /a.S/M: {}\n", "2:3: methods /a.S/M: sets nothing"),
         ("oneofs:\n  a.B.o: {}\n", "2:3: oneofs a.B.o: sets nothing"),
         # A value of another shape.
+        ("epoch: four\n", "1:1: epoch: must be a whole number, 0 or above"),
+        ("epoch: -4\n", "1:1: epoch: must be a whole number, 0 or above"),
         ("fields:\n  a.B.c: suppress\n", "2:3: fields a.B.c: must be a mapping"),
         ("fields:\n  a.B.c: [suppress]\n", "2:3: fields a.B.c: must be a mapping"),
         ("fields:\n  a.B.c: {suppress: true}\n", "2:11: fields a.B.c suppress: must be a mapping"),

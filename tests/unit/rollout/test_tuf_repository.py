@@ -59,7 +59,7 @@ def make(tmp_path, keys):
         repository.create(
             fleet,
             roots=public_roots,
-            root_signers=[tuf_keys.signer(keys[name], public_roots) for name in signers or roots],
+            root_signers=[tuf_keys.signer(keys[name], public_roots, "root") for name in signers or roots],
             root_threshold=root_threshold,
             officers=[public(keys["alice"]), public(keys["bob"])],
             officer_threshold=officer_threshold,
@@ -144,6 +144,7 @@ def test_what_can_not_be_staged(make, write, keys, tmp_path):
     large = write(5, "large.yaml", "version: " + "a" * 256_000 + "\n")
     for path, match in (
         (write(4, "equal.yaml"), "epoch: 4 is not larger than 4"),
+        (write(0, "none.yaml"), "epoch: is missing: write a whole number above 4, as in `epoch: 5`"),
         (write(3, "older.yaml"), "epoch: 3 is not larger than 4"),
         (large, "is larger than 256 kB"),
         (write(5, "policy.txt"), "ends with none of"),
@@ -153,7 +154,10 @@ def test_what_can_not_be_staged(make, write, keys, tmp_path):
         with pytest.raises(ConfigError, match=match):
             repository.stage(path, keys["alice"])
     write(4)
-    for name, match in (("stranger", "is none of the role's keys"), ("online", "is none of the role's keys")):
+    for name, match in (
+        ("stranger", "role's keys .role: targets, the officers"),
+        ("online", "is none of the role's keys"),
+    ):
         with pytest.raises(ConfigError, match=match):
             repository.stage(write(5), keys[name])
     for reason in ("x" * 501, "two\nlines"):
@@ -282,17 +286,17 @@ def test_keys_that_can_not_be_used(keys, tmp_path):
     assert (tmp_path / "alice.key").stat().st_mode & 0o777 == 0o600
     os.chmod(keys["alice"], 0o644)
     with pytest.raises(ConfigError, match="others may read it"):
-        tuf_keys.signer(keys["alice"], known)
+        tuf_keys.signer(keys["alice"], known, "targets")
     os.chmod(keys["alice"], 0o600)
-    assert tuf_keys.signer(f"file2:{keys['alice']}", known).public_key == known[0]
+    assert tuf_keys.signer(f"file2:{keys['alice']}", known, "targets").public_key == known[0]
     for name, match in (
         (str(tmp_path / "gone.key"), "can't be read"),
-        (f"{keys['alice']}.pub", "others may read it"),
+        (f"{keys['alice']}.pub", "is a public key: its private key has to sign"),
         (f"file2:{keys['bob']}", "can't sign for the role"),
         ("awskms:arn:aws:kms:secret", "key awskms:...: can't sign"),
     ):
         with pytest.raises(ConfigError, match=match) as caught:
-            tuf_keys.signer(name, known)
+            tuf_keys.signer(name, known, "targets")
         assert "secret" not in str(caught.value)
     with pytest.raises(ConfigError, match="is no public key"):
         tuf_keys.read_public(tmp_path / "alice.key")
@@ -518,6 +522,38 @@ def test_officers_build_on_nothing_that_somebody_changed(make, write, keys, tmp_
     ):
         with pytest.raises(ConfigError, match=name):
             work()
+
+
+@pytest.mark.parametrize("name", ["policy.yaml", "former.yaml", "ring.json"])
+@pytest.mark.parametrize("content", [b"{", None])
+def test_officers_notice_a_published_policy_or_ring_that_somebody_changed(
+    make, write, keys, tmp_path, name, content
+):
+    repository = make()
+    for epoch in (1, 2):
+        repository.stage(write(epoch), keys["alice"])
+        repository.publish(keys["online"], rings=keys["rings"])
+    paths = list((tmp_path / "repo" / "targets").glob(f"*.{name}"))
+    for path in paths:
+        path.unlink() if content is None else path.write_bytes(content)
+    for work in (
+        lambda: repository.stage(write(3), keys["alice"]),
+        lambda: repository.publish(keys["online"]),
+        lambda: repository.halt(keys["online"], keys["rings"]),
+        lambda: repository.rotate([keys["root"]]),
+    ):
+        with pytest.raises(
+            ConfigError, match=rf"\.{name}: (is not what was signed: restore it|can't be read)"
+        ):
+            work()
+
+
+def test_a_clone_without_the_empty_folders_is_a_repository(make, write, keys, tmp_path):
+    repository = make()
+    for name in ("staged", "targets"):
+        (tmp_path / "repo" / name).rmdir()  # Git keeps no empty folders.
+    repository.stage(write(1), keys["alice"])
+    assert repository.publish(keys["online"], rings=keys["rings"]) == 1
 
 
 def test_no_private_key_is_in_the_repository(make, write, keys, tmp_path):

@@ -35,6 +35,22 @@ def test_warnings_alone_exit_0(dpmesh, write) -> None:
     ]
 
 
+@pytest.mark.parametrize("command", ["check", "plan"])
+def test_a_followed_policy_needs_its_end_mark_as_on_a_device(dpmesh, write, command) -> None:
+    policy = "fields:\n  acme.Report.delay: {suppress: {}}\n"
+    write("policy.yaml", policy)
+    write("dpmesh.toml", '[policy]\nsource = "policy.yaml"\n')
+    report = write("report.proto", GOOD)
+    ran = dpmesh(command, report)
+    assert (ran.code, ran.err.partition(", YAML")[0]) == (
+        2,
+        "dpmesh: policy file policy.yaml: does not end with a line of three dots (...)",
+    )
+    assert dpmesh(command, report, "--policy", "policy.yaml").code == 0
+    write("policy.yaml", policy + "...\n")
+    assert dpmesh(command, report).code == 0
+
+
 def test_errors_exit_1(dpmesh, write) -> None:
     ran = dpmesh("check", write("deep/report.proto", BAD))
     assert ran.code == 1

@@ -184,7 +184,7 @@ def test_what_ends_soon_is_said(dpmesh, repo, monkeypatch) -> None:
         (("sign", "two.yaml", "--not-before", "tomorrow"), 2, "a time with its zone"),
         (("sign", "two.yaml", "--key", "root.key"), 2, "is none of the role's keys"),
         (("sign", "two.yaml", "--key", "lost.key"), 2, "lost.key: can't be read"),
-        (("sign", "two.yaml", "--key", "alice.key.pub"), 2, "chmod 600"),
+        (("sign", "two.yaml", "--key", "alice.key.pub"), 2, "its private key has to sign"),
         (("sign", "two.yaml", "--key", "awskms:alias/alice"), 2, "can't sign for the role"),
         (("sign", "two.yaml", "--repo", "elsewhere"), 2, "is no repository"),
         (("publish", "--key", "alice.key"), 2, "is none of the role's keys"),
