@@ -183,3 +183,11 @@ def test_a_policy_that_says_the_same_in_other_words_may_be_kept(file, kept):
     take(source, file, policy(5))
     offer = take(source, file, "# a comment\n" + policy(5))
     assert kept.load() == offer.content
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_reads_although_a_read_of_its_parent_hangs(file, hanging):
+    source = FileSource(file)
+    source._reading.acquire()
+    source.after_fork_in_child()
+    assert source._reading.acquire(blocking=False)
