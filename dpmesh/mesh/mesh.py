@@ -98,6 +98,8 @@ class Mesh:
         self.outcome_listeners: list[Callable[[Outcome], None]] = []
         self._policy_telemetry: PolicyTelemetry | None = None
         self._swapping = asyncio.Lock()
+        # What the ledger's chain recorded last of a looser policy.
+        self._noted = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._refreshing: asyncio.TimerHandle | None = None
         self._flush: Callable[[], None] | None = None
@@ -197,8 +199,11 @@ class Mesh:
             before = self.snapshot
             snapshot = await asyncio.to_thread(swapping.prepare, policy, self.ledger.budgets, before)
             note = await asyncio.to_thread(admit, self._terms(before), self._terms(snapshot))
-            if note:
+            if note and note != self._noted:
                 await self.ledger.record(note)
+                self._noted = (
+                    note  # Where what follows fails, it is tried again and again, and the chain has the note.
+                )
             await asyncio.to_thread(keep)
             self._check_open()  # It may have been closed meanwhile.
             self.snapshot = snapshot
@@ -363,12 +368,13 @@ class Mesh:
 
     def _refresh(self) -> None:
         """Looks for OpenTelemetry's providers from time to time: they may be set after the mesh was opened."""
+        # First: an application's provider may raise, and the policy has to expire all the same.
+        self._refreshing = asyncio.get_running_loop().call_later(_REFRESH_SECONDS, self._refresh)
+        if self._follower is not None:
+            self._follower.check()
         self._telemetry.refresh()
         if self._policy_telemetry is not None:
             self._policy_telemetry.refresh()
-        if self._follower is not None:
-            self._follower.check()
-        self._refreshing = asyncio.get_running_loop().call_later(_REFRESH_SECONDS, self._refresh)
 
     def _committed(self, seconds: float) -> None:
         self._telemetry.ledger(seconds)
