@@ -300,13 +300,17 @@ def stored_terms(budget: Budget) -> tuple[str, str, float, float, str, int | Non
 
 
 def check_unchanged(stored: Budget, configured: Budget) -> None:
-    """Checks that a budget means the same as when its ledger first saw it; epsilon and delta may change.
+    """Checks that a budget means the same as when its ledger first saw it.
+
+    Epsilon and delta may change, and a window's length: the window in force ends as it began.
 
     Raises:
-        ConfigError: Its key, accounting or window differ, which would refill it.
+        ConfigError: Its key or accounting differ, or only one of them is for a lifetime, which would refill it.
     """
     for key in ("key", "accounting", "window"):
         old, new = getattr(stored, key), getattr(configured, key)
+        if key == "window" and None not in (old, new):
+            continue
         if old != new:
             terms = ["lifetime" if value is None else str(value) for value in (old, new)]
             until = "for ever" if stored.window is None else "until its window is over"
@@ -316,3 +320,36 @@ def check_unchanged(stored: Budget, configured: Budget) -> None:
                 f"value. To change it anyway, add a {configured.kind} of another name, and keep this one beside "
                 f"it {until}"
             )
+
+
+def check_adoptable(stored: Budget, configured: Budget) -> None:
+    """Checks that a ledger that is open may adopt other terms of a budget.
+
+    Raises:
+        ConfigError: As by `check_unchanged`; or it is for a lifetime, and its cap would rise.
+    """
+    check_unchanged(stored, configured)
+    if stored.window is None and configured.cap > stored.cap:
+        raise ConfigError(
+            f"{configured.kind}.epsilon: {configured.epsilon!r} with delta {configured.delta!r} for "
+            f"{configured.kind} {stored.name!r}, which the ledger holds with {stored.epsilon!r} and {stored.delta!r}: "
+            "larger caps begin with the next window, and a lifetime has none. Restore the old values; "
+            "`dpmesh budget grant` raises the cap of one account"
+        )
+
+
+def check_threshold_delta(before: Budget, after: Budget) -> None:
+    """Checks that no more delta of histograms may leave under other terms, while charges by the old ones go on.
+
+    Such a histogram is charged the part of the cap that its delta is of threshold_delta. Under a larger cap, charges by
+    the smaller one would be too small.
+
+    Raises:
+        ConfigError: threshold_delta rises, or it is used and the cap rises.
+    """
+    rises = after.threshold_delta > before.threshold_delta > 0
+    if rises or (before.threshold_delta and after.cap > before.cap):
+        raise ConfigError(
+            f"{after.kind}.{'threshold_delta' if rises else 'epsilon'}: it rises for {after.kind} {after.name!r}, "
+            "which has a threshold_delta. That can't change while releases are under way: start anew with it"
+        )

@@ -39,6 +39,7 @@ class CommitQueue(BatchQueue[Charges, None]):
         debit   the store debits what they lack, and a slice beyond it for accounts that are charged often
         put     return to the table, with the slice; after a failure without it, because it may be debited or not
         drop    all leases are forgotten where the store has lost their debits (LostChargesError)
+        credit  what was left of leases that can't be spent, because a window ended, or its cap fell
 
     After each batch one group of unused leases is credited, so that charges never wait for more than one credit.
     A credit that fails is wasted, never spent: nobody holds those leases any more.
@@ -48,6 +49,9 @@ class CommitQueue(BatchQueue[Charges, None]):
         leases: What this process holds already, and where new slices go.
         account: Gives the name under which an account is stored.
         committed: Called with the seconds that each commit took.
+
+    Attributes:
+        exclusive: Held while the store debits, credits or adopts: it does one of these at a time.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class CommitQueue(BatchQueue[Charges, None]):
         self._committed = committed
         self._clock = clock
         self._monotonic = monotonic
+        self.exclusive = asyncio.Lock()
         self._credits: deque[Credit] = deque()
         self._rotation: asyncio.TimerHandle | None = None
 
@@ -92,6 +97,25 @@ class CommitQueue(BatchQueue[Charges, None]):
             self._leases.roll(self._clock())
         except ValueError as error:
             raise LedgerError(f"the ledger's clock is broken: {error}") from error
+
+    async def adopt(self, budgets: Sequence[Budget]) -> None:
+        """Takes other budgets, as Store.adopt does, and returns the leases of budgets whose cap falls.
+
+        The caller holds `exclusive`.
+
+        Raises:
+            ConfigError: As of Store.adopt; so is LedgerError.
+        """
+        self.roll()
+        try:
+            windows = await self._store.adopt(budgets, self._clock())
+        except LostChargesError:
+            self._leases.drop()
+            raise
+        self._leases.adopt(budgets, windows)
+        self._budgets = budgets
+        for credit in self.to_credit(self._leases.ended()):
+            await self._credit(*credit)
 
     def exhausted(self, index: int) -> BudgetExhaustedError:
         """The refusal of a budget, with the time until its window ends."""
@@ -116,6 +140,10 @@ class CommitQueue(BatchQueue[Charges, None]):
 
     @override
     async def _commit(self, waiters: Sequence[Waiter[Charges, None]]) -> None:
+        async with self.exclusive:
+            await self._decide(waiters)
+
+    async def _decide(self, waiters: Sequence[Waiter[Charges, None]]) -> None:
         self.roll()
         ids = {key: self._account(key) for waiter in waiters for key in waiter.item}
         starts, leases = self._leases.take(ids)
@@ -126,6 +154,7 @@ class CommitQueue(BatchQueue[Charges, None]):
             requests=[{ids[key]: amount for key, amount in waiter.item.items()} for waiter in waiters],
             forecast={ids[key]: lease.forecast(now) for key, lease in leases.items()},
             known={ids[key]: lease.debited for key, lease in leases.items()},
+            now=self._clock(),
         )
         try:
             outcome = await self._debit(batch)
@@ -136,15 +165,17 @@ class CommitQueue(BatchQueue[Charges, None]):
             # What was leased is debited already. What was to be debited now may be, so it counts as spent.
             self._leases.put(starts, leases)
             raise
-        self._credits.extend(self.to_credit([(starts, _expired(leases, starts, outcome.windows))]))
+        self._leases.settle(outcome.windows)
+        began = tuple(window.start for window in outcome.windows)
         now = self._monotonic()
-        after = {
-            key: Lease(
-                outcome.remaining[a], outcome.debited[a], batch.leased[a] + outcome.debits.get(a, 0), now
-            )
-            for key, a in ids.items()
-        }
-        self._leases.put(outcome.windows, after, {key: outcome.caps[a] for key, a in ids.items()})
+        after, overspent = {}, {}
+        for key, a in ids.items():
+            left, debited = outcome.remaining[a], outcome.debited[a]
+            if debited > outcome.caps[a]:  # The cap fell.
+                overspent[key], left, debited = left, 0, debited - left
+            after[key] = Lease(left, debited, batch.leased[a] + outcome.debits.get(a, 0), now)
+        self._credits.extend(self.to_credit([(starts, _expired(leases, starts, began)), (began, overspent)]))
+        self._leases.put(began, after, {key: outcome.caps[a] for key, a in ids.items()})
         for waiter, budget in zip(waiters, outcome.denied_by, strict=True):
             if budget is None:
                 waiter.resolve(None)
@@ -164,7 +195,8 @@ class CommitQueue(BatchQueue[Charges, None]):
         """Credits one group of unused leases."""
         self._credits.extend(self.to_credit(self._leases.ended()))
         if self._credits and not self._stopped:
-            await self._credit(*self._credits.popleft())
+            async with self.exclusive:
+                await self._credit(*self._credits.popleft())
         return bool(self._credits)
 
     async def _credit(self, starts: tuple[int, ...], unspent: dict[AccountId, int]) -> None:

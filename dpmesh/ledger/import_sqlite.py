@@ -176,7 +176,7 @@ async def _fill(connection: sqlite3.Connection, into: Any, name: bytes, secret: 
     await into.execute("CREATE TEMPORARY TABLE dpmesh_secret (secret bytea) ON COMMIT DROP")
     await into.copy_records_to_table("dpmesh_secret", records=[(secret,)])
     await into.execute("UPDATE dpmesh.ledger SET secret = (SELECT secret FROM dpmesh_secret)")
-    budgets, starts = queries.read_budgets(connection), queries.windows(connection)
+    budgets, starts = queries.read_budgets(connection), queries.window_starts(connection)
     for row, budget in budgets.items():
         await write_budgets(into, [budget])
         await into.execute(

@@ -11,6 +11,7 @@ of four states. Each budget has one window in force, and its leases belong to th
     idle     `rotate` a second time                       gone: `rotate` returns what was left, to be credited
     any      `take`                                       gone, while the store decides; `put` brings it back
     any      the window ends                              gone: `ended` returns what was left, for the odometer
+    any      the window's cap falls                       gone: `ended` returns what was left, to be credited
     any      `clear`, `drop` or a fork                    gone
 """
 
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 
 from dpmesh.accounting import window_start
 from dpmesh.ledger.budget import Budget, Charge
+from dpmesh.ledger.store import Window, first_window
 
 _REMEMBERED = 4096  # accounts per budget whose usage is known although nothing is leased of them
 _AHEAD_SECONDS = 2.0  # a slice covers what the process would use in this time
@@ -60,18 +62,19 @@ class Lease:
 
 
 class _Window:
-    """One budget's leases in the window in force: in use, idle, or used up. A new window begins with none."""
+    """One budget's leases in the window in force: in use, idle, or used up. A new window begins with none.
 
-    __slots__ = ("cap", "end", "idle", "in_use", "length", "raised", "start", "used_up")
+    `budget` has the terms that this process begins windows with.
+    """
 
-    def __init__(self, budget: Budget, start: int) -> None:
-        self.length = budget.window
-        self.cap = budget.cap
-        self.begin(start)
+    __slots__ = ("budget", "cap", "end", "idle", "in_use", "raised", "start", "used_up")
 
-    def begin(self, start: int) -> None:
-        self.start = start
-        self.end = math.inf if self.length is None else start + self.length
+    def __init__(self, budget: Budget, window: Window) -> None:
+        self.budget = budget
+        self.begin(window)
+
+    def begin(self, window: Window) -> None:
+        self.start, self.end, self.cap = window.start, window.end, window.cap
         self.in_use: dict[bytes, Lease] = {}
         self.idle: dict[bytes, Lease] = {}
         self.used_up: dict[bytes, Lease] = {}
@@ -110,6 +113,13 @@ class _Window:
         elif self.raised:
             self.raised.pop(key, None)
 
+    def lower_cap(self, cap: int) -> list[dict[bytes, Lease]]:
+        """Notes that the budget's cap fell; removes all leases and returns them."""
+        self.raised = {key: raised - (self.cap - cap) for key, raised in self.raised.items()}
+        self.cap = cap
+        removed, self.in_use, self.idle = [self.in_use, self.idle], {}, {}
+        return removed
+
     def rotate(self) -> dict[bytes, int]:
         """Removes the idle leases, and makes those in use idle; returns what was left of the removed ones."""
         unused, self.idle, self.in_use = self.idle, self.in_use, {}
@@ -131,16 +141,39 @@ class LeaseTable:
         self._lock = threading.Lock()
         self._windows: dict[int, _Window] = {}
         self.latest_start = 0
-        # The leases of windows that ended, which can't be spent any more: (all windows' starts, budget, leases).
+        # Leases that can't be spent any more, because their window ended or its cap fell: (all windows' starts, budget,
+        # leases).
         self._ended: list[tuple[tuple[int, ...], int, dict[bytes, Lease]]] = []
 
-    def start(self, budgets: Sequence[Budget], starts: Sequence[int]) -> None:
-        """Begins without any lease, for each budget in the latest window that any holder ever charged."""
-        pairs = zip(budgets, starts, strict=True)
-        windows = {index: _Window(budget, start) for index, (budget, start) in enumerate(pairs)}
+    def start(self, budgets: Sequence[Budget], windows: Sequence[Window]) -> None:
+        """Begins without any lease, for each budget in the latest window that was in force for any holder."""
+        pairs = zip(budgets, windows, strict=True)
+        begun = {index: _Window(budget, window) for index, (budget, window) in enumerate(pairs)}
         with self._lock:
-            self._windows, self._ended = windows, []
-            self.latest_start = max(starts, default=0)
+            self._windows, self._ended = begun, []
+            self.latest_start = max((window.start for window in windows), default=0)
+
+    def adopt(self, budgets: Sequence[Budget], windows: Sequence[Window]) -> None:
+        """Takes other terms for budgets, and new budgets behind them. Where a cap fell, no lease is left.
+
+        Args:
+            budgets: All budgets.
+            windows: For each budget, the window in force.
+        """
+        with self._lock:
+            for index, (budget, window) in enumerate(zip(budgets, windows, strict=True)):
+                if index in self._windows:
+                    self._windows[index].budget = budget
+                else:
+                    self._windows[index] = _Window(budget, window)
+                    self.latest_start = max(self.latest_start, window.start)
+            self._settle(windows)
+
+    def settle(self, windows: Sequence[Window]) -> None:
+        """Notes the windows in force, of which the store knows best. Where a cap fell, no lease is left."""
+        with self._lock:
+            if self._windows:
+                self._settle(windows)
 
     def spend(self, charges: Sequence[Charge]) -> bool:
         """Pays for all charges from leases, or for none. The hot path: no I/O, one lock.
@@ -225,8 +258,6 @@ class LeaseTable:
             caps: What accounts may be debited, as far as the store said so.
         """
         with self._lock:
-            for index in self._windows:
-                self._advance(index, starts[index])
             for (budget, key), lease in leases.items():
                 window = self._windows.get(budget)
                 if window is None:
@@ -250,7 +281,7 @@ class LeaseTable:
             return self._starts(), left
 
     def ended(self) -> list[Unspent]:
-        """What was left in windows that ended since the last call. It can't be spent, but the odometer counts it."""
+        """What was left where windows ended, or caps fell, since the last call. It can't be spent any more."""
         with self._lock:
             ended, self._ended = self._ended, []
         found = []
@@ -271,6 +302,17 @@ class LeaseTable:
             window = self._windows.get(budget)
             return math.inf if window is None else window.end
 
+    def is_whole(self, budget: int, epoch: float) -> bool:
+        """The answer to Ledger.is_whole."""
+        now = self._clock()
+        with self._lock:
+            with suppress(ValueError):
+                self._roll(now)
+            window = self._windows.get(budget)
+            if window is None:
+                return False
+            return not window.start % epoch and (window.end == math.inf or not window.end % epoch)
+
     def clear(self) -> Unspent:
         """Removes all leases, and returns them. From now on nothing can be spent."""
         with self._lock:
@@ -289,7 +331,7 @@ class LeaseTable:
         with self._lock:
             self._ended = []
             for window in self._windows.values():
-                window.begin(window.start)
+                window.in_use, window.idle, window.used_up, window.raised = {}, {}, {}, {}
 
     def after_fork_in_child(self) -> None:
         """Forgets all leases: they are the parent's."""
@@ -302,7 +344,23 @@ class LeaseTable:
     def _roll(self, now: float) -> None:
         """Begins the windows that are due. The caller holds the lock."""
         for index, window in self._windows.items():
-            self._advance(index, window_start(now, window.length))
+            start = window_start(now, window.budget.window)
+            if now >= window.end:
+                # The store may know of another window that holds this time, and `settle` takes it then.
+                following = first_window(window.budget)
+                self._begin(index, following._replace(start=max(int(window.end), start)))
+
+    def _settle(self, windows: Sequence[Window]) -> None:
+        """Takes the windows that are in force by the store. The caller holds the lock."""
+        for index, window in enumerate(windows):
+            mine = self._windows[index]
+            if (window.start, window.end) != (mine.start, mine.end):
+                # It may be an earlier one, if this process began one by its own terms, which nobody charged.
+                if window.end > mine.start:
+                    self._begin(index, window)
+            elif window.cap < mine.cap:
+                starts = self._starts()
+                self._ended += [(starts, index, leases) for leases in mine.lower_cap(window.cap) if leases]
 
     def _drop_empty(self, charges: Sequence[Charge]) -> None:
         """Forgets the leases that a payment used up. The caller holds the lock."""
@@ -313,11 +371,9 @@ class LeaseTable:
                 del window.in_use[key]
                 window.keep(key, lease)
 
-    def _advance(self, index: int, start: int) -> None:
-        """Begins a budget's window, if it is a later one. The caller holds the lock."""
-        window = self._windows[index]
-        if start > window.start:
-            starts = self._starts()
-            self._ended += [(starts, index, leases) for leases in (window.in_use, window.idle) if leases]
-            window.begin(start)
-            self.latest_start = max(self.latest_start, start)
+    def _begin(self, index: int, window: Window) -> None:
+        """Begins another window of a budget. The caller holds the lock."""
+        mine, starts = self._windows[index], self._starts()
+        self._ended += [(starts, index, leases) for leases in (mine.in_use, mine.idle) if leases]
+        mine.begin(window)
+        self.latest_start = max(self.latest_start, window.start)

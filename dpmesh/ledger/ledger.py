@@ -15,12 +15,12 @@ from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import ConfigError, LedgerError, LostChargesError
 from dpmesh.ledger import clock_rewind
 from dpmesh.ledger.admin import ahead_of_the_clock
-from dpmesh.ledger.budget import Budget, Charge, check_names, similar
+from dpmesh.ledger.budget import Budget, Charge, check_names, check_threshold_delta, similar
 from dpmesh.ledger.commit_queue import CommitQueue
 from dpmesh.ledger.epoch_keys import EpochKeyQueue, EpochKeys
 from dpmesh.ledger.leases import Key, LeaseTable
 from dpmesh.ledger.redemptions import RedemptionQueue
-from dpmesh.ledger.store import Account, AccountId, Store, account_hash
+from dpmesh.ledger.store import Account, AccountId, Store, Window, account_hash
 
 _T = TypeVar("_T")
 
@@ -49,7 +49,7 @@ class Ledger:
         timeout: The longest that a charge waits for the store, in seconds.
 
     Attributes:
-        budgets: As given.
+        budgets: As given; `adopt` replaces terms and appends. A budget keeps its name and index.
         on_commit: If set, called with the seconds that each commit took.
         spend: Pays for all charges from the leases that this process holds, or for none; returns whether it did. If
             not, `charge` may still find it in the budget. It is LeaseTable.spend, and no method here, for speed.
@@ -104,7 +104,8 @@ class Ledger:
         """Opens the store.
 
         Raises:
-            ConfigError: A budget's key, accounting or window is not what the ledger was made with.
+            ConfigError: A budget's key or accounting is not what the ledger was made with, or only one of them is for a
+                lifetime.
             LedgerError: The store can't be opened, or the clock shows no time.
         """
         if self._open:
@@ -122,7 +123,8 @@ class Ledger:
         self._secret = opened.secret
         self._open = True
         self._warn_of_unconfigured(opened.others)
-        self._warn_of_windows_ahead(opened.windows)
+        self._warn_of_windows_ahead([window.start for window in opened.windows])
+        self._warn_of_lower_caps(opened.windows)
 
     async def close(self) -> None:
         """Refuses the charges that wait, returns what is left of the leases, and closes the store.
@@ -133,6 +135,49 @@ class Ledger:
         if self._open:
             # Shielded: a ledger whose closing was cancelled could not be closed again.
             await asyncio.shield(self._in_owner(self._close, 4 * self._timeout))
+
+    def places(self, budgets: Sequence[Budget]) -> tuple[int, ...]:
+        """The indexes that budgets have or, if their names are new, are going to have once they are adopted.
+
+        Raises:
+            ConfigError: Two budgets share a name.
+        """
+        check_names(budgets)
+        known = {budget.name: index for index, budget in enumerate(self.budgets)}
+        for budget in budgets:
+            known.setdefault(budget.name, len(known))
+        return tuple(known[budget.name] for budget in budgets)
+
+    async def may_adopt(self, budgets: Sequence[Budget]) -> None:
+        """Returns if `adopt` could take these budgets now. Nothing changes.
+
+        Raises:
+            ConfigError: As of `adopt`; so is LedgerError.
+        """
+        self._merged(budgets)
+        await self._ask(lambda: self._store.may_adopt(budgets))
+
+    async def adopt(self, budgets: Sequence[Budget]) -> tuple[int, ...]:
+        """Takes other terms for budgets, and new budgets, while charges go on. All or none, and durably.
+
+        A lower cap holds at once, and leases of before are returned first. A larger cap and another length begin with
+        the budget's next window. Budgets that are not among them stay as they are: who holds their indexes may charge
+        them.
+
+        Args:
+            budgets: What is going to be charged from now on.
+
+        Returns:
+            The index of each, as of `places`.
+
+        Raises:
+            ConfigError: A budget's key or accounting is not what the ledger holds, it changes between a window and a
+                lifetime, a lifetime budget would get a larger cap, or more delta of histograms would fit a budget.
+            LedgerError: The ledger can't answer in time. Caps may have been lowered in the windows in force.
+        """
+        if not self._open:
+            raise LedgerError("the ledger is not open")
+        return await self._in_owner(lambda: self._adopt_in_time(tuple(budgets)), self._timeout)
 
     async def charge(self, charges: Sequence[Charge]) -> None:
         """Charges all accounts, or none: from leases if they cover it, or else durably.
@@ -220,6 +265,15 @@ class Ledger:
         """
         return self._leases.usage(budget, unit)
 
+    def is_whole(self, budget: int, epoch: float) -> bool:
+        """Whether the window in force of a budget is made of whole epochs, as this process knows it.
+
+        Args:
+            budget: The budget's index.
+            epoch: The length of an epoch, in seconds.
+        """
+        return self._leases.is_whole(budget, epoch)
+
     async def check(self) -> None:
         """Returns if the ledger could take a charge now.
 
@@ -298,6 +352,40 @@ class Ledger:
                 self._queue, self._redemptions, self._key_queue = self._new_queues()
             return self._loop
 
+    async def _adopt_in_time(self, budgets: tuple[Budget, ...]) -> tuple[int, ...]:
+        # It is not cancelled: store, leases and `budgets` have to agree, whatever becomes of the caller.
+        task = asyncio.get_running_loop().create_task(self._adopt(budgets))
+        await asyncio.wait({task}, timeout=self._timeout)
+        if not task.done():
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise LedgerError(f"the ledger did not answer within {self._timeout:g} s")
+        return task.result()
+
+    async def _adopt(self, budgets: tuple[Budget, ...]) -> tuple[int, ...]:
+        queue = self._queue
+        async with queue.exclusive:
+            if not self._open:
+                raise LedgerError("the ledger is not open")
+            places, merged = self.places(budgets), self._merged(budgets)
+            await queue.adopt(merged)
+            self.budgets = merged
+        return places
+
+    def _merged(self, budgets: Sequence[Budget]) -> tuple[Budget, ...]:
+        """All budgets once some are adopted, by index.
+
+        Raises:
+            ConfigError: Two budgets share a name, or more delta of histograms would fit one.
+        """
+        merged = list(self.budgets)
+        for place, budget in zip(self.places(budgets), budgets, strict=True):
+            if place < len(merged):
+                check_threshold_delta(merged[place], budget)
+                merged[place] = budget
+            else:
+                merged.append(budget)
+        return tuple(merged)
+
     async def _close(self) -> None:
         self._open = False
         credits = await self._queue.close()
@@ -331,6 +419,16 @@ class Ledger:
         if found:
             names = [self.budgets[index].name for index in found]
             _log.error("%s", ahead_of_the_clock("the ledger", names, self._clock()))
+
+    def _warn_of_lower_caps(self, windows: Sequence[Window]) -> None:
+        """Warns of lifetime budgets whose larger cap in the configuration has no effect."""
+        for budget, window in zip(self.budgets, windows, strict=True):
+            if window.length is None and window.cap < budget.cap:
+                _log.warning(
+                    "budget %r: its cap in the ledger is lower than the configured one, and holds, because a lifetime "
+                    "has no next window. `dpmesh budget grant` raises the cap of one account",
+                    budget.name,
+                )
 
     def _warn_of_unconfigured(self, others: Sequence[tuple[Budget, int]]) -> None:
         """Warns of budgets that the configuration no longer names: a budget that was renamed starts anew."""

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from typing_extensions import override
 
-from dpmesh.accounting import window_end
 from dpmesh.errors import LedgerError
-from dpmesh.ledger.budget import Budget, check_names, check_unchanged
+from dpmesh.ledger.budget import Budget, check_adoptable, check_names, check_unchanged
 from dpmesh.ledger.store import (
     KEY_BYTES,
     SECRET_BYTES,
@@ -22,8 +21,12 @@ from dpmesh.ledger.store import (
     Opened,
     Outcome,
     Store,
+    Window,
+    account_end,
     decide,
     epoch_in_force,
+    window_at_opening,
+    window_in_force,
 )
 
 
@@ -37,7 +40,7 @@ class MemoryStore(Store):
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(SECRET_BYTES)
         self._stored: dict[str, Budget] = {}
-        self._windows: dict[str, int] = {}
+        self._windows: dict[str, Window] = {}
         # (budget, account): (window start, debited, in all windows)
         self._rows: dict[tuple[str, bytes], tuple[int, int, int]] = {}
         self._redeemed: set[bytes] = set()
@@ -55,27 +58,44 @@ class MemoryStore(Store):
         check_names(budgets)
         for budget in budgets:
             check_unchanged(self._stored.get(budget.name, budget), budget)
+        windows = self._take(budgets)
+        return Opened(self._secret, windows, self._others())
+
+    @override
+    async def may_adopt(self, budgets: Sequence[Budget]) -> None:
+        self._check_process()
+        for budget in budgets:
+            check_adoptable(self._stored.get(budget.name, budget), budget)
+
+    @override
+    async def adopt(self, budgets: Sequence[Budget], now: float) -> tuple[Window, ...]:
+        await self.may_adopt(budgets)
+        self._begin([now] * len(self._budgets))
+        return self._take(budgets)
+
+    def _take(self, budgets: Sequence[Budget]) -> tuple[Window, ...]:
         for budget in budgets:
             self._stored[budget.name] = budget
-            self._windows.setdefault(budget.name, 0)
+            self._windows[budget.name] = window_at_opening(self._windows.get(budget.name), budget)
         self._budgets = tuple(budgets)
-        return Opened(self._secret, tuple(self._windows[budget.name] for budget in budgets), self._others())
+        return tuple(self._windows[budget.name] for budget in budgets)
+
+    def _begin(self, times: Sequence[float]) -> tuple[Window, ...]:
+        """Begins the windows that are due, at a time for each budget; returns those in force."""
+        for budget, now in zip(self._budgets, times, strict=True):
+            self._windows[budget.name] = window_in_force(self._windows[budget.name], budget, now)
+        return tuple(self._windows[budget.name] for budget in self._budgets)
 
     @override
     async def debit(self, batch: Batch) -> Outcome:
         self._check_process()
-        windows = tuple(
-            max(start, self._windows[budget.name])
-            for start, budget in zip(batch.windows, self._budgets, strict=True)
-        )
-        debited = {a: self._debited(a, windows[a[0]]) for a in batch.leased}
-        outcome = decide(batch, {a: self._budgets[a[0]].cap for a in debited}, windows, debited)
-        for budget, start in zip(self._budgets, windows, strict=True):
-            self._windows[budget.name] = start
+        windows = self._begin([batch.time(index) for index in range(len(self._budgets))])
+        debited = {a: self._debited(a, windows[a[0]].start) for a in batch.leased}
+        outcome = decide(batch, windows, debited)
         for a, amount in outcome.debits.items():
             row = self._row(a)
             lifetime = self._rows[row][2] if row in self._rows else 0
-            self._rows[row] = (windows[a[0]], outcome.debited[a], lifetime + amount)
+            self._rows[row] = (windows[a[0]].start, outcome.debited[a], lifetime + amount)
         return outcome
 
     @override
@@ -104,7 +124,7 @@ class MemoryStore(Store):
     @override
     async def epoch_keys(self, now: int, lengths: Sequence[int]) -> list[EpochKey]:
         self._check_process()
-        latest = max([now, *[self._windows[budget.name] * 1_000_000 for budget in self._budgets]])
+        latest = max([now, *[self._windows[budget.name].start * 1_000_000 for budget in self._budgets]])
         for length in lengths:
             stored = self._epoch_keys.get(length)
             number = epoch_in_force(latest, length, None if stored is None else stored.number)
@@ -144,11 +164,11 @@ class MemoryStore(Store):
         charged = {
             name
             for (name, _), (start, debited, _) in self._rows.items()
-            if debited and start == self._windows[name]
+            if debited and start == self._windows[name].start
         }
         configured = {budget.name for budget in self._budgets}
         return tuple(
-            (budget, self._windows[name])
+            (budget, self._windows[name].start)
             for name, budget in self._stored.items()
             if name in charged and name not in configured
         )
@@ -161,9 +181,9 @@ class MemoryStore(Store):
         return True
 
     def _account(self, name: str, key: bytes, start: int, debited: int, lifetime: int) -> Account:
-        budget = self._stored[name]
-        end = window_end(start, budget.window)
-        return Account(name, key.hex(), start, end, debited, budget.cap, 0, lifetime)
+        window = self._windows[name]
+        end = account_end(start, window)
+        return Account(name, key.hex(), start, end, debited, window.cap, 0, lifetime)
 
     def _row(self, account: AccountId) -> tuple[str, bytes]:
         return self._budgets[account[0]].name, account[1]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from dpmesh.accounting import MAX_AMOUNT, window_end, window_start
 from dpmesh.errors import LedgerError
 from dpmesh.ledger.budget import Budget
 
@@ -20,6 +22,8 @@ LAST_SECOND = 1 << 62
 AccountId = tuple[int, bytes]
 """(index into the budgets the store was opened with, keyed hash of the unit)."""
 
+_NOTHING: Mapping[AccountId, int] = {}
+
 
 def account_hash(secret: bytes, unit: bytes) -> bytes:
     """The name under which a unit's account is stored: a hash keyed with the ledger's secret, never the id.
@@ -29,6 +33,70 @@ def account_hash(secret: bytes, unit: bytes) -> bytes:
         unit: The unit's canonical bytes; b"" is the one account of a global budget.
     """
     return hashlib.blake2b(unit, digest_size=ACCOUNT_BYTES, key=secret, person=b"dpmesh account").digest()
+
+
+class Window(NamedTuple):
+    """The window of a budget that is in force, for all holders.
+
+    Attributes:
+        start: When it began, in seconds since the epoch; 0 for lifetime.
+        length: The budget's length when it began, in seconds; None for lifetime.
+        cap: The smallest cap of all holders that opened, adopted or charged the budget in it; a ledger amount.
+    """
+
+    start: int
+    length: int | None
+    cap: int
+
+    @property
+    def end(self) -> float:
+        """When it ends, in seconds since the epoch; infinite for lifetime. The next one may begin then, or later."""
+        return math.inf if self.length is None else (self.start // self.length + 1) * self.length
+
+
+def first_window(budget: Budget) -> Window:
+    """The window of a budget that nobody has charged."""
+    return Window(0, None if budget.window is None else int(budget.window), budget.cap)
+
+
+def window_in_force(stored: Window, budget: Budget, now: float) -> Window:
+    """The window in force for a holder that charges a budget. Every store writes it where it differs. Pure.
+
+    A window keeps its beginning and its end, whatever length the holder knows. Its cap falls to the holder's, and never
+    rises. The holder that begins the next window decides its length and its cap.
+
+    Args:
+        stored: The window that was in force last.
+        budget: What the holder knows of the budget.
+        now: Seconds since the epoch.
+    """
+    if now < stored.end:
+        return stored._replace(cap=min(stored.cap, budget.cap))
+    start = max(int(stored.end), window_start(now, budget.window))
+    return first_window(budget)._replace(start=start)
+
+
+def window_at_opening(stored: Window | None, budget: Budget) -> Window:
+    """The window of a budget once a holder with these terms opened the store, or adopted them. Pure.
+
+    Args:
+        stored: The window that was in force last; None if the store does not know the budget.
+        budget: The holder's terms.
+    """
+    if stored is None or (stored.start == 0 and stored.length is not None):
+        return first_window(budget)  # Nothing was charged yet.
+    return stored._replace(cap=min(stored.cap, budget.cap))
+
+
+def account_end(start: int, window: Window) -> int | None:
+    """When the window ended, or ends, that an account was charged in last. None for lifetime.
+
+    Args:
+        start: When that window began.
+        window: The budget's latest window, which may have another length.
+    """
+    end = window_end(start, window.length)
+    return min(end, window.start) if end is not None and start < window.start else end
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +170,13 @@ class Opened:
 
     Attributes:
         secret: 32 bytes, made with the ledger and as durable as it.
-        windows: For each budget, the latest window that any holder ever charged. Windows never move back.
+        windows: For each budget, the latest window that was in force for any holder. Windows never move back.
         others: Budgets that only the store knows, if anything is spent of them in their latest window; each with the
             time when that window began.
     """
 
     secret: bytes = field(repr=False)
-    windows: tuple[int, ...]
+    windows: tuple[Window, ...]
     others: tuple[tuple[Budget, int], ...] = ()
 
 
@@ -117,12 +185,13 @@ class Batch:
     """Requests that are decided, and committed, together.
 
     Attributes:
-        windows: For each budget, when the window in force began by the holder's clock.
+        windows: For each budget, when the window in force began, as far as the holder knows.
         leased: For each account in question, what the holder has left of an earlier lease (in `windows`).
         requests: The amounts that each request charges its accounts, all or nothing.
         forecast: For accounts that the holder charges often, how much it would use before long.
         known: For each account, what all holders had debited when this holder last heard of it (in `windows`). It may
             be out of date, so it serves for a first guess, never for a decision.
+        now: The holder's time, in seconds since the epoch.
     """
 
     windows: tuple[int, ...]
@@ -130,6 +199,11 @@ class Batch:
     requests: Sequence[Mapping[AccountId, int]]
     forecast: Mapping[AccountId, int] = field(default_factory=dict)
     known: Mapping[AccountId, int] = field(default_factory=dict)
+    now: float = 0.0
+
+    def time(self, budget: int) -> float:
+        """The holder's time, which is not before the window that it knows of a budget, in seconds since the epoch."""
+        return max(self.now, self.windows[budget])
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +211,7 @@ class Outcome:
     """What became of a batch.
 
     Attributes:
-        windows: For each budget, when the window began that the batch was charged to.
+        windows: For each budget, the window that the batch was charged to.
         denied_by: For each request, None if it was admitted, or the first budget that doesn't cover it.
         debits: What is to be debited durably, slices included.
         remaining: For each account, what the holder has leased in `windows` and not used.
@@ -145,7 +219,7 @@ class Outcome:
         caps: For each account, what may be debited in `windows`, grants included.
     """
 
-    windows: tuple[int, ...]
+    windows: tuple[Window, ...]
     denied_by: Sequence[int | None]
     debits: Mapping[AccountId, int]
     remaining: Mapping[AccountId, int]
@@ -154,7 +228,10 @@ class Outcome:
 
 
 def decide(
-    batch: Batch, caps: Mapping[AccountId, int], windows: tuple[int, ...], debited: Mapping[AccountId, int]
+    batch: Batch,
+    windows: tuple[Window, ...],
+    debited: Mapping[AccountId, int],
+    granted: Mapping[AccountId, int] = _NOTHING,
 ) -> Outcome:
     """Admits requests in their order, each all or nothing, and sizes the slices. Pure.
 
@@ -166,12 +243,15 @@ def decide(
 
     Args:
         batch: The requests.
-        caps: For each account of `batch.leased`, what may be debited in a window.
-        windows: For each budget, when the window in force began; never before `batch.windows`.
+        windows: For each budget, the window in force.
         debited: For each account of `batch.leased`, what is debited in that window so far.
+        granted: For accounts whose cap an administrator raised in that window, by how much.
     """
+    caps = {a: min(MAX_AMOUNT, windows[a[0]].cap + granted.get(a, 0)) for a in batch.leased}
     # What was leased in an older window can't be spent in this one.
-    leased = {a: amount if windows[a[0]] == batch.windows[a[0]] else 0 for a, amount in batch.leased.items()}
+    leased = {
+        a: amount if windows[a[0]].start == batch.windows[a[0]] else 0 for a, amount in batch.leased.items()
+    }
     free = {a: caps[a] - debited[a] + amount for a, amount in leased.items()}
     drawn = dict.fromkeys(leased, 0)
     largest = dict.fromkeys(leased, 1)
@@ -204,9 +284,9 @@ def decide(
 class Store(Protocol):
     """Where debits are kept. Every store passes tests/contract.
 
-    The ledger calls one method at a time, except `accounts`, `redeem_once`, `redeemed`, `epoch_keys`, `record` and
-    `ping`. If a method raises LedgerError, it is unknown whether the call took effect, and the ledger counts it as
-    spent.
+    The ledger calls one method at a time, except `accounts`, `redeem_once`, `redeemed`, `epoch_keys`, `record`,
+    `may_adopt` and `ping`. If a method raises LedgerError, it is unknown whether the call took effect, and the ledger
+    counts it as spent.
 
     Attributes:
         clock: The store's own clock, in seconds since the epoch, which windows follow. None: the store has none, and
@@ -219,15 +299,41 @@ class Store(Protocol):
         """Opens the store. A store that can be made without an administrator is made first where there is none.
 
         Raises:
-            ConfigError: A budget's key, accounting or window is not what the store holds.
+            ConfigError: A budget's key or accounting is not what the store holds, or only one of the two is for a
+                lifetime.
             LedgerError: The store can't be opened.
+        """
+
+    async def may_adopt(self, budgets: Sequence[Budget]) -> None:
+        """Returns if budgets could be adopted now. Nothing changes.
+
+        Raises:
+            ConfigError: As of `adopt`; so is LedgerError.
+        """
+
+    async def adopt(self, budgets: Sequence[Budget], now: float) -> tuple[Window, ...]:
+        """Takes other budgets in place of those that the store was opened with, all or none, and durably.
+
+        First the windows begin that are due by `window_in_force`, under the old terms: a larger cap has to wait for the
+        next window, also where nothing was charged in this one.
+
+        Args:
+            budgets: The first ones have the names and the order of those before. Those behind them are new here.
+            now: The holder's time, in seconds since the epoch.
+
+        Returns:
+            For each budget, the window in force.
+
+        Raises:
+            ConfigError: As for `open`; or a lifetime budget would get a larger cap.
+            LedgerError: The store can't answer. Caps may have been lowered, and `budgets` are those before.
         """
 
     async def debit(self, batch: Batch) -> Outcome:
         """Decides a batch by `decide` on the latest state, and returns once the debits are durable.
 
-        Windows never move back. The window in force is the latest of those that were ever charged, the batch's, and,
-        if the store has a clock, the clock's.
+        The windows in force are those of `window_in_force`, by the store's clock, or `Batch.time` if it has none. They
+        are the same for all holders, and never move back.
 
         Raises:
             LedgerError: The store can't answer.

@@ -24,6 +24,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from dpmesh.bounded import BoundedTable
+from dpmesh.errors import LedgerError
 from dpmesh.ledger import Charge, EpochKey, Ledger
 from dpmesh.ledger.budget import consumer_key
 from dpmesh.mesh.pricing import PricedMemos, merged
@@ -47,16 +48,18 @@ class UnitEpoch:
     """One unit in one epoch: what it owes, and its answers.
 
     Attributes:
+        length: The length of the epoch, in seconds.
         until: The second from which nobody needs the record of what is paid.
         loss: The epsilon and rho of all answers.
         dues: What has to be paid once.
         paid: All of it is paid for, durably.
     """
 
-    __slots__ = ("_codes", "_key", "dues", "loss", "paid", "until")
+    __slots__ = ("_codes", "_key", "dues", "length", "loss", "paid", "until")
 
     def __init__(self, number: int, priced: PricedMemos, key: bytes, dues: Sequence[_Due]) -> None:
-        self.until = (number + 1) * priced.memos.epoch + _KEPT_SECONDS
+        self.length = priced.memos.epoch
+        self.until = (number + 1) * self.length + _KEPT_SECONDS
         self.loss = priced.loss
         self.dues = dues
         self.paid = False
@@ -127,7 +130,7 @@ class Answers:
         place = priced.label, _short(unit, key), consumer
         found = units.get(place)
         if found is None:
-            found = units[place] = _begin(priced, unit, consumer, key, self._ledger)
+            found = units[place] = _begin(priced, unit, consumer, key)
         return found
 
     async def pay(
@@ -151,14 +154,32 @@ class Answers:
             async with self._lock(unit_epoch):
                 owed = [] if unit_epoch.paid else await self._owed(unit_epoch)
                 if owed:
-                    total = merged([*charges, *(due for _, dues in owed for due in dues)])
+                    dues = [due for _, dues in owed for due in dues]
+                    total = merged([*charges, *dues])
+                    self._check_windows(unit_epoch, dues)
                     await charge(total)
+                    self._check_windows(unit_epoch, dues)  # Others may have begun while the charge waited.
                     # Only now: a record without its charge would let answers out that nobody paid for.
                     await self._record(unit_epoch, [name for name, _ in owed])
                     return total, True
                 _settle(unit_epoch)
         await charge(charges)
         return charges, False
+
+    def _check_windows(self, unit_epoch: UnitEpoch, dues: Sequence[Charge]) -> None:
+        """Refuses to pay in windows that are not made of whole epochs: the answers would leave in others, too.
+
+        Such windows come from other terms of a budget, those of before a swap or those of another holder.
+
+        Raises:
+            LedgerError: One is not.
+        """
+        for budget, _, _ in dues:
+            if not self._ledger.is_whole(budget, unit_epoch.length):
+                raise LedgerError(
+                    f"budget {self._ledger.budgets[budget].name!r} is in a window of another length, which can't pay "
+                    "for memoized answers: they are refused until it ends"
+                )
 
     def _lock(self, unit_epoch: UnitEpoch) -> asyncio.Lock:
         place = id(asyncio.get_running_loop()), unit_epoch.dues[0][0]
@@ -187,15 +208,14 @@ def _short(unit: bytes, key: EpochKey) -> bytes:
     return hashlib.blake2b(unit, digest_size=32, key=key.key, person=b"dpmesh answers").digest()
 
 
-def _begin(priced: PricedMemos, unit: bytes, consumer: str, key: EpochKey, ledger: Ledger) -> UnitEpoch:
-    label, budgets = priced.memos.label, ledger.budgets
+def _begin(priced: PricedMemos, unit: bytes, consumer: str, key: EpochKey) -> UnitEpoch:
     charges = [(budget, unit, amount) for budget, amount in priced.amounts]
     dues: list[_Due] = [(_derived(key, b"paid", priced.label, b"", unit), charges)]
     account = consumer_key(unit, consumer)
-    limits = [(quota, account, n) for quota, n in priced.quotas if budgets[quota].is_for(consumer)]
+    limits = [(quota, account, n) for quota, n in priced.quotas if priced.budgets[quota].is_for(consumer)]
     if limits:
         dues.append((_derived(key, b"counted", priced.label, consumer.encode(), unit), limits))
-    return UnitEpoch(key.number, priced, _derived(key, b"answers", label, b"", unit), dues)
+    return UnitEpoch(key.number, priced, _derived(key, b"answers", priced.memos.label, b"", unit), dues)
 
 
 def _derived(key: EpochKey, use: bytes, *parts: bytes) -> bytes:

@@ -13,9 +13,8 @@ from google.protobuf.message import Message
 
 from dpmesh.bounded import BoundedTable
 from dpmesh.errors import AnnotationError, ProtectionError
-from dpmesh.ledger import Budget
 from dpmesh.ledger.budget import consumer_key
-from dpmesh.mesh.pricing import Bill, PricedPlan, Pricing, total_loss, with_unit_around
+from dpmesh.mesh.pricing import Bill, Budgets, PricedPlan, Pricing, total_loss, with_unit_around
 from dpmesh.policy import Plan, Policy
 from dpmesh.policy.policy import is_foreign
 
@@ -47,14 +46,21 @@ class _Unsettled(NamedTuple):
 class BillingTable:
     """The priced plans of all message classes under one policy.
 
+    Args:
+        policy: The rules.
+        budgets: As for Pricing.
+
+    Attributes:
+        budgets: By index.
+
     Raises:
         ConfigError: A quota does not belong under its budget.
     """
 
-    def __init__(self, policy: Policy, budgets: Sequence[Budget]) -> None:
+    def __init__(self, policy: Policy, budgets: Budgets) -> None:
         self._policy = policy
-        self._budgets = budgets
         self._pricing = Pricing(policy, budgets)
+        self.budgets = self._pricing.budgets
         self._by_rpc = self._pricing.by_rpc
         self._settled: BoundedTable[Any, PricedPlan | None] = BoundedTable(_KEPT)
         self._unsettled: BoundedTable[Any, _Unsettled] = BoundedTable(_KEPT)
@@ -117,7 +123,7 @@ class BillingTable:
             charges += [
                 (quota, consumer_key(unit, consumer), amount)
                 for quota, amount in priced.quotas[scope]
-                if self._budgets[quota].is_for(consumer)
+                if self.budgets[quota].is_for(consumer)
             ]
         return charges, *total_loss(owners, priced.losses)
 

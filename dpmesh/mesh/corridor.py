@@ -11,7 +11,7 @@ How it works:
     | observing | checks                                            | charges; the message leaves as it is    |
 
     `open` leads from closed to enforcing or observing, depending on the mode, and `close` leads back. `expire` leads
-    from enforcing to expired, and back.
+    from enforcing to expired, and back. `enforce` leads from observing to enforcing, or to expired.
 """
 
 from __future__ import annotations
@@ -67,8 +67,6 @@ class Corridor:
         self._exhausted = exhausted
         self._observed = observed
         self._answers = Answers(ledger)
-        self._replaying = {budget.name for budget in ledger.budgets if budget.on_exhausted == "replay"}
-        self._suppressing = {budget.name for budget in ledger.budgets if budget.on_exhausted == "suppress"}
         self.is_open = False
         self.refusals = 0
         # The corridor is open and protects: the one state in which a message may leave without waiting.
@@ -84,6 +82,11 @@ class Corridor:
         """Refuses all messages while the policy is expired, unless the mode is observe."""
         self._expired = expired
         self._enforcing = self.is_open and self._observed is None and not expired
+
+    def enforce(self) -> None:
+        """Protects all messages from now on, those that were checked in observe mode too."""
+        self._observed = None
+        self._enforcing = self.is_open and not self._expired
 
     def close(self) -> None:
         """Refuses all messages from now on."""
@@ -251,9 +254,10 @@ class Corridor:
         unit_epoch: UnitEpoch | None,
     ) -> Receipt | None:
         """What leaves of a message that a budget does not cover: what costs nothing more, or None."""
-        if budget in self._suppressing:
+        exhausted = next(each.on_exhausted for each in self._ledger.budgets if each.name == budget)
+        if exhausted == "suppress":
             decision, build = names.SUPPRESSED, priced.plan.build_blank
-        elif budget in self._replaying and priced.memos and unit_epoch and unit_epoch.paid:
+        elif exhausted == "replay" and priced.memos and unit_epoch and unit_epoch.paid:
             decision, build = names.REPLAYED, priced.memos.memos.build
         else:
             return None

@@ -82,7 +82,7 @@ class Flow:
         self.attestation = attestation(required, snapshot.policy.document.epoch)
         slotted = direction == "request" and not table.mesh.observing
         self.send_slot = snapshot.send_slot(method) if slotted else None
-        self.by_consumer = table.mesh.has_quotas or _by_consumer(snapshot, self.protected, declared)
+        self.by_consumer = snapshot.has_quotas or _by_consumer(snapshot, self.protected, declared)
         self._table = table
         self._mesh = table.mesh
         self._direction = direction

@@ -13,8 +13,8 @@ from typing import Literal, Self
 
 from google.protobuf.message import Message
 
-from dpmesh.config import GrpcConfig
-from dpmesh.errors import ConfigError, DpmeshError, NotOpenError
+from dpmesh.config import Config, GrpcConfig
+from dpmesh.errors import ConfigError, DpmeshError, LedgerError, NotOpenError
 from dpmesh.ledger import Ledger
 from dpmesh.mesh import swapping
 from dpmesh.mesh.corridor import Corridor
@@ -53,6 +53,8 @@ class Mesh:
         grpc: What may leave although no rule protects it.
         monotonic: Seconds, for how long an exhausted account is refused from memory.
         follower: Looks for other policies while the mesh is open; None: only `swap` replaces the policy.
+        settings: The configuration, whose budgets and mode hold where a policy has none. None: the ledger's budgets and
+            `mode` do.
 
     Attributes:
         snapshot: The policy in force, with everything that follows from it. `swap` replaces it.
@@ -61,7 +63,6 @@ class Mesh:
         observing: The mode is observe.
         observed: Logs what enforce mode would refuse; None if the mode is not observe.
         outcome_listeners: Called with what became of each policy that the follower offered, after the log was told.
-        has_quotas: Some budget has quotas, so that it matters who the consumer of a message is.
 
     Raises:
         ConfigError: A part is of the wrong type, there is no such mode, or a quota does not belong under its budget.
@@ -77,17 +78,17 @@ class Mesh:
         grpc: GrpcConfig = GrpcConfig(),  # noqa: B008 - it is immutable
         monotonic: Callable[[], float] = time.monotonic,
         follower: PolicyFollower | None = None,
+        settings: Config | None = None,
     ) -> None:
         for name, part, kind in (("policy", policy, Policy), ("ledger", ledger, Ledger)):
             if not isinstance(part, kind):
                 raise ConfigError(f"{name}: must be a {kind.__name__}, not a {type(part).__name__}")
         if mode not in ("enforce", "observe"):
             raise ConfigError(f"mode: unknown mode {mode!r}; allowed: enforce, observe")
-        self.snapshot = PolicySnapshot(policy, ledger.budgets)
+        self.snapshot = PolicySnapshot(policy, ledger.budgets, mode)
         self.ledger = ledger
         self.grpc = grpc
         self.observing = mode == "observe"
-        self.has_quotas = any(budget.is_quota for budget in ledger.budgets)
         self._telemetry = telemetry or Telemetry()
         pseudonyms = Pseudonyms(ledger)
         self._recording = Recording(self._telemetry, ledger, pseudonyms.to(""))
@@ -95,6 +96,7 @@ class Mesh:
         self.observed = ObservedRefusals() if self.observing else None
         self._corridor = Corridor(ledger, self._recording, pseudonyms, exhausted, self.observed)
         self._follower = follower
+        self._local = swapping.LocalTerms(ledger.budgets, mode, settings)
         self.outcome_listeners: list[Callable[[Outcome], None]] = []
         self._policy_telemetry: PolicyTelemetry | None = None
         self._swapping = asyncio.Lock()
@@ -161,6 +163,9 @@ class Mesh:
         is released wholly under one of them. If anything is wrong with it, the old policy stays in force. RPCs and
         request streams go on under the policy with which they began; response streams change at a message.
 
+        Its budgets and quotas replace the old ones as `Ledger.adopt` says: smaller caps hold at once, larger ones from
+        the next window. The mode may change from observe to enforce, for all messages at once.
+
         Swaps take place one after the other. Call it in the event loop that opened the mesh. The application's own code
         is trusted: a looser policy takes effect at once, and the ledger does not record it. The policies of `[policy]
         source` have to fulfil the rules of `rollout.admission` first.
@@ -172,7 +177,9 @@ class Mesh:
             AnnotationError: An annotation or overlay of a loaded type is bad, a mechanism fails its self-test, or no
                 budget covers messages that a budget covered under the old policy.
             ConfigError: The file can't be read or does not fit the schema, or names something that no loaded proto has.
+                One of its budgets is wrong or can't replace the old one, or its mode is observe where it was enforce.
                 Or this is not the event loop that opened the mesh.
+            LedgerError: The ledger can't answer.
             NotOpenError: The mesh is not open.
         """
         self._check_open()
@@ -197,20 +204,43 @@ class Mesh:
         async with self._swapping:
             self._check_open()
             before = self.snapshot
-            snapshot = await asyncio.to_thread(swapping.prepare, policy, self.ledger.budgets, before)
+            snapshot = await asyncio.to_thread(
+                swapping.prepare, policy, self._local, self.ledger.places, before
+            )
             note = await asyncio.to_thread(admit, self._terms(before), self._terms(snapshot))
             if note and note != self._noted:
                 await self.ledger.record(note)
-                self._noted = (
-                    note  # Where what follows fails, it is tried again and again, and the chain has the note.
-                )
+                self._noted = note  # If what follows fails, it is tried again, and the chain has the note.
+            places = tuple(snapshot.billing.budgets)
+            budgets = tuple(snapshot.billing.budgets.values())
+            adopts = any(budget not in self.ledger.budgets for budget in budgets)
+            if adopts:
+                # Before it is kept: the next start would fail with it.
+                try:
+                    await self.ledger.may_adopt(budgets)
+                except ConfigError as error:
+                    name = policy if isinstance(policy, str | Path) else "policy"
+                    raise ConfigError(f"{name}: {error}") from None
             await asyncio.to_thread(keep)
             self._check_open()  # It may have been closed meanwhile.
-            self.snapshot = snapshot
+            if adopts and await self.ledger.adopt(budgets) != places:
+                raise LedgerError("the ledger's budgets have changed meanwhile")
+            self._check_open()
+            self._put_in_force(snapshot)
         log.info("policy %.16s replaces %.16s", snapshot.digest, before.digest)
 
-    def _terms(self, snapshot: PolicySnapshot) -> Terms:
-        return Terms(snapshot.policy, self.ledger.budgets, "observe" if self.observing else "enforce")
+    def _put_in_force(self, snapshot: PolicySnapshot) -> None:
+        self._recording.note_budgets()
+        if self.observing and snapshot.mode == "enforce":
+            # First: until the snapshot is there, messages are protected by the old one.
+            self._corridor.enforce()
+            self.observing, self.observed = False, None
+            log.info("dpmesh is in enforce mode: messages are protected from now on")
+        self.snapshot = snapshot
+
+    @staticmethod
+    def _terms(snapshot: PolicySnapshot) -> Terms:
+        return Terms(snapshot.policy, [*snapshot.billing.budgets.values()], snapshot.mode)
 
     def _check_open(self) -> None:
         if not self._corridor.is_open:

@@ -52,9 +52,11 @@ def open(
     else:
         # An empty path is a mistake, and must not count as no policy.
         rules = Policy(settings.policy.file or None if policy is None else policy)
-    settings = configuration.with_policy(settings, rules.document)
-    ledger = Ledger(open_store(settings.ledger.url), configuration.budgets(settings), clock=clock)
-    return Mesh(rules, ledger, Telemetry(), settings.mode, grpc=settings.grpc, follower=follower)
+    decided = configuration.with_policy(settings, rules.document)
+    ledger = Ledger(open_store(settings.ledger.url), configuration.budgets(decided), clock=clock)
+    return Mesh(
+        rules, ledger, Telemetry(), decided.mode, grpc=settings.grpc, follower=follower, settings=settings
+    )
 
 
 def _followed(settings: Config, clock: Callable[[], float]) -> tuple[PolicyFollower, Policy]:

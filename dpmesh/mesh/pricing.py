@@ -25,6 +25,9 @@ Amounts = tuple[tuple[tuple[int, int], ...], ...]
 # For each of a plan's scopes, the epsilon and rho of one instance.
 Losses = Sequence[tuple[float, float]]
 
+# All of a ledger's in their order, or those of one policy by their indexes in the ledger.
+Budgets = Sequence[Budget] | Mapping[int, Budget]
+
 # A fleet can have any number of consumers.
 _CONSUMERS_KEPT = 1024
 
@@ -58,7 +61,7 @@ def _one_unit_biller(
 
 
 def quota_biller(
-    plan: Plan, amounts: Amounts, quotas: Amounts, losses: Losses, budgets: Sequence[Budget]
+    plan: Plan, amounts: Amounts, quotas: Amounts, losses: Losses, budgets: Mapping[int, Budget]
 ) -> Biller:
     """The biller of a type for which quotas pay too.
 
@@ -117,6 +120,7 @@ class PricedMemos:
         quotas: What each quota under those budgets is charged, if it is for the consumer.
         loss: The epsilon and rho.
         label: Differs where other accounts pay, or other amounts, or for other answers.
+        budgets: The budgets and quotas, by index.
     """
 
     memos: Memos
@@ -124,6 +128,7 @@ class PricedMemos:
     quotas: tuple[tuple[int, int], ...]
     loss: tuple[float, float]
     label: bytes
+    budgets: Mapping[int, Budget]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,20 +164,27 @@ class PricedPlan:
 class Pricing:
     """Finds who pays for a plan's messages.
 
+    Args:
+        policy: The rules.
+        budgets: All budgets and quotas, or by index those that there are in this policy.
+
     Attributes:
+        budgets: By index.
         by_rpc: Some budget pays for some RPCs or types only, so that a message's class alone does not decide.
 
     Raises:
         ConfigError: A quota does not belong under its budget.
     """
 
-    def __init__(self, policy: Policy, budgets: Sequence[Budget]) -> None:
-        self.by_rpc = not all(budget.match.everything for budget in budgets)
+    def __init__(self, policy: Policy, budgets: Budgets) -> None:
+        self.budgets = budgets if isinstance(budgets, Mapping) else dict(enumerate(budgets))
+        self.by_rpc = not all(budget.match.everything for budget in self.budgets.values())
         self._policy = policy
-        self._budgets = budgets
         epoch = policy.document.epoch
         self._epoch = {names.POLICY_EPOCH: epoch} if epoch else {}
-        self._parents = parents(budgets)
+        indexes = list(self.budgets)
+        under = parents(list(self.budgets.values()))
+        self._parents = {indexes[quota]: indexes[budget] for quota, budget in under.items()}
 
     def price(self, plan: Plan, method: str, direction: str, around: Sequence[Plan] = ()) -> PricedPlan:
         """Prices a plan. For a packed message, budgets of the plans around it pay, too.
@@ -181,7 +193,7 @@ class Pricing:
             AnnotationError: No budget covers the plan's cost.
             ProtectionError: There is no such direction.
         """
-        budgets = self._budgets
+        budgets = self.budgets
         paying = sorted(
             {index for each in (plan, *around) for index in self._paying(each, method, direction)}
         )
@@ -239,7 +251,7 @@ class Pricing:
             ):
                 own[index] = max(own.get(index, 0), amount)
         for index, amount in (*amounts, *quotas):
-            budget = self._budgets[index]
+            budget = self.budgets[index]
             if budget.window is not None and budget.window % memos.epoch:
                 raise AnnotationError(
                     "memoize",
@@ -255,19 +267,20 @@ class Pricing:
                     "it pays for every memoized answer",
                     "lower the epsilons or the number of values, or raise the budget",
                 )
-        named = [(self._budgets[index].name, amount) for index, amount in (*amounts, *quotas)]
+        named = [(self.budgets[index].name, amount) for index, amount in (*amounts, *quotas)]
         return PricedMemos(
             memos=memos,
             amounts=amounts,
             quotas=quotas,
             loss=(self._epsilon(memos.cost), memos.cost.rho / AMOUNT),
             label=memos.label + repr(named).encode(),
+            budgets=self.budgets,
         )
 
     def _paying(self, plan: Plan, method: str, direction: str) -> list[int]:
         """The budgets and quotas that fit a release, by index."""
         if not self.by_rpc:
-            return list(range(len(self._budgets)))
+            return list(self.budgets)
         name = plan.descriptor.full_name
         # With another direction a message would fit no budget for one direction, and get around them all.
         if direction not in DIRECTIONS:
@@ -277,7 +290,7 @@ class Pricing:
         labels |= set(plan.labels)
         return [
             index
-            for index, budget in enumerate(self._budgets)
+            for index, budget in self.budgets.items()
             if budget.match.fits(method, plan.messages, direction, labels)
         ]
 
@@ -287,7 +300,7 @@ class Pricing:
         """What one scope charges to every budget that fits and has the scope's key; there has to be one."""
         if cost == Cost.ZERO:
             return ()
-        budgets = self._budgets
+        budgets = self.budgets
         pairs = tuple(
             (index, _amount(plan, budgets[index], cost)) for index in paying if budgets[index].key == owner
         )
@@ -313,14 +326,14 @@ class Pricing:
 
         A quota for some consumers only may be too small for the message: it then refuses those consumers alone.
         """
-        limits = [(index, self._budgets[index]) for index in paying if self._parents.get(index) in payers]
+        limits = [(index, self.budgets[index]) for index in paying if self._parents.get(index) in payers]
         return tuple(
             (index, _uncapped(quota, cost) if quota.consumers else _amount(plan, quota, cost))
             for index, quota in limits
         )
 
     def _epsilon(self, cost: Cost) -> float:
-        deltas = [budget.delta for budget in self._budgets if budget.accounting is Accounting.ZCDP]
+        deltas = [budget.delta for budget in self.budgets.values() if budget.accounting is Accounting.ZCDP]
         return cost.epsilon_at(min(deltas, default=0.0))
 
 

@@ -51,7 +51,12 @@ class Recording:
         self.policy_state = _NO_ATTRIBUTES
         self._ledger = ledger
         self._pseudonymise = pseudonymise
-        self.epochs = tuple(sorted({_hash_epoch(budget) for budget in ledger.budgets}))
+        self.epochs: tuple[float, ...] = ()
+        self.note_budgets()
+
+    def note_budgets(self) -> None:
+        """Notes the budgets that the ledger has now."""
+        self.epochs = tuple(sorted({_hash_epoch(budget) for budget in self._ledger.budgets}))
 
     def cut(self, plan: Plan, content: Any, method: str) -> None:
         """Counts what was cut from the snapshot of a released message, where the number of elements is public."""

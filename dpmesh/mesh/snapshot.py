@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 from typing import final
 
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from dpmesh.errors import ConfigError, DpmeshError, ProtectionError
-from dpmesh.ledger import Budget
 from dpmesh.mesh.billing import BillingTable, descriptor_of
+from dpmesh.mesh.pricing import Budgets
 from dpmesh.method_name import find_any_spelling
 from dpmesh.policy import Plan, Policy, loaded_types
 from dpmesh.policy.loaded_types import InForce
@@ -31,17 +30,21 @@ class PolicySnapshot:
         policy: The rules.
         billing: The plans of message classes, with their prices.
         digest: Names the policy in logs: a digest of its overlays.
+        mode: "enforce" or "observe".
+        has_quotas: Some budget has quotas, so that it matters who the consumer of a message is.
         has_rules: Says whether any rule is in force: an overlay, or an annotation of a type that is loaded.
 
     Raises:
         ConfigError: A quota does not belong under its budget.
     """
 
-    __slots__ = ("billing", "digest", "has_rules", "policy")
+    __slots__ = ("billing", "digest", "has_quotas", "has_rules", "mode", "policy")
 
-    def __init__(self, policy: Policy, budgets: Sequence[Budget]) -> None:
+    def __init__(self, policy: Policy, budgets: Budgets, mode: str = "enforce") -> None:
         self.policy = policy
+        self.mode = mode
         self.billing = BillingTable(policy, budgets)
+        self.has_quotas = any(budget.is_quota for budget in self.billing.budgets.values())
         self.digest = policy.digest
         self.has_rules = InForce(policy)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from google.protobuf.message_factory import GetMessageClass
 
+from dpmesh import config as configuration
 from dpmesh import method_name
 from dpmesh.accounting import Cost
+from dpmesh.config import Config
 from dpmesh.errors import AnnotationError, ConfigError
 from dpmesh.ledger import Budget
 from dpmesh.mesh.snapshot import PolicySnapshot
@@ -23,10 +26,46 @@ from dpmesh.rollout.file_source import is_older
 from dpmesh.v1 import policy_pb2
 
 
+@dataclass(frozen=True, slots=True)
+class LocalTerms:
+    """What holds in this process where a policy says nothing of it.
+
+    Attributes:
+        budgets: Budgets and quotas.
+        mode: "enforce" or "observe".
+        settings: What dpmesh.toml and the environment say, if the mesh was made of that. They win over `budgets`
+            and `mode`.
+    """
+
+    budgets: Sequence[Budget]
+    mode: str
+    settings: Config | None = None
+
+    def under(self, document: policy_pb2.Policy) -> tuple[Sequence[Budget], str]:
+        """The budgets, with quotas, and the mode under a policy.
+
+        Raises:
+            ConfigError: One of them is wrong.
+        """
+        settings = configuration.with_policy(self.settings or Config(), document)
+        own = self.settings is None
+        budgets = self.budgets if own and not document.budgets else configuration.budgets(settings)
+        return budgets, self.mode if own and not document.mode else settings.mode
+
+
 def prepare(
-    policy: Policy | policy_pb2.Policy | str | Path, budgets: Sequence[Budget], before: PolicySnapshot
+    policy: Policy | policy_pb2.Policy | str | Path,
+    local: LocalTerms,
+    places: Callable[[Sequence[Budget]], tuple[int, ...]],
+    before: PolicySnapshot,
 ) -> PolicySnapshot:
     """Compiles and checks a policy that shall replace the snapshot in force.
+
+    Args:
+        policy: The rules.
+        local: What holds where the policy says nothing of it.
+        places: As of Ledger.places.
+        before: The snapshot in force.
 
     Returns:
         The snapshot, which can be used at once: everything that is loaded or was released before is compiled.
@@ -34,14 +73,20 @@ def prepare(
     Raises:
         AnnotationError: An annotation or overlay is bad, a mechanism fails its self-test, or no budget covers messages
             that a budget covers now.
-        ConfigError: The policy can't be read, or names something that no loaded proto has.
+        ConfigError: The policy can't be read, or names something that no loaded proto has; one of its budgets or quotas
+            is wrong, or its mode is observe where it was enforce.
     """
     if policy is None:  # To Policy, it means no overlays.
         raise ConfigError("policy: None is no policy; allowed: Policy() for annotations alone")
     rules = policy if isinstance(policy, Policy) else Policy(policy)
     _refuse_older(rules.document, before.policy.document)
-    _refuse_other_terms(rules.document, before.policy.document)
-    snapshot = PolicySnapshot(rules, budgets)
+    budgets, mode = local.under(rules.document)
+    if (before.mode, mode) == ("enforce", "observe"):
+        raise ConfigError(
+            "policy: mode: a swap can't change it from enforce to observe, in which messages leave unprotected; start "
+            "anew with it"
+        )
+    snapshot = PolicySnapshot(rules, dict(zip(places(budgets), budgets, strict=True)), mode)
     plans = [*snapshot.compile_loaded(), *_prices(snapshot, before)]
     for plan in {plan.version: plan for plan in plans}.values():
         self_test(plan)
@@ -60,19 +105,6 @@ def _refuse_older(document: policy_pb2.Policy, before: policy_pb2.Policy) -> Non
             f"policy: epoch: {document.epoch} is not larger than {before.epoch}, which is in force; "
             "publish it under a new epoch, older rules too"
         )
-
-
-def _refuse_other_terms(document: policy_pb2.Policy, before: policy_pb2.Policy) -> None:
-    """Refuses a policy with other budgets, quotas or mode: the ledger and the mode are those that the mesh opened with.
-
-    Raises:
-        ConfigError: One of them differs.
-    """
-    for name in ("budgets", "quotas", "mode"):
-        if getattr(document, name) != getattr(before, name):
-            raise ConfigError(
-                f"policy: {name}: they differ from those in force, and a swap can't change them; start anew with it"
-            )
 
 
 def _prices(snapshot: PolicySnapshot, before: PolicySnapshot) -> Iterator[Plan]:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from dpmesh import Mesh, files
-from dpmesh.accounting import AMOUNT, window_end
+from dpmesh.accounting import AMOUNT
 from dpmesh.errors import BudgetExhaustedError, LedgerError
 from dpmesh.ledger import Account, EpochKey, Ledger, Opened, Store
-from dpmesh.ledger.budget import check_unchanged
-from dpmesh.ledger.store import decide, epoch_in_force
+from dpmesh.ledger.budget import check_adoptable, check_unchanged
+from dpmesh.ledger.store import account_end, decide, epoch_in_force, window_at_opening, window_in_force
 from dpmesh.policy import Policy
+from tests.contract.adoptions import AdoptionSuite
 from tests.contract.model import LedgerModel
 from tests.contract.suite import LedgerSuite, pure
 from tests.support.protos import compiled
@@ -56,29 +57,49 @@ class FileStore(Store):
         with self._state() as state:
             for budget in budgets:
                 check_unchanged(state.budgets.get(budget.name, budget), budget)
-            self._budgets = tuple(budgets)
-            state.budgets |= {budget.name: budget for budget in budgets}
-            state.windows = {budget.name: 0 for budget in budgets} | state.windows
+            self._take(state, budgets)
             rows = state.accounts.items()
-            spent = {name for (name, _), (start, n, _) in rows if n and start == state.windows[name]}
+            spent = {name for (name, _), (start, n, _) in rows if n and start == state.windows[name].start}
             others = [name for name in state.budgets if name in spent - {budget.name for budget in budgets}]
             return Opened(
                 state.secret,
                 tuple(state.windows[budget.name] for budget in budgets),
-                tuple((state.budgets[name], state.windows[name]) for name in others),
+                tuple((state.budgets[name], state.windows[name].start) for name in others),
             )
+
+    async def may_adopt(self, budgets):
+        with self._state() as state:
+            for budget in budgets:
+                check_adoptable(state.budgets.get(budget.name, budget), budget)
+
+    async def adopt(self, budgets, now):
+        await self.may_adopt(budgets)
+        with self._state() as state:
+            self._begin(state, [now] * len(self._budgets))
+            self._take(state, budgets)
+            return tuple(state.windows[budget.name] for budget in budgets)
+
+    def _take(self, state, budgets):
+        self._budgets = tuple(budgets)
+        for budget in budgets:
+            state.budgets[budget.name] = budget
+            state.windows[budget.name] = window_at_opening(state.windows.get(budget.name), budget)
+
+    def _begin(self, state, times):
+        for budget, now in zip(self._budgets, times, strict=True):
+            state.windows[budget.name] = window_in_force(state.windows[budget.name], budget, now)
+        return tuple(state.windows[budget.name] for budget in self._budgets)
 
     async def debit(self, batch):
         with self._state() as state:
             names = [budget.name for budget in self._budgets]
-            windows = tuple(map(max, batch.windows, (state.windows[name] for name in names)))
-            state.windows |= zip(names, windows, strict=True)
+            windows = self._begin(state, [batch.time(i) for i in range(len(names))])
             rows = {(i, key): state.accounts.get((names[i], key), (0, 0, 0)) for i, key in batch.leased}
-            debited = {a: row[1] if row[0] == windows[a[0]] else 0 for a, row in rows.items()}
-            outcome = decide(batch, {a: self._budgets[a[0]].cap for a in rows}, windows, debited)
+            debited = {a: row[1] if row[0] == windows[a[0]].start else 0 for a, row in rows.items()}
+            outcome = decide(batch, windows, debited)
             for (i, key), amount in outcome.debits.items():
                 total = outcome.debited[i, key]
-                state.accounts[names[i], key] = (windows[i], total, rows[i, key][2] + amount)
+                state.accounts[names[i], key] = (windows[i].start, total, rows[i, key][2] + amount)
             return outcome
 
     async def credit(self, windows, unspent):
@@ -108,7 +129,7 @@ class FileStore(Store):
 
     async def epoch_keys(self, now, lengths):
         with self._state() as state:
-            latest = max([now, *[state.windows[budget.name] * 1_000_000 for budget in self._budgets]])
+            latest = max([now, *[state.windows[budget.name].start * 1_000_000 for budget in self._budgets]])
             for length in lengths:
                 stored, key = state.epoch_keys.get(length, (None, b""))
                 number = epoch_in_force(latest, length, stored)
@@ -119,15 +140,15 @@ class FileStore(Store):
         with self._state() as state:
             order = list(state.budgets)
             rows = sorted(state.accounts.items(), key=lambda row: (order.index(row[0][0]), row[0][1]))
-            budgets = state.budgets
+            windows = state.windows
         return [
             Account(
                 name,
                 key.hex(),
                 start,
-                window_end(start, budgets[name].window),
+                account_end(start, windows[name]),
                 spent,
-                budgets[name].cap,
+                windows[name].cap,
                 0,
                 total,
             )
@@ -155,7 +176,7 @@ class InOneFile:
         return FileStore(place / "ledger")
 
 
-class TestMadeUpLedger(InOneFile, LedgerSuite):
+class TestMadeUpLedger(InOneFile, AdoptionSuite, LedgerSuite):
     async def notes(self, place):
         return pickle.loads((place / "ledger").read_bytes()).notes
 

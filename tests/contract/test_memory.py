@@ -4,24 +4,34 @@ import pytest
 
 from dpmesh.errors import LedgerError
 from dpmesh.ledger import Ledger, MemoryStore
+from tests.contract.adoptions import AdoptionSuite
 from tests.contract.model import LedgerModel
 from tests.contract.suite import BUDGETS, TENTH, LedgerSuite
 from tests.support import children
 from tests.support.steady import no_time_passes
 
 
+class Holder(MemoryStore):
+    """A store whose ledger has budgets of its own, and shares what is kept with others."""
+
+    def __init__(self, shared):
+        vars(self).update(vars(shared), shared=shared)
+
+    _now = property(lambda self: self.shared._now, lambda self, now: setattr(self.shared, "_now", now))
+
+
 class InMemory:
-    """A place's memory store: the same object for all who ask, as two ledgers of one process would share it."""
+    """A place's memory store: two ledgers share what is kept, and each knows its own budgets."""
 
     @pytest.fixture(autouse=True)
     def _places(self):
         self._stores = {}
 
     def store(self, place):
-        return self._stores.setdefault(place, MemoryStore())
+        return Holder(self._stores.setdefault(place, MemoryStore()))
 
 
-class TestMemoryLedger(InMemory, LedgerSuite):
+class TestMemoryLedger(InMemory, AdoptionSuite, LedgerSuite):
     async def notes(self, place):
         return self.store(place).notes
 

@@ -16,6 +16,7 @@ from dpmesh.ledger import Ledger
 from dpmesh.ledger.postgres.admin import PostgresAdmin
 from dpmesh.ledger.postgres.store import PostgresStore
 from dpmesh.policy import Policy
+from tests.contract.adoptions import AdoptionSuite
 from tests.contract.model import LedgerModel
 from tests.contract.rewinds import FAR, RewindSuite
 from tests.contract.suite import DAY, TENTH, UNIT, Clock, LedgerSuite
@@ -86,7 +87,7 @@ class InPostgres:
         return PostgresAdmin(self.url(place))
 
 
-class TestPostgresLedger(InPostgres, LedgerSuite):
+class TestPostgresLedger(InPostgres, AdoptionSuite, LedgerSuite):
     @pytest.fixture(autouse=True)
     async def _prepared(self, _databases, tmp_path):
         await self.prepare(tmp_path)

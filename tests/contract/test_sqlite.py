@@ -6,6 +6,7 @@ from dpmesh.errors import LedgerError
 from dpmesh.ledger import open_admin
 from dpmesh.ledger.sqlite import store
 from dpmesh.ledger.sqlite.store import SQLiteStore
+from tests.contract.adoptions import AdoptionSuite
 from tests.contract.model import LedgerModel
 from tests.contract.rewinds import FAR, RewindSuite
 from tests.contract.suite import TENTH, LedgerSuite
@@ -19,7 +20,7 @@ class OnDisk:
         return open_admin(f"sqlite:///{place}/dir/ledger.db")
 
 
-class TestSQLiteLedger(OnDisk, LedgerSuite):
+class TestSQLiteLedger(OnDisk, AdoptionSuite, LedgerSuite):
     async def check_erased(self, place, erased, kept):
         content = b"".join(file.read_bytes() for file in (place / "dir").iterdir())
         assert kept in content

@@ -180,11 +180,11 @@ def test_tables_of_a_newer_version_are_not_opened(postgres, make_ledger, tmp_pat
     path = tmp_path / "ledger.db"
     asyncio.run(_use(f"sqlite:///{path}"))
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("UPDATE meta SET schema_version = 5")
+        connection.execute("UPDATE meta SET schema_version = 6")
     kept = path.read_bytes()
     for call in (opened(f"sqlite:///{path}"), open_admin(f"sqlite:///{path}").migrate()):
         with pytest.raises(
-            LedgerError, match=r"another version of dpmesh \(tables 5, this one knows 4\): use that"
+            LedgerError, match=r"another version of dpmesh \(tables 6, this one knows 5\): use that"
         ):
             asyncio.run(call)
     assert path.read_bytes() == kept
@@ -273,7 +273,7 @@ def test_a_newer_migration_under_holders_at_work(crew, postgres, make_ledger, ne
 @pytest.mark.parametrize(
     ("newer", "older", "refused"),
     [
-        ("UPDATE meta SET schema_version = 5", "UPDATE meta SET schema_version = 4", False),
+        ("UPDATE meta SET schema_version = 6", "UPDATE meta SET schema_version = 5", False),
         ("ALTER TABLE accounts RENAME TO accounts_4", "ALTER TABLE accounts_4 RENAME TO accounts", True),
         (
             "ALTER TABLE charges RENAME COLUMN body TO entry",
@@ -294,7 +294,7 @@ def test_newer_tables_under_holders_of_an_sqlite_file(crew, tmp_path, newer, old
     url = f"sqlite:///{path}"
     crew.start(*[Work(url, seed=i, timeout=40.0) for i in range(3)])
     crew.wait_released()
-    _execute(path, "UPDATE meta SET schema_version = 5", newer)
+    _execute(path, "UPDATE meta SET schema_version = 6", newer)
     changed = time.monotonic()
     with pytest.raises(LedgerError, match=r"not a dpmesh ledger|use that version"):
         asyncio.run(opened(url))
@@ -306,7 +306,7 @@ def test_newer_tables_under_holders_of_an_sqlite_file(crew, tmp_path, newer, old
         )
     else:
         crew.wait_released()
-    _execute(path, older, "UPDATE meta SET schema_version = 4")
+    _execute(path, older, "UPDATE meta SET schema_version = 5")
     served = crew.wait_released()
     crew.stop()
     tally = check(url, crew.holders)
@@ -327,8 +327,8 @@ def _execute(path: Path, *statements: str) -> None:
 def test_two_holders_with_different_caps(kind, request, tmp_path):
     """During a roll-out one process has a cap of 1, the other of 2, on the same accounts.
 
-    Whoever has the smaller one stops at that, whoever has the larger at the larger, and the total never exceeds the
-    larger, in whichever order they come.
+    From when on the smaller one is known, it holds for both. The total never exceeds the larger, in whichever order they
+    come.
     """
     if kind == "sqlite":
         url = f"sqlite:///{tmp_path}/ledger.db"
@@ -357,7 +357,7 @@ def test_two_holders_with_different_caps(kind, request, tmp_path):
     for unit in units:
         each = [found[unit] for found in released]
         assert max(each[:2]) <= UNIT.cap
-        assert UNIT.cap < sum(each) <= LARGER.cap
+        assert UNIT.cap - AMOUNT // 37 < sum(each) <= LARGER.cap
     asyncio.run(_settle(url, units, released))
     assert asyncio.run(wrong(url)) == []
 
@@ -371,5 +371,5 @@ async def _settle(url: str, units: list[bytes], released: list[dict[bytes, int]]
     ledger = await opened(url, UNIT)
     for unit in units:
         with pytest.raises(BudgetExhaustedError):
-            await ledger.charge([(0, unit, 1)])
+            await ledger.charge([(0, unit, AMOUNT // 37)])
     await ledger.close()

@@ -89,6 +89,8 @@ class PostgresAdmin(LedgerAdmin):
                     await connection.execute(statements)
                 if number == 0:
                     await connection.execute(_FIRST)
+                if number == 2:
+                    await queries.write_caps(connection)
                 await connection.execute("UPDATE dpmesh.ledger SET version = $1", number + 1)
             return before, schema.VERSION
 
@@ -110,7 +112,7 @@ class PostgresAdmin(LedgerAdmin):
             check_granted(definition.cap, granted, has, raised)
             written = await connection.fetchrow(_GRANT, row, account, start, definition.cap, raised, budget)
             await rewind.append(connection, EntryKind.GRANT, (Posting(row, account, start, raised),), note)
-            return queries.read_account(written, definition.cap)
+            return queries.read_account(written)
 
         return await self.change(work)
 
@@ -221,7 +223,7 @@ WITH written AS (
     WHERE a.window_start <= excluded.window_start
     RETURNING *
 )
-SELECT $6::text, b.length, w.account, w.window_start, w.debited, w.granted, w.lifetime
+SELECT $6::text, b.length, b.window_start, b.cap, w.account, w.window_start, w.debited, w.granted, w.lifetime
 FROM written w JOIN dpmesh.budgets b ON b.id = w.budget
 """
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-VERSION = 2
+VERSION = 3
 """The version of what the migrations make."""
 
 MIGRATIONS = (
     ("tables", "append_only", "clock", "prepare", "state", "debit", "credit", "probe", "spend_once"),
     ("epoch_keys",),
+    ("terms", "state_by_terms", "debit_by_terms"),
 )
 """MIGRATIONS[n] brings a database from version n to n + 1, by these files of sql/ in one transaction."""
 

@@ -11,13 +11,24 @@ from typing import Any
 import asyncpg
 from typing_extensions import override
 
-from dpmesh.accounting import MAX_AMOUNT, MAX_SECONDS
+from dpmesh.accounting import MAX_SECONDS
 from dpmesh.errors import LedgerError, LostChargesError
-from dpmesh.ledger.budget import Budget, check_names, check_unchanged, stored_terms
+from dpmesh.ledger.budget import Budget, check_adoptable, check_names, check_unchanged, stored_terms
 from dpmesh.ledger.charge_log import ChainWriter, EntryKind, Head, Posting, encode, link
 from dpmesh.ledger.postgres import queries, schema
 from dpmesh.ledger.postgres.connection import Connection, check_url
-from dpmesh.ledger.store import Account, AccountId, Batch, EpochKey, Opened, Outcome, Store, decide
+from dpmesh.ledger.store import (
+    Account,
+    AccountId,
+    Batch,
+    EpochKey,
+    Opened,
+    Outcome,
+    Store,
+    Window,
+    decide,
+    first_window,
+)
 
 _TRIES = 20
 """How often a batch is decided anew because other holders were faster. Each time, one of them succeeded."""
@@ -60,6 +71,7 @@ class PostgresStore(Store):
         self._monotonic = monotonic
         self._budgets: tuple[Budget, ...] = ()
         self._rows: list[int] = []  # for each budget, its number in the database
+        self._windows: tuple[Window, ...] = ()  # for each budget, what the database told last
         self._chain = ChainWriter()
         self._clock_reading = (0.0, 0.0)  # the database's time, and when it was asked for
         self._prepared: set[int] = set()  # days whose partition of the log exists
@@ -73,6 +85,14 @@ class PostgresStore(Store):
         check_names(budgets)
         self._budgets = tuple(budgets)
         return await self._charging.call(self._open)
+
+    @override
+    async def may_adopt(self, budgets: Sequence[Budget]) -> None:
+        await self._reading.call(lambda connection: self._changed(connection, budgets, check_adoptable))
+
+    @override
+    async def adopt(self, budgets: Sequence[Budget], now: float) -> tuple[Window, ...]:
+        return await self._charging.call(lambda connection: self._adopt(connection, tuple(budgets)))
 
     @override
     async def debit(self, batch: Batch) -> Outcome:
@@ -117,11 +137,8 @@ class PostgresStore(Store):
     @override
     async def accounts(self, budget: str | None, account: bytes | None) -> list[Account]:
         async def read(connection: Any) -> list[Account]:
-            caps = {stored.name: stored.cap for stored in (await queries.read_budgets(connection)).values()}
-            return [
-                queries.read_account(row, caps[row["name"]])
-                for row in await connection.fetch(queries.ACCOUNTS, budget, account)
-            ]
+            rows = await connection.fetch(queries.ACCOUNTS, budget, account)
+            return [queries.read_account(row) for row in rows]
 
         return await self._reading.call(read)
 
@@ -163,29 +180,41 @@ class PostgresStore(Store):
     async def _open(self, connection: Any) -> Opened:
         # Each statement is a transaction of its own: a holder that is cut off between two of them holds no lock.
         await self._ledger(connection)
-        if changed := await self._changed(connection):
+        if changed := await self._changed(connection, self._budgets, check_unchanged):
             await queries.write_budgets(connection, changed)
-            await self._changed(connection)  # Another holder may have made them meanwhile, with other terms.
+            # Another holder may have made them meanwhile, with other terms.
+            await self._changed(connection, self._budgets, check_unchanged)
         # Read again after the budgets were written: until then another ledger, with another secret, can be imported.
         ledger = await self._ledger(connection)
         if ledger["accepted"] != self._accepted:
             self._chain = ChainWriter()  # The old chain is not in the copy that was accepted.
         self._accepted = ledger["accepted"]
         self._behind = False
-        rows = {
-            row["name"]: row
-            for row in await connection.fetch("SELECT id, name, window_start FROM dpmesh.budgets")
-        }
-        self._rows = [rows[budget.name]["id"] for budget in self._budgets]
+        self._rows, windows = await self._stored(connection, self._budgets)
+        self._windows = windows
         asked_at = self._monotonic()
         now = await connection.fetchval("SELECT dpmesh.now()")
         self._note_time({"status": "done" if 0 <= now <= MAX_SECONDS else "clock", "now": now}, asked_at)
         await self._prepare(connection, max(0, math.floor(self._now())) // _DAY)
-        return Opened(
-            bytes(ledger["secret"]),
-            tuple(rows[budget.name]["window_start"] for budget in self._budgets),
-            await self._others(connection),
-        )
+        return Opened(bytes(ledger["secret"]), windows, await self._others(connection))
+
+    async def _adopt(self, connection: Any, budgets: tuple[Budget, ...]) -> tuple[Window, ...]:
+        await self._ledger(connection)
+        await self._ask(connection, ())  # begins the windows that are due, under the old terms
+        if changed := await self._changed(connection, budgets, check_adoptable):
+            await queries.write_budgets(connection, changed)
+            await self._changed(connection, budgets, check_unchanged)
+        rows, windows = await self._stored(connection, budgets)
+        self._budgets, self._rows, self._windows = budgets, rows, windows
+        return windows
+
+    async def _stored(
+        self, connection: Any, budgets: Sequence[Budget]
+    ) -> tuple[list[int], tuple[Window, ...]]:
+        """For each budget, its number, and the latest window that was in force."""
+        found = await connection.fetch("SELECT name, id, window_start, length, cap FROM dpmesh.budgets")
+        rows = {name: (number, Window(*window)) for name, number, *window in found}
+        return [rows[budget.name][0] for budget in budgets], tuple(rows[budget.name][1] for budget in budgets)
 
     async def _others(self, connection: Any) -> tuple[tuple[Budget, int], ...]:
         """Budgets that only the database knows, if anything is spent of them in their latest window."""
@@ -205,63 +234,86 @@ class PostgresStore(Store):
             raise self._lost()
         return ledger
 
-    async def _changed(self, connection: Any) -> list[Budget]:
-        """The budgets whose terms in the database are not the configured ones; ConfigError if they may not change."""
+    async def _changed(
+        self, connection: Any, budgets: Sequence[Budget], check: Callable[[Budget, Budget], None]
+    ) -> list[Budget]:
+        """The budgets whose terms in the database are not these; ConfigError if they may not change."""
         stored = {budget.name: budget for budget in (await queries.read_budgets(connection)).values()}
-        for budget in self._budgets:
-            check_unchanged(stored.get(budget.name, budget), budget)
+        for budget in budgets:
+            check(stored.get(budget.name, budget), budget)
         return [
             budget
-            for budget in self._budgets
+            for budget in budgets
             if (known := stored.get(budget.name)) is None or stored_terms(budget) != stored_terms(known)
         ]
 
     async def _debit(self, connection: Any, batch: Batch) -> Outcome:
         accounts = list(batch.leased)
-        windows, guessed = batch.windows, True
+        windows, guessed = self._guess(batch), True
         debited = {a: batch.known.get(a, 0) for a in accounts}
         granted = dict.fromkeys(accounts, 0)
         for _ in range(_TRIES):
-            caps = {a: min(MAX_AMOUNT, self._budgets[a[0]].cap + granted[a]) for a in accounts}
-            outcome = decide(batch, caps, windows, debited)
+            outcome = decide(batch, windows, debited, granted)
             if not guessed and not outcome.debits:
                 return outcome
             denies = any(budget is not None for budget in outcome.denied_by)
             if guessed and (denies or not outcome.debits):
                 answer = await self._ask(connection, accounts)  # No request is denied on a guess.
             else:
-                answer = await self._write(connection, outcome)
+                answer = await self._write(connection, outcome, granted)
                 if answer["status"] == "done":
                     return self._settled(outcome, answer)
             if answer["status"] == "chain":
                 continue
             guessed = False
-            windows = tuple(answer["starts"])
+            windows = self._read_windows(answer)
             debited = dict(zip(accounts, answer["debited"], strict=True))
             granted = dict(zip(accounts, answer["granted"], strict=True))
         raise LedgerError(f"{self.address} is too busy: others were faster {_TRIES} times")
 
     async def _ask(self, connection: Any, accounts: Sequence[AccountId]) -> Any:
         asked_at = self._monotonic()
+        terms = [
+            [None if budget.window is None else int(budget.window) for budget in self._budgets],
+            [float(budget.epsilon) for budget in self._budgets],
+            [float(budget.delta) for budget in self._budgets],
+            [budget.cap for budget in self._budgets],
+        ]
         rows = [self._rows[a[0]] for a in accounts]
-        answer = await connection.fetchrow(queries.STATE, self._rows, rows, [a[1] for a in accounts])
+        answer = await connection.fetchrow(queries.STATE, self._rows, *terms, rows, [a[1] for a in accounts])
         self._note_time(answer, asked_at)
+        self._read_windows(answer)
         return answer
 
-    async def _write(self, connection: Any, outcome: Outcome) -> Any:
+    def _read_windows(self, answer: Any) -> tuple[Window, ...]:
+        """The windows in force by an answer of the database. They are kept for guesses."""
+        found = zip(answer["starts"] or (), answer["lengths"] or (), answer["caps"] or (), strict=True)
+        self._windows = tuple(Window(*window) for window in found)
+        return self._windows
+
+    def _guess(self, batch: Batch) -> tuple[Window, ...]:
+        """The windows that the database told last, where they are those that the holder knows."""
+        known = (
+            self._windows if len(self._windows) == len(self._budgets) else map(first_window, self._budgets)
+        )
+        return tuple(window._replace(start=start) for window, start in zip(known, batch.windows, strict=True))
+
+    async def _write(self, connection: Any, outcome: Outcome, granted: Mapping[AccountId, int]) -> Any:
         """Sends debits. The answer says whether they were written, and if not, why."""
         ordered = self._ordered(outcome.debits)
-        columns = self._columns(ordered, outcome.windows, outcome.debits)
+        starts = [window.start for window in outcome.windows]
+        columns = self._columns(ordered, starts, outcome.debits)
         entry = await self._entry(connection, EntryKind.DEBIT, map(Posting, *columns))
         asked_at = self._monotonic()
         answer = await self._send(
             connection.fetchrow(
                 queries.DEBIT,
                 self._rows,
-                list(outcome.windows),
+                starts,
+                [window.cap for window in outcome.windows],
                 *columns,
-                [self._budgets[a[0]].cap for a in ordered],
-                [outcome.caps[a] - self._budgets[a[0]].cap for a in ordered],
+                [outcome.windows[a[0]].cap for a in ordered],
+                [granted[a] for a in ordered],
                 *entry,
             )
         )
@@ -397,5 +449,5 @@ class PostgresStore(Store):
         """The outcome, with what other holders debited meanwhile."""
         ordered = self._ordered(outcome.debits)
         debited = {**outcome.debited, **dict(zip(ordered, answer["debited"], strict=True))}
-        caps = {a: self._budgets[a[0]].cap + n for a, n in zip(ordered, answer["granted"], strict=True)}
+        caps = {a: outcome.windows[a[0]].cap + n for a, n in zip(ordered, answer["granted"], strict=True)}
         return replace(outcome, debited=debited, caps={**outcome.caps, **caps})

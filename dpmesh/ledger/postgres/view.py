@@ -42,9 +42,8 @@ class PostgresView(LedgerView):
     async def accounts(
         self, budget: str | None = None, account: bytes | None = None
     ) -> AsyncIterator[Account]:
-        caps = {each.name: each.cap for each in self.budgets.values()}
         async for row in self._rows(queries.ACCOUNTS, budget, account):
-            yield queries.read_account(row, caps[row["name"]])
+            yield queries.read_account(row)
 
     @override
     async def chains(self) -> list[Chain]:

@@ -6,15 +6,26 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
-from dpmesh.accounting import window_end, window_start
+from dpmesh.accounting import Accounting, cap, window_start
 from dpmesh.errors import ConfigError, LedgerError
 from dpmesh.ledger.budget import Budget, stored_terms
 from dpmesh.ledger.charge_log import CHAIN_BYTES, ChainWriter, EntryKind, Head, Posting, begin, encode, link
-from dpmesh.ledger.store import KEY_BYTES, Account, EpochKey, epoch_in_force
+from dpmesh.ledger.store import (
+    KEY_BYTES,
+    Account,
+    EpochKey,
+    Window,
+    account_end,
+    epoch_in_force,
+    window_at_opening,
+)
 
+# Epsilon, delta and window are the terms of the window in force, which window_start names.
 _BUDGET_COLUMNS = "name, key, epsilon, delta, accounting, window, on_exhausted"
+_cap = lru_cache(1024)(cap)
 
 
 def version_of(connection: sqlite3.Connection) -> int:
@@ -181,17 +192,27 @@ def charged_others(connection: sqlite3.Connection, names: Sequence[str]) -> tupl
     return tuple((others[row], start) for row, start in charged if row in others)
 
 
-def write_budget(connection: sqlite3.Connection, budget: Budget) -> tuple[int, int]:
-    """Stores a budget's definition; returns its row's id and the latest window that was charged."""
+def write_budget(connection: sqlite3.Connection, budget: Budget) -> tuple[int, Window]:
+    """Stores a holder's terms of a budget; returns its row's id and the latest window that was in force."""
     connection.execute(
         f"INSERT INTO budgets ({_BUDGET_COLUMNS}, window_start) VALUES (?, ?, ?, ?, ?, ?, ?, 0) "  # noqa: S608
-        "ON CONFLICT (name) DO UPDATE SET epsilon = excluded.epsilon, delta = excluded.delta, "
-        "on_exhausted = excluded.on_exhausted",
+        "ON CONFLICT (name) DO UPDATE SET on_exhausted = excluded.on_exhausted",
         stored_terms(budget),
     )
-    found = connection.execute("SELECT id, window_start FROM budgets WHERE name = ?", (budget.name,))
-    row: tuple[int, int] = found.fetchone()
-    return row
+    (row,) = connection.execute("SELECT id FROM budgets WHERE name = ?", (budget.name,)).fetchone()
+    stored = windows(connection)[row]
+    window = window_at_opening(stored, budget)
+    if window != stored:
+        write_window(connection, row, window, budget)
+    return row, window
+
+
+def write_window(connection: sqlite3.Connection, row: int, window: Window, budget: Budget) -> None:
+    """Stores the window in force of a budget, whose cap is that of a holder's terms."""
+    connection.execute(
+        "UPDATE budgets SET window_start = ?, window = ?, epsilon = ?, delta = ? WHERE id = ?",
+        (window.start, window.length, budget.epsilon, budget.delta, row),
+    )
 
 
 def read_accounts(
@@ -199,6 +220,7 @@ def read_accounts(
 ) -> Iterator[Account]:
     """All accounts, or those of one budget, or of one unit's hash, ordered by budget and hash."""
     since_version_3 = "granted, lifetime" if version_of(connection) >= 3 else "0, debited"
+    latest = windows(connection)
     for row, definition in read_budgets(connection).items():
         if budget not in (None, definition.name):
             continue
@@ -209,7 +231,7 @@ def read_accounts(
             (row, account or b"", account or b"\xff" * 16),
         )
         for key, start, debited, granted, lifetime in rows:
-            end = window_end(start, definition.window)
+            end = account_end(start, latest[row])
             yield Account(definition.name, key.hex(), start, end, debited, definition.cap, granted, lifetime)
 
 
@@ -225,9 +247,18 @@ def state(connection: sqlite3.Connection, row: int, account: bytes, window: int)
 def windows_in_force(connection: sqlite3.Connection, budgets: Mapping[int, Budget]) -> dict[int, int]:
     """For each budget, the latest window that ever was in force, or a later one by this machine's clock."""
     stored, now = windows(connection), time.time()
-    return {row: max(stored[row], window_start(now, budget.window)) for row, budget in budgets.items()}
+    return {row: max(stored[row].start, window_start(now, budget.window)) for row, budget in budgets.items()}
 
 
-def windows(connection: sqlite3.Connection) -> dict[int, int]:
+def windows(connection: sqlite3.Connection) -> dict[int, Window]:
     """The latest window that was ever in force, for each budget."""
+    rows = connection.execute("SELECT id, window_start, window, accounting, epsilon, delta FROM budgets")
+    return {
+        row: Window(start, length, _cap(Accounting(accounting), epsilon, delta))
+        for row, start, length, accounting, epsilon, delta in rows
+    }
+
+
+def window_starts(connection: sqlite3.Connection) -> dict[int, int]:
+    """When the latest window began that was ever in force, for each budget."""
     return dict(connection.execute("SELECT id, window_start FROM budgets"))

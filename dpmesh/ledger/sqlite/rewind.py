@@ -15,7 +15,7 @@ from dpmesh.ledger.sqlite import queries
 
 def ahead(connection: sqlite3.Connection, budgets: Mapping[int, Budget]) -> dict[int, int]:
     """The budgets whose windows began by a wrong clock, and the windows in which they have to continue."""
-    windows, now = queries.windows(connection), time.time()
+    windows, now = queries.window_starts(connection), time.time()
     if not clock_rewind.ahead(budgets, windows, now, 0):
         return {}  # The common case, which spares a look at the whole log.
     return clock_rewind.ahead(budgets, windows, now, clock_rewind.accepted_copies(entries(connection)))

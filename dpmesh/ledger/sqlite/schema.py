@@ -15,8 +15,12 @@ from dpmesh.ledger.charge_log import EntryKind, Posting
 from dpmesh.ledger.sqlite import access, queries, rollback_guard, wal
 from dpmesh.ledger.store import SECRET_BYTES
 
-VERSION = 4
-"""The version of the tables below. Older files are brought up to date when they are opened."""
+VERSION = 5
+"""The version of the tables below. Older files are brought up to date when they are opened.
+
+Version 5 has the tables of version 4. Since then a budget's window, epsilon and delta are those of the window in force,
+which a holder of an older version would change in its midst.
+"""
 
 # STRICT came with SQLite 3.37. Before that a column takes any type, but dpmesh writes only the declared ones.
 _STRICT = "STRICT" if sqlite3.sqlite_version_info >= (3, 37) else ""

@@ -18,15 +18,25 @@ from typing import ParamSpec, TypeVar
 from typing_extensions import override
 
 from dpmesh import forks, sqlite_file
-from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import DpmeshError, LedgerError, LostChargesError
-from dpmesh.ledger.budget import Budget, check_names, check_unchanged
+from dpmesh.ledger.budget import Budget, check_adoptable, check_names, check_unchanged
 from dpmesh.ledger.charge_log import ChainWriter, EntryKind, Posting
 from dpmesh.ledger.sqlite import access, queries, schema
 from dpmesh.ledger.sqlite.errors import explain
 from dpmesh.ledger.sqlite.file_watch import FileWatch
 from dpmesh.ledger.sqlite.rollback_guard import RollbackGuard
-from dpmesh.ledger.store import Account, AccountId, Batch, EpochKey, Opened, Outcome, Store, decide
+from dpmesh.ledger.store import (
+    Account,
+    AccountId,
+    Batch,
+    EpochKey,
+    Opened,
+    Outcome,
+    Store,
+    Window,
+    decide,
+    window_in_force,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +101,14 @@ class SQLiteStore(Store):
     @override
     async def open(self, budgets: Sequence[Budget]) -> Opened:
         return await self._run(self._open, tuple(budgets))
+
+    @override
+    async def may_adopt(self, budgets: Sequence[Budget]) -> None:
+        await self._run(lambda: self._check_adoptable(self._connect(), budgets))
+
+    @override
+    async def adopt(self, budgets: Sequence[Budget], now: float) -> tuple[Window, ...]:
+        return await self._run(self._adopt, tuple(budgets), now)
 
     @override
     async def debit(self, batch: Batch) -> Outcome:
@@ -176,8 +194,24 @@ class SQLiteStore(Store):
             raise
         self._budgets = budgets
         self._rows = tuple(row for row, _ in written)
-        self._latest = dict(written)
-        return Opened(self._secret, tuple(start for _, start in written), others)
+        self._latest = {row: window.start for row, window in written}
+        return Opened(self._secret, tuple(window for _, window in written), others)
+
+    def _adopt(self, budgets: tuple[Budget, ...], now: float) -> tuple[Window, ...]:
+        with self._change() as change:
+            self._check_adoptable(change.connection, budgets)
+            self._advance(change, [now] * len(self._budgets))
+            written = [queries.write_budget(change.connection, budget) for budget in budgets]
+            change.touch()
+        self._budgets = budgets
+        self._rows = tuple(row for row, _ in written)
+        self._latest |= {row: window.start for row, window in written}
+        return tuple(window for _, window in written)
+
+    def _check_adoptable(self, connection: sqlite3.Connection, budgets: Sequence[Budget]) -> None:
+        stored = {budget.name: budget for budget in queries.read_budgets(connection).values()}
+        for budget in budgets:
+            check_adoptable(stored.get(budget.name, budget), budget)
 
     def _connect(self) -> sqlite3.Connection:
         """The connection, which is made if there is none. It is always to the file that was opened first."""
@@ -260,17 +294,20 @@ class SQLiteStore(Store):
 
     def _debit(self, batch: Batch) -> Outcome:
         with self._change() as change:
-            windows = self._advance(change, batch.windows)
+            windows = self._advance(change, [batch.time(index) for index in range(len(self._budgets))])
+            starts = tuple(window.start for window in windows)
             states = {
-                a: queries.state(change.connection, self._rows[a[0]], a[1], windows[a[0]])
+                a: queries.state(change.connection, self._rows[a[0]], a[1], starts[a[0]])
                 for a in batch.leased
             }
-            caps = {
-                a: min(MAX_AMOUNT, self._budgets[a[0]].cap + granted) for a, (_, granted) in states.items()
-            }
-            outcome = decide(batch, caps, windows, {a: debited for a, (debited, _) in states.items()})
+            outcome = decide(
+                batch,
+                windows,
+                {a: debited for a, (debited, _) in states.items()},
+                {a: granted for a, (_, granted) in states.items()},
+            )
             if outcome.debits:
-                postings = {a: self._posting(a, windows, n) for a, n in outcome.debits.items()}
+                postings = {a: self._posting(a, starts, n) for a, n in outcome.debits.items()}
                 change.write(EntryKind.DEBIT, postings.values())
                 change.connection.executemany(
                     _DEBIT,
@@ -278,7 +315,7 @@ class SQLiteStore(Store):
                         (
                             *posting[:3],
                             outcome.debited[a],
-                            self._budgets[a[0]].cap,
+                            windows[a[0]].cap,
                             states[a][1],
                             posting.amount,
                         )
@@ -290,18 +327,19 @@ class SQLiteStore(Store):
     def _posting(self, account: AccountId, windows: tuple[int, ...], amount: int) -> Posting:
         return Posting(self._rows[account[0]], account[1], windows[account[0]], amount)
 
-    def _advance(self, change: queries.Change, wanted: tuple[int, ...]) -> tuple[int, ...]:
-        """Moves windows on to the wanted ones, unless they are later already; returns the windows in force."""
+    def _advance(self, change: queries.Change, times: Sequence[float]) -> tuple[Window, ...]:
+        """Begins the windows that are due, at a time for each budget, and lowers caps; returns those in force."""
         stored = self._windows(change.connection)
-        later = [(start, row) for start, row in zip(wanted, self._rows, strict=True) if start > stored[row]]
-        if later:
-            change.touch()
-            change.connection.executemany("UPDATE budgets SET window_start = ? WHERE id = ?", later)
-            stored.update((row, start) for start, row in later)
-        self._latest = stored
+        for row, budget, now in zip(self._rows, self._budgets, times, strict=True):
+            window = window_in_force(stored[row], budget, now)
+            if window != stored[row]:
+                change.touch()
+                queries.write_window(change.connection, row, window, budget)
+                stored[row] = window
+        self._latest = {row: window.start for row, window in stored.items()}
         return tuple(stored[row] for row in self._rows)
 
-    def _windows(self, connection: sqlite3.Connection) -> dict[int, int]:
+    def _windows(self, connection: sqlite3.Connection) -> dict[int, Window]:
         """The latest window of each budget, by its row.
 
         Raises:
@@ -309,7 +347,7 @@ class SQLiteStore(Store):
                 again, or an older copy overwrites the file right now.
         """
         stored = queries.windows(connection)
-        if any(stored.get(row, 0) < start for row, start in self._latest.items()):
+        if any(row not in stored or stored[row].start < start for row, start in self._latest.items()):
             raise LostChargesError(
                 f"windows of {self.path} went back: `dpmesh ledger accept` brought them back, or an older copy "
                 "overwrites the file: restart this holder"
@@ -343,7 +381,7 @@ class SQLiteStore(Store):
     def _epoch_keys(self, now: int, lengths: Sequence[int]) -> list[EpochKey]:
         with self._change() as change:
             windows = self._windows(change.connection)
-            latest = max([now, *[windows[row] * 1_000_000 for row in self._rows]])
+            latest = max([now, *[windows[row].start * 1_000_000 for row in self._rows]])
             keys, any_fresh = queries.epoch_keys(change.connection, latest, lengths)
             if any_fresh:
                 change.touch()

@@ -7,8 +7,7 @@ from typing import Any
 
 from dpmesh.mesh.attested_policy import AttestedPolicy, attested_policy
 
-# The context of the RPC that is served.
-_CONTEXT: ContextVar[Any] = ContextVar("dpmesh_peer_policy", default=None)
+_POLICY: ContextVar[AttestedPolicy | None] = ContextVar("dpmesh_peer_policy", default=None)
 
 
 def peer_policy() -> AttestedPolicy | None:
@@ -20,10 +19,15 @@ def peer_policy() -> AttestedPolicy | None:
     Returns:
         The digest and, where senders say it, the epoch. None if the sender named no policy, or outside of handlers.
     """
-    context = _CONTEXT.get()
-    return None if context is None else attested_policy(context.invocation_metadata() or ())
+    return _POLICY.get()
 
 
 def serving(context: Any) -> None:
-    """Notes the context of the RPC that this task or thread serves from now on."""
-    _CONTEXT.set(context)
+    """Notes what the sender named in the RPC that this task or thread serves from now on.
+
+    Timers and tasks that outlive an RPC keep its context variables, so the variable must not hold the RPC itself.
+
+    Args:
+        context: gRPC's, of the RPC.
+    """
+    _POLICY.set(attested_policy(context.invocation_metadata() or ()))

@@ -5,9 +5,11 @@ import sys
 import threading
 
 from dpmesh.ledger.leases import Lease, LeaseTable
+from dpmesh.ledger.store import Window, first_window
 from tests.contract.suite import AMOUNT, DAY, Clock, pure
 
 BUDGETS = [pure("unit"), pure("all", key="global")]
+TWO = [pure("day"), pure("two", window=2 * DAY)]
 
 
 def lease(amount: int) -> Lease:
@@ -17,7 +19,7 @@ def lease(amount: int) -> Lease:
 
 def holding(left: dict[tuple[int, bytes], int]) -> LeaseTable:
     leases = LeaseTable(Clock(0.0))
-    leases.start(BUDGETS, [0, 0])
+    leases.start(BUDGETS, [*map(first_window, BUDGETS)])
     leases.put((0, 0), {key: lease(amount) for key, amount in left.items()})
     return leases
 
@@ -56,7 +58,7 @@ def test_a_payment_that_fails_in_the_middle_gives_back():
 def test_a_window_that_ends_during_a_payment_takes_its_leases_along():
     clock = Clock(0.0)
     leases = LeaseTable(clock)
-    leases.start([pure("day"), pure("two", window=2 * DAY)], [0, 0])
+    leases.start(TWO, [*map(first_window, TWO)])
     leases.put((0, 0), {(0, b"a"): lease(10), (1, b"a"): lease(10)})
     clock.now = DAY
     assert not leases.spend([(1, b"a", 5), (0, b"a", 5)])
@@ -85,6 +87,7 @@ def test_leases_of_another_window_are_not_put_back():
     assert leases.ended() == [((0, 0), {(0, b"a"): 5})]
     assert leases.ended() == []
     kept = lease(5)
+    leases.settle([Window(2 * DAY, DAY, AMOUNT), Window(2 * DAY, DAY, AMOUNT)])
     leases.put((2 * DAY, 2 * DAY), {(0, b"a"): kept})
     assert leases.take([(0, b"a")]) == ((2 * DAY, 2 * DAY), {(0, b"a"): kept})
     assert (kept.left, kept.debited) == (5, 5)
@@ -94,7 +97,7 @@ def test_leases_of_another_window_are_not_put_back():
 def test_what_is_left_when_windows_end_is_told_once():
     clock = Clock(0.0)
     leases = LeaseTable(clock)
-    leases.start([pure("day"), pure("two", window=2 * DAY)], [0, 0])
+    leases.start(TWO, [*map(first_window, TWO)])
     leases.put((0, 0), {(0, b"a"): lease(10), (0, b"b"): lease(5), (1, b"a"): lease(7)})
     leases.rotate()  # idle, and still there
     assert leases.spend([(0, b"b", 4)])
@@ -118,3 +121,42 @@ def test_nothing_can_be_spent_after_clear():
     assert not leases.spend([(0, b"a", 1)])
     assert leases.usage(0, b"a") is None
     assert leases.clear() == ((), {})
+
+
+def test_leases_of_a_cap_that_falls_can_t_be_spent_and_are_told_once():
+    leases = holding({(0, b"a"): 10, (0, b"b"): 5, (1, b""): 7})
+    leases.rotate()
+    assert leases.spend([(0, b"a", 4)])
+    leases.settle([Window(0, DAY, AMOUNT // 2), Window(0, DAY, AMOUNT)])
+    assert not leases.spend([(0, b"a", 1)])
+    assert not leases.spend([(0, b"b", 1)])
+    assert {key: n for _, left in leases.ended() for key, n in left.items()} == {(0, b"a"): 6, (0, b"b"): 5}
+    assert leases.ended() == []
+    assert leases.spend([(1, b"", 7)])
+
+
+def test_a_window_that_another_holder_began_with_another_length_takes_the_place_of_a_guess():
+    clock = Clock(0.0)
+    leases = LeaseTable(clock)
+    leases.start(BUDGETS, [*map(first_window, BUDGETS)])
+    clock.now = 3 * DAY
+    leases.roll(clock.now)
+    assert leases.end(0) == 4 * DAY
+    leases.settle([Window(DAY, 7 * DAY, AMOUNT // 2), Window(0, DAY, AMOUNT)])
+    assert (leases.end(0), leases.end(1)) == (7 * DAY, 4 * DAY)  # the second is over already
+    leases.put((DAY, 3 * DAY), {(0, b"a"): lease(10)})
+    clock.now = 6 * DAY
+    assert leases.spend([(0, b"a", 4)])
+    clock.now = 7 * DAY
+    assert not leases.spend([(0, b"a", 4)])
+    assert leases.end(0) == 8 * DAY
+
+
+def test_windows_of_whole_epochs():
+    leases = holding({})
+    leases.settle([Window(DAY, 7 * DAY, AMOUNT), Window(0, DAY, AMOUNT)])
+    assert leases.is_whole(0, DAY)
+    assert not leases.is_whole(0, 7 * DAY)
+    assert leases.is_whole(1, DAY / 4)
+    assert not leases.is_whole(1, DAY / 3.5)
+    assert not leases.is_whole(2, DAY)

@@ -89,8 +89,8 @@ BAD = {
     "colour: blue\n...": "colour: is not known here",
     "fields: {acme.No.such: {public: {}}}\n...": "no loaded proto has acme.No.such",
     policy(-1): "epsilon",
-    policy(more="mode: OBSERVE\n"): "mode: they differ from those in force",
-    policy(more="budgets: [{name: unit, epsilon: 9, delta: 1e-6}]\n"): "budgets: they differ",
+    policy(more="mode: OBSERVE\n"): "from enforce to observe",
+    policy(more="budgets: [{name: unit, epsilon: 9, delta: 1e-6}]\n"): "policy: budget.accounting",
     "version: " + "a" * 256_000: "is larger than 256 kB",
 }
 

@@ -138,11 +138,11 @@ def test_the_ledger_of_the_configuration(dpmesh, ledger: None, write) -> None:
 
 
 def test_migrate_makes_a_ledger_once(dpmesh) -> None:
-    assert dpmesh("ledger", "migrate", "--ledger", URL)[:2] == (0, "tables: made, version 4\n")
+    assert dpmesh("ledger", "migrate", "--ledger", URL)[:2] == (0, "tables: made, version 5\n")
     assert stat.S_IMODE(Path("ledger.db").stat().st_mode) == 0o600
-    assert dpmesh("ledger", "migrate", "--ledger", URL)[:2] == (0, "tables: version 4, up to date\n")
+    assert dpmesh("ledger", "migrate", "--ledger", URL)[:2] == (0, "tables: version 5, up to date\n")
     ran = dpmesh("ledger", "migrate", "--ledger", URL, "--json")
-    assert json.loads(ran.out) == {"before": 4, "after": 4}
+    assert json.loads(ran.out) == {"before": 5, "after": 5}
 
 
 def test_migrate_keeps_what_is_spent(dpmesh, ledger: None) -> None:

@@ -11,6 +11,7 @@ from dpmesh.ledger.postgres import schema
 MIGRATIONS = (
     "a1d24815252531da854e01b5453572eff704359c2e2c9b1e7563ff6e76990feb",
     "618296bfb50493b726ca5000fb4048f75456642ac6112c1b6b7b59ed6abd9648",
+    "d2d2699793c06e62ea755352baef6a463a744d81ca53bc24f53ef554e880b93c",
 )
 
 

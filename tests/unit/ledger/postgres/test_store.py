@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from urllib.parse import quote, urlsplit
 
 import asyncpg
@@ -19,7 +20,7 @@ from dpmesh.ledger.postgres import admin as admin_module
 from dpmesh.ledger.postgres import rewind
 from dpmesh.ledger.postgres.admin import PostgresAdmin
 from dpmesh.ledger.postgres.queries import LOCK
-from dpmesh.ledger.postgres.schema import VERSION
+from dpmesh.ledger.postgres.schema import VERSION, migration
 from dpmesh.ledger.postgres.store import PostgresStore
 from tests.support import children
 from tests.support.postgres import Server, certificate_files
@@ -475,6 +476,31 @@ async def test_a_holder_gets_the_keys_of_epochs_with_the_rights_of_the_manual(ho
         assert ledger.epoch_key(1.0).key != ledger.epoch_key(86_400.0).key
 
 
+OF_VERSION_2 = [
+    "DROP FUNCTION dpmesh.debit, dpmesh.state, dpmesh.ends",
+    "DROP TYPE dpmesh.answer",
+    "DROP FUNCTION dpmesh.append",
+    *[text for text in migration(0) if "dpmesh.answer" in text],
+    "ALTER TABLE dpmesh.budgets DROP COLUMN cap",
+    "UPDATE dpmesh.ledger SET version = 2",
+]
+
+
+async def test_a_ledger_of_version_2_keeps_its_caps_in_the_window_in_force(postgres, url):
+    async with opened(url) as ledger:
+        await ledger.charge([(0, b"a", 1)])
+        cap = ledger.budgets[0].cap
+    await execute(postgres, url, *OF_VERSION_2)
+    assert await PostgresAdmin(url).migrate() == (2, VERSION)
+    higher = Ledger(PostgresStore(url), [replace(ledger.budgets[0], epsilon=2 * ledger.budgets[0].epsilon)])
+    await higher.open()
+    with pytest.raises(BudgetExhaustedError):
+        await higher.charge([(0, b"a", cap)])
+    await higher.charge([(0, b"a", cap - 1)])
+    await higher.close()
+    await whole(url)
+
+
 async def test_a_ledger_of_version_1_gets_keys_of_epochs_and_keeps_what_is_spent(postgres, url):
     async with opened(url) as ledger:
         await ledger.charge([(0, b"a", 1)])
@@ -483,6 +509,7 @@ async def test_a_ledger_of_version_1_gets_keys_of_epochs_and_keeps_what_is_spent
         url,
         "DROP FUNCTION dpmesh.epoch_keys",
         "DROP TABLE dpmesh.epochs",
+        *OF_VERSION_2,
         "UPDATE dpmesh.ledger SET version = 1",
     )
     with pytest.raises(LedgerError, match="dpmesh ledger migrate"):

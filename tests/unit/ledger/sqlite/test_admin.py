@@ -373,8 +373,8 @@ async def test_an_old_ledger_is_brought_up_to_date(path, admin, version):
         (finding,) = await verify(view)
         assert "dpmesh ledger migrate" in finding
     assert os.listdir(path.parent) == ["ledger.db"]
-    assert await admin.migrate() == (version, 4)
-    assert await admin.migrate() == (4, 4)
+    assert await admin.migrate() == (version, 5)
+    assert await admin.migrate() == (5, 5)
     assert inspect(f"sqlite:///{path}").accounts == tuple(viewed)
     (opening,) = await logged(admin)
     assert (opening.kind, opening.note) == (EntryKind.OPENING, "")
@@ -425,7 +425,7 @@ async def test_an_upgrade_to_version_3_that_fails_changes_nothing(path, admin, m
     assert inspect(f"sqlite:///{path}") == before
     with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT schema_version FROM meta").fetchone() == (2,)
-    assert await admin.migrate() == (2, 4)
+    assert await admin.migrate() == (2, 5)
     await whole(admin)
 
 
@@ -439,16 +439,16 @@ async def test_a_ledger_of_version_3_gets_keys_of_epochs_and_keeps_what_is_spent
         await ledger.hold_keys([DAY])
         assert ledger.epoch_key(DAY).number == 1000
     assert inspect(f"sqlite:///{path}").accounts == before
-    assert await admin.migrate() == (4, 4)
+    assert await admin.migrate() == (5, 5)
     await whole(admin)
 
 
 async def test_a_ledger_is_made_where_there_is_none(path, admin):
-    assert await admin.migrate() == (0, 4)
+    assert await admin.migrate() == (0, 5)
     await whole(admin)
     async with opened(path) as ledger:
         await ledger.charge([(0, b"a", 1)])
-    assert await admin.migrate() == (4, 4)
+    assert await admin.migrate() == (5, 5)
 
 
 async def test_what_is_no_ledger_is_not_touched(path, admin):

@@ -21,4 +21,4 @@ def test_a_new_ledger_has_the_tables_of_this_version():
             "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
         ).fetchall()
     digest = hashlib.sha256("\n".join(sql for (sql,) in rows).encode()).hexdigest()
-    assert (schema.VERSION, digest) == (4, TABLES)
+    assert (schema.VERSION, digest) == (5, TABLES)

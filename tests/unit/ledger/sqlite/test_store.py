@@ -351,7 +351,7 @@ async def test_a_file_of_a_newer_version(path):
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("UPDATE meta SET schema_version = 7")
         connection.commit()
-    with pytest.raises(LedgerError, match=r"another version of dpmesh \(tables 7, this one knows 4\)"):
+    with pytest.raises(LedgerError, match=r"another version of dpmesh \(tables 7, this one knows 5\)"):
         await make(path).open()
 
 
