@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from dpmesh.policy import overlay_file
 from dpmesh.rollout import tuf_keys
 from dpmesh.rollout.admission import REASON_LENGTH
 from dpmesh.rollout.tuf_folder import (
+    APART,
     State,
     epoch_of,
     expiry,
@@ -48,8 +48,6 @@ from dpmesh.rollout.tuf_trust import RINGS, UntrustedError, public_key
 # How many officers have to sign what weakens a promise; devices ask for it, too.
 _LOOSER_SIGNERS = 2
 _SUFFIXES = (".yaml", ".yml", ".json")
-# How far the clocks of two officers may be apart.
-_APART = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +350,7 @@ class PolicyRepository(RingFiles):
                 continue
             beside = [] if known is None else [_former(known)]
             expected.targets = {each.path: each for each in (expected.targets[target.path], *beside)}
-            if found == expected.to_dict() and signed.expires <= expiry(Targets.type) + _APART:
+            if found == expected.to_dict() and signed.expires <= expiry(Targets.type) + APART:
                 return
         raise ConfigError(
             f"{self._folder / 'staged'}: what waits is more than a policy, so somebody has changed it: remove the "

@@ -296,6 +296,8 @@ def rotate(
         found: Key = tuf_keys.read_public(Path(path))
         return found
 
+    for line in repository.waiting_changes():
+        say(f"the root that waits: {line}")
     missing = repository.rotate(
         keys, add=pairs(add, public), drop=pairs(drop, public), thresholds=pairs(threshold, _number)
     )

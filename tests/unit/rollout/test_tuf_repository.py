@@ -24,7 +24,7 @@ from dpmesh.rollout import rings, tuf_folder, tuf_keys
 from dpmesh.rollout.tuf_repository import PolicyRepository
 from dpmesh.rollout.tuf_ring_file import delegations
 from tests.support import children
-from tests.support.tuf_repositories import Device
+from tests.support.tuf_repositories import Device, later
 
 NAMES = ("root", "root2", "alice", "bob", "online", "rings", "stranger")
 
@@ -583,3 +583,29 @@ def test_what_is_published_can_be_read_whatever_the_umask_of_the_officer_is(make
         os.umask(before)
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "repo" / "metadata").iterdir()}
     assert modes == {0o644}
+
+
+def test_a_holder_of_the_root_signs_no_other_changes_than_asked_for(make, write, keys, tmp_path):
+    repository = make(roots=("root", "root2"), root_threshold=2)
+    repository.stage(write(1), keys["alice"])
+    repository.publish(keys["online"], rings=keys["rings"])
+    wanted = {"drop": [("targets", public(keys["bob"]))]}
+    assert repository.rotate([keys["root"]], **wanted) == 2
+    assert [line[:20] for line in repository.waiting_changes()] == ["targets: a key less:"]
+    path = tmp_path / "repo" / "staged" / "root.json"
+    good = path.read_bytes()
+    metadata = Metadata.from_bytes(good)
+    metadata.signed.add_key(public(keys["stranger"]), "targets")
+    metadata.signatures.clear()
+    path.write_bytes(metadata.to_bytes())
+    assert len(repository.waiting_changes()) == 2
+    with pytest.raises(ConfigError, match="another root waits"):
+        repository.rotate([keys["root2"]], **wanted)
+    for name, value in (("unrecognized_fields", {"x-dpmesh-fleet": "ships"}), ("expires", later(10**9))):
+        metadata = Metadata.from_bytes(good)
+        setattr(metadata.signed, name, value)
+        path.write_bytes(metadata.to_bytes())
+        with pytest.raises(ConfigError, match="more than keys was changed"):
+            repository.rotate([keys["root2"]])
+    path.write_bytes(good)
+    assert repository.rotate([keys["root2"]], **wanted) == 0
