@@ -13,14 +13,13 @@ from typing import Any, TypeVar
 from dpmesh import forks
 from dpmesh.accounting import MAX_AMOUNT
 from dpmesh.errors import ConfigError, LedgerError, LostChargesError
-from dpmesh.ledger import clock_rewind
-from dpmesh.ledger.admin import ahead_of_the_clock
-from dpmesh.ledger.budget import Budget, Charge, check_names, check_threshold_delta, similar
+from dpmesh.ledger import opening_warnings
+from dpmesh.ledger.budget import Budget, Charge, check_names, check_threshold_delta
 from dpmesh.ledger.commit_queue import CommitQueue
 from dpmesh.ledger.epoch_keys import EpochKeyQueue, EpochKeys
 from dpmesh.ledger.leases import Key, LeaseTable
 from dpmesh.ledger.redemptions import RedemptionQueue
-from dpmesh.ledger.store import Account, AccountId, Store, Window, account_hash
+from dpmesh.ledger.store import Account, AccountId, Store, account_hash
 
 _T = TypeVar("_T")
 
@@ -122,9 +121,7 @@ class Ledger:
             raise
         self._secret = opened.secret
         self._open = True
-        self._warn_of_unconfigured(opened.others)
-        self._warn_of_windows_ahead([window.start for window in opened.windows])
-        self._warn_of_lower_caps(opened.windows)
+        opening_warnings.warn(self.budgets, opened, self._clock())
 
     async def close(self) -> None:
         """Refuses the charges that wait, returns what is left of the leases, and closes the store.
@@ -412,40 +409,6 @@ class Ledger:
         else:
             return True
         return False
-
-    def _warn_of_windows_ahead(self, windows: Sequence[int]) -> None:
-        """Warns of windows that began by a wrong clock: these budgets do not renew before that time."""
-        found = clock_rewind.ahead(dict(enumerate(self.budgets)), dict(enumerate(windows)), self._clock(), 1)
-        if found:
-            names = [self.budgets[index].name for index in found]
-            _log.error("%s", ahead_of_the_clock("the ledger", names, self._clock()))
-
-    def _warn_of_lower_caps(self, windows: Sequence[Window]) -> None:
-        """Warns of lifetime budgets whose larger cap in the configuration has no effect."""
-        for budget, window in zip(self.budgets, windows, strict=True):
-            if window.length is None and window.cap < budget.cap:
-                _log.warning(
-                    "budget %r: its cap in the ledger is lower than the configured one, and holds, because a lifetime "
-                    "has no next window. `dpmesh budget grant` raises the cap of one account",
-                    budget.name,
-                )
-
-    def _warn_of_unconfigured(self, others: Sequence[tuple[Budget, int]]) -> None:
-        """Warns of budgets that the configuration no longer names: a budget that was renamed starts anew."""
-        now, names = self._clock(), [budget.name for budget in self.budgets]
-        texts = []
-        for budget, start in others:
-            if budget.window is None or now < start + budget.window:
-                alike = similar(budget.name, names)
-                texts.append(
-                    f"{budget.name!r}" + (f" (similar: {', '.join(map(repr, alike))})" if alike else "")
-                )
-        if texts:
-            _log.warning(
-                "the ledger holds budgets that are not configured, and what is spent of them counts for no other: %s. "
-                "If one was renamed, restore its name, or it starts anew with nothing spent",
-                ", ".join(texts),
-            )
 
     async def _fetch_keys(self, epochs: Sequence[float]) -> None:
         if not self._open:

@@ -227,7 +227,14 @@ class Mesh:
                 raise LedgerError("the ledger's budgets have changed meanwhile")
             self._check_open()
             self._put_in_force(snapshot)
-        log.info("policy %.16s replaces %.16s", snapshot.digest, before.digest)
+        epochs = snapshot.policy.document.epoch, before.policy.document.epoch
+        log.info(
+            "policy epoch %d, %.16s, replaces epoch %d, %.16s",
+            epochs[0],
+            snapshot.digest,
+            epochs[1],
+            before.digest,
+        )
 
     def _put_in_force(self, snapshot: PolicySnapshot) -> None:
         self._recording.note_budgets()
