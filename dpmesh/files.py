@@ -6,15 +6,20 @@ A reader, or a power cut, meets the old content or the new one, never a part. No
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 _OTHERS = 0o077
+LONGEST_WAIT = 20.0
+"""Seconds for which a folder's lock is waited for."""
+_PAUSE = 0.005
 
 
 class NotPrivateError(Exception):
@@ -105,16 +110,42 @@ def locked_folder(folder: Path) -> Iterator[None]:
     What the block renamed in the folder is durable when the block has ended without an error.
 
     Raises:
-        OSError: The folder can't be made, locked or synchronized.
+        OSError: The folder can't be made, locked or synchronized; TimeoutError if somebody else holds it for too long.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(folder)
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _lock(file, folder)
         yield
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def private_folder(folder: Path) -> None:
+    """Makes a folder that only its owner may use, and so each folder above it that is missing, whatever the umask is.
+
+    Raises:
+        OSError: It can't be made.
+    """
+    for each in (*reversed(folder.parents), folder):
+        if not each.is_dir():
+            each.mkdir(mode=0o700, exist_ok=True)
+
+
+def _lock(file: int, folder: Path) -> None:
+    """Waits for the lock of an open folder, but not for ever: its holder may have been stopped."""
+    end = time.monotonic() + LONGEST_WAIT
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                text = f"another process has held its lock for {LONGEST_WAIT:g} s"
+                raise TimeoutError(errno.ETIMEDOUT, text, str(folder)) from None
+            time.sleep(_PAUSE)
+        else:
+            return
 
 
 def sync_folder(folder: Path) -> None:
@@ -141,6 +172,7 @@ def _temporary(path: Path, data: bytes, mode: int) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     try:
         with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
+            os.fchmod(file.fileno(), mode)  # Whatever the umask is: others have to read what is public.
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

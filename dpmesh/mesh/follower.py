@@ -77,6 +77,7 @@ class PolicyFollower:
         freshness: Counts the time without an answer.
         first: The source's policy with which the mesh begins; None if it is not the source's.
         held: Remembers a policy that waits.
+        has_taken: The device has taken a policy of the source before, though it may begin with another one.
 
     Attributes:
         source: As given.
@@ -98,6 +99,7 @@ class PolicyFollower:
         *,
         first: Offer | None = None,
         held: Held | None = None,
+        has_taken: bool = False,
     ) -> None:
         self.source: Final = source
         self.freshness: Final = freshness
@@ -119,7 +121,7 @@ class PolicyFollower:
         self._now: Callable[[], float] = time.time
         self._held = held or Held(None)
         # The policy in force is not the source's, so that there is nothing that the source could loosen.
-        self._takes_first = first is None
+        self._takes_first = first is None and not has_taken
         self._offer: Offer | None = None
         # Why the offer, or one that was refused for good, is not in force.
         self._unfit = ""

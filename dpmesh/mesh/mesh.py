@@ -100,6 +100,8 @@ class Mesh:
         self.outcome_listeners: list[Callable[[Outcome], None]] = []
         self._policy_telemetry: PolicyTelemetry | None = None
         self._swapping = asyncio.Lock()
+        # What the ledger's chain recorded last of a looser policy.
+        self._noted = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._refreshing: asyncio.TimerHandle | None = None
         self._flush: Callable[[], None] | None = None
@@ -206,8 +208,9 @@ class Mesh:
                 swapping.prepare, policy, self._local, self.ledger.places, before
             )
             note = await asyncio.to_thread(admit, self._terms(before), self._terms(snapshot))
-            if note:
+            if note and note != self._noted:
                 await self.ledger.record(note)
+                self._noted = note  # If what follows fails, it is tried again, and the chain has the note.
             places = tuple(snapshot.billing.budgets)
             budgets = tuple(snapshot.billing.budgets.values())
             adopts = any(budget not in self.ledger.budgets for budget in budgets)
@@ -402,12 +405,13 @@ class Mesh:
 
     def _refresh(self) -> None:
         """Looks for OpenTelemetry's providers from time to time: they may be set after the mesh was opened."""
+        # First: an application's provider may raise, and the policy has to expire all the same.
+        self._refreshing = asyncio.get_running_loop().call_later(_REFRESH_SECONDS, self._refresh)
+        if self._follower is not None:
+            self._follower.check()
         self._telemetry.refresh()
         if self._policy_telemetry is not None:
             self._policy_telemetry.refresh()
-        if self._follower is not None:
-            self._follower.check()
-        self._refreshing = asyncio.get_running_loop().call_later(_REFRESH_SECONDS, self._refresh)
 
     def _committed(self, seconds: float) -> None:
         self._telemetry.ledger(seconds)

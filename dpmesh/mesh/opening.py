@@ -83,7 +83,14 @@ def _followed(settings: Config, clock: Callable[[], float]) -> tuple[PolicyFollo
         beginnings.append((None, floor))
     fit = [each for each in beginnings if _fits(each[1], settings)]
     first, rules = (fit or beginnings)[0]
-    follower = PolicyFollower(source, configuration.poll_seconds(settings), freshness, first=first, held=held)
+    follower = PolicyFollower(
+        source,
+        configuration.poll_seconds(settings),
+        freshness,
+        first=first,
+        held=held,
+        has_taken=source.has_taken(),
+    )
     follower.push = settings.policy.push
     follower.folder = settings.policy.folder
     return follower, rules

@@ -17,6 +17,9 @@ from dpmesh.policy.loaded_types import InForce
 from dpmesh.policy.policy import is_foreign
 from dpmesh.policy.required_policy import RequiredPolicy
 
+# How many names that no loaded proto has an error quotes.
+_NAMED = 5
+
 
 @final
 class PolicySnapshot:
@@ -146,8 +149,11 @@ class PolicySnapshot:
         """
         unresolved = self.policy.unresolved_overlays()
         if unresolved:
+            # The nearest names take long to find, and a policy for other software may have thousands of names.
+            named = [self._with_nearest(name) for name in unresolved[:_NAMED]]
+            more = f" and {len(unresolved) - _NAMED} others" if len(unresolved) > _NAMED else ""
             raise ConfigError(
-                f"policy: no loaded proto has {', '.join(map(self._with_nearest, unresolved))}; "
+                f"policy: no loaded proto has {', '.join(named)}{more}; "
                 "correct the name, or import its _pb2 module first"
             )
         plans = [self.policy.plan(message) for message in loaded_types.message_types(self.policy)]

@@ -301,8 +301,10 @@ def _read(content: bytes, source: str) -> tuple[Any, Locate]:
         raise ConfigError(f"policy file {source}{where}: not YAML or JSON") from None
     except BoundsError as error:
         raise ConfigError(f"policy file {source}: {error}") from None
-    except (ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        # PyYAML's own conversions: a date that does not exist, a number of thousands of digits, "!!bool perhaps".
+    except ConfigError:
+        raise
+    except Exception as error:
+        # PyYAML's own conversions: a date that does not exist, a number of thousands of digits, '!!int ""'.
         raise ConfigError(f"policy file {source}: not YAML or JSON ({type(error).__name__})") from None
     return document, lambda path: _mark(_node(root, path))
 

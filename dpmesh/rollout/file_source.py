@@ -10,6 +10,7 @@ import threading
 from functools import partial
 from pathlib import Path
 
+from dpmesh import forks
 from dpmesh.errors import ConfigError, PolicyUnavailableError
 from dpmesh.policy import overlay_file
 from dpmesh.rollout import bounded_thread
@@ -53,6 +54,11 @@ class FileSource:
         # Why the content is no policy; "" if it is one.
         self._unfit = ""
         self._reading = threading.Lock()
+        forks.register(self)
+
+    def after_fork_in_child(self) -> None:
+        """Forgets a read of the parent, whose thread the child does not have."""
+        self._reading = threading.Lock()
 
     def first(self) -> list[Offer]:
         """The policy in the file, and then the one that was taken last; that one alone if the file's is older.
@@ -82,6 +88,10 @@ class FileSource:
             )
             return last
         return [offer, *last]
+
+    def has_taken(self) -> bool:
+        """Whether a policy of this file was taken before and kept."""
+        return self._kept is not None and self._kept.epoch() is not None
 
     async def fetch(self) -> Offer | None:
         """The policy in the file, if its content is another one than that of the last fetch.

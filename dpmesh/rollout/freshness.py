@@ -125,5 +125,5 @@ class Freshness:
         try:
             kept = _Kept(**json.loads(files.read_private(path)))
             return kept if all(isinstance(each, float) and math.isfinite(each) for each in kept) else None
-        except (FileNotFoundError, files.NotPrivateError, ValueError, TypeError):
+        except (FileNotFoundError, files.NotPrivateError, ValueError, TypeError, RecursionError):
             return None

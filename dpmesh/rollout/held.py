@@ -49,7 +49,15 @@ class Held:
         try:
             kept = json.loads(files.read_private(self._path))
             digest, since = str(kept["sha256"]), float(kept["since"])
-        except (OSError, files.NotPrivateError, ValueError, KeyError, TypeError):
+        except (
+            OSError,
+            files.NotPrivateError,
+            ValueError,
+            KeyError,
+            TypeError,
+            OverflowError,
+            RecursionError,
+        ):
             return "", 0.0
         return (digest, since) if math.isfinite(since) else ("", 0.0)
 

@@ -100,7 +100,7 @@ class LastGood:
             why = f"can't be read ({error.strerror})"
         except files.NotPrivateError:
             why = "is no plain file that only its owner may use"
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             why = "is damaged"
         raise ConfigError(
             f"policy.cache: {self._path} {why}. It tells which policy was taken last: remove it only if no older "

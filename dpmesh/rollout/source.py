@@ -70,6 +70,13 @@ class PolicySource(Protocol):
             ConfigError: What was taken last can't be read, so that nobody knows which policies are too old.
         """
 
+    def has_taken(self) -> bool:
+        """Whether this device has ever taken a policy of it, even one that can't be used any more.
+
+        Raises:
+            ConfigError: As of `first`.
+        """
+
     async def fetch(self) -> Offer | None:
         """Asks for a policy.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,12 +34,16 @@ def open_source(
         clock: Seconds since 1970.
 
     Raises:
-        ConfigError: The URL or the root of trust is wrong; or the extra `policy` is not installed.
+        ConfigError: The URL or the root of trust is wrong; other users may write to the cache's folder; or the extra
+            `policy` is not installed.
     """
     policy = settings.policy
     # One folder may serve several programs, each with a source of its own.
     name = hashlib.sha256(policy.source.encode()).hexdigest()[:16]
     folder = policy.folder
+    if folder is not None:
+        _check_folder(folder)
+        _check_folder(folder / name)
     answered = None if folder is None else folder / f"{name}.answered"
     freshness = Freshness(answered, max_offline_seconds(settings), clock)
     held = Held(None if folder is None else folder / f"{name}.held")
@@ -48,6 +53,23 @@ def open_source(
         return _signed(policy.source, policy.root, folder / name, floor, clock), freshness, held
     kept = None if folder is None else LastGood(folder / f"{name}.policy")
     return FileSource(policy.source, kept), freshness, held
+
+
+def _check_folder(folder: Path) -> None:
+    """Checks that no other user may put a policy into the cache, or remove what was taken last.
+
+    Raises:
+        ConfigError: Another user may.
+    """
+    try:
+        mode = folder.stat().st_mode
+    except OSError:  # It is made when something is stored; what is wrong with it is said then.
+        return
+    if mode & stat.S_IWOTH:
+        raise ConfigError(
+            f"policy.cache: {folder}: other users may write it, and so put another policy in force: run "
+            "`chmod o-w` on it, or name a folder in it"
+        )
 
 
 def _signed(source: str, root: str, folder: Path, floor: int, clock: Callable[[], float]) -> PolicySource:

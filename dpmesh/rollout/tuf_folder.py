@@ -37,6 +37,9 @@ from dpmesh.rollout import tuf_trust
 from dpmesh.rollout.layout import POLICY, RINGS, named, target_file
 from dpmesh.rollout.tuf_trust import UntrustedError
 
+APART = timedelta(days=1)
+"""How far the clocks of two officers may be apart."""
+
 DAYS = {Root.type: 365, Targets.type: 365, Snapshot.type: 365, Timestamp.type: 7, RINGS: 365}
 """How long each role's file can be trusted. A device whose timestamp has ended is stale."""
 

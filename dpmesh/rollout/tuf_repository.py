@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from securesystemslib.signer import Key
 from tuf.api.metadata import (
@@ -31,6 +33,7 @@ from dpmesh.rollout.admission import LOOSER_SIGNERS, REASON_LENGTH
 from dpmesh.rollout.layout import FORMER, POLICY, RINGS, SUFFIXES
 from dpmesh.rollout.source import LARGEST_DOCUMENT
 from dpmesh.rollout.tuf_folder import (
+    APART,
     PublishedFiles,
     epoch_of,
     expiry,
@@ -90,11 +93,11 @@ class PolicyRepository(RingFiles):
             not_before: From when on devices may use it, in seconds since 1970; of a new policy only.
             reason: Why it is published; of a new policy only.
             looser: It is looser than what devices may have, so that two officers have to sign it.
-            rings: The public key for rings from this signature on; None: as before.
+            rings: The public key for rings from this signature on; None: as before. Each officer gives it.
 
         Raises:
             ConfigError: The policy is none, is too large, or has no larger epoch than the one before; another one
-                waits; nothing waits; or the key is no officer's.
+                waits; nothing waits; what waits has parts that no officer's command wrote; or the key is no officer's.
         """
         with self._changing():
             state, waiting = self.state(), self.staged()
@@ -107,13 +110,10 @@ class PolicyRepository(RingFiles):
                 path, content, metadata = self._new(state, policy, not_before, reason, looser)
             elif waiting is not None:
                 path, content, metadata = waiting.path, waiting.content, waiting.metadata
-                if rings is not None:
-                    raise ConfigError(
-                        "--rings: a policy waits for signatures already; publish or remove it first"
-                    )
+                self._check_waiting(state, waiting, rings)
             else:
                 path, content, metadata = self._renewed(state)
-            if rings is not None:
+            if rings is not None and waiting is None:
                 metadata.signed.delegations = delegations(rings)
             root, _ = self._next_root(state.root)
             metadata.sign(
@@ -315,11 +315,8 @@ class PolicyRepository(RingFiles):
         if len(reason) > REASON_LENGTH or not (reason.isprintable() or not reason):
             raise ConfigError(f"--reason: one line of at most {REASON_LENGTH} printable characters")
         targets = Targets(version=version(state.targets) + 1, expires=expiry(Targets.type))
-        target = TargetFile.from_data(f"{POLICY}{policy.suffix}", content)
-        custom = {"epoch": document.epoch, "not_before": not_before, "reason": reason}
-        if looser:
-            custom["looser"] = True
-        target.unrecognized_fields["custom"] = custom
+        custom = {"epoch": document.epoch, "not_before": not_before, "reason": reason, "looser": looser}
+        target = _target(f"{POLICY}{policy.suffix}", content, custom)
         targets.targets[target.path] = target
         if state.targets is None:
             targets.delegations = self._first_delegations()
@@ -327,6 +324,43 @@ class PolicyRepository(RingFiles):
             targets.delegations = state.targets.delegations
             self._add_former(state, state.targets, targets)
         return target.path, content, Metadata(targets)
+
+    def _check_waiting(self, state: PublishedFiles, waiting: Staged, rings: Key | None) -> None:
+        """Checks that a signature on what waits is one on the policy alone.
+
+        Whoever may write to the folder may have put something else beside the policy: another former policy, another
+        key for rings, or a time for which the files are believed for ever.
+
+        Raises:
+            ConfigError: It has parts that `stage` does not write.
+        """
+        signed, target = waiting.metadata.signed, waiting.metadata.signed.targets[waiting.path]
+        expected = Targets(version=version(state.targets) + 1, expires=signed.expires)
+        if state.targets is None:
+            expected.delegations = self._first_delegations()
+        else:
+            expected.delegations = state.targets.delegations
+        if rings is not None:
+            expected.delegations = delegations(rings)
+        if signed.delegations != expected.delegations:
+            raise ConfigError(
+                f"{self._folder / 'staged'}: what waits has another key for rings: give that key with --rings, if you "
+                "know it"
+            )
+        expected.targets[target.path] = _target(target.path, waiting.content, target.custom or {})
+        found = signed.to_dict()
+        for former in (None, *([] if state.targets is None else (POLICY, FORMER))):
+            known = None if former is None or state.targets is None else policy_of(state.targets, former)
+            if former is not None and known is None:
+                continue
+            beside = [] if known is None else [_former(known)]
+            expected.targets = {each.path: each for each in (expected.targets[target.path], *beside)}
+            if found == expected.to_dict() and signed.expires <= expiry(Targets.type) + APART:
+                return
+        raise ConfigError(
+            f"{self._folder / 'staged'}: what waits is more than a policy, so somebody has changed it: remove the "
+            "folder's files, and sign the policy anew"
+        )
 
     def _renewed(self, state: PublishedFiles) -> tuple[str, bytes, Metadata[Targets]]:
         """The published targets once more: for another year, or for signatures of other officers."""
@@ -344,7 +378,7 @@ class PolicyRepository(RingFiles):
             return  # A root was published that no longer vouches for it, and the publisher died then.
         former = policy_of(before, FORMER if self._partial(state) else POLICY)
         if former is not None:
-            kept = TargetFile.from_dict(former.to_dict(), FORMER + Path(former.path).suffix)
+            kept = _former(former)
             targets.targets[kept.path] = kept
 
     def _first_delegations(self) -> Delegations | None:
@@ -403,6 +437,19 @@ class PolicyRepository(RingFiles):
     def _is_kept(self, snapshot: Snapshot, root: Root) -> bool:
         """Whether the published snapshot has the signatures that a root asks for."""
         return is_signed(self._load(self._metadata(f"{snapshot.version}.snapshot.json"), Snapshot), root)
+
+
+def _target(path: str, content: bytes, custom: Mapping[str, Any]) -> TargetFile:
+    """A policy, with what its officers say of it."""
+    target = TargetFile.from_data(path, content)
+    kept = {name: custom[name] for name in ("epoch", "not_before", "reason") if name in custom}
+    target.unrecognized_fields["custom"] = kept | ({"looser": True} if custom.get("looser") else {})
+    return target
+
+
+def _former(target: TargetFile) -> TargetFile:
+    """A policy that was published, as the former one."""
+    return TargetFile.from_dict(target.to_dict(), FORMER + Path(target.path).suffix)
 
 
 def _repeats(waiting: Staged, policy: Path, not_before: int, reason: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from securesystemslib.signer import Key, Signer
 from tuf.api.metadata import (
@@ -19,6 +20,7 @@ from dpmesh import files
 from dpmesh.errors import ConfigError
 from dpmesh.rollout import tuf_keys
 from dpmesh.rollout.tuf_folder import (
+    APART,
     PolicyFolder,
     expiry,
     keys_of,
@@ -115,13 +117,15 @@ class KeyRoots(PolicyFolder):
             signers: Names of private keys of the role "root", of the root before or of the next one.
             add: Roles and keys to add.
             drop: Roles and keys to take away.
-            thresholds: Roles and how many of their keys have to sign.
+            thresholds: Roles and how many of their keys have to sign. While a root waits, the changes have to be its
+                own; without any, it is signed with the changes that `waiting_changes` tells.
 
         Returns:
             How many signatures are still missing; 0: it is published.
 
         Raises:
-            ConfigError: A role, key or threshold is wrong, or changes were given while another root waits.
+            ConfigError: A role, key or threshold is wrong, a root with other changes waits, or somebody has changed
+                more than keys in it.
         """
         with self._changing():
             before = self.state().root
@@ -129,10 +133,13 @@ class KeyRoots(PolicyFolder):
             metadata = self._waiting_root(before)
             if metadata is None:
                 metadata = Metadata(_changed(before, add, drop, thresholds))
-            elif add or drop or thresholds:
-                raise ConfigError(
-                    f"{path}: another root waits for signatures; sign it without changes, or remove it"
-                )
+            else:
+                _check_waiting(path, metadata.signed, before)
+                repeated = (add or drop or thresholds) and _changed(before, add, drop, thresholds)
+                if repeated and _differences(before, repeated) != _differences(before, metadata.signed):
+                    raise ConfigError(
+                        f"{path}: another root waits for signatures; sign it without changes, or remove it"
+                    )
             root = metadata.signed
             known = {key.keyid: key for each in (before, root) for key in keys_of(each, Root.type)}
             for name in signers:
@@ -146,6 +153,41 @@ class KeyRoots(PolicyFolder):
             else:
                 self._write_root(root, data)
             return missing
+
+    def waiting_changes(self) -> list[str]:
+        """What the next root changes, if one waits for signatures: a line for each key and threshold.
+
+        Raises:
+            ConfigError: The repository can't be read, or is damaged.
+        """
+        before = self.state().root
+        metadata = self._waiting_root(before)
+        return [] if metadata is None else _differences(before, metadata.signed)
+
+
+def _differences(before: Root, root: Root) -> list[str]:
+    found = []
+    for role in sorted(before.roles):
+        old, new = before.roles[role], root.roles[role]
+        keys = {root.keys[each].keyval.get("public", each) for each in new.keyids}
+        known = {before.keys[each].keyval.get("public", each) for each in old.keyids}
+        found += [f"{role}: a key less: {' '.join(key.split())}" for key in sorted(known - keys)]
+        found += [f"{role}: another key: {' '.join(key.split())}" for key in sorted(keys - known)]
+        if old.threshold != new.threshold:
+            found.append(f"{role}: {new.threshold} keys have to sign instead of {old.threshold}")
+    return found
+
+
+def _check_waiting(path: Path, root: Root, before: Root) -> None:
+    """Checks that a signature on a root that waits is one on its keys and thresholds alone.
+
+    Raises:
+        ConfigError: Somebody has changed something else in it.
+    """
+    alike = copy.deepcopy(before)
+    alike.version, alike.expires, alike.keys, alike.roles = root.version, root.expires, root.keys, root.roles
+    if alike.to_dict() != root.to_dict() or root.expires > expiry(Root.type) + APART:
+        raise ConfigError(f"{path}: more than keys was changed in it: remove it, and begin anew")
 
 
 def _check_threshold(name: str, keys: Sequence[Key], threshold: int) -> None:

@@ -26,6 +26,7 @@ from tuf.api.metadata import Timestamp
 
 from dpmesh import files, forks
 from dpmesh.clocks import since_boot
+from dpmesh.config.redaction import quoted
 from dpmesh.errors import ConfigError, DpmeshError, PolicyUnavailableError
 from dpmesh.rollout import bounded_thread, rings, tuf_offer, tuf_trust
 from dpmesh.rollout.last_good import LastGood
@@ -58,11 +59,12 @@ class _Known(NamedTuple):
 
 
 class _Refusal(NamedTuple):
-    """What was refused: the timestamp that stands for it, the version of the newest root, and why."""
+    """What was refused: the timestamp that stands for it, what its set says, why, and how long it is in time."""
 
     stamp: bytes
-    root: int
+    trusted: Trusted
     text: str
+    time: TrustedTime
 
 
 class _RefusedError(ConfigError):
@@ -108,7 +110,8 @@ class TufSource:
         try:
             reader, base = fetcher(url)
         except ValueError as error:
-            raise ConfigError(f"policy.source: tuf+{url}: {error}") from None
+            # Quoted without the user and the password that it may have.
+            raise ConfigError(f"policy.source: {quoted(f'tuf+{url}')}: {error}") from None
         try:
             self._image = tuf_trust.image_root(root)
         except UntrustedError as error:
@@ -117,6 +120,7 @@ class TufSource:
         self._folder, self._cache = cache, Cache(cache)
         self._taken = LastGood(cache / "taken")
         self._floor, self._seconds = floor, seconds
+        self._clock, self._since_boot = clock, since_boot
         self._time = TrustedTime(clock, since_boot)
         self._running = threading.Lock()
         self._state = State.STALE
@@ -188,6 +192,10 @@ class TufSource:
         if kept is None:
             raise PolicyUnavailableError(f"{self.name}: this device has taken no policy of it yet")
         return [replace(self._restored(kept), taken=True)]
+
+    def has_taken(self) -> bool:
+        """Whether this device has ever taken a policy of it, even one that can't be believed any more."""
+        return self._taken.epoch() is not None
 
     def keep(self, offer: Offer) -> None:
         """Makes an offer durable, with its signatures.
@@ -261,7 +269,8 @@ class TufSource:
             stamp = self._download.timestamp()
             known = self._unchanged(stamp)
             if known is None:
-                with files.locked_folder(self._folder):
+                # Not the cache's own lock: a repository that answers slowly must not keep others from the cache.
+                with files.locked_folder(self._folder / "download"):
                     self._update(stamp)
             elif self._offer is None:
                 self._offer = self._choice(known)
@@ -283,11 +292,15 @@ class TufSource:
 
         Raises:
             UnfitError: Nothing has changed since what the timestamp stands for was refused.
+            PolicyUnavailableError: So it is, but the timestamp is too old by now.
         """
-        if self._refused is not None and self._refused.stamp == stamp:
-            if not self._download.has_root(self._refused.root + 1):
-                raise UnfitError(self._refused.text)
-            return None
+        refused = self._refused
+        if refused is not None and refused.stamp == stamp:
+            if self._download.has_root(refused.trusted.root.version + 1):
+                return None
+            # Somebody may show this set for ever, because there is a newer one.
+            self._check_in_time(refused.trusted, self._time.latest, stamp, refused.time)
+            raise UnfitError(refused.text)
         known = self._known
         if known is None or known.kept.signed.timestamp != stamp:
             return None
@@ -297,7 +310,7 @@ class TufSource:
         return known
 
     def _update(self, stamp: bytes) -> None:
-        """Takes over what the repository has now. The cache's folder is locked."""
+        """Takes over what the repository has now. No other process downloads meanwhile."""
         known = self._newest_known()
         kept = known.kept if known else None
         checked: list[Trusted] = []
@@ -308,22 +321,28 @@ class TufSource:
 
         try:
             signed, trusted = self._download.newest(
-                kept.signed if kept else None, self._folder / "scratch", check
+                kept.signed if kept else None, self._folder / "download" / "scratch", check
             )
             found = self._judged(kept, signed, trusted)
             offer = self._choice(_Known(found, trusted))
         except UnfitError as error:
             if checked:
-                self._refused = _Refusal(stamp, checked[0].root.version, str(error))
+                self._refused = self._refusal(stamp, checked[0], str(error), self._latest(kept, checked[0]))
             raise
         if offer is not None:
             found = msgspec.structs.replace(
                 found, epoch=offer.document.epoch, digest=hashlib.sha256(offer.content).hexdigest()
             )
         if found != kept:
-            self._cache.write(found)
+            with files.locked_folder(self._folder):
+                self._cache.write(found)
             self._written = found.latest
         self._take(_Known(found, trusted), offer)
+
+    def _refusal(self, stamp: bytes, trusted: Trusted, text: str, latest: float) -> _Refusal:
+        own = TrustedTime(self._clock, self._since_boot)
+        own.follow(stamp, trusted.expires, latest)
+        return _Refusal(stamp, trusted, text, own)
 
     def _judged(self, kept: Kept | None, signed: SignedSet, trusted: Trusted) -> Kept:
         """A new set, with what is known from before."""
@@ -347,18 +366,21 @@ class TufSource:
             secret=partial(rings.device_secret, self._folder),
         )
 
-    def _check_in_time(self, trusted: Trusted, latest: float, timestamp: bytes) -> None:
+    def _check_in_time(
+        self, trusted: Trusted, latest: float, timestamp: bytes, known: TrustedTime | None = None
+    ) -> None:
         """Checks a set against the time.
 
         Args:
             trusted: What it says.
             latest: The latest time that counts as seen.
             timestamp: Its timestamp.
+            known: Knows when the set was first seen; None: that of the set in use.
 
         Raises:
             PolicyUnavailableError: It is too old.
         """
-        if self._time.is_over(timestamp, trusted.expires, latest):
+        if (known or self._time).is_over(timestamp, trusted.expires, latest):
             end = datetime.fromtimestamp(trusted.expires, UTC)
             raise PolicyUnavailableError(
                 f"{self.name}: its metadata is too old: it ended {end:%Y-%m-%d %H:%M} UTC"

@@ -193,3 +193,26 @@ def test_a_locked_folder_keeps_processes_apart(tmp_path):
     for each in started:
         children.finish(each)
     assert counter.read_text() == "200"
+
+
+def test_a_lock_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    """Its holder may have been stopped, and a start or an end that waits for it would hang."""
+    monkeypatch.setattr(files, "LONGEST_WAIT", 0.05)
+    with files.locked_folder(tmp_path), pytest.raises(TimeoutError, match="another process"):  # noqa: SIM117
+        with files.locked_folder(tmp_path):
+            pass
+    with files.locked_folder(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_the_umask_opens_no_folder_and_hides_no_file(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with files.locked_folder(tmp_path / "a" / "b" / "c"):
+            files.write(tmp_path / "a" / "private", b"")
+            files.write(tmp_path / "a" / "public", b"", mode=0o644)
+    finally:
+        os.umask(before)
+    assert {mode(tmp_path / each) for each in ("a", "a/b", "a/b/c")} == {0o700}
+    assert (mode(tmp_path / "a/private"), mode(tmp_path / "a/public")) == (0o600, 0o644)

@@ -192,6 +192,8 @@ def sign(
             "devices refuse a looser one that one officer signed"
         )
     at = _time(not_before) if not_before else 0
+    if waiting is not None:
+        _show_terms(waiting)
     staged = repository.stage(
         policy,
         officer,
@@ -296,6 +298,8 @@ def rotate(
         found: Key = tuf_keys.read_public(Path(path))
         return found
 
+    for line in repository.waiting_changes():
+        say(f"the root that waits: {line}")
     missing = repository.rotate(
         keys, add=pairs(add, public), drop=pairs(drop, public), thresholds=pairs(threshold, _number)
     )
@@ -358,6 +362,17 @@ def _bytes(path: Path) -> bytes:
 def _custom(staged: Any) -> dict[str, Any]:
     found: dict[str, Any] = staged.metadata.signed.targets[staged.path].custom
     return found
+
+
+def _show_terms(waiting: Any) -> None:
+    """Prints what an officer signs beside the policy that waits."""
+    custom = _custom(waiting)
+    try:
+        begins = datetime.fromtimestamp(float(custom.get("not_before", 0)), UTC)
+    except (TypeError, ValueError, OverflowError, OSError):
+        raise InputError("what waits has no valid time: remove staged/, and sign the policy anew") from None
+    when = f"{begins:%Y-%m-%d %H:%M} UTC" if begins.timestamp() > 0 else "at once"
+    say(f"{waiting.path} waits: it begins {when}; reason: {str(custom.get('reason') or 'none')!r}")
 
 
 def _reason(waiting: Any) -> str:

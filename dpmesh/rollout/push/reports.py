@@ -18,6 +18,9 @@ DIGEST_BYTES: Final = 32
 REASON_LENGTH: Final = 200
 """The most characters of a reason."""
 
+# How much of a reason is looked at: more takes long, as nobody wrote it for people.
+_SCRUBBED: Final = 1000
+
 _ACK: Final = b"dpmesh rollout ack"
 _REFUSALS: Final = b"dpmesh rollout refusals"
 
@@ -87,6 +90,7 @@ def randomized(bit: bool) -> bool:
 
 def scrubbed(reason: str) -> str:
     """A reason as one short line, without what could tell devices apart (paths and URLs) or control a terminal."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
+    start = reason[:_SCRUBBED]
+    line = " ".join("".join(c if c.isprintable() else " " for c in start).split())
     without = _PLACE.sub(lambda found: found[0] if _METHOD.fullmatch(found[0]) else "(path)", line)
     return without[:REASON_LENGTH]

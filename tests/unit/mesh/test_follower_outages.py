@@ -245,3 +245,21 @@ async def test_nothing_leaves_before_the_first_answer_after_a_long_time(file, mo
         assert mesh.policy_status.state == "expired"
         with pytest.raises(ProtectionError, match=f"{NAME}.*POLICY_EXPIRED"):
             await mesh.release(TYPES.Report(id="a", a=1))
+
+
+async def test_a_policy_expires_although_telemetry_fails(monkeypatch):
+    """The providers of spans and metrics are the application's."""
+    from dpmesh.mesh import mesh as meshes
+    from tests.support.meshes import assembled
+
+    monkeypatch.setattr(meshes, "_REFRESH_SECONDS", 0.01)
+    elapsed = 0.0
+    freshness = Freshness(None, 10.0, lambda: 0.0, lambda: elapsed)
+    follower = PolicyFollower(Scripted(), 0.01, freshness)
+    monkeypatch.setattr(follower.source, "answer", hang)
+    mesh = assembled({"ledger": {"url": "memory:"}}, policy=policy_pb2.Policy(epoch=1), follower=follower)
+    async with mesh:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        monkeypatch.setattr(mesh._telemetry, "refresh", None)  # Calling it raises.
+        elapsed = 11.0
+        await until(lambda: mesh.is_expired)

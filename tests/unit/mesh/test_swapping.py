@@ -9,6 +9,7 @@ from google.protobuf import any_pb2
 import dpmesh
 from dpmesh.accounting import Cost
 from dpmesh.errors import AnnotationError, BudgetExhaustedError, ConfigError, NotOpenError
+from dpmesh.mesh.snapshot import PolicySnapshot
 from dpmesh.mesh.swapping import self_test
 from dpmesh.policy import Policy
 from dpmesh.v1 import policy_pb2
@@ -298,3 +299,13 @@ def test_a_self_test_draws_vectors_too():
     ):
         with pytest.raises(AnnotationError, match=text):
             self_test(replace(plan, fields=(replace(field, payload=payload),)))
+
+
+def test_a_policy_for_other_software_is_refused_at_once():
+    """Looking for the nearest of each of its thousands of names would take minutes of a device's processor."""
+    document = policy_pb2.Policy()
+    for number in range(3000):
+        document.fields[f"acme.other.v9.Report.a{number}"].public.SetInParent()
+    with pytest.raises(ConfigError, match="and 2995 others") as error:
+        PolicySnapshot(Policy(document), {}, "enforce").compile_loaded()
+    assert len(str(error.value)) < 2000

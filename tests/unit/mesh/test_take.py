@@ -3,12 +3,14 @@
 import asyncio
 import os
 import signal
+from functools import partial
 
 import pytest
 
 from dpmesh.errors import (
     AnnotationError,
     ConfigError,
+    DpmeshError,
     LedgerError,
     NotOpenError,
     PolicyHeldError,
@@ -402,3 +404,32 @@ def test_a_process_that_is_killed_between_record_and_swap_restarts_with_the_old_
             assert await device.take(offer(2, 2.0)) == DAY / 2
 
     asyncio.run(look())
+
+
+async def test_a_device_that_begins_with_a_newer_image_still_asks_for_two_officers():
+    """What it took before is older than its image, so it begins with the image's policy."""
+    knows = partial(ByHand, has_taken=True)
+    async with Device(follower=knows) as device:
+        with pytest.raises(ConfigError, match="1 of the 2 officers"):
+            await device.take(offer(2, 2.0, signers=1))
+        assert await device.epsilon() == 1
+    async with Device() as device:
+        assert await device.take(offer(2, 2.0, signers=1)) is None
+
+
+async def test_a_looser_policy_that_can_not_be_kept_is_recorded_once():
+    """The next looks try it again, and the chain must not grow with each of them."""
+    async with Device(first=TAKEN) as device:
+        looser = offer(2, 2.0)
+        device.clock.now += await device.take(looser) + 1
+        kept, device.source.keep = device.source.keep, full_disk
+        for _ in range(3):
+            with pytest.raises(DpmeshError, match="disk"):
+                await device.take(looser)
+        device.source.keep = kept
+        assert await device.take(looser) is None
+        assert len(device.notes) == 1
+
+
+def full_disk(_offer):
+    raise DpmeshError("the disk is full")

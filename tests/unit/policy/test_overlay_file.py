@@ -12,7 +12,7 @@ import pytest
 import dpmesh
 from dpmesh.errors import AnnotationError, ConfigError
 from dpmesh.policy import Policy
-from dpmesh.policy.overlay_file import load, parse
+from dpmesh.policy.overlay_file import load, parse, parse_bytes
 from dpmesh.v1 import policy_pb2, privacy_pb2
 from tests.support.protos import compiled
 
@@ -388,3 +388,13 @@ def test_entries_that_set_nothing_are_named_together() -> None:
         " fields a.B.e",
         " oneofs a.B.o",
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['epoch: !!int ""', "epoch: !!int _", 'epoch: !!float ""', "fields: !!map [a]", 'fields: {!!int "": {}}'],
+)
+def test_what_the_yaml_library_stumbles_over_is_no_policy(text: str) -> None:
+    """Another error would end a mesh that starts with such a file, though it has a policy that it took before."""
+    with pytest.raises(ConfigError, match="not YAML or JSON"):
+        parse_bytes(text.encode(), "p.yaml")

@@ -8,15 +8,18 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from dataclasses import replace
 
 import pytest
 
+from dpmesh.config import load
 from dpmesh.errors import ConfigError, PolicyUnavailableError
 from dpmesh.rollout import file_source
 from dpmesh.rollout.file_source import FileSource
 from dpmesh.rollout.last_good import LastGood
 from dpmesh.rollout.source import State
+from dpmesh.rollout.sources import open_source
 
 
 def policy(epoch, version="a"):
@@ -183,3 +186,23 @@ def test_a_policy_that_says_the_same_in_other_words_may_be_kept(file, kept):
     take(source, file, policy(5))
     offer = take(source, file, "# a comment\n" + policy(5))
     assert kept.load() == offer.content
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_reads_although_a_read_of_its_parent_hangs(file, hanging):
+    source = FileSource(file)
+    source._reading.acquire()
+    source.after_fork_in_child()
+    assert source._reading.acquire(blocking=False)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702])
+def test_a_cache_into_which_other_users_may_write_is_refused(tmp_path, file, mode):
+    """They could put a policy there as the one that was taken last."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(mode)
+    settings = load({"policy": {"source": str(file), "cache": str(tmp_path / "cache")}}, {})
+    with pytest.raises(ConfigError, match="other users may write it"):
+        open_source(settings, floor=0, clock=time.time)
+    (tmp_path / "cache").chmod(0o770)
+    open_source(settings, floor=0, clock=time.time)

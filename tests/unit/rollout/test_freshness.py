@@ -104,7 +104,15 @@ def test_an_answer_is_written_once_in_a_hundredth_of_the_limit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{}", b"nonsense", b'{"seen": "x", "answered": 1}', b'{"seen": 1.0, "answered": NaN}']
+    "content",
+    [
+        b"",
+        b"{}",
+        b"nonsense",
+        b'{"seen": "x", "answered": 1}',
+        b'{"seen": 1.0, "answered": NaN}',
+        b"[" * 99_999,
+    ],
 )
 def test_a_damaged_file_counts_as_the_limit(tmp_path, content, caplog):
     path = tmp_path / "answered"

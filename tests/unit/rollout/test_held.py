@@ -27,7 +27,16 @@ def test_a_clock_that_was_set_back_counts(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"{}", b'{"sha256": "x", "since": "y"}', b'{"sha256": "x", "since": NaN}', b"\xff"],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"sha256": "x", "since": "y"}',
+        b'{"sha256": "x", "since": NaN}',
+        b"\xff",
+        b"[" * 99_999,
+    ],
 )
 def test_a_damaged_file_makes_every_policy_new(tmp_path, content):
     path = tmp_path / "held"

@@ -42,8 +42,9 @@ def test_an_older_policy_never_replaces_a_newer_one(path):
 def test_a_damaged_file_is_refused_and_not_forgotten(path):
     LastGood(path).store(5, b"a long policy")
     whole = path.read_bytes()
-    for cut in range(len(whole)):
-        path.write_bytes(whole[:cut])
+    damaged = [whole[:cut] for cut in range(len(whole))]
+    for content in (*damaged, whole.replace(b": 5", b": Infinity"), b"[" * 99_999):
+        path.write_bytes(content)
         with pytest.raises(ConfigError, match=r"policy\.cache: .*damaged"):
             LastGood(path).load()
         with pytest.raises(DpmeshError, match=r"policy\.cache: .*damaged"):

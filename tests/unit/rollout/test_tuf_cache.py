@@ -72,4 +72,4 @@ def test_processes_take_turns(tmp_path):
     for each in followers:
         seen = children.finish(each)
         assert seen == sorted(set(seen))
-    assert not os.path.exists(tmp_path / "device" / "cache" / "scratch")
+    assert not os.path.exists(tmp_path / "device" / "cache" / "download" / "scratch")

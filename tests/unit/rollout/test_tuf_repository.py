@@ -16,14 +16,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tuf.api.metadata import Metadata
+from tuf.api.metadata import Metadata, TargetFile
 
 from dpmesh import files
 from dpmesh.errors import ConfigError, PolicyUnavailableError
 from dpmesh.rollout import rings, tuf_folder, tuf_keys
 from dpmesh.rollout.tuf_repository import PolicyRepository
+from dpmesh.rollout.tuf_ring_file import delegations
 from tests.support import children
-from tests.support.tuf_repositories import Device
+from tests.support.tuf_repositories import Device, later
 
 NAMES = ("root", "root2", "alice", "bob", "online", "rings", "stranger")
 
@@ -400,7 +401,7 @@ async def test_the_key_for_rings_is_replaced(make, write, keys, device):
     repository.stage(write(2), keys["alice"])
     repository.publish(keys["online"], share=0.05, rings=keys["rings"])
     repository.stage(None, keys["alice"], rings=public(keys["stranger"]))
-    with pytest.raises(ConfigError, match="a policy waits"):
+    with pytest.raises(ConfigError, match="another key for rings"):
         repository.stage(None, keys["bob"], rings=public(keys["rings"]))
     for rings_key, match in (("", "the new key for rings"), (keys["rings"], "none of the role's keys")):
         with pytest.raises(ConfigError, match=match):
@@ -570,3 +571,86 @@ def test_no_private_key_is_in_the_repository(make, write, keys, tmp_path):
             elif path.suffix == ".json" and path.name != "rings.json":
                 assert json.loads(data)["signatures"]
                 assert Metadata.from_bytes(data)
+
+
+def changed_delegations(signed, keys):
+    signed.delegations = delegations(public(keys["stranger"]))
+
+
+def changed_former(signed, keys):
+    former = TargetFile.from_data("former.json", b'{"epoch": 1}')
+    former.unrecognized_fields["custom"] = {"epoch": 1, "reason": "none"}
+    signed.targets["former.json"] = former
+    signed.targets.pop("former.yaml", None)
+
+
+def changed_end(signed, keys):
+    signed.expires = signed.expires.replace(year=9000)
+
+
+def changed_more(signed, keys):
+    signed.targets["other.json"] = TargetFile.from_data("other.json", b"{}")
+
+
+@pytest.mark.parametrize("change", [changed_delegations, changed_former, changed_end, changed_more])
+@pytest.mark.parametrize("published", [False, True])
+def test_an_officer_signs_nothing_that_somebody_put_beside_the_policy_that_waits(
+    make, write, keys, tmp_path, change, published
+):
+    repository = make(officer_threshold=2)
+    if published:
+        repository.stage(write(1), keys["alice"])
+        repository.stage(None, keys["bob"])
+        repository.publish(keys["online"], rings=keys["rings"])
+    repository.stage(write(2), keys["alice"])
+    path = tmp_path / "repo" / "staged" / "targets.json"
+    good = path.read_bytes()
+    metadata = Metadata.from_bytes(good)
+    change(metadata.signed, keys)
+    metadata.signatures.clear()
+    path.write_bytes(metadata.to_bytes())
+    for policy in (None, write(2)):
+        with pytest.raises(ConfigError, match="another key for rings|somebody has changed it"):
+            repository.stage(policy, keys["bob"])
+    path.write_bytes(good)
+    assert repository.stage(None, keys["bob"]).signers == 2
+
+
+def test_what_is_published_can_be_read_whatever_the_umask_of_the_officer_is(make, write, keys, tmp_path):
+    """A device takes a root that it may not read for one that is not there."""
+    repository = make()
+    before = os.umask(0o077)
+    try:
+        repository.stage(write(1), keys["alice"])
+        repository.publish(keys["online"], rings=keys["rings"])
+        repository.rotate([keys["root"]], drop=[("targets", public(keys["bob"]))])
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "repo" / "metadata").iterdir()}
+    assert modes == {0o644}
+
+
+def test_a_holder_of_the_root_signs_no_other_changes_than_asked_for(make, write, keys, tmp_path):
+    repository = make(roots=("root", "root2"), root_threshold=2)
+    repository.stage(write(1), keys["alice"])
+    repository.publish(keys["online"], rings=keys["rings"])
+    wanted = {"drop": [("targets", public(keys["bob"]))]}
+    assert repository.rotate([keys["root"]], **wanted) == 2
+    assert [line[:20] for line in repository.waiting_changes()] == ["targets: a key less:"]
+    path = tmp_path / "repo" / "staged" / "root.json"
+    good = path.read_bytes()
+    metadata = Metadata.from_bytes(good)
+    metadata.signed.add_key(public(keys["stranger"]), "targets")
+    metadata.signatures.clear()
+    path.write_bytes(metadata.to_bytes())
+    assert len(repository.waiting_changes()) == 2
+    with pytest.raises(ConfigError, match="another root waits"):
+        repository.rotate([keys["root2"]], **wanted)
+    for name, value in (("unrecognized_fields", {"x-dpmesh-fleet": "ships"}), ("expires", later(10**9))):
+        metadata = Metadata.from_bytes(good)
+        setattr(metadata.signed, name, value)
+        path.write_bytes(metadata.to_bytes())
+        with pytest.raises(ConfigError, match="more than keys was changed"):
+            repository.rotate([keys["root2"]])
+    path.write_bytes(good)
+    assert repository.rotate([keys["root2"]], **wanted) == 0

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from dpmesh import files
 from dpmesh.config import load
 from dpmesh.errors import ConfigError, PolicyUnavailableError
 from dpmesh.rollout.source import State
@@ -433,3 +434,47 @@ class TestBadInput:
         with caplog.at_level(logging.DEBUG, logger="root"):
             await device.epoch()
         assert not [each for each in caplog.records if each.name.startswith(("tuf", "securesystemslib"))]
+
+
+@pytest.mark.parametrize("attribute", ["skew", "slept"])
+async def test_a_refused_set_that_is_shown_for_ever_gets_old(repository, device, attribute):
+    """Its officers may have published a good one since."""
+    assert await device.epoch() == 1
+    repository.add(policy(3), custom={"epoch": 2})
+    repository.publish(expires=3600)
+    await device.refusal(ConfigError)
+    setattr(device, attribute, 3500.0)
+    await device.refusal(ConfigError)
+    assert device.source.state is State.FRESH
+    setattr(device, attribute, 3601.0)
+    assert "too old" in await device.refusal(PolicyUnavailableError)
+    assert device.source.state is State.STALE
+    repository.add(policy(4))
+    repository.publish(expires=7200)
+    assert await device.epoch() == 4
+
+
+def test_an_error_about_a_url_does_not_quote_its_password(repository, device):
+    with pytest.raises(ConfigError, match="may have no user") as error:
+        device.restart(url="https://officer:hunter2@policies.example/fleet")
+    assert "hunter2" not in str(error.value)
+
+
+async def test_a_slow_download_of_another_process_does_not_keep_this_one_from_the_cache(repository, device):
+    offer = await device.source.fetch()
+    repository.stamp()
+    began = time.monotonic()
+    with files.locked_folder(device.cache / "download"):
+        device.source.keep(offer)
+        device.restart()
+        assert device.source.first()[0].content == offer.content
+    assert time.monotonic() - began < files.LONGEST_WAIT / 2
+
+
+async def test_a_device_knows_that_it_has_taken_what_it_can_not_believe_any_more(repository, device):
+    assert not device.source.has_taken()
+    await device.epoch(takes=True)
+    device.restart(floor=2)
+    with pytest.raises(PolicyUnavailableError):
+        device.source.first()
+    assert device.source.has_taken()

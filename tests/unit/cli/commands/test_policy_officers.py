@@ -94,9 +94,10 @@ def test_two_officers_sign_a_looser_policy(dpmesh, run, write, repo) -> None:
     assert epoch(repo) == 1
     shutil.copytree(repo, "bobs")  # Only the repository travels.
     lines = run("sign", "--repo", "bobs", "--key", "bob.key", "--proto", "r.proto")
-    assert lines[1:4] == [
+    assert lines[1:5] == [
         "looser  acme.officers.v1.Report.speed: epsilon 1 -> 2",
         "1 difference: the new policy is looser",
+        "policy.yaml waits: it begins 2026-01-31 08:00 UTC; reason: 'noise hid a fault'",
         "policy.yaml, epoch 2: signed by 2 of 2 officers",
     ]
     run("publish", "--repo", "bobs", "--key", "online.key")
