@@ -147,6 +147,9 @@ async def test_a_streams_compression_is_settled_before_its_first_message(mesh, f
     told = []
 
     class Context:
+        def invocation_metadata(self):
+            return ()
+
         def set_compression(self, compression):
             told.append(compression)
 

@@ -13,6 +13,7 @@ import pytest
 import dpmesh
 from dpmesh.accounting import AMOUNT
 from dpmesh.errors import AnnotationError, ConfigError, DpmeshError, PolicyUnavailableError, ProtectionError
+from dpmesh.policy import loaded_types
 from dpmesh.rollout.file_source import FileSource
 from dpmesh.rollout.last_good import LastGood
 from tests.support.mutual_tls import until
@@ -24,6 +25,12 @@ TYPES = compiled(
 )
 NAME = TYPES.Report.DESCRIPTOR.full_name
 BUDGET = {"name": "unit", "epsilon": 1000.0, "accounting": "pure", "window": "lifetime"}
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    """A swap looks at all loaded types, and other tests of this process load dearer ones."""
+    monkeypatch.setattr(loaded_types, "_imported", lambda: iter(()))
 
 
 def policy(epsilon=1.0, more=""):

@@ -13,7 +13,7 @@ from dpmesh.accounting import AMOUNT
 from dpmesh.errors import BudgetExhaustedError, ConfigError, LedgerError
 from dpmesh.ledger import Ledger, MemoryStore, open_store
 from dpmesh.mesh.mesh import Mesh
-from dpmesh.policy import Policy
+from dpmesh.policy import Policy, loaded_types
 from dpmesh.v1 import policy_pb2
 from tests.contract.suite import DAY, Clock, pure
 from tests.support.protos import compiled
@@ -27,6 +27,12 @@ TYPES = compiled(
     service Reports { rpc Send(Report) returns (Report); }"""
 )
 NOW = 1000.5 * DAY
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    """A swap looks at all loaded types, and other tests of this process load dearer ones."""
+    monkeypatch.setattr(loaded_types, "_imported", lambda: iter(()))
 
 
 def budget(name="unit", epsilon=4.0, **more):
