@@ -21,7 +21,7 @@ def test_officers_move_a_fleet_and_thieves_do_not():
     ):
         assert text in said
     assert re.findall(r"accepted by (\d+) of 12 devices", said) == ["0"] * 8
-    rows = re.findall(r"(HEALTH_\w+) +([\d.]+) +(-?[\d.]+) \[ ?(-?[\d.]+), ?(-?[\d.]+)\]", said)
+    rows = re.findall(r"(HEALTH_\w+) +([\d.]+) +(-?[\d.]+) \[ *(-?[\d.]+), *(-?[\d.]+)\]", said)
     assert len(rows) == 4
     for name, truth, value, low, high in rows:
         # Six standard deviations: a false alarm once in 100 million runs.
