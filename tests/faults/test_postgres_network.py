@@ -129,12 +129,17 @@ def test_the_answer_to_a_commit_is_lost(postgres, make_ledger, done, action):
     url = make_ledger(postgres)
 
     async def run(proxy: Proxy) -> None:
+        # Another holder begins the windows. The first debit in a new window writes nothing, and asks for its state.
+        other = Ledger(open_store(url), BUDGETS)
+        await other.open()
+        await other.charge([(0, b"other", 1)])
+        await other.close()
         ledger = Ledger(open_store(proxy.url), BUDGETS)
         await ledger.open()
         name = ledger._store._chain.name
 
         def debited() -> int:
-            return sum(account.spent for account in inspect(url).accounts)
+            return sum(account.spent for account in inspect(url).accounts) - 1  # of the other holder
 
         async def lose() -> None:
             before = debited()
