@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import sys
 import time
 
 import pytest
@@ -74,7 +75,8 @@ async def test_a_new_connection_goes_on_with_the_old_session(server, make):
     await device.epoch()
     server.hang_up()
     await device.epoch()
-    assert server.resumed == [False, True]
+    # Python 3.14 shakes hands anew after a connection that was cut.
+    assert server.resumed == [False, sys.version_info < (3, 14)]
 
 
 def test_a_forked_child_leaves_the_connection_to_its_parent(repository, server, make):
