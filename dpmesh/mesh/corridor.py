@@ -33,7 +33,7 @@ from dpmesh.mesh.pseudonyms import Pseudonyms
 from dpmesh.mesh.receipt import Direction, Receipt, make_receipt
 from dpmesh.mesh.recording import Record, Recording, ReleaseRecord, StreamRecord
 from dpmesh.mesh.snapshot import PolicySnapshot
-from dpmesh.policy import Pseudonymise
+from dpmesh.policy import Plan, Pseudonymise
 from dpmesh.telemetry import names
 
 log = logging.getLogger("dpmesh")
@@ -219,9 +219,7 @@ class Corridor:
         if self._observed is not None:
             return await self._observe(self._observed, priced, message, consumer, record)
         plan = priced.plan
-        if self._expired:
-            text = "the policy is expired, because its source did not answer for too long"
-            raise ProtectionError("POLICY_EXPIRED", plan.descriptor.full_name, text)
+        self._check_expiry(plan)
         # The caller may change its message while this one waits: what leaves is what was charged for.
         content = plan.snapshot(message)
         await self._ledger.hold_keys(self._epochs(priced, record))
@@ -240,6 +238,11 @@ class Corridor:
         if record is not None:
             record.cut(plan, content)
         return receipt, charges
+
+    def _check_expiry(self, plan: Plan) -> None:
+        if self._expired:
+            text = "the policy is expired, because its source did not answer for too long"
+            raise ProtectionError("POLICY_EXPIRED", plan.descriptor.full_name, text)
 
     def _epochs(self, priced: PricedPlan, record: Record | None) -> tuple[float, ...]:
         """The lengths of the epochs whose keys a message needs, and what is recorded of it."""
@@ -302,7 +305,13 @@ class Corridor:
         consumer: str,
         record: Record | None,
     ) -> tuple[Receipt, Sequence[Charge]]:
-        """Accounts for a message and lets it leave as it is, whatever happens."""
+        """Accounts for a message and lets it leave as it is, whatever happens.
+
+        If the mode becomes enforce while this waits for the ledger, the message leaves protected, or not at all.
+
+        Raises:
+            DpmeshError: The mode is enforce now, and the message can't be protected.
+        """
         plan = priced.plan
         charges: Sequence[Charge] = ()
         epsilon = rho = 0.0
@@ -310,10 +319,19 @@ class Corridor:
             content = plan.snapshot(message)
             await self._ledger.hold_keys(self._epochs(priced, record))
             charges, epsilon, rho = priced.bill(content, consumer)
-            charges, epsilon, rho = await self._pay(
-                (charges, epsilon, rho), self._unit_epoch(priced, content, consumer)
-            )
+            unit_epoch = self._unit_epoch(priced, content, consumer)
+            charges, epsilon, rho = await self._pay((charges, epsilon, rho), unit_epoch)
+            if self._observed is None:
+                self._check_expiry(plan)
+                pseudonymise = self._pseudonyms.to(consumer)
+                if unit_epoch is not None:
+                    pseudonymise = Answering(unit_epoch, pseudonymise)
+                return make_receipt(
+                    (plan.build(content, pseudonymise), names.RELEASED, epsilon, rho)
+                ), charges
         except Exception as error:
+            if self._observed is None:
+                raise
             observed.note(log, plan.descriptor.full_name, error)
             if record is not None:
                 record.observed_refusal()

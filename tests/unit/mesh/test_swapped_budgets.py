@@ -226,6 +226,44 @@ async def test_observe_becomes_enforce_at_once_and_never_back():
         assert not mesh.observing
 
 
+class Waiting(MemoryStore):
+    """A store whose debits wait until the test lets them go, and then may fail."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.going, self.error = asyncio.Event(), asyncio.Event(), None
+
+    async def debit(self, batch):
+        self.asked.set()
+        await self.going.wait()
+        if self.error is not None:
+            raise self.error
+        return await super().debit(batch)
+
+
+@pytest.mark.parametrize("kind", ["Report", "Kept"])
+@pytest.mark.parametrize("error", [None, LedgerError("down")])
+async def test_what_waits_for_the_ledger_in_observe_mode_leaves_protected_or_not_at_all(kind, error):
+    store, message = Waiting(), getattr(TYPES, kind)(id="N1", a=1)
+    ledger = Ledger(store, [pure("unit", 9.0, window=7 * DAY)], clock=Clock(NOW))
+    async with Mesh(Policy(), ledger, mode="observe") as mesh:
+        waits = asyncio.create_task(mesh.release(message))
+        await store.asked.wait()
+        mesh._corridor.enforce()  # What a swap does when the new mode is in force.
+        store.error = error
+        store.going.set()
+        if error is None:
+            assert (await waits).decision == "released"
+            (account,) = await ledger.accounts()
+            usual = Ledger(MemoryStore(), ledger.budgets, clock=Clock(NOW))
+            async with Mesh(Policy(), usual) as other:
+                await other.release(message)
+                assert account.spent == (await usual.accounts())[0].spent, "it is charged once"
+        else:
+            with pytest.raises(LedgerError):
+                await waits
+
+
 async def test_memoized_answers_are_paid_in_windows_of_whole_epochs_only(tmp_path):
     clock, kept, url = Clock(NOW), TYPES.Kept(id="N1", a=True), f"sqlite:///{tmp_path}/ledger.db"
     async with opened(policy(budget(window="168h")), clock=clock, url=url) as mesh:
