@@ -368,3 +368,22 @@ async def test_without_slots_or_in_observe_mode_it_sends_at_once(open_mesh, serv
         async with PacedSender(mesh, stub.channel, PREFIX + "Report", COVER) as sender:
             assert (await sender.send(reading("s2"))).text == "s2"
         assert received.qsize() == 1
+
+
+async def test_a_sender_that_began_in_observe_mode_sends_nothing_outside_of_slots_after_it(
+    open_mesh, serve, connect
+):
+    mesh = await open_mesh(policy=slotted(), mode="observe")
+    received = Received()
+    stub = await connect(await serve(handlers=received.handlers()), mesh)
+    enforced = slotted()
+    enforced.mode = policy_pb2.ENFORCE
+    async with PacedSender(mesh, stub.channel, PREFIX + "Report", COVER) as sender:
+        await sender.send(reading("s2"))
+        await mesh.swap(enforced)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await sender.send(reading("s2"))
+        assert rig.status(caught.value).info.reason == "SEND_SLOT"
+    assert received.qsize() == 1
+    async with PacedSender(mesh, stub.channel, PREFIX + "Report", COVER):
+        pass
