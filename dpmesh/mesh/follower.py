@@ -13,7 +13,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from dpmesh.errors import AnnotationError, ConfigError, DpmeshError, PolicyHeldError, PolicyUnavailableError
+from dpmesh.errors import (
+    AnnotationError,
+    ConfigError,
+    DpmeshError,
+    LedgerError,
+    PolicyHeldError,
+    PolicyUnavailableError,
+)
 from dpmesh.rollout import admission
 from dpmesh.rollout.freshness import Freshness
 from dpmesh.rollout.held import Held
@@ -274,7 +281,7 @@ class PolicyFollower:
             self._unfit = (
                 f"policy: epoch {epoch} waits already, with another content: publish it under a new epoch"
             )
-            self._tell(offer)
+            self._tell(offer, self._unfit)
         else:
             self._offer = offer
 
@@ -293,6 +300,7 @@ class PolicyFollower:
     async def _try(self, offer: Offer, take: Callable[[Offer], Awaitable[None]]) -> None:
         self._unfit, self._modules = "its swap was cut off", -1
         modules = len(sys.modules)
+        told = None
         try:
             await take(offer)
         except PolicyHeldError as error:
@@ -304,15 +312,17 @@ class PolicyFollower:
             self._unfit, self._needs_fresh = str(error), isinstance(error, PolicyUnavailableError)
             if self._needs_fresh:
                 return
+            if isinstance(error, LedgerError):
+                told = "the ledger can't answer"  # Its own text may name the ledger's host or file.
         except Exception as error:
             self._unfit = _bug(error, "swapped its policy")  # It may have been want of memory.
         else:
             self._unfit, self._offer, self._takes_first = "", None, False
-        self._tell(offer)
+        self._tell(offer, self._unfit if told is None else told)
 
-    def _tell(self, offer: Offer) -> None:
+    def _tell(self, offer: Offer, reason: str) -> None:
         """Tells what became of an offer, unless that is what was told last."""
-        outcome = Outcome.of(offer, self._unfit, self._now())
+        outcome = Outcome.of(offer, reason, self._now())
         if outcome.taken:
             self.taken = outcome
         if (outcome.digest, outcome.reason) != self._told:

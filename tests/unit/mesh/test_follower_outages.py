@@ -145,7 +145,7 @@ async def test_a_fresh_source_does_not_expire_between_two_looks(rig):
 async def test_trouble_that_may_pass_is_told_once_and_tried_again(rig):
     offers = iter([offer(1)])
     rig.source.answer = lambda: next(offers, None)
-    rig.raises(LedgerError("the ledger can't answer"))
+    rig.raises(LedgerError("postgresql://db.internal:5432/x closed the connection"))
     async with rig:
         await until(lambda: rig.outcomes)
         await asyncio.sleep(0.1)
